@@ -1,0 +1,1 @@
+"""The model catalogue (YAML data under catalogue/)."""

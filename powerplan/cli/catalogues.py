@@ -1,0 +1,64 @@
+"""`powerplan models` and `powerplan hardware`: what is built in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from powerplan.cli import say
+from powerplan.cli.options import FormatOption, complete_device, complete_model
+from powerplan.report.render import Format
+
+
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A catalogue name, or a file or folder as for wsfr; all built-in models where left out.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ] = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
+    output: FormatOption = Format.table,
+) -> None:
+    """The built-in models; one in detail; any model as an editable spec."""
+    from powerplan.accounting import Accounting
+    from powerplan.dump import spec_to_yaml
+    from powerplan.errors import InputError
+    from powerplan.load import catalogue_names, catalogue_spec, load_model
+    from powerplan.report.catalogue import model_report, models_report
+
+    if model is None:
+        if yaml:
+            raise InputError("--yaml prints one model; name it, such as powerplan models gpt2-small --yaml")
+        say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
+        return
+    loaded = load_model(model)
+    for remark in loaded.notes:
+        say.note(remark)
+    if yaml:
+        say.text(spec_to_yaml(loaded.spec))
+    else:
+        say.show(model_report(Accounting(loaded.spec)), output)
+
+
+def hardware(
+    device: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DEVICE]",
+            help="An exact name or alias, such as h100-sxm; all devices where left out.",
+            autocompletion=complete_device,
+            show_default=False,
+        ),
+    ] = None,
+    output: FormatOption = Format.table,
+) -> None:
+    """Peak rates of known devices, each with unit and source."""
+    from powerplan.hardware import devices, find_device
+    from powerplan.report.catalogue import device_report, devices_report
+
+    say.show(devices_report(list(devices().values())) if device is None else device_report(find_device(device)), output)

@@ -1,0 +1,36 @@
+"""Where text goes: data to stdout, narration and errors to stderr. Colour only for a terminal without NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from powerplan.report.render import Format, Report, render
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal whose user has not asked for plain text (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _marked(stream: TextIO, mark: str, code: str) -> str:
+    return f"\033[{code}m{mark}\033[0m" if coloured(stream) else mark
+
+
+def error(text: str) -> None:
+    sys.stderr.write(f"{_marked(sys.stderr, 'error:', '1;31')} {text}\n")
+
+
+def note(text: str) -> None:
+    sys.stderr.write(f"{_marked(sys.stderr, 'note:', '36')} {text}\n")
+
+
+def show(report: Report, form: Format) -> None:
+    """Print a report on stdout."""
+    text(render(report, form))
+
+
+def text(body: str) -> None:
+    """Print `body` on stdout, with a newline at its end."""
+    sys.stdout.write(body if body.endswith("\n") else f"{body}\n")

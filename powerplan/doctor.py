@@ -1,0 +1,75 @@
+"""What this machine has. The only planning-side module that loads torch, inside its function and if installed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from powerplan.units import format_bytes
+from powerplan.version import __version__
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination: `ok` is None for a plain fact."""
+
+    what: str
+    found: str
+    ok: bool | None = None
+    remedy: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Return what planning and running layers need, what is there, and how to get what is not."""
+    findings = [
+        Finding("powerplan", __version__),
+        Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("processor", f"{_cores()} cores, {_memory()} memory"),
+        *(_package(name) for name in ("msgspec", "pyyaml", "tabulate", "typer")),
+        Finding("planning commands", "ready", ok=True),
+    ]
+    torch = _package("torch", "pip install 'powerplan[torch]'")
+    findings += [torch, _package("triton", "comes with torch on Linux with CUDA")]
+    return [*findings, *(_accelerators() if torch.ok is not False else [_no_tensors()])]
+
+
+def _package(name: str, remedy: str | None = None) -> Finding:
+    try:
+        return Finding(name, version(name), ok=True)
+    except PackageNotFoundError:
+        return Finding(name, "not installed", ok=False, remedy=remedy)
+
+
+def _no_tensors() -> Finding:
+    return Finding("accelerator", "not looked for, as torch is not installed", ok=False)
+
+
+def _accelerators() -> list[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [Finding("torch import", f"fails: {str(error).splitlines()[0]}", ok=False, remedy="reinstall torch")]
+    if not torch.cuda.is_available():
+        return [Finding("accelerator", "none; layers run on the processor", ok=None)]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        name = f"{device.name}, sm_{device.major}{device.minor}, {format_bytes(device.total_memory)}"
+        findings.append(Finding(f"accelerator {index}", name, ok=True))
+    return findings
+
+
+def _cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        return format_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return "unknown"

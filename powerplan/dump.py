@@ -1,0 +1,75 @@
+"""ModelSpec to YAML that a person can edit: defaults left out, a mixer or an FFN on one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import yaml
+
+from powerplan.ffn import MLP, MoE
+from powerplan.mixers.base import Block, Part
+from powerplan.spec import Layer, ModelSpec
+
+_SAME_AS = {"kv_heads": "heads", "v_head_dim": "head_dim"}
+"""Fields left out where they equal another."""
+
+
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+_Dumper.add_representer(
+    _Line, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
+)
+
+
+def spec_to_yaml(spec: ModelSpec) -> str:
+    """Return YAML that reads back to an equal spec."""
+    data: dict[str, Any] = {"name": spec.name}
+    for key in ("aliases", "published", "source", "note"):
+        value = getattr(spec, key)
+        if value:
+            data[key] = list(value) if key == "aliases" else value
+    data["vocab_size"] = spec.vocab_size
+    data["hidden_size"] = spec.hidden_size
+    data["tie_embeddings"] = spec.tie_embeddings
+    if spec.position_embeddings is not None:
+        data["position_embeddings"] = spec.position_embeddings
+    data["norm"] = _line(spec.norm, always=("kind", "per_layer"))
+    data["layers"] = [
+        {"repeat": group.repeat}
+        | ({"pattern": [_layer(layer) for layer in group.pattern]} if group.pattern else _layer(group.period[0]))
+        for group in spec.layers
+    ]
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=200, allow_unicode=True)
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    return {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
+
+
+def _block(block: Block) -> _Line:
+    line = _line(block, always=("gated",) if isinstance(block, MLP | MoE) else ())
+    for name, same in _SAME_AS.items():
+        if same in line and line.get(name) == line[same]:
+            del line[name]
+    first = {"kind": block.kind} | ({"p": line["p"]} if "p" in line else {})
+    return _Line(first | line)
+
+
+def _line(part: Part, always: tuple[str, ...]) -> _Line:
+    line = _Line()
+    for field in msgspec.structs.fields(part):
+        value = getattr(part, field.name)
+        if field.name in always or value != field.default:
+            line[field.name] = value
+    return line

@@ -1,0 +1,101 @@
+"""Feed-forward networks: dense MLPs and mixtures of experts. They have weights and no state."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from powerplan.mixers.base import MAX_SIZE, Block, Size, Term, problem, term
+
+
+class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
+    """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
+
+    source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
+
+    intermediate_size: Size
+    gated: bool = True
+    bias: bool = False
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        formula = "3*m*f" if self.gated else "2*m*f"
+        return (term("mlp", formula, {"m": hidden, "f": self.intermediate_size}),)
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        if not self.bias:
+            return ()
+        formula = "2*f + m" if self.gated else "f + m"
+        return (term("biases", formula, {"m": hidden, "f": self.intermediate_size}),)
+
+    def describe(self) -> str:
+        return "mlp"
+
+
+class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
+    """Mixture of E experts of width f, `top_k` (a) active per token, plus shared experts of total width s.
+
+    Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared 3ms; `shared_gate`
+    adds m. The other E - a experts are stored and not touched. `bias` counts on each expert, `router_bias` E.
+    """
+
+    source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
+
+    experts: Size
+    top_k: Size
+    intermediate_size: Size
+    shared_intermediate_size: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)] = 0
+    gated: bool = True
+    bias: bool = False
+    router_bias: bool = False
+    shared_gate: bool = False
+
+    def check(self) -> None:
+        if self.top_k > self.experts:
+            raise problem("top_k", f"top_k {self.top_k} is more than the {self.experts} experts there are")
+        if self.shared_gate and not self.shared_intermediate_size:
+            raise problem("shared_gate", "shared_gate is set, and there is no shared expert to gate")
+
+    def moe_symbols(self, hidden: int) -> dict[str, int]:
+        return {
+            "m": hidden,
+            "E": self.experts,
+            "a": self.top_k,
+            "f": self.intermediate_size,
+            "s": self.shared_intermediate_size,
+        }
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.moe_symbols(hidden)
+        terms = [
+            term("router", "m*E", symbols),
+            term("active experts", "a*3*m*f" if self.gated else "a*2*m*f", symbols),
+        ]
+        if self.shared_intermediate_size:
+            terms.append(term("shared experts", "3*m*s" if self.gated else "2*m*s", symbols))
+        if self.shared_gate:
+            terms.append(term("shared experts", "m", symbols))
+        return tuple(terms)
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.moe_symbols(hidden)
+        terms = []
+        if self.router_bias:
+            terms.append(term("biases", "E", symbols))
+        if self.bias:
+            terms.append(term("biases", "a*(2*f + m)" if self.gated else "a*(f + m)", symbols))
+        return tuple(terms)
+
+    def idle_terms(self, hidden: int) -> tuple[Term, ...]:
+        per_expert = "3*m*f" if self.gated else "2*m*f"
+        if self.bias:
+            per_expert += " + 2*f + m" if self.gated else " + f + m"
+        return (term("idle experts", f"(E - a)*({per_expert})", self.moe_symbols(hidden)),)
+
+    def describe(self) -> str:
+        return f"moe, {self.top_k} of {self.experts:,}"
+
+
+AnyFFN = MLP | MoE
+FFNS: dict[str, type[Block]] = {"mlp": MLP, "moe": MoE}
+"""Every FFN class by its `kind`."""

@@ -1,0 +1,90 @@
+"""Device rates as data: exact names and aliases, a source on every row, an error for anything else."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Annotated
+
+import msgspec
+
+from powerplan.documents import parse_yaml
+from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.mixers.base import Part
+
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Device(Part, frozen=True, kw_only=True):
+    """Published peak rates of one accelerator.
+
+    Dense matrix rates in TFLOP/s (no structured sparsity), memory in GB (10^9 bytes), bandwidths in GB/s, the link's
+    per direction. None where the device has no such unit or no source was found. verify: the sources disagree or
+    are second-hand. measured: what was seen on a real device, where somebody looked.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    bf16_tflops: Rate | None = None
+    fp16_tflops: Rate | None = None
+    tf32_tflops: Rate | None = None
+    fp32_tflops: Rate | None = None
+    fp8_tflops: Rate | None = None
+    memory_gb: Rate
+    memory_gbs: Rate
+    link_gbs: Rate | None = None
+    multiprocessors: int | None = None
+    source: str
+    measured: str | None = None
+    verify: bool = False
+
+
+QUANTITIES: dict[str, tuple[str, str, float]] = {
+    "bf16_tflops": ("bf16 matrix rate", "FLOP/s", 1e12),
+    "fp16_tflops": ("fp16 matrix rate", "FLOP/s", 1e12),
+    "tf32_tflops": ("tf32 matrix rate", "FLOP/s", 1e12),
+    "fp32_tflops": ("fp32 vector rate", "FLOP/s", 1e12),
+    "fp8_tflops": ("fp8 matrix rate", "FLOP/s", 1e12),
+    "memory_gb": ("memory", "B", 1e9),
+    "memory_gbs": ("memory bandwidth", "B/s", 1e9),
+    "link_gbs": ("link, per direction", "B/s", 1e9),
+    "multiprocessors": ("multiprocessors", "1", 1),
+}
+"""Field of Device: what it is, its SI unit, and the factor from the field to that unit."""
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """Return all known devices by name, in the file's order."""
+    text = (files("powerplan") / "hardware.yaml").read_text(encoding="utf-8")
+    rows = parse_yaml(text, "hardware.yaml").data["devices"]
+    return {row["name"]: msgspec.convert(row, Device) for row in rows}
+
+
+def find_device(name: str) -> Device:
+    """Return a device by its exact name or alias; case and spaces against dashes do not matter.
+
+    Raises InputError for anything else: rates are never guessed from a part of a name.
+    """
+    wanted = _folded(name)
+    known: dict[str, Device] = {}
+    for device in devices().values():
+        for spelling in (device.name, *device.aliases):
+            known[_folded(spelling)] = device
+    if wanted in known:
+        return known[wanted]
+    hint = did_you_mean(wanted, known, count=3, cutoff=0.4)
+    raise InputError(f"{shown(name)} is not a known device{hint} (powerplan hardware lists them)")
+
+
+def _folded(name: str) -> str:
+    return "-".join(name.strip().lower().split())
+
+
+def si_value(device: Device, field: str) -> int | float | None:
+    """Return a quantity of QUANTITIES in SI units, an integer where it is one."""
+    value: float | None = getattr(device, field)
+    if value is None:
+        return None
+    scaled = value * QUANTITIES[field][2]
+    return round(scaled) if abs(scaled - round(scaled)) < 1e-3 else scaled

@@ -1,0 +1,123 @@
+"""Hugging Face config.json to ModelSpec. No code of a model folder runs, and transformers is not needed.
+
+What is read is the effective configuration: the defaults of each family are those of its transformers config
+class (5.x), a window counts only where the family's code applies it, and a key that would change the count and is not
+understood is refused by name. Sizes that every published file states (width, layers, heads, vocabulary) have no
+default here: a file without them is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+from powerplan.documents import Document
+from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.huggingface import dense, experts
+from powerplan.huggingface.config import Config
+from powerplan.spec import ModelSpec
+
+Reader = Callable[[Config, str], ModelSpec]
+
+FAMILIES: dict[str, Reader] = {
+    "deepseek_v2": experts.deepseek_v2,
+    "deepseek_v3": experts.deepseek_v3,
+    "gemma2": dense.gemma2,
+    "gemma3_text": dense.gemma3,
+    "gpt2": dense.gpt2,
+    "gpt_oss": experts.gpt_oss,
+    "kimi_k2": experts.deepseek_v3,
+    "llama": dense.llama,
+    "mistral": dense.mistral,
+    "mixtral": experts.mixtral,
+    "olmo2": dense.olmo2,
+    "qwen2": dense.qwen2,
+    "qwen3": dense.qwen3,
+    "qwen3_moe": experts.qwen3_moe,
+    "starcoder2": dense.starcoder2,
+}
+"""Reader by model_type. A config with a nested text_config (gemma3, mistral3 ...) is read through that."""
+
+NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
+"""model_type of the text_config, for files that leave it out there."""
+
+
+def supported_families() -> list[str]:
+    """Return the model_type values that are read, wrappers included."""
+    return sorted({*FAMILIES, *NESTED_DEFAULTS})
+
+
+def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Return the spec that a config.json describes, and remarks that a user should see.
+
+    Raises InputError, with file:line:column, for an unknown family, a missing or contradictory value, or a
+    setting that is not understood and would change the count.
+    """
+    if not isinstance(document.data, dict):
+        raise InputError("a config.json is an object, and this is not one", document.where())
+    config, family = _text_config(document)
+    name = _name(document, fallback_name)
+    try:
+        spec = FAMILIES[family](config, name)
+    except InputError as error:
+        if error.where is None:
+            raise config.error(error.problem) from None
+        raise
+    _note_other_heads(document, config)
+    return spec, tuple(config.notes)
+
+
+def _text_config(document: Document) -> tuple[Config, str]:
+    outer = Config(document)
+    family = outer.data.get("model_type")
+    if family is None:
+        raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
+    if not isinstance(family, str):
+        raise outer.error(f"model_type must be a word, and is {shown(family)}", "model_type")
+    if family in FAMILIES:
+        return outer, family
+    inner = outer.data.get("text_config")
+    if isinstance(inner, dict):
+        config = Config(document, ("text_config",))
+        family_inside = inner.get("model_type", NESTED_DEFAULTS.get(family))
+        if isinstance(family_inside, str) and family_inside in FAMILIES:
+            config.data = _with_outer_tie(inner, outer) | {"model_type": family_inside}
+            config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
+            return config, family_inside
+        raise outer.error(
+            f"model_type {shown(family)} with text_config of {shown(family_inside)} is not supported; "
+            f"supported are {', '.join(supported_families())}",
+            "model_type",
+        )
+    if family in NESTED_DEFAULTS:
+        raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
+    hint = did_you_mean(family, supported_families())
+    raise outer.error(
+        f"model_type {shown(family)} is not supported{hint}; supported are {', '.join(supported_families())}",
+        "model_type",
+    )
+
+
+def _with_outer_tie(inner: dict[str, Any], outer: Config) -> dict[str, Any]:
+    """The wrapper decides whether embeddings are tied, where it says so."""
+    if "tie_word_embeddings" in outer.data:
+        return inner | {"tie_word_embeddings": outer.data["tie_word_embeddings"]}
+    return inner
+
+
+def _name(document: Document, fallback: str) -> str:
+    stated = document.data.get("_name_or_path")
+    if isinstance(stated, str) and (last := PurePosixPath(stated.strip().replace("\\", "/")).name):
+        return last[:200]
+    return fallback[:200] or "model"
+
+
+def _note_other_heads(document: Document, config: Config) -> None:
+    names = document.data.get("architectures")
+    if not isinstance(names, list):
+        return
+    causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    for name in names:
+        if isinstance(name, str) and not name.endswith(causal):
+            config.note(f"architectures names {name}; it is counted as a language model, with its LM head")

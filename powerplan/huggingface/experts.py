@@ -1,0 +1,149 @@
+"""Families with mixtures of experts, with grouped-query or multi-head latent attention."""
+
+from __future__ import annotations
+
+from powerplan.ffn import MLP, MoE
+from powerplan.huggingface.config import Config
+from powerplan.huggingface.dense import kv_default, qwen_windows
+from powerplan.huggingface.parts import alternating, assemble, attention_layers, uniform, windows_of
+from powerplan.mixers import MLA
+from powerplan.spec import Layer, ModelSpec, Norm
+
+
+def _experts_chosen(config: Config, experts: int, default: int | None) -> int:
+    chosen = config.integer("num_experts_per_tok", "experts_per_token", default=default)
+    if chosen > experts:
+        raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", "num_experts_per_tok")
+    return chosen
+
+
+def mixtral(config: Config, name: str) -> ModelSpec:
+    """Mixtral: every FFN a mixture; a window in every layer if there is one."""
+    window = config.optional_integer("sliding_window")
+    windows = windows_of(config, window, uniform(config.layer_count, window is not None))
+    mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 8))
+    experts = config.integer("num_local_experts", "num_experts", default=8)
+    moe = MoE(
+        experts=experts,
+        top_k=_experts_chosen(config, experts, 2),
+        intermediate_size=config.integer("intermediate_size"),
+    )
+    return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
+
+
+def qwen3_moe(config: Config, name: str) -> ModelSpec:
+    """Qwen 3 MoE: dense MLPs in mlp_only_layers and where decoder_sparse_step skips; qk-norm per head.
+
+    transformers applies an active window to every layer; a file that states max_window_layers means those from
+    there on, as in the dense Qwen families.
+    """
+    if config.has("max_window_layers") or config.has("layer_types"):
+        windows = qwen_windows(config)
+    else:
+        window = config.optional_integer("sliding_window", absent=4096)
+        sliding = config.boolean("use_sliding_window", False) and window is not None
+        windows = windows_of(config, window, uniform(config.layer_count, sliding))
+    mixers = attention_layers(
+        config,
+        windows,
+        default_kv_heads=kv_default(config, 4),
+        bias=config.boolean("attention_bias", False),
+        qk_norm="head",
+    )
+    experts = config.integer("num_experts", "num_local_experts", default=128, low=0)
+    dense_layers = set(config.integers("mlp_only_layers"))
+    step = config.integer("decoder_sparse_step", default=1)
+    layers = []
+    for index, mixer in enumerate(mixers):
+        if index in dense_layers or experts == 0 or (index + 1) % step:
+            layers.append(Layer(mixer=mixer, ffn=MLP(intermediate_size=config.integer("intermediate_size"))))
+        else:
+            width = config.integer("moe_intermediate_size", default=768)
+            chosen = _experts_chosen(config, experts, 8)
+            layers.append(Layer(mixer=mixer, ffn=MoE(experts=experts, top_k=chosen, intermediate_size=width)))
+    return assemble(config, name, layers, Norm(), tie=False)
+
+
+def gpt_oss(config: Config, name: str) -> ModelSpec:
+    """gpt-oss: windows in every other layer from the first on, sinks, biases on projections, experts and router."""
+    window = config.optional_integer("sliding_window", absent=128)
+    mixers = attention_layers(
+        config,
+        windows_of(config, window, alternating(config.layer_count, 2)),
+        default_kv_heads=kv_default(config, 8),
+        default_head_dim=64 if "head_dim" not in config.data else None,
+        bias=config.boolean("attention_bias", True),
+        sinks=True,
+    )
+    experts = config.integer("num_local_experts", "num_experts", default=128)
+    moe = MoE(
+        experts=experts,
+        top_k=_experts_chosen(config, experts, 4),
+        intermediate_size=config.integer("intermediate_size"),
+        bias=True,
+        router_bias=True,
+    )
+    return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
+
+
+def deepseek_v2(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V2 and V2-Lite: MLA, the first layers dense, then experts."""
+    config.refuse("mlp_bias", "no published DeepSeek has it")
+    return _deepseek(config, name, first_dense=0, experts=64, shared=2, top_k=None, moe_width=1407)
+
+
+def deepseek_v3(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V3, R1 and Kimi K2: MLA, the first layers dense, then experts.
+
+    The router's correction bias (e_score_correction_bias, one per expert) is stored with the weights and counts as a
+    parameter, as in DeepSeek's own code; transformers holds the same tensor as a buffer.
+    """
+    corrected = config.data.get("topk_method", "noaux_tc") == "noaux_tc"
+    return _deepseek(config, name, first_dense=3, experts=256, shared=1, top_k=8, moe_width=2048, router_bias=corrected)
+
+
+def _deepseek(
+    config: Config,
+    name: str,
+    *,
+    first_dense: int,
+    experts: int,
+    shared: int,
+    top_k: int | None,
+    moe_width: int,
+    router_bias: bool = False,
+) -> ModelSpec:
+    for key in ("index_topk", "index_n_heads"):
+        config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
+    if config.optional_integer("num_nextn_predict_layers", "num_mtp_layers", absent=0, low=0):
+        config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
+    mixer = MLA(
+        heads=config.integer("num_attention_heads"),
+        q_lora_rank=config.optional_integer("q_lora_rank", absent=1536),
+        kv_lora_rank=config.integer("kv_lora_rank", default=512),
+        qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
+        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
+        v_head_dim=config.integer("v_head_dim", default=128),
+        bias=config.boolean("attention_bias", False),
+    )
+    dense = MLP(intermediate_size=config.integer("intermediate_size"))
+    first = config.integer("first_k_dense_replace", default=first_dense, low=0)
+    step = config.integer("moe_layer_freq", default=1)
+    if "n_routed_experts" in config.data and config.data["n_routed_experts"] is None:
+        moe = None
+    else:
+        count = config.integer("n_routed_experts", "num_local_experts", default=experts)
+        width = config.integer("moe_intermediate_size", default=moe_width)
+        shared_count = config.optional_integer("n_shared_experts", absent=shared, low=0) or 0
+        moe = MoE(
+            experts=count,
+            top_k=_experts_chosen(config, count, top_k),
+            intermediate_size=width,
+            shared_intermediate_size=shared_count * width,
+            router_bias=router_bias,
+        )
+    layers = [
+        Layer(mixer=mixer, ffn=dense if moe is None or index < first or index % step else moe)
+        for index in range(config.layer_count)
+    ]
+    return assemble(config, name, layers, Norm(), tie=False)

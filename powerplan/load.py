@@ -1,0 +1,122 @@
+"""MODEL, as it is written on the command line, to a ModelSpec: a YAML file, a config.json or its folder, a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from powerplan.documents import Document, parse_json, parse_yaml, read_text
+from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.spec import ModelSpec
+from powerplan.validation import validate
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A spec, the place it came from, and remarks on the reading that a user should see."""
+
+    spec: ModelSpec
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def load_model(model: str | Path) -> LoadedModel:
+    """Read a model: path to a powerplan YAML, to a config.json or the folder that holds it, or a catalogue name.
+
+    A path that exists goes before a name. Raises InputError for what cannot be read, is unknown, or is inconsistent.
+    """
+    text = str(model)
+    if not text.strip():
+        raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", "MODEL")
+    path = Path(text)
+    name = find_name(text)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+        exists = is_file or is_folder or path.exists()
+    except (OSError, ValueError):
+        exists = is_file = is_folder = False
+    if is_folder and name is not None and not (path / "config.json").is_file():
+        exists = is_folder = False
+    if is_folder:
+        return _load_folder(path)
+    if exists:
+        loaded = load_file(path)
+        if name is None:
+            return loaded
+        note = f"read the file {text}; there is also a catalogue model of this name"
+        return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes))
+    if name is not None:
+        return LoadedModel(catalogue_spec(name), f"catalogue: {name}")
+    if path.suffix.lower() in (*YAML_SUFFIXES, ".json"):
+        raise InputError("no such file", text)
+    hint = did_you_mean(text, known_names(), count=3, cutoff=0.4)
+    raise InputError(f"{shown(text)} is neither a file nor a catalogue model{hint} (powerplan models lists them)")
+
+
+def load_file(path: Path) -> LoadedModel:
+    """Read one file: a Hugging Face config where the suffix is .json, else a powerplan YAML."""
+    document_text = read_text(path)
+    if path.suffix.lower() == ".json":
+        return _from_huggingface(parse_json(document_text, str(path)), path)
+    spec = validate(parse_yaml(document_text, str(path)))
+    return LoadedModel(spec, str(path))
+
+
+def _load_folder(folder: Path) -> LoadedModel:
+    config = folder / "config.json"
+    if not config.exists():
+        raise InputError("is a folder without a config.json", str(folder))
+    return _from_huggingface(parse_json(read_text(config), str(config)), config)
+
+
+def _from_huggingface(document: Document, path: Path) -> LoadedModel:
+    from powerplan.huggingface import read_config
+
+    parent = path.resolve().parent.name
+    spec, notes = read_config(document, fallback_name=parent if path.name == "config.json" and parent else path.stem)
+    return LoadedModel(spec, str(path), notes)
+
+
+@cache
+def catalogue_names() -> tuple[str, ...]:
+    """Return the names of the built-in models, sorted."""
+    folder = files("powerplan.models") / "catalogue"
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def catalogue_text(name: str) -> str:
+    """Return the YAML of a built-in model, as it stands in the catalogue."""
+    return (files("powerplan.models") / "catalogue" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@cache
+def catalogue_spec(name: str) -> ModelSpec:
+    """Return the spec of a built-in model by its exact catalogue name."""
+    return validate(parse_yaml(catalogue_text(name), f"{name}.yaml"))
+
+
+@cache
+def aliases() -> dict[str, str]:
+    """Return catalogue names by alias, in lower case."""
+    return {alias.lower(): name for name in catalogue_names() for alias in catalogue_spec(name).aliases}
+
+
+def known_names() -> list[str]:
+    """Return all names that `powerplan` accepts: catalogue names and aliases."""
+    return [*catalogue_names(), *aliases()]
+
+
+def find_name(text: str) -> str | None:
+    """Return the catalogue name that `text` means, or None. Case and a leading "organisation/" do not matter."""
+    wanted = text.strip().lower()
+    for candidate in dict.fromkeys((wanted, wanted.rsplit("/", 1)[-1])):
+        if candidate in catalogue_names():
+            return candidate
+        if candidate in aliases():
+            return aliases()[candidate]
+    return None

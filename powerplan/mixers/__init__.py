@@ -1,0 +1,29 @@
+"""Sequence mixers, one class per kind. A new kind is one class here and one entry in MIXERS."""
+
+from __future__ import annotations
+
+from powerplan.mixers.attention import Attention
+from powerplan.mixers.base import Convention, Mixer, StateSize, Term
+from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.mla import MLA
+from powerplan.mixers.power import FeatureAttention, Linear, Power
+
+AnyMixer = Attention | MLA | Power | Linear
+
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "mla": MLA, "power": Power, "linear": Linear}
+"""Every mixer class by its `kind`."""
+
+__all__ = [
+    "MIXERS",
+    "MLA",
+    "AnyMixer",
+    "Attention",
+    "Convention",
+    "FeatureAttention",
+    "GroupedHeads",
+    "Linear",
+    "Mixer",
+    "Power",
+    "StateSize",
+    "Term",
+]

@@ -1,0 +1,62 @@
+"""Projections shared by the mixers that have query heads and key/value heads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from powerplan.mixers.base import SAME, Mixer, Size, Term, problem, term
+
+
+class GroupedHeads(Mixer, frozen=True, kw_only=True):
+    """H query heads in groups that share G key/value heads (GQA; G = H is MHA, G = 1 is MQA).
+
+    kv_heads is the same as heads, and v_head_dim as head_dim, where they are left out.
+    bias: true for query, key, value and output (and gate) projections, "qkv" for all but the output's.
+    qk_norm: "head" is an RMSNorm over each head (weights of k for queries and k for keys), "full" one over all heads.
+    output_gate: a projection of the hidden state that multiplies the output, H v wide.
+    """
+
+    heads: Size
+    kv_heads: Size = SAME
+    head_dim: Size
+    v_head_dim: Size = SAME
+    bias: bool | Literal["qkv"] = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    output_gate: bool = False
+
+    def fill(self) -> None:
+        if self.kv_heads == SAME:
+            self.set_field("kv_heads", self.heads)
+        if self.v_head_dim == SAME:
+            self.set_field("v_head_dim", self.head_dim)
+
+    def check(self) -> None:
+        if self.heads % self.kv_heads:
+            raise problem("kv_heads", f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+
+    def head_symbols(self, hidden: int) -> dict[str, int]:
+        return {"m": hidden, "H": self.heads, "G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.head_symbols(hidden)
+        terms = [term("projections", "m*(H + G)*k + m*G*v + H*v*m", symbols)]
+        if self.output_gate:
+            terms.append(term("output gate", "m*H*v", symbols))
+        return tuple(terms)
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.head_symbols(hidden)
+        terms = []
+        if self.bias:
+            terms.append(term("biases", "(H + G)*k + G*v", symbols))
+            if self.bias is True:
+                terms.append(term("biases", "m", symbols))
+            if self.output_gate:
+                terms.append(term("biases", "H*v", symbols))
+        if self.qk_norm != "none":
+            terms.append(term("qk-norm", "2*k" if self.qk_norm == "head" else "(H + G)*k", symbols))
+        return tuple(terms)
+
+    def shared_fields(self) -> dict[str, Any]:
+        """Return the fields that another mixer with the same heads and projections takes over."""
+        return {name: getattr(self, name) for name in GroupedHeads.__struct_fields__}

@@ -1,0 +1,73 @@
+"""Multi-head latent attention: keys and values are kept as one low-rank latent per token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, mean_keys, term
+
+
+class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
+    """Multi-head latent attention (DeepSeek-V2): latent of L per token, plus r features of a shared RoPE key.
+
+    parameters in matmuls: mq + qH(n + r), or mH(n + r) without q_lora_rank; m(L + r) + LH(n + v) + Hvm
+    state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
+    bias: on the two down-projections and the output projection (attention_bias in DeepSeek's code).
+    """
+
+    source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
+
+    heads: Size
+    q_lora_rank: Size | None = None
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Size
+    v_head_dim: Size
+    bias: bool = False
+
+    def mla_symbols(self, hidden: int) -> dict[str, int]:
+        symbols = {
+            "m": hidden,
+            "H": self.heads,
+            "L": self.kv_lora_rank,
+            "n": self.qk_nope_head_dim,
+            "r": self.qk_rope_head_dim,
+            "v": self.v_head_dim,
+        }
+        return symbols if self.q_lora_rank is None else symbols | {"q": self.q_lora_rank}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.mla_symbols(hidden)
+        query = "m*H*(n + r)" if self.q_lora_rank is None else "m*q + q*H*(n + r)"
+        return (
+            term("projections", query, symbols),
+            term("projections", "m*(L + r) + L*H*(n + v) + H*v*m", symbols),
+        )
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.mla_symbols(hidden)
+        low_rank_query = self.q_lora_rank is not None
+        terms = [term("latent norms", "q + L" if low_rank_query else "L", symbols)]
+        if self.bias:
+            terms.append(term("biases", "q + L + r + m" if low_rank_query else "L + r + m", symbols))
+        return tuple(terms)
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        return (term("mla", "(L + r)*t", {"L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}),)
+
+    def state_size(self, context: int) -> StateSize:
+        entry = self.kv_lora_rank + self.qk_rope_head_dim
+        return StateSize(cache=entry * context, entry=entry)
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        symbols: dict[str, Rational] = {
+            "H": self.heads,
+            "n": self.qk_nope_head_dim,
+            "r": self.qk_rope_head_dim,
+            "v": self.v_head_dim,
+            "keys": mean_keys(context, convention.causal),
+        }
+        return (term("mla", "2*H*(n + r + v)*keys", symbols),)
+
+    def describe(self) -> str:
+        return "mla"

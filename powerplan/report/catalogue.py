@@ -1,0 +1,196 @@
+"""`powerplan dims`, `models` and `hardware`: tables of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from powerplan.accounting import Accounting, positions_text
+from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
+from powerplan.hardware import QUANTITIES, Device, si_value
+from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.report.render import Column, Report, grouped, plain
+from powerplan.units import format_bytes, format_count, format_parameters
+
+
+def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
+    """Return the dimensions of the power embeddings, and the state that they give one key/value head."""
+    rows = []
+    for d in head_dims:
+        for p in degrees:
+            v = v_head_dim or d
+            spow, tpow = spow_dim(d, p), tpow_dim(d, p)
+            rows.append(
+                {
+                    "head_dim": d,
+                    "p": p,
+                    "tile": tile,
+                    "tpow": tpow,
+                    "spow": spow,
+                    "tspow": tiled_spow_dim(d, p, tile),
+                    "savings": float(1 - Fraction(spow, tpow)),
+                    "v_head_dim": v,
+                    "state_elements": spow * v,
+                    "normaliser_elements": spow,
+                    "state_bytes": RECURRENT_BYTES * spow * (v + 1),
+                    "same_state_window": spow * v // (d + v),
+                    "default_chunk_size": default_chunk_size(d, p),
+                }
+            )
+    columns = [
+        Column("head_dim", "head dim", grouped),
+        Column("p", "p"),
+        Column("tpow", "tpow", grouped),
+        Column("spow", "spow", grouped),
+        Column("tspow", f"tiled spow (tile {tile})", grouped),
+        Column("savings", "savings", lambda value: f"{value:.1%}"),
+        Column("state_bytes", "state/head", lambda value: format_bytes(value)),
+        Column("same_state_window", "window of same state", grouped),
+    ]
+    after = [
+        "savings: 1 - spow/tpow. state/head: fp32, spow x (v + 1), the normaliser included.",
+        "window of same state: tokens whose keys and values have as many elements as spow x v.",
+    ]
+    return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
+
+
+def models_report(accountings: Sequence[Accounting]) -> Report:
+    """Return the catalogue, a line each."""
+    rows = [_model_row(accounting) for accounting in accountings]
+    columns = [
+        Column("name", "model", left=True),
+        Column("params_total", "parameters", format_parameters),
+        Column("params_active", "active", format_parameters),
+        Column("layers", "layers", grouped),
+        Column("hidden_size", "hidden", grouped),
+        Column("mixers", "mixers", lambda value: ", ".join(value), left=True),
+        Column("balanced_context", "balanced at", lambda value: grouped(value) or "-"),
+    ]
+    after = [
+        "balanced at: the context, in tokens, whose state FLOPs equal the weight FLOPs; - where none does.",
+        "powerplan models NAME tells more, powerplan models NAME --yaml prints an editable spec.",
+    ]
+    return Report("powerplan.models/1", {"models": rows}, columns, rows, after=after)
+
+
+def _model_row(accounting: Accounting) -> dict[str, Any]:
+    spec = accounting.spec
+    mixers = (use.layer.mixer.describe() for use in accounting.uses if use.layer.mixer is not None)
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "params_total": accounting.total_parameters.with_embeddings,
+        "params_active": accounting.active_parameters.with_embeddings,
+        "layers": spec.layer_count,
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "tie_embeddings": spec.tie_embeddings,
+        "mixers": list(dict.fromkeys(mixers)),
+        "balanced_context": accounting.balanced_context(),
+        "published": spec.published,
+        "source": spec.source,
+        "note": spec.note,
+    }
+
+
+def model_report(accounting: Accounting) -> Report:
+    """Return one model in detail."""
+    spec = accounting.spec
+    total, active = accounting.total_parameters, accounting.active_parameters
+    payload = _model_row(accounting) | {
+        "params_by_convention": {
+            name: {"total": getattr(total, name), "active": getattr(active, name)}
+            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
+        },
+        "layer_kinds": [
+            {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
+            for use in accounting.uses
+        ],
+    }
+    rows = [
+        {"key": "parameters", "value": f"{total.with_embeddings:,}"},
+        {"key": "  without input embedding", "value": f"{total.without_input_embedding:,}"},
+        {"key": "  without embeddings", "value": f"{total.without_embeddings:,}"},
+    ]
+    if active != total:
+        rows += [
+            {"key": "active parameters", "value": f"{active.with_embeddings:,}"},
+            {"key": "  without input embedding", "value": f"{active.without_input_embedding:,}"},
+            {"key": "  without embeddings", "value": f"{active.without_embeddings:,}"},
+        ]
+    rows += [
+        {"key": "hidden size", "value": f"{spec.hidden_size:,}"},
+        {"key": "vocabulary", "value": f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"},
+        *({"key": kind["layers"], "value": kind["layer"]} for kind in payload["layer_kinds"]),
+        {"key": "balanced at", "value": grouped(payload["balanced_context"]) or "no context"},
+        {"key": "aliases", "value": ", ".join(spec.aliases) or "-"},
+        *({"key": key, "value": getattr(spec, key)} for key in ("published", "source", "note") if getattr(spec, key)),
+    ]
+    columns = [Column("key", spec.name, left=True), Column("value", "", left=True)]
+    return Report("powerplan.model/1", payload, columns, rows)
+
+
+def devices_report(devices: Sequence[Device]) -> Report:
+    """Return the device table, a line each, in SI units in JSON."""
+    rows = [_device_row(device) for device in devices]
+
+    def tera(value: Any) -> str:
+        return "-" if value is None else f"{value / 1e12:g}"
+
+    columns = [
+        Column("name", "device", left=True),
+        Column("bf16_flops", "bf16 TFLOP/s", tera),
+        Column("fp8_flops", "fp8 TFLOP/s", tera),
+        Column("fp32_flops", "fp32 TFLOP/s", tera),
+        Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
+        Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
+        Column("link_bytes_per_s", "link GB/s", lambda value: "-" if value is None else f"{value / 1e9:g}"),
+        Column("verify", "", lambda value: "verify" if value else "", left=True),
+    ]
+    after = [
+        "dense rates, no structured sparsity; link per direction; verify: sources disagree or are second-hand.",
+        "powerplan hardware NAME gives unit and source of every value.",
+    ]
+    return Report("powerplan.hardware/1", {"devices": rows}, columns, rows, after=after)
+
+
+_JSON_NAMES = {
+    "memory_gb": "memory_bytes",
+    "memory_gbs": "memory_bytes_per_s",
+    "link_gbs": "link_bytes_per_s",
+    "multiprocessors": "multiprocessors",
+}
+
+
+def _device_row(device: Device) -> dict[str, Any]:
+    values = {_JSON_NAMES.get(name, name.replace("tflops", "flops")): si_value(device, name) for name in QUANTITIES}
+    return {
+        "name": device.name,
+        "aliases": list(device.aliases),
+        **values,
+        "source": device.source,
+        "measured": device.measured,
+        "verify": device.verify,
+    }
+
+
+def device_report(device: Device) -> Report:
+    """Return one device: quantity, value, unit and source."""
+    rows = []
+    for field, (label, unit, _) in QUANTITIES.items():
+        value = si_value(device, field)
+        if value is not None:
+            rows.append({"quantity": label, "value": value, "unit": unit, "source": device.source})
+    after = [f"aliases: {', '.join(device.aliases)}"] if device.aliases else []
+    if device.measured:
+        after.append(f"measured: {device.measured}")
+    if device.verify:
+        after.append("verify: the sources disagree or are second-hand")
+    columns = [
+        Column("quantity", device.name, left=True),
+        Column("value", "value", lambda value: format_count(Fraction(value))),
+        Column("unit", "unit", lambda value: "" if value == "1" else plain(value), left=True),
+        Column("source", "source", left=True),
+    ]
+    return Report("powerplan.hardware/1", {"devices": [_device_row(device)]}, columns, rows, after=after)

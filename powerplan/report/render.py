@@ -1,0 +1,85 @@
+"""One result, four formats: a table for people, JSON with raw numbers, CSV, markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+
+
+def plain(value: Any) -> str:
+    """Show a value as it is, a list with semicolons; nothing for None."""
+    if isinstance(value, list):
+        return "; ".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def grouped(value: Any) -> str:
+    """Show an integer with thousands separators."""
+    return "" if value is None else f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: the key of its raw value in each row, its heading, and how a person sees the value."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str] = plain
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """A result ready to print. `payload` is the JSON; `rows` are the table's raw values, lines stand around."""
+
+    schema: str
+    payload: dict[str, Any]
+    columns: Sequence[Column]
+    rows: Sequence[dict[str, Any]]
+    before: Sequence[str] = field(default=())
+    after: Sequence[str] = field(default=())
+
+
+def render(report: Report, form: Format) -> str:
+    """Return the text of a report, without a trailing newline."""
+    if form is Format.json:
+        return json.dumps({"schema": report.schema, **report.payload}, indent=2, ensure_ascii=False, allow_nan=False)
+    if form is Format.csv:
+        return _csv(report)
+    table = _table(report, "pipe" if form is Format.markdown else "simple")
+    gap = [""] if report.before else []
+    end = [""] if report.after else []
+    lines = [*report.before, *gap, table, *end, *report.after] if report.rows else [*report.before, *report.after]
+    return "\n".join(lines)
+
+
+def _csv(report: Report) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([column.key for column in report.columns])
+    writer.writerows([plain(row.get(column.key)) for column in report.columns] for row in report.rows)
+    return buffer.getvalue().rstrip("\n")
+
+
+def _table(report: Report, tablefmt: str) -> str:
+    from tabulate import tabulate
+
+    return tabulate(
+        [[column.show(row.get(column.key)) for column in report.columns] for row in report.rows],
+        headers=[column.heading for column in report.columns],
+        tablefmt=tablefmt,
+        colalign=["left" if column.left else "right" for column in report.columns] if report.rows else None,
+        disable_numparse=True,
+    )

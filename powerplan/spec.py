@@ -1,0 +1,253 @@
+"""ModelSpec: a model as powerplan sees it. Mixers and FFNs in layers, embeddings, norms; validated when built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from powerplan.errors import InputError
+from powerplan.ffn import AnyFFN
+from powerplan.mixers import AnyMixer, Mixer
+from powerplan.mixers.base import Part, Size, Term, problem, term
+from powerplan.units import parse_context
+
+MAX_LAYERS = 100_000
+
+
+class Norm(Part, frozen=True, kw_only=True):
+    """Normalisation of the residual stream.
+
+    rmsnorm has m weights, layernorm m weights and m biases (`bias: false` drops these), none has no parameters.
+    per_layer counts the norms of one layer; final is the one before the LM head.
+    """
+
+    kind: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
+    per_layer: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
+    final: bool = True
+    bias: bool = True
+
+    @property
+    def vectors(self) -> int:
+        """Parameters of one norm, in units of the hidden size."""
+        return {"none": 0, "rmsnorm": 1, "layernorm": 1 + int(self.bias)}[self.kind]
+
+
+class Layer(Part, frozen=True, kw_only=True):
+    """One residual layer: a mixer, an FFN, or both."""
+
+    mixer: AnyMixer | None = None
+    ffn: AnyFFN | None = None
+
+    def check(self) -> None:
+        if self.mixer is None and self.ffn is None:
+            raise problem("mixer", "a layer needs a mixer, an ffn or both, and has neither")
+
+    def describe(self) -> str:
+        return " + ".join(part.describe() for part in (self.mixer, self.ffn) if part is not None)
+
+
+class LayerGroup(Part, frozen=True, kw_only=True):
+    """`repeat` copies of one layer (`mixer`, `ffn`), or of a `pattern` of layers in turn."""
+
+    repeat: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)] = 1
+    mixer: AnyMixer | None = None
+    ffn: AnyFFN | None = None
+    pattern: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] | None = None
+
+    def check(self) -> None:
+        has_layer = self.mixer is not None or self.ffn is not None
+        if self.pattern is not None and has_layer:
+            raise problem("pattern", "a group has either a pattern or its own mixer and ffn, and this one has both")
+        if self.pattern is None and not has_layer:
+            raise problem("mixer", "a group needs a mixer, an ffn or a pattern, and has none of them")
+
+    @property
+    def period(self) -> tuple[Layer, ...]:
+        """The layers that are repeated."""
+        return self.pattern if self.pattern is not None else (Layer(mixer=self.mixer, ffn=self.ffn),)
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One kind of layer, and the positions (from 0) at which a model has it."""
+
+    layer: Layer
+    positions: tuple[range, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(len(span) for span in self.positions)
+
+
+class ModelSpec(Part, frozen=True, kw_only=True):
+    """A decoder-only language model.
+
+    position_embeddings is the length of a learned position table; leave it out for RoPE, NoPE or ALiBi.
+    aliases, published, source and note describe a catalogue entry and change no number.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    aliases: tuple[str, ...] = ()
+    published: str | None = None
+    source: str | None = None
+    note: str | None = None
+    vocab_size: Size
+    hidden_size: Size
+    tie_embeddings: bool = False
+    position_embeddings: Size | None = None
+    norm: Norm = Norm()
+    layers: Annotated[tuple[LayerGroup, ...], msgspec.Meta(min_length=1)]
+
+    @classmethod
+    def from_data(cls, data: Any) -> ModelSpec:
+        """Return the spec of plain data, as a YAML holds it: head_dim may be left out, windows may be "4k".
+
+        Raises InputError for what is wrong in it.
+        """
+        try:
+            return msgspec.convert(with_defaults(data), cls)
+        except msgspec.ValidationError as error:
+            raise InputError(str(error)) from None
+
+    def check(self) -> None:
+        if self.layer_count > MAX_LAYERS:
+            raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
+
+    @property
+    def layer_count(self) -> int:
+        return sum(group.repeat * len(group.period) for group in self.layers)
+
+    def layer_uses(self) -> list[LayerUse]:
+        """Return the distinct layers in order of first use, each with all its positions."""
+        uses: dict[Layer, list[range]] = {}
+        start = 0
+        for group in self.layers:
+            period = group.period
+            stop = start + group.repeat * len(period)
+            for offset, layer in enumerate(period):
+                uses.setdefault(layer, []).append(range(start + offset, stop, len(period)))
+            start = stop
+        return [LayerUse(layer, tuple(spans)) for layer, spans in uses.items()]
+
+    def embedding_terms(self) -> tuple[Term, ...]:
+        """Return the parameters of the input embedding: a look-up, no FLOPs."""
+        return (term("embedding", "V*m", self._symbols()),)
+
+    def position_terms(self) -> tuple[Term, ...]:
+        """Return the parameters of the learned position table, if there is one."""
+        if self.position_embeddings is None:
+            return ()
+        return (term("position table", "t*m", {"t": self.position_embeddings, "m": self.hidden_size}),)
+
+    def head_terms(self) -> tuple[Term, ...]:
+        """Return the matmul parameters of the LM head; tied, they are the embedding's and cost FLOPs too."""
+        return (term("lm head", "V*m", self._symbols()),)
+
+    def norm_terms(self) -> tuple[Term, ...]:
+        """Return the parameters of the norms of one layer."""
+        return self._norms("norms", self.norm.per_layer)
+
+    def final_norm_terms(self) -> tuple[Term, ...]:
+        """Return the parameters of the norm before the LM head."""
+        return self._norms("final norm", int(self.norm.final))
+
+    def _norms(self, component: str, count: int) -> tuple[Term, ...]:
+        vectors = count * self.norm.vectors
+        return (term(component, f"{vectors}*m", self._symbols()),) if vectors else ()
+
+    def _symbols(self) -> dict[str, int]:
+        return {"V": self.vocab_size, "m": self.hidden_size}
+
+    def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
+        """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
+
+        def layer_of(layer: Layer) -> Layer:
+            return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
+
+        groups = []
+        for group in self.layers:
+            if group.pattern is None:
+                (layer,) = (layer_of(layer) for layer in group.period)
+                groups.append(LayerGroup(repeat=group.repeat, mixer=layer.mixer, ffn=layer.ffn))
+            else:
+                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(layer_of(item) for item in group.pattern)))
+        return msgspec.structs.replace(self, layers=tuple(groups))
+
+
+def with_defaults(data: Any) -> Any:
+    """Return the data of a spec with its shorthand written out; what is not understood is left for the validation.
+
+    A mixer with heads and without head_dim gets hidden_size / heads where that divides; window and chunk_size may be
+    sizes such as "4k".
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("layers"), (list, tuple)):
+        return data
+    return data | {"layers": [_written_out(group, data.get("hidden_size")) for group in data["layers"]]}
+
+
+def _written_out(group: Any, hidden: Any) -> Any:
+    if not isinstance(group, dict):
+        return group
+    if isinstance(group.get("pattern"), (list, tuple)):
+        return group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
+    mixer = group.get("mixer")
+    if not isinstance(mixer, dict):
+        return group
+    mixer = dict(mixer)
+    for key in ("window", "chunk_size"):
+        if isinstance(mixer.get(key), str):
+            try:
+                mixer[key] = parse_context(mixer[key])
+            except InputError:
+                continue
+    heads = mixer.get("heads")
+    if (
+        "head_dim" not in mixer
+        and _is_count(heads)
+        and _is_count(hidden)
+        and hidden % heads == 0
+        and (mixer.get("kind") in HEADED)
+    ):
+        mixer["head_dim"] = hidden // heads
+    return group | {"mixer": mixer}
+
+
+HEADED = frozenset({"attention", "power", "linear"})
+"""Mixer kinds whose head_dim may be left out."""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:
+    """Return groups that spell out `layers` in few lines: runs of equal layers, and repeated patterns.
+
+    Greedy from the front: at each place the pattern that covers the most layers, the shortest of those.
+    """
+    groups = []
+    start = 0
+    while start < len(layers):
+        best_period, best_repeat = 1, 1
+        for period in range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1):
+            repeat = _repeats(layers, start, period)
+            covers, best_covers = period * repeat, best_period * best_repeat
+            if repeat > 1 and covers > best_covers:
+                best_period, best_repeat = period, repeat
+        pattern = tuple(layers[start : start + best_period])
+        if best_period == 1:
+            groups.append(LayerGroup(repeat=best_repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
+        else:
+            groups.append(LayerGroup(repeat=best_repeat, pattern=pattern))
+        start += best_period * best_repeat
+    return tuple(groups)
+
+
+def _repeats(layers: list[Layer], start: int, period: int) -> int:
+    stop = start + period
+    while stop < len(layers) and layers[stop] == layers[stop - period]:
+        stop += 1
+    return (stop - start) // period

@@ -1,0 +1,102 @@
+"""`--mixer`: the same model with another sequence mixer in every layer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.mixers import MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
+from powerplan.spec import ModelSpec
+from powerplan.units import parse_context
+from powerplan.validation import plain_problem, words_of
+
+KINDS = sorted(kind for kind, mixer in MIXERS.items() if issubclass(mixer, GroupedHeads))
+"""Kinds that can take over the heads of another mixer."""
+
+_WORDS = {"true": True, "false": False}
+_WHERE = "--mixer"
+
+
+def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
+    """Return `spec` with the mixer that `text` describes in every layer, and remarks on what was assumed.
+
+    `text` is a kind with settings: attention, window:4096, power:p=2, power:p=2,gated=true, linear. Heads, head
+    dims, biases and qk-norm stay as they are; MLA's heads become ordinary ones of the same dimensions, which changes
+    the weights. Raises InputError for an unknown kind or setting.
+    """
+    kind, settings = parse_mixer(text)
+    notes = []
+
+    def change(mixer: Mixer) -> AnyMixer:
+        shape, note = _shape(mixer)
+        if note and note not in notes:
+            notes.append(note)
+        try:
+            changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
+        except msgspec.ValidationError as error:
+            raise InputError(_problem(str(error), kind, settings), _WHERE) from None
+        return changed
+
+    return msgspec.structs.replace(spec.map_mixers(change), name=f"{spec.name} with {text}"), notes
+
+
+def _problem(message: str, kind: str, settings: dict[str, Any]) -> str:
+    text, at_field, where = message.partition(" - at `$.")
+    if not at_field:
+        return text
+    field = where.rstrip("`")
+    return f"{field}: {plain_problem(text, settings.get(field), words_of(MIXERS[kind], field))}"
+
+
+def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the settings of a `--mixer` value; "window:4096" is attention with that window."""
+    kind, _, rest = text.strip().partition(":")
+    if kind == "window":
+        return "attention", {"window": parse_context(rest, f"{_WHERE} window")}
+    if kind not in KINDS:
+        hint = did_you_mean(kind, [*KINDS, "window"])
+        raise InputError(
+            f"{shown(kind)} is not a mixer{hint}; write attention, window:4096, power:p=2 or linear", _WHERE
+        )
+    settings: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        allowed = sorted(MIXERS[kind].__struct_fields__)
+        if not equals:
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as p=2", _WHERE)
+        if key not in allowed:
+            raise InputError(
+                f"{shown(key)} is not a setting of {kind}{did_you_mean(key, allowed)}; "
+                f"allowed are {', '.join(allowed)}",
+                _WHERE,
+            )
+        if key in settings:
+            raise InputError(f"{key} is set twice", _WHERE)
+        settings[key] = _value(value.strip())
+    if kind == "power" and "p" not in settings:
+        raise InputError("power needs its degree; write power:p=2", _WHERE)
+    return kind, settings
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+
+
+def _shape(mixer: Mixer) -> tuple[dict[str, Any], str | None]:
+    if isinstance(mixer, GroupedHeads):
+        return mixer.shared_fields(), None
+    if isinstance(mixer, MLA):
+        shape = {
+            "heads": mixer.heads,
+            "head_dim": mixer.qk_nope_head_dim + mixer.qk_rope_head_dim,
+            "v_head_dim": mixer.v_head_dim,
+            "bias": mixer.bias,
+        }
+        return shape, "MLA's low-rank projections become full ones of the same heads: the weights change too"
+    raise InputError(f"a model with {mixer.describe()} layers cannot take another mixer's heads", _WHERE)
