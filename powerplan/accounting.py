@@ -250,19 +250,19 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
 
 def positions_text(spans: tuple[range, ...]) -> str:
     """Return layer positions (from 0) in words: "layer 3", "layers 0-11", "layers 0, 2, ... 40 (21)"."""
-    count = sum(len(span) for span in spans)
-    if count == 1:
-        return f"layer {spans[0][0]}"
-    pieces: list[str] = []
-    for span in spans:
-        if len(span) <= 2:
-            pieces.extend(str(position) for position in span)
-        elif span.step == 1:
-            pieces.append(f"{span[0]}-{span[-1]}")
+    positions = sorted(position for span in spans for position in span)
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1][-1:] = [position] if len(runs[-1]) == 2 else [runs[-1][-1], position]
         else:
-            pieces.append(f"{span[0]}, {span[1]}, ... {span[-1]}")
-    simple = len(pieces) == 1 and "," not in pieces[0]
-    return f"layers {', '.join(pieces)}" + ("" if simple else f" ({count})")
+            runs.append([position])
+    pieces = ["-".join(map(str, run)) for run in runs]
+    if len(pieces) == 1:
+        return f"layers {pieces[0]}" if len(positions) > 1 else f"layer {pieces[0]}"
+    if len(pieces) > 4:
+        pieces[2:-1] = ["..."]
+    return f"layers {', '.join(pieces).replace('..., ', '... ')} ({len(positions)})"
 
 
 def _integer(value: Rational) -> int:

@@ -32,7 +32,7 @@ def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6
     for candidate in known:
         by_folded.setdefault(candidate.casefold(), candidate)
     folded = word.casefold()
-    longer = [name for name in by_folded if len(folded) > 2 and name.startswith(folded)]
+    longer = sorted((name for name in by_folded if len(folded) > 2 and name.startswith(folded)), key=len)
     close = difflib.get_close_matches(folded, by_folded, n=count, cutoff=cutoff)
     return [by_folded[match] for match in dict.fromkeys((*longer, *close))][:count]
 

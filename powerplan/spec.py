@@ -140,7 +140,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
         """Return the parameters of the learned position table, if there is one."""
         if self.position_embeddings is None:
             return ()
-        return (term("position table", "t*m", {"t": self.position_embeddings, "m": self.hidden_size}),)
+        return (term("position table", "T*m", {"T": self.position_embeddings, "m": self.hidden_size}),)
 
     def head_terms(self) -> tuple[Term, ...]:
         """Return the matmul parameters of the LM head; tied, they are the embedding's and cost FLOPs too."""

@@ -38,6 +38,7 @@ SAME = 0
 SYMBOLS = {
     "m": "hidden size",
     "V": "vocabulary",
+    "T": "learned positions",
     "H": "query heads",
     "G": "key/value heads",
     "k": "key head dim",

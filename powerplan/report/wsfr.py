@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Component, Row, explain, positions_text
+from powerplan.mixers.base import SYMBOLS
 from powerplan.report.render import Column, Report, grouped
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
@@ -168,10 +170,12 @@ _LAYERS = Column("layers", "layers", left=True)
 
 
 def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[dict[str, Any]]]:
-    lines = [f"How the numbers at {context:,} tokens come about (letters: docs/accounting.md)"]
-    entries = []
+    lines = [f"How the numbers at {context:,} tokens come about"]
+    entries: list[dict[str, Any]] = []
+    used: set[str] = set()
     scope = source = ""
     for item in explain(accounting.spec, context, accounting.convention):
+        used.update(name for name, _ in _used(item.term.formula, item.term.symbols))
         if item.scope != scope:
             scope = item.scope
             lines.extend(("", scope))
@@ -198,6 +202,8 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
                 "source": item.source or None,
             }
         )
+    letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
+    lines[1:1] = textwrap.wrap(letters, width=118, initial_indent="  ", subsequent_indent="  ")
     return lines, entries
 
 

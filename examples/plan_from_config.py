@@ -1,0 +1,29 @@
+"""Where does a model stand, and what would other mixers do? From a config.json, a YAML or a catalogue name.
+
+Usage: python examples/plan_from_config.py [MODEL] [CONTEXT]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from powerplan import Accounting, load_model
+from powerplan.units import format_bytes, format_ratio, parse_context
+from powerplan.whatif import with_mixer
+
+MIXERS = [None, "window:4096", "power:p=2", "linear"]
+
+
+def main(model: str = "llama-3-8b", context: str = "64k") -> None:
+    spec = load_model(model).spec
+    tokens = parse_context(context)
+    print(f"{spec.name} at {tokens:,} tokens")
+    for mixer in MIXERS:
+        variant = spec if mixer is None else with_mixer(spec, mixer)[0]
+        row = Accounting(variant).row(tokens)
+        ratio = "no state" if row.wsfr is None else format_ratio(row.wsfr)
+        print(f"  {mixer or 'as it is':12} WSFR {ratio:>8}   state {format_bytes(row.state_bytes):>10} per sequence")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,105 @@
+"""The arrows of docs/architecture.md, held: who imports whom, and what planning must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANNING = [
+    "import powerplan",
+    "import powerplan.cli; assert powerplan.cli.main(['wsfr', 'gpt2-small', '--ctx', '64k']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['models']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['dims']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['hardware', 'h100-sxm']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
+    "import powerplan.kernels",
+    "import powerplan.models",
+]
+
+LAYERS = [
+    {"errors", "units", "dims", "version"},
+    {"mixers", "ffn"},
+    {"spec"},
+    {"documents", "validation", "huggingface", "load", "dump", "whatif", "schema", "accounting", "hardware", "doctor"},
+    {"report"},
+    {"cli"},
+]
+"""Modules of powerplan/ from the bottom: each may import its own row and those above it in this list."""
+
+
+@pytest.mark.parametrize("code", PLANNING)
+def test_planning_loads_no_torch(code: str) -> None:
+    heavy = "{'torch', 'triton', 'transformers', 'numpy'} & set(sys.modules)"
+    script = f"import sys\n{code}\nloaded = {heavy}\nassert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT.parent, timeout=60)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a module imports, at its top or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def level(module: str) -> int:
+    for index, names in enumerate(LAYERS):
+        if module in names:
+            return index
+    raise AssertionError(f"powerplan/{module} has no place in the layers of tests/test_architecture.py")
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT / "powerplan").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources("powerplan"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down(path: Path) -> None:
+    if path == ROOT / "powerplan" / "__init__.py":
+        return
+    own = level(module_of(path))
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        module = rest.split(".")[0]
+        if package != "powerplan" or not module:
+            continue
+        assert module not in ("kernels", "models"), f"{path.name} imports {name}: planning stands without them"
+        assert level(module) <= own, f"{path.name} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("path", sources("kernels"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_know_dimensions_only(path: Path) -> None:
+    for name in imported(path):
+        if name.startswith("powerplan."):
+            assert name.startswith(("powerplan.kernels", "powerplan.dims")), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("powerplan", "kernels", "models", "tests", "examples", "benchmarks")
+        for path in sources(folder)
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_have_one_subject(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 420
+
+
+def test_torch_is_named_where_tensors_are() -> None:
+    naming = {module_of(path) for path in sources("powerplan") if {"torch", "triton"} & imported(path)}
+    assert naming == {"doctor"}

@@ -1,0 +1,67 @@
+"""Dimensions of the power embeddings: published figures, and brute-force counts of what they count."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
+from powerplan.report.catalogue import dims_report
+
+
+@pytest.mark.parametrize(
+    ("p", "spow", "tpow", "savings"),
+    [
+        (2, 2_080, 4_096, 49),
+        (3, 45_760, 262_144, 82),
+        (4, 766_480, 16_777_216, 95),
+        (5, 10_424_128, 1_073_741_824, 99),
+        (6, 119_877_472, 68_719_476_736, 99.8),
+    ],
+)
+def test_table_3_of_the_paper(p: int, spow: int, tpow: int, savings: float) -> None:
+    """arXiv 2507.04239, Table 3, d = 64. The paper cuts its savings (82.5 is printed as 82) and does not round them."""
+    assert (spow_dim(64, p), tpow_dim(64, p)) == (spow, tpow)
+    (row,) = dims_report([64], [p], 8, None).rows
+    digits = 10 if p == 6 else 1
+    assert int(row["savings"] * 100 * digits) / digits == savings
+
+
+@given(st.integers(1, 6), st.integers(1, 5))
+def test_spow_counts_multisets(d: int, p: int) -> None:
+    assert spow_dim(d, p) == len(list(combinations_with_replacement(range(d), p)))
+
+
+@given(st.integers(1, 24), st.integers(1, 4), st.integers(1, 24))
+def test_tiled_spow_counts_blocks_of_padded_tiles(d: int, p: int, tile: int) -> None:
+    tiles = range((d + tile - 1) // tile)
+    assert tiled_spow_dim(d, p, tile) == len(list(combinations_with_replacement(tiles, p))) * tile**p
+
+
+@given(st.integers(1, 64), st.integers(1, 6))
+def test_tiled_spow_lies_between_spow_and_tpow(d: int, p: int) -> None:
+    assert tiled_spow_dim(d, p, 1) == spow_dim(d, p)
+    assert tiled_spow_dim(d, p, d) == tpow_dim(d, p)
+    for tile in range(1, d + 1):
+        if d % tile == 0:
+            assert spow_dim(d, p) <= tiled_spow_dim(d, p, tile) <= tpow_dim(d, p)
+
+
+@pytest.mark.parametrize(
+    ("d", "p", "chunk"), [(64, 1, 128), (64, 2, 2048), (128, 2, 8192), (64, 3, 8192), (32, 2, 512)]
+)
+def test_default_chunk_grows_with_the_dimension(d: int, p: int, chunk: int) -> None:
+    assert default_chunk_size(d, p) == chunk
+
+
+def test_window_of_the_same_state() -> None:
+    """p = 2 at d = 64 keeps 133,120 elements of value state per head, as the cache of 1,040 tokens."""
+    (row,) = dims_report([64], [2], 8, None).rows
+    assert row["same_state_window"] == 1040
+    assert row["state_elements"] == 133_120
+    assert row["state_bytes"] == 4 * 2080 * 65
+    (narrow,) = dims_report([64], [2], 8, 32).rows
+    assert narrow["same_state_window"] == 2080 * 32 // (64 + 32)

@@ -1,0 +1,61 @@
+"""What others rely on, frozen: commands with their options, and the names that `import powerplan` gives.
+
+A failure here means that a user's script may break: change the snapshot only with an entry in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import typer.main
+
+import powerplan
+from powerplan.cli.app import app
+
+COMMANDS = {
+    "wsfr": [
+        "model",
+        "--ctx",
+        "--mixer",
+        "--by",
+        "--explain",
+        "--form",
+        "--causal",
+        "--exclude",
+        "--dtype",
+        "--format",
+    ],
+    "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--format"],
+    "models": ["model", "--yaml", "--format"],
+    "hardware": ["device", "--format"],
+    "doctor": ["--format"],
+    "schema": [],
+}
+
+EXPORTS = [
+    "Accounting",
+    "Convention",
+    "InputError",
+    "LoadedModel",
+    "ModelSpec",
+    "Parameters",
+    "PowerplanError",
+    "Row",
+    "__version__",
+    "load_model",
+    "spow_dim",
+    "tiled_spow_dim",
+    "tpow_dim",
+]
+
+
+def test_commands_and_options() -> None:
+    group = typer.main.get_command(app)
+    found = {
+        name: [option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])]
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+    assert found == COMMANDS
+
+
+def test_exports() -> None:
+    assert sorted(powerplan.__all__) == EXPORTS
+    assert all(hasattr(powerplan, name) for name in EXPORTS)

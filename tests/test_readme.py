@@ -1,0 +1,74 @@
+"""Every example of the README runs, and prints what the README says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from powerplan.cli import main
+from powerplan.load import catalogue_names
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SPEC = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return the commands of the console blocks, each with the output that follows it."""
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output.rstrip("\n")))
+    return found
+
+
+@pytest.mark.parametrize(("command", "output"), commands(), ids=lambda text: text[:60])
+def test_commands_print_what_the_readme_says(
+    command: str,
+    output: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(SPEC, encoding="utf-8")
+    Path("mistyped.yaml").write_text(SPEC.replace("heads: 12, head_dim: 64, window", "head: 12, head_dim: 64, window"))
+    program, *arguments = shlex.split(command)
+    assert program == "powerplan"
+    code = main(arguments)
+    captured = capsys.readouterr()
+    assert code == (2 if output.startswith("error:") else 0)
+    printed = [line.rstrip() for line in (captured.out + captured.err).rstrip("\n").split("\n")]
+    assert printed == output.split("\n")
+
+
+def test_there_are_commands_and_code() -> None:
+    assert len(commands()) >= 5
+    assert len(blocks("python")) == 1
+
+
+def test_the_yaml_is_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SPEC, encoding="utf-8")
+    assert main(["wsfr", str(path)]) == 0
+    assert "mine: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str) -> None:
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["accounting"] is not None
+
+
+def test_figures_in_prose() -> None:
+    assert f"{len(catalogue_names())} built-in models" in README
+    assert README.count("\n") < 200
