@@ -177,14 +177,19 @@ class Accounting:
             ),
         )
 
+    @cached_property
+    def grows_with_context(self) -> bool:
+        """Whether state FLOPs never fall as the context grows: always, but for the last, short chunk of chunked forms."""
+        mixers = (use.layer.mixer for use in self.uses if use.layer.mixer is not None)
+        return self.convention.form == "recurrent" or not any(mixer.chunked_differs for mixer in mixers)
+
     def balanced_context(self) -> int | None:
         """Return the longest context, in tokens, at which state FLOPs do not exceed weight FLOPs.
 
-        None where there is none: the state is heavier at one token already, or never catches up with the weights. Exact
-        search over integers; state FLOPs in the recurrent form never fall as the context grows, and in the chunked form
-        (where they can, by less than a chunk's worth) None is returned unless both forms agree.
+        Exact search over integers. None where there is none: the state is heavier at one token already, or never
+        catches up with the weights; and None unless `grows_with_context`.
         """
-        if self.convention.form == "chunked" and self.state_flops(7919) != self._in_recurrent_form().state_flops(7919):
+        if not self.grows_with_context:
             return None
         if self.state_flops(1) > self.weight_flops or self.state_flops(MAX_CONTEXT) <= self.weight_flops:
             return None
@@ -196,9 +201,6 @@ class Accounting:
             else:
                 high = middle
         return low
-
-    def _in_recurrent_form(self) -> Accounting:
-        return Accounting(self.spec, Convention(self.convention.causal, "recurrent", self.convention.lm_head))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm, group_layers
 from powerplan.units import MAX_CONTEXT
 from powerplan.whatif import with_mixer
 
+FORMS: tuple[Any, Any] = ("recurrent", "chunked")
 FIGURES = [
     ("gpt2-small", None, 1024, 247_064_064, 18_892_800, 13.0772),
     ("gpt2-small", None, 65_536, 247_064_064, 1_207_977_984, 0.204527),
@@ -285,6 +286,13 @@ def test_patterns_are_found() -> None:
 )
 def test_positions_in_words(spans: tuple[range, ...], text: str) -> None:
     assert positions_text(spans) == text
+
+
+@given(mixers, contexts, st.sampled_from(["exact", "full"]))
+def test_forms_differ_where_a_mixer_says_so(mixer: Any, context: int, causal: Any) -> None:
+    if not mixer.chunked_differs:
+        recurrent, chunked = (mixer.state_flops_terms(context, Convention(causal, form)) for form in FORMS)
+        assert total(recurrent) == total(chunked)
 
 
 @given(mixers, contexts, st.sampled_from(["recurrent", "chunked"]))

@@ -222,7 +222,12 @@ class Block(Part, frozen=True, kw_only=True):
 
 
 class Mixer(Block, frozen=True, kw_only=True):
-    """A sequence mixer: the part of a layer that has state."""
+    """A sequence mixer: the part of a layer that has state.
+
+    chunked_differs: whether the chunked form executes other FLOPs than the recurrent form counts.
+    """
+
+    chunked_differs: ClassVar[bool] = False
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the terms of the state's elements for one sequence of `context` tokens."""

@@ -23,6 +23,8 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
     chunked form: D of the tiled embedding, no query in the first (empty) chunk, plus 2H(k + v) mean_keys in chunks
     """
 
+    chunked_differs: ClassVar[bool] = True
+
     gated: bool = False
     chunk_size: Window | None = None
 

@@ -39,17 +39,17 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
                 }
             )
     columns = [
-        Column("head_dim", "head dim", grouped),
+        Column("head_dim", "head\ndim", grouped),
         Column("p", "p"),
         Column("tpow", "tpow", grouped),
         Column("spow", "spow", grouped),
-        Column("tspow", f"tiled spow (tile {tile})", grouped),
+        Column("tspow", f"tiled spow\n(tile {tile})", grouped),
         Column("savings", "savings", lambda value: f"{value:.1%}"),
-        Column("state_bytes", "state/head", lambda value: format_bytes(value)),
-        Column("same_state_window", "window of same state", grouped),
+        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
+        Column("same_state_window", "window of\nsame state", grouped),
     ]
     after = [
-        "savings: 1 - spow/tpow. state/head: fp32, spow x (v + 1), the normaliser included.",
+        "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
     ]
     return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
@@ -64,7 +64,7 @@ def models_report(accountings: Sequence[Accounting]) -> Report:
         Column("params_active", "active", format_parameters),
         Column("layers", "layers", grouped),
         Column("hidden_size", "hidden", grouped),
-        Column("mixers", "mixers", lambda value: ", ".join(value), left=True),
+        Column("mixers", "mixers", lambda value: " + ".join(value), left=True),
         Column("balanced_context", "balanced at", lambda value: grouped(value) or "-"),
     ]
     after = [

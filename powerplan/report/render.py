@@ -78,7 +78,9 @@ def _table(report: Report, tablefmt: str) -> str:
 
     return tabulate(
         [[column.show(row.get(column.key)) for column in report.columns] for row in report.rows],
-        headers=[column.heading for column in report.columns],
+        headers=[
+            column.heading if tablefmt == "simple" else column.heading.replace("\n", " ") for column in report.columns
+        ],
         tablefmt=tablefmt,
         colalign=["left" if column.left else "right" for column in report.columns] if report.rows else None,
         disable_numparse=True,

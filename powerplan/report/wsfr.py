@@ -43,7 +43,10 @@ def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by:
         lines, entries = _explanation(accounting, contexts[-1])
         payload["explain"] = entries
         after = [*lines, "", *after]
-    return Report(SCHEMA, payload, columns, table, before=_title(accounting, dtype), after=after)
+    before = _title(accounting)
+    if by is None:
+        before.append(f"decode: bytes moved per token at batch 1; weights and cache in {dtype}")
+    return Report(SCHEMA, payload, columns, table, before=before, after=after)
 
 
 def verdict(accounting: Accounting, row: Row) -> str:
@@ -68,7 +71,7 @@ def _balance(accounting: Accounting, row: Row) -> str:
     balanced = accounting.balanced_context()
     if balanced is not None:
         return f"balanced at {balanced:,}"
-    if accounting.convention.form == "chunked":
+    if not accounting.grows_with_context:
         return "the balanced context is given in the recurrent form"
     if row.wsfr is not None and row.wsfr > 1:
         return "its state stays lighter than its weights at any context"
@@ -98,7 +101,7 @@ def _head(accounting: Accounting, dtype: str) -> dict[str, Any]:
     }
 
 
-def _title(accounting: Accounting, dtype: str) -> list[str]:
+def _title(accounting: Accounting) -> list[str]:
     total = accounting.total_parameters.with_embeddings
     active = accounting.active_parameters.with_embeddings
     size = format_parameters(total) + (f", {format_parameters(active)} active" if active != total else "")
@@ -106,7 +109,7 @@ def _title(accounting: Accounting, dtype: str) -> list[str]:
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
         f"{accounting.spec.name}: {size} parameters",
-        f"forward FLOPs per token, {convention.form} form, causal {convention.causal}, {head}; cache in {dtype}",
+        f"forward FLOPs per token: {convention.form} form, causal {convention.causal}, {head}",
     ]
 
 
@@ -151,19 +154,19 @@ def _show_bytes(value: int | float) -> str:
 
 _COLUMNS = [
     Column("context", "context", grouped),
-    Column("weight_flops_per_token", "weight FLOPs", _show_flops),
-    Column("state_flops_per_token", "state FLOPs", _show_flops),
+    Column("weight_flops_per_token", "weight\nFLOPs", _show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", _show_flops),
     Column("wsfr", "WSFR", _show_ratio),
-    Column("state_bytes", "state/sequence", _show_bytes),
-    Column("decode_weight_bytes_per_token", "decode: weights", _show_bytes),
-    Column("decode_state_bytes_per_token", "decode: state", _show_bytes),
+    Column("state_bytes", "state per\nsequence", _show_bytes),
+    Column("decode_weight_bytes_per_token", "decode:\nweights", _show_bytes),
+    Column("decode_state_bytes_per_token", "decode:\nstate", _show_bytes),
 ]
 
 _PARTS = [
     Column("context", "context", grouped),
     Column("name", "part", left=True),
-    Column("weight_flops_per_token", "weight FLOPs", _show_flops),
-    Column("state_flops_per_token", "state FLOPs", _show_flops),
+    Column("weight_flops_per_token", "weight\nFLOPs", _show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", _show_flops),
     Column("share", "share", lambda value: f"{value:.1%}"),
 ]
 _LAYERS = Column("layers", "layers", left=True)
