@@ -179,7 +179,7 @@ class Accounting:
 
     @cached_property
     def grows_with_context(self) -> bool:
-        """Whether state FLOPs never fall as the context grows: always, but for the last, short chunk of chunked forms."""
+        """Whether state FLOPs never fall as the context grows. In chunked forms they can, after a full chunk."""
         mixers = (use.layer.mixer for use in self.uses if use.layer.mixer is not None)
         return self.convention.form == "recurrent" or not any(mixer.chunked_differs for mixer in mixers)
 

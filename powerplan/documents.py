@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ Step = str | int
 Place = tuple[int, int]
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """A value of a document and its place (line and column from 1)."""
 
@@ -57,7 +58,7 @@ class Document:
                 place = node.keys[step]
                 break
             if step not in node.children:
-                continue
+                break
             node = node.children[step]
             place = node.place
         return f"{self.name}:{place[0]}:{place[1]}"
@@ -67,7 +68,7 @@ def read_text(path: Path, name: str | None = None) -> str:
     """Return the text of a UTF-8 file of at most 1 MiB; raises InputError that names the file otherwise."""
     name = name or str(path)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError("no such file", name) from None
@@ -88,25 +89,67 @@ def read_text(path: Path, name: str | None = None) -> str:
     return text
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a named pipe's writer: where there is none, the pipe reads as empty."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | at_once)
+    if at_once:
+        os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def parse_yaml(text: str, name: str) -> Document:
     """Parse one YAML document of mappings, lists and plain scalars (YAML 1.2 core: no dates, no octal, no yes/no)."""
     builder = _YamlBuilder(name)
+    if match := _NOT_YAML.search(text):
+        what = f"a control character, {shown(match[0])}," if len(match[0]) == 1 else "a %TAG directive"
+        raise builder.fail(f"{what} is not accepted; a spec is plain data", _place(text, match.start()))
     try:
         for event in yaml.parse(text, Loader=_Loader):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise InputError(f"is not valid YAML: {error.problem or error.context}", where) from None
+        raise _syntax_error(error, text, name) from None
     except yaml.YAMLError as error:
         raise InputError(f"is not valid YAML: {str(error).splitlines()[0]}", name) from None
-    if builder.root is None:
-        raise InputError("is empty", name)
-    return Document(name, builder.root.value, builder.root)
+    return builder.document()
 
 
 # The C parser reads the catalogue's 30 lines in a fifth of the time of the pure one; some builds of PyYAML lack it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Characters that YAML forbids, which the parser would report without their line; and the one directive of which a
+# megabyte would keep the parser busy for seconds.
+_NOT_YAML = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|(?:(?<=[\n\r\x85\u2028\u2029])|\\A)%TAG"
+)
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+
+
+def _place(text: str, index: int) -> Place:
+    """Return line and column of a character, with the line breaks of YAML."""
+    line, start = 1, 0
+    for match in _LINE_BREAK.finditer(text, 0, index):
+        line, start = line + 1, match.end()
+    return line, index - start + 1
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputError:
+    """Say in plain words what the parser stumbled over, and where."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return InputError(f"is not valid YAML: {error.problem or error.context}", name)
+    problem = error.problem or error.context or "it cannot be read"
+    found = text[mark.index : mark.index + 1]
+    if problem.startswith("found character") and problem.endswith("that cannot start any token"):
+        tab = "a tab stands here; YAML is indented with spaces"
+        problem = tab if found == "\t" else f"a value cannot begin with {found}; put it in quotes"
+    elif problem.startswith("mapping values are not allowed"):
+        problem = "a key cannot stand here; check the indentation, and put a text that contains ': ' in quotes"
+    elif error.context and error.context_mark:
+        advice = "; check the indentation" if "block" in error.context else ""
+        problem = f"{problem}, {error.context} that begins at line {error.context_mark.line + 1}{advice}"
+    return InputError(f"is not valid YAML: {problem}", f"{name}:{mark.line + 1}:{mark.column + 1}")
+
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -120,76 +163,58 @@ _SPECIAL: dict[str, Any] = {
 }
 
 
-def _plain_scalar(text: str) -> Any:
+def plain_scalar(text: str) -> Any:
+    """Return the value of a scalar without quotes; raises ValueError for an integer of thousands of digits."""
     if text in _SPECIAL:
         return _SPECIAL[text]
-    try:
-        if _INT.fullmatch(text):
-            return int(text.replace("_", ""))
-        if _FLOAT.fullmatch(text):
-            return float(text.replace("_", ""))
-    except ValueError:
-        raise OverflowError from None
+    if _INT.fullmatch(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.fullmatch(text):
+        return float(text.replace("_", ""))
     return text
 
 
-class _YamlBuilder:
-    """Builds nodes from parser events with a stack of its own, so that depth cannot exhaust Python's."""
+class _Builder:
+    """Builds nodes with a stack of its own, so that depth cannot exhaust Python's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.root: Node | None = None
-        self.documents = 0
-        self.values = 0
         self.open: list[tuple[Node, str | None]] = []
         self.pending_key: list[tuple[str, Place] | None] = []
-        self.anchors: dict[str, Node | None] = {}
 
     def fail(self, problem: str, place: Place) -> InputError:
         return InputError(problem, f"{self.name}:{place[0]}:{place[1]}")
 
-    def take(self, event: Any) -> None:
-        place = (event.start_mark.line + 1, event.start_mark.column + 1)
-        if isinstance(event, yaml.DocumentStartEvent):
-            self.documents += 1
-            if self.documents > 1:
-                raise self.fail("a second YAML document starts here; a spec is one document", place)
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                raise self.fail(f"alias *{event.anchor} has no anchor before it", place)
-            target = self.anchors[event.anchor]
-            if target is None:
-                raise self.fail(f"alias *{event.anchor} stands inside its own anchor", place)
-            self.add(target, place)
-        elif isinstance(event, yaml.NodeEvent):
-            self.start(event, place)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            node, anchor = self.open.pop()
-            self.pending_key.pop()
-            if anchor is not None:
-                self.anchors[anchor] = node
-            self.add(node, node.place)
+    def document(self) -> Document:
+        if self.root is None:
+            raise InputError("is empty", self.name)
+        return Document(self.name, self.root.value, self.root)
 
-    def start(self, event: Any, place: Place) -> None:
-        if event.tag is not None and event.tag != "!":
-            raise self.fail(f"tag {shown(event.tag)} is not accepted; a spec is plain data", place)
-        if isinstance(event, yaml.ScalarEvent):
-            try:
-                value = _plain_scalar(event.value) if event.implicit[0] else event.value
-            except OverflowError:
-                raise self.fail("a number of thousands of digits is out of range", place) from None
-            node = Node(value, place)
-            if event.anchor is not None:
-                self.anchors[event.anchor] = node
-            self.add(node, place)
-            return
+    def begin(self, empty: dict[str, Any] | list[Any], place: Place, anchor: str | None = None) -> None:
+        """Open a mapping or a list; what is added from now on belongs to it."""
         if len(self.open) >= MAX_DEPTH:
             raise self.fail(f"is nested more than {MAX_DEPTH} levels deep", place)
-        if event.anchor is not None:
-            self.anchors[event.anchor] = None
-        node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], place)
-        self.open.append((node, event.anchor))
+        self.open.append((Node(empty, place), anchor))
         self.pending_key.append(None)
+
+    def end(self) -> tuple[Node, str | None]:
+        """Close the innermost mapping or list, and add it to the one around it."""
+        node, anchor = self.open.pop()
+        self.pending_key.pop()
+        self.add(node, node.place)
+        return node, anchor
+
+    def scalar(self, read: Callable[[str], Any], text: str, place: Place) -> Node:
+        """Add the value that `read` makes of `text`."""
+        try:
+            node = Node(read(text), place)
+        except ValueError:
+            raise self.fail("a number of thousands of digits is out of range", place) from None
+        if isinstance(node.value, str) and _SURROGATE.search(node.value):
+            raise self.fail("half of a surrogate pair is not a character", place)
+        self.add(node, place)
+        return node
 
     def add(self, node: Node, place: Place) -> None:
         """Put a finished node where it belongs: the root, a list, or a mapping's next key or value."""
@@ -199,14 +224,14 @@ class _YamlBuilder:
         parent, _ = self.open[-1]
         key = self.pending_key[-1]
         if isinstance(parent.value, dict) and key is None:
-            if not isinstance(node.value, (str, int, float, bool, type(None))):
-                raise self.fail("a key must be a word, not a list or a mapping", place)
-            self.pending_key[-1] = (node.value if isinstance(node.value, str) else str(node.value), place)
+            if not isinstance(node.value, str):
+                raise self.fail(f"a key must be a word, and this is {shown(node.value)}", place)
+            self.pending_key[-1] = (node.value, place)
             return
         parent.size += node.size
         parent.depth = max(parent.depth, node.depth + 1)
         if parent.size > MAX_VALUES:
-            raise self.fail(f"expands to more than {MAX_VALUES:,} values", place)
+            raise self.fail(f"holds more than {MAX_VALUES:,} values", place)
         if parent.depth > MAX_DEPTH:
             raise self.fail(f"is nested more than {MAX_DEPTH} levels deep", place)
         if isinstance(parent.value, list):
@@ -215,86 +240,105 @@ class _YamlBuilder:
             return
         assert key is not None
         self.pending_key[-1] = None
-        name, key_place = key
-        if name == "<<":
-            self.merge(parent, node, key_place)
-            return
-        if name in parent.keys:
-            raise self.fail(f"key {shown(name)} stands twice; first at line {parent.keys[name][0]}", key_place)
-        parent.value[name] = node.value
-        parent.children[name] = node
-        parent.keys[name] = key_place
+        self.put(parent, *key, node)
 
-    def merge(self, parent: Node, node: Node, place: Place) -> None:
-        """Merge key `<<`: take over the keys of another mapping that this one does not set itself."""
+    def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
+        """Put a value under a key of a mapping."""
+        if key in parent.keys:
+            raise self.fail(f"key {shown(key)} stands twice; first at line {parent.keys[key][0]}", place)
+        parent.value[key] = node.value
+        parent.children[key] = node
+        parent.keys[key] = place
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _YamlBuilder(_Builder):
+    """Builds nodes from YAML's parser events."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.documents = 0
+        self.anchors: dict[str, Node | None] = {}
+
+    def take(self, event: Any) -> None:
+        place = (event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, yaml.DocumentStartEvent):
+            self.documents += 1
+            if self.documents > 1:
+                raise self.fail("a second YAML document starts here; a spec is one document", place)
+        elif isinstance(event, yaml.AliasEvent):
+            self.add(self.anchored(str(event.anchor), place), place)
+        elif isinstance(event, yaml.NodeEvent):
+            self.start(event, place)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            node, anchor = self.end()
+            if anchor is not None:
+                self.anchors[anchor] = node
+
+    def anchored(self, anchor: str, place: Place) -> Node:
+        """Return what an alias stands for."""
+        alias = f"alias *{anchor[:60]}"
+        if anchor not in self.anchors:
+            raise self.fail(f"{alias} has no anchor before it", place)
+        target = self.anchors[anchor]
+        if target is None:
+            raise self.fail(f"{alias} stands inside its own anchor", place)
+        return target
+
+    def start(self, event: Any, place: Place) -> None:
+        if event.tag is not None and event.tag != "!":
+            raise self.fail(f"tag {shown(event.tag)} is not accepted; a spec is plain data", place)
+        if isinstance(event, yaml.ScalarEvent):
+            node = self.scalar(plain_scalar if event.implicit[0] else str, event.value, place)
+            if event.anchor is not None:
+                self.anchors[event.anchor] = node
+            return
+        if event.anchor is not None:
+            self.anchors[event.anchor] = None
+        self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
+
+    def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
+        """Put a value under a key. Merge key `<<`: take over what this mapping does not set itself."""
+        if key != "<<":
+            super().put(parent, key, place, node)
+            return
         sources = list(node.children.values()) if isinstance(node.value, list) else [node]
         for source in sources:
             if not isinstance(source.value, dict):
-                raise self.fail("<< takes a mapping, or a list of mappings", place)
+                raise self.fail(f"<< takes a mapping, or a list of mappings, and this is {shown(source.value)}", place)
             for name, child in source.children.items():
                 if name not in parent.children:
                     parent.value[name] = child.value
                     parent.children[name] = child
 
 
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|[^\s\[\]{},:"]+', re.DOTALL)
+"""A string, a bracket, or a number or word, in text that is JSON."""
+
+
 def parse_json(text: str, name: str) -> Document:
-    """Parse a JSON object; duplicate keys are refused, as they are in YAML."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise InputError(f"key {shown(key)} stands twice in one object", name)
-            result[key] = value
-        return result
-
+    """Parse a JSON document; duplicate keys are refused, as they are in YAML."""
+    if not text.strip():
+        raise InputError("is empty", name)
     try:
-        data = json.loads(text, object_pairs_hook=once)
+        json.loads(text, parse_int=len)
     except json.JSONDecodeError as error:
-        raise InputError(f"is not valid JSON: {error.msg}", f"{name}:{error.lineno}:{error.colno}") from None
+        problem = error.msg.removesuffix(" at")
+        raise InputError(f"is not valid JSON: {problem}", f"{name}:{error.lineno}:{error.colno}") from None
     except RecursionError:
-        raise InputError("is nested too deeply to be a model config", name) from None
-    except ValueError:  # an integer of more than 4,300 digits
-        raise InputError("has a number of thousands of digits", name) from None
-    return Document(name, data, _JsonPlaces(text).node(data))
-
-
-class _JsonPlaces:
-    """Finds the places of an object's keys, and of the keys of objects directly inside it, in text that has parsed."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.decoder = json.JSONDecoder()
-        self.line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-
-    def node(self, data: Any) -> Node:
-        start = self._skip(0)
-        root = Node(data, self._place(start))
-        if isinstance(data, dict):
-            self._fill(root, start, levels=2)
-        return root
-
-    def _skip(self, index: int) -> int:
-        while index < len(self.text) and self.text[index] in " \t\n\r":
-            index += 1
-        return index
-
-    def _place(self, index: int) -> Place:
-        line = bisect_right(self.line_starts, index)
-        return line, index - self.line_starts[line - 1] + 1
-
-    def _fill(self, node: Node, start: int, levels: int) -> None:
-        index = self._skip(start + 1)
-        while self.text[index] != "}":
-            key_place = self._place(index)
-            key, index = self.decoder.raw_decode(self.text, index)
-            index = self._skip(self._skip(index) + 1)
-            value, end = self.decoder.raw_decode(self.text, index)
-            child = Node(value, self._place(index))
-            if isinstance(value, dict) and levels > 1:
-                self._fill(child, index, levels - 1)
-            node.children[key] = child
-            node.keys[key] = key_place
-            index = self._skip(end)
-            if self.text[index] == ",":
-                index = self._skip(index + 1)
+        pass  # What was read so far is JSON, and the builder meets its own bound long before the end of it.
+    builder = _Builder(name)
+    line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
+    for match in _JSON_TOKEN.finditer(text):
+        token, start = match[0], match.start()
+        line = bisect_right(line_starts, start)
+        place = (line, start - line_starts[line - 1] + 1)
+        if token in "{[":
+            builder.begin({} if token == "{" else [], place)
+        elif token in "}]":
+            builder.end()
+        else:
+            builder.scalar(json.loads, token, place)
+    return builder.document()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from powerplan.documents import plain_scalar
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers.base import Block, Part
 from powerplan.spec import Layer, ModelSpec
@@ -27,6 +28,16 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quote what this package's reader takes for a number or a flag: PyYAML's own rules are those of YAML 1.1."""
+    try:
+        plain = plain_scalar(text) == text
+    except ValueError:
+        plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(
     _Line, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
 )

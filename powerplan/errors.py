@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class PowerplanError(Exception):
@@ -15,19 +16,26 @@ class PowerplanError(Exception):
 class InputError(PowerplanError, ValueError):
     """Bad usage or bad input: a file, a value, a name.
 
-    `where` is the place in the input ("model.yaml:7:13" or "--ctx"), or None where there is none.
+    `where` is the place in the input ("model.yaml:7:13" or "--ctx"), or None where there is none. The message is one
+    line without control characters, whatever the input holds.
     """
 
     exit_code = 2
 
     def __init__(self, problem: str, where: str | None = None) -> None:
-        super().__init__(f"{where}: {problem}" if where else problem)
+        super().__init__(one_line(f"{where}: {problem}" if where else problem))
         self.problem = problem
         self.where = where
 
 
+MAX_WORD = 100
+"""Longest word, in characters, that could be a misspelt name; the comparison is quadratic in it."""
+
+
 def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """Return up to `count` entries of `known` most like `word`: first what begins with it, then by spelling."""
+    if len(word) > MAX_WORD:
+        return []
     by_folded: dict[str, str] = {}
     for candidate in known:
         by_folded.setdefault(candidate.casefold(), candidate)
@@ -47,9 +55,52 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float 
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Return repr(value), cut to `limit` characters: a message quotes the input, it does not reprint it."""
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more than 4,300 digits has no decimal repr in CPython 3.11+
-        text = "a number of thousands of digits"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    """Return a value of the input as it is written, cut to about `limit` characters: a message quotes, no more."""
+    text = ""
+    for piece in _pieces(value, limit):
+        text += piece
+        if len(text) > limit:
+            return text[: limit - 3] + "..."
+    return text
+
+
+def _pieces(value: object, limit: int) -> Iterator[str]:
+    """Yield the spelling of a value bit by bit: aliases let a small file describe a value of any size."""
+    if isinstance(value, str):
+        text = repr(value[: limit + 1])
+        yield text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
+    elif value is None or isinstance(value, bool):
+        yield "null" if value is None else str(value).lower()
+    elif isinstance(value, dict):
+        yield "{"
+        for index, (key, item) in enumerate(value.items()):
+            yield f"{', ' if index else ''}{str(key)[:limit]}: "
+            yield from _pieces(item, limit)
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield "["
+        for index, item in enumerate(value):
+            yield ", " if index else ""
+            yield from _pieces(item, limit)
+        yield "]"
+    else:
+        try:
+            yield repr(value)
+        except ValueError:  # an int of more than 4,300 digits has no decimal repr in CPython 3.11+
+            yield "a number of thousands of digits"
+
+
+_HOSTILE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move a terminal's cursor, break a line, turn the writing direction, or cannot be encoded."""
+
+
+def hostile_characters(text: str) -> list[str]:
+    """Return the characters of `text` that a terminal must not be given, in order."""
+    return _HOSTILE.findall(text)
+
+
+def one_line(text: str, limit: int = 2000) -> str:
+    """Return `text` with hostile characters written as escapes, and its middle left out where it is longer."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return _HOSTILE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

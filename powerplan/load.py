@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from powerplan.documents import Document, parse_json, parse_yaml, read_text
-from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.errors import InputError, did_you_mean, one_line, shown
 from powerplan.spec import ModelSpec
 from powerplan.validation import validate
 
@@ -34,16 +36,10 @@ def load_model(model: str | Path) -> LoadedModel:
         raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", "MODEL")
     path = Path(text)
     name = find_name(text)
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-        exists = is_file or is_folder or path.exists()
-    except (OSError, ValueError):
-        exists = is_file = is_folder = False
-    if is_folder and name is not None and not (path / "config.json").is_file():
-        exists = is_folder = False
-    if is_folder:
+    mode = _mode(path)
+    if stat.S_ISDIR(mode) and (name is None or _mode(path / "config.json")):
         return _load_folder(path)
-    if exists:
+    if mode and not stat.S_ISDIR(mode):
         loaded = load_file(path)
         if name is None:
             return loaded
@@ -52,9 +48,19 @@ def load_model(model: str | Path) -> LoadedModel:
     if name is not None:
         return LoadedModel(catalogue_spec(name), f"catalogue: {name}")
     if path.suffix.lower() in (*YAML_SUFFIXES, ".json"):
-        raise InputError("no such file", text)
+        return load_file(path)  # Says why it cannot be read.
+    if path.is_absolute() or text.startswith(("./", "../", "~")):
+        raise InputError("no such file or folder", text)
     hint = did_you_mean(text, known_names(), count=3, cutoff=0.4)
     raise InputError(f"{shown(text)} is neither a file nor a catalogue model{hint} (powerplan models lists them)")
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of what stands at `path`, or 0 where nothing does, or nothing that can be looked at."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def load_file(path: Path) -> LoadedModel:
@@ -68,8 +74,8 @@ def load_file(path: Path) -> LoadedModel:
 
 def _load_folder(folder: Path) -> LoadedModel:
     config = folder / "config.json"
-    if not config.exists():
-        raise InputError("is a folder without a config.json", str(folder))
+    if not _mode(config):
+        raise InputError("is a folder without a config.json that can be read", str(folder))
     return _from_huggingface(parse_json(read_text(config), str(config)), config)
 
 
@@ -77,7 +83,8 @@ def _from_huggingface(document: Document, path: Path) -> LoadedModel:
     from powerplan.huggingface import read_config
 
     parent = path.resolve().parent.name
-    spec, notes = read_config(document, fallback_name=parent if path.name == "config.json" and parent else path.stem)
+    fallback = parent if path.name == "config.json" and parent else path.stem
+    spec, notes = read_config(document, fallback_name=one_line(fallback))
     return LoadedModel(spec, str(path), notes)
 
 
@@ -114,7 +121,8 @@ def known_names() -> list[str]:
 def find_name(text: str) -> str | None:
     """Return the catalogue name that `text` means, or None. Case and a leading "organisation/" do not matter."""
     wanted = text.strip().lower()
-    for candidate in dict.fromkeys((wanted, wanted.rsplit("/", 1)[-1])):
+    inside = re.fullmatch(r"[a-z0-9][\w.-]*/([^/]+)", wanted)  # Not a path: ../gpt2-small is a file that is missing.
+    for candidate in (wanted, inside[1]) if inside else (wanted,):
         if candidate in catalogue_names():
             return candidate
         if candidate in aliases():

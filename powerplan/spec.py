@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from powerplan.errors import InputError
+from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import AnyMixer, Mixer
 from powerplan.mixers.base import Part, Size, Term, problem, term
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
+MAX_NAME = 200
 
 
 class Norm(Part, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     aliases, published, source and note describe a catalogue entry and change no number.
     """
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
     aliases: tuple[str, ...] = ()
     published: str | None = None
     source: str | None = None
@@ -113,6 +114,14 @@ class ModelSpec(Part, frozen=True, kw_only=True):
             raise InputError(str(error)) from None
 
     def check(self) -> None:
+        if not self.name.strip():
+            raise problem("name", "is blank")
+        texts = {"name": (self.name,), "aliases": self.aliases}
+        notes = {field: (getattr(self, field) or "",) for field in ("published", "source", "note")}
+        for field, values in (texts | notes).items():
+            for character in hostile_characters("".join(values)):
+                if field in texts or character not in "\n\t":
+                    raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
 
@@ -192,24 +201,25 @@ def _written_out(group: Any, hidden: Any) -> Any:
     if not isinstance(group, dict):
         return group
     if isinstance(group.get("pattern"), (list, tuple)):
-        return group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
+        group = group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
     mixer = group.get("mixer")
     if not isinstance(mixer, dict):
         return group
     mixer = dict(mixer)
-    for key in ("window", "chunk_size"):
+    for key in LENGTHS:
         if isinstance(mixer.get(key), str):
             try:
                 mixer[key] = parse_context(mixer[key])
             except InputError:
                 continue
-    heads = mixer.get("heads")
+    heads, kind = mixer.get("heads"), mixer.get("kind")
     if (
         "head_dim" not in mixer
         and _is_count(heads)
         and _is_count(hidden)
         and hidden % heads == 0
-        and (mixer.get("kind") in HEADED)
+        and isinstance(kind, str)
+        and kind in HEADED
     ):
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
@@ -217,6 +227,9 @@ def _written_out(group: Any, hidden: Any) -> Any:
 
 HEADED = frozenset({"attention", "power", "linear"})
 """Mixer kinds whose head_dim may be left out."""
+
+LENGTHS = ("window", "chunk_size")
+"""Fields of mixers that are lengths in tokens: a spec may write them as sizes such as "4k"."""
 
 
 def _is_count(value: Any) -> bool:

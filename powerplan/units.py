@@ -10,7 +10,11 @@ from powerplan.errors import InputError, shown
 MAX_CONTEXT = 2**50
 """Longest context accepted, in tokens: far past any machine, and still exact as a float."""
 
-_CONTEXT = re.compile(r"(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<suffix>[kKmMgG]?)")
+_CONTEXT = re.compile(
+    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<suffix>[kKmMgG]?)"
+)
+_LONGEST = 100
+"""Characters of a size: Python refuses to read a number of thousands of digits."""
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -20,7 +24,7 @@ def parse_context(text: str, where: str | None = None) -> int:
     Suffixes k, M and G are powers of 1,024, in either case. Raises InputError for anything else, for a
     fraction of a token, for 0, and past 2^50.
     """
-    match = _CONTEXT.fullmatch(text.strip())
+    match = _CONTEXT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
         raise InputError(f"{shown(text)} is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)", where)
     number = match["number"].replace("_", "").replace(",", "")
@@ -40,15 +44,22 @@ def parse_contexts(text: str, where: str | None = None) -> list[int]:
 
 def parse_integers(text: str, where: str, low: int, high: int) -> list[int]:
     """Return the integers of a list such as "2,3,4", each within low..high, in order, without repeats."""
-    numbers = []
-    for part in text.split(","):
-        if not re.fullmatch(r"[+-]?[0-9]{1,20}", part.strip()):
-            raise InputError(f"{shown(part)} is not an integer; write a number or a list such as 2,3,4", where)
-        number = int(part)
-        if not low <= number <= high:
-            raise InputError(f"{number} is out of range; allowed are {low:,} to {high:,}", where)
-        numbers.append(number)
-    return list(dict.fromkeys(numbers))
+    write = "write a number or a list such as 2,3,4"
+    return list(dict.fromkeys(_integer(part, where, low, high, write) for part in text.split(",")))
+
+
+def parse_integer(text: str, where: str, low: int, high: int) -> int:
+    """Return one integer within low..high."""
+    return _integer(text, where, low, high, f"write one from {low:,} to {high:,}")
+
+
+def _integer(text: str, where: str, low: int, high: int, write: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,4000}", text.strip()):
+        raise InputError(f"{shown(text)} is not an integer; {write}", where)
+    number = int(text)
+    if not low <= number <= high:
+        raise InputError(f"{shown(number)} is out of range; allowed are {low:,} to {high:,}", where)
+    return number
 
 
 def json_number(value: int | Fraction) -> int | float:

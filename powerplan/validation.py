@@ -13,7 +13,8 @@ from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS
 from powerplan.mixers.base import Part
-from powerplan.spec import HEADED, Layer, LayerGroup, ModelSpec, Norm, with_defaults
+from powerplan.spec import HEADED, LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
+from powerplan.units import parse_context
 
 
 def validate(document: Document) -> ModelSpec:
@@ -23,28 +24,51 @@ def validate(document: Document) -> ModelSpec:
         raise InputError(
             f"a spec is a mapping with name, hidden_size, layers ..., and this is {found}", document.where()
         )
+    data = with_defaults(document.data)
+    if "layers" in data:  # Last, since what is wrong with a layer may follow from what is wrong above it.
+        data = {key: value for key, value in data.items() if key != "layers"} | {"layers": data["layers"]}
     try:
-        return msgspec.convert(with_defaults(document.data), ModelSpec)
+        return msgspec.convert(data, ModelSpec)
     except msgspec.ValidationError as error:
         raise _located(str(error), document) from None
 
 
 def _located(message: str, document: Document) -> InputError:
-    text, path = _split(message)
+    text, path = _split(message, document.data)
     if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
         keys = allowed_keys(document.data, path)
         path.append(field[1])
         problem = f"unknown key{did_you_mean(field[1], keys)}; allowed are {', '.join(keys)}"
         return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
-        problem = _missing(field[1], document, path)
-        label = _dotted([*path, field[1]]) if field[1] != "kind" else _dotted(path)
-        return InputError(f"{label}: {problem}", document.where(path))
+        return _missing(field[1], document, path)
     if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in _field_names(document.data, path):
-        path.append(field[1])
         text = field[2]
-    problem = plain_problem(text, _value(document.data, path), allowed_words(document.data, path))
+        given = _value(document.data, path)
+        if isinstance(given, dict) and field[1] in given:
+            path.append(field[1])
+    value = _value(document.data, path)
+    problem = plain_problem(text, value, allowed_words(document.data, path))
+    if path and isinstance(value, str):
+        problem = _word_problem(value, path, document.data) or problem
     return InputError(f"{_dotted(path)}: {problem}" if path else problem, document.where(path))
+
+
+def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
+    """Return what is wrong with a word that stands where another thing is wanted, where there is a better answer."""
+    step = path[-1]
+    if step in LENGTHS:
+        try:
+            parse_context(word)
+        except InputError as error:
+            return error.problem
+    if step in ("mixer", "ffn", "norm") and word in allowed_words(data, [*path, "kind"]):
+        return f"{shown(word)} is not a mapping; write {step}: {{kind: {word}, ...}}"
+    if step == "kind" and path[-2:-1] == ["mixer"] and word in FFNS:
+        return f"{shown(word)} is an ffn, not a mixer; allowed are {', '.join(allowed_words(data, path))}"
+    if step == "kind" and path[-2:-1] == ["ffn"] and word in MIXERS:
+        return f"{shown(word)} is a mixer, not an ffn; allowed are {', '.join(allowed_words(data, path))}"
+    return None
 
 
 def plain_problem(text: str, value: Any, words: Sequence[str] = ()) -> str:
@@ -60,9 +84,22 @@ def plain_problem(text: str, value: Any, words: Sequence[str] = ()) -> str:
     if match := re.match(r"Expected `str` of length <= (\d+)$", text):
         return f"is longer than {match[1]} characters"
     if match := re.match(r"Expected `([^`]*)`, got `", text):
-        wanted = [_TYPES.get(name.strip(), name.strip()) for name in match[1].split("|") if name.strip() != "null"]
-        return f"{shown(value)} is not {' or '.join(wanted)}"
+        wanted = [name.strip() for name in match[1].split("|") if name.strip() != "null"]
+        return f"{shown(value)} is not {' or '.join(_TYPES.get(name, name) for name in wanted)}{_remedy(value, wanted)}"
     return text
+
+
+def _remedy(value: Any, wanted: Sequence[str]) -> str:
+    """Return how to write `value` as what is wanted, where that is plain; else ""."""
+    if "int" in wanted and isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
+        return f"; write {value} without quotes"
+    if "int" in wanted and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"; write {int(value)}"
+    if "bool" in wanted and value in ("true", "false"):
+        return f"; write {value} without quotes"
+    if "str" in wanted and isinstance(value, (bool, int, float)):
+        return "; put it in quotes"
+    return ""
 
 
 _TYPES = {
@@ -82,28 +119,39 @@ def _grouped(number: str) -> str:
     return f"{int(number):,}" if number.isdigit() else number
 
 
-def _split(message: str) -> tuple[str, list[Step]]:
+def _split(message: str, data: Any) -> tuple[str, list[Step]]:
+    """Return what msgspec says and the path at which it says so."""
+    at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
     text, found, where = message.rpartition(" - at `$")
-    if not found:
+    if not found or (at_top and at_top[1] in data):  # A key can hold anything, " - at `$" too.
         return message, []
     steps = re.findall(r"\.(\w+)|\[(\d+)\]", where.rstrip("`"))
     return text, [int(index) if index else name for name, index in steps]
 
 
-def _missing(name: str, document: Document, path: Sequence[Step]) -> str:
+def _missing(name: str, document: Document, path: list[Step]) -> InputError:
+    where = document.where(path)
     if name == "kind":
-        return "needs a kind, such as kind: attention (mixer) or kind: mlp (ffn)"
+        kinds = allowed_words(document.data, [*path, name])
+        return InputError(f"{_dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
     given = _value(document.data, path)
     if name == "head_dim" and isinstance(given, dict) and given.get("kind") in HEADED and "heads" in given:
-        hidden = document.data.get("hidden_size")
-        return f"is missing, and hidden_size {shown(hidden)} is not a multiple of heads {shown(given['heads'])}"
-    return "is missing"
+        if "hidden_size" not in document.data:
+            return InputError("hidden_size: is missing", document.where())
+        hidden, heads = shown(document.data["hidden_size"]), shown(given["heads"])
+        problem = f"is missing, and hidden_size {hidden} is not a multiple of heads {heads}"
+        return InputError(f"{_dotted([*path, name])}: {problem}", where)
+    return InputError(f"{_dotted([*path, name])}: is missing", where)
 
 
 def _dotted(path: Sequence[Step]) -> str:
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            word = step if re.fullmatch(r"[\w.-]{1,60}", step) else shown(step)
+            text += f".{word}" if text else word
     return text
 
 

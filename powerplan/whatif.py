@@ -9,7 +9,7 @@ import msgspec
 
 from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.mixers import MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
-from powerplan.spec import ModelSpec
+from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
 from powerplan.units import parse_context
 from powerplan.validation import plain_problem, words_of
 
@@ -40,7 +40,9 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
             raise InputError(_problem(str(error), kind, settings), _WHERE) from None
         return changed
 
-    return msgspec.structs.replace(spec.map_mixers(change), name=f"{spec.name} with {text}"), notes
+    label = f"{spec.name} with {' '.join(text.split())}"
+    variant = msgspec.structs.replace(spec.map_mixers(change), name=label[:MAX_NAME], aliases=(), published=None)
+    return variant, notes
 
 
 def _problem(message: str, kind: str, settings: dict[str, Any]) -> str:
@@ -76,7 +78,7 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
             )
         if key in settings:
             raise InputError(f"{key} is set twice", _WHERE)
-        settings[key] = _value(value.strip())
+        settings[key] = parse_context(value, f"{_WHERE} {key}") if key in LENGTHS else _value(value.strip())
     if kind == "power" and "p" not in settings:
         raise InputError("power needs its degree; write power:p=2", _WHERE)
     return kind, settings
@@ -85,7 +87,7 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
 def _value(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
-    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text
 
 
 def _shape(mixer: Mixer) -> tuple[dict[str, Any], str | None]:

@@ -11,6 +11,9 @@ from powerplan.mixers import MLA, Attention, Linear, Power
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 sizes = st.integers(1, 64)
+names = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=20).filter(
+    str.strip
+)
 windows = st.none() | st.integers(1, 300)
 contexts = st.integers(1, 700)
 
@@ -100,7 +103,7 @@ def groups(draw: st.DrawFn) -> LayerGroup:
 
 specs = st.builds(
     ModelSpec,
-    name=st.text(min_size=1, max_size=20),
+    name=names,
     vocab_size=st.integers(1, 5000),
     hidden_size=sizes,
     tie_embeddings=st.booleans(),

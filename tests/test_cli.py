@@ -168,6 +168,21 @@ def test_models_yaml_is_an_editable_spec(capsys: pytest.CaptureFixture[str], tmp
     assert load_model(edited).spec.layer_count == 24
 
 
+def test_a_what_if_can_be_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    saved = tmp_path / "mine.yaml"
+    saved.write_text(run(capsys, "models", "llama-3-8b", "--mixer", "power:p=2,gated=true", "--yaml"))
+    spec = load_model(saved).spec
+    assert spec.aliases == ()
+    assert Accounting(spec).state_flops(1) == 2_726_461_440
+    assert Accounting(spec).weight_flops == 15_009_316_864 + 2 * 32 * 4096 * 8
+
+
+def test_a_bare_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys)
+    assert "Usage: powerplan" in out
+    assert "hardware" in out
+
+
 def test_hardware_gives_unit_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     (device,) = run_json(capsys, "hardware", "H100-SXM")["devices"]
     assert device["bf16_flops"] == 989 * 10**12

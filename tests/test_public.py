@@ -24,7 +24,7 @@ COMMANDS = {
         "--format",
     ],
     "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--format"],
-    "models": ["model", "--yaml", "--format"],
+    "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
     "doctor": ["--format"],
     "schema": [],

@@ -10,11 +10,10 @@ from powerplan.cli import catalogues, machine, plan
 from powerplan.version import __version__
 
 app = typer.Typer(
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Plan compute-optimal long-context models: where a model stands between weights and state.",
-    epilog="Exit codes: 0 done, 2 bad usage or bad input. Data goes to stdout, remarks to stderr.",
+    epilog="Exit codes: 0 done, 2 bad usage or bad input, 4 this machine cannot do it. Remarks go to stderr.",
 )
 
 
@@ -24,13 +23,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _before(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 app.command("wsfr")(plan.wsfr)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, complete_device, complete_model
+from powerplan.cli.options import FormatOption, MixerOption, complete_device, complete_model, read_model
 from powerplan.report.render import Format
 
 
@@ -21,6 +21,7 @@ def models(
             show_default=False,
         ),
     ] = None,
+    mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
     output: FormatOption = Format.table,
 ) -> None:
@@ -28,21 +29,22 @@ def models(
     from powerplan.accounting import Accounting
     from powerplan.dump import spec_to_yaml
     from powerplan.errors import InputError
-    from powerplan.load import catalogue_names, catalogue_spec, load_model
+    from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
     if model is None:
-        if yaml:
-            raise InputError("--yaml prints one model; name it, such as powerplan models gpt2-small --yaml")
+        if yaml or mixer is not None:
+            option = "--yaml" if yaml else f"--mixer {mixer}"
+            raise InputError(f"{option.split()[0]} is for one model; such as powerplan models gpt2-small {option}")
         say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
         return
-    loaded = load_model(model)
-    for remark in loaded.notes:
+    spec, notes = read_model(model, mixer)
+    for remark in notes:
         say.note(remark)
     if yaml:
-        say.text(spec_to_yaml(loaded.spec))
+        say.text(spec_to_yaml(spec))
     else:
-        say.show(model_report(Accounting(loaded.spec)), output)
+        say.show(model_report(Accounting(spec)), output)
 
 
 def hardware(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from powerplan.report.render import Format
+
+if TYPE_CHECKING:
+    from powerplan.spec import ModelSpec
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -32,4 +35,22 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+MixerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mixer", help="What if every sequence mixer were this: attention, window:4096, power:p=2 or linear."
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result; JSON is never rounded.")]
+
+
+def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
+    """Return the spec that MODEL and --mixer mean, and remarks for the user."""
+    from powerplan.load import load_model
+    from powerplan.whatif import with_mixer
+
+    loaded = load_model(model)
+    if mixer is None:
+        return loaded.spec, list(loaded.notes)
+    spec, remarks = with_mixer(loaded.spec, mixer)
+    return spec, [*loaded.notes, *remarks]

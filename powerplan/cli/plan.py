@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, Model
+from powerplan.cli.options import FormatOption, MixerOption, Model, read_model
 from powerplan.report.render import Format
 from powerplan.report.wsfr import By
 
@@ -40,10 +40,7 @@ def wsfr(
     ctx: Annotated[
         str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,8k,64k,1M.")
     ] = "1k,8k,64k,1M",
-    mixer: Annotated[
-        str | None,
-        typer.Option(help="What if every sequence mixer were this: attention, window:4096, power:p=2 or linear."),
-    ] = None,
+    mixer: MixerOption = None,
     by: Annotated[By | None, typer.Option(help="Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
     form: Annotated[
@@ -60,18 +57,12 @@ def wsfr(
 ) -> None:
     """Weight-state FLOP ratio of a model: per context, who is too heavy, and where it balances."""
     from powerplan.accounting import Accounting
-    from powerplan.load import load_model
     from powerplan.mixers.base import Convention
     from powerplan.report.wsfr import wsfr_report
     from powerplan.units import parse_contexts
-    from powerplan.whatif import with_mixer
 
     contexts = parse_contexts(ctx, "--ctx")
-    loaded = load_model(model)
-    spec, notes = loaded.spec, list(loaded.notes)
-    if mixer is not None:
-        spec, remarks = with_mixer(spec, mixer)
-        notes += remarks
+    spec, notes = read_model(model, mixer)
     convention = Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
     report = wsfr_report(Accounting(spec, convention), contexts, dtype.value, by, explain)
     for remark in notes:
@@ -82,17 +73,19 @@ def wsfr(
 def dims(
     head_dim: Annotated[str, typer.Option(help="Head dims d: 64, or a list such as 32,64,128.")] = "64",
     p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
-    tile: Annotated[int, typer.Option(min=1, max=4096, help="Tile of the tiled embedding.")] = 8,
+    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Tile of the tiled embedding.")] = "8",
     v_head_dim: Annotated[
-        int | None, typer.Option(min=1, max=65536, help="Value head dim; the head dim where not given.")
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where not given.")
     ] = None,
     output: FormatOption = Format.table,
 ) -> None:
     """Dimensions of the power embeddings: tpow, spow and tiled spow, savings, state, the window of the same state."""
     from powerplan.mixers.power import MAX_DEGREE
     from powerplan.report.catalogue import dims_report
-    from powerplan.units import parse_integers
+    from powerplan.units import parse_integer, parse_integers
 
     head_dims = parse_integers(head_dim, "--head-dim", 1, 65536)
     degrees = parse_integers(p, "--p", 1, MAX_DEGREE)
-    say.show(dims_report(head_dims, degrees, tile, v_head_dim), output)
+    width = parse_integer(tile, "--tile", 1, 4096)
+    values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)
+    say.show(dims_report(head_dims, degrees, width, values), output)

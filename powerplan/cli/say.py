@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TextIO
 
+from powerplan.errors import one_line
 from powerplan.report.render import Format, Report, render
 
 
@@ -19,11 +20,11 @@ def _marked(stream: TextIO, mark: str, code: str) -> str:
 
 
 def error(text: str) -> None:
-    sys.stderr.write(f"{_marked(sys.stderr, 'error:', '1;31')} {text}\n")
+    sys.stderr.write(f"{_marked(sys.stderr, 'error:', '1;31')} {one_line(text)}\n")
 
 
 def note(text: str) -> None:
-    sys.stderr.write(f"{_marked(sys.stderr, 'note:', '36')} {text}\n")
+    sys.stderr.write(f"{_marked(sys.stderr, 'note:', '36')} {one_line(text)}\n")
 
 
 def show(report: Report, form: Format) -> None:

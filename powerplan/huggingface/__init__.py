@@ -101,8 +101,8 @@ def _text_config(document: Document) -> tuple[Config, str]:
 
 def _with_outer_tie(inner: dict[str, Any], outer: Config) -> dict[str, Any]:
     """The wrapper decides whether embeddings are tied, where it says so."""
-    if "tie_word_embeddings" in outer.data:
-        return inner | {"tie_word_embeddings": outer.data["tie_word_embeddings"]}
+    if outer.has("tie_word_embeddings"):
+        return inner | {"tie_word_embeddings": outer.boolean("tie_word_embeddings", False)}
     return inner
 
 

@@ -36,7 +36,9 @@ def gpt2(config: Config, name: str) -> ModelSpec:
 
 def llama(config: Config, name: str) -> ModelSpec:
     """Llama 1 to 3: GQA, gated MLP; attention_bias covers all four projections, mlp_bias all three."""
-    windows = windows_of(config, config.optional_integer("sliding_window"), uniform(config.layer_count, False))
+    windows = windows_of(
+        config, config.optional_integer("sliding_window"), uniform(config.layer_count, False), applied=False
+    )
     mixers = attention_layers(config, windows, bias=config.boolean("attention_bias", False))
     mlp = _gated(config, bias=config.boolean("mlp_bias", False))
     return assemble(config, name, _layers(mixers, mlp), Norm(), tie=False)
@@ -45,7 +47,7 @@ def llama(config: Config, name: str) -> ModelSpec:
 def mistral(config: Config, name: str) -> ModelSpec:
     """Mistral: a window in every layer unless sliding_window is null (its default is 4,096), 8 key/value heads."""
     window = config.optional_integer("sliding_window", absent=4096)
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None))
+    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
     mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 8))
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(), tie=False)
 
@@ -110,7 +112,7 @@ def gemma3(config: Config, name: str) -> ModelSpec:
     config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     nested = bool(config.prefix)
     count = config.integer("num_hidden_layers", default=26 if nested else None, high=10_000)
-    period = config.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    period = config.integer("sliding_window_pattern", default=6)
     window = config.optional_integer("sliding_window", absent=4096)
     mixers = attention_layers(
         config,
@@ -145,7 +147,7 @@ def starcoder2(config: Config, name: str) -> ModelSpec:
     """StarCoder 2: layernorm, plain MLP, use_bias on every projection, a window in every layer or none, tied."""
     window = config.optional_integer("sliding_window")
     bias = config.boolean("use_bias", True)
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None))
+    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
     mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 2), bias=bias)
     mlp = MLP(intermediate_size=config.integer("intermediate_size"), gated=False, bias=bias)
     return assemble(config, name, _layers(mixers, mlp), Norm(kind="layernorm"), tie=True)

@@ -13,14 +13,15 @@ from powerplan.spec import Layer, ModelSpec, Norm
 def _experts_chosen(config: Config, experts: int, default: int | None) -> int:
     chosen = config.integer("num_experts_per_tok", "experts_per_token", default=default)
     if chosen > experts:
-        raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", "num_experts_per_tok")
+        key = "num_experts_per_tok" if "num_experts_per_tok" in config.data else "experts_per_token"
+        raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", key)
     return chosen
 
 
 def mixtral(config: Config, name: str) -> ModelSpec:
     """Mixtral: every FFN a mixture; a window in every layer if there is one."""
     window = config.optional_integer("sliding_window")
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None))
+    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
     mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 8))
     experts = config.integer("num_local_experts", "num_experts", default=8)
     moe = MoE(
@@ -39,6 +40,8 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
     """
     if config.has("max_window_layers") or config.has("layer_types"):
         windows = qwen_windows(config)
+        if None in windows and any(windows):
+            config.note("windows as in max_window_layers or layer_types; transformers' qwen3_moe code looks at neither")
     else:
         window = config.optional_integer("sliding_window", absent=4096)
         sliding = config.boolean("use_sliding_window", False) and window is not None
@@ -98,7 +101,7 @@ def deepseek_v3(config: Config, name: str) -> ModelSpec:
     The router's correction bias (e_score_correction_bias, one per expert) is stored with the weights and counts as a
     parameter, as in DeepSeek's own code; transformers holds the same tensor as a buffer.
     """
-    corrected = config.data.get("topk_method", "noaux_tc") == "noaux_tc"
+    corrected = (config.data.get("topk_method") or "noaux_tc") == "noaux_tc"
     return _deepseek(config, name, first_dense=3, experts=256, shared=1, top_k=8, moe_width=2048, router_bias=corrected)
 
 

@@ -55,14 +55,21 @@ def attention_layers(
     return [made[window] for window in windows]
 
 
-def windows_of(config: Config, window: int | None, default_types: list[str]) -> list[int | None]:
-    """Return each layer's window: from layer_types where the file has it, else from the family's `default_types`."""
+def windows_of(
+    config: Config, window: int | None, default_types: list[str], *, applied: bool = True
+) -> list[int | None]:
+    """Return each layer's window: from layer_types where the file has it, else from the family's `default_types`.
+
+    applied: whether transformers' code for this family follows layer_types. Where it does not and the file's list says
+    something else than the default, the list is followed all the same, with a remark.
+    """
     types = config.words("layer_types")
-    count = config.layer_count
     if types is None:
         types = default_types
-    elif len(types) != count:
-        raise config.error(f"layer_types has {len(types)} entries for {count} layers", "layer_types")
+    elif len(types) != len(default_types):
+        raise config.error(f"layer_types has {len(types)} entries for {len(default_types)} layers", "layer_types")
+    elif types != default_types and not applied:
+        config.note(f"windows follow layer_types; transformers' {config.family} code does not look at it")
     windows: list[int | None] = []
     for index, kind in enumerate(types):
         if kind == "full_attention":

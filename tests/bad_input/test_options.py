@@ -1,0 +1,169 @@
+"""Options and arguments: sizes, mixers, choices, devices, and what no command knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from powerplan.cli import main
+
+SIZE = "is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)"
+RANGE = "is out of range; a context is 1 to 1,125,899,906,842,624 tokens (2^50)"
+
+CONTEXTS = {
+    "64q": f"'64q' {SIZE}",
+    "": f"'' {SIZE}",
+    "1k,,2k": f"'' {SIZE}",
+    ",": f"'' {SIZE}",
+    "-5": f"'-5' {SIZE}",
+    "0": f"'0' {RANGE}",
+    "1k,0": f"'0' {RANGE}",
+    "1,000": f"'000' {RANGE}",
+    "1.5": "'1.5' is not a whole number of tokens",
+    "0.3k": "'0.3k' is not a whole number of tokens",
+    "1" + "0" * 40: f"'1{'0' * 40}' {RANGE}",
+    "1e99": f"'1e99' {RANGE}",
+    "1e999": f"'1e999' {SIZE}",
+    "9" * 5000: f"'{'9' * 55}...' {SIZE}",
+    "1." + "9" * 5000: f"'1.{'9' * 53}...' {SIZE}",
+    "1e-3": f"'1e-3' {SIZE}",
+    "0x10": f"'0x10' {SIZE}",
+    "inf": f"'inf' {SIZE}",
+    "nan": f"'nan' {SIZE}",
+    "64 k": f"'64 k' {SIZE}",
+    "64kk": f"'64kk' {SIZE}",
+    "1_": f"'1_' {SIZE}",
+    "６４k": f"'６４k' {SIZE}",
+    "٣": f"'٣' {SIZE}",
+    "1k\n2k": rf"'1k\n2k' {SIZE}",
+    "\x1b[2J": rf"'\x1b[2J' {SIZE}",
+    "\udcff": rf"'\udcff' {SIZE}",
+}
+
+SETTINGS = "allowed are bias, chunk_size, gated, head_dim, heads, kv_heads"
+MIXERS = {
+    "": ": '' is not a mixer; write attention, window:4096, power:p=2 or linear",
+    "atention": ": 'atention' is not a mixer; did you mean attention?; write ...",
+    "Power:p=2": ": 'Power' is not a mixer; did you mean power?; write ...",
+    "mla": ": 'mla' is not a mixer; write attention, window:4096, power:p=2 or linear",
+    "power": ": power needs its degree; write power:p=2",
+    "power:": ": power needs its degree; write power:p=2",
+    "power:gated=true": ": power needs its degree; write power:p=2",
+    "power:p": ": 'p' is not a setting; write key=value, such as p=2",
+    "power:p=": ": p: '' is not an integer",
+    "power:p=x": ": p: 'x' is not an integer",
+    "power:p=2.0": ": p: '2.0' is not an integer",
+    "power:p=true": ": p: true is not an integer",
+    "power:p=0": ": p: 0 is out of range; allowed is at least 1",
+    "power:p=-2": ": p: -2 is out of range; allowed is at least 1",
+    "power:p=17": ": p: 17 is out of range; allowed is at most 16",
+    "power:p=" + "9" * 30: f": p: {'9' * 30} is out of range; allowed is at most 16",
+    "power:p=" + "9" * 5000: f": p: '{'9' * 55}...' is not an integer",
+    "power:p=2,p=3": ": p is set twice",
+    "power:p=2,": ": '' is not a setting; write key=value, such as p=2",
+    "power:p=2,q=3": f": 'q' is not a setting of power; {SETTINGS}, normalize, output_gate, p, qk_norm, tile, ...",
+    "power:P=2": f": 'P' is not a setting of power; did you mean p?; {SETTINGS}, ...",
+    "power:p=2,gated=yes": ": gated: 'yes' is not true or false",
+    "power:p=2,gated=1": ": gated: 1 is not true or false",
+    "power:p=2,tile=0": ": tile: 0 is out of range; allowed is at least 1",
+    "power:p=2,chunk_size=0": f" chunk_size: '0' {RANGE}",
+    "power:p=2,chunk_size=big": f" chunk_size: 'big' {SIZE}",
+    "linear:p=2": f": 'p' is not a setting of linear; {SETTINGS}, output_gate, qk_norm, v_head_dim",
+    "linear:gatd=true": f": 'gatd' is not a setting of linear; did you mean gated?; {SETTINGS}, ...",
+    "attention:kv_heads=5": ": kv_heads: kv_heads 5 does not divide heads 12",
+    "attention:heads=7": ": kv_heads: kv_heads 12 does not divide heads 7",
+    "attention:kv_heads=0": ": kv_heads: 0 is out of range; allowed is at least 1",
+    "attention:qk_norm=heads": ": qk_norm: 'heads' is not known; did you mean head?; allowed are none, head, full",
+    "attention:bias=qk": ": bias: 'qk' is not known; did you mean qkv?; allowed are true, false, qkv",
+    "attention:\x1b[2J=1": r": '\x1b[2J' is not a setting of attention; allowed are ...",
+    "window": f" window: '' {SIZE}",
+    "window:": f" window: '' {SIZE}",
+    "window:0": f" window: '0' {RANGE}",
+    "window:-1": f" window: '-1' {SIZE}",
+    "window:4096,128": f" window: '4096,128' {SIZE}",
+    "window:4096,sinks=true": f" window: '4096,sinks=true' {SIZE}",
+}
+
+# A command line each, and its message.
+COMMANDS = {
+    "wfsr": "No such command 'wfsr'...",
+    "--nope": "No such option: --nope (powerplan --help)",
+    "wsfr": "Missing argument 'MODEL' (powerplan wsfr --help)",
+    "wsfr gpt2-small gpt2-xl": "Got unexpected extra argument...",
+    "wsfr gpt2-small --ctz 1k": "No such option: --ctz...",
+    "wsfr gpt2-small --ctx": "Option '--ctx' requires an argument...",
+    "wsfr gpt2-small --form chunk": "--form: 'chunk' is not known; did you mean chunked?; "
+    "allowed are recurrent, chunked (powerplan wsfr --help)",
+    "wsfr gpt2-small --causal none": "--causal: 'none' is not known; allowed are exact, full (powerplan wsfr --help)",
+    "wsfr gpt2-small --exclude lmhead": "--exclude: 'lmhead' is not known; did you mean lm-head?; "
+    "allowed are lm-head (powerplan wsfr --help)",
+    "wsfr gpt2-small --dtype bf61": "--dtype: 'bf61' is not known; did you mean bf16?; "
+    "allowed are fp32, bf16, fp16, fp8, int4 (powerplan wsfr --help)",
+    "wsfr gpt2-small --by layers": "--by: 'layers' is not known; did you mean layer?; "
+    "allowed are component, layer (powerplan wsfr --help)",
+    "wsfr gpt2-small --format xml": "--format: 'xml' is not known; "
+    "allowed are table, json, csv, markdown (powerplan wsfr --help)",
+    "wsfr gpt2-small --form \x1b[2J": r"--form: '\x1b[2J' is not known; allowed are recurrent, chunked ...",
+    "wsfr gpt2-small --\x1b[2J": r"No such option: --\x1b[2J...",
+    "dims --head-dim 0": "--head-dim: 0 is out of range; allowed are 1 to 65,536",
+    "dims --head-dim 65537": "--head-dim: 65537 is out of range; allowed are 1 to 65,536",
+    "dims --head-dim 64,,32": "--head-dim: '' is not an integer; write a number or a list such as 2,3,4",
+    "dims --head-dim 64.0": "--head-dim: '64.0' is not an integer; write a number or a list such as 2,3,4",
+    "dims --head-dim ６４": "--head-dim: '６４' is not an integer; write a number or a list such as 2,3,4",
+    f"dims --head-dim {'9' * 30}": f"--head-dim: {'9' * 30} is out of range; allowed are 1 to 65,536",
+    f"dims --head-dim {'9' * 5000}": f"--head-dim: '{'9' * 55}...' is not an integer; write ...",
+    "dims --p 0": "--p: 0 is out of range; allowed are 1 to 16",
+    "dims --p 17": "--p: 17 is out of range; allowed are 1 to 16",
+    "dims --p two": "--p: 'two' is not an integer; write a number or a list such as 2,3,4",
+    "dims --tile 0": "--tile: 0 is out of range; allowed are 1 to 4,096",
+    "dims --tile 8,16": "--tile: '8,16' is not an integer; write one from 1 to 4,096",
+    "dims --tile x": "--tile: 'x' is not an integer; write one from 1 to 4,096",
+    "dims --v-head-dim -1": "--v-head-dim: -1 is out of range; allowed are 1 to 65,536",
+    "hardware h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
+    "hardware a100": "'a100' is not a known device; did you mean a100-...",
+    "hardware h100-sxn": "'h100-sxn' is not a known device; did you mean h100-sxm...",
+    "hardware gpu": "'gpu' is not a known device...",
+    "hardware \x1b[2J": r"'\x1b[2J' is not a known device (powerplan hardware lists them)",
+    "hardware h100-sxm --format xml": "--format: 'xml' is not known; allowed are ...",
+    "models --yaml": "--yaml is for one model; such as powerplan models gpt2-small --yaml",
+    "models --mixer linear": "--mixer is for one model; such as powerplan models gpt2-small --mixer linear",
+    "models gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
+    "doctor --verbose": "No such option: --verbose...",
+    "schema gpt2-small": "Got unexpected extra argument...",
+}
+
+
+@pytest.mark.parametrize("ctx", CONTEXTS, ids=lambda text: ascii(text)[:30])
+def test_contexts(refuses: Callable[[list[str], str], None], ctx: str) -> None:
+    refuses(["wsfr", "gpt2-small", "--ctx", ctx], f"--ctx: {CONTEXTS[ctx]}")
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda text: ascii(text)[:30])
+def test_mixers(refuses: Callable[[list[str], str], None], mixer: str) -> None:
+    refuses(["wsfr", "gpt2-small", "--ctx", "1k", "--mixer", mixer], f"--mixer{MIXERS[mixer]}")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda text: ascii(text)[:50])
+def test_commands(refuses: Callable[[list[str], str], None], command: str) -> None:
+    refuses(command.split(), COMMANDS[command])
+
+
+@pytest.mark.parametrize("text", ["", " ", "h200 sxm 141", "a100-sxm\n80", "A" * 100_000])
+def test_no_device_is_guessed(refuses: Callable[[list[str], str], None], text: str) -> None:
+    refuses(["hardware", text], f"{text!r} is not a known device..." if len(text) < 60 else f"'{'A' * 55}...' is ...")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "name"),
+    [
+        ("power:p=2,\nchunk_size=1k", "gpt2-small with power:p=2, chunk_size=1k"),
+        (" window:4k ", "gpt2-small with window:4k"),
+        ("attention:window=4_096", "gpt2-small with attention:window=4_096"),
+    ],
+)
+def test_lengths_in_a_mixer_are_sizes_and_its_name_one_line(
+    capsys: pytest.CaptureFixture[str], mixer: str, name: str
+) -> None:
+    assert main(["wsfr", "gpt2-small", "--ctx", "1k", "--mixer", mixer]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{name}: 124.4M parameters"

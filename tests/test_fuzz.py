@@ -1,0 +1,287 @@
+"""Whatever the input, an answer or one InputError of one line; and valid specs count and survive being written.
+
+POWERPLAN_FUZZ=20000 pytest tests/test_fuzz.py runs that many random examples of each instead of a few fixed ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from specs import contexts, specs
+
+from powerplan.accounting import Accounting
+from powerplan.documents import parse_json, parse_yaml
+from powerplan.dump import spec_to_yaml
+from powerplan.errors import InputError, one_line
+from powerplan.hardware import Device, find_device
+from powerplan.huggingface import FAMILIES, read_config
+from powerplan.load import catalogue_text, load_model
+from powerplan.mixers.base import Convention
+from powerplan.report.render import Format, render
+from powerplan.report.wsfr import By, wsfr_report
+from powerplan.spec import ModelSpec
+from powerplan.units import MAX_CONTEXT, parse_context, parse_contexts, parse_integers
+from powerplan.validation import validate
+from powerplan.whatif import KINDS, parse_mixer, with_mixer
+
+ROUNDS = os.environ.get("POWERPLAN_FUZZ")
+fuzz = settings(
+    deadline=None,
+    max_examples=int(ROUNDS) if ROUNDS else 200,
+    derandomize=not ROUNDS,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+CATALOGUE = ["gpt2-small", "deepseek-v3", "gemma-3-1b", "gpt-oss-20b", "power-coder-3b"]
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 4,
+    "kv_lora_rank": 32,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+CONFIG_KEYS = [
+    *CONFIG,
+    "head_dim",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "text_config",
+    "tie_word_embeddings",
+    "attention_bias",
+    "n_routed_experts",
+    "num_local_experts",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "q_lora_rank",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "architectures",
+    "_name_or_path",
+    "topk_method",
+]
+SPEC_KEYS = [
+    *ModelSpec.__struct_fields__,
+    *("kind", "heads", "kv_heads", "head_dim", "window", "chunk_size", "p", "bias", "experts", "top_k", "repeat"),
+    *("pattern", "mixer", "ffn", "per_layer", "intermediate_size", "<<"),
+]
+
+hostile = st.sampled_from(["\x1b[2J", "\n", "\u2028", "x` - at `$.layers", "name: x", "9" * 5000, "é" * 70, "<<", "~"])
+words = st.text(max_size=12) | hostile | st.sampled_from([*KINDS, "mla", "mlp", "moe", "4k", "0k", "rmsnorm", "qkv"])
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | words
+    | st.sampled_from([0, 1, 2, 10**9, 2**64, -(10**40)])
+)
+
+
+def nested(keys: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    return st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5))
+
+
+spec_values = nested(words | st.sampled_from(SPEC_KEYS))
+config_values = nested(words | st.sampled_from(CONFIG_KEYS))
+
+
+def attempt(read: Callable[[], Any]) -> Any:
+    """Return what `read` returns, or None after an InputError whose message is fit for a terminal."""
+    try:
+        return read()
+    except InputError as error:
+        text = str(error)
+        assert text == one_line(text)
+        assert 0 < len(text) < 2100
+        return None
+
+
+def attempt_spec(read: Callable[[], Any]) -> None:
+    """Count the spec that `read` returns, if it returns one."""
+    spec = attempt(read)
+    if spec is not None:
+        row = Accounting(spec).row(1024)
+        assert row.weight_flops > 0
+        assert row.state_elements >= 0
+
+
+def spots(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all values in nested data."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [spot for key, value in items for spot in ((*path, key), *spots(value, (*path, key)))]
+
+
+@st.composite
+def broken(draw: st.DrawFn, data: Any, values: st.SearchStrategy[Any], keys: list[str]) -> Any:
+    """Nested data with one to three values replaced or removed, or keys renamed."""
+    data = copy.deepcopy(data)
+    for _ in range(draw(st.integers(1, 3))):
+        every = spots(data)
+        if not every:
+            break
+        *path, last = draw(st.sampled_from(every))
+        parent = data
+        for step in path:
+            parent = parent[step]
+        change = draw(st.sampled_from(["replace", "remove", "rename"]))
+        if change == "replace":
+            parent[last] = draw(values)
+        elif change == "rename" and isinstance(parent, dict):
+            parent[draw(words | st.sampled_from(keys))] = parent.pop(last)
+        else:
+            del parent[last]
+    return data
+
+
+@st.composite
+def mutated(draw: st.DrawFn, text: str) -> bytes:
+    """The bytes of a text with a few pieces overwritten, cut out or repeated."""
+    raw = text.encode()
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(raw)))
+        stop = min(len(raw), start + draw(st.integers(0, 40)))
+        piece = draw(
+            st.binary(max_size=8) | st.sampled_from([raw[start:stop] * 2, b"*a", b"&a ", b"<<: ", b"!!x ", b"\t"])
+        )
+        raw = raw[:start] + piece + raw[stop:]
+    return raw
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@fuzz
+@given(
+    raw=st.binary(max_size=200) | st.sampled_from(CATALOGUE).flatmap(lambda name: mutated(catalogue_text(name))),
+)
+def test_bytes_as_yaml(folder: Path, raw: bytes) -> None:
+    path = folder / "model.yaml"
+    path.write_bytes(raw)
+    attempt_spec(lambda: load_model(path).spec)
+
+
+@fuzz
+@given(raw=st.binary(max_size=200) | mutated(json.dumps(CONFIG, indent=1)), family=st.sampled_from(sorted(FAMILIES)))
+def test_bytes_as_config_json(folder: Path, raw: bytes, family: str) -> None:
+    path = folder / "config.json"
+    path.write_bytes(raw.replace(b"llama", family.encode()))
+    attempt_spec(lambda: load_model(path).spec)
+
+
+@fuzz
+@given(
+    data=spec_values
+    | st.sampled_from(CATALOGUE).flatmap(
+        lambda name: broken(yaml.safe_load(catalogue_text(name)), spec_values, SPEC_KEYS)
+    ),
+    flow=st.booleans(),
+)
+def test_data_as_yaml(data: Any, flow: bool) -> None:
+    text = yaml.safe_dump(data, default_flow_style=flow, allow_unicode=True)
+    attempt_spec(lambda: validate(parse_yaml(text, "model.yaml")))
+
+
+@fuzz
+@given(
+    data=config_values
+    | st.sampled_from(sorted(FAMILIES)).flatmap(
+        lambda family: broken(CONFIG | {"model_type": family}, config_values, CONFIG_KEYS)
+    ),
+    wrapped=st.booleans(),
+)
+def test_data_as_config_json(data: Any, wrapped: bool) -> None:
+    text = json.dumps({"model_type": "gemma3", "text_config": data} if wrapped else data)
+    attempt_spec(lambda: read_config(parse_json(text, "config.json"), "name")[0])
+
+
+@fuzz
+@given(data=config_values)
+def test_json_reads_as_python_reads_it(data: Any) -> None:
+    text = json.dumps(data, indent=1)
+    document = attempt(lambda: parse_json(text, "config.json"))
+    if document is not None:
+        assert json.dumps(document.data) == json.dumps(json.loads(text))
+        for path in spots(document.data):
+            place = document.where(path).split(":")[1:]
+            line, column = (int(number) for number in place)
+            assert text.split("\n")[line - 1][column - 1] not in " ,:]}"
+
+
+@fuzz
+@given(spec=specs, context=contexts | st.just(MAX_CONTEXT), form=st.sampled_from(["recurrent", "chunked"]))
+def test_every_valid_spec_counts_and_reads_back(spec: ModelSpec, context: int, form: Any) -> None:
+    row = Accounting(spec, Convention(form=form)).row(context)
+    assert row.weight_flops > 0
+    assert math.isfinite(row.state_flops)
+    assert validate(parse_yaml(spec_to_yaml(spec), "model.yaml")) == spec
+
+
+@fuzz
+@given(
+    spec=specs, context=contexts, by=st.sampled_from([None, *By]), mixer=st.sampled_from([None, "power:p=16", "linear"])
+)
+def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | None, mixer: str | None) -> None:
+    if mixer is not None:
+        changed = attempt(lambda: with_mixer(spec, mixer)[0])
+        spec = changed or spec
+    report = wsfr_report(Accounting(spec), [context], "bf16", by, explained=True)
+    for form in Format:
+        assert f"{context:,}" in (text := render(report, form)) or str(context) in text
+
+
+@fuzz
+@given(text=st.text(max_size=40) | st.from_regex(r"[0-9_,.]{0,8}(e\+?[0-9]{1,4})?[kKmMgG ]?", fullmatch=True) | hostile)
+def test_any_text_as_a_context(text: str) -> None:
+    size = attempt(lambda: parse_context(text, "--ctx"))
+    assert size is None or 1 <= size <= MAX_CONTEXT
+    sizes = attempt(lambda: parse_contexts(text, "--ctx"))
+    assert sizes is None or len(sizes) == len(set(sizes)) > 0
+    numbers = attempt(lambda: parse_integers(text, "--p", 1, 16))
+    assert numbers is None or all(1 <= number <= 16 for number in numbers)
+
+
+settings_text = st.lists(st.tuples(words | st.sampled_from(SPEC_KEYS), words | st.integers().map(str)), max_size=3).map(
+    lambda pairs: ",".join(f"{key}={value}" for key, value in pairs)
+)
+
+
+@fuzz
+@given(
+    text=st.text(max_size=40) | st.builds("{}:{}".format, st.sampled_from([*KINDS, "window"]) | words, settings_text)
+)
+def test_any_text_as_a_mixer(text: str) -> None:
+    parsed = attempt(lambda: parse_mixer(text))
+    assert parsed is None or parsed[0] in KINDS
+    attempt_spec(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
+
+
+@fuzz
+@given(text=words | st.text(max_size=40))
+def test_any_text_as_a_device_or_a_model(text: str) -> None:
+    device = attempt(lambda: find_device(text))
+    assert device is None or isinstance(device, Device)
+    loaded = attempt(lambda: load_model(text))
+    assert loaded is None or isinstance(loaded.spec, ModelSpec)
