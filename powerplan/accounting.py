@@ -189,6 +189,10 @@ class Accounting:
         Exact search over integers. None where there is none: the state is heavier at one token already, or never
         catches up with the weights; and None unless `grows_with_context`.
         """
+        return self._balanced
+
+    @cached_property
+    def _balanced(self) -> int | None:
         if not self.grows_with_context:
             return None
         if self.state_flops(1) > self.weight_flops or self.state_flops(MAX_CONTEXT) <= self.weight_flops:

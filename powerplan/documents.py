@@ -145,11 +145,30 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputErr
         problem = tab if found == "\t" else f"a value cannot begin with {found}; put it in quotes"
     elif problem.startswith("mapping values are not allowed"):
         problem = "a key cannot stand here; check the indentation, and put a text that contains ': ' in quotes"
+    elif problem.endswith("<document start>"):
+        problem = "the document has ended, and more stands here; check the indentation"
     elif error.context and error.context_mark:
-        advice = "; check the indentation" if "block" in error.context else ""
-        problem = f"{problem}, {error.context} that begins at line {error.context_mark.line + 1}{advice}"
+        context, advice = error.context, "; check the indentation" if "block" in error.context else ""
+        for term, words in _PLAIN_WORDS.items():
+            context = context.replace(term, words)
+        problem = f"{problem}, {context} that begins at line {error.context_mark.line + 1}{advice}"
     return InputError(f"is not valid YAML: {problem}", f"{name}:{mark.line + 1}:{mark.column + 1}")
 
+
+_PLAIN_WORDS = {
+    "flow sequence": "list in brackets",
+    "flow mapping": "mapping in braces",
+    "flow node": "value",
+    "block collection": "list",
+    "block sequence": "list",
+    "block mapping": "mapping",
+    "block node": "value",
+    "block scalar": "text",
+    "plain scalar": "text",
+    "quoted scalar": "quoted text",
+    "simple key": "key",
+}
+"""What the parser's terms are to people."""
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")

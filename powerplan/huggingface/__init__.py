@@ -90,6 +90,8 @@ def _text_config(document: Document) -> tuple[Config, str]:
             f"supported are {', '.join(supported_families())}",
             "model_type",
         )
+    if inner is not None:
+        raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in NESTED_DEFAULTS:
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
     hint = did_you_mean(family, supported_families())
@@ -108,8 +110,10 @@ def _with_outer_tie(inner: dict[str, Any], outer: Config) -> dict[str, Any]:
 
 def _name(document: Document, fallback: str) -> str:
     stated = document.data.get("_name_or_path")
-    if isinstance(stated, str) and (last := PurePosixPath(stated.strip().replace("\\", "/")).name):
-        return last[:200]
+    if isinstance(stated, str):
+        last = PurePosixPath(stated.strip().replace("\\", "/")).name
+        if last not in ("", ".", "..") and last.isprintable():
+            return last[:200]
     return fallback[:200] or "model"
 
 
@@ -120,4 +124,4 @@ def _note_other_heads(document: Document, config: Config) -> None:
     causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     for name in names:
         if isinstance(name, str) and not name.endswith(causal):
-            config.note(f"architectures names {name}; it is counted as a language model, with its LM head")
+            config.note(f"architectures names {shown(name)}; it is counted as a language model, with its LM head")

@@ -49,6 +49,8 @@ class Config:
         value = self.optional_integer(*names, absent=default, low=low, high=high)
         if value is None:
             value = default
+        if value is None and names[0] in self.data:
+            raise self.error(f"{self.family} needs {names[0]}, and it is null", names[0])
         if value is None:
             raise self.error(f"{self.family} needs {names[0]}, and the file has none")
         return value

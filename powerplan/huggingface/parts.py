@@ -82,7 +82,7 @@ def windows_of(
             windows.append(window)
         else:
             raise config.error(
-                f"layer_types[{index}] {shown(kind)} is not supported for {config.family}", "layer_types"
+                f"layer_types[{index}] {shown(kind)} is not supported for {config.family}", "layer_types", index
             )
     return windows
 

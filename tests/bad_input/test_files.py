@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from powerplan import documents, load
 from powerplan.cli import main
 from powerplan.load import catalogue_text, load_model
 
@@ -105,7 +104,7 @@ def test_no_permission(
         raise PermissionError(13, "Permission denied", path)
 
     arguments = spec("name: tiny")
-    monkeypatch.setattr(documents.os, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     refuses(arguments, "model.yaml: cannot be read: permission denied")
 
 
@@ -115,7 +114,7 @@ def test_no_permission_to_look_into_a_folder(
     def denied(path: Path) -> os.stat_result:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(load.Path, "stat", denied)
+    monkeypatch.setattr(Path, "stat", denied)
     refuses(["wsfr", "/secret/model"], "/secret/model: no such file or folder")
 
 
@@ -126,7 +125,7 @@ def test_a_read_that_fails_half_way(
         raise OSError(5, "Input/output error", path)
 
     arguments = spec("name: tiny")
-    monkeypatch.setattr(documents.os, "open", broken)
+    monkeypatch.setattr(os, "open", broken)
     refuses(arguments, "model.yaml: cannot be read: Input/output error")
 
 
@@ -204,7 +203,7 @@ def test_a_closed_output_is_no_traceback() -> None:
 
 def test_a_terminal_of_few_characters_gets_escapes() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [SCRIPT, "wsfr", "gpt2-small", "--ctx", "1k", "--explain"]
+    command: list[str | Path] = [SCRIPT, "wsfr", "gpt2-small", "--ctx", "1k", "--explain"]
     process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert process.returncode == 0
     assert r"2\xb712\xb7(64 + 64)\xb7512.5" in process.stdout

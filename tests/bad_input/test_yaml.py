@@ -18,33 +18,37 @@ SYNTAX = {
     "unclosed list": (
         "name: tiny\nlayers: [1, 2",
         ":3:1: is not valid YAML: did not find expected ',' or ']', "
-        "while parsing a flow sequence that begins at line 2",
+        "while parsing a list in brackets that begins at line 2",
     ),
     "list closed by a brace": (
         "name: [tiny\nnorm: }",
         ":2:5: is not valid YAML: did not find expected ',' or ']', "
-        "while parsing a flow sequence that begins at line 1",
+        "while parsing a list in brackets that begins at line 1",
     ),
     "unclosed mapping": (
         "name: tiny\nnorm: {kind: rmsnorm",
-        ":3:1: is not valid YAML: did not find expected ',' or '}', while parsing a flow mapping that begins at line 2",
+        ":3:1: is not valid YAML: did not find expected ',' or '}', "
+        "while parsing a mapping in braces that begins at line 2",
     ),
     "unclosed quote": (
         'name: "tiny\nlayers: 3',
-        ":2:10: is not valid YAML: found unexpected end of stream, "
-        "while scanning a quoted scalar that begins at line 1",
+        ":2:10: is not valid YAML: found unexpected end of stream, while scanning a quoted text that begins at line 1",
     ),
     "unknown escape": (
         r'name: "\q"',
-        ":1:8: is not valid YAML: found unknown escape character, while parsing a quoted scalar that begins at line 1",
+        ":1:8: is not valid YAML: found unknown escape character, while parsing a quoted text that begins at line 1",
     ),
     "half a surrogate pair": (
         r'name: "\ud800"',
         ":1:10: is not valid YAML: found invalid Unicode character escape code, "
-        "while parsing a quoted scalar that begins at line 1",
+        "while parsing a quoted text that begins at line 1",
     ),
     "tab": ("name: tiny\nlayers:\n\t- a", ":3:1: is not valid YAML: a tab stands here; YAML is indented with spaces"),
     "at sign": ("name: @tiny", ":1:7: is not valid YAML: a value cannot begin with @; put it in quotes"),
+    "more behind the end": (
+        '"tiny"\n"small"',
+        ":2:1: is not valid YAML: the document has ended, and more stands here; check the indentation",
+    ),
     "two colons": (
         "name: a: b",
         ":1:8: is not valid YAML: a key cannot stand here; "
@@ -53,7 +57,7 @@ SYNTAX = {
     "indentation": (
         "layers:\n  - repeat: 2\n   ffn: 3",
         ":3:4: is not valid YAML: did not find expected '-' indicator, "
-        "while parsing a block collection that begins at line 2; check the indentation",
+        "while parsing a list that begins at line 2; check the indentation",
     ),
     "escape character": (
         "name: a\x1b[31m",

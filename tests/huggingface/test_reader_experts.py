@@ -277,5 +277,5 @@ def test_name_of_another_file_is_its_stem(tmp_path: Path) -> None:
 )
 def test_note_on_another_head(read: Read, architectures: Any, named: str | None) -> None:
     loaded = read({"model_type": "llama", "architectures": architectures} | GROUPED)
-    note = f"architectures names {named}; it is counted as a language model, with its LM head"
+    note = f"architectures names {named!r}; it is counted as a language model, with its LM head"
     assert loaded.notes == (() if named is None else (note,))

@@ -37,18 +37,21 @@ SUPPORTED = f"supported are {', '.join(supported_families())}"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def place(config: Settings, *path: str) -> tuple[int, int]:
+def place(config: Settings, *path: str | int) -> tuple[int, int]:
     """Return line and column of the value at `path` in the config as `read` writes it, one key to a line."""
     lines = json.dumps(config, indent=2).splitlines()
     start, column = 0, 1
     for depth, key in enumerate(path, start=1):
+        if isinstance(key, int):
+            start, column = start + 1 + key, 2 * depth + 1
+            continue
         opening = f'{"  " * depth}"{key}": '
         start = next(index for index in range(start, len(lines)) if lines[index].startswith(opening))
         column = len(opening) + 1
     return start + 1, column
 
 
-def refused(read: Read, tmp_path: Path, config: Settings, path: tuple[str, ...], message: str) -> None:
+def refused(read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str) -> None:
     line, column = place(config, *path)
     expected = f"{tmp_path / 'config.json'}:{line}:{column}: {message}"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
@@ -98,7 +101,7 @@ def without(config: Settings, key: str) -> Settings:
         ),
     ],
 )
-def test_family(read: Read, tmp_path: Path, config: Settings, path: tuple[str, ...], message: str) -> None:
+def test_family(read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str) -> None:
     refused(read, tmp_path, config, path, message)
 
 
@@ -123,7 +126,8 @@ def test_config_that_is_not_an_object(tmp_path: Path) -> None:
 def test_sizes_without_a_default(read: Read, tmp_path: Path, config: Settings, key: str) -> None:
     message = f"{config['model_type']} needs {key}, and the file has none"
     refused(read, tmp_path, without(config, key), (), message)
-    refused(read, tmp_path, config | {key: None}, (), message)
+    null = f"{config['model_type']} needs {key}, and it is null"
+    refused(read, tmp_path, config | {key: None}, (key,), null)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_types_and_ranges(read: Read, tmp_path: Path, family: str, stated: Setti
         ),
         (
             LLAMA | {"layer_types": [FULL, FULL, "chunked_attention", FULL]},
-            ("layer_types",),
+            ("layer_types", 2),
             "layer_types[2] 'chunked_attention' is not supported for llama",
         ),
         (
@@ -251,7 +255,9 @@ def test_types_and_ranges(read: Read, tmp_path: Path, family: str, stated: Setti
         ),
     ],
 )
-def test_contradictions(read: Read, tmp_path: Path, config: Settings, path: tuple[str, ...], message: str) -> None:
+def test_contradictions(
+    read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str
+) -> None:
     refused(read, tmp_path, config, path, message)
 
 
