@@ -1,14 +1,19 @@
-"""Cold start of `powerplan wsfr gpt2-small --ctx 64k`: a fresh process each time, median of ten (target 0.25 s)."""
+"""Cold start of `powerplan wsfr gpt2-small --ctx 64k`: a fresh process each time, median of ten (target 0.25 s).
+
+Usage: python benchmarks/startup.py [RESULT.json]
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 COMMAND = ["wsfr", "gpt2-small", "--ctx", "64k"]
@@ -30,12 +35,16 @@ def main() -> int:
         "schema": "powerplan.startup/1",
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("powerplan", "msgspec", "typer", "pyyaml", "tabulate")},
         "seconds": [round(value, 4) for value in sorted(times)],
         "median_s": round(statistics.median(times), 4),
         "target_s": TARGET_S,
     }
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(f"{text}\n", encoding="utf-8")
     return 0
 
 
