@@ -1,1 +1,25 @@
-"""Power attention kernels."""
+"""Power attention: softmax attention's interface, a state of constant size, cost linear in the context.
+
+Importing this package loads no torch; its names do, at first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from powerplan.kernels.api import empty_state, power_attention, power_attention_step
+    from powerplan.kernels.embedding import spow
+    from powerplan.kernels.state import PowerState
+
+__all__ = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow"]
+
+_HOMES = {"PowerState": "state", "spow": "embedding"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)

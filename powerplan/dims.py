@@ -40,3 +40,31 @@ def default_chunk_size(d: int, p: int) -> int:
     """
     dim = spow_dim(d, p)
     return min(8192, max(128, 1 << (dim.bit_length() - 1)))
+
+
+def chunked_power_flops(
+    tokens: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    v_head_dim: int,
+    p: int,
+    tile: int,
+    chunk_size: int,
+    normalize: bool = True,
+    with_state: bool = False,
+) -> int:
+    """Return the matmul FLOPs of chunked power attention over one sequence of `tokens`, forward, 2 per multiply-add.
+
+    2 H D (V + z) to query the state for each token after the first chunk (for all `with_state`, an initial one),
+    2 G D (V + z) to update it for each token, and 2 H (K + V) for each pair of tokens of one chunk, the masked half
+    included; D is the tiled dimension, z counts the normaliser. Per token this is the planner's chunked form under
+    `--causal full`. Source: arXiv 2507.04239, Appendix F (the stages).
+    """
+    dim = head_dim if p == 1 else tiled_spow_dim(head_dim, p, tile)
+    columns = v_head_dim + int(normalize)
+    whole, rest = divmod(tokens, chunk_size)
+    asking = tokens if with_state else max(0, tokens - chunk_size)
+    state = 2 * dim * columns * (heads * asking + kv_heads * tokens)
+    return state + 2 * heads * (head_dim + v_head_dim) * (whole * chunk_size**2 + rest**2)

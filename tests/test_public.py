@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer.main
 
 import powerplan
+import powerplan.kernels
 from powerplan.cli.app import app
 
 COMMANDS = {
@@ -56,6 +57,10 @@ def test_commands_and_options() -> None:
     assert found == COMMANDS
 
 
+KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow"]
+
+
 def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
+    assert sorted(powerplan.kernels.__all__) == KERNELS

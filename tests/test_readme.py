@@ -52,7 +52,7 @@ def test_commands_print_what_the_readme_says(
 
 def test_there_are_commands_and_code() -> None:
     assert len(commands()) >= 5
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 2
 
 
 def test_the_yaml_is_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,9 +64,8 @@ def test_the_yaml_is_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code: str) -> None:
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["accounting"] is not None
+    assert "assert" in code
+    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_figures_in_prose() -> None:

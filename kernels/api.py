@@ -1,0 +1,262 @@
+"""What power attention means, and what it accepts: checks the arguments, picks an implementation, hands over.
+
+out_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w_ij = (scale q_i.k_j)^p exp(a_i - a_j) and a = cumsum(log_g)
+(arXiv 2507.04239). Without `normalize` there is no division.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from powerplan.dims import default_chunk_size, spow_dim
+from powerplan.kernels.chunked import LONGEST_CHUNK
+from powerplan.kernels.ops import chunked_power
+from powerplan.kernels.recurrent import recurrent, step
+from powerplan.kernels.reference import reference
+from powerplan.kernels.state import PowerState
+
+DEGREES = (1, 2, 3, 4)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def power_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    normalize: bool = True,
+    initial_state: PowerState | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, PowerState]:
+    """Return power attention of degree p, [B, T, H, V] in v's dtype, and the final state if `return_state`.
+
+    q: [B, T, H, K]; k: [B, T, G, K]; v: [B, T, G, V], all of one dtype (float64, float32, bfloat16, float16); H a
+        multiple of G, which share key/value heads in order (query head h uses h // (H / G)).
+    log_g: [B, T, G], natural log of the gate, <= 0; None is no gate. exp(a_i - a_j) never includes gate j itself.
+    p: 1, 2, 3 or 4. Odd degrees give weights of both signs, and are refused with `normalize`.
+    scale: factor on q.k, 1 / sqrt(K) where None.
+    chunk_size: tokens per chunk of the chunked implementation; by head dim and degree where None.
+    initial_state: PowerState of B sequences (N with cu_seqlens) to go on from, as returned for what came before.
+    cu_seqlens: [N + 1] integers from 0 to T, rising: B is 1 and holds N sequences end to end, which do not see each
+        other.
+    impl: "reference" (all pairs), "recurrent" (token by token), "torch" (chunked), "auto" (the fastest for the device).
+
+    Raises ValueError or TypeError that names the argument, what it is and what it should be.
+    """
+    _check(q, k, v, log_g, p, normalize)
+    scale = _scale(scale, q.shape[-1])
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, and is {chunk_size}")
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
+    run = IMPLEMENTATIONS["torch" if impl == "auto" else impl]
+    chunk = chunk_size or min(default_chunk_size(q.shape[-1], p), LONGEST_CHUNK[p])
+    bounds = None if cu_seqlens is None else _bounds(cu_seqlens, q)
+    count = q.shape[0] if bounds is None else len(bounds) - 1
+    if initial_state is not None:
+        _check_state(initial_state, q, k, v, p, count, normalize)
+    if initial_state is not None and not normalize:
+        initial_state = PowerState(initial_state.kv)
+    if bounds is None:
+        out, state = run(q, k, v, log_g, initial_state, p, scale, chunk, normalize)
+    else:
+        outs, states = [], []
+        for index, (start, stop) in enumerate(pairwise(bounds)):
+            at = slice(start, stop)
+            gates = None if log_g is None else log_g[:, at]
+            first = None if initial_state is None else _one(initial_state, index)
+            out, state = run(q[:, at], k[:, at], v[:, at], gates, first, p, scale, chunk, normalize)
+            outs.append(out)
+            states.append(state)
+        out = torch.cat(outs, 1)
+        state = _joined(states)
+    return (out, state) if return_state else out
+
+
+def power_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: PowerState,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    normalize: bool = True,
+) -> tuple[Tensor, PowerState]:
+    """Return the output of one more token, [B, H, V], and the state after it: what decoding repeats.
+
+    q: [B, H, K]; k: [B, G, K]; v: [B, G, V]; log_g: [B, G] or None; state: PowerState of B sequences, of constant size.
+    The arguments mean what they mean in `power_attention`, and the errors are the same.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 3:
+            raise ValueError(f"{name} must have the dims batch, heads, head dim, and has shape {list(x.shape)}")
+    _check(q[:, None], k[:, None], v[:, None], None if log_g is None else log_g[:, None], p, normalize)
+    _check_state(state, q[:, None], k[:, None], v[:, None], p, q.shape[0], normalize)
+    return step(q, k, v, log_g, state, p=p, scale=_scale(scale, q.shape[-1]), normalize=normalize)
+
+
+def _one(state: PowerState, index: int) -> PowerState:
+    part = slice(index, index + 1)
+    return PowerState(state.kv[part], None if state.key is None else state.key[part])
+
+
+def _joined(states: list[PowerState]) -> PowerState:
+    keys = [state.key for state in states if state.key is not None]
+    return PowerState(torch.cat([state.kv for state in states]), torch.cat(keys) if keys else None)
+
+
+def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerState:
+    """Return the state of sequences that have not begun, for k [B, T, G, K] and v [B, T, G, V]."""
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    size = (k.shape[0], k.shape[2], spow_dim(k.shape[3], p))
+    kv = k.new_zeros(*size, v.shape[3], dtype=dtype)
+    return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
+
+
+Implementation = Callable[
+    [Tensor, Tensor, Tensor, Tensor | None, PowerState | None, int, float, int, bool], tuple[Tensor, PowerState]
+]
+
+
+def _by_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: PowerState | None,
+    p: int,
+    scale: float,
+    chunk: int,
+    normalize: bool,
+) -> tuple[Tensor, PowerState]:
+    return reference(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+
+
+def _by_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: PowerState | None,
+    p: int,
+    scale: float,
+    chunk: int,
+    normalize: bool,
+) -> tuple[Tensor, PowerState]:
+    state = empty_state(k, v, p, normalize) if state is None else state
+    return recurrent(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+
+
+def _by_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: PowerState | None,
+    p: int,
+    scale: float,
+    chunk: int,
+    normalize: bool,
+) -> tuple[Tensor, PowerState]:
+    whole = None
+    if state is not None:
+        whole = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, whole))
+    out, final, _, _, _ = chunked_power(q, k, v, log_g, whole, p, scale, chunk, normalize, keep)
+    return out, PowerState(final[..., :-1], final[..., -1]) if normalize else PowerState(final)
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": _by_reference,
+    "recurrent": _by_recurrence,
+    "torch": _by_chunks,
+}
+
+
+def _scale(scale: float | None, key_dim: int) -> float:
+    return key_dim**-0.5 if scale is None else float(scale)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, normalize: bool) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, and is {type(x).__name__}")
+        if x.ndim != 4:
+            raise ValueError(f"{name} must have the dims batch, time, heads, head dim, and has shape {list(x.shape)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, and q is {q.dtype} on {q.device}; they must agree")
+    if q.dtype not in DTYPES:
+        raise TypeError(f"q is {q.dtype}; allowed are {', '.join(str(dtype) for dtype in DTYPES)}")
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            "shapes must be q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and are "
+            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+        )
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        raise ValueError(f"no dim may be 0: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"the {q.shape[2]} heads of q must be a multiple of the {k.shape[2]} heads of k and v")
+    if p not in DEGREES:
+        raise ValueError(f"p must be 1, 2, 3 or 4, and is {p!r}")
+    if normalize and p % 2:
+        raise ValueError(
+            f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
+        )
+    if log_g is not None:
+        _check_gate(log_g, k)
+
+
+def _check_gate(log_g: Tensor, k: Tensor) -> None:
+    if log_g.shape != k.shape[:3]:
+        raise ValueError(f"log_g must be [B, T, G] = {list(k.shape[:3])}, and is {list(log_g.shape)}")
+    if not log_g.is_floating_point() or log_g.device != k.device:
+        raise ValueError(f"log_g must be floating point on {k.device}, and is {log_g.dtype} on {log_g.device}")
+    # Reading the values would wait for a GPU, and cannot be traced: only what is at hand is looked at.
+    if log_g.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(log_g):
+        top = log_g.detach().max().item()
+        if not top <= 0:
+            raise ValueError(f"log_g must be at most 0 (a gate of at most 1), and its largest value is {top:g}")
+
+
+def _is_fake(x: Tensor) -> bool:
+    return type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, count: int, normalize: bool) -> None:
+    size = [count, k.shape[2], spow_dim(k.shape[3], p)]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    wanted = {"kv": [*size, v.shape[3]], "key": size}
+    for name, shape in wanted.items():
+        x = getattr(state, name)
+        if x is None:
+            if normalize:
+                raise ValueError("the state comes from normalize=False and has no key part, which normalize=True needs")
+            continue
+        if list(x.shape) != shape:
+            raise ValueError(f"the state's {name} must be {shape}, and is {list(x.shape)}")
+        if x.dtype != dtype or x.device != q.device:
+            raise ValueError(f"the state's {name} must be {dtype} on {q.device}, and is {x.dtype} on {x.device}")
+
+
+def _bounds(cu_seqlens: Tensor, q: Tensor) -> list[int]:
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
+    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
+        found = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
+        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {found}")
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds)):
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and is {bounds[:8]}")
+    return bounds

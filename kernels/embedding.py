@@ -1,0 +1,35 @@
+"""The symmetric power embedding: phi(q).phi(k) = (q.k)^p (arXiv 2507.04239, Table 3 for its dimension)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from math import factorial, sqrt
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=32)
+def _multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
+    """Return the multisets of p indices below d in lexicographic order, [D, p], and sqrt of their multinomials, [D]."""
+    rows = list(combinations_with_replacement(range(d), p))
+    weights = []
+    for row in rows:
+        orders = factorial(p)
+        for index in set(row):
+            orders //= factorial(row.count(index))
+        weights.append(sqrt(orders))
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, p), torch.tensor(weights, dtype=torch.float64)
+
+
+def spow(x: Tensor, p: int) -> Tensor:
+    """Return phi(x), [..., d] -> [..., D] with D = C(d+p-1, p), in the dtype and on the device of `x`.
+
+    Entry m, a multiset of p indices in lexicographic order, is sqrt(multinomial(m)) times the product of its features.
+    """
+    indices, weights = _multisets(x.shape[-1], p)
+    out = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)
+    for column in indices.to(x.device).unbind(1):
+        out = out * x[..., column]
+    return out

@@ -1,0 +1,162 @@
+"""Inputs, the float64 oracle and the error budget that tests and benchmarks hold every implementation to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from powerplan.dims import spow_dim
+from powerplan.kernels.reference import reference
+from powerplan.kernels.state import PowerState
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes and settings of one call, and inputs made from its seed.
+
+    Inputs are normal. Where there is a normaliser, the first feature of queries and keys is a constant that puts q.k
+    nine standard deviations above 0: every form that goes through phi rounds to eps (|q| |k|)^p, which a sum of weights
+    near 0 (an early token with q.k = 0) amplifies without bound, whatever the implementation.
+    """
+
+    p: int = 2
+    normalize: bool = True
+    gated: bool = True
+    with_state: bool = False
+    batch: int = 2
+    tokens: int = 63
+    groups: int = 2
+    repeats: int = 2
+    key_dim: int = 8
+    value_dim: int = 5
+    seed: int = 0
+
+    @property
+    def scale(self) -> float:
+        return float(self.key_dim**-0.5)
+
+    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Tensor | None]:
+        """Return q, k, v, log_g, kv and key that require gradients; absent ones are None. Gates and states: fp32 up."""
+        make = torch.Generator().manual_seed(self.seed)
+        high = torch.promote_types(dtype, torch.float32)
+
+        def normal(*shape: int, to: torch.dtype = dtype, aligned: bool = False) -> Tensor:
+            x = torch.randn(*shape, generator=make, dtype=torch.float64)
+            if aligned and self.normalize:
+                x[..., 0] = 3 * self.key_dim**0.25
+            return x.to(device=device, dtype=to).requires_grad_()
+
+        b, t, g, d = self.batch, self.tokens, self.groups, spow_dim(self.key_dim, self.p)
+        q = normal(b, t, g * self.repeats, self.key_dim, aligned=True)
+        k, v = normal(b, t, g, self.key_dim, aligned=True), normal(b, t, g, self.value_dim)
+        gates = -torch.rand(b, t, g, generator=make, dtype=torch.float64) * 0.2
+        log_g = gates.to(device=device, dtype=high).requires_grad_() if self.gated else None
+        kv, key = normal(b, g, d, self.value_dim, to=high), None
+        if self.normalize:
+            # Sums of phi(k), so that the normaliser of an even degree stays positive, as a real state keeps it.
+            past = case_keys(self, make).to(device=device, dtype=high)
+            key = past.requires_grad_()
+        state = {"kv": kv, "key": key} if self.with_state else {"kv": None, "key": None}
+        return {"q": q, "k": k, "v": v, "log_g": log_g, **state}
+
+
+def case_keys(case: Case, make: torch.Generator) -> Tensor:
+    """Return sums of phi over a few keys, [B, G, D]."""
+    from powerplan.kernels.embedding import spow
+
+    past = torch.randn(case.batch, case.groups, 4, case.key_dim, generator=make, dtype=torch.float64)
+    return spow(past, case.p).sum(2)
+
+
+def state_of(inputs: dict[str, Tensor | None]) -> PowerState | None:
+    """Return the initial state among `inputs`, or None."""
+    return None if inputs["kv"] is None else PowerState(inputs["kv"], inputs["key"])
+
+
+def arguments(inputs: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    return q, k, v
+
+
+def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, PowerState]:
+    """Return the result of the definition in the dtype of the inputs: the oracle in float64, plain torch elsewhere."""
+    settings: dict[str, Any] = {"p": case.p, "scale": case.scale, "normalize": case.normalize}
+    return reference(*arguments(inputs), inputs["log_g"], state_of(inputs), **settings)
+
+
+def results(out: Tensor, state: PowerState, inputs: dict[str, Tensor | None], seed: int = 1) -> dict[str, Tensor]:
+    """Return the output, the state's parts, and the gradients of all inputs for random gradients of all of these."""
+    make = torch.Generator().manual_seed(seed)
+    parts = {"out": out, "state kv": state.kv} | ({} if state.key is None else {"state key": state.key})
+    loss = out.new_zeros((), dtype=torch.float64)
+    for part in parts.values():
+        weight = torch.randn(part.shape, generator=make, dtype=torch.float64).to(part.device)
+        loss = loss + (part.double() * weight).sum()
+    named = {name: x for name, x in inputs.items() if x is not None}
+    grads = torch.autograd.grad(loss, list(named.values()))
+    return {name: part.detach() for name, part in parts.items()} | {
+        f"gradient of {name}": grad for name, grad in zip(named, grads, strict=True)
+    }
+
+
+def widened(case: Case, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Return the same numbers in float64, as the oracle sees them."""
+    return {name: None if x is None else x.detach().double().requires_grad_() for name, x in inputs.items()}
+
+
+def budget(case: Case, dtype: torch.dtype, factor: float = 8.0) -> dict[str, float]:
+    """Return the error allowed for each result of `case` in `dtype`: `factor` times that of plain torch.
+
+    Plain torch is the definition evaluated in that dtype, against float64 on the same inputs; errors are the largest
+    absolute ones over a tensor. It can be exact by luck, so a rounding of the largest value is added to it; of the
+    largest in any gradient for a gradient, as one may vanish because large terms cancel (T = 1). float64 has no wider
+    dtype to be compared with: there the error of float32 counts, times the ratio of their roundings.
+    """
+    narrow = torch.float32 if dtype == torch.float64 else dtype
+    inputs = case.inputs(narrow)
+    wide = widened(case, inputs)
+    usual, exact = results(*plain(case, inputs), inputs), results(*plain(case, wide), wide)
+    ratio = torch.finfo(dtype).eps / torch.finfo(narrow).eps
+    allowed = {}
+    sizes = {name: value.abs().max().item() for name, value in exact.items()}
+    steepest = max(size for name, size in sizes.items() if name.startswith("gradient"))
+    for name, value in exact.items():
+        size = steepest if name.startswith("gradient") else sizes[name]
+        rounding = torch.finfo(usual[name].dtype).eps * size
+        allowed[name] = factor * ratio * (largest_error(usual[name], value) + rounding)
+    return allowed
+
+
+def largest_error(actual: Tensor, exact: Tensor) -> float:
+    """Return the largest absolute error; infinite where the shapes differ or a value is not finite."""
+    if actual.shape != exact.shape or not actual.isfinite().all():
+        return float("inf")
+    return (actual.double() - exact).abs().max().item()
+
+
+def beyond_budget(
+    case: Case, dtype: torch.dtype, actual: dict[str, Tensor], inputs: dict[str, Tensor | None]
+) -> dict[str, str]:
+    """Return each of the results that is not within its budget, with its error; empty is good."""
+    wide = widened(case, inputs)
+    exact = results(*plain(case, wide), wide)
+    assert actual.keys() == exact.keys()
+    allowed = budget(case, dtype)
+    errors = {name: largest_error(actual[name], exact[name]) for name in exact}
+    return {
+        name: f"error {error:.3g}, allowed {allowed[name]:.3g}"
+        for name, error in errors.items()
+        if not error <= allowed[name]
+    }
+
+
+def variants(case: Case, **changes: list[Any]) -> list[Case]:
+    """Return the cases that differ from `case` in one field each, in the order given."""
+    return [replace(case, **{name: value}) for name, values in changes.items() for value in values]

@@ -1,0 +1,124 @@
+"""What the interface refuses, with the message for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import powerplan.kernels
+from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step
+
+
+def tensors(**changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {"q": torch.randn(1, 6, 4, 8), "k": torch.randn(1, 6, 2, 8), "v": torch.randn(1, 6, 2, 5)}
+    return made | changes
+
+
+def state(**changes: Tensor | None) -> PowerState:
+    return PowerState(**{"kv": torch.zeros(1, 2, 36, 5), "key": torch.zeros(1, 2, 36)} | changes)  # type: ignore[arg-type]
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"q": [1.0]}, TypeError, "q must be a tensor, and is list"),
+    ({"k": torch.randn(1, 6, 16)}, ValueError, r"k must have the dims batch, time, heads, head dim, .* \[1, 6, 16\]"),
+    ({"v": torch.randn(1, 6, 2, 5).double()}, ValueError, "v is torch.float64 on cpu, and q is torch.float32 on cpu"),
+    ({"v": torch.randn(1, 6, 2, 5, device="meta")}, ValueError, "v is torch.float32 on meta, and q is .* on cpu"),
+    (
+        {name: torch.ones(1, 6, 2, 8, dtype=torch.int64) for name in "qkv"},
+        TypeError,
+        "q is torch.int64; allowed are torch.float64, torch.float32, torch.bfloat16, torch.float16",
+    ),
+    (
+        {"q": torch.randn(1, 5, 4, 8)},
+        ValueError,
+        r"shapes must be q \[B, T, H, K\], .* q \[1, 5, 4, 8\], k \[1, 6, 2, 8\]",
+    ),
+    ({"q": torch.randn(1, 6, 4, 7)}, ValueError, r"shapes must be .* q \[1, 6, 4, 7\]"),
+    ({"v": torch.randn(1, 6, 1, 5)}, ValueError, r"shapes must be .* v \[1, 6, 1, 5\]"),
+    ({"v": torch.randn(1, 6, 2, 0)}, ValueError, r"no dim may be 0: .* v \[1, 6, 2, 0\]"),
+    ({"q": torch.randn(1, 6, 3, 8)}, ValueError, "the 3 heads of q must be a multiple of the 2 heads of k and v"),
+    ({"p": 5}, ValueError, "p must be 1, 2, 3 or 4, and is 5"),
+    ({"p": 0}, ValueError, "p must be 1, 2, 3 or 4, and is 0"),
+    ({"p": 3}, ValueError, "p=3 gives weights of both signs, .*: use an even p, or normalize=False"),
+    ({"log_g": torch.zeros(1, 6, 4)}, ValueError, r"log_g must be \[B, T, G\] = \[1, 6, 2\], and is \[1, 6, 4\]"),
+    ({"log_g": torch.zeros(1, 6, 2, dtype=torch.int32)}, ValueError, "log_g must be floating point on cpu"),
+    ({"log_g": torch.full((1, 6, 2), 0.5)}, ValueError, "log_g must be at most 0 .* its largest value is 0.5"),
+    ({"log_g": torch.full((1, 6, 2), torch.nan)}, ValueError, "its largest value is nan"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, and is 0"),
+    ({"impl": "cuda"}, ValueError, "impl must be auto, reference, recurrent, torch, and is 'cuda'"),
+    (
+        {"initial_state": state(kv=torch.zeros(2, 2, 36, 5))},
+        ValueError,
+        r"the state's kv must be \[1, 2, 36, 5\], and is \[2, 2, 36, 5\]",
+    ),
+    ({"initial_state": state(key=torch.zeros(1, 2, 35))}, ValueError, r"the state's key must be \[1, 2, 36\]"),
+    (
+        {"initial_state": state(kv=torch.zeros(1, 2, 36, 5).double())},
+        ValueError,
+        "the state's kv must be torch.float32 on cpu, and is torch.float64 on cpu",
+    ),
+    ({"initial_state": state(key=None)}, ValueError, "comes from normalize=False and has no key part"),
+    (
+        {"cu_seqlens": torch.tensor([0, 6]), "q": torch.randn(2, 6, 4, 8), "k": torch.randn(2, 6, 2, 8)}
+        | {"v": torch.randn(2, 6, 2, 5)},
+        ValueError,
+        "cu_seqlens packs sequences in one batch row, and q has 2 rows",
+    ),
+    ({"cu_seqlens": torch.tensor([0.0, 6.0])}, ValueError, "at least 2 integers in one dim, and is torch.float32"),
+    ({"cu_seqlens": torch.tensor([0])}, ValueError, "cu_seqlens must be at least 2 integers"),
+    ({"cu_seqlens": torch.tensor([0, 3, 3, 6])}, ValueError, r"must rise from 0 to 6, .*, and is \[0, 3, 3, 6\]"),
+    ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, r"must rise from 0 to 6, the length of q, and is \[0, 5\]"),
+    (
+        {"cu_seqlens": torch.tensor([0, 2, 6]), "initial_state": state()},
+        ValueError,
+        r"the state's kv must be \[2, 2, 36, 5\], and is \[1, 2, 36, 5\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_refusals(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        power_attention(**tensors(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.randn(1, 1, 4, 8)}, r"q must have the dims batch, heads, head dim, and has shape \[1, 1, 4, 8\]"),
+        ({"p": 3}, "p=3 gives weights of both signs"),
+        ({"state": state(kv=torch.zeros(1, 2, 35, 5))}, "the state's kv must be"),
+        ({"log_g": torch.ones(1, 2)}, "log_g must be at most 0"),
+    ],
+    ids=range(4),
+)
+def test_refusals_of_a_step(changes: dict[str, Any], message: str) -> None:
+    made: dict[str, Any] = {"q": torch.randn(1, 4, 8), "k": torch.randn(1, 2, 8), "v": torch.randn(1, 2, 5)}
+    with pytest.raises(ValueError, match=message):
+        power_attention_step(**made | {"log_g": None, "state": state()} | changes)
+
+
+def test_output_has_the_dtype_of_the_values_and_the_state_is_fp32() -> None:
+    low = {name: x.bfloat16() for name, x in tensors().items()}
+    for impl in ("reference", "recurrent", "torch"):
+        out, end = power_attention(**low, impl=impl, return_state=True)
+        assert out.dtype == torch.bfloat16
+        assert end.kv.dtype == torch.float32
+        assert end.key is not None
+        assert end.key.dtype == torch.float32
+
+
+def test_an_empty_state_is_no_state() -> None:
+    made = tensors()
+    empty = empty_state(made["k"], made["v"], p=2)
+    torch.testing.assert_close(power_attention(**made, initial_state=empty), power_attention(**made))
+
+
+def test_names_are_found_and_others_are_not() -> None:
+    for name in powerplan.kernels.__all__:
+        assert getattr(powerplan.kernels, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'power_atention'"):
+        powerplan.kernels.power_atention  # noqa: B018

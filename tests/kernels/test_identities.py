@@ -1,0 +1,183 @@
+"""What must hold whatever the numbers: carried states, packing, permutation, degenerate gates, special cases."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step, spow
+from powerplan.kernels.testing import Case, arguments, state_of
+from powerplan.kernels.tiles import Expander, from_tiles, tiling, to_tiles
+
+IMPLS = ["reference", "recurrent", "torch"]
+CASE = Case(tokens=40, with_state=True, repeats=3)
+
+
+def run(inputs: dict[str, Tensor | None], impl: str, **settings: Any) -> tuple[Tensor, PowerState]:
+    """Return output and state, in chunks of 16, from the inputs' state."""
+    settings = {"initial_state": state_of(inputs), "chunk_size": 16} | settings
+    out, state = power_attention(*arguments(inputs), inputs["log_g"], impl=impl, return_state=True, **settings)
+    return out, state
+
+
+def piece(inputs: dict[str, Tensor | None], at: slice) -> dict[str, Tensor | None]:
+    """Return the tokens `at` of q, k, v and log_g, without a state."""
+    timed = {name: x if x is None else x[:, at] for name, x in inputs.items() if name in ("q", "k", "v", "log_g")}
+    return timed | {"kv": None, "key": None}
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("cut", [1, 16, 23, 39])
+def test_segments_with_a_carried_state_are_the_whole(impl: str, cut: int) -> None:
+    inputs = CASE.inputs()
+    whole, end = run(inputs, impl)
+    first, middle = run(piece(inputs, slice(cut)), impl, initial_state=state_of(inputs))
+    second, last = run(piece(inputs, slice(cut, None)), impl, initial_state=middle)
+    close(torch.cat((first, second), 1), whole)
+    close(last.kv, end.kv)
+    assert last.key is not None
+    assert end.key is not None
+    close(last.key, end.key)
+
+
+@pytest.mark.parametrize("into", IMPLS)
+@pytest.mark.parametrize("out_of", IMPLS)
+def test_states_pass_between_implementations(out_of: str, into: str) -> None:
+    inputs = CASE.inputs()
+    whole, _ = run(inputs, "reference")
+    _, middle = run(piece(inputs, slice(23)), out_of, initial_state=state_of(inputs))
+    second, _ = run(piece(inputs, slice(23, None)), into, initial_state=middle)
+    close(second, whole[:, 23:])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_batch_row_is_its_own_sequence(impl: str) -> None:
+    inputs = CASE.inputs()
+    whole, state = run(inputs, impl)
+    alone = {name: None if x is None else x[1:] for name, x in inputs.items()}
+    out, last = run(alone, impl)
+    close(out, whole[1:])
+    close(last.kv, state.kv[1:])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_packed_sequences_do_not_see_each_other(impl: str) -> None:
+    bounds = [0, 1, 17, 40]
+    inputs = Case(batch=1, tokens=40).inputs()
+    states = Case(batch=3, tokens=1, with_state=True).inputs()
+    initial = state_of(states)
+    assert initial is not None
+    assert initial.key is not None
+    packed, ends = run(inputs, impl, cu_seqlens=torch.tensor(bounds), initial_state=initial)
+    for index, (start, stop) in enumerate(pairwise(bounds)):
+        own = PowerState(initial.kv[index : index + 1], initial.key[index : index + 1])
+        out, end = run(piece(inputs, slice(start, stop)), impl, initial_state=own)
+        close(packed[:, start:stop], out)
+        close(ends.kv[index : index + 1], end.kv)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_permuting_heads_commutes(impl: str) -> None:
+    inputs = Case(tokens=40, groups=3, repeats=1).inputs()
+    order = torch.tensor([2, 0, 1])
+    whole, _ = run(inputs, impl)
+    permuted = {name: None if x is None else x[:, :, order] for name, x in inputs.items()}
+    close(run(permuted, impl)[0], whole[:, :, order])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_grouped_heads_are_repeated_keys_and_values(impl: str) -> None:
+    inputs = Case(tokens=40, groups=2, repeats=3).inputs()
+    grouped, _ = run(inputs, impl)
+    spread = {name: x if x is None or name == "q" else x.repeat_interleave(3, 2) for name, x in inputs.items()}
+    close(run(spread, impl)[0], grouped)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_degree_one_without_normaliser_is_linear_attention(impl: str) -> None:
+    inputs = Case(p=1, normalize=False, gated=False, repeats=1, tokens=40).inputs()
+    q, k, v = arguments(inputs)
+    products = torch.einsum("btgk,btgv->btgkv", k, v).cumsum(1)
+    expected = torch.einsum("btgk,btgkv->btgv", q * 8**-0.5, products)
+    close(run(inputs, impl, p=1, normalize=False)[0], expected)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_gate_of_one_is_no_gate(impl: str) -> None:
+    inputs = Case(gated=False, tokens=40).inputs()
+    open_gate = inputs | {"log_g": torch.zeros(2, 40, 2, dtype=torch.float64)}
+    close(run(open_gate, impl)[0], run(inputs, impl)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_very_negative_gates_forget_and_stay_finite(impl: str, dtype: torch.dtype) -> None:
+    inputs = Case(tokens=40).inputs(dtype) | {"log_g": torch.full((2, 40, 2), -1e4).requires_grad_()}
+    out, state = run(inputs, impl)
+    wanted = arguments(inputs)[2].repeat_interleave(2, 2)
+    torch.testing.assert_close(out, wanted, rtol=0.02, atol=1e-3)  # only the token itself is left
+    assert state.kv.isfinite().all()
+    gradients = torch.autograd.grad(out.float().sum(), [x for x in inputs.values() if x is not None])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_query_that_sees_nothing_gets_nothing(impl: str) -> None:
+    inputs = Case(tokens=20, gated=False).inputs()
+    blind = inputs | {"q": torch.zeros(2, 20, 4, 8, dtype=torch.float64, requires_grad=True)}
+    out, _ = run(blind, impl)
+    assert (out == 0).all()
+    gradients = torch.autograd.grad(out.sum(), [x for x in blind.values() if x is not None])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(("p", "normalize"), [(2, True), (3, False), (4, True)])
+def test_steps_are_the_whole(p: int, normalize: bool) -> None:
+    inputs = Case(p=p, normalize=normalize, tokens=12).inputs()
+    whole, end = run(inputs, "reference", p=p, normalize=normalize)
+    q, k, v = arguments(inputs)
+    log_g = inputs["log_g"]
+    assert log_g is not None
+    state = empty_state(k, v, p, normalize)
+    for token in range(12):
+        settings: dict[str, Any] = {"p": p, "normalize": normalize}
+        out, state = power_attention_step(q[:, token], k[:, token], v[:, token], log_g[:, token], state, **settings)
+        close(out, whole[:, token])
+    close(state.kv, end.kv)
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
+def test_the_embedding_is_the_power_of_the_product(d: int, p: int, seed: int) -> None:
+    make = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(3, d, generator=make, dtype=torch.float64) for _ in range(2))
+    torch.testing.assert_close((spow(q, p) * spow(k, p)).sum(-1), (q * k).sum(-1) ** p)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 200), st.integers(0, 99))
+def test_tiles_are_the_embedding_in_another_order(tiles: int, tile: int, p: int, rows: int, seed: int) -> None:
+    d = tiles * tile
+    make = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(2, d, 3, generator=make, dtype=torch.float64) for _ in range(2))
+    layout = tiling(d, p, tile, rows)
+
+    def expanded(x: Tensor, weighted: bool) -> Tensor:
+        blocks = [
+            Expander(x, layout, weighted).expand(block, x.new_empty(2, block.width, 3)) for block in layout.blocks
+        ]
+        return torch.cat(blocks, 1)
+
+    keys = expanded(k, True)
+    torch.testing.assert_close((expanded(q, False) * keys).sum(1), (q * k).sum(1) ** p)
+    shared = spow(k.mT, p).mT
+    torch.testing.assert_close(to_tiles(shared, d, p, tile, d), keys)
+    torch.testing.assert_close(from_tiles(keys, d, p, tile, d), shared)
