@@ -104,11 +104,13 @@ def _head(accounting: Accounting, dtype: str) -> dict[str, Any]:
 def _title(accounting: Accounting) -> list[str]:
     total = accounting.total_parameters.with_embeddings
     active = accounting.active_parameters.with_embeddings
-    size = format_parameters(total) + (f", {format_parameters(active)} active" if active != total else "")
+    size = f"{format_parameters(total)} parameters" + (
+        f", {format_parameters(active)} active" if active != total else ""
+    )
     convention = accounting.convention
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
-        f"{accounting.spec.name}: {size} parameters",
+        f"{accounting.spec.name}: {size}",
         f"forward FLOPs per token: {convention.form} form, causal {convention.causal}, {head}",
     ]
 
