@@ -21,5 +21,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
+    from importlib.util import find_spec
 
+    if find_spec("torch") is None:
+        raise ImportError(f"powerplan.kernels.{name} needs torch, and it is not installed: pip install torch")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)

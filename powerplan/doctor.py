@@ -31,8 +31,8 @@ def examine() -> list[Finding]:
         *(_package(name) for name in ("msgspec", "pyyaml", "tabulate", "typer")),
         Finding("planning commands", "ready", ok=True),
     ]
-    torch = _package("torch", "pip install 'powerplan[torch]'")
-    findings += [torch, _package("triton", "comes with torch on Linux with CUDA")]
+    torch = _package("torch", "pip install torch")
+    findings += [torch, _triton()]
     return [*findings, *(_accelerators() if torch.ok is not False else [_no_tensors()])]
 
 
@@ -41,6 +41,15 @@ def _package(name: str, remedy: str | None = None) -> Finding:
         return Finding(name, version(name), ok=True)
     except PackageNotFoundError:
         return Finding(name, "not installed", ok=False, remedy=remedy)
+
+
+def _triton() -> Finding:
+    found = _package("triton")
+    return (
+        found
+        if found.ok
+        else Finding("triton", "not installed; it comes with torch for CUDA, and nothing needs it yet")
+    )
 
 
 def _no_tensors() -> Finding:

@@ -64,9 +64,10 @@ def _mode(path: Path) -> int:
 
 
 def load_file(path: Path) -> LoadedModel:
-    """Read one file: a Hugging Face config where the suffix is .json, else a powerplan YAML."""
+    """Read one file: a Hugging Face config where the suffix is .json or an object begins it, else a powerplan YAML."""
     document_text = read_text(path)
-    if path.suffix.lower() == ".json":
+    looks_like_json = re.match(r'\s*\{\s*"', document_text) is not None
+    if path.suffix.lower() == ".json" or (looks_like_json and path.suffix.lower() not in YAML_SUFFIXES):
         return _from_huggingface(parse_json(document_text, str(path)), path)
     spec = validate(parse_yaml(document_text, str(path)))
     return LoadedModel(spec, str(path))

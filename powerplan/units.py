@@ -37,7 +37,15 @@ def parse_context(text: str, where: str | None = None) -> int:
 
 
 def parse_contexts(text: str, where: str | None = None) -> list[int]:
-    """Return the sizes of a list such as "1k,8k,64k", in its order and without repeats."""
+    """Return the sizes of a list such as "1k,8k,64k", in its order and without repeats.
+
+    "65,536" is refused: it reads as one context with a thousands separator, and as the two contexts 65 and 536.
+    """
+    if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", text.strip()):
+        whole = text.strip().replace(",", "")
+        raise InputError(
+            f"{shown(text)} could be one context or several; write {whole}, or put spaces after commas", where
+        )
     sizes = [parse_context(part, where) for part in text.split(",")]
     return list(dict.fromkeys(sizes))
 

@@ -48,7 +48,8 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
 def _problem(message: str, kind: str, settings: dict[str, Any]) -> str:
     text, at_field, where = message.partition(" - at `$.")
     if not at_field:
-        return text
+        field, colon, problem = text.partition(": ")
+        return f"{problem} (what is not set stays as the model has it)" if colon and field in problem else text
     field = where.rstrip("`")
     return f"{field}: {plain_problem(text, settings.get(field), words_of(MIXERS[kind], field))}"
 
@@ -56,6 +57,8 @@ def _problem(message: str, kind: str, settings: dict[str, Any]) -> str:
 def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
     """Return the kind and the settings of a `--mixer` value; "window:4096" is attention with that window."""
     kind, _, rest = text.strip().partition(":")
+    if kind == "window" and not rest:
+        raise InputError("window needs its size; write window:4096", _WHERE)
     if kind == "window":
         return "attention", {"window": parse_context(rest, f"{_WHERE} window")}
     if kind not in KINDS:
@@ -69,7 +72,8 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
         key = key.strip()
         allowed = sorted(MIXERS[kind].__struct_fields__)
         if not equals:
-            raise InputError(f"{shown(part)} is not a setting; write key=value, such as p=2", _WHERE)
+            example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else "p=2"
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", _WHERE)
         if key not in allowed:
             raise InputError(
                 f"{shown(key)} is not a setting of {kind}{did_you_mean(key, allowed)}; "

@@ -58,6 +58,7 @@ def test_wsfr_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> Non
         "state_bytes": 36_864 * 1024,
         "decode_weight_bytes_per_token": 2 * (124_439_808 - 1024 * 768),
         "decode_state_bytes_per_token": 36_864 * 1025,
+        "verdict": "weight-heavy: 13.1x more weight than state FLOPs at 1,024 tokens; balanced at 13,403",
     }
     assert second["state_flops_per_token"] == 1_207_977_984
 
@@ -87,7 +88,10 @@ def test_wsfr_table_says_what_the_ratio_means(capsys: pytest.CaptureFixture[str]
         (["--ctx", "13403"], "balanced: 1:1 weight to state FLOPs at 13,403 tokens"),
         (["--ctx", "64k", "--mixer", "power:p=2"], "its state stays lighter than its weights at any context"),
         (["--ctx", "64k", "--mixer", "power:p=3"], "its state is heavier than its weights at any context"),
-        (["--ctx", "64k", "--mixer", "power:p=2", "--form", "chunked"], "is given in the recurrent form"),
+        (
+            ["--ctx", "64k", "--mixer", "power:p=2", "--form", "chunked"],
+            "where it balances is not computed for --form chunked",
+        ),
     ],
 )
 def test_verdicts(capsys: pytest.CaptureFixture[str], arguments: list[str], verdict: str) -> None:
@@ -244,6 +248,30 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "wsfr", "--help")
     for option in ("--ctx", "--mixer", "--by", "--explain", "--form", "--causal", "--exclude", "--dtype", "--format"):
         assert option in out
+
+
+def test_learned_positions_are_a_limit_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "learned positions end at 1,024: longer contexts are what-ifs" in run(capsys, "wsfr", "gpt2-small")
+    assert "learned positions" not in run(capsys, "wsfr", "llama-3-8b")
+
+
+def test_a_config_is_known_by_its_first_character_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sizes = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50_257}
+    path = tmp_path / "config.txt"
+    path.write_text(json.dumps({"model_type": "gpt2", "quantization_config": {"bits": 4}} | sizes))
+    assert main(["models", str(path), "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["params_total"] == 124_439_808
+    assert captured.err == "note: quantization_config is not read: bytes follow --dtype\n"
+
+
+def test_kernels_without_torch_say_what_is_missing() -> None:
+    code = "import sys; sys.modules['torch'] = None\nimport importlib.util as u; u.find_spec = lambda name: None\n"
+    code += "from powerplan.kernels import power_attention"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stderr.splitlines()[-1] == (
+        "ImportError: powerplan.kernels.power_attention needs torch, and it is not installed: pip install torch"
+    )
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from powerplan.cli import main
-from powerplan.load import catalogue_names
+from powerplan.ffn import FFNS
+from powerplan.load import catalogue_names, load_model
+from powerplan.mixers import MIXERS
+from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +69,17 @@ def test_the_yaml_is_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_python_runs(code: str) -> None:
     assert "assert" in code
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_docs_spec_names_every_field_and_its_example_is_a_spec(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    parts = [ModelSpec, Norm, LayerGroup, *MIXERS.values(), *FFNS.values()]
+    fields = {field for part in parts for field in part.__struct_fields__}
+    missing = {field for field in fields if not re.search(rf"\b{field}\b", text)}
+    assert missing == set()
+    path = tmp_path / "moe.yaml"
+    path.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0], encoding="utf-8")
+    assert load_model(path).spec.layer_count == 16
 
 
 def test_figures_in_prose() -> None:

@@ -65,6 +65,8 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
             raise config.error(error.problem) from None
         raise
     _note_other_heads(document, config)
+    if config.has("quantization_config"):
+        config.note("quantization_config is not read: bytes follow --dtype")
     return spec, tuple(config.notes)
 
 

@@ -27,7 +27,7 @@ def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by:
     rows = [accounting.row(context, dtype) for context in contexts]
     payload = _head(accounting, dtype) | {
         "balanced_context": accounting.balanced_context(),
-        "rows": [_row(row) for row in rows],
+        "rows": [_row(row) | {"verdict": verdict(accounting, row)} for row in rows],
     }
     after = [verdict(accounting, rows[-1])]
     columns: list[Column] = _COLUMNS
@@ -45,7 +45,9 @@ def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by:
         after = [*lines, "", *after]
     before = _title(accounting)
     if by is None:
-        before.append(f"decode: bytes moved per token at batch 1; weights and cache in {dtype}")
+        before.append(
+            f"decode: bytes moved for the last token at batch 1, LM head included; weights and cache in {dtype}"
+        )
     return Report(SCHEMA, payload, columns, table, before=before, after=after)
 
 
@@ -72,7 +74,7 @@ def _balance(accounting: Accounting, row: Row) -> str:
     if balanced is not None:
         return f"balanced at {balanced:,}"
     if not accounting.grows_with_context:
-        return "the balanced context is given in the recurrent form"
+        return "where it balances is not computed for --form chunked"
     if row.wsfr is not None and row.wsfr > 1:
         return "its state stays lighter than its weights at any context"
     return "its state is heavier than its weights at any context"
@@ -86,6 +88,7 @@ def _head(accounting: Accounting, dtype: str) -> dict[str, Any]:
             "name": accounting.spec.name,
             "params_total": total.with_embeddings,
             "params_active": active.with_embeddings,
+            "position_embeddings": accounting.spec.position_embeddings,
             "params_by_convention": {
                 name: {"total": getattr(total, name), "active": getattr(active, name)}
                 for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
@@ -107,11 +110,12 @@ def _title(accounting: Accounting) -> list[str]:
     size = f"{format_parameters(total)} parameters" + (
         f", {format_parameters(active)} active" if active != total else ""
     )
-    convention = accounting.convention
+    convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
         f"{accounting.spec.name}: {size}",
-        f"forward FLOPs per token: {convention.form} form, causal {convention.causal}, {head}",
+        f"forward FLOPs per token, mean over the sequence: {convention.form} form, causal {convention.causal}, {head}",
+        *([f"learned positions end at {positions:,}: longer contexts are what-ifs"] if positions else []),
     ]
 
 
@@ -200,7 +204,7 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
                 "scope": item.scope,
                 "quantity": item.quantity,
                 "component": item.term.component,
-                "formula": f"{factor}({item.term.formula})" if factor else item.term.formula,
+                "formula": f"{item.factor}*({item.term.formula})" if factor else item.term.formula,
                 "values": {name: json_number(value) for name, value in _used(item.term.formula, item.term.symbols)},
                 "value": json_number(item.value),
                 "layers": item.count,
