@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
+from powerplan.errors import InputError
 from powerplan.mixers.base import Convention, Rational, Term, total
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT
@@ -162,7 +163,14 @@ class Accounting:
         return found
 
     def row(self, context: int, dtype: str = "bf16") -> Row:
-        """Return the answer at one context, with weights and cache in `dtype` (a key of DTYPE_BYTES)."""
+        """Return the answer at one context of 1 to 2^50 tokens, with weights and cache in `dtype`.
+
+        Raises InputError for a context out of range, and for a dtype that is not in DTYPE_BYTES.
+        """
+        if dtype not in DTYPE_BYTES:
+            raise InputError(f"dtype must be {', '.join(DTYPE_BYTES)}, and is {dtype!r}")
+        if not 1 <= context <= MAX_CONTEXT:
+            raise InputError(f"a context is 1 to {MAX_CONTEXT:,} tokens, and is {context}")
         width = DTYPE_BYTES[dtype]
         mixers = [(use.layer.mixer, use.count) for use in self.uses if use.layer.mixer is not None]
         return Row(

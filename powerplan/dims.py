@@ -32,14 +32,15 @@ def tiled_spow_dim(d: int, p: int, tile: int) -> int:
 
 
 def default_chunk_size(d: int, p: int) -> int:
-    """Return the chunk size, in tokens, used where none is given: a power of two from 128 to 8,192.
+    """Return the chunk size, in tokens, that the kernels use and the planner counts where none is given.
 
-    A token costs about 4 D V FLOPs with the state and, in a causal chunk of c, c (K + V) within the chunk. The
-    power of two nearest below D keeps the second at or under half of the first while the state, D V elements
-    written once a chunk, stays a small traffic beside the inputs.
+    At least 128; then the largest power of two up to D, so that attention within a chunk, c (K + V) FLOPs a token,
+    stays at or under half of the 4 D V with the state; at most 384 for p = 1 and 2, 1,024 for p = 3, 256 beyond.
+    phi of a chunk should stay in cache; p = 3 has so much state to touch in each chunk that longer ones pay, and p = 4
+    expands 32,768 rows at a time at d = 64, 134 MB for 4 heads of 256 tokens.
     """
-    dim = spow_dim(d, p)
-    return min(8192, max(128, 1 << (dim.bit_length() - 1)))
+    longest = {1: 384, 2: 384, 3: 1024}.get(p, 256)
+    return min(longest, max(128, 1 << (spow_dim(d, p).bit_length() - 1)))
 
 
 def chunked_power_flops(

@@ -59,16 +59,21 @@ def _no_tensors() -> Finding:
 def _accelerators() -> list[Finding]:
     try:
         import torch
-    except (ImportError, OSError) as error:
-        return [Finding("torch import", f"fails: {str(error).splitlines()[0]}", ok=False, remedy="reinstall torch")]
-    if not torch.cuda.is_available():
-        return [Finding("accelerator", "none; layers run on the processor", ok=None)]
-    findings = []
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        name = f"{device.name}, sm_{device.major}{device.minor}, {format_bytes(device.total_memory)}"
-        findings.append(Finding(f"accelerator {index}", name, ok=True))
-    return findings
+
+        if not torch.cuda.is_available():
+            return [Finding("accelerator", "none; layers run on the processor", ok=None)]
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    except Exception as error:  # A broken driver or a torch built for another machine fails in many ways.
+        found = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[0]
+        return [Finding("torch", f"does not work: {found}", ok=False, remedy="reinstall torch for this machine")]
+    return [
+        Finding(
+            f"accelerator {index}",
+            f"{device.name}, sm_{device.major}{device.minor}, {format_bytes(device.total_memory)}",
+            ok=True,
+        )
+        for index, device in enumerate(devices)
+    ]
 
 
 def _cores() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from powerplan.spec import ModelSpec
+from powerplan.spec import LENGTHS, ModelSpec
 
 
 def spec_schema() -> dict[str, Any]:
@@ -22,7 +22,9 @@ def spec_schema() -> dict[str, Any]:
             for name, same in (("kv_heads", "heads"), ("v_head_dim", "head_dim")):
                 del properties[name]["default"]
                 properties[name]["description"] = f"the same as {same} where left out"
-        for name in ("window", "chunk_size"):
+        for name in LENGTHS:
             if name in properties:
-                properties[name]["anyOf"].append({"type": "string", "pattern": "^[0-9][0-9_,.]*[kKmMgG]?$"})
+                properties[name]["anyOf"].append(
+                    {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1,2})?[kKmMgG]?$"}
+                )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "powerplan.spec/1", **schema}

@@ -10,7 +10,7 @@ import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
-from powerplan.mixers import AnyMixer, Mixer
+from powerplan.mixers import HEADED, AnyMixer, Mixer
 from powerplan.mixers.base import Part, Size, Term, problem, term
 from powerplan.units import parse_context
 
@@ -101,17 +101,6 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     position_embeddings: Size | None = None
     norm: Norm = Norm()
     layers: Annotated[tuple[LayerGroup, ...], msgspec.Meta(min_length=1)]
-
-    @classmethod
-    def from_data(cls, data: Any) -> ModelSpec:
-        """Return the spec of plain data, as a YAML holds it: head_dim may be left out, windows may be "4k".
-
-        Raises InputError for what is wrong in it.
-        """
-        try:
-            return msgspec.convert(with_defaults(data), cls)
-        except msgspec.ValidationError as error:
-            raise InputError(str(error)) from None
 
     def check(self) -> None:
         if not self.name.strip():
@@ -224,9 +213,6 @@ def _written_out(group: Any, hidden: Any) -> Any:
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 
-
-HEADED = frozenset({"attention", "power", "linear"})
-"""Mixer kinds whose head_dim may be left out."""
 
 LENGTHS = ("window", "chunk_size")
 """Fields of mixers that are lengths in tokens: a spec may write them as sizes such as "4k"."""

@@ -11,9 +11,9 @@ import msgspec
 from powerplan.documents import Document, Step
 from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.ffn import FFNS
-from powerplan.mixers import MIXERS
+from powerplan.mixers import HEADED, MIXERS
 from powerplan.mixers.base import Part
-from powerplan.spec import HEADED, LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
+from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
 from powerplan.units import parse_context
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import msgspec
 
 from powerplan.errors import InputError, did_you_mean, shown
-from powerplan.mixers import MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
+from powerplan.mixers import HEADED, MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
 from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
 from powerplan.units import parse_context
 from powerplan.validation import plain_problem, words_of
 
-KINDS = sorted(kind for kind, mixer in MIXERS.items() if issubclass(mixer, GroupedHeads))
-"""Kinds that can take over the heads of another mixer."""
+KINDS = sorted(HEADED)
 
 _WORDS = {"true": True, "false": False}
 _WHERE = "--mixer"
@@ -28,12 +27,11 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     the weights. Raises InputError for an unknown kind or setting.
     """
     kind, settings = parse_mixer(text)
-    notes = []
+    notes: list[str] = []
 
     def change(mixer: Mixer) -> AnyMixer:
-        shape, note = _shape(mixer)
-        if note and note not in notes:
-            notes.append(note)
+        shape, remarks = _shape(mixer, kind)
+        notes.extend(remark for remark in remarks if remark not in notes)
         try:
             changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
         except msgspec.ValidationError as error:
@@ -94,9 +92,18 @@ def _value(text: str) -> Any:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text
 
 
-def _shape(mixer: Mixer) -> tuple[dict[str, Any], str | None]:
+def _shape(mixer: Mixer, kind: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields that a mixer of `kind` takes over from `mixer`, and what is lost on the way.
+
+    All that both have, but for the window and the degree, which are the question.
+    """
     if isinstance(mixer, GroupedHeads):
-        return mixer.shared_fields(), None
+        fields = [field for field in mixer.__struct_fields__ if field not in ("window", "p")]
+        kept = [field for field in fields if field in MIXERS[kind].__struct_fields__]
+        lost = [field for field in ("gated", "sinks") if field not in kept and getattr(mixer, field, False)]
+        return {field: getattr(mixer, field) for field in kept}, [
+            f"{field} is left out, {kind} has none" for field in lost
+        ]
     if isinstance(mixer, MLA):
         shape = {
             "heads": mixer.heads,
@@ -104,5 +111,5 @@ def _shape(mixer: Mixer) -> tuple[dict[str, Any], str | None]:
             "v_head_dim": mixer.v_head_dim,
             "bias": mixer.bias,
         }
-        return shape, "MLA's low-rank projections become full ones of the same heads: the weights change too"
+        return shape, ["MLA's low-rank projections become full ones of the same heads: the weights change too"]
     raise InputError(f"a model with {mixer.describe()} layers cannot take another mixer's heads", _WHERE)

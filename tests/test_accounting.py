@@ -92,7 +92,7 @@ def test_keys_in_chunks_equal_an_explicit_mask(context: int, chunk: int) -> None
 @given(powers, st.integers(1, 80), st.sampled_from(["exact", "full"]))
 def test_chunked_power_equals_a_token_by_token_count(mixer: Power, context: int, causal: Any) -> None:
     chunk = mixer.effective_chunk_size()
-    dim = mixer.head_dim if mixer.p == 1 else tiled_spow_dim(mixer.head_dim, mixer.p, mixer.tile)
+    dim = mixer.head_dim if mixer.p == 1 else tiled_spow_dim(mixer.head_dim, mixer.p, min(mixer.tile, mixer.head_dim))
     columns = mixer.v_head_dim + mixer.normalize
     flops = 0
     for token in range(context):

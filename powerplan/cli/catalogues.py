@@ -38,6 +38,8 @@ def models(
             raise InputError(f"{option.split()[0]} is for one model; such as powerplan models gpt2-small {option}")
         say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
         return
+    if yaml and output is not Format.table:
+        raise InputError("--yaml is a format itself; leave --format out")
     spec, notes = read_model(model, mixer)
     for remark in notes:
         say.note(remark)

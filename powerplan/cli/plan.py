@@ -57,10 +57,13 @@ def wsfr(
 ) -> None:
     """Weight-state FLOP ratio of a model: per context, who is too heavy, and where it balances."""
     from powerplan.accounting import Accounting
+    from powerplan.errors import InputError
     from powerplan.mixers.base import Convention
     from powerplan.report.wsfr import wsfr_report
     from powerplan.units import parse_contexts
 
+    if explain and output is Format.csv:
+        raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
     contexts = parse_contexts(ctx, "--ctx")
     spec, notes = read_model(model, mixer)
     convention = Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))

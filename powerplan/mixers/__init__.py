@@ -13,7 +13,11 @@ AnyMixer = Attention | MLA | Power | Linear
 MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "mla": MLA, "power": Power, "linear": Linear}
 """Every mixer class by its `kind`."""
 
+HEADED = frozenset(kind for kind, mixer in MIXERS.items() if issubclass(mixer, GroupedHeads))
+"""Kinds with query and key/value heads: head_dim may be left out, and they can take over each other's heads."""
+
 __all__ = [
+    "HEADED",
     "MIXERS",
     "MLA",
     "AnyMixer",

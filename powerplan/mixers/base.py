@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from types import CodeType
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -73,6 +73,11 @@ class Convention:
     causal: Causal = "exact"
     form: Form = "recurrent"
     lm_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("causal", self.causal, get_args(Causal)), ("form", self.form, get_args(Form))):
+            if value not in allowed:
+                raise InputError(f"{name} must be {' or '.join(allowed)}, and is {value!r}")
 
 
 @dataclass(frozen=True)

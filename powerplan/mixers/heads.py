@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, Term, problem, term
 
@@ -56,7 +56,3 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
         if self.qk_norm != "none":
             terms.append(term("qk-norm", "2*k" if self.qk_norm == "head" else "(H + G)*k", symbols))
         return tuple(terms)
-
-    def shared_fields(self) -> dict[str, Any]:
-        """Return the fields that another mixer with the same heads and projections takes over."""
-        return {name: getattr(self, name) for name in GroupedHeads.__struct_fields__}

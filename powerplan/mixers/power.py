@@ -108,7 +108,7 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
 
     @property
     def executed_dim(self) -> int:
-        return self.head_dim if self.p == 1 else tiled_spow_dim(self.head_dim, self.p, self.tile)
+        return self.head_dim if self.p == 1 else tiled_spow_dim(self.head_dim, self.p, min(self.tile, self.head_dim))
 
     def describe(self) -> str:
         return f"power p={self.p}"

@@ -55,7 +55,7 @@ class Report:
 def render(report: Report, form: Format) -> str:
     """Return the text of a report, without a trailing newline."""
     if form is Format.json:
-        return json.dumps({"schema": report.schema, **report.payload}, indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
     if form is Format.csv:
         return _csv(report)
     table = _table(report, "pipe" if form is Format.markdown else "simple")
