@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from powerplan.dims import default_chunk_size, spow_dim
-from powerplan.kernels.chunked import LONGEST_CHUNK
 from powerplan.kernels.ops import chunked_power
 from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
 
 DEGREES = (1, 2, 3, 4)
+LOWEST_GATE = -100.0
+"""Gates below exp(-100) = 4e-44 count as that: nothing is left in any dtype, and sums of gates stay finite."""
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -42,7 +45,8 @@ def power_attention(
 
     q: [B, T, H, K]; k: [B, T, G, K]; v: [B, T, G, V], all of one dtype (float64, float32, bfloat16, float16); H a
         multiple of G, which share key/value heads in order (query head h uses h // (H / G)).
-    log_g: [B, T, G], natural log of the gate, <= 0; None is no gate. exp(a_i - a_j) never includes gate j itself.
+    log_g: [B, T, G], natural log of the gate, <= 0; None is no gate. exp(a_i - a_j) never includes gate j itself. Below
+        -100, -inf included, it counts as -100: exp(-100) = 4e-44.
     p: 1, 2, 3 or 4. Odd degrees give weights of both signs, and are refused with `normalize`.
     scale: factor on q.k, 1 / sqrt(K) where None.
     chunk_size: tokens per chunk of the chunked implementation; by head dim and degree where None.
@@ -51,16 +55,18 @@ def power_attention(
         other.
     impl: "reference" (all pairs), "recurrent" (token by token), "torch" (chunked), "auto" (the fastest for the device).
 
-    Raises ValueError or TypeError that names the argument, what it is and what it should be.
+    Raises ValueError or TypeError that names the argument, what it is and what it should be. torch.compile traces the
+    chunked implementation whole, but not cu_seqlens, nor the other two. No second derivatives.
     """
     _check(q, k, v, log_g, p, normalize)
     scale = _scale(scale, q.shape[-1])
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, and is {chunk_size}")
+    if chunk_size is not None and (not _is_integer(chunk_size) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be an integer of at least 1, and is {chunk_size!r}")
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
     run = IMPLEMENTATIONS["torch" if impl == "auto" else impl]
-    chunk = chunk_size or min(default_chunk_size(q.shape[-1], p), LONGEST_CHUNK[p])
+    chunk = chunk_size or default_chunk_size(int(q.shape[-1]), p)
+    log_g = None if log_g is None else log_g.clamp(min=LOWEST_GATE)
     bounds = None if cu_seqlens is None else _bounds(cu_seqlens, q)
     count = q.shape[0] if bounds is None else len(bounds) - 1
     if initial_state is not None:
@@ -68,18 +74,21 @@ def power_attention(
     if initial_state is not None and not normalize:
         initial_state = PowerState(initial_state.kv)
     if bounds is None:
-        out, state = run(q, k, v, log_g, initial_state, p, scale, chunk, normalize)
+        out, state = run(q, k, v, log_g, initial_state, p, scale, chunk, normalize, return_state)
     else:
+        # split, whose gradient is one concatenation; the gradient of a slice is as long as the whole.
+        lengths = [stop - start for start, stop in pairwise(bounds)]
+        gates = [None] * count if log_g is None else torch.split(log_g, lengths, 1)
+        queries, keys, values = (torch.split(x, lengths, 1) for x in (q, k, v))
         outs, states = [], []
-        for index, (start, stop) in enumerate(pairwise(bounds)):
-            at = slice(start, stop)
-            gates = None if log_g is None else log_g[:, at]
+        for index, gate in enumerate(gates):
             first = None if initial_state is None else _one(initial_state, index)
-            out, state = run(q[:, at], k[:, at], v[:, at], gates, first, p, scale, chunk, normalize)
+            part = (queries[index], keys[index], values[index], gate)
+            out, state = run(*part, first, p, scale, chunk, normalize, return_state)
             outs.append(out)
             states.append(state)
         out = torch.cat(outs, 1)
-        state = _joined(states)
+        state = _joined(states) if return_state else states[0]
     return (out, state) if return_state else out
 
 
@@ -100,11 +109,17 @@ def power_attention_step(
     The arguments mean what they mean in `power_attention`, and the errors are the same.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, and is {type(x).__name__}")
         if x.ndim != 3:
             raise ValueError(f"{name} must have the dims batch, heads, head dim, and has shape {list(x.shape)}")
+    if log_g is not None and not isinstance(log_g, Tensor):
+        raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
     _check(q[:, None], k[:, None], v[:, None], None if log_g is None else log_g[:, None], p, normalize)
     _check_state(state, q[:, None], k[:, None], v[:, None], p, q.shape[0], normalize)
-    return step(q, k, v, log_g, state, p=p, scale=_scale(scale, q.shape[-1]), normalize=normalize)
+    log_g = None if log_g is None else log_g.clamp(min=LOWEST_GATE)
+    with torch.autocast(q.device.type, enabled=False):
+        return step(q, k, v, log_g, state, p=p, scale=_scale(scale, q.shape[-1]), normalize=normalize)
 
 
 def _one(state: PowerState, index: int) -> PowerState:
@@ -119,14 +134,16 @@ def _joined(states: list[PowerState]) -> PowerState:
 
 def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerState:
     """Return the state of sequences that have not begun, for k [B, T, G, K] and v [B, T, G, V]."""
+    if k.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"k and v must have the dims batch, time, heads, head dim: {list(k.shape)}, {list(v.shape)}")
     dtype = torch.promote_types(k.dtype, torch.float32)
-    size = (k.shape[0], k.shape[2], spow_dim(k.shape[3], p))
+    size = (k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), p))
     kv = k.new_zeros(*size, v.shape[3], dtype=dtype)
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
 
 Implementation = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None, PowerState | None, int, float, int, bool], tuple[Tensor, PowerState]
+    [Tensor, Tensor, Tensor, Tensor | None, PowerState | None, int, float, int, bool, bool], tuple[Tensor, PowerState]
 ]
 
 
@@ -140,8 +157,10 @@ def _by_reference(
     scale: float,
     chunk: int,
     normalize: bool,
+    want_state: bool,
 ) -> tuple[Tensor, PowerState]:
-    return reference(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
 
 
 def _by_recurrence(
@@ -154,9 +173,11 @@ def _by_recurrence(
     scale: float,
     chunk: int,
     normalize: bool,
+    want_state: bool,
 ) -> tuple[Tensor, PowerState]:
     state = empty_state(k, v, p, normalize) if state is None else state
-    return recurrent(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+    with torch.autocast(q.device.type, enabled=False):
+        return recurrent(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
 
 
 def _by_chunks(
@@ -169,12 +190,15 @@ def _by_chunks(
     scale: float,
     chunk: int,
     normalize: bool,
+    want_state: bool,
 ) -> tuple[Tensor, PowerState]:
     whole = None
     if state is not None:
         whole = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, whole))
-    out, final, _, _, _ = chunked_power(q, k, v, log_g, whole, p, scale, chunk, normalize, keep)
+    out, final, _, _, _ = chunked_power(q, k, v, log_g, whole, p, scale, chunk, normalize, keep, want_state)
+    if not want_state:
+        return out, PowerState(final)
     return out, PowerState(final[..., :-1], final[..., -1]) if normalize else PowerState(final)
 
 
@@ -186,7 +210,15 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def _scale(scale: float | None, key_dim: int) -> float:
-    return key_dim**-0.5 if scale is None else float(scale)
+    if scale is None:
+        return float(key_dim**-0.5)
+    if not isinstance(scale, (int, float)) or not isfinite(scale):
+        raise ValueError(f"scale must be a finite number, and is {scale!r}")
+    return float(scale)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, normalize: bool) -> None:
@@ -208,7 +240,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, normal
         raise ValueError(f"no dim may be 0: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}")
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"the {q.shape[2]} heads of q must be a multiple of the {k.shape[2]} heads of k and v")
-    if p not in DEGREES:
+    if not _is_integer(p) or p not in DEGREES:
         raise ValueError(f"p must be 1, 2, 3 or 4, and is {p!r}")
     if normalize and p % 2:
         raise ValueError(
@@ -219,23 +251,27 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, normal
 
 
 def _check_gate(log_g: Tensor, k: Tensor) -> None:
+    if not isinstance(log_g, Tensor):
+        raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
     if log_g.shape != k.shape[:3]:
         raise ValueError(f"log_g must be [B, T, G] = {list(k.shape[:3])}, and is {list(log_g.shape)}")
     if not log_g.is_floating_point() or log_g.device != k.device:
         raise ValueError(f"log_g must be floating point on {k.device}, and is {log_g.dtype} on {log_g.device}")
     # Reading the values would wait for a GPU, and cannot be traced: only what is at hand is looked at.
-    if log_g.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(log_g):
+    if log_g.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
         top = log_g.detach().max().item()
-        if not top <= 0:
-            raise ValueError(f"log_g must be at most 0 (a gate of at most 1), and its largest value is {top:g}")
-
-
-def _is_fake(x: Tensor) -> bool:
-    return type(x) not in (Tensor, torch.nn.Parameter)
+    except RuntimeError:  # Fake tensors, and the wrappers of torch.func, have no values.
+        return
+    if not top <= 0:
+        raise ValueError(f"log_g must be at most 0 (a gate of at most 1), and its largest value is {top:g}")
 
 
 def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, count: int, normalize: bool) -> None:
-    size = [count, k.shape[2], spow_dim(k.shape[3], p)]
+    if not isinstance(state, PowerState):
+        raise TypeError(f"the state must be a PowerState, and is {type(state).__name__}")
+    size = [count, k.shape[2], spow_dim(int(k.shape[3]), p)]
     dtype = torch.promote_types(q.dtype, torch.float32)
     wanted = {"kv": [*size, v.shape[3]], "key": size}
     for name, shape in wanted.items():
@@ -251,6 +287,8 @@ def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, cou
 
 
 def _bounds(cu_seqlens: Tensor, q: Tensor) -> list[int]:
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
     if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:

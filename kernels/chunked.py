@@ -1,8 +1,9 @@
 """Power attention in chunks, in plain torch, for any device: attention within a chunk, a state between chunks.
 
 The four stages of arXiv 2507.04239, Appendix F, in one loop over chunks, forward and backward. Inside a chunk time is
-the last dim ([N, d, M]), so that expanding phi writes whole rows. phi exists one block at a time, in one buffer; the
-state is one buffer too, so that memory does not grow with the context.
+the last dim ([N, d, M]), so that expanding phi writes whole rows. phi exists one block at a time, in one buffer, and
+the state in another, so that the forward pass takes no more memory for a longer context. Training keeps a state for
+every EVERY chunks, and recomputes that many at a time on the way back.
 
 Legend: B sequences, T tokens, G key/value heads, R query heads to each, K and V head dims; M tokens of a chunk,
 N = B G, W = V and one column of ones for the normaliser, D rows of phi.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from powerplan.kernels.state import divisor
 from powerplan.kernels.tiles import Block, Expander, Tiling, tiling
 
 BLOCK_ROWS = 600
@@ -23,10 +25,6 @@ BLOCK_ROWS = 600
 faster than 300, 1,200 and 2,400 (K = V = 64, p = 2)."""
 
 TILE = 8
-
-LONGEST_CHUNK = {1: 384, 2: 384, 3: 1024, 4: 256}
-"""Longest default chunk, in tokens, by degree. phi of a chunk should stay in cache; p = 3 has so much state to touch in
-each chunk that longer ones pay, and p = 4 expands 32,768 rows at a time at K = 64, 134 MB for 4 heads of 256 tokens."""
 
 EVERY = 8
 """The backward pass stores the state before each EVERY-th chunk and recomputes those between.
@@ -166,38 +164,48 @@ def _update(piece: Chunk, state: Tensor, buffer: Buffer, block: Block, keys: Exp
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Tensor | None, plan: Plan, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: Tensor | None,
+    plan: Plan,
+    keep: bool,
+    want_state: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Return out [B, T, H, V], the sums of weights [B, T, H], the final state [N, D, W], and states to restart from.
 
     q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, D, W] (tiled) or None for an empty one.
-    keep: store the state before every EVERY-th chunk, [pieces, N, D, W], for the backward pass.
+    keep: store the state before every EVERY-th chunk, [pieces, N, D, W], for the backward pass; an empty one before
+        the first chunk is left out. want_state: without it the last chunk is not added, and None is returned.
     """
     layout, work = plan.layout, _work(q)
     count = plan.batch * plan.groups
     heads = plan.groups * plan.repeats
     out = v.new_empty(plan.batch, plan.tokens, heads, plan.value_dim)
     norm = work.new_empty(plan.batch, plan.tokens, heads if plan.normalize else 0)
-    empty = state is None
+    seen = state is not None
     running = work.new_zeros(count, layout.dim, plan.columns) if state is None else state.clone()
     buffer = Buffer(plan, work)
     chunks = plan.chunks()
     kept = []
     for index, at in enumerate(chunks):
-        if keep and index % EVERY == 0:
+        if keep and index % EVERY == 0 and seen:
             kept.append(running.clone())
         piece = Chunk(plan, at, q, k, v, log_g)
         weights = piece.between(piece.scores().pow_(plan.p))
         total = piece.v @ weights  # [N, W, M] @ [N, M, R M] -> [N, W, R M]
         queries, keys = Expander(piece.q, layout, weighted=False), Expander(piece.k, layout, weighted=True)
         values = piece.kept_values()
-        asked = None if empty else torch.zeros_like(total)
-        for block in layout.blocks:
+        asked = torch.zeros_like(total) if seen else None
+        adding = want_state or index < len(chunks) - 1
+        for block in layout.blocks if seen or adding else ():
             if asked is not None:
                 phi = queries.expand(block, buffer.view(count, block.width, piece.q.shape[-1]))
                 part = running[:, block.first : block.first + block.width]
                 asked.baddbmm_(part.mT, phi)  # [N, W, D] @ [N, D, R M]
-            _update(piece, running, buffer, block, keys, values)
+            if adding:
+                _update(piece, running, buffer, block, keys, values)
         if asked is not None:
             since = piece.since_start()
             total += asked if since is None else asked.mul_(since)
@@ -206,13 +214,9 @@ def forward(
             norm[:, at] = result[..., -1]
             result = result[..., :-1] / divisor(result[..., -1:])
         out[:, at] = result
-        empty = False
-    return out, norm, running, torch.stack(kept) if keep else work
-
-
-def divisor(norm: Tensor) -> Tensor:
-    """Return the sum of weights to divide by: 1 where it is 0, so that a query that sees nothing gets 0."""
-    return norm.masked_fill(norm == 0, 1)
+        seen = True
+    restart = torch.stack(kept) if kept else running.new_empty(0, *running.shape)
+    return out, norm, running if want_state else None, restart
 
 
 def backward(
@@ -225,10 +229,14 @@ def backward(
     out: Tensor,
     norm: Tensor,
     kept: Tensor,
-    final: Tensor,
+    final: Tensor | None,
     plan: Plan,
+    with_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Return the gradients of q, k, v, log_g (None without gates) and of the initial state, [N, D, W].
+
+    final: the final state, needed where it has a gradient and there are gates. with_state: whether there was an initial
+    one; if not, the gradient returned for it means nothing.
 
     The gate's gradient needs no pass of its own: every weight is homogeneous of degree p in its query and in its key,
     so dL/da_i = (q_i.dq_i - k_i.dk_i) / p, plus <dS, S> at the last token; dL/dlog_g is its reverse cumulative sum.
@@ -239,7 +247,8 @@ def backward(
     towards = work.new_empty(plan.batch, plan.tokens, plan.groups) if log_g is not None else None
     grad = work.new_zeros(count, layout.dim, plan.columns) if grad_state is None else grad_state.clone()
     buffer, pulled = Buffer(plan, work), Buffer(plan, work)
-    for at, before in _states_backwards(q, k, v, log_g, kept, buffer, plan):
+    adding = grad_state is not None
+    for at, before in _states_backwards(q, k, v, log_g, kept, buffer, plan, with_state):
         piece = Chunk(plan, at, q, k, v, log_g)
         asked = _sums_gradient(piece, grad_out[:, at], out[:, at], norm[:, at])  # [N, W, R M]
         scores = piece.scores()
@@ -254,19 +263,25 @@ def backward(
         asked = asked if since is None else asked * since
         values, grad_values = piece.kept_values(), torch.zeros_like(piece.v)
         queries, keys = Expander(piece.q, layout, weighted=False), Expander(piece.k, layout, weighted=True)
-        for block in layout.blocks:
+        for block in layout.blocks if adding or before is not None else ():
             rows = slice(block.first, block.first + block.width)
             share, width = grad[:, rows], block.width
-            phi = keys.expand(block, buffer.view(count, width, piece.size))
-            grad_values.baddbmm_(share.mT, phi)  # [N, W, D] @ [N, D, M]
-            torch.bmm(share, values, out=(slope_phi := pulled.view(count, width, piece.size)))  # [N, D, W] @ [N, W, M]
-            keys.pull_back(block, slope_phi, piece_k)
+            if adding:
+                phi = keys.expand(block, buffer.view(count, width, piece.size))
+                grad_values.baddbmm_(share.mT, phi)  # [N, W, D] @ [N, D, M]
+                slope_phi = pulled.view(count, width, piece.size)
+                torch.bmm(share, values, out=slope_phi)  # [N, D, W] @ [N, W, M]
+                keys.pull_back(block, slope_phi, piece_k)
             if over_all is not None:
                 share.mul_(over_all)
+            if before is None:
+                continue
             phi = queries.expand(block, buffer.view(count, width, piece.q.shape[-1]))
             share.baddbmm_(phi, asked.mT)  # [N, D, R M] @ [N, R M, W]
-            torch.bmm(before[:, rows], asked, out=(slope_phi := pulled.view(count, width, piece.q.shape[-1])))
+            slope_phi = pulled.view(count, width, piece.q.shape[-1])
+            torch.bmm(before[:, rows], asked, out=slope_phi)  # [N, D, W] @ [N, W, R M]
             queries.pull_back(block, slope_phi, piece_q)
+        adding = True
         piece_v += grad_values if to_end is None else grad_values.mul_(to_end)
         if towards is not None:
             by_query = (piece.q * piece_q).sum(1).view(count, plan.repeats, -1).sum(1)
@@ -275,7 +290,7 @@ def backward(
         grad_q[:, at] = piece.heads_back(piece_q.mul_(plan.scale))[..., : plan.key_dim]
         grad_k[:, at] = piece.rows_back(piece_k)[..., : plan.key_dim]
         grad_v[:, at] = piece.rows_back(piece_v)[..., : plan.value_dim]
-    if towards is not None and grad_state is not None:
+    if towards is not None and grad_state is not None and final is not None:
         towards[:, -1] += (grad_state * final).sum((1, 2)).view(plan.batch, plan.groups)
     grad_g = None if towards is None else towards.flip(1).cumsum(1).flip(1)
     return grad_q, grad_k, grad_v, grad_g, grad
@@ -293,13 +308,25 @@ def _sums_gradient(piece: Chunk, grad_out: Tensor, out: Tensor, norm: Tensor) ->
 
 
 def _states_backwards(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, kept: Tensor, buffer: Buffer, plan: Plan
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the chunks from the last to the first, each with the state before it, recomputed between those kept."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    kept: Tensor,
+    buffer: Buffer,
+    plan: Plan,
+    with_state: bool,
+) -> Iterator[tuple[slice, Tensor | None]]:
+    """Yield the chunks from the last to the first, each with the state before it, recomputed between those kept.
+
+    The state before the first chunk is None where there was no initial one.
+    """
     chunks = plan.chunks()
-    for segment in reversed(range(len(kept))):
+    for segment in reversed(range(-(-len(chunks) // EVERY))):
         part = chunks[segment * EVERY : (segment + 1) * EVERY]
-        states = [kept[segment]]
+        missing = int(not with_state)
+        first = segment == 0 and not with_state
+        states = [kept.new_zeros(kept.shape[1:]) if first else kept[segment - missing]]
         for at in part[:-1]:
             piece = Chunk(plan, at, q, k, v, log_g)
             keys, values = Expander(piece.k, plan.layout, weighted=True), piece.kept_values()
@@ -308,4 +335,5 @@ def _states_backwards(
                 _update(piece, state, buffer, block, keys, values)
             states.append(state)
         while states:
-            yield part[len(states) - 1], states.pop()
+            at, before = part[len(states) - 1], states.pop()
+            yield at, None if first and not states else before

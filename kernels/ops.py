@@ -18,7 +18,7 @@ from powerplan.kernels.chunked import Plan
 from powerplan.kernels.tiles import from_tiles, from_tiles_adjoint, to_tiles, to_tiles_adjoint
 
 # out [B, T, H, V]; final state [B, G, D, W], the normaliser its last column; for the backward pass: sums of weights
-# [B, T, H], final state and states to restart from, tiled.
+# [B, T, H], final state and states to restart from, tiled. States that nobody wants are empty tensors.
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -44,12 +44,18 @@ def chunked_power(
     chunk: int,
     normalize: bool,
     keep: bool,
+    want_state: bool,
 ) -> Outputs:
+    """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [B, G, D, W]."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
-    tiled = None if state is None else to_tiles(state.flatten(0, 1), *_layout(plan))
-    out, norm, final, kept = chunked.forward(q, k, v, log_g, tiled, plan, keep)
-    shared = from_tiles(final, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
-    return out, shared, norm, final, kept
+    # Inside an operator autocast would still turn products to bf16, and the state is fp32.
+    with torch.autocast(q.device.type, enabled=False):
+        tiled = None if state is None else to_tiles(state.flatten(0, 1), *_layout(plan))
+        out, norm, final, kept = chunked.forward(q, k, v, log_g, tiled, plan, keep, want_state)
+        if final is None:
+            return out, norm.new_empty(0), norm, norm.new_empty(0), kept
+        shared = from_tiles(final, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
+        return out, shared, norm, final if keep else norm.new_empty(0), kept
 
 
 @chunked_power.register_fake
@@ -64,19 +70,24 @@ def _(
     chunk: int,
     normalize: bool,
     keep: bool,
+    want_state: bool,
 ) -> Outputs:
     # Head dims become constants of the graph, as phi's dimension does; batch and time may stay symbolic.
     plan = replace(plan_of(q, k, v, p, scale, chunk, normalize), key_dim=int(k.shape[3]))
     heads = plan.groups * plan.repeats
     work = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
     tiled = (plan.batch * plan.groups, plan.layout.dim, plan.columns)
-    chunks = (plan.tokens + chunk - 1) // chunk
+    pieces = 0
+    if keep:
+        chunks = (plan.tokens + chunk - 1) // chunk
+        pieces = (chunks + chunked.EVERY - 1) // chunked.EVERY - int(state is None)
+    shared = (plan.batch, plan.groups, spow_dim(plan.key_dim, p), plan.columns)
     return (
         v.new_empty(plan.batch, plan.tokens, heads, plan.value_dim),
-        work.new_empty(plan.batch, plan.groups, spow_dim(plan.key_dim, p), plan.columns),
+        work.new_empty(shared if want_state else (0,)),
         work.new_empty(plan.batch, plan.tokens, heads if normalize else 0),
-        work.new_empty(tiled),
-        work.new_empty(((chunks + chunked.EVERY - 1) // chunked.EVERY, *tiled) if keep else (0,)),
+        work.new_empty(tiled if want_state and keep else (0,)),
+        work.new_empty((pieces, *tiled)),
     )
 
 
@@ -96,15 +107,20 @@ def chunked_power_backward(
     scale: float,
     chunk: int,
     normalize: bool,
+    with_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, log_g and the initial state, for those of the output and the final state."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
-    tiled = None if grad_state is None else from_tiles_adjoint(grad_state.flatten(0, 1), *_layout(plan))
-    grad_q, grad_k, grad_v, grad_g, grad = chunked.backward(
-        grad_out, tiled, q, k, v, log_g, out, norm, kept, final, plan
-    )
-    gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
-    shared = to_tiles_adjoint(grad, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
-    return grad_q, grad_k, grad_v, gate, shared
+    with torch.autocast(q.device.type, enabled=False):
+        tiled = None if grad_state is None else from_tiles_adjoint(grad_state.flatten(0, 1), *_layout(plan))
+        grad_q, grad_k, grad_v, grad_g, grad = chunked.backward(
+            grad_out, tiled, q, k, v, log_g, out, norm, kept, final if final.numel() else None, plan, with_state
+        )
+        gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
+        if not with_state:
+            return grad_q, grad_k, grad_v, gate, norm.new_empty(0)
+        shared = to_tiles_adjoint(grad, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
+        return grad_q, grad_k, grad_v, gate, shared
 
 
 @chunked_power_backward.register_fake
@@ -123,9 +139,11 @@ def _(
     scale: float,
     chunk: int,
     normalize: bool,
+    with_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gate = q.new_empty(0) if log_g is None else torch.empty_like(log_g)
-    state = final.new_empty(k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), p), final.shape[2])
+    gate = q.new_empty(0) if log_g is None else torch.empty_like(log_g, memory_format=torch.contiguous_format)
+    shape = (k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), p), v.shape[3] + int(normalize))
+    state = kept.new_empty(shape if with_state else (0,))
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), gate, state
 
 
@@ -138,22 +156,23 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.save_for_backward(q, k, v, log_g, out, norm, final, kept)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
     q, k, v, log_g, out, norm, final, kept = ctx.saved_tensors
-    p, scale, chunk, normalize, keep = ctx.settings
+    p, scale, chunk, normalize, keep, want_state = ctx.settings
     assert keep, "the forward pass was run without what its gradient needs"
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_state = grad_state if want_state else None
     grad_q, grad_k, grad_v, gate, state = chunked_power_backward(
-        grad_out, grad_state, q, k, v, log_g, out, norm, final, kept, p, scale, chunk, normalize
+        grad_out, grad_state, q, k, v, log_g, out, norm, final, kept, p, scale, chunk, normalize, ctx.has_state
     )
     gates = None if log_g is None else gate
-    return grad_q, grad_k, grad_v, gates, state if ctx.has_state else None, None, None, None, None, None
+    return grad_q, grad_k, grad_v, gates, state if ctx.has_state else None, *(None,) * 6
 
 
 chunked_power.register_autograd(_backward, setup_context=_setup)
 
 
-def _sequence_flops(q: Any, k: Any, v: Any, state: Any, p: int, chunk: int, normalize: bool) -> int:
+def _flops(q: Any, k: Any, v: Any, with_state: bool, p: int, chunk: int, normalize: bool) -> int:
     batch, tokens, groups, key_dim = k
     per_row = chunked_power_flops(
         tokens,
@@ -165,13 +184,13 @@ def _sequence_flops(q: Any, k: Any, v: Any, state: Any, p: int, chunk: int, norm
         tile=min(chunked.TILE, key_dim),
         chunk_size=chunk,
         normalize=normalize,
-        with_state=state is not None,
+        with_state=with_state,
     )
     return int(batch) * per_row
 
 
 @register_flop_formula(torch.ops.powerplan.chunked_power)
-def _flops(
+def _forward_flops(
     q: Any,
     k: Any,
     v: Any,
@@ -184,7 +203,7 @@ def _flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    return _sequence_flops(q, k, v, state, p, chunk, normalize)
+    return _flops(q, k, v, state is not None, p, chunk, normalize)
 
 
 @register_flop_formula(torch.ops.powerplan.chunked_power_backward)
@@ -203,8 +222,9 @@ def _backward_flops(
     scale: float,
     chunk: int,
     normalize: bool,
+    with_state: bool,
     *_: Any,
     **__: Any,
 ) -> int:
     """Twice the forward's, as for every product; what is recomputed is not counted."""
-    return 2 * _sequence_flops(q, k, v, None, p, chunk, normalize)
+    return 2 * _flops(q, k, v, with_state, p, chunk, normalize)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels.embedding import spow
-from powerplan.kernels.state import PowerState
+from powerplan.kernels.state import PowerState, divisor
 
 
 def step(
@@ -32,7 +32,7 @@ def step(
     if normalize and state.key is not None:
         key = decay[..., None] * state.key + features
         norm = asked @ key[..., None]
-        total = total / norm.masked_fill(norm == 0, 1)
+        total = total / divisor(norm)
     return total.flatten(1, 2).to(v.dtype), PowerState(kv, key)
 
 

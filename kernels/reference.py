@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels.embedding import spow
-from powerplan.kernels.state import PowerState
+from powerplan.kernels.state import PowerState, divisor
 
 
 def reference(
@@ -51,8 +51,3 @@ def reference(
             key = key + since[..., -1, None] * state.key
     out = total / divisor(norm)[..., None] if normalize else total
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3), PowerState(kv, key if normalize else None)
-
-
-def divisor(norm: Tensor) -> Tensor:
-    """Return the sum of weights to divide by: 1 where it is 0, so that a query that sees nothing gets 0."""
-    return norm.masked_fill(norm == 0, 1)

@@ -20,3 +20,8 @@ class PowerState(NamedTuple):
 
     kv: Tensor
     key: Tensor | None = None
+
+
+def divisor(norm: Tensor) -> Tensor:
+    """Return the sum of weights to divide by: 1 where it is 0, so that a query that sees nothing gets 0."""
+    return norm.masked_fill(norm == 0, 1)

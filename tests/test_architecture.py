@@ -87,6 +87,13 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
             assert name.startswith(("powerplan.kernels", "powerplan.dims")), f"{path.name} imports {name}"
 
 
+def test_implementations_stand_alone() -> None:
+    implementations = {"reference", "recurrent", "chunked"}
+    for name in implementations:
+        names = imported(ROOT / "kernels" / f"{name}.py")
+        assert not {f"powerplan.kernels.{other}" for other in implementations - {name}} & names
+
+
 @pytest.mark.parametrize(
     "path",
     [

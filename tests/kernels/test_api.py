@@ -47,7 +47,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"log_g": torch.zeros(1, 6, 2, dtype=torch.int32)}, ValueError, "log_g must be floating point on cpu"),
     ({"log_g": torch.full((1, 6, 2), 0.5)}, ValueError, "log_g must be at most 0 .* its largest value is 0.5"),
     ({"log_g": torch.full((1, 6, 2), torch.nan)}, ValueError, "its largest value is nan"),
-    ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, and is 0"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be an integer of at least 1, and is 0"),
+    ({"chunk_size": 16.0}, ValueError, "chunk_size must be an integer of at least 1, and is 16.0"),
+    ({"p": 2.0}, ValueError, "p must be 1, 2, 3 or 4, and is 2.0"),
+    ({"p": True}, ValueError, "p must be 1, 2, 3 or 4, and is True"),
+    ({"scale": torch.nan}, ValueError, "scale must be a finite number, and is nan"),
+    ({"log_g": [0.0]}, TypeError, "log_g must be a tensor or None, and is list"),
+    ({"initial_state": (1, 2)}, TypeError, "the state must be a PowerState, and is tuple"),
+    ({"cu_seqlens": [0, 6]}, TypeError, "cu_seqlens must be a tensor, and is list"),
     ({"impl": "cuda"}, ValueError, "impl must be auto, reference, recurrent, torch, and is 'cuda'"),
     (
         {"initial_state": state(kv=torch.zeros(2, 2, 36, 5))},
@@ -92,12 +99,14 @@ def test_refusals(changes: dict[str, Any], kind: type[Exception], message: str) 
         ({"p": 3}, "p=3 gives weights of both signs"),
         ({"state": state(kv=torch.zeros(1, 2, 35, 5))}, "the state's kv must be"),
         ({"log_g": torch.ones(1, 2)}, "log_g must be at most 0"),
+        ({"q": [1.0]}, "q must be a tensor, and is list"),
+        ({"log_g": [1.0]}, "log_g must be a tensor or None, and is list"),
     ],
-    ids=range(4),
+    ids=range(6),
 )
 def test_refusals_of_a_step(changes: dict[str, Any], message: str) -> None:
     made: dict[str, Any] = {"q": torch.randn(1, 4, 8), "k": torch.randn(1, 2, 8), "v": torch.randn(1, 2, 5)}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         power_attention_step(**made | {"log_g": None, "state": state()} | changes)
 
 
