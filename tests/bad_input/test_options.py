@@ -129,6 +129,9 @@ COMMANDS = {
     "hardware \x1b[2J": r"'\x1b[2J' is not a known device (powerplan hardware lists them)",
     "hardware h100-sxm --format xml": "--format: 'xml' is not known; allowed are ...",
     "models --yaml": "--yaml is for one model; such as powerplan models gpt2-small --yaml",
+    "models gpt2 --yaml --format json": "--yaml is a format itself; leave --format out",
+    "wsfr gpt2 --explain --format csv": "--format csv: --explain has no place in a table of numbers; "
+    "take table, json or markdown",
     "models --mixer linear": "--mixer is for one model; such as powerplan models gpt2-small --mixer linear",
     "models gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
     "doctor --verbose": "No such option: --verbose...",
