@@ -117,7 +117,7 @@ def attempt(read: Callable[[], Any]) -> Any:
         return None
 
 
-def attempt_spec(read: Callable[[], Any]) -> None:
+def check_spec_or_refusal(read: Callable[[], Any]) -> None:
     """Count the spec that `read` returns, if it returns one."""
     spec = attempt(read)
     if spec is not None:
@@ -180,7 +180,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bytes_as_yaml(folder: Path, raw: bytes) -> None:
     path = folder / "model.yaml"
     path.write_bytes(raw)
-    attempt_spec(lambda: load_model(path).spec)
+    check_spec_or_refusal(lambda: load_model(path).spec)
 
 
 @fuzz
@@ -188,7 +188,7 @@ def test_bytes_as_yaml(folder: Path, raw: bytes) -> None:
 def test_bytes_as_config_json(folder: Path, raw: bytes, family: str) -> None:
     path = folder / "config.json"
     path.write_bytes(raw.replace(b"llama", family.encode()))
-    attempt_spec(lambda: load_model(path).spec)
+    check_spec_or_refusal(lambda: load_model(path).spec)
 
 
 @fuzz
@@ -201,7 +201,7 @@ def test_bytes_as_config_json(folder: Path, raw: bytes, family: str) -> None:
 )
 def test_data_as_yaml(data: Any, flow: bool) -> None:
     text = yaml.safe_dump(data, default_flow_style=flow, allow_unicode=True)
-    attempt_spec(lambda: validate(parse_yaml(text, "model.yaml")))
+    check_spec_or_refusal(lambda: validate(parse_yaml(text, "model.yaml")))
 
 
 @fuzz
@@ -214,7 +214,7 @@ def test_data_as_yaml(data: Any, flow: bool) -> None:
 )
 def test_data_as_config_json(data: Any, wrapped: bool) -> None:
     text = json.dumps({"model_type": "gemma3", "text_config": data} if wrapped else data)
-    attempt_spec(lambda: read_config(parse_json(text, "config.json"), "name")[0])
+    check_spec_or_refusal(lambda: read_config(parse_json(text, "config.json"), "name")[0])
 
 
 @fuzz
@@ -275,7 +275,7 @@ settings_text = st.lists(st.tuples(words | st.sampled_from(SPEC_KEYS), words | s
 def test_any_text_as_a_mixer(text: str) -> None:
     parsed = attempt(lambda: parse_mixer(text))
     assert parsed is None or parsed[0] in KINDS
-    attempt_spec(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
+    check_spec_or_refusal(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
 
 
 @fuzz

@@ -14,7 +14,7 @@ Spec = Callable[[str | bytes], list[str]]
 
 
 @pytest.fixture
-def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
+def expect_refusal(capsys: pytest.CaptureFixture[str]) -> Refuses:
     """Run a command that must end with 2, nothing on stdout and one line on stderr: "error: " and the message.
 
     A message that ends with "..." is the beginning of the expected one.

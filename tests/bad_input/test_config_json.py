@@ -94,17 +94,17 @@ def write(folder: Path, content: str) -> None:
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_a_config_that_is_no_json(
-    refuses: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     content, message = TEXTS[case]
     monkeypatch.chdir(tmp_path)
     write(tmp_path, content)
-    refuses(["wsfr", "config.json"], f"config.json{message}")
+    expect_refusal(["wsfr", "config.json"], f"config.json{message}")
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES, ids=lambda value: ascii(value)[:50])
 def test_a_config_that_is_no_model(
-    refuses: Callable[[list[str], str], None],
+    expect_refusal: Callable[[list[str], str], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any],
@@ -112,16 +112,16 @@ def test_a_config_that_is_no_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, json.dumps(LLAMA | change, indent=2))
-    refuses(["wsfr", "config.json"], f"config.json:{message}")
+    expect_refusal(["wsfr", "config.json"], f"config.json:{message}")
 
 
 def test_a_config_of_a_folder_is_named_in_the_message(
-    refuses: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     write(Path("mine"), "{")
-    refuses(["wsfr", "mine"], "mine/config.json:1:2: is not valid JSON: Expecting property name ...")
+    expect_refusal(["wsfr", "mine"], "mine/config.json:1:2: is not valid JSON: Expecting property name ...")
 
 
 def test_the_config_itself_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ NAMES = {
 @pytest.mark.parametrize("case", CONTENT)
 @pytest.mark.parametrize("name", ["model.yaml", "config.json", "model"])
 def test_a_file_that_is_no_text(
-    refuses: Callable[[list[str], str], None],
+    expect_refusal: Callable[[list[str], str], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -71,79 +71,81 @@ def test_a_file_that_is_no_text(
     content, message = CONTENT[case]
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(content)
-    refuses(["models", name], f"{name}: {message}")
+    expect_refusal(["models", name], f"{name}: {message}")
 
 
 @pytest.mark.parametrize("model", NAMES, ids=lambda model: ascii(model)[:30])
 def test_a_model_that_is_not_there(
-    refuses: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refuses(["wsfr", model], NAMES[model])
+    expect_refusal(["wsfr", model], NAMES[model])
 
 
 def test_only_an_organisation_may_stand_before_a_name() -> None:
     assert load_model("openai-community/gpt2-small").origin == "catalogue: gpt2-small"
 
 
-def test_folders(refuses: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders(
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("spec.yaml").mkdir()
     Path("nested/config.json").mkdir(parents=True)
-    refuses(["wsfr", "empty"], "empty: is a folder without a config.json that can be read")
-    refuses(["wsfr", "spec.yaml"], "spec.yaml: is a folder without a config.json that can be read")
-    refuses(["wsfr", "nested"], "nested/config.json: is a folder, not a file")
-    refuses(["wsfr", "."], ".: is a folder without a config.json that can be read")
+    expect_refusal(["wsfr", "empty"], "empty: is a folder without a config.json that can be read")
+    expect_refusal(["wsfr", "spec.yaml"], "spec.yaml: is a folder without a config.json that can be read")
+    expect_refusal(["wsfr", "nested"], "nested/config.json: is a folder, not a file")
+    expect_refusal(["wsfr", "."], ".: is a folder without a config.json that can be read")
 
 
 def test_no_permission(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: str, flags: int) -> int:
         raise PermissionError(13, "Permission denied", path)
 
     arguments = spec("name: tiny")
     monkeypatch.setattr(os, "open", denied)
-    refuses(arguments, "model.yaml: cannot be read: permission denied")
+    expect_refusal(arguments, "model.yaml: cannot be read: permission denied")
 
 
 def test_no_permission_to_look_into_a_folder(
-    refuses: Callable[[list[str], str], None], monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[list[str], str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: Path) -> os.stat_result:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "stat", denied)
-    refuses(["wsfr", "/secret/model"], "/secret/model: no such file or folder")
+    expect_refusal(["wsfr", "/secret/model"], "/secret/model: no such file or folder")
 
 
 def test_a_read_that_fails_half_way(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(path: str, flags: int) -> int:
         raise OSError(5, "Input/output error", path)
 
     arguments = spec("name: tiny")
     monkeypatch.setattr(os, "open", broken)
-    refuses(arguments, "model.yaml: cannot be read: Input/output error")
+    expect_refusal(arguments, "model.yaml: cannot be read: Input/output error")
 
 
 @pytest.mark.parametrize(
     ("device", "message"),
     [("/dev/null", "is empty"), ("/dev/zero", "is larger than 1 MiB; a model spec is a few kilobytes")],
 )
-def test_devices(refuses: Callable[[list[str], str], None], device: str, message: str) -> None:
-    refuses(["wsfr", device], f"{device}: {message}")
+def test_devices(expect_refusal: Callable[[list[str], str], None], device: str, message: str) -> None:
+    expect_refusal(["wsfr", device], f"{device}: {message}")
 
 
 def test_a_pipe_without_a_writer_does_not_hang(
-    refuses: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.yaml")
     assert stat.S_ISFIFO(Path("pipe.yaml").stat().st_mode)
-    refuses(["wsfr", "pipe.yaml"], "pipe.yaml: is empty")
+    expect_refusal(["wsfr", "pipe.yaml"], "pipe.yaml: is empty")
 
 
 def test_a_pipe_with_a_writer_is_read() -> None:

@@ -140,23 +140,25 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("ctx", CONTEXTS, ids=lambda text: ascii(text)[:30])
-def test_contexts(refuses: Callable[[list[str], str], None], ctx: str) -> None:
-    refuses(["wsfr", "gpt2-small", "--ctx", ctx], f"--ctx: {CONTEXTS[ctx]}")
+def test_contexts(expect_refusal: Callable[[list[str], str], None], ctx: str) -> None:
+    expect_refusal(["wsfr", "gpt2-small", "--ctx", ctx], f"--ctx: {CONTEXTS[ctx]}")
 
 
 @pytest.mark.parametrize("mixer", MIXERS, ids=lambda text: ascii(text)[:30])
-def test_mixers(refuses: Callable[[list[str], str], None], mixer: str) -> None:
-    refuses(["wsfr", "gpt2-small", "--ctx", "1k", "--mixer", mixer], f"--mixer{MIXERS[mixer]}")
+def test_mixers(expect_refusal: Callable[[list[str], str], None], mixer: str) -> None:
+    expect_refusal(["wsfr", "gpt2-small", "--ctx", "1k", "--mixer", mixer], f"--mixer{MIXERS[mixer]}")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda text: ascii(text)[:50])
-def test_commands(refuses: Callable[[list[str], str], None], command: str) -> None:
-    refuses(command.split(), COMMANDS[command])
+def test_commands(expect_refusal: Callable[[list[str], str], None], command: str) -> None:
+    expect_refusal(command.split(), COMMANDS[command])
 
 
 @pytest.mark.parametrize("text", ["", " ", "h200 sxm 141", "a100-sxm\n80", "A" * 100_000])
-def test_no_device_is_guessed(refuses: Callable[[list[str], str], None], text: str) -> None:
-    refuses(["hardware", text], f"{text!r} is not a known device..." if len(text) < 60 else f"'{'A' * 55}...' is ...")
+def test_no_device_is_guessed(expect_refusal: Callable[[list[str], str], None], text: str) -> None:
+    expect_refusal(
+        ["hardware", text], f"{text!r} is not a known device..." if len(text) < 60 else f"'{'A' * 55}...' is ..."
+    )
 
 
 @pytest.mark.parametrize(

@@ -320,19 +320,19 @@ def cases(table: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("edit", "message"), cases(STRUCTURE) + cases(VALUES))
 def test_one_mistake_in_a_spec(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], edit: str, message: str
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], edit: str, message: str
 ) -> None:
     old, new = edit.split(" => ")
     assert old in SPEC
-    refuses(spec(SPEC.replace(old, new, 1)), f"model.yaml:{message}")
+    expect_refusal(spec(SPEC.replace(old, new, 1)), f"model.yaml:{message}")
 
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_a_spec_that_is_wrong_as_a_whole(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
 ) -> None:
     content, message = WHOLE[case]
-    refuses(spec(content), f"model.yaml:{message}")
+    expect_refusal(spec(content), f"model.yaml:{message}")
 
 
 def test_the_spec_itself_is_good(spec: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:

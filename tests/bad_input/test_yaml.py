@@ -152,30 +152,30 @@ SLOW = {
 
 @pytest.mark.parametrize("case", SYNTAX | STRUCTURE)
 def test_a_file_that_is_no_plain_yaml(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
 ) -> None:
     content, message = (SYNTAX | STRUCTURE)[case]
-    refuses(spec(content), f"model.yaml{message}")
+    expect_refusal(spec(content), f"model.yaml{message}")
 
 
 @pytest.mark.parametrize("case", SLOW)
 def test_a_megabyte_is_refused_in_a_moment(
-    refuses: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], case: str
 ) -> None:
     content, message = SLOW[case]
     arguments = spec(content[: 2**20])
     start = time.perf_counter()
-    refuses(arguments, f"model.yaml{message}")
+    expect_refusal(arguments, f"model.yaml{message}")
     assert time.perf_counter() - start < 3
 
 
 @pytest.mark.parametrize("case", STRUCTURE)
 def test_the_python_parser_refuses_the_same(
-    refuses: Callable[[list[str], str], None],
+    expect_refusal: Callable[[list[str], str], None],
     spec: Callable[[str], list[str]],
     monkeypatch: pytest.MonkeyPatch,
     case: str,
 ) -> None:
     monkeypatch.setattr(documents, "_Loader", yaml.SafeLoader)
     content, message = STRUCTURE[case]
-    refuses(spec(content), f"model.yaml{message}")
+    expect_refusal(spec(content), f"model.yaml{message}")

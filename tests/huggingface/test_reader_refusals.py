@@ -51,7 +51,7 @@ def place(config: Settings, *path: str | int) -> tuple[int, int]:
     return start + 1, column
 
 
-def refused(read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str) -> None:
+def check_refused(read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str) -> None:
     line, column = place(config, *path)
     expected = f"{tmp_path / 'config.json'}:{line}:{column}: {message}"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
@@ -102,7 +102,7 @@ def without(config: Settings, key: str) -> Settings:
     ],
 )
 def test_family(read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str) -> None:
-    refused(read, tmp_path, config, path, message)
+    check_refused(read, tmp_path, config, path, message)
 
 
 def test_config_that_is_not_an_object(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_config_that_is_not_an_object(tmp_path: Path) -> None:
 )
 def test_sizes_without_a_default(read: Read, tmp_path: Path, config: Settings, key: str) -> None:
     message = f"{config['model_type']} needs {key}, and the file has none"
-    refused(read, tmp_path, without(config, key), (), message)
+    check_refused(read, tmp_path, without(config, key), (), message)
     null = f"{config['model_type']} needs {key}, and it is null"
-    refused(read, tmp_path, config | {key: None}, (key,), null)
+    check_refused(read, tmp_path, config | {key: None}, (key,), null)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_sizes_without_a_default(read: Read, tmp_path: Path, config: Settings, k
     ],
 )
 def test_integer(read: Read, tmp_path: Path, wrong: Any, problem: str) -> None:
-    refused(read, tmp_path, LLAMA | {"hidden_size": wrong}, ("hidden_size",), problem)
+    check_refused(read, tmp_path, LLAMA | {"hidden_size": wrong}, ("hidden_size",), problem)
     text = {"model_type": "gemma3", "text_config": {"num_hidden_layers": 2, "hidden_size": wrong}}
-    refused(read, tmp_path, text, ("text_config", "hidden_size"), problem)
+    check_refused(read, tmp_path, text, ("text_config", "hidden_size"), problem)
 
 
 def test_a_boolean_is_no_integer(read: Read) -> None:
@@ -177,7 +177,7 @@ def test_a_boolean_is_no_integer(read: Read) -> None:
     ],
 )
 def test_types_and_ranges(read: Read, tmp_path: Path, family: str, stated: Settings, key: str, problem: str) -> None:
-    refused(read, tmp_path, {"model_type": family} | GROUPED | stated, (key,), f"{key} {problem}")
+    check_refused(read, tmp_path, {"model_type": family} | GROUPED | stated, (key,), f"{key} {problem}")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_types_and_ranges(read: Read, tmp_path: Path, family: str, stated: Setti
 def test_contradictions(
     read: Read, tmp_path: Path, config: Settings, path: tuple[str | int, ...], message: str
 ) -> None:
-    refused(read, tmp_path, config, path, message)
+    check_refused(read, tmp_path, config, path, message)
 
 
 INDEXER = "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone"
@@ -278,7 +278,7 @@ INDEXER = "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone"
 )
 def test_settings_that_would_change_the_count(read: Read, tmp_path: Path, family: str, key: str, because: str) -> None:
     config = {"model_type": family, "num_experts_per_tok": 2} | GROUPED
-    refused(read, tmp_path, config | {key: 64}, (key,), f"{key} 64 is not supported: {because}")
+    check_refused(read, tmp_path, config | {key: 64}, (key,), f"{key} 64 is not supported: {because}")
     for harmless in (None, False, 0):
         assert read(config | {key: harmless}).spec == read(config).spec
 

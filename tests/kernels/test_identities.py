@@ -32,7 +32,7 @@ def piece(inputs: dict[str, Tensor | None], at: slice) -> dict[str, Tensor | Non
     return timed | {"kv": None, "key": None}
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def check_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -43,11 +43,11 @@ def test_segments_with_a_carried_state_are_the_whole(impl: str, cut: int) -> Non
     whole, end = run(inputs, impl)
     first, middle = run(piece(inputs, slice(cut)), impl, initial_state=state_of(inputs))
     second, last = run(piece(inputs, slice(cut, None)), impl, initial_state=middle)
-    close(torch.cat((first, second), 1), whole)
-    close(last.kv, end.kv)
+    check_close(torch.cat((first, second), 1), whole)
+    check_close(last.kv, end.kv)
     assert last.key is not None
     assert end.key is not None
-    close(last.key, end.key)
+    check_close(last.key, end.key)
 
 
 @pytest.mark.parametrize("into", IMPLS)
@@ -57,7 +57,7 @@ def test_states_pass_between_implementations(out_of: str, into: str) -> None:
     whole, _ = run(inputs, "reference")
     _, middle = run(piece(inputs, slice(23)), out_of, initial_state=state_of(inputs))
     second, _ = run(piece(inputs, slice(23, None)), into, initial_state=middle)
-    close(second, whole[:, 23:])
+    check_close(second, whole[:, 23:])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -66,8 +66,8 @@ def test_a_batch_row_is_its_own_sequence(impl: str) -> None:
     whole, state = run(inputs, impl)
     alone = {name: None if x is None else x[1:] for name, x in inputs.items()}
     out, last = run(alone, impl)
-    close(out, whole[1:])
-    close(last.kv, state.kv[1:])
+    check_close(out, whole[1:])
+    check_close(last.kv, state.kv[1:])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -82,8 +82,8 @@ def test_packed_sequences_do_not_see_each_other(impl: str) -> None:
     for index, (start, stop) in enumerate(pairwise(bounds)):
         own = PowerState(initial.kv[index : index + 1], initial.key[index : index + 1])
         out, end = run(piece(inputs, slice(start, stop)), impl, initial_state=own)
-        close(packed[:, start:stop], out)
-        close(ends.kv[index : index + 1], end.kv)
+        check_close(packed[:, start:stop], out)
+        check_close(ends.kv[index : index + 1], end.kv)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -92,7 +92,7 @@ def test_permuting_heads_commutes(impl: str) -> None:
     order = torch.tensor([2, 0, 1])
     whole, _ = run(inputs, impl)
     permuted = {name: None if x is None else x[:, :, order] for name, x in inputs.items()}
-    close(run(permuted, impl)[0], whole[:, :, order])
+    check_close(run(permuted, impl)[0], whole[:, :, order])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -100,7 +100,7 @@ def test_grouped_heads_are_repeated_keys_and_values(impl: str) -> None:
     inputs = Case(tokens=40, groups=2, repeats=3).inputs()
     grouped, _ = run(inputs, impl)
     spread = {name: x if x is None or name == "q" else x.repeat_interleave(3, 2) for name, x in inputs.items()}
-    close(run(spread, impl)[0], grouped)
+    check_close(run(spread, impl)[0], grouped)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -109,14 +109,14 @@ def test_degree_one_without_normaliser_is_linear_attention(impl: str) -> None:
     q, k, v = arguments(inputs)
     products = torch.einsum("btgk,btgv->btgkv", k, v).cumsum(1)
     expected = torch.einsum("btgk,btgkv->btgv", q * 8**-0.5, products)
-    close(run(inputs, impl, p=1, normalize=False)[0], expected)
+    check_close(run(inputs, impl, p=1, normalize=False)[0], expected)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_gate_of_one_is_no_gate(impl: str) -> None:
     inputs = Case(gated=False, tokens=40).inputs()
     open_gate = inputs | {"log_g": torch.zeros(2, 40, 2, dtype=torch.float64)}
-    close(run(open_gate, impl)[0], run(inputs, impl)[0])
+    check_close(run(open_gate, impl)[0], run(inputs, impl)[0])
 
 
 @pytest.mark.parametrize("gate", [-1e3, -1e38, -torch.inf])
@@ -153,8 +153,8 @@ def test_steps_are_the_whole(p: int, normalize: bool) -> None:
     for token in range(12):
         settings: dict[str, Any] = {"p": p, "normalize": normalize}
         out, state = power_attention_step(q[:, token], k[:, token], v[:, token], log_g[:, token], state, **settings)
-        close(out, whole[:, token])
-    close(state.kv, end.kv)
+        check_close(out, whole[:, token])
+    check_close(state.kv, end.kv)
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
