@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class PowerplanError(Exception):
@@ -52,6 +52,12 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float 
         return ""
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
     return f"; did you mean {listed}?"
+
+
+def choice(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
+    """Return what may stand instead of `word`: "; did you mean a? allowed are a, b", or "; allowed are a, b"."""
+    near = did_you_mean(word, allowed) if isinstance(word, str) else ""
+    return f"{near or ';'} {label} are {', '.join(allowed)}"
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from powerplan.documents import Document, Step
-from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.errors import InputError, choice, shown
 from powerplan.ffn import FFNS
 from powerplan.mixers import HEADED, MIXERS
 from powerplan.mixers.base import Part
@@ -38,7 +38,7 @@ def _located(message: str, document: Document) -> InputError:
     if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
         keys = allowed_keys(document.data, path)
         path.append(field[1])
-        problem = f"unknown key{did_you_mean(field[1], keys)}; allowed are {', '.join(keys)}"
+        problem = f"unknown key{choice(field[1], keys)}"
         return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
         return _missing(field[1], document, path)
@@ -74,8 +74,7 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
 def plain_problem(text: str, value: Any, words: Sequence[str] = ()) -> str:
     """Return a sentence for a message of msgspec's about `value`; `words` are the allowed ones where it is a choice."""
     if text.startswith(("Invalid enum value", "Invalid value")) or (words and text.startswith("Expected")):
-        near = did_you_mean(value, words) if isinstance(value, str) else ""
-        return f"{shown(value)} is not known{near}; allowed are {', '.join(words)}"
+        return f"{shown(value)} is not known{choice(value, words)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", text):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
         return f"{shown(value)} is out of range; allowed is {word} {_grouped(match[2])}"

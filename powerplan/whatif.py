@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.errors import InputError, choice, did_you_mean, shown
 from powerplan.mixers import HEADED, MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
 from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
 from powerplan.units import parse_context
@@ -74,8 +74,7 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", _WHERE)
         if key not in allowed:
             raise InputError(
-                f"{shown(key)} is not a setting of {kind}{did_you_mean(key, allowed)}; "
-                f"allowed are {', '.join(allowed)}",
+                f"{shown(key)} is not a setting of {kind}{choice(key, allowed)}",
                 _WHERE,
             )
         if key in settings:

@@ -11,7 +11,7 @@ import typer
 
 from powerplan.cli.app import app
 from powerplan.cli.say import error
-from powerplan.errors import PowerplanError, did_you_mean
+from powerplan.errors import PowerplanError, choice
 
 # click's ClickException, wherever it lives: typer brought its own copy of click with 0.26.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -51,7 +51,7 @@ def _usage(message: str) -> str:
     if not (match := _CHOICE.fullmatch(message)):
         return message.rstrip(".")
     option, value, choices = match[1], match[2], re.findall(r"'([^']*)'", match[3])
-    return f"{option}: {value} is not known{did_you_mean(value[1:-1], choices)}; allowed are {', '.join(choices)}"
+    return f"{option}: {value} is not known{choice(value[1:-1], choices)}"
 
 
 def _abandon_stdout() -> None:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from powerplan.documents import Document
-from powerplan.errors import InputError, did_you_mean, shown
+from powerplan.errors import InputError, choice, shown
 from powerplan.huggingface import dense, experts
 from powerplan.huggingface.config import Config
 from powerplan.spec import ModelSpec
@@ -96,11 +96,8 @@ def _text_config(document: Document) -> tuple[Config, str]:
         raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in NESTED_DEFAULTS:
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
-    hint = did_you_mean(family, supported_families())
-    raise outer.error(
-        f"model_type {shown(family)} is not supported{hint}; supported are {', '.join(supported_families())}",
-        "model_type",
-    )
+    may_be = choice(family, supported_families(), label="supported")
+    raise outer.error(f"model_type {shown(family)} is not supported{may_be}", "model_type")
 
 
 def _with_outer_tie(inner: dict[str, Any], outer: Config) -> dict[str, Any]:

@@ -64,19 +64,19 @@ MIXERS = {
     "power:p=2,p=3": ": p is set twice",
     "power:p=2,": ": '' is not a setting; write key=value, such as p=2",
     "power:p=2,q=3": f": 'q' is not a setting of power; {SETTINGS}, normalize, output_gate, p, qk_norm, tile, ...",
-    "power:P=2": f": 'P' is not a setting of power; did you mean p?; {SETTINGS}, ...",
+    "power:P=2": f": 'P' is not a setting of power; did you mean p? {SETTINGS}, ...",
     "power:p=2,gated=yes": ": gated: 'yes' is not true or false",
     "power:p=2,gated=1": ": gated: 1 is not true or false",
     "power:p=2,tile=0": ": tile: 0 is out of range; allowed is at least 1",
     "power:p=2,chunk_size=0": f" chunk_size: '0' {RANGE}",
     "power:p=2,chunk_size=big": f" chunk_size: 'big' {SIZE}",
     "linear:p=2": f": 'p' is not a setting of linear; {SETTINGS}, output_gate, qk_norm, v_head_dim",
-    "linear:gatd=true": f": 'gatd' is not a setting of linear; did you mean gated?; {SETTINGS}, ...",
+    "linear:gatd=true": f": 'gatd' is not a setting of linear; did you mean gated? {SETTINGS}, ...",
     "attention:kv_heads=5": ": kv_heads 5 does not divide heads 12 (what is not set stays as the model has it)",
     "attention:heads=7": ": kv_heads 12 does not divide heads 7 (what is not set stays as the model has it)",
     "attention:kv_heads=0": ": kv_heads: 0 is out of range; allowed is at least 1",
-    "attention:qk_norm=heads": ": qk_norm: 'heads' is not known; did you mean head?; allowed are none, head, full",
-    "attention:bias=qk": ": bias: 'qk' is not known; did you mean qkv?; allowed are true, false, qkv",
+    "attention:qk_norm=heads": ": qk_norm: 'heads' is not known; did you mean head? allowed are none, head, full",
+    "attention:bias=qk": ": bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv",
     "attention:\x1b[2J=1": r": '\x1b[2J' is not a setting of attention; allowed are ...",
     "window": ": window needs its size; write window:4096",
     "window:": ": window needs its size; write window:4096",
@@ -95,14 +95,14 @@ COMMANDS = {
     "wsfr gpt2-small gpt2-xl": "Got unexpected extra argument...",
     "wsfr gpt2-small --ctz 1k": "No such option: --ctz...",
     "wsfr gpt2-small --ctx": "Option '--ctx' requires an argument...",
-    "wsfr gpt2-small --form chunk": "--form: 'chunk' is not known; did you mean chunked?; "
+    "wsfr gpt2-small --form chunk": "--form: 'chunk' is not known; did you mean chunked? "
     "allowed are recurrent, chunked (powerplan wsfr --help)",
     "wsfr gpt2-small --causal none": "--causal: 'none' is not known; allowed are exact, full (powerplan wsfr --help)",
-    "wsfr gpt2-small --exclude lmhead": "--exclude: 'lmhead' is not known; did you mean lm-head?; "
+    "wsfr gpt2-small --exclude lmhead": "--exclude: 'lmhead' is not known; did you mean lm-head? "
     "allowed are lm-head (powerplan wsfr --help)",
-    "wsfr gpt2-small --dtype bf61": "--dtype: 'bf61' is not known; did you mean bf16?; "
+    "wsfr gpt2-small --dtype bf61": "--dtype: 'bf61' is not known; did you mean bf16? "
     "allowed are fp32, bf16, fp16, fp8, int4 (powerplan wsfr --help)",
-    "wsfr gpt2-small --by layers": "--by: 'layers' is not known; did you mean layer?; "
+    "wsfr gpt2-small --by layers": "--by: 'layers' is not known; did you mean layer? "
     "allowed are component, layer (powerplan wsfr --help)",
     "wsfr gpt2-small --format xml": "--format: 'xml' is not known; "
     "allowed are table, json, csv, markdown (powerplan wsfr --help)",

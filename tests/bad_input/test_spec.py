@@ -28,37 +28,37 @@ HEAD = "name: tiny\nvocab_size: 1000\nhidden_size: 768\n"
 # One mistake in SPEC each: what is replaced by what, and the message after "model.yaml:".
 STRUCTURE = r"""
 vocab_size => vocabsize
-    2:1: vocabsize: unknown key; did you mean vocab_size?; allowed are ...
+    2:1: vocabsize: unknown key; did you mean vocab_size? allowed are ...
 per_layer => per_layers
-    5:23: norm.per_layers: unknown key; did you mean per_layer?; allowed are bias, final, kind, per_layer
+    5:23: norm.per_layers: unknown key; did you mean per_layer? allowed are bias, final, kind, per_layer
 repeat => repeats
-    7:5: layers[0].repeats: unknown key; did you mean repeat?; allowed are ffn, mixer, pattern, repeat
+    7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are ffn, mixer, pattern, repeat
 heads: 12, kv => head: 12, kv
-    8:30: layers[0].mixer.head: unknown key; did you mean heads?; allowed are ...
+    8:30: layers[0].mixer.head: unknown key; did you mean heads? allowed are ...
 top_k => topk
-    9:34: layers[0].ffn.topk: unknown key; did you mean top_k?; allowed are ...
+    9:34: layers[0].ffn.topk: unknown key; did you mean top_k? allowed are ...
 p: 2, heads: 12 => p: 2, haeds: 12
-    11:36: layers[1].pattern[0].mixer.haeds: unknown key; did you mean heads?; allowed are ...
+    11:36: layers[1].pattern[0].mixer.haeds: unknown key; did you mean heads? allowed are ...
 ffn: {kind: mlp => fnn: {kind: mlp
-    12:9: layers[1].pattern[0].fnn: unknown key; did you mean ffn?; allowed are ffn, mixer
+    12:9: layers[1].pattern[0].fnn: unknown key; did you mean ffn? allowed are ffn, mixer
 heads: 12, kv_heads: 4 => heads: 12, p: 2
     8:41: layers[0].mixer.p: unknown key; allowed are ...
 hidden_size => Hidden_Size
-    3:1: Hidden_Size: unknown key; did you mean hidden_size?; allowed are ...
+    3:1: Hidden_Size: unknown key; did you mean hidden_size? allowed are ...
 tie_embeddings => "tie\n\e[31m"
     4:1: 'tie\n\x1b[31m': unknown key; allowed are ...
 tie_embeddings => "x` - at `$.layers"
     4:1: 'x` - at `$.layers': unknown key; allowed are ...
 kind: attention => kind: atention
-    8:19: layers[0].mixer.kind: 'atention' is not known; did you mean attention?; allowed are ...
+    8:19: layers[0].mixer.kind: 'atention' is not known; did you mean attention? allowed are ...
 kind: mlp => kind: mpl
-    12:21: layers[1].pattern[0].ffn.kind: 'mpl' is not known; did you mean mlp?; allowed are mlp, moe
+    12:21: layers[1].pattern[0].ffn.kind: 'mpl' is not known; did you mean mlp? allowed are mlp, moe
 rmsnorm => rms_norm
-    5:14: norm.kind: 'rms_norm' is not known; did you mean rmsnorm?; allowed are rmsnorm, layernorm, none
+    5:14: norm.kind: 'rms_norm' is not known; did you mean rmsnorm? allowed are rmsnorm, layernorm, none
 kind: attention => kind: mlp
     8:19: layers[0].mixer.kind: 'mlp' is an ffn, not a mixer; allowed are attention, linear, mla, power
 rmsnorm => "rms\e[2J\nnorm"
-    5:14: norm.kind: 'rms\x1b[2J\nnorm' is not known; did you mean rmsnorm?; allowed are rmsnorm, layernorm, none
+    5:14: norm.kind: 'rms\x1b[2J\nnorm' is not known; did you mean rmsnorm? allowed are rmsnorm, layernorm, none
 kind: attention => kind: [attention]
     8:19: layers[0].mixer.kind: ['attention'] is not known; allowed are attention, linear, mla, power
 kind: attention => kind: null
@@ -184,11 +184,11 @@ false => null
 false => "true"
     4:17: tie_embeddings: 'true' is not true or false; write true without quotes
 kv_heads: 4 => bias: qk
-    8:47: layers[0].mixer.bias: 'qk' is not known; did you mean qkv?; allowed are true, false, qkv
+    8:47: layers[0].mixer.bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv
 kv_heads: 4 => bias: 1
     8:47: layers[0].mixer.bias: 1 is not known; allowed are true, false, qkv
 kv_heads: 4 => qk_norm: heads
-    8:50: layers[0].mixer.qk_norm: 'heads' is not known; did you mean head?; allowed are none, head, full
+    8:50: layers[0].mixer.qk_norm: 'heads' is not known; did you mean head? allowed are none, head, full
 kv_heads: 4 => qk_norm: true
     8:50: layers[0].mixer.qk_norm: true is not known; allowed are none, head, full
 kv_heads: 4 => sinks: 1
@@ -300,7 +300,7 @@ WHOLE = {
     ),
     "a width that is missing behind the layers": (
         "name: a\nvocab_size: 9\nlayers: [{mixer: {kind: linear, heads: 2}}]\nhiden_size: 8",
-        "4:1: hiden_size: unknown key; did you mean hidden_size?; allowed are ...",
+        "4:1: hiden_size: unknown key; did you mean hidden_size? allowed are ...",
     ),
     "a width that is wrong behind the layers": (
         "name: a\nvocab_size: 9\nlayers: [{mixer: {kind: linear, heads: 2}}]\nhidden_size: eight",
@@ -308,7 +308,7 @@ WHOLE = {
     ),
     "an unknown key taken over by a merge": (
         HEAD + "layers: [{<<: {repaet: 2}, ffn: {kind: mlp, intermediate_size: 3}}]",
-        "4:24: layers[0].repaet: unknown key; did you mean repeat?; allowed are ffn, mixer, pattern, repeat",
+        "4:24: layers[0].repaet: unknown key; did you mean repeat? allowed are ffn, mixer, pattern, repeat",
     ),
 }
 

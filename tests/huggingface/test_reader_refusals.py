@@ -81,12 +81,12 @@ def without(config: Settings, key: str) -> Settings:
         (
             LLAMA | {"model_type": "lama"},
             ("model_type",),
-            f"model_type 'lama' is not supported; did you mean llama?; {SUPPORTED}",
+            f"model_type 'lama' is not supported; did you mean llama? {SUPPORTED}",
         ),
         (
             LLAMA | {"model_type": "deepseek_v32"},
             ("model_type",),
-            f"model_type 'deepseek_v32' is not supported; did you mean deepseek_v3?; {SUPPORTED}",
+            f"model_type 'deepseek_v32' is not supported; did you mean deepseek_v3? {SUPPORTED}",
         ),
         (LLAMA | {"model_type": "t5"}, ("model_type",), f"model_type 't5' is not supported; {SUPPORTED}"),
         (
