@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-_CHOICE = re.compile(r"Invalid value for '?(.+?)'?: (?:Value error, )?('.*'|\".*\") is not one of ('.*')\.?", re.DOTALL)
+_CHOICE = re.compile(
+    r"Invalid value for '?(.+?)'?: (?:Value error, )?('.*'|\".*\") is not (?:one of )?('.*')\.?", re.DOTALL
+)
 
 
 def _usage(message: str) -> str:

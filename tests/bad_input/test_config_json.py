@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ TEXTS = {
     "unclosed": ("{", ":1:2: is not valid JSON: Expecting property name enclosed in double quotes"),
     "trailing comma": (
         '{"a": 1,\n}',
-        ":2:1: is not valid JSON: Expecting property name enclosed in double quotes",
+        ":1:8: is not valid JSON: Illegal trailing comma before end of object"
+        if sys.version_info >= (3, 13)
+        else ":2:1: is not valid JSON: Expecting property name enclosed in double quotes",
     ),
     "no colon": ('{"a" 1}', ":1:6: is not valid JSON: Expecting ':' delimiter"),
     "comment": ('{"a": 1 // one\n}', ":1:9: is not valid JSON: Expecting ',' delimiter"),
