@@ -7,8 +7,10 @@ out_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w_ij = (scale q_i.k_j)^p exp(
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from powerplan.kernels.ops import chunked_power
 from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
+from powerplan.kernels.triton.support import CHUNKS, lacking
 
 DEGREES = (1, 2, 3, 4)
 LOWEST_GATE = -100.0
@@ -53,10 +56,11 @@ def power_attention(
     initial_state: PowerState of B sequences (N with cu_seqlens) to go on from, as returned for what came before.
     cu_seqlens: [N + 1] integers from 0 to T, rising: B is 1 and holds N sequences end to end, which do not see each
         other.
-    impl: "reference" (all pairs), "recurrent" (token by token), "torch" (chunked), "auto" (the fastest for the device).
+    impl: "reference" (all pairs), "recurrent" (token by token), "torch" (chunked, any device), "triton" (chunked, on a
+        GPU), "auto" (triton where the GPU, the dtype and the head dims allow it, else torch).
 
-    Raises ValueError or TypeError that names the argument, what it is and what it should be. torch.compile traces the
-    chunked implementation whole, but not cu_seqlens, nor the other two. No second derivatives.
+    Raises ValueError or TypeError that names the argument, what it is and what it should be; values on a GPU are not
+    looked at. torch.compile traces the chunked implementations whole. No second derivatives.
     """
     _check(q, k, v, log_g, p, normalize)
     scale = _scale(scale, q.shape[-1])
@@ -64,31 +68,20 @@ def power_attention(
         raise ValueError(f"chunk_size must be an integer of at least 1, and is {chunk_size!r}")
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
-    run = IMPLEMENTATIONS["torch" if impl == "auto" else impl]
-    chunk = chunk_size or default_chunk_size(int(q.shape[-1]), p)
+    if impl == "auto":
+        impl = "triton" if q.device.type == "cuda" and lacking(q, v, p) is None else "torch"
+    elif impl == "triton" and (reason := lacking(q, v, p)) is not None:
+        raise ValueError(f"impl='triton' {reason}")
+    chunk = chunk_size or (CHUNKS[p] if impl == "triton" else default_chunk_size(int(q.shape[-1]), p))
     log_g = None if log_g is None else log_g.clamp(min=LOWEST_GATE)
-    bounds = None if cu_seqlens is None else _bounds(cu_seqlens, q)
-    count = q.shape[0] if bounds is None else len(bounds) - 1
+    if cu_seqlens is not None:
+        _check_packing(cu_seqlens, q)
     if initial_state is not None:
+        count = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         _check_state(initial_state, q, k, v, p, count, normalize)
-    if initial_state is not None and not normalize:
-        initial_state = PowerState(initial_state.kv)
-    if bounds is None:
-        out, state = run(q, k, v, log_g, initial_state, p, scale, chunk, normalize, return_state)
-    else:
-        # split, whose gradient is one concatenation; the gradient of a slice is as long as the whole.
-        lengths = [stop - start for start, stop in pairwise(bounds)]
-        gates = [None] * count if log_g is None else torch.split(log_g, lengths, 1)
-        queries, keys, values = (torch.split(x, lengths, 1) for x in (q, k, v))
-        outs, states = [], []
-        for index, gate in enumerate(gates):
-            first = None if initial_state is None else _one(initial_state, index)
-            part = (queries[index], keys[index], values[index], gate)
-            out, state = run(*part, first, p, scale, chunk, normalize, return_state)
-            outs.append(out)
-            states.append(state)
-        out = torch.cat(outs, 1)
-        state = _joined(states) if return_state else states[0]
+        initial_state = initial_state if normalize else PowerState(initial_state.kv)
+    run = IMPLEMENTATIONS[impl]
+    out, state = run(q, k, v, log_g, initial_state, cu_seqlens, Settings(p, scale, chunk, normalize, return_state))
     return (out, state) if return_state else out
 
 
@@ -122,16 +115,6 @@ def power_attention_step(
         return step(q, k, v, log_g, state, p=p, scale=_scale(scale, q.shape[-1]), normalize=normalize)
 
 
-def _one(state: PowerState, index: int) -> PowerState:
-    part = slice(index, index + 1)
-    return PowerState(state.kv[part], None if state.key is None else state.key[part])
-
-
-def _joined(states: list[PowerState]) -> PowerState:
-    keys = [state.key for state in states if state.key is not None]
-    return PowerState(torch.cat([state.kv for state in states]), torch.cat(keys) if keys else None)
-
-
 def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerState:
     """Return the state of sequences that have not begun, for k [B, T, G, K] and v [B, T, G, V]."""
     if k.ndim != 4 or v.ndim != 4:
@@ -142,70 +125,84 @@ def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerSt
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a call attends, the same for all implementations."""
+
+    p: int
+    scale: float
+    chunk: int
+    normalize: bool
+    want_state: bool
+
+
 Implementation = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None, PowerState | None, int, float, int, bool, bool], tuple[Tensor, PowerState]
+    [Tensor, Tensor, Tensor, Tensor | None, PowerState | None, Tensor | None, Settings], tuple[Tensor, PowerState]
 ]
 
 
-def _by_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    state: PowerState | None,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    want_state: bool,
-) -> tuple[Tensor, PowerState]:
-    with torch.autocast(q.device.type, enabled=False):
-        return reference(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+def _one_by_one(function: Callable[..., tuple[Tensor, PowerState]], start_empty: bool) -> Implementation:
+    """Return the implementation that calls `function` for each of the packed sequences, or once for rows of a batch."""
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_g: Tensor | None,
+        state: PowerState | None,
+        cu_seqlens: Tensor | None,
+        settings: Settings,
+    ) -> tuple[Tensor, PowerState]:
+        how = {"p": settings.p, "scale": settings.scale, "normalize": settings.normalize}
+        if state is None and start_empty:
+            count = k.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+            state = empty_state(k[:1].expand(count, -1, -1, -1), v, settings.p, settings.normalize)
+        with torch.autocast(q.device.type, enabled=False):
+            if cu_seqlens is None:
+                return function(q, k, v, log_g, state, **how)
+            outs, ends = [], []
+            for index, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
+                part = (None if x is None else x[:, start:stop] for x in (q, k, v, log_g))
+                own = None if state is None else PowerState(*(x if x is None else x[index : index + 1] for x in state))
+                out, end = function(*part, own, **how)
+                outs.append(out)
+                ends.append(end)
+        keys = [end.key for end in ends if end.key is not None]
+        return torch.cat(outs, 1), PowerState(torch.cat([end.kv for end in ends]), torch.cat(keys) if keys else None)
+
+    return run
 
 
-def _by_recurrence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    state: PowerState | None,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    want_state: bool,
-) -> tuple[Tensor, PowerState]:
-    state = empty_state(k, v, p, normalize) if state is None else state
-    with torch.autocast(q.device.type, enabled=False):
-        return recurrent(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
+def _by_chunks(engine: str) -> Implementation:
+    """Return the chunked implementation with that engine of the operators."""
 
-
-def _by_chunks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    state: PowerState | None,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    want_state: bool,
-) -> tuple[Tensor, PowerState]:
-    whole = None
-    if state is not None:
-        whole = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, whole))
-    out, final, _, _, _ = chunked_power(q, k, v, log_g, whole, p, scale, chunk, normalize, keep, want_state)
-    if not want_state:
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_g: Tensor | None,
+        state: PowerState | None,
+        cu_seqlens: Tensor | None,
+        settings: Settings,
+    ) -> tuple[Tensor, PowerState]:
+        whole = None
+        if state is not None:
+            whole = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, whole))
+        how = (settings.p, settings.scale, settings.chunk, settings.normalize)
+        out, final, *_ = chunked_power(q, k, v, log_g, whole, cu_seqlens, *how, keep, settings.want_state, engine)
+        if settings.want_state and settings.normalize:
+            return out, PowerState(final[..., :-1], final[..., -1])
         return out, PowerState(final)
-    return out, PowerState(final[..., :-1], final[..., -1]) if normalize else PowerState(final)
+
+    return run
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": _by_reference,
-    "recurrent": _by_recurrence,
-    "torch": _by_chunks,
+    "reference": _one_by_one(reference, start_empty=False),
+    "recurrent": _one_by_one(recurrent, start_empty=True),
+    "torch": _by_chunks("torch"),
+    "triton": _by_chunks("triton"),
 }
 
 
@@ -257,15 +254,19 @@ def _check_gate(log_g: Tensor, k: Tensor) -> None:
         raise ValueError(f"log_g must be [B, T, G] = {list(k.shape[:3])}, and is {list(log_g.shape)}")
     if not log_g.is_floating_point() or log_g.device != k.device:
         raise ValueError(f"log_g must be floating point on {k.device}, and is {log_g.dtype} on {log_g.device}")
-    # Reading the values would wait for a GPU, and cannot be traced: only what is at hand is looked at.
-    if log_g.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    try:
-        top = log_g.detach().max().item()
-    except RuntimeError:  # Fake tensors, and the wrappers of torch.func, have no values.
-        return
-    if not top <= 0:
+    top = _values(log_g.detach().max())
+    if top is not None and not top <= 0:
         raise ValueError(f"log_g must be at most 0 (a gate of at most 1), and its largest value is {top:g}")
+
+
+def _values(x: Tensor) -> Any:
+    """Return x.tolist(), or None where that would wait for a GPU, cannot be traced, or there are no values."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    try:
+        return x.tolist()
+    except RuntimeError:  # Fake tensors, and the wrappers of torch.func, have no values.
+        return None
 
 
 def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, count: int, normalize: bool) -> None:
@@ -286,7 +287,7 @@ def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, cou
             raise ValueError(f"the state's {name} must be {dtype} on {q.device}, and is {x.dtype} on {x.device}")
 
 
-def _bounds(cu_seqlens: Tensor, q: Tensor) -> list[int]:
+def _check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
     if q.shape[0] != 1:
@@ -294,7 +295,6 @@ def _bounds(cu_seqlens: Tensor, q: Tensor) -> list[int]:
     if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
         found = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
         raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {found}")
-    bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds)):
+    bounds = _values(cu_seqlens)
+    if bounds is not None and (bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds))):
         raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and is {bounds[:8]}")
-    return bounds

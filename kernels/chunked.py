@@ -229,21 +229,21 @@ def backward(
     out: Tensor,
     norm: Tensor,
     kept: Tensor,
-    final: Tensor | None,
+    reach: Tensor | None,
     plan: Plan,
     with_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Return the gradients of q, k, v, log_g (None without gates) and of the initial state, [N, D, W].
 
-    final: the final state, needed where it has a gradient and there are gates. with_state: whether there was an initial
-    one; if not, the gradient returned for it means nothing.
+    reach: <dS, S> of the final state, [B, G], where it has a gradient. with_state: whether there was an initial state; if
+    not, the gradient returned for it means nothing.
 
     The gate's gradient needs no pass of its own: every weight is homogeneous of degree p in its query and in its key,
     so dL/da_i = (q_i.dq_i - k_i.dk_i) / p, plus <dS, S> at the last token; dL/dlog_g is its reverse cumulative sum.
     """
     layout, work = plan.layout, _work(q)
     count = plan.batch * plan.groups
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     towards = work.new_empty(plan.batch, plan.tokens, plan.groups) if log_g is not None else None
     grad = work.new_zeros(count, layout.dim, plan.columns) if grad_state is None else grad_state.clone()
     buffer, pulled = Buffer(plan, work), Buffer(plan, work)
@@ -290,8 +290,8 @@ def backward(
         grad_q[:, at] = piece.heads_back(piece_q.mul_(plan.scale))[..., : plan.key_dim]
         grad_k[:, at] = piece.rows_back(piece_k)[..., : plan.key_dim]
         grad_v[:, at] = piece.rows_back(piece_v)[..., : plan.value_dim]
-    if towards is not None and grad_state is not None and final is not None:
-        towards[:, -1] += (grad_state * final).sum((1, 2)).view(plan.batch, plan.groups)
+    if towards is not None and reach is not None:
+        towards[:, -1] += reach
     grad_g = None if towards is None else towards.flip(1).cumsum(1).flip(1)
     return grad_q, grad_k, grad_v, grad_g, grad
 

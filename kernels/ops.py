@@ -1,11 +1,11 @@
-"""The chunked implementation as torch.library operators: fake tensors, autograd, FLOP formula.
+"""The chunked implementations as torch.library operators: fake tensors, autograd, FLOP formula.
 
-States go in and out in the shared layout of PowerState, and are tiled inside.
+States go in and out in the shared layout of PowerState, and are laid out otherwise inside. Two engines stand behind one
+pair of operators: "torch" (chunked.py) and "triton" (triton/run.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,23 +13,22 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from powerplan.dims import chunked_power_flops, spow_dim
-from powerplan.kernels import chunked
-from powerplan.kernels.chunked import Plan
-from powerplan.kernels.tiles import from_tiles, from_tiles_adjoint, to_tiles, to_tiles_adjoint
+from powerplan.kernels import packed
+from powerplan.kernels.chunked import TILE, Plan
 
-# out [B, T, H, V]; final state [B, G, D, W], the normaliser its last column; for the backward pass: sums of weights
-# [B, T, H], final state and states to restart from, tiled. States that nobody wants are empty tensors.
+# out [B, T, H, V]; final state [N, G, D, W], the normaliser its last column; for the backward pass: sums of weights
+# [B, T, H], and states to restart from with their keys, in the engine's own layout. What nobody wants is empty.
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def plan_of(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, chunk: int, normalize: bool) -> Plan:
     """Return the plan of q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]."""
     batch, tokens, groups, key_dim = k.shape
-    return Plan(p, scale, chunk, normalize, batch, tokens, groups, q.shape[2] // groups, key_dim, v.shape[3])
+    return Plan(p, scale, chunk, normalize, batch, tokens, groups, q.shape[2] // groups, int(key_dim), int(v.shape[3]))
 
 
-def _layout(plan: Plan) -> tuple[int, int, int, int]:
-    return plan.key_dim, plan.p, plan.tile, plan.d
+def _sequences(k: Tensor, cu_seqlens: Tensor | None) -> int:
+    return k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
 @torch.library.custom_op("powerplan::chunked_power", mutates_args=())
@@ -39,23 +38,33 @@ def chunked_power(
     v: Tensor,
     log_g: Tensor | None,
     state: Tensor | None,
+    cu_seqlens: Tensor | None,
     p: int,
     scale: float,
     chunk: int,
     normalize: bool,
     keep: bool,
     want_state: bool,
+    engine: str,
 ) -> Outputs:
-    """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [B, G, D, W]."""
+    """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, G, D, W]."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     # Inside an operator autocast would still turn products to bf16, and the state is fp32.
     with torch.autocast(q.device.type, enabled=False):
-        tiled = None if state is None else to_tiles(state.flatten(0, 1), *_layout(plan))
-        out, norm, final, kept = chunked.forward(q, k, v, log_g, tiled, plan, keep, want_state)
-        if final is None:
-            return out, norm.new_empty(0), norm, norm.new_empty(0), kept
-        shared = from_tiles(final, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
-        return out, shared, norm, final if keep else norm.new_empty(0), kept
+        if engine == "torch":
+            return packed.forward(q, k, v, log_g, state, cu_seqlens, plan, keep, want_state)
+        from powerplan.kernels.triton import run
+
+        shapes = run.shapes_of(plan, _sequences(k, cu_seqlens), q.dtype)
+        out, final, norm, states, keys = run.forward(q, k, v, log_g, state, cu_seqlens, shapes, want_state)
+    nothing = out.new_empty(0)
+    return (
+        out,
+        nothing.float() if final is None else final,
+        norm,
+        states if keep else nothing.to(states.dtype),
+        keys if keep and normalize else nothing.float(),
+    )
 
 
 @chunked_power.register_fake
@@ -65,29 +74,35 @@ def _(
     v: Tensor,
     log_g: Tensor | None,
     state: Tensor | None,
+    cu_seqlens: Tensor | None,
     p: int,
     scale: float,
     chunk: int,
     normalize: bool,
     keep: bool,
     want_state: bool,
+    engine: str,
 ) -> Outputs:
     # Head dims become constants of the graph, as phi's dimension does; batch and time may stay symbolic.
-    plan = replace(plan_of(q, k, v, p, scale, chunk, normalize), key_dim=int(k.shape[3]))
+    plan = plan_of(q, k, v, p, scale, chunk, normalize)
+    sequences = _sequences(k, cu_seqlens)
     heads = plan.groups * plan.repeats
     work = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
-    tiled = (plan.batch * plan.groups, plan.layout.dim, plan.columns)
-    pieces = 0
-    if keep:
-        chunks = (plan.tokens + chunk - 1) // chunk
-        pieces = (chunks + chunked.EVERY - 1) // chunked.EVERY - int(state is None)
-    shared = (plan.batch, plan.groups, spow_dim(plan.key_dim, p), plan.columns)
+    shared = (sequences, plan.groups, spow_dim(plan.key_dim, p), plan.columns)
+    states, keys = work.new_empty(0), work.new_empty(0)
+    if engine == "torch":
+        if keep:
+            states = work.new_empty(packed.restarts(plan, sequences, cu_seqlens is not None, state is not None))
+    else:
+        from powerplan.kernels.triton import run
+
+        states, keys = run.kept(run.shapes_of(plan, sequences, q.dtype), keep, q)
     return (
         v.new_empty(plan.batch, plan.tokens, heads, plan.value_dim),
         work.new_empty(shared if want_state else (0,)),
         work.new_empty(plan.batch, plan.tokens, heads if normalize else 0),
-        work.new_empty(tiled if want_state and keep else (0,)),
-        work.new_empty((pieces, *tiled)),
+        states,
+        keys,
     )
 
 
@@ -99,28 +114,33 @@ def chunked_power_backward(
     k: Tensor,
     v: Tensor,
     log_g: Tensor | None,
+    cu_seqlens: Tensor | None,
     out: Tensor,
     norm: Tensor,
     final: Tensor,
-    kept: Tensor,
+    states: Tensor,
+    keys: Tensor,
     p: int,
     scale: float,
     chunk: int,
     normalize: bool,
     with_state: bool,
+    engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_g and the initial state, for those of the output and the final state."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
+    end = final if final.numel() else None
+    given = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm)
     with torch.autocast(q.device.type, enabled=False):
-        tiled = None if grad_state is None else from_tiles_adjoint(grad_state.flatten(0, 1), *_layout(plan))
-        grad_q, grad_k, grad_v, grad_g, grad = chunked.backward(
-            grad_out, tiled, q, k, v, log_g, out, norm, kept, final if final.numel() else None, plan, with_state
-        )
-        gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
-        if not with_state:
-            return grad_q, grad_k, grad_v, gate, norm.new_empty(0)
-        shared = to_tiles_adjoint(grad, *_layout(plan)).view(plan.batch, plan.groups, -1, plan.columns)
-        return grad_q, grad_k, grad_v, gate, shared
+        if engine == "torch":
+            grad_q, grad_k, grad_v, grad_g, grad = packed.backward(*given, states, end, plan, with_state)
+        else:
+            from powerplan.kernels.triton import run
+
+            shapes = run.shapes_of(plan, _sequences(k, cu_seqlens), q.dtype)
+            grad_q, grad_k, grad_v, grad_g, grad = run.backward(*given, states, keys, end, shapes, with_state)
+    gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
+    return grad_q, grad_k, grad_v, gate, norm.new_empty(0) if grad is None else grad
 
 
 @chunked_power_backward.register_fake
@@ -131,42 +151,47 @@ def _(
     k: Tensor,
     v: Tensor,
     log_g: Tensor | None,
+    cu_seqlens: Tensor | None,
     out: Tensor,
     norm: Tensor,
     final: Tensor,
-    kept: Tensor,
+    states: Tensor,
+    keys: Tensor,
     p: int,
     scale: float,
     chunk: int,
     normalize: bool,
     with_state: bool,
+    engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gate = q.new_empty(0) if log_g is None else torch.empty_like(log_g, memory_format=torch.contiguous_format)
-    shape = (k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), p), v.shape[3] + int(normalize))
-    state = kept.new_empty(shape if with_state else (0,))
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), gate, state
+    columns = int(v.shape[3]) + int(normalize)
+    shape = (_sequences(k, cu_seqlens), k.shape[2], spow_dim(int(k.shape[3]), p), columns)
+    state = norm.new_empty(shape if with_state else (0,))
+    grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return *grads, gate, state
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    q, k, v, log_g, state, *ctx.settings = inputs
+    q, k, v, log_g, state, cu_seqlens, *ctx.settings = inputs
     ctx.has_state = state is not None
-    out, _, norm, final, kept = output
-    ctx.mark_non_differentiable(norm, final, kept)
+    out, final, norm, states, keys = output
+    ctx.mark_non_differentiable(norm, states, keys)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, log_g, out, norm, final, kept)
+    ctx.save_for_backward(q, k, v, log_g, cu_seqlens, out, norm, final, states, keys)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    q, k, v, log_g, out, norm, final, kept = ctx.saved_tensors
-    p, scale, chunk, normalize, keep, want_state = ctx.settings
+    q, k, v, log_g, cu_seqlens, out, norm, final, states, keys = ctx.saved_tensors
+    p, scale, chunk, normalize, keep, want_state, engine = ctx.settings
     assert keep, "the forward pass was run without what its gradient needs"
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grad_state = grad_state if want_state else None
-    grad_q, grad_k, grad_v, gate, state = chunked_power_backward(
-        grad_out, grad_state, q, k, v, log_g, out, norm, final, kept, p, scale, chunk, normalize, ctx.has_state
-    )
+    saved = (q, k, v, log_g, cu_seqlens, out, norm, final, states, keys)
+    settings = (p, scale, chunk, normalize, ctx.has_state, engine)
+    grad_q, grad_k, grad_v, gate, state = chunked_power_backward(grad_out, grad_state, *saved, *settings)
     gates = None if log_g is None else gate
-    return grad_q, grad_k, grad_v, gates, state if ctx.has_state else None, *(None,) * 6
+    return grad_q, grad_k, grad_v, gates, state if ctx.has_state else None, *(None,) * 8
 
 
 chunked_power.register_autograd(_backward, setup_context=_setup)
@@ -181,7 +206,7 @@ def _flops(q: Any, k: Any, v: Any, with_state: bool, p: int, chunk: int, normali
         head_dim=key_dim,
         v_head_dim=v[3],
         p=p,
-        tile=min(chunked.TILE, key_dim),
+        tile=min(TILE, key_dim),
         chunk_size=chunk,
         normalize=normalize,
         with_state=with_state,
@@ -196,6 +221,7 @@ def _forward_flops(
     v: Any,
     log_g: Any,
     state: Any,
+    cu_seqlens: Any,
     p: int,
     scale: float,
     chunk: int,
@@ -203,6 +229,7 @@ def _forward_flops(
     *_: Any,
     **__: Any,
 ) -> int:
+    """As of one sequence per row: where packed ones begin is not known from shapes, so they count a little too much."""
     return _flops(q, k, v, state is not None, p, chunk, normalize)
 
 
@@ -214,10 +241,12 @@ def _backward_flops(
     k: Any,
     v: Any,
     log_g: Any,
+    cu_seqlens: Any,
     out: Any,
     norm: Any,
     final: Any,
-    kept: Any,
+    states: Any,
+    keys: Any,
     p: int,
     scale: float,
     chunk: int,

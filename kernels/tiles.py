@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement, groupby, product
-from math import factorial, prod, sqrt
+from math import factorial, prod
 
 import torch
 from torch import Tensor
 
 from powerplan.dims import tiled_spow_dim
+from powerplan.kernels.conversion import Conversion, conversion
 
 
 @dataclass(frozen=True)
@@ -153,58 +154,15 @@ class Expander:
 
 
 @lru_cache(maxsize=16)
-def _conversion(d: int, p: int, tile: int, padded: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return index and factor from the shared layout to rows of phi, [dim], and back, [D]."""
-    layout = tiling(padded, p, tile, rows=2**40)
-    number = {row: index for index, row in enumerate(combinations_with_replacement(range(d), p))}
-    to_index, to_factor = [], []
-    back_index, back_factor = [0] * len(number), [0.0] * len(number)
+def tile_conversion(d: int, p: int, tile: int, padded: int, device: torch.device) -> Conversion:
+    """Return the conversion between the shared layout for d features and the tiled one for `padded` of them."""
+    return conversion(_rows(tiling(padded, p, tile, rows=2**40)), d, p).to(device)
+
+
+def _rows(layout: Tiling) -> Iterator[tuple[tuple[int, ...], int]]:
     for block in layout.blocks:
         for piece in block.pieces:
-            for within in product(range(tile), repeat=p - 1):
-                lead = [index * tile + feature for index, feature in zip(piece.tiles, within, strict=True)]
+            for within in product(range(layout.tile), repeat=layout.p - 1):
+                lead = [index * layout.tile + feature for index, feature in zip(piece.tiles, within, strict=True)]
                 for step in range(piece.width):
-                    features = tuple(sorted((*lead, piece.start + step)))
-                    if features[-1] >= d:
-                        to_index.append(0)
-                        to_factor.append(0.0)
-                        continue
-                    weight = piece.same if step < tile else piece.later
-                    orders = factorial(p) // prod(factorial(features.count(feature)) for feature in set(features))
-                    multiset = number[features]
-                    back_index[multiset] = len(to_index)
-                    back_factor[multiset] = sqrt(orders) / weight
-                    to_index.append(multiset)
-                    to_factor.append(weight / sqrt(orders))
-    return (
-        torch.tensor(to_index),
-        torch.tensor(to_factor, dtype=torch.float64),
-        torch.tensor(back_index),
-        torch.tensor(back_factor, dtype=torch.float64),
-    )
-
-
-def to_tiles(x: Tensor, d: int, p: int, tile: int, padded: int) -> Tensor:
-    """Return [N, D, W] of the shared layout as [N, dim, W] of the tiled one."""
-    index, factor, _, _ = _conversion(d, p, tile, padded)
-    return x.index_select(1, index.to(x.device)) * factor.to(x)[:, None]
-
-
-def to_tiles_adjoint(grad: Tensor, d: int, p: int, tile: int, padded: int) -> Tensor:
-    """Return the gradient of `to_tiles`' argument, [N, D, W], for that of its result, [N, dim, W]."""
-    index, factor, back, _ = _conversion(d, p, tile, padded)
-    zeros = grad.new_zeros(grad.shape[0], len(back), grad.shape[2])
-    return zeros.index_add_(1, index.to(grad.device), grad * factor.to(grad)[:, None])
-
-
-def from_tiles(x: Tensor, d: int, p: int, tile: int, padded: int) -> Tensor:
-    """Return [N, dim, W] of the tiled layout as [N, D, W] of the shared one."""
-    _, _, index, factor = _conversion(d, p, tile, padded)
-    return x.index_select(1, index.to(x.device)) * factor.to(x)[:, None]
-
-
-def from_tiles_adjoint(grad: Tensor, d: int, p: int, tile: int, padded: int) -> Tensor:
-    """Return the gradient of `from_tiles`' argument, [N, dim, W], for that of its result, [N, D, W]."""
-    dim, _, index, factor = _conversion(d, p, tile, padded)
-    zeros = grad.new_zeros(grad.shape[0], len(dim), grad.shape[2])
-    return zeros.index_copy_(1, index.to(grad.device), grad * factor.to(grad)[:, None])
+                    yield (*lead, piece.start + step), piece.same if step < layout.tile else piece.later

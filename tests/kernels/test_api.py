@@ -55,7 +55,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"log_g": [0.0]}, TypeError, "log_g must be a tensor or None, and is list"),
     ({"initial_state": (1, 2)}, TypeError, "the state must be a PowerState, and is tuple"),
     ({"cu_seqlens": [0, 6]}, TypeError, "cu_seqlens must be a tensor, and is list"),
-    ({"impl": "cuda"}, ValueError, "impl must be auto, reference, recurrent, torch, and is 'cuda'"),
+    ({"impl": "cuda"}, ValueError, "impl must be auto, reference, recurrent, torch, triton, and is 'cuda'"),
     (
         {"initial_state": state(kv=torch.zeros(2, 2, 36, 5))},
         ValueError,

@@ -31,7 +31,7 @@ def test_opcheck(gated: bool, with_state: bool, want_state: bool) -> None:
     whole = None if whole is None else whole.requires_grad_()
     report = torch.library.opcheck(
         chunked_power,
-        (*arguments(inputs), inputs["log_g"], whole, 2, 0.5, 8, True, True, want_state),
+        (*arguments(inputs), inputs["log_g"], whole, None, 2, 0.5, 8, True, True, want_state, "torch"),
         raise_exception=True,
     )
     assert set(report.values()) == {"SUCCESS"}

@@ -1,0 +1,224 @@
+"""Compiles every shipped kernel configuration for GPUs that need not be there: registers, spills, shared memory, SASS.
+
+Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [--out RESULT.json]
+Exits with 1 where a kernel spills, needs more shared memory than the GPU has, or misses its matrix instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from tabulate import tabulate
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from powerplan.kernels.triton import run
+from powerplan.kernels.triton.support import LARGEST_KEY_DIM
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TYPES = {torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"} | {x: name for name, x in DTYPES.items()}
+SHARED_KB = {80: 163, 90: 227, 100: 227}
+"""Shared memory that a block may use: compute capabilities 8.0, 9.0 and 10.0 (CUDA C++ Programming Guide, table of
+technical specifications per compute capability)."""
+
+MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+"""The instruction of the matrix unit for 16-bit operands and tf32."""
+
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One instance of the kernels; all of its launches are compiled."""
+
+    dtype: str
+    p: int
+    key_dim: int
+    value_dim: int
+    gated: bool
+    normalize: bool
+    repeats: int = 1
+
+    @property
+    def name(self) -> str:
+        flags = ("gated" if self.gated else "") + (" norm" if self.normalize else "")
+        return f"{self.dtype} p={self.p} K={self.key_dim} V={self.value_dim} R={self.repeats} {flags.strip()}".strip()
+
+
+def shipped(dtypes: list[str], degrees: list[int]) -> Iterator[Configuration]:
+    """Yield what is compiled: all head dims of a degree, gated as trained, and one without gates and with groups."""
+    for dtype in dtypes:
+        for p in degrees:
+            dims = [dim for dim in (16, 32, 64, 128) if dim <= LARGEST_KEY_DIM[p]]
+            for dim in dims:
+                yield Configuration(dtype, p, dim, dim, True, p % 2 == 0)
+            yield Configuration(dtype, p, min(64, dims[-1]), 64, False, False, repeats=4)
+    if "bf16" in dtypes and 2 in degrees:
+        yield Configuration("bf16", 2, 64, 128, True, True)
+        yield Configuration("bf16", 2, 128, 64, True, True)
+
+
+def launches(config: Configuration) -> list[tuple[Any, dict[str, Any], int, int]]:
+    """Return the kernels that a forward and a backward pass launch, with their arguments, on tensors without memory."""
+    groups = 4
+    dtype = DTYPES[config.dtype]
+
+    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    heads = groups * config.repeats
+    q, k = empty(2, TOKENS, heads, config.key_dim), empty(2, TOKENS, groups, config.key_dim)
+    v = empty(2, TOKENS, groups, config.value_dim)
+    log_g = empty(2, TOKENS, groups, of=torch.float32) if config.gated else None
+    shapes = run.Shapes(
+        config.p,
+        config.key_dim**-0.5,
+        1024,
+        config.normalize,
+        2,
+        TOKENS,
+        groups,
+        config.repeats,
+        config.key_dim,
+        config.value_dim,
+        2,
+        dtype,
+    )
+    found: list[tuple[Any, dict[str, Any], int, int]] = []
+    started = run.launch
+
+    def listen(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
+        found.append((kernel, arguments, warps, stages))
+
+    run.launch = listen
+    try:
+        out, _, norm, states, keys = run.forward(q, k, v, log_g, None, None, shapes, False)
+        given = (q, k, v, log_g, None, out, norm, states, keys)
+        run.backward(empty(2, TOKENS, heads, config.value_dim), None, *given, None, shapes, False)
+    finally:
+        run.launch = started
+    return found
+
+
+def compile_for(arch: int, kernel: Any, arguments: dict[str, Any], warps: int, stages: int) -> dict[str, Any]:
+    """Return what the compiler made of one launch for compute capability arch / 10."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        kind, aligned = "constexpr", False
+        if isinstance(value, torch.Tensor):
+            kind, aligned = f"*{TYPES[value.dtype]}", True
+        elif not parameter.is_constexpr and isinstance(value, float):
+            kind = "fp32"
+        elif not parameter.is_constexpr and value != 1:
+            kind, aligned = "i32", value % 16 == 0
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[parameter.name] = value
+        if aligned:
+            attributes[index,] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    begin = time.perf_counter()
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    seconds = time.perf_counter() - begin
+    return _inspect(made.asm["cubin"]) | {"shared": made.metadata.shared, "warps": warps, "compile_s": round(seconds, 2)}
+
+
+def _inspect(cubin: bytes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _tool("cuobjdump", "-res-usage", str(path))
+        listing = _tool("nvdisasm", "-c", str(path))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    names = Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", listing, re.MULTILINE))
+    matrix = {name: names[name] for name in sorted(set(MATRIX.values())) if names[name]}
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "local": names["LDL"] + names["STL"],
+        "matrix": matrix,
+        "instructions": sum(names.values()),
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    path = getattr(triton.knobs.nvidia, name).path
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -> list[str]:
+    """Return what is wrong with one compiled kernel."""
+    found = []
+    if row["local"] or row["stack"]:
+        found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
+    if row["shared"] > SHARED_KB[arch] * 1024:
+        found.append(f"{row['shared'] / 1024:.0f} KB of shared memory, and the GPU has {SHARED_KB[arch]}")
+    has_product = kernel not in ("gates_kernel", "prepare_kernel")
+    if has_product and config.dtype != "fp32" and MATRIX[arch] not in row["matrix"]:
+        found.append(f"no {MATRIX[arch]}: {row['matrix'] or 'no matrix instruction'}")
+    return found
+
+
+def rows_of(task: tuple[Configuration, int]) -> list[dict[str, Any]]:
+    """Return one row for each kernel of a configuration, compiled for one architecture."""
+    config, arch = task
+    rows = []
+    for kernel, arguments, warps, stages in launches(config):
+        name = kernel.fn.__name__ + (" backward" if arguments.get("BACKWARD") else "")
+        made = compile_for(arch, kernel, arguments, warps, stages)
+        wrong = faults(config, arch, kernel.fn.__name__, made)
+        rows.append({"configuration": config.name, "arch": f"sm_{arch}", "kernel": name, **made, "faults": wrong})
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_KB))
+    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--p", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    tasks = [(config, arch) for config in shipped(options.dtype, options.p) for arch in options.arch]
+    with ProcessPoolExecutor(options.workers) as pool:
+        rows = [row for part in pool.map(rows_of, tasks) for row in part]
+    columns = ("configuration", "arch", "kernel", "registers", "warps", "local", "shared", "matrix", "compile_s")
+    table = [[row[name] for name in columns] + ["; ".join(row["faults"])] for row in rows]
+    print(tabulate(table, headers=[*columns, "faults"]))
+    wrong = sum(bool(row["faults"]) for row in rows)
+    print(f"\n{len(rows)} kernels compiled, {wrong} with faults (triton {version('triton')})")
+    if options.out is not None:
+        result = {
+            "schema": "powerplan.compiled/1",
+            "date": datetime.now(UTC).date().isoformat(),
+            "triton": version("triton"),
+            "torch": torch.__version__,
+            "configurations": [asdict(config) for config in shipped(options.dtype, options.p)],
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
