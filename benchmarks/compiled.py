@@ -19,8 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -28,17 +30,24 @@ from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from powerplan.kernels.triton import run
+from powerplan.dims import spow_dim
+from powerplan.kernels.chunked import Plan
+from powerplan.kernels.triton import decode, run
+from powerplan.kernels.triton.shapes import Shapes
 from powerplan.kernels.triton.support import LARGEST_KEY_DIM
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPES = {torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"} | {x: name for name, x in DTYPES.items()}
-SHARED_KB = {80: 163, 90: 227, 100: 227}
-"""Shared memory that a block may use: compute capabilities 8.0, 9.0 and 10.0 (CUDA C++ Programming Guide, table of
-technical specifications per compute capability)."""
+SHARED_KB = {80: 99, 90: 227, 100: 227}
+"""Shared memory that a block may use (CUDA C++ Programming Guide, technical specifications per compute capability).
+
+8.0 has 163 KB; its configurations serve 8.6, 8.9 and 12.0 too, which have 99.
+"""
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 """The instruction of the matrix unit for 16-bit operands and tf32."""
+
+PRODUCTS = ("scan_kernel", "output_kernel", "queries_kernel", "keys_kernel")
 
 TOKENS = 4096
 
@@ -54,27 +63,25 @@ class Configuration:
     gated: bool
     normalize: bool
     repeats: int = 1
+    carried: bool = False
 
     @property
     def name(self) -> str:
-        flags = ("gated" if self.gated else "") + (" norm" if self.normalize else "")
-        return f"{self.dtype} p={self.p} K={self.key_dim} V={self.value_dim} R={self.repeats} {flags.strip()}".strip()
+        flags = {"gated": self.gated, "norm": self.normalize, "state": self.carried}
+        shown = " ".join(flag for flag, there in flags.items() if there)
+        return f"{self.dtype} p={self.p} K={self.key_dim} V={self.value_dim} R={self.repeats} {shown}".strip()
 
 
 def shipped(dtypes: list[str], degrees: list[int]) -> Iterator[Configuration]:
-    """Yield what is compiled: all head dims of a degree, gated as trained, and one without gates and with groups."""
-    for dtype in dtypes:
-        for p in degrees:
-            dims = [dim for dim in (16, 32, 64, 128) if dim <= LARGEST_KEY_DIM[p]]
-            for dim in dims:
-                yield Configuration(dtype, p, dim, dim, True, p % 2 == 0)
-            yield Configuration(dtype, p, min(64, dims[-1]), 64, False, False, repeats=4)
-    if "bf16" in dtypes and 2 in degrees:
-        yield Configuration("bf16", 2, 64, 128, True, True)
-        yield Configuration("bf16", 2, 128, 64, True, True)
+    """Yield what is compiled: each degree and head dims with gates and carried states, and once with neither."""
+    for dtype, p in product(dtypes, degrees):
+        dims = [dim for dim in (16, 32, 64, 128) if dim <= LARGEST_KEY_DIM[p]]
+        for key_dim, value_dim in [(dim, dim) for dim in dims] + [(dims[-1], 128), (min(64, dims[-1]), 128)]:
+            yield Configuration(dtype, p, key_dim, value_dim, True, p % 2 == 0, carried=True)
+        yield Configuration(dtype, p, min(64, dims[-1]), 64, False, False, repeats=4)
 
 
-def launches(config: Configuration) -> list[tuple[Any, dict[str, Any], int, int]]:
+def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any], int, int]]:
     """Return the kernels that a forward and a backward pass launch, with their arguments, on tensors without memory."""
     groups = 4
     dtype = DTYPES[config.dtype]
@@ -86,7 +93,7 @@ def launches(config: Configuration) -> list[tuple[Any, dict[str, Any], int, int]
     q, k = empty(2, TOKENS, heads, config.key_dim), empty(2, TOKENS, groups, config.key_dim)
     v = empty(2, TOKENS, groups, config.value_dim)
     log_g = empty(2, TOKENS, groups, of=torch.float32) if config.gated else None
-    shapes = run.Shapes(
+    plan = Plan(
         config.p,
         config.key_dim**-0.5,
         1024,
@@ -97,22 +104,23 @@ def launches(config: Configuration) -> list[tuple[Any, dict[str, Any], int, int]
         config.repeats,
         config.key_dim,
         config.value_dim,
-        2,
-        dtype,
     )
+    shapes = Shapes(**vars(plan), sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80)
     found: list[tuple[Any, dict[str, Any], int, int]] = []
-    started = run.launch
 
     def listen(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
         found.append((kernel, arguments, warps, stages))
 
-    run.launch = listen
-    try:
-        out, _, norm, states, keys = run.forward(q, k, v, log_g, None, None, shapes, False)
-        given = (q, k, v, log_g, None, out, norm, states, keys)
-        run.backward(empty(2, TOKENS, heads, config.value_dim), None, *given, None, shapes, False)
-    finally:
-        run.launch = started
+    with patch.object(run, "launch", listen), patch.object(decode, "launch", listen):
+        dim = (2, groups, spow_dim(config.key_dim, config.p), config.value_dim + int(config.normalize))
+        state = empty(*dim, of=torch.float32) if config.carried else None
+        out, final, norm, states, keys = run.forward(q, k, v, log_g, state, None, shapes, config.carried)
+        given = (q, k, v, log_g, None, out, norm, states, keys, final, shapes, config.carried)
+        run.backward(empty(2, TOKENS, heads, config.value_dim), state, *given)
+        kv = empty(2, groups, *dim[2:3], config.value_dim, of=torch.float32)
+        key = empty(*dim[:3] if config.normalize else (0,), of=torch.float32)
+        gate = None if log_g is None else log_g[:, 0]
+        decode.step(q[:, 0], k[:, 0], v[:, 0], gate, kv, key, config.p, 0.125)
     return found
 
 
@@ -138,7 +146,11 @@ def compile_for(arch: int, kernel: Any, arguments: dict[str, Any], warps: int, s
     begin = time.perf_counter()
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     seconds = time.perf_counter() - begin
-    return _inspect(made.asm["cubin"]) | {"shared": made.metadata.shared, "warps": warps, "compile_s": round(seconds, 2)}
+    return _inspect(made.asm["cubin"]) | {
+        "shared": made.metadata.shared,
+        "warps": warps,
+        "compile_s": round(seconds, 2),
+    }
 
 
 def _inspect(cubin: bytes) -> dict[str, Any]:
@@ -173,9 +185,11 @@ def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -
         found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
     if row["shared"] > SHARED_KB[arch] * 1024:
         found.append(f"{row['shared'] / 1024:.0f} KB of shared memory, and the GPU has {SHARED_KB[arch]}")
-    has_product = kernel not in ("gates_kernel", "prepare_kernel")
-    if has_product and config.dtype != "fp32" and MATRIX[arch] not in row["matrix"]:
-        found.append(f"no {MATRIX[arch]}: {row['matrix'] or 'no matrix instruction'}")
+    if kernel in PRODUCTS and config.dtype != "fp32":
+        # A state of fewer than 64 rows (p = 1) or a dot of tf32 is too small for the later ones.
+        least = "HMMA" if config.p == 1 and config.key_dim < 64 else MATRIX[arch]
+        if least not in row["matrix"] and MATRIX[arch] not in row["matrix"]:
+            found.append(f"no {least}: {row['matrix'] or 'no matrix instruction'}")
     return found
 
 
@@ -183,7 +197,7 @@ def rows_of(task: tuple[Configuration, int]) -> list[dict[str, Any]]:
     """Return one row for each kernel of a configuration, compiled for one architecture."""
     config, arch = task
     rows = []
-    for kernel, arguments, warps, stages in launches(config):
+    for kernel, arguments, warps, stages in launches(config, arch):
         name = kernel.fn.__name__ + (" backward" if arguments.get("BACKWARD") else "")
         made = compile_for(arch, kernel, arguments, warps, stages)
         wrong = faults(config, arch, kernel.fn.__name__, made)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from powerplan.dims import default_chunk_size, spow_dim
-from powerplan.kernels.ops import chunked_power
+from powerplan.kernels.ops import chunked_power, power_step
 from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
@@ -95,11 +95,14 @@ def power_attention_step(
     p: int = 2,
     scale: float | None = None,
     normalize: bool = True,
+    impl: str = "auto",
 ) -> tuple[Tensor, PowerState]:
     """Return the output of one more token, [B, H, V], and the state after it: what decoding repeats.
 
     q: [B, H, K]; k: [B, G, K]; v: [B, G, V]; log_g: [B, G] or None; state: PowerState of B sequences, of constant size.
-    The arguments mean what they mean in `power_attention`, and the errors are the same.
+    impl: "recurrent" (plain torch, with gradients), "triton" (one kernel on a GPU, without), "auto" (triton where it
+        runs and no gradient is asked for). The other arguments mean what they mean in `power_attention`, and the errors
+        are the same.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
@@ -108,11 +111,29 @@ def power_attention_step(
             raise ValueError(f"{name} must have the dims batch, heads, head dim, and has shape {list(x.shape)}")
     if log_g is not None and not isinstance(log_g, Tensor):
         raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
-    _check(q[:, None], k[:, None], v[:, None], None if log_g is None else log_g[:, None], p, normalize)
-    _check_state(state, q[:, None], k[:, None], v[:, None], p, q.shape[0], normalize)
+    if impl not in ("auto", "recurrent", "triton"):
+        raise ValueError(f"impl must be auto, recurrent, triton, and is {impl!r}")
+    whole = (q[:, None], k[:, None], v[:, None])
+    _check(*whole, None if log_g is None else log_g[:, None], p, normalize)
+    _check_state(state, *whole, p, q.shape[0], normalize)
+    given = (q, k, v, log_g, *state)
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    if impl == "auto":
+        fits = q.device.type == "cuda" and lacking(whole[0], whole[2], p) is None
+        impl = "triton" if fits and not differentiated else "recurrent"
+    elif impl == "triton":
+        if (reason := lacking(whole[0], whole[2], p)) is not None:
+            raise ValueError(f"impl='triton' {reason}")
+        if differentiated:
+            raise ValueError("impl='triton' has no gradients for a step: use impl='recurrent', or torch.no_grad()")
     log_g = None if log_g is None else log_g.clamp(min=LOWEST_GATE)
+    scale = _scale(scale, q.shape[-1])
+    if impl == "triton":
+        key = state.key if normalize and state.key is not None else state.kv.new_empty(0)
+        out, kv, key = power_step(q, k, v, log_g, state.kv, key, p, scale)
+        return out, PowerState(kv, key if normalize else None)
     with torch.autocast(q.device.type, enabled=False):
-        return step(q, k, v, log_g, state, p=p, scale=_scale(scale, q.shape[-1]), normalize=normalize)
+        return step(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
 
 
 def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerState:
@@ -163,7 +184,7 @@ def _one_by_one(function: Callable[..., tuple[Tensor, PowerState]], start_empty:
             outs, ends = [], []
             for index, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
                 part = (None if x is None else x[:, start:stop] for x in (q, k, v, log_g))
-                own = None if state is None else PowerState(*(x if x is None else x[index : index + 1] for x in state))
+                own = None if state is None else _one(state, index)
                 out, end = function(*part, own, **how)
                 outs.append(out)
                 ends.append(end)
@@ -171,6 +192,11 @@ def _one_by_one(function: Callable[..., tuple[Tensor, PowerState]], start_empty:
         return torch.cat(outs, 1), PowerState(torch.cat([end.kv for end in ends]), torch.cat(keys) if keys else None)
 
     return run
+
+
+def _one(state: PowerState, index: int) -> PowerState:
+    part = slice(index, index + 1)
+    return PowerState(state.kv[part], None if state.key is None else state.key[part])
 
 
 def _by_chunks(engine: str) -> Implementation:

@@ -235,8 +235,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Return the gradients of q, k, v, log_g (None without gates) and of the initial state, [N, D, W].
 
-    reach: <dS, S> of the final state, [B, G], where it has a gradient. with_state: whether there was an initial state; if
-    not, the gradient returned for it means nothing.
+    reach: <dS, S> of the final state, [B, G], where it has a gradient. with_state: whether there was an initial state;
+    if not, the gradient returned for it means nothing.
 
     The gate's gradient needs no pass of its own: every weight is homogeneous of degree p in its query and in its key,
     so dL/da_i = (q_i.dq_i - k_i.dk_i) / p, plus <dS, S> at the last token; dL/dlog_g is its reverse cumulative sum.

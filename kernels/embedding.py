@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
+    """Return the multisets of p indices below d in lexicographic order, [D, p], and sqrt of their multinomials, [D]."""
+    return _multisets(d, p)
+
+
 @lru_cache(maxsize=32)
 def _multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
-    """Return the multisets of p indices below d in lexicographic order, [D, p], and sqrt of their multinomials, [D]."""
     rows = list(combinations_with_replacement(range(d), p))
     weights = []
     for row in rows:
@@ -28,8 +33,8 @@ def spow(x: Tensor, p: int) -> Tensor:
 
     Entry m, a multiset of p indices in lexicographic order, is sqrt(multinomial(m)) times the product of its features.
     """
-    indices, weights = _multisets(x.shape[-1], p)
-    out = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)
+    indices, weights = multisets(x.shape[-1], p)
+    out: Tensor = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)
     for column in indices.to(x.device).unbind(1):
         out = out * x[..., column]
     return out

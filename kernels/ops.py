@@ -54,8 +54,9 @@ def chunked_power(
         if engine == "torch":
             return packed.forward(q, k, v, log_g, state, cu_seqlens, plan, keep, want_state)
         from powerplan.kernels.triton import run
+        from powerplan.kernels.triton.shapes import shapes_of
 
-        shapes = run.shapes_of(plan, _sequences(k, cu_seqlens), q.dtype)
+        shapes = shapes_of(plan, _sequences(k, cu_seqlens), q)
         out, final, norm, states, keys = run.forward(q, k, v, log_g, state, cu_seqlens, shapes, want_state)
     nothing = out.new_empty(0)
     return (
@@ -94,9 +95,9 @@ def _(
         if keep:
             states = work.new_empty(packed.restarts(plan, sequences, cu_seqlens is not None, state is not None))
     else:
-        from powerplan.kernels.triton import run
+        from powerplan.kernels.triton.shapes import kept, shapes_of
 
-        states, keys = run.kept(run.shapes_of(plan, sequences, q.dtype), keep, q)
+        states, keys = kept(shapes_of(plan, sequences, q), keep, q)
     return (
         v.new_empty(plan.batch, plan.tokens, heads, plan.value_dim),
         work.new_empty(shared if want_state else (0,)),
@@ -136,8 +137,9 @@ def chunked_power_backward(
             grad_q, grad_k, grad_v, grad_g, grad = packed.backward(*given, states, end, plan, with_state)
         else:
             from powerplan.kernels.triton import run
+            from powerplan.kernels.triton.shapes import shapes_of
 
-            shapes = run.shapes_of(plan, _sequences(k, cu_seqlens), q.dtype)
+            shapes = shapes_of(plan, _sequences(k, cu_seqlens), q)
             grad_q, grad_k, grad_v, grad_g, grad = run.backward(*given, states, keys, end, shapes, with_state)
     gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
     return grad_q, grad_k, grad_v, gate, norm.new_empty(0) if grad is None else grad
@@ -168,8 +170,40 @@ def _(
     columns = int(v.shape[3]) + int(normalize)
     shape = (_sequences(k, cu_seqlens), k.shape[2], spow_dim(int(k.shape[3]), p), columns)
     state = norm.new_empty(shape if with_state else (0,))
-    grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return *grads, gate, state
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return dq, dk, dv, gate, state
+
+
+@torch.library.custom_op("powerplan::power_step", mutates_args=())
+def power_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    kv: Tensor,
+    key: Tensor,
+    p: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token in Triton: out [N, H, V], the new kv [N, G, D, V] and key [N, G, D] (empty without a normaliser)."""
+    from powerplan.kernels.triton import decode
+
+    with torch.autocast(q.device.type, enabled=False):
+        return decode.step(q, k, v, log_g, kv, key, p, scale)
+
+
+@power_step.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    kv: Tensor,
+    key: Tensor,
+    p: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return v.new_empty(*q.shape[:2], v.shape[2]), kv.new_empty(kv.shape), key.new_empty(key.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -231,6 +265,14 @@ def _forward_flops(
 ) -> int:
     """As of one sequence per row: where packed ones begin is not known from shapes, so they count a little too much."""
     return _flops(q, k, v, state is not None, p, chunk, normalize)
+
+
+@register_flop_formula(torch.ops.powerplan.power_step)
+def _step_flops(q: Any, k: Any, v: Any, log_g: Any, kv: Any, key: Any, *_: Any, **__: Any) -> int:
+    """2 D (V + z) for each query head that asks, and for each key/value head that is updated."""
+    count, groups, dim, value_dim = kv
+    columns = value_dim + int(bool(key[-1]))
+    return int(2 * count * dim * columns * (q[1] + groups))
 
 
 @register_flop_formula(torch.ops.powerplan.chunked_power_backward)

@@ -1,4 +1,4 @@
-"""The torch engine over rows of one length, or over packed sequences, one after another; states in the shared layout."""
+"""The torch engine over rows of one length, or over packed sequences one after another; states in the shared layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from powerplan.kernels.tiles import tile_conversion
 
 
 def restarts(plan: Plan, sequences: int, packed: bool, with_state: bool) -> tuple[int, int, int, int]:
-    """Return the shape of the states to restart from: [pieces, rows x G, D, W]; enough for packed ones of any lengths."""
+    """Return the shape of the states to restart from, [pieces, B G, D, W]; enough for packed ones of any lengths."""
     span = plan.chunk * EVERY
     if packed:
         pieces = plan.tokens // span + (sequences if with_state else 0)
@@ -32,12 +32,8 @@ def _lengths(cu_seqlens: Tensor) -> list[int]:
     return [stop - start for start, stop in pairwise(cu_seqlens.tolist())]
 
 
-def _split(x: Tensor | None, lengths: list[int]) -> list[Tensor | None]:
-    return [None] * len(lengths) if x is None else list(x.split(lengths, 1))
-
-
-def _of_length(plan: Plan, tokens: int) -> Plan:
-    return replace(plan, tokens=tokens)
+def _by_group(x: Tensor, plan: Plan) -> Tensor:
+    return x.view(-1, plan.groups, *x.shape[1:])
 
 
 def forward(
@@ -59,13 +55,13 @@ def forward(
         out, norm, last, kept = chunked.forward(q, k, v, log_g, first, plan, keep, want_state)
     else:
         lengths = _lengths(cu_seqlens)
-        count = len(lengths)
-        parts = zip(*(_split(x, lengths) for x in (q, k, v, log_g)), strict=True)
-        starts = [None] * count if first is None else first.split(plan.groups)
-        done = [
-            chunked.forward(*part, start, _of_length(plan, length), keep, want_state)  # type: ignore[arg-type]
-            for part, start, length in zip(parts, starts, lengths, strict=True)
-        ]
+        count, done = len(lengths), []
+        for index, length in enumerate(lengths):
+            at = slice(sum(lengths[:index]), sum(lengths[: index + 1]))
+            start = None if first is None else first[index * plan.groups : (index + 1) * plan.groups]
+            gates = None if log_g is None else log_g[:, at]
+            own = replace(plan, tokens=length)
+            done.append(chunked.forward(q[:, at], k[:, at], v[:, at], gates, start, own, keep, want_state))
         out, norm = torch.cat([part[0] for part in done], 1), torch.cat([part[1] for part in done], 1)
         last = torch.cat([part[2] for part in done if part[2] is not None]) if want_state else None
         kept = nothing
@@ -73,7 +69,7 @@ def forward(
             kept = nothing.new_zeros(restarts(plan, count, True, state is not None))
             used = torch.cat([part[3] for part in done])
             kept[: len(used)] = used
-    final = nothing if last is None else convert.from_rows(last).unflatten(0, (-1, plan.groups))
+    final = nothing if last is None else _by_group(convert.from_rows(last), plan)
     return out, final, norm, kept if keep else nothing.clone(), nothing.clone()
 
 
@@ -97,19 +93,23 @@ def backward(
     last = None if grad_state is None else convert.from_rows_adjoint(grad_state.flatten(0, 1))
     reach = None if grad_state is None or final is None else (grad_state * final).sum((2, 3))
     if cu_seqlens is None:
-        *grads, first = chunked.backward(grad_out, last, q, k, v, log_g, out, norm, kept, reach, plan, with_state)
-        return *grads, convert.to_rows_adjoint(first).unflatten(0, (-1, plan.groups)) if with_state else None
+        saved = (out, norm, kept, reach, plan, with_state)
+        dq, dk, dv, grad_g, first = chunked.backward(grad_out, last, q, k, v, log_g, *saved)
+        return dq, dk, dv, grad_g, _by_group(convert.to_rows_adjoint(first), plan) if with_state else None
     lengths = _lengths(cu_seqlens)
-    timed = zip(*(_split(x, lengths) for x in (grad_out, q, k, v, log_g, out, norm)), strict=True)
     each, used = [], 0
-    for index, (slope, *inputs, own_out, own_norm) in enumerate(timed):
-        own = _of_length(plan, lengths[index])
+    for index, length in enumerate(lengths):
+        own = replace(plan, tokens=length)
         pieces = restarts(own, 1, False, with_state)[0]
+        at = slice(sum(lengths[:index]), sum(lengths[: index + 1]))
         own_last = None if last is None else last[index * plan.groups : (index + 1) * plan.groups]
         own_reach = None if reach is None else reach[index : index + 1]
-        saved = (own_out, own_norm, kept[used : used + pieces], own_reach)
-        each.append(chunked.backward(slope, own_last, *inputs, *saved, own, with_state))
+        gates = None if log_g is None else log_g[:, at]
+        saved = (out[:, at], norm[:, at], kept[used : used + pieces], own_reach, own, with_state)
+        each.append(chunked.backward(grad_out[:, at], own_last, q[:, at], k[:, at], v[:, at], gates, *saved))
         used += pieces
-    dq, dk, dv, grad_g, firsts = zip(*each, strict=True)
-    grad = convert.to_rows_adjoint(torch.cat(firsts)).unflatten(0, (-1, plan.groups)) if with_state else None
-    return torch.cat(dq, 1), torch.cat(dk, 1), torch.cat(dv, 1), None if log_g is None else torch.cat(grad_g, 1), grad
+    dq, dk = torch.cat([part[0] for part in each], 1), torch.cat([part[1] for part in each], 1)
+    dv = torch.cat([part[2] for part in each], 1)
+    grad_g = None if log_g is None else torch.cat([part[3] for part in each if part[3] is not None], 1)
+    grad = _by_group(convert.to_rows_adjoint(torch.cat([part[4] for part in each])), plan) if with_state else None
+    return dq, dk, dv, grad_g, grad

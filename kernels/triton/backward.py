@@ -64,7 +64,7 @@ def through_phi(
         o_tile = tl.arange(0, BK // 8)
         o_feature = o_tile[:, None] * 8 + tl.arange(0, 8)[None, :]
         b_tiles = tl.zeros([ROWS, BK // 8, 8], tl.float32)
-        for i_step in range(0, steps):
+        for i_step in range(steps):
             p_step = p_steps + i_step * (P + 1)
             lead, last = tl.load(p_step + P - 2), tl.load(p_step + P - 1)
             b_lead = load_columns(p_x, s_t, o_t, m_t, lead, K, 8)
@@ -222,7 +222,7 @@ def queries_kernel(
         if NORMALIZE:
             b_ds += b_share[:, None]
         b_ds *= slope_of_power(b_s, P) * scale
-        m_w = (o_t[:, None] >= o_s[None, :]) & m_s[None, :]
+        m_w = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
         if GATED:
             b_sum_s = tl.load(p_sums + o_s * groups + i_group, mask=m_s, other=0.0)
             b_ds *= tl.exp(tl.where(m_w, b_sum[:, None] - b_sum_s[None, :], float("-inf")))
@@ -334,7 +334,7 @@ def keys_kernel(
     b_v = b_v.to(OPERAND)
     own = start + (first - start) // BM * BM
     row_blocks = tl.cdiv(stop - own, BM)
-    for index in range(0, row_blocks * REPEATS):
+    for index in range(row_blocks * REPEATS):
         i_head = i_group * REPEATS + index // row_blocks
         o_t = own + (index % row_blocks) * BM + tl.arange(0, BM)
         m_t = o_t < stop

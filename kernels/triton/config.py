@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 import torch
 import triton.language as tl
 
 from powerplan.kernels.triton.layout import power_of_two
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -37,28 +43,25 @@ def operand(dtype: torch.dtype) -> tuple[Any, str, torch.dtype]:
     return tl.float32, "tf32" if dtype == torch.float16 else "ieee", torch.float32
 
 
-def blocks(kernel: str, p: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> Blocks:
-    """Return the blocks of "scan", "output", "queries" or "keys"."""
-    wide = max(power_of_two(key_dim), power_of_two(value_dim)) > 64
-    if dtype == torch.bfloat16:
-        table = {
-            "scan": Blocks(64, 0, 8, 3, 4) if not wide else Blocks(64, 0, 8, 3, 2),
-            "output": Blocks(128, 64, 8, 3),
-            "queries": Blocks(64, 64, 4, 2) if not wide else Blocks(64, 64, 8, 2),
-            "keys": Blocks(64, 64, 4, 2) if not wide else Blocks(64, 64, 8, 2),
-        }
-    elif dtype == torch.float16:
-        table = {
-            "scan": Blocks(32, 0, 4, 2, 1),
-            "output": Blocks(64, 32, 4, 2) if not wide else Blocks(64, 32, 8, 2),
-            "queries": Blocks(64, 32, 8, 2),
-            "keys": Blocks(64, 32, 8, 2),
-        }
-    else:
-        table = {
-            "scan": Blocks(32, 0, 8, 2, 1),
-            "output": Blocks(32, 32, 8, 2),
-            "queries": Blocks(32, 32, 8, 2),
-            "keys": Blocks(32, 32, 8, 2),
-        }
-    return table[kernel]
+def family(device: torch.device) -> int:
+    """Return 90 for GPUs with wgmma or its successor and 227 KB of shared memory, 80 for all others."""
+    if device.type != "cuda":
+        return 90
+    return 90 if torch.cuda.get_device_capability(device) in ((9, 0), (10, 0), (10, 3)) else 80
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[tuple[int, str, int], dict[tuple[int, int], dict[str, Blocks]]]:
+    text = files("powerplan.kernels.triton").joinpath("blocks.json").read_text(encoding="utf-8")
+    table: dict[tuple[int, str, int], dict[tuple[int, int], dict[str, Blocks]]] = {}
+    for name, entry in json.loads(text).items():
+        arch, dtype, p, key_dim, value_dim = name.split()
+        own = {kernel: Blocks(*sizes) for kernel, sizes in entry.items()}
+        table.setdefault((int(arch), dtype, int(p)), {})[int(key_dim), int(value_dim)] = own
+    return table
+
+
+def blocks(kernel: str, arch: int, p: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> Blocks:
+    """Return the blocks of "scan", "output", "queries" or "keys": those of the least head dims that hold these."""
+    entries = _table()[arch, NAMES[dtype], p]
+    return entries[min(dims for dims in entries if dims[0] >= key_dim and dims[1] >= value_dim)][kernel]

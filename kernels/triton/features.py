@@ -46,7 +46,16 @@ def outer(b_lead, b_last, ROWS: tl.constexpr):
 
 @triton.jit
 def phi_columns(
-    p_x, s_t, o_t, m_t, p_step, K: tl.constexpr, P: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, OPERAND: tl.constexpr
+    p_x,
+    s_t,
+    o_t,
+    m_t,
+    p_step,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    BK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
     """One step of phi of the tokens o_t, without weights: [ROWS, 64], for p = 1 [ROWS, BK]."""
     if P == 1:
@@ -62,7 +71,18 @@ def phi_columns(
 
 @triton.jit
 def phi_rows(
-    p_x, s_t, o_t, m_t, p_steps, i_step, K: tl.constexpr, P: tl.constexpr, BK: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, OPERAND: tl.constexpr
+    p_x,
+    s_t,
+    o_t,
+    m_t,
+    p_steps,
+    i_step,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    BK: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
     """STEPS steps of phi of ROWS tokens, without weights, time last: [STEPS 64, ROWS], for p = 1 [BK, ROWS]."""
     if P == 1:

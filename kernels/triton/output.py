@@ -75,7 +75,7 @@ def output_kernel(
     b_out = tl.zeros([BM, BV], tl.float32)
     b_norm = tl.zeros([BM], tl.float32)
     o_row = tl.arange(0, STEP_ROWS)
-    for i_step in range(0, tl.where(has_state, steps, 0)):
+    for i_step in range(tl.where(has_state, steps, 0)):
         p_step = p_steps + i_step * (P + 1)
         b_phi = phi_columns(p_q, s_qt, o_t, m_t, p_step, K, P, BK, BM, OPERAND)
         o_state = i_step * STEP_ROWS + o_row
@@ -111,7 +111,7 @@ def output_kernel(
         b_k = load_rows(p_k, s_kt, o_s, m_s, tl.arange(0, BK), K)
         # [BM, BK] @ [BK, BN] -> [BM, BN]
         b_w = power(tl.dot(b_q.to(OPERAND), b_k.to(OPERAND), input_precision=PRECISION) * scale, P)
-        m_w = (o_t[:, None] >= o_s[None, :]) & m_s[None, :]
+        m_w = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
         if GATED:
             b_sum_s = tl.load(p_sums + o_s * groups + i_group, mask=m_s, other=0.0)
             b_w *= tl.exp(tl.where(m_w, b_sum[:, None] - b_sum_s[None, :], float("-inf")))

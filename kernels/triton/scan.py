@@ -26,6 +26,9 @@ def scan_kernel(
     p_keys,
     p_end,
     p_end_key,
+    p_past,
+    p_past_keys,
+    p_reach,
     p_chunks,
     p_first_chunk,
     p_steps,
@@ -57,9 +60,10 @@ def scan_kernel(
     """Store states [chunks, G, rows, V] and keys [chunks, G, rows] at every chunk border of every sequence.
 
     x [tokens, G or H, K], v [tokens, G or H, V] with strides; start, end [N, G, rows, V] and their keys in float32.
-    Forward, slot c is the state before chunk c (not written before a first one without a start). Backward, x is q, v
+    Forward, slot c is the state before chunk c. Backward, x is q, v
     the gradient of the output, and slot c the gradient of the state after chunk c (not written after a last one without
-    a start), end that of the initial state.
+    a start), end that of the initial state; reach [chunks, G, step_groups] gets <dS, S> of the state S after each chunk
+    but the last, past and its keys being the states before chunks: all that later tokens owe to the chunk's gates.
     """
     ROWS: tl.constexpr = STEPS * STEP_ROWS
     i_step = (tl.program_id(0) % step_groups) * STEPS
@@ -85,12 +89,12 @@ def scan_kernel(
             b_key *= b_unweighted
 
     first_chunk, stop_chunk = tl.load(p_first_chunk + i_sequence), tl.load(p_first_chunk + i_sequence + 1)
-    for index in range(0, stop_chunk - first_chunk):
+    for index in range(stop_chunk - first_chunk):
         i_chunk = first_chunk + index
         if BACKWARD:
             i_chunk = stop_chunk - 1 - index
         start, stop = tl.load(p_chunks + i_chunk * 4), tl.load(p_chunks + i_chunk * 4 + 1)
-        if HAS_START or index > 0:
+        if HAS_START or index > 0 or not BACKWARD:
             slot = (i_chunk * groups + i_group) * rows
             b_stored = b_state
             b_stored_key = b_key
@@ -100,6 +104,14 @@ def scan_kernel(
             tl.store(p_states + slot * V + o_tile, b_stored.to(p_states.dtype.element_ty), mask=m_v)
             if NORMALIZE:
                 tl.store(p_keys + slot + o_row, b_stored_key)
+            if BACKWARD and GATED and index > 0:
+                slot += groups * rows
+                b_past = tl.load(p_past + slot * V + o_tile, mask=m_v, other=0.0).to(tl.float32)
+                b_reach = tl.sum(b_past * b_state, 1)
+                if NORMALIZE:
+                    b_reach += tl.load(p_past_keys + slot + o_row) * b_key
+                p_own = p_reach + (i_chunk * groups + i_group) * step_groups + tl.program_id(0) % step_groups
+                tl.store(p_own, tl.sum(b_reach, 0))
         if WANT_END or index < stop_chunk - first_chunk - 1:
             b_total = 0.0
             if GATED:
@@ -107,15 +119,13 @@ def scan_kernel(
                 b_state *= tl.exp(b_total)
                 b_key *= tl.exp(b_total)
             blocks = tl.cdiv(stop - start, BLOCK)
-            for i_block in range(0, blocks * REPEATS):
+            for i_block in range(blocks * REPEATS):
                 i_x = i_group * REPEATS + i_block // blocks
                 o_t = start + (i_block % blocks) * BLOCK + tl.arange(0, BLOCK)
                 m_t = o_t < stop
                 p_head = p_x + i_x * s_xh
                 b_phi = phi_rows(p_head, s_xt, o_t, m_t, p_steps, i_step, K, P, BK, STEPS, BLOCK, OPERAND)
-                b_v = tl.load(
-                    p_v + i_x * s_vh + o_t[:, None] * s_vt + o_v[None, :], mask=m_t[:, None] & m_v, other=0.0
-                )
+                b_v = tl.load(p_v + i_x * s_vh + o_t[:, None] * s_vt + o_v[None, :], mask=m_t[:, None] & m_v, other=0.0)
                 b_factor = tl.full([BLOCK], 1.0, tl.float32)
                 if GATED:
                     b_sum = tl.load(p_sums + o_t * groups + i_group, mask=m_t, other=0.0)

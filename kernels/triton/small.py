@@ -22,6 +22,25 @@ def gates_kernel(p_log_g, p_sums, p_chunks, groups, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def gate_slopes_kernel(p_towards, p_reach, p_slopes, p_chunks, groups, BLOCK: tl.constexpr):
+    """slopes[t, g] = reach[chunk, g] + sum of towards from t to the end of t's chunk: the gradient of log_g.
+
+    towards [tokens, G], dL/da; reach [chunks, G], what the state after the chunk adds. Summing over a chunk and not
+    over the sequence keeps the roundings of dq and dk, which cancel in exact arithmetic only, from adding up.
+    """
+    i_chunk = tl.program_id(0) // groups
+    i_group = (tl.program_id(0) % groups).to(tl.int64)
+    start, stop = tl.load(p_chunks + i_chunk * 4), tl.load(p_chunks + i_chunk * 4 + 1)
+    b_total = tl.load(p_reach + i_chunk * groups + i_group)
+    for index in range(tl.cdiv(stop - start, BLOCK)):
+        o_t = stop - 1 - index * BLOCK - tl.arange(0, BLOCK)
+        m_t = o_t >= start
+        b_towards = tl.load(p_towards + o_t * groups + i_group, mask=m_t, other=0.0)
+        tl.store(p_slopes + o_t * groups + i_group, b_total + tl.cumsum(b_towards, 0), mask=m_t)
+        b_total += tl.sum(b_towards, 0)
+
+
+@triton.jit
 def prepare_kernel(
     p_out,
     p_grad,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import powerplan.kernels
 from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step
+from powerplan.kernels.triton import support
 
 
 def tensors(**changes: Any) -> dict[str, Any]:
@@ -53,6 +54,21 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"p": True}, ValueError, "p must be 1, 2, 3 or 4, and is True"),
     ({"scale": torch.nan}, ValueError, "scale must be a finite number, and is nan"),
     ({"log_g": [0.0]}, TypeError, "log_g must be a tensor or None, and is list"),
+    (
+        {name: torch.randn(1, 6, 2, 8).double() for name in "qkv"} | {"impl": "triton"},
+        ValueError,
+        "impl='triton' takes torch.float32, torch.bfloat16, torch.float16, and q is torch.float64",
+    ),
+    (
+        {name: torch.randn(1, 6, 2, 65) for name in "qkv"} | {"impl": "triton", "p": 3, "normalize": False},
+        ValueError,
+        "impl='triton' takes head dims of q and k up to 64 for p=3, and it is 65",
+    ),
+    (
+        {"v": torch.randn(1, 6, 2, 129), "impl": "triton"},
+        ValueError,
+        "impl='triton' takes head dims of v up to 128, and it is 129",
+    ),
     ({"initial_state": (1, 2)}, TypeError, "the state must be a PowerState, and is tuple"),
     ({"cu_seqlens": [0, 6]}, TypeError, "cu_seqlens must be a tensor, and is list"),
     ({"impl": "cuda"}, ValueError, "impl must be auto, reference, recurrent, torch, triton, and is 'cuda'"),
@@ -101,8 +117,10 @@ def test_refusals(changes: dict[str, Any], kind: type[Exception], message: str) 
         ({"log_g": torch.ones(1, 2)}, "log_g must be at most 0"),
         ({"q": [1.0]}, "q must be a tensor, and is list"),
         ({"log_g": [1.0]}, "log_g must be a tensor or None, and is list"),
+        ({"impl": "torch"}, "impl must be auto, recurrent, triton, and is 'torch'"),
+        ({"impl": "triton", "q": torch.randn(1, 4, 8).requires_grad_()}, "impl='triton' has no gradients for a step"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_refusals_of_a_step(changes: dict[str, Any], message: str) -> None:
     made: dict[str, Any] = {"q": torch.randn(1, 4, 8), "k": torch.randn(1, 2, 8), "v": torch.randn(1, 2, 5)}
@@ -124,6 +142,21 @@ def test_an_empty_state_is_no_state() -> None:
     made = tensors()
     empty = empty_state(made["k"], made["v"], p=2)
     torch.testing.assert_close(power_attention(**made, initial_state=empty), power_attention(**made))
+
+
+def test_triton_needs_a_gpu_or_its_interpreter_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="impl='triton' runs on a CUDA device, and q is on cpu; on the CPU only under"):
+        power_attention(**tensors(), impl="triton")
+    one = {name: x[:, 0] for name, x in tensors().items()}
+    with pytest.raises(ValueError, match="impl='triton' runs on a CUDA device, and q is on cpu"):
+        power_attention_step(**one, log_g=None, state=state(), impl="triton")
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="impl='triton' needs the triton package, which is not installed"):
+        power_attention(**tensors(), impl="triton")
 
 
 def test_names_are_found_and_others_are_not() -> None:

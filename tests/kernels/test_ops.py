@@ -14,27 +14,74 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.dims import chunked_power_flops
-from powerplan.kernels import power_attention
-from powerplan.kernels.ops import chunked_power
+from powerplan.kernels import empty_state, power_attention, power_attention_step
+from powerplan.kernels.ops import chunked_power, power_step
 from powerplan.kernels.testing import Case, arguments, results, state_of
 from powerplan.mixers import Convention, Power
 from powerplan.mixers.base import total
 
+ENGINES = ["torch", "triton"]
 
-@pytest.mark.parametrize("want_state", [False, True])
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_opcheck(gated: bool, with_state: bool, want_state: bool) -> None:
-    inputs = Case(gated=gated, with_state=with_state, tokens=20).inputs(torch.float32)
-    state = state_of(inputs)
+def test_opcheck(gated: bool, with_state: bool, packed: bool, engine: str) -> None:
+    case = Case(gated=gated, with_state=with_state, tokens=20, batch=1 if packed else 2, groups=1)
+    inputs = case.inputs(torch.float32)
+    state, bounds = state_of(inputs), torch.tensor([0, 20]) if packed else None
     whole = None if state is None or state.key is None else torch.cat((state.kv, state.key[..., None]), -1).detach()
     whole = None if whole is None else whole.requires_grad_()
-    report = torch.library.opcheck(
-        chunked_power,
-        (*arguments(inputs), inputs["log_g"], whole, None, 2, 0.5, 8, True, True, want_state, "torch"),
-        raise_exception=True,
-    )
+    for want_state in (False, True):
+        report = torch.library.opcheck(
+            chunked_power,
+            (*arguments(inputs), inputs["log_g"], whole, bounds, 2, 0.5, 8, True, True, want_state, engine),
+            raise_exception=True,
+        )
+        assert set(report.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_opcheck_of_a_step(normalize: bool) -> None:
+    inputs = {name: None if x is None else x.detach() for name, x in Case(tokens=1).inputs(torch.float32).items()}
+    q, k, v = (x[:, 0] for x in arguments(inputs))
+    state = empty_state(k[:, None], v[:, None], 2)
+    assert state.key is not None
+    key = state.key if normalize else state.key.new_empty(0)
+    report = torch.library.opcheck(power_step, (q, k, v, None, state.kv, key, 2, 0.5), raise_exception=True)
     assert set(report.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("impl", ["recurrent", "triton"])
+def test_a_step_compiles_without_graph_breaks(impl: str) -> None:
+    inputs = {name: None if x is None else x.detach() for name, x in Case(tokens=1).inputs(torch.float32).items()}
+    q, k, v = (x[:, 0] for x in arguments(inputs))
+    log_g = inputs["log_g"]
+    assert log_g is not None
+    state = empty_state(k[:, None], v[:, None], 2)
+    eager = power_attention_step(q, k, v, log_g[:, 0], state, impl=impl)
+    compiled = torch.compile(power_attention_step, fullgraph=True, backend="aot_eager")
+    traced = compiled(q, k, v, log_g[:, 0], state, impl=impl)
+    torch.testing.assert_close(traced, eager)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_packed_sequences_compile_without_graph_breaks(engine: str) -> None:
+    inputs = Case(tokens=30, batch=1, groups=1).inputs(torch.float32)
+
+    def call(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+        out = power_attention(q, k, v, inputs["log_g"], cu_seqlens=bounds, chunk_size=16, impl=engine)
+        assert isinstance(out, Tensor)
+        return out
+
+    bounds = torch.tensor([0, 7, 30], dtype=torch.int32)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    slopes = [
+        torch.autograd.grad(function(*arguments(inputs), bounds).square().sum(), arguments(inputs))
+        for function in (call, compiled)
+    ]
+    torch.testing.assert_close(slopes[1], slopes[0])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own, at its first import
@@ -90,12 +137,13 @@ def test_the_counter_the_planner_and_dims_agree(
     assert counter.get_total_flops() == 2 * tokens * per_token
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("with_state", [False, True])
-def test_the_counter_sees_the_backward_pass(with_state: bool) -> None:
-    inputs = Case(tokens=40, batch=1, with_state=with_state).inputs()
-    initial = state_of(inputs)
+def test_the_counter_sees_the_backward_pass(with_state: bool, engine: str) -> None:
+    inputs = Case(tokens=40, batch=1, with_state=with_state).inputs(torch.float32)
+    settings: dict[str, Any] = {"initial_state": state_of(inputs), "chunk_size": 16, "impl": engine}
     with FlopCounterMode(display=False) as counter:
-        power_attention(*arguments(inputs), inputs["log_g"], chunk_size=16, initial_state=initial).sum().backward()
+        power_attention(*arguments(inputs), inputs["log_g"], **settings).sum().backward()
     forward = chunked_power_flops(
         40, heads=4, kv_heads=2, head_dim=8, v_head_dim=5, p=2, tile=8, chunk_size=16, with_state=with_state
     )
@@ -114,7 +162,7 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert all(torch.equal(first, second) for first, second in zip(plain, again, strict=True))
 
 
-@pytest.mark.parametrize("impl", ["reference", "recurrent", "torch"])
+@pytest.mark.parametrize("impl", ["reference", "recurrent", "torch"])  # triton's interpreter has no bf16
 def test_autocast_changes_nothing_inside(impl: str) -> None:
     project = torch.nn.Linear(16, 3 * 16)
     x = torch.randn(1, 50, 16)

@@ -1,0 +1,129 @@
+"""Chooses the blocks of every kernel: the first of a list, from largest to smallest, that compiles without a fault.
+
+Usage: python benchmarks/search_blocks.py [--workers 2] [--dtype bf16] [--p 2]
+Rewrites kernels/triton/blocks.json (entries that were not searched stay). No GPU is needed, and none is timed: where a
+GPU is at hand, what it prefers replaces an entry by hand, with the measurement in docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from compiled import Configuration, compile_for, faults, launches
+
+from powerplan.kernels.triton import shapes
+from powerplan.kernels.triton.config import Blocks
+
+TABLE = Path(__file__).resolve().parent.parent / "kernels" / "triton" / "blocks.json"
+DIMS = {
+    1: [(64, 64), (128, 128)],
+    2: [(32, 32), (64, 64), (64, 128), (128, 128)],
+    3: [(32, 32), (64, 64), (64, 128)],
+    4: [(16, 16), (32, 32), (32, 128)],
+}
+"""Head dims searched by degree; a call takes the entry of the least that hold its own."""
+
+BLOCKS = [
+    Blocks(128, 64, 8, 3),
+    Blocks(128, 64, 8, 2),
+    Blocks(128, 32, 8, 2),
+    Blocks(64, 64, 4, 3),
+    Blocks(64, 64, 4, 2),
+    Blocks(64, 64, 8, 2),
+    Blocks(64, 32, 4, 2),
+    Blocks(64, 32, 8, 2),
+    Blocks(64, 32, 8, 1),
+    Blocks(64, 16, 8, 2),
+    Blocks(32, 32, 4, 2),
+    Blocks(32, 32, 8, 2),
+    Blocks(32, 16, 8, 2),
+    Blocks(16, 16, 8, 2),
+    Blocks(16, 16, 4, 2),
+]
+CANDIDATES = {
+    "scan": [
+        Blocks(64, 0, 8, 3, 4),
+        Blocks(32, 0, 8, 3, 4),
+        Blocks(64, 0, 8, 3, 2),
+        Blocks(64, 0, 4, 3, 2),
+        Blocks(64, 0, 4, 2, 2),
+        Blocks(32, 0, 4, 3, 2),
+        Blocks(32, 0, 8, 2, 2),
+        Blocks(64, 0, 4, 3, 1),
+        Blocks(64, 0, 8, 3, 1),
+        Blocks(32, 0, 4, 2, 1),
+        Blocks(32, 0, 8, 2, 1),
+        Blocks(16, 0, 8, 2, 1),
+    ],
+    "output": BLOCKS,
+    "queries": BLOCKS[3:],
+    "keys": BLOCKS[3:],
+}
+Task = tuple[str, int, str, int, tuple[int, int]]
+
+
+def search(task: Task) -> tuple[Task, Blocks | None]:
+    """Return the first blocks of a kernel that no variant of the configuration faults with."""
+    kernel, arch, dtype, p, (key_dim, value_dim) = task
+    norm = p % 2 == 0
+    variants = [
+        Configuration(dtype, p, key_dim, value_dim, True, norm, carried=True),
+        Configuration(dtype, p, key_dim, value_dim, True, norm, repeats=4),
+        Configuration(dtype, p, key_dim, value_dim, False, False),
+    ]
+    for blocks in CANDIDATES[kernel]:
+        if dtype != "bf16" and (blocks.rows > 64 or blocks.steps > 2):
+            continue
+
+        def chosen(name: str, *_: Any, own: Blocks = blocks) -> Blocks:
+            return own if name == kernel else Blocks(32, 32, 8, 2, 1)
+
+        with patch.object(shapes, "blocks", chosen):
+            if not any(wrong(variant, kernel, arch) for variant in variants):
+                return task, blocks
+    return task, None
+
+
+def wrong(config: Configuration, kernel: str, arch: int) -> bool:
+    for function, arguments, warps, stages in launches(config, arch):
+        if function.fn.__name__ == f"{kernel}_kernel":
+            row = compile_for(arch, function, arguments, warps, stages)
+            if faults(config, arch, function.fn.__name__, row):
+                return True
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--dtype", nargs="+", default=["bf16", "fp16", "fp32"])
+    parser.add_argument("--p", type=int, nargs="+", default=[1, 2, 3, 4])
+    options = parser.parse_args()
+    table: dict[str, dict[str, list[int]]] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
+    cases = [
+        (arch, dtype, p, dims) for dtype in options.dtype for p in options.p for dims in DIMS[p] for arch in (90, 80)
+    ]
+    tasks = [(kernel, *case) for case, kernel in product(cases, CANDIDATES)]
+    with ProcessPoolExecutor(options.workers, initializer=os.nice, initargs=(10,)) as pool:
+        for (kernel, arch, dtype, p, (key_dim, value_dim)), blocks in pool.map(search, tasks):
+            name = f"{arch} {dtype} {p} {key_dim} {value_dim}"
+            print(name, kernel, blocks, flush=True)
+            if blocks is None:
+                return 1
+            own = [blocks.rows, blocks.others, blocks.warps, blocks.stages, blocks.steps]
+            table.setdefault(name, {})[kernel] = own
+    lines = [f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(table.items())]
+    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
