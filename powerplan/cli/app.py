@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import catalogues, machine, plan
+from powerplan.cli import budget, catalogues, machine, plan
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -35,6 +35,8 @@ def _before(
 
 
 app.command("wsfr")(plan.wsfr)
+app.command("compare")(plan.compare)
+app.command("budget")(budget.budget)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
