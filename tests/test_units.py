@@ -141,7 +141,7 @@ def test_bytes_are_binary_with_an_i_and_decimal_without(text: str, value: int) -
     assert parse_bytes(text) == value
 
 
-@pytest.mark.parametrize("text", ["0", "0.1B", "-1", "MiB", "1 XB", "1e3", "9" * 200, "99999999PiB"])
+@pytest.mark.parametrize("text", ["0", "0.1B", "-1", "MiB", "1 XB", "1e3", "9" * 200, "999999999999PiB"])
 def test_bytes_that_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^--max-state: '.*' is (not a size in bytes|out of range)"):
         parse_bytes(text, "--max-state")

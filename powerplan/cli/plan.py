@@ -84,7 +84,8 @@ def compare(
     if len(models) < 2:
         raise InputError(f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b", "MODEL")
     convention = convention_of(form, causal, exclude)
-    accountings, remarks = [], []
+    accountings: list[Accounting] = []
+    remarks: list[str] = []
     for model in models:
         spec, notes = read_model(model, mixer)
         accountings.append(Accounting(spec, convention))

@@ -25,7 +25,7 @@ class By(StrEnum):
 def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by: By | None, explained: bool) -> Report:
     """Return the report of a model at `contexts`, with cache and weights in `dtype`."""
     rows = [accounting.row(context, dtype) for context in contexts]
-    payload = {
+    payload: dict[str, Any] = {
         "model": model_of(accounting),
         "convention": convention_of(accounting, dtype),
         "balanced_context": accounting.balanced_context(),
