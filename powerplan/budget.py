@@ -15,6 +15,7 @@ from powerplan.measured import Profile
 from powerplan.mixers import FeatureAttention
 from powerplan.spec import ModelSpec
 from powerplan.swaps import (
+    AS_IS,
     balanced_window,
     cache_context,
     can_swap,
@@ -131,9 +132,6 @@ def budget_of(
         count = tokens or TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
         flops = count * train_flops(row)
     return Budget(accounting, row, Fraction(flops))
-
-
-AS_IS = "as it is"
 
 
 @dataclass(frozen=True)

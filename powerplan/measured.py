@@ -123,12 +123,18 @@ class Profile:
         best = min(here, key=lambda row: (row.seconds_per_token, row.chunk_size or 0, row.impl))
         return Timing(best.seconds_per_token, best.chunk_size, best.context)
 
-    def chunk_sizes(self, mixer: Mixer) -> list[int]:
-        """Return the chunk sizes that were measured for `mixer`, sorted."""
+    def best_chunk(self, mixer: Mixer) -> tuple[int, int] | None:
+        """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several."""
         if not isinstance(mixer, FeatureAttention):
-            return []
-        sizes = {row.chunk_size for row in self.saved.results if _is_of(row, mixer) and row.chunk_size}
-        return sorted(size for size in sizes if size is not None)
+            return None
+        rows = [row for row in self.saved.results if _is_of(row, mixer) and row.chunk_size and row.part == "state"]
+        training = [row for row in rows if row.direction in TRAINING]
+        rows = training or rows
+        longest = max((row.context for row in rows), default=0)
+        times = {row.chunk_size: row.seconds_per_token for row in rows if row.context == longest and row.chunk_size}
+        if len(times) < 2:
+            return None
+        return min(times, key=lambda size: (times[size], size)), len(times)
 
 
 def _is_of(row: Result, mixer: GroupedHeads) -> bool:

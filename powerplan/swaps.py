@@ -13,6 +13,9 @@ from powerplan.mixers.base import Convention, total
 from powerplan.spec import ModelSpec
 from powerplan.whatif import parse_mixer, swapped, with_mixer
 
+AS_IS = "as it is"
+"""The text that stands for no change where others are `--mixer` texts."""
+
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128, 192, 256)
 """Key head dims that a recommendation may take: multiples of 16, as matrix units want them."""
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from powerplan.budget import AS_IS, TRAINING, Alternative, Budget, Rate
+from powerplan.budget import TRAINING, Alternative, Budget, Rate
 from powerplan.report.render import Column, Report
 from powerplan.report.wsfr import convention_of, model_of, show_bytes, show_ratio
-from powerplan.swaps import default_shape, short
+from powerplan.swaps import AS_IS, default_shape, short
 from powerplan.units import format_count, format_duration, format_parameters, json_number
 
 SCHEMA = "powerplan.budget/1"

@@ -1,0 +1,222 @@
+"""`powerplan recommend`: the winner and why, then the candidates, then why each stands where it does."""
+
+from __future__ import annotations
+
+import textwrap
+from fractions import Fraction
+from typing import Any
+
+from powerplan.accounting import positions_text
+from powerplan.recommend import Answer, Candidate, Solution
+from powerplan.recommend.words import LEGEND
+from powerplan.report.render import Column, Report, grouped
+from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_ratio
+from powerplan.swaps import default_shape
+from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
+
+SCHEMA = "powerplan.recommend/1"
+SOLVE_SCHEMA = "powerplan.solve/1"
+WIDTH = 98
+
+
+def recommend_report(answer: Answer) -> Report:
+    """Return the report of a recommendation."""
+    request, winner = answer.request, answer.recommended
+    candidates = [_candidate(item, place) for place, item in enumerate(answer.candidates, 1)]
+    payload = {
+        "model": model_of(answer.base),
+        "convention": convention_of(answer.base, request.dtype),
+        "context": answer.contexts[-1],
+        "contexts": list(answer.contexts),
+        "target": float(request.target),
+        "keep": request.keep,
+        "searched": answer.searched,
+        "recommended": candidates[0]
+        | {"chunk_sizes": [{"mixer": c.mixer, "chunk_size": c.size, "source": c.source} for c in answer.chunks]},
+        "candidates": candidates,
+        "balanced_context": answer.balanced_context,
+        "balanced_window": answer.balanced_window,
+        "gain": answer.gain,
+    }
+    sentence = "; ".join(part for part in (f"{winner.label}, {_ratio(winner)}: {winner.why}", answer.gain) if part)
+    before = [_question(answer), *_wrapped("recommended: ", sentence)]
+    before += [f"layers: {text}" for text in _layers(winner)]
+    if answer.chunks:
+        sizes = [f"{chunk.size:,} for {chunk.mixer} ({chunk.source})" for chunk in answer.chunks]
+        before += _wrapped("chunk size: ", "; ".join(sizes))
+    before += _wrapped("", _balance(answer))
+    columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
+    rows = [entry | {"train": _train(item)} for entry, item in zip(candidates, answer.candidates, strict=True)]
+    after = []
+    for place, item in enumerate(answer.candidates, 1):
+        after += _wrapped(f"{place:>2}  ", item.why)
+    after += ["", *_wrapped("", f"{answer.searched:,} candidates. {LEGEND}")]
+    shape = default_shape(answer.base.spec)
+    if shape is not None:
+        after += _wrapped("", f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
+    after += _remarks(answer)
+    return Report(SCHEMA, payload, columns, rows, before=before, after=after)
+
+
+def _train(item: Candidate) -> str:
+    if item.times is None:
+        return ""
+    return format_duration(item.times.train) + ("*" if item.times.measured else "")
+
+
+def _question(answer: Answer) -> str:
+    contexts = ", ".join(f"{context:,}" for context in answer.contexts)
+    request = answer.request
+    row = answer.base.row(answer.contexts[-1], request.dtype)
+    now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
+    kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
+    return f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {format_ratio(request.target)}{kept}"
+
+
+def _ratio(item: Candidate) -> str:
+    return "no state" if item.row.wsfr is None else format_ratio(item.row.wsfr)
+
+
+def _balance(answer: Answer) -> str:
+    context, target = answer.contexts[-1], answer.request.target
+    word = "balanced" if target == 1 else f"at {format_ratio(target)}"
+    place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
+    window = f"a window of {answer.balanced_window:,} in every layer" if answer.balanced_window else "no window"
+    return f"{word} as it is: {place}; at {context:,} with {window}"
+
+
+def _layers(item: Candidate) -> list[str]:
+    """Return which layers of a mix have which mixer; nothing where all have the same."""
+    if not item.plan.is_mix and not item.plan.scope.partial:
+        return []
+    uses: dict[str, list[range]] = {}
+    for use in item.spec.layer_uses():
+        if use.layer.mixer is not None:
+            uses.setdefault(_mixer_words(use.layer.mixer), []).extend(use.positions)
+    return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
+
+
+def _mixer_words(mixer: Any) -> str:
+    heads = f", {mixer.heads} heads"
+    return mixer.describe() + heads + (f" of {mixer.head_dim}" if hasattr(mixer, "head_dim") else "")
+
+
+def _remarks(answer: Answer) -> list[str]:
+    request = answer.request
+    lines = []
+    if request.keep == "weights":
+        lines.append("Last: what makes the weights smaller, or costs more than softmax attention keeping every key.")
+    else:
+        lines.append("Windows and mixes are those that balance the model before it is resized.")
+    times = [item.times for item in answer.candidates if item.times is not None]
+    if times:
+        lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
+        lines.append("No kernel reaches it. Decoding is at batch 1, at the end of the context.")
+        if request.profile and any(time.measured for time in times):
+            lines.append(f"*: the mixers' part of training as measured in {request.profile.label}.")
+        lines += [f"not measured: {text}" for text in sorted({time.missing for time in times if time.missing})]
+    return lines
+
+
+def _candidate(item: Candidate, place: int) -> dict[str, Any]:
+    row = row_of(item.row)
+    entry: dict[str, Any] = {
+        "rank": place,
+        "mixer": item.mixer,
+        "label": item.label,
+        "wsfr": row["wsfr"],
+        "weight_flops_per_token": row["weight_flops_per_token"],
+        "state_flops_per_token": row["state_flops_per_token"],
+        "flops_per_token": row["weight_flops_per_token"] + row["state_flops_per_token"],
+        "state_elements": row["state_elements"],
+        "state_bytes": row["state_bytes"],
+        "decode_weight_bytes_per_token": row["decode_weight_bytes_per_token"],
+        "decode_state_bytes_per_token": row["decode_state_bytes_per_token"],
+        "params_total": item.parameters,
+        "layers": item.spec.layer_count,
+        "hidden_size": item.spec.hidden_size,
+        "feasible": item.feasible,
+        "why": item.why,
+        "rows": [row_of(one) for one in item.rows],
+    }
+    if item.tokens is not None:
+        entry["tokens"] = item.tokens
+    if item.times is not None:
+        entry |= {
+            "train_s_per_token": item.times.train,
+            "decode_s_per_token": item.times.decode,
+            "time_source": "measured" if item.times.measured else "roofline",
+        }
+    return entry
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
+
+
+_PLACE = Column("rank", "#")
+_LABEL = Column("label", "candidate", left=True)
+
+
+def _ratios(answer: Answer) -> list[Column]:
+    """Return a column of ratios; one for each context where there are several."""
+    if len(answer.contexts) == 1:
+        return [Column("wsfr", "WSFR", show_ratio)]
+
+    def at(index: int) -> Column:
+        return Column("rows", f"WSFR at\n{answer.contexts[index]:,}", lambda rows: show_ratio(rows[index]["wsfr"]))
+
+    return [at(index) for index in range(len(answer.contexts))]
+
+
+def _columns(answer: Answer) -> list[Column]:
+    columns = []
+    if answer.request.keep == "flops":
+        columns.append(Column("params_total", "params", format_parameters))
+        columns.append(Column("layers", "layers", grouped))
+        columns.append(Column("hidden_size", "width", grouped))
+    timed = any(item.times is not None for item in answer.candidates)
+    if not (timed and answer.request.limits.flops is not None):
+        columns.append(Column("flops_per_token", "FLOPs\nper token", lambda value: format_count(Fraction(value))))
+    columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
+    if answer.request.limits.flops is not None:
+        columns.append(Column("tokens", "tokens", format_parameters))
+    if timed:
+        columns.append(Column("train", "train\nper token"))
+        columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
+    if not all(item.feasible for item in answer.candidates):
+        columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
+    return columns
+
+
+def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:
+    """Return the report of a reverse question."""
+    words = {"context": "context", "window": "window in every layer", "p": "degree p"}[solution.unknown]
+    at, beyond = solution.at, solution.beyond
+    assert at.wsfr is not None
+    assert beyond.wsfr is not None
+    unit = "" if solution.unknown == "p" else " tokens"
+    place = "" if solution.unknown == "context" else f" at {context:,} tokens"
+    line = (
+        f"{name}{place}: the largest {words} with {format_ratio(target)} or more weight is {solution.value:,}{unit}: "
+        f"{format_ratio(at.wsfr)}, state {format_bytes(at.state_bytes)} per sequence"
+    )
+    rows = [{"value": value, **row_of(row)} for value, row in ((solution.value, at), (solution.value + 1, beyond))]
+    payload = {
+        "model": name,
+        "solve": solution.unknown,
+        "target": float(target),
+        "context": at.context,
+        "value": solution.value,
+        "mixer": solution.mixer,
+        "at": row_of(at),
+        "beyond": row_of(beyond),
+    }
+    columns = [
+        Column("value", solution.unknown, lambda value: f"{value:,}"),
+        Column("wsfr", "WSFR", show_ratio),
+        Column("weight_flops_per_token", "weight\nFLOPs", lambda value: format_count(Fraction(value))),
+        Column("state_flops_per_token", "state\nFLOPs", lambda value: format_count(Fraction(value))),
+        Column("state_bytes", "state per\nsequence", show_bytes),
+    ]
+    return Report(SOLVE_SCHEMA, payload, columns, rows, before=textwrap.wrap(line, WIDTH))
