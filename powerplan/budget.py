@@ -110,7 +110,7 @@ class Budget:
 
 
 def _figure(value: Fraction) -> str:
-    return f"{float(f'{float(value):.2g}'):,.10g}"
+    return f"{float(f'{float(value):.3g}'):,.10g}"
 
 
 def train_flops(row: Row) -> Fraction:

@@ -17,6 +17,7 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['dims']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['hardware', 'h100-sxm']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['budget', 'gpt2-small', '--flops', '1e21']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['compare', 'gpt2-small', 'gpt2-xl']) == 0",
     "import powerplan.kernels",

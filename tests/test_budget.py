@@ -104,8 +104,8 @@ def test_a_window_that_is_not_needed_or_not_enough_is_none() -> None:
 @pytest.mark.parametrize(
     ("tokens", "remark"),
     [
-        ("20B", "160 tokens per active parameter are many: about 20 tokens per parameter are compute-optimal"),
-        ("100M", "0.8 tokens per active parameter are few: about 20 tokens per parameter are compute-optimal"),
+        ("20B", "161 tokens per active parameter are many: about 20 tokens per parameter are compute-optimal"),
+        ("100M", "0.804 tokens per active parameter are few: about 20 tokens per parameter are compute-optimal"),
         ("2.4B", ""),
         ("1k", "the budget does not buy one sequence of 65,536 tokens"),
     ],

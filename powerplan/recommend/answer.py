@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
@@ -19,10 +19,10 @@ from powerplan.recommend.costs import WEIGHT, Costs, Rates
 from powerplan.recommend.limits import Checker, Limits
 from powerplan.recommend.plan import Plan
 from powerplan.recommend.ranking import Keep, Ranking, Side, group
-from powerplan.recommend.rescale import flops_per_token, rescaled
+from powerplan.recommend.rescale import flops_per_token, rescaled, resized_alike
 from powerplan.recommend.roofline import Roofline, Times
 from powerplan.recommend.search import Search, Trial, families
-from powerplan.recommend.words import Reasons, label, name_of
+from powerplan.recommend.words import Reasons, label, name_of, resized_label
 from powerplan.spec import ModelSpec
 from powerplan.swaps import balanced_window, sequence_mixers
 from powerplan.whatif import renamed
@@ -100,6 +100,7 @@ class Candidate:
 
     @property
     def mixer(self) -> str:
+        """The plan in `--mixer` texts, for the model as it is (before it is resized)."""
         return self.plan.text()
 
 
@@ -153,7 +154,8 @@ def recommend(spec: ModelSpec, request: Request) -> Answer:
     ranking = Ranking(search, request.prefer, request.keep, _clock(search, roofline))
     checker = Checker(request.limits, base, rates)
     if request.keep == "flops":
-        shown, models = _resized(search, ranking, trials, request)
+        shown, resized_models, search, ranking = _resized(search, ranking, trials, request)
+        models = {trial: _named(trial.plan, resized_models[trial], spec, resized=True) for trial in shown}
         checkers = {
             trial: Checker(request.limits, Accounting(models[trial], request.convention), rates) for trial in shown
         }
@@ -205,7 +207,7 @@ def _candidate(
     budget = request.limits.flops
     return Candidate(
         trial.plan,
-        label(trial.plan),
+        label(trial.plan) if request.keep == "weights" else resized_label(trial.plan, spec),
         spec,
         rows,
         accounting.total_parameters.with_embeddings,
@@ -220,8 +222,9 @@ def _named(plan: Plan, built: ModelSpec, base: ModelSpec, resized: bool = False)
     """Return the model under a name that says what it is: a `--mixer` text, or a mix in words."""
     if plan.unchanged:
         return built
-    words = label(plan) if plan.is_mix or plan.scope.partial else plan.text()
-    return renamed(built, base.name, f"{words}, resized" if resized else words)
+    if resized:
+        return renamed(built, base.name, f"{resized_label(plan, built)}, resized")
+    return renamed(built, base.name, label(plan) if plan.is_mix or plan.scope.partial else plan.text())
 
 
 def _always(trial: Trial, ranking: Ranking) -> bool:
@@ -248,21 +251,41 @@ def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:
 
 def _resized(
     search: Search, ranking: Ranking, trials: list[Trial], request: Request
-) -> tuple[list[Trial], dict[Trial, ModelSpec]]:
-    """Return the best candidates, each resized to the FLOPs of the model as it is, ranked by their new numbers."""
-    context = search.rates.contexts[-1]
-    goal = flops_per_token(search.spec, context, request.convention)
-    ordered = sorted(trials, key=ranking.key)
-    chosen = dict.fromkeys([*ordered[:RESIZED], *_selection(ordered, len(ordered), ranking)])
-    models: dict[Trial, ModelSpec] = {}
-    for trial in chosen:
-        sized = rescaled(search.spec, trial.plan, goal, context, request.convention)
-        if sized is not None:
-            cost = Costs(Accounting(sized, request.convention), None, search.rates).rest
-            models[trial._replace(cost=cost)] = _named(trial.plan, sized, search.spec, resized=True)
+) -> tuple[list[Trial], dict[Trial, ModelSpec], Search, Ranking]:
+    """Return the best candidates, each resized to the FLOPs of the model as it is, ranked by their new numbers.
+
+    Twice: what balances a model of one size does not quite balance one of another, so the search is repeated at the
+    size that the first winner has. Also returned are that search and its ranking.
+    """
+    goal = flops_per_token(search.spec, search.rates.contexts[-1], request.convention)
+    models = _all_resized(search, ranking, trials, goal)
     if not models:
         raise InputError(f"{search.spec.name}: its heads do not allow another width", "--keep flops")
-    return _selection(sorted(models, key=ranking.key), request.top, ranking), models
+    alike = resized_alike(search.spec, models[min(models, key=ranking.key)])
+    if alike is not None:
+        again = Search(Accounting(alike, request.convention), search.rates, request.target, request.admits)
+        order = replace(ranking, search=again)
+        found = _all_resized(again, order, [trial for trial in again.trials() if not trial.plan.unchanged], goal)
+        if found:
+            search, ranking, models = again, order, found | {t: m for t, m in models.items() if t.plan.unchanged}
+    return _selection(sorted(models, key=ranking.key), request.top, ranking), models, search, ranking
+
+
+def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, ModelSpec]:
+    """Return the best of `trials` and the best of each group, with their models of `goal` FLOPs per token."""
+    rates = search.rates
+    ordered = sorted(trials, key=ranking.key)
+    models: dict[Trial, ModelSpec] = {}
+    for trial in dict.fromkeys([*ordered[:RESIZED], *_selection(ordered, len(ordered), ranking)]):
+        plan = trial.plan
+        if plan.unchanged:
+            models[trial] = search.spec
+            continue
+        sized = rescaled(search.spec, plan, goal, rates.contexts[-1], rates.convention)
+        if sized is not None:
+            cost = Costs(Accounting(sized, rates.convention), None, rates).rest
+            models[trial._replace(cost=cost)] = sized
+    return models
 
 
 def _roofline(request: Request) -> Roofline | None:

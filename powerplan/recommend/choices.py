@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from powerplan.dims import KERNEL_DEGREES
-from powerplan.mixers import MLA, Attention, FeatureAttention, Mixer, Power
+from powerplan.mixers import MLA, Attention, Mixer, Power
 from powerplan.spec import ModelSpec
 from powerplan.swaps import (
     AS_IS,
@@ -34,11 +34,9 @@ WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 
 
 def family(mixer: Mixer) -> str:
-    """Return the word of KINDS for a mixer, or its kind where it is none of them. Power of degree 1 is linear."""
+    """Return the word of KINDS for a mixer, or its kind where it is none of them."""
     if isinstance(mixer, Attention):
         return "attention" if mixer.window is None else "window"
-    if isinstance(mixer, FeatureAttention):
-        return "linear" if mixer.degree == 1 else "power"
     return mixer.kind
 
 

@@ -12,7 +12,7 @@ from powerplan.errors import InfeasibleError
 from powerplan.hardware import Device, si_value
 from powerplan.recommend.costs import DECODE, HALF, PARAMETERS, STATE, WEIGHT, Rates
 from powerplan.recommend.search import Trial
-from powerplan.units import format_bytes, format_count
+from powerplan.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Demand:
 
     def amounts(self) -> str:
         """Return "2.25 GiB, 4.5 times the 512 MiB allowed"."""
-        show = format_bytes if self.unit == "bytes" else format_count
-        unit = "" if self.unit == "bytes" else f" {self.unit}"
-        times = float(f"{float(self.excess):.3g}")
-        return f"{show(self.needed)}{unit}, {times:,.10g} times the {show(self.allowed)} allowed"
+        times = f"{float(f'{float(self.excess):.3g}'):,.10g} times"
+        if self.unit == "bytes":
+            return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
+        return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
 
     def describe(self) -> str:
         """Return "over --max-state: 2.25 GiB, 4.5 times the 512 MiB allowed"."""

@@ -24,6 +24,9 @@ BALANCED = log(20 / 19)
 NEAR = log(5 / 4)
 """Distance within which a model is best left as it is: at 1:1, the FLOPs lost on either side are under 12 %."""
 
+BAND = log(2) / 2
+"""Width of the bands in which plans further from the target count as equally far: half a doubling."""
+
 Side = Literal["weights", "state"]
 Keep = Literal["weights", "flops"]
 
@@ -84,13 +87,13 @@ class Ranking:
         plan, cost = trial.plan, trial.cost
         distance = self.distance(trial)
         tier = self.tier(trial, distance)
-        kinds = families(plan)
+        kinds = families(plan) | {"linear" for item in plan.choices if item.degree == 1}
         steps = [self._steps(item) for item in plan.choices]
         return (
             trial.wasteful,
             not self.weights_kept(trial),
             tier,
-            round(2 * distance) if tier == 2 and distance < inf else tier,
+            int((distance - NEAR) / BAND) if tier == 2 and distance < inf else tier,
             self._wrong_side(trial),
             not plan.unchanged,
             not all(item.runs for item in plan.choices),

@@ -57,6 +57,20 @@ def rescaled(base: ModelSpec, plan: Plan, goal: Fraction, context: int, conventi
     return min(found, key=lambda item: item[:3])[3] if found else None
 
 
+def resized_alike(base: ModelSpec, other: ModelSpec) -> ModelSpec | None:
+    """Return `base` with its own mixers in the width and about the depth of `other`; None where heads forbid it."""
+    width = Fraction(other.hidden_size, base.hidden_size)
+    unit = _unit(base)
+    if unit is None or (width * unit).denominator != 1:
+        width = Fraction(round(width * unit), unit) if unit else width
+    return _widened(_deeper(base, Fraction(other.layer_count, base.layer_count)), width) if unit and width else None
+
+
+def _deeper(spec: ModelSpec, factor: Fraction) -> ModelSpec:
+    groups = tuple(msgspec.structs.replace(group, repeat=max(1, round(group.repeat * factor))) for group in spec.layers)
+    return msgspec.structs.replace(spec, layers=groups)
+
+
 def _unit(spec: ModelSpec) -> int | None:
     """Return into how many equal parts the width divides: heads, in groups that share key/value heads."""
     unit = spec.hidden_size
@@ -73,9 +87,7 @@ def _unit(spec: ModelSpec) -> int | None:
 
 def _deepened(base: ModelSpec, plan: Plan, depth: int, width: Fraction) -> ModelSpec | None:
     """Return the model of about `depth` layers and `width` times the heads, with the plan in the same proportion."""
-    factor = Fraction(depth, base.layer_count)
-    groups = tuple(msgspec.structs.replace(group, repeat=max(1, round(group.repeat * factor))) for group in base.layers)
-    deep = msgspec.structs.replace(base, layers=groups)
+    deep = _deeper(base, Fraction(depth, base.layer_count))
     if plan.unchanged:
         return _widened(deep, width)
     scope = next((scope for scope in scopes(deep) if scope.partial == plan.scope.partial), None)

@@ -53,14 +53,14 @@ def _context(spec: ModelSpec, target: Fraction, convention: Convention) -> Solut
     accounting = Accounting(spec, convention)
     if not accounting.grows_with_context:
         raise InputError(
-            "needs --form recurrent: in chunked forms the state FLOPs can fall with the context", "--solve"
+            "needs --form recurrent: chunked, state FLOPs can fall as the context grows", "--solve context"
         )
     value = accounting.balanced_context(target)
     if value is None:
         first, last = accounting.row(1), accounting.row(MAX_CONTEXT)
         if first.wsfr is not None and first.wsfr < target:
-            raise InfeasibleError(_never("context", "of one token", first, target))
-        raise InfeasibleError(_never("context", "of 2^50 tokens", last, target))
+            raise InfeasibleError(_never("context", "a context of one token", first, target))
+        raise InfeasibleError(_never("context", "a context of 2^50 tokens", last, target))
     return Solution("context", value, None, accounting.row(value), accounting.row(value + 1))
 
 
@@ -74,8 +74,8 @@ def _window(spec: ModelSpec, context: int, target: Fraction, convention: Convent
     if value is None:
         first = row(1)
         if first.wsfr is not None and first.wsfr < target:
-            raise InfeasibleError(_never("window", "of one token", first, target))
-        raise InfeasibleError(_never("window", f"of the whole {context:,} tokens", row(context), target))
+            raise InfeasibleError(_never("window", "a window of one token", first, target))
+        raise InfeasibleError(_never("window", f"a window of the whole {context:,} tokens", row(context), target))
     return Solution("window", value, window_text(value, shape), row(value), row(value + 1))
 
 
@@ -104,6 +104,6 @@ def _never(unknown: str, end: str, row: Row, target: Fraction) -> str:
     side = "light" if relative > 1 else "heavy"
     times = f"{float(max(relative, 1 / relative)):,.3g}"
     return (
-        f"no {unknown} gives {format_ratio(target)}: a {unknown} {end} leaves the state {times} times too {side}, "
+        f"no {unknown} gives {format_ratio(target)}: {end} leaves the state {times} times too {side}, "
         f"{format_ratio(row.wsfr)}"
     )

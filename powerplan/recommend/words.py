@@ -12,9 +12,10 @@ from powerplan.recommend.limits import Demand
 from powerplan.recommend.plan import Plan
 from powerplan.recommend.ranking import NEAR, Ranking
 from powerplan.recommend.search import Search, Trial, families
+from powerplan.spec import ModelSpec
 from powerplan.swaps import AS_IS, is_softmax
 
-LEGEND = "6x128: 6 heads of 128 where they are not the model's own; /8: sharing 8 key/value heads."
+LEGEND = "6x128: 6 heads of 128, else the model's own; /8: 8 key/value heads."
 
 
 def name_of(item: Choice) -> str:
@@ -34,13 +35,30 @@ def name_of(item: Choice) -> str:
 
 def label(plan: Plan) -> str:
     """Return a plan for a table: "9 power p=2 6x128 + 3 power p=2", "window 7,084"."""
-    rest = " (layers that grow)" if plan.scope.partial else ""
+    rest = " (growing)" if plan.scope.partial else ""
     if plan.unchanged:
         return AS_IS
     if plan.other is None:
         return f"{name_of(plan.main)}{rest}"
     layers = len(plan.scope.positions)
     return f"{layers - plan.count} {name_of(plan.main)} + {plan.count} {name_of(plan.other)}{rest}"
+
+
+def resized_label(plan: Plan, spec: ModelSpec) -> str:
+    """Return a plan in a resized model for a table, with the heads that it has there: "16 power p=2 9x128 + 5 mla"."""
+    counts: dict[str, int] = {}
+    for use in spec.layer_uses():
+        mixer = use.layer.mixer
+        if mixer is not None:
+            shape = f" {mixer.heads}x{mixer.head_dim}" if isinstance(mixer, GroupedHeads) else ""
+            groups = f"/{mixer.kv_heads}" if isinstance(mixer, GroupedHeads) and mixer.kv_heads != mixer.heads else ""
+            name = f"{mixer.describe().removeprefix('attention, ')}{shape}{groups}"
+            counts[name] = counts.get(name, 0) + use.count
+    if plan.unchanged:
+        return AS_IS
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " + ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _times(ratio: Fraction | float) -> str:
@@ -65,7 +83,7 @@ class Reasons:
         parts = [demand.describe() for demand in unmet]
         parts.append(self._balance(trial))
         if plan.unchanged:
-            parts += self._as_it_is()
+            parts += self._as_it_is(trial)
         else:
             for item in plan.choices:
                 parts += self._choice(trial, item)
@@ -75,6 +93,13 @@ class Reasons:
             share = Fraction(trial.cost[WEIGHT], self.search.as_is.cost[WEIGHT]) - 1
             parts.append(f"weight FLOPs {float(share):+.1%}")
         return "; ".join(dict.fromkeys(part for part in parts if part))
+
+    def _name(self, item: Choice) -> str:
+        """Return a choice in a sentence; its number of heads is another one where the model is resized."""
+        mixer = item.mixers[0]
+        if self.ranking.keep == "weights" or not isinstance(mixer, GroupedHeads):
+            return name_of(item)
+        return f"{mixer.describe()} d={mixer.head_dim}"
 
     def gain(self, trial: Trial, other: Trial) -> str:
         """Return what the first candidate saves against the model as it is; or, being that, what `other` would save."""
@@ -87,7 +112,7 @@ class Reasons:
             return f"{label(other.plan)} would {change} {abs(float(share)):.0%} of the FLOPs"
         flops, state = self._flops(base) / self._flops(trial), Fraction(base.cost[STATE], trial.cost[STATE] or 1)
         fewer = _change(flops).replace("less", "fewer")
-        return f"against the model as it is, {fewer} FLOPs per token, and {_change(state)} state"
+        return f"{fewer} FLOPs per token and {_change(state)} state than as it is"
 
     def _flops(self, trial: Trial) -> Fraction:
         return trial.cost[WEIGHT] + Fraction(trial.cost[-1], 2 * self.search.rates.contexts[-1])
@@ -106,15 +131,14 @@ class Reasons:
         times = _times(max(relative, 1 / relative))
         return f"{times}x more {side}{than}" if than else f"{times}x more {side} than {other}"
 
-    def _as_it_is(self) -> list[str]:
+    def _as_it_is(self, trial: Trial) -> list[str]:
         found = []
-        trial = self.search.as_is
         if self.balanced_context is not None:
             found.append(f"on target at {self.balanced_context:,} tokens")
         ratio = self.search.wsfr(trial.cost)
         if ratio is not None and ratio > self.search.target and all(is_softmax(m) for m in trial.plan.scope.classes):
             found.append("it keeps every key, so no other mixer has a state to add: what is free is a longer context")
-        if self.search.as_is.wasteful:
+        if trial.wasteful:
             found.append("softmax attention takes fewer FLOPs, or bytes, at this context")
         return found
 
@@ -123,13 +147,13 @@ class Reasons:
         mixer = item.mixers[0]
         waste = self.search.waste(trial.plan.scope, item)
         if waste.flops > 1:
-            found.append(f"{name_of(item)} takes {_times(waste.flops)}x the FLOPs of softmax attention here")
+            found.append(f"{self._name(item)} takes {_times(waste.flops)}x the FLOPs of softmax attention here")
         elif waste.bytes > 1:
-            found.append(f"{name_of(item)} takes {_times(waste.bytes)}x the bytes of keeping every key here")
+            found.append(f"{self._name(item)} takes {_times(waste.bytes)}x the bytes of keeping every key here")
         if isinstance(mixer, FeatureAttention):
             window = same_state(mixer)
             if not waste.any:
-                found.append(f"{name_of(item)} holds as much as a window of {window:,} tokens")
+                found.append(f"{self._name(item)} holds as much as a window of {window:,} tokens")
         elif isinstance(mixer, Attention) and mixer.window is not None and families(trial.plan) == {"window"}:
             found.append("power learns more from an equal state (arXiv 2507.04239, 5.1)")
         if isinstance(mixer, Power):
@@ -146,9 +170,11 @@ class Reasons:
             place = f"every {_ordinal(every)} layer ({every - 1}:1)"
         elif plan.regular:
             place = f"{Fraction(count, layers).numerator} of every {Fraction(count, layers).denominator} layers"
+        elif self.ranking.keep == "flops":
+            place = f"{count / layers:.0%} of the layers, spread"
         else:
             place = f"{count} of {layers} layers, spread"
-        return f"{name_of(plan.other)} in {place}"
+        return f"{self._name(plan.other)} in {place}"
 
 
 def same_state(mixer: FeatureAttention) -> int:

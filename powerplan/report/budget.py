@@ -74,9 +74,9 @@ def budget_report(
     payload["alternatives"] = [_alternative(other, budget, dtype) for other in others]
     rows = payload["alternatives"]
     after = [
-        "as many FLOPs, and the same weights, with another mixer in every layer. Training is 3x forward.",
-        "window, context of same state: tokens whose keys and values have as many elements as the recurrent state,",
-        "in windows of the same heads, and in the model as it is.",
+        "As many FLOPs, and the same weights, with another mixer in every layer. Training is 3x forward.",
+        "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows",
+        "of the same heads, and in the model as it is.",
     ]
     shape = default_shape(budget.accounting.spec)
     if shape is not None and len(rows) > 1:

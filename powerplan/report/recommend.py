@@ -7,16 +7,19 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import positions_text
+from powerplan.mixers import GroupedHeads, Mixer
 from powerplan.recommend import Answer, Candidate, Solution
 from powerplan.recommend.words import LEGEND
 from powerplan.report.render import Column, Report, grouped
 from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_ratio
-from powerplan.swaps import default_shape
+from powerplan.swaps import Shape, default_shape
 from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
 WIDTH = 98
+MOST_CONTEXTS = 3
+"""Contexts in the table, the longest ones; JSON has all."""
 
 
 def recommend_report(answer: Answer) -> Report:
@@ -38,19 +41,22 @@ def recommend_report(answer: Answer) -> Report:
         "balanced_window": answer.balanced_window,
         "gain": answer.gain,
     }
-    sentence = "; ".join(part for part in (f"{winner.label}, {_ratio(winner)}: {winner.why}", answer.gain) if part)
+    gain = f", {answer.gain}" if answer.gain and not winner.plan.unchanged else ""
+    rest = f"; {answer.gain}" if answer.gain and winner.plan.unchanged else ""
+    sentence = f"{winner.label}, {_ratio(winner)}{gain}: {winner.why}{rest}"
     before = [_question(answer), *_wrapped("recommended: ", sentence)]
     before += [f"layers: {text}" for text in _layers(winner)]
-    if answer.chunks:
-        sizes = [f"{chunk.size:,} for {chunk.mixer} ({chunk.source})" for chunk in answer.chunks]
-        before += _wrapped("chunk size: ", "; ".join(sizes))
+    before += _chunk_lines(answer)
     before += _wrapped("", _balance(answer))
     columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
     rows = [entry | {"train": _train(item)} for entry, item in zip(candidates, answer.candidates, strict=True)]
     after = []
-    for place, item in enumerate(answer.candidates, 1):
+    for place, item in enumerate(answer.candidates[1:], 2):
         after += _wrapped(f"{place:>2}  ", item.why)
-    after += ["", *_wrapped("", f"{answer.searched:,} candidates. {LEGEND}")]
+    after += [
+        *([""] if after else []),
+        *_wrapped("", f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
+    ]
     shape = default_shape(answer.base.spec)
     if shape is not None:
         after += _wrapped("", f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
@@ -71,6 +77,16 @@ def _question(answer: Answer) -> str:
     now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
     kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
     return f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {format_ratio(request.target)}{kept}"
+
+
+def _chunk_lines(answer: Answer) -> list[str]:
+    """Return the chunk sizes of the winner; one where all are the same."""
+    same = {(chunk.size, chunk.source) for chunk in answer.chunks}
+    if len(same) == 1:
+        size, source = same.pop()
+        return [f"chunk size: {size:,} ({source})"]
+    sizes = [f"{chunk.size:,} for {chunk.mixer} ({chunk.source})" for chunk in answer.chunks]
+    return _wrapped("chunk size: ", "; ".join(sizes)) if sizes else []
 
 
 def _ratio(item: Candidate) -> str:
@@ -96,18 +112,21 @@ def _layers(item: Candidate) -> list[str]:
     return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
 
 
-def _mixer_words(mixer: Any) -> str:
-    heads = f", {mixer.heads} heads"
-    return mixer.describe() + heads + (f" of {mixer.head_dim}" if hasattr(mixer, "head_dim") else "")
+def _mixer_words(mixer: Mixer) -> str:
+    if not isinstance(mixer, GroupedHeads):
+        return mixer.describe()
+    return f"{mixer.describe()}, {Shape(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.v_head_dim).describe()}"
 
 
 def _remarks(answer: Answer) -> list[str]:
     request = answer.request
     lines = []
+    if any(item.plan.scope.partial for item in answer.candidates):
+        lines.append("growing: only the layers whose state grows with the context; the others stay.")
     if request.keep == "weights":
         lines.append("Last: what makes the weights smaller, or costs more than softmax attention keeping every key.")
     else:
-        lines.append("Windows and mixes are those that balance the model before it is resized.")
+        lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
     times = [item.times for item in answer.candidates if item.times is not None]
     if times:
         lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
@@ -166,7 +185,7 @@ def _ratios(answer: Answer) -> list[Column]:
     def at(index: int) -> Column:
         return Column("rows", f"WSFR at\n{answer.contexts[index]:,}", lambda rows: show_ratio(rows[index]["wsfr"]))
 
-    return [at(index) for index in range(len(answer.contexts))]
+    return [at(index) for index in range(len(answer.contexts))][-MOST_CONTEXTS:]
 
 
 def _columns(answer: Answer) -> list[Column]:
@@ -176,7 +195,8 @@ def _columns(answer: Answer) -> list[Column]:
         columns.append(Column("layers", "layers", grouped))
         columns.append(Column("hidden_size", "width", grouped))
     timed = any(item.times is not None for item in answer.candidates)
-    if not (timed and answer.request.limits.flops is not None):
+    columns_left = not timed or answer.request.limits.flops is None
+    if answer.request.keep == "weights" and len(answer.contexts) == 1 and columns_left:
         columns.append(Column("flops_per_token", "FLOPs\nper token", lambda value: format_count(Fraction(value))))
     columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
     if answer.request.limits.flops is not None:

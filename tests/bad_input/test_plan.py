@@ -78,3 +78,45 @@ def test_profiles(
         ["budget", "gpt2-small", "--gpu", "h100-sxm", "--measured", "p.json"],
         f"--measured: p.json{joint}{message}",
     )
+
+
+KINDS = "allowed are attention, window, linear, power, mla, mix"
+RECOMMEND = {
+    "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
+    "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",
+    "--target -1:1": "--target: '-1:1' is not a ratio; ...",
+    "--max-state 0": "--max-state: '0' is out of range; allowed are 1 byte to 2^80",
+    "--max-state -5MiB": "--max-state: '-5MiB' is not a size in bytes; write 512MiB, 2GB (=2e9) or 1048576",
+    "--max-decode-bytes lots": "--max-decode-bytes: 'lots' is not a size in bytes; ...",
+    "--flops 0": "--flops: '0' is out of range; allowed are 1 to 1e40",
+    "--tokens 10B": "--tokens needs the budget that they must fit; add --flops",
+    "--hardware h1000": "'h1000' is not a known device; ...",
+    "--devices 4": "--devices needs the device; such as --hardware h100-sxm",
+    "--devices 0": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
+    "--keep params": "--keep: 'params' is not known; allowed are weights, flops (powerplan recommend --help)",
+    "--only power --exclude power": "--only, --exclude: power is asked for and excluded",
+    "--only pwoer": f"--only: 'pwoer' is not known; did you mean power? {KINDS}",
+    "--exclude lm_head": f"--exclude: 'lm_head' is not known; did you mean lm-head? {KINDS}, lm-head",
+    "--only mla": "--only mla: no candidate is left of gpt2-small",
+    "--top 0": "--top: 0 is out of range; allowed are 1 to 1,000",
+    "--pick 99": "--pick: 99 is out of range; there are 10 candidates",
+    "--solve heads": "--solve: 'heads' is not known; allowed are context, window, p (powerplan recommend --help)",
+    "--solve window --ctx 1k,2k": "--solve: answers with one number: leave --write, --plot and lists of contexts out",
+    "--solve p --write x.yaml": "--solve: answers with one number: leave --write, --plot and lists of contexts out",
+    "--solve context --form chunked --mixer power:p=2": "--solve context: needs --form recurrent: chunked, ...",
+    "--weights-vs-state both": "--weights-vs-state: 'both' is not known; allowed are weights, state ...",
+    "--plot out.gif": "--plot: out.gif must end in .png, .svg, .pdf",
+    "--plot nowhere/out.png": "--plot: nowhere/out.png: there is no folder nowhere",
+    "--write .": "--write: . is a folder; give a file",
+    "--measured none.json": "none.json: no such file",
+}
+
+
+@pytest.mark.parametrize("options", RECOMMEND, ids=lambda text: text[:60])
+def test_recommend(
+    expect_refusal: Callable[[list[str], str], None], options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["recommend", "gpt2-small", *options.split()]
+    expect_refusal(arguments if "--ctx" in options else [*arguments, "--ctx", "64k"], RECOMMEND[options])
+    assert list(tmp_path.iterdir()) == []
