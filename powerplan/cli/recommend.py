@@ -65,7 +65,7 @@ def recommend(
     ] = None,
     ctx: Annotated[
         str | None,
-        typer.Option(help="Context in tokens, or a list: candidates are judged by the worst.  [default: 64k]"),
+        typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
     ] = None,
     target: Annotated[str, typer.Option(help="Weight to state FLOPs: 1:1, 3:1, 1:2.")] = "1:1",
     max_state: Annotated[
@@ -174,6 +174,8 @@ def recommend(
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
     report = recommend_report(answer)
+    if profile is not None and answer.recommended.times is None:
+        notes.append(f"{profile.label}: no device of the catalogue, so times need --hardware")
     _narrate(notes)
     say.show(report, output)
     chosen = answer.candidates[place - 1]

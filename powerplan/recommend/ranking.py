@@ -98,10 +98,11 @@ class Ranking:
             not plan.unchanged,
             not all(item.runs for item in plan.choices),
             max((_ORDER.get(kind, 0) for kind in kinds), default=0),
-            any(item.odd for item in plan.choices),
+            max(_degree(item) for item in plan.choices),
             max(steps) > 1,
-            len(plan.choices) + len({item.degree for item in plan.choices if item.degree}),
+            len(plan.choices),
             sum(steps),
+            len({item.degree for item in plan.choices if item.degree}),
             not plan.regular,
             cost[STATE],
             self.time(trial) if self.time else cost[WEIGHT] + Fraction(cost[-1], 2 * self.search.rates.contexts[-1]),
@@ -121,6 +122,13 @@ class Ranking:
         if self.prefer is None or ratio is None:
             return False
         return ratio < self.search.target if self.prefer == "weights" else ratio > self.search.target
+
+
+def _degree(item: Choice) -> int:
+    """Return 2 for odd degrees (weights of both signs), 1 for even ones above 2, 0 for the rest."""
+    if item.odd:
+        return 2
+    return int(item.family == "power" and (item.degree or 0) > 2)
 
 
 def group(trial: Trial) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ Depth and width change together, so that width over depth stays as near as whole
 from __future__ import annotations
 
 from fractions import Fraction
-from math import gcd
+from math import gcd, log
 from typing import Any
 
 import msgspec
@@ -20,6 +20,9 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec
 
 CLOSE = Fraction(1, 50)
 """Share by which the FLOPs may miss where that keeps the shape better: 2 %."""
+
+LANKY = 2
+"""Factor by which width over depth may change: few heads make coarse steps of width."""
 
 
 def flops_per_token(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
@@ -50,7 +53,8 @@ def rescaled(base: ModelSpec, plan: Plan, goal: Fraction, context: int, conventi
             head = 2 * sum(term.value for term in sized.head_terms()) if convention.lm_head else 0
             miss = abs(float(spent / goal) - 1)
             aspect = (heads / unit) / (sized.layer_count / base.layer_count)
-            found.append((miss > CLOSE, abs(aspect - 1) if miss <= CLOSE else miss, miss, sized))
+            if 1 / LANKY <= aspect <= LANKY:
+                found.append((miss > CLOSE, abs(log(aspect)) if miss <= CLOSE else miss, miss, sized))
             if goal <= head:
                 break
             depth = max(1, round((goal - head) / (spent - head) * sized.layer_count))

@@ -46,19 +46,26 @@ def label(plan: Plan) -> str:
 
 def resized_label(plan: Plan, spec: ModelSpec) -> str:
     """Return a plan in a resized model for a table, with the heads that it has there: "16 power p=2 9x128 + 5 mla"."""
-    counts: dict[str, int] = {}
-    for use in spec.layer_uses():
-        mixer = use.layer.mixer
-        if mixer is not None:
-            shape = f" {mixer.heads}x{mixer.head_dim}" if isinstance(mixer, GroupedHeads) else ""
-            groups = f"/{mixer.kv_heads}" if isinstance(mixer, GroupedHeads) and mixer.kv_heads != mixer.heads else ""
-            name = f"{mixer.describe().removeprefix('attention, ')}{shape}{groups}"
-            counts[name] = counts.get(name, 0) + use.count
     if plan.unchanged:
         return AS_IS
+    rest = " (growing)" if plan.scope.partial else ""
+    chosen = {mixer.describe() for item in plan.choices for mixer in item.mixers}
+    counts: dict[tuple[str, str], int] = {}
+    for use in spec.layer_uses():
+        mixer = use.layer.mixer
+        if mixer is not None and mixer.describe() in chosen:
+            heads = ""
+            if isinstance(mixer, GroupedHeads):
+                shared = f"/{mixer.kv_heads}" if mixer.kv_heads != mixer.heads else ""
+                heads = f" {mixer.heads}x{mixer.head_dim}{shared}"
+            part = (mixer.describe().removeprefix("attention, "), heads)
+            counts[part] = counts.get(part, 0) + use.count
+    common = {heads for _, heads in counts}
     if len(counts) == 1:
-        return next(iter(counts))
-    return " + ".join(f"{count} {name}" for name, count in counts.items())
+        return "".join(next(iter(counts))) + rest
+    if len(common) == 1:
+        return " + ".join(f"{count} {name}" for (name, _), count in counts.items()) + f",{common.pop()}{rest}"
+    return " + ".join(f"{count} {name}{heads}" for (name, heads), count in counts.items()) + rest
 
 
 def _times(ratio: Fraction | float) -> str:

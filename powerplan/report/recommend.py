@@ -49,7 +49,7 @@ def recommend_report(answer: Answer) -> Report:
     before += _chunk_lines(answer)
     before += _wrapped("", _balance(answer))
     columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
-    rows = [entry | {"train": _train(item)} for entry, item in zip(candidates, answer.candidates, strict=True)]
+    rows = [entry | _at_contexts(item) for entry, item in zip(candidates, answer.candidates, strict=True)]
     after = []
     for place, item in enumerate(answer.candidates[1:], 2):
         after += _wrapped(f"{place:>2}  ", item.why)
@@ -64,10 +64,8 @@ def recommend_report(answer: Answer) -> Report:
     return Report(SCHEMA, payload, columns, rows, before=before, after=after)
 
 
-def _train(item: Candidate) -> str:
-    if item.times is None:
-        return ""
-    return format_duration(item.times.train) + ("*" if item.times.measured else "")
+def _at_contexts(item: Candidate) -> dict[str, Any]:
+    return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
 
 
 def _question(answer: Answer) -> str:
@@ -132,7 +130,7 @@ def _remarks(answer: Answer) -> list[str]:
         lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
         lines.append("No kernel reaches it. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
-            lines.append(f"*: the mixers' part of training as measured in {request.profile.label}.")
+            lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
         lines += [f"not measured: {text}" for text in sorted({time.missing for time in times if time.missing})]
     return lines
 
@@ -182,17 +180,15 @@ def _ratios(answer: Answer) -> list[Column]:
     if len(answer.contexts) == 1:
         return [Column("wsfr", "WSFR", show_ratio)]
 
-    def at(index: int) -> Column:
-        return Column("rows", f"WSFR at\n{answer.contexts[index]:,}", lambda rows: show_ratio(rows[index]["wsfr"]))
-
-    return [at(index) for index in range(len(answer.contexts))][-MOST_CONTEXTS:]
+    shown = answer.contexts[-MOST_CONTEXTS:]
+    return [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
 
 
 def _columns(answer: Answer) -> list[Column]:
     columns = []
     if answer.request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
-        columns.append(Column("layers", "layers", grouped))
+        columns.append(Column("layers", "depth", grouped))
         columns.append(Column("hidden_size", "width", grouped))
     timed = any(item.times is not None for item in answer.candidates)
     columns_left = not timed or answer.request.limits.flops is None
@@ -202,8 +198,10 @@ def _columns(answer: Answer) -> list[Column]:
     if answer.request.limits.flops is not None:
         columns.append(Column("tokens", "tokens", format_parameters))
     if timed:
-        columns.append(Column("train", "train\nper token"))
+        columns.append(Column("train_s_per_token", "train\nper token", format_duration))
         columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
+    if timed and answer.request.profile is not None:
+        columns.append(Column("time_source", "train:", left=True))
     if not all(item.feasible for item in answer.candidates):
         columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
     return columns

@@ -100,8 +100,13 @@ def test_several_contexts_are_one_answer(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("model", ["gpt2-small", "llama-3-8b", "deepseek-v3", "gemma-2-9b", "gpt-oss-20b"])
 @pytest.mark.parametrize(
     "options",
-    [[], ["--hardware", "h100-sxm", "--devices", "64", "--flops", "1e25"], ["--ctx", "8k,256k"]],
-    ids=["plain", "hardware", "contexts"],
+    [
+        [],
+        ["--hardware", "h100-sxm", "--devices", "64", "--flops", "1e25"],
+        ["--ctx", "8k,256k"],
+        ["--ctx", "128k", "--keep", "flops"],
+    ],
+    ids=["plain", "hardware", "contexts", "resized"],
 )
 def test_tables_fit_a_terminal(capsys: pytest.CaptureFixture[str], model: str, options: list[str]) -> None:
     lines = table(capsys, model, *options).splitlines()
@@ -285,8 +290,26 @@ def test_measured_times_and_chunks(capsys: pytest.CaptureFixture[str], tmp_path:
         {"mixer": "power p=2", "chunk_size": 512, "source": f"the fastest of 2 in {path}"},
     ]
     out = table(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path), *limits)
-    assert "us*" in out
-    assert "as measured in" in out
+    assert "measured: the mixers' part of training, in" in out
+    assert "roofline" in out
+    without = run(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path), "--only", "window")
+    assert {item["time_source"] for item in without["candidates"]} == {"roofline"}
+
+
+def test_a_profile_of_an_unknown_device_gives_chunks_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    rows = [{**PROFILED, "name": "a", "mixer": "power", "p": 2, "context": 4096, "ms_p50": 1.0}]
+    path.write_text(json.dumps({"schema": "powerplan.profile/1", "device": "cpu", "results": rows}))
+    assert main(["recommend", "gpt2-small", "--ctx", "64k", "--measured", str(path), "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert "train_s_per_token" not in json.loads(captured.out)["recommended"]
+    assert captured.err == f"note: {path} (cpu): no device of the catalogue, so times need --hardware\n"
+
+
+def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = table(capsys, "llama-3-8b", "--ctx", "8k,64k", "--hardware", "h100-sxm", "--format", "csv").splitlines()
+    assert lines[0] == "rank,label,wsfr_8192,wsfr_65536,state_bytes,train_s_per_token,decode_s_per_token"
+    assert float(lines[1].rsplit(",", 1)[1]) == pytest.approx(0.007, rel=0.05)
 
 
 def test_the_planner_knows_what_the_kernels_have() -> None:
