@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -85,3 +86,5 @@ def test_docs_spec_names_every_field_and_its_example_is_a_spec(tmp_path: Path) -
 def test_figures_in_prose() -> None:
     assert f"{len(catalogue_names())} built-in models" in README
     assert README.count("\n") < 200
+    timed = json.loads((ROOT / "benchmarks" / "results" / "recommend.json").read_text(encoding="utf-8"))["results"][-1]
+    assert f"{timed['candidates']:,} candidates\n  for {timed['model']} in {timed['median_s']:.2f} s" in README
