@@ -1,4 +1,4 @@
-# make demo: environment, install, WSFR of a built-in model. make test: environment, install, all tests.
+# make demo: environment, install, WSFR of a built-in model and what to train instead. make test: environment, install, all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
-	$(BIN)/powerplan wsfr gpt2-small --ctx 64k --mixer power:p=2
+	$(BIN)/powerplan recommend gpt2-small --ctx 64k
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2
@@ -24,6 +24,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/recommend.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

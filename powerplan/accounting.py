@@ -6,7 +6,7 @@ over a sequence of t tokens from an empty state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -191,28 +191,36 @@ class Accounting:
         mixers = (use.layer.mixer for use in self.uses if use.layer.mixer is not None)
         return self.convention.form == "recurrent" or not any(mixer.chunked_differs for mixer in mixers)
 
-    def balanced_context(self) -> int | None:
-        """Return the longest context, in tokens, at which state FLOPs do not exceed weight FLOPs.
+    def balanced_context(self, target: Fraction = Fraction(1)) -> int | None:
+        """Return the longest context, in tokens, at which weight FLOPs are `target` times the state FLOPs or more.
 
-        Exact search over integers. None where there is none: the state is heavier at one token already, or never
+        Exact search over integers. None where there is none: the state is too heavy at one token already, or never
         catches up with the weights; and None unless `grows_with_context`.
         """
-        return self._balanced
-
-    @cached_property
-    def _balanced(self) -> int | None:
         if not self.grows_with_context:
             return None
-        if self.state_flops(1) > self.weight_flops or self.state_flops(MAX_CONTEXT) <= self.weight_flops:
-            return None
-        low, high = 1, MAX_CONTEXT
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.state_flops(middle) <= self.weight_flops:
-                low = middle
-            else:
-                high = middle
-        return low
+        if target not in self._balanced:
+            limit = self.weight_flops / target
+            self._balanced[target] = last_within(lambda context: self.state_flops(context) <= limit, MAX_CONTEXT)
+        return self._balanced[target]
+
+    @cached_property
+    def _balanced(self) -> dict[Fraction, int | None]:
+        return {}
+
+
+def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
+    """Return the largest of 1..highest - 1 for which `holds`, which is true up to some number and false beyond.
+
+    None where it is false at 1 already, or true at `highest` still.
+    """
+    if not holds(1) or holds(highest):
+        return None
+    low, high = 1, highest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)

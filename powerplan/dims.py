@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from math import comb
 
+KERNEL_DEGREES = (1, 2, 3, 4)
+"""Degrees that powerplan.kernels executes; odd ones without the normaliser, since their weights have both signs."""
+
 
 def tpow_dim(d: int, p: int) -> int:
     """Return d^p, the dimension of the full tensor power."""

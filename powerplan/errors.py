@@ -28,6 +28,24 @@ class InputError(PowerplanError, ValueError):
         self.where = where
 
 
+class InfeasibleError(PowerplanError):
+    """Nothing meets all constraints; the message names the one that binds, and by how much."""
+
+    exit_code = 3
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(one_line(problem))
+
+
+class MachineError(PowerplanError):
+    """This machine cannot do it: something is not installed, or there is not enough of it."""
+
+    exit_code = 4
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(one_line(problem))
+
+
 MAX_WORD = 100
 """Longest word, in characters, that could be a misspelt name; the comparison is quadratic in it."""
 

@@ -70,6 +70,73 @@ def _integer(text: str, where: str, low: int, high: int, write: str) -> int:
     return number
 
 
+_COUNT = re.compile(r"(?P<number>[0-9]+(?:[,_][0-9]{3})*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<suffix>[kKMmGBbTtPE]?)")
+_DECIMAL = {"": 0, "k": 3, "m": 6, "g": 9, "b": 9, "t": 12, "p": 15, "e": 18}
+MAX_COUNT = 10**40
+"""Largest count of FLOPs or tokens accepted: all computing done on earth so far is some 10^29."""
+
+
+def parse_count(text: str, where: str | None = None, of: str = "a count") -> int:
+    """Return a count of FLOPs or tokens from "1e21", "300B" (3e11) or "1.5T". Suffixes k to E are powers of 1,000.
+
+    Raises InputError for anything else, for a fraction, for 0, and past 10^40.
+    """
+    match = _COUNT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        raise InputError(f"{shown(text)} is not {of}; write 1e21, 300B (=3e11) or 1.5T", where)
+    number = Fraction(match["number"].replace("_", "").replace(",", "")) * 10 ** _DECIMAL[match["suffix"].lower()]
+    if number.denominator != 1:
+        raise InputError(f"{shown(text)} is not a whole number", where)
+    if not 1 <= number <= MAX_COUNT:
+        raise InputError(f"{shown(text)} is out of range; allowed are 1 to 1e40", where)
+    return int(number)
+
+
+_BYTES = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s?(?P<unit>[kMGTP]i?B|[kMGTP]i?|B|)", re.IGNORECASE)
+
+
+def parse_bytes(text: str, where: str | None = None) -> int:
+    """Return bytes from "512MiB" (binary), "2GB" (decimal) or "536870912". Without the B, k to P are binary.
+
+    Raises InputError for anything else, for 0, and past 2^80; a fraction of a byte is rounded down.
+    """
+    match = _BYTES.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        raise InputError(f"{shown(text)} is not a size in bytes; write 512MiB, 2GB (=2e9) or 1048576", where)
+    unit = match["unit"].lower()
+    base = 1000 if len(unit) == 2 and unit[1] == "b" else 1024
+    exponent = "kmgtp".find(unit[0]) + 1 if unit and unit != "b" else 0
+    size = int(Fraction(match["number"]) * base**exponent)
+    if not 1 <= size <= 2**80:
+        raise InputError(f"{shown(text)} is out of range; allowed are 1 byte to 2^80", where)
+    return size
+
+
+_RATIO = re.compile(r"(?P<weight>[0-9]{1,9}(?:\.[0-9]{1,9})?):(?P<state>[0-9]{1,9}(?:\.[0-9]{1,9})?)")
+
+
+def parse_ratio(text: str, where: str | None = None) -> Fraction:
+    """Return a weight-state FLOP ratio from "1:1", "3:1" or "1:2.5". Raises InputError for anything else, and for 0."""
+    match = _RATIO.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{shown(text)} is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)", where)
+    weight, state = Fraction(match["weight"]), Fraction(match["state"])
+    if not weight or not state:
+        raise InputError(f"{shown(text)} has a side of 0; both sides of a ratio are more than 0", where)
+    return weight / state
+
+
+def parse_share(text: str, where: str | None = None) -> Fraction:
+    """Return a share from "0.4" or "40%", more than 0 and at most 1. Raises InputError for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(%?)", text.strip())
+    if match is None:
+        raise InputError(f"{shown(text)} is not a share; write 0.4 or 40%", where)
+    share = Fraction(match[1]) / (100 if match[2] else 1)
+    if not 0 < share <= 1:
+        raise InputError(f"{shown(text)} is out of range; a share is more than 0 and at most 1 (100%)", where)
+    return share
+
+
 def json_number(value: int | Fraction) -> int | float:
     """Return an exact integer where the value is one, else the nearest float."""
     if isinstance(value, Fraction):
@@ -99,6 +166,27 @@ def _scaled(value: int | Fraction, base: int, suffixes: tuple[str, ...], gap: st
         if rounded < base or suffix == suffixes[-1]:
             return f"{rounded:,.10g}{gap}{suffix}"
     raise AssertionError("the last suffix always fits")
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time with the unit that suits it: 3.1 us, 42 ms, 5.2 h, 12.4 days, 3.1 years."""
+    for limit, size, name in _SPANS:
+        if seconds < limit:
+            return f"{float(f'{seconds / size:.3g}'):,.10g} {name}"
+    return f"{float(f'{seconds / _YEAR:.3g}'):,.10g} years"
+
+
+_YEAR = 365.25 * 86400
+_SPANS = (
+    (1e-6, 1e-9, "ns"),
+    (1e-3, 1e-6, "us"),
+    (1, 1e-3, "ms"),
+    (120, 1, "s"),
+    (7200, 60, "min"),
+    (172_800, 3600, "h"),
+    (2 * _YEAR, 86400, "days"),
+)
+"""Up to how many seconds a unit is used, its seconds, its name."""
 
 
 def format_ratio(ratio: Fraction) -> str:

@@ -30,17 +30,27 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     notes: list[str] = []
 
     def change(mixer: Mixer) -> AnyMixer:
-        shape, remarks = _shape(mixer, kind)
+        changed, remarks = swapped(mixer, kind, settings)
         notes.extend(remark for remark in remarks if remark not in notes)
-        try:
-            changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
-        except msgspec.ValidationError as error:
-            raise InputError(_problem(str(error), kind, settings), _WHERE) from None
         return changed
 
-    label = f"{spec.name} with {' '.join(text.split())}"
-    variant = msgspec.structs.replace(spec.map_mixers(change), name=label[:MAX_NAME], aliases=(), published=None)
-    return variant, notes
+    return renamed(spec.map_mixers(change), spec.name, text), notes
+
+
+def swapped(mixer: Mixer, kind: str, settings: dict[str, Any]) -> tuple[AnyMixer, list[str]]:
+    """Return the mixer of `kind` that takes over from `mixer` what is not set, and remarks on what was assumed."""
+    shape, remarks = _shape(mixer, kind)
+    try:
+        changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
+    except msgspec.ValidationError as error:
+        raise InputError(_problem(str(error), kind, settings), _WHERE) from None
+    return changed, remarks
+
+
+def renamed(spec: ModelSpec, name: str, text: str) -> ModelSpec:
+    """Return a variant of the model `name` under a name of its own, without what was published about the model."""
+    label = f"{name} with {' '.join(text.split())}"
+    return msgspec.structs.replace(spec, name=label[:MAX_NAME], aliases=(), published=None)
 
 
 def _problem(message: str, kind: str, settings: dict[str, Any]) -> str:

@@ -17,6 +17,9 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['dims']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['hardware', 'h100-sxm']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['budget', 'gpt2-small', '--flops', '1e21']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['compare', 'gpt2-small', 'gpt2-xl']) == 0",
     "import powerplan.kernels",
     "import powerplan.models",
 ]
@@ -26,6 +29,8 @@ LAYERS = [
     {"mixers", "ffn"},
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "whatif", "schema", "accounting", "hardware", "doctor"},
+    {"swaps", "measured", "output"},
+    {"budget", "recommend", "plots"},
     {"report"},
     {"cli"},
 ]
@@ -34,7 +39,7 @@ LAYERS = [
 
 @pytest.mark.parametrize("code", PLANNING)
 def test_planning_loads_no_torch(code: str) -> None:
-    heavy = "{'torch', 'triton', 'transformers', 'numpy'} & set(sys.modules)"
+    heavy = "{'torch', 'triton', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)"
     script = f"import sys\n{code}\nloaded = {heavy}\nassert not loaded, loaded"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT.parent, timeout=60)
 

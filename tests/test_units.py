@@ -13,12 +13,17 @@ from powerplan.units import (
     MAX_CONTEXT,
     format_bytes,
     format_count,
+    format_duration,
     format_parameters,
     format_ratio,
     json_number,
+    parse_bytes,
     parse_context,
     parse_contexts,
+    parse_count,
     parse_integers,
+    parse_ratio,
+    parse_share,
 )
 
 
@@ -118,3 +123,57 @@ def test_nearest_prefers_what_begins_alike() -> None:
     assert nearest("h100", ["h200", "h100-pcie", "h100-sxm"], count=2) == ["h100-sxm", "h100-pcie"]
     assert nearest("kv_head", ["heads", "kv_heads"]) == ["kv_heads"]
     assert nearest("zzz", ["heads"]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e21", 10**21), ("300B", 3 * 10**11), ("1.5T", 15 * 10**11), ("124_000", 124_000), ("2k", 2000), ("1E", 10**18)],
+)
+def test_counts_are_decimal(text: str, value: int) -> None:
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("512MiB", 512 * 2**20), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("1k", 1024), ("7", 7), ("7B", 7)],
+)
+def test_bytes_are_binary_with_an_i_and_decimal_without(text: str, value: int) -> None:
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "0.1B", "-1", "MiB", "1 XB", "1e3", "9" * 200, "999999999999PiB"])
+def test_bytes_that_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--max-state: '.*' is (not a size in bytes|out of range)"):
+        parse_bytes(text, "--max-state")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1:1", 1), ("3:1", 3), ("1:2.5", Fraction(2, 5)), ("4:2", 2)])
+def test_targets(text: str, value: Fraction) -> None:
+    assert parse_ratio(text) == value
+
+
+@pytest.mark.parametrize("text", ["0:1", "1:0", "1", "1:", "1/2", "-1:1", "a:b", "1:1:1"])
+def test_ratios_that_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--target: '.*' (is not a ratio|has a side of 0)"):
+        parse_ratio(text, "--target")
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.4", Fraction(2, 5)), ("40%", Fraction(2, 5)), ("1", 1)])
+def test_shares(text: str, value: Fraction) -> None:
+    assert parse_share(text) == value
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (3.1e-6, "3.1 us"),
+        (0.042, "42 ms"),
+        (90, "90 s"),
+        (3600, "60 min"),
+        (18_720, "5.2 h"),
+        (1.0714e6, "12.4 days"),
+        (1e10, "317 years"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import catalogues, machine, plan
+from powerplan.cli import budget, catalogues, machine, plan, recommend
 from powerplan.version import __version__
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Plan compute-optimal long-context models: where a model stands between weights and state.",
-    epilog="Exit codes: 0 done, 2 bad usage or bad input, 4 this machine cannot do it. Remarks go to stderr.",
+    epilog="Exit codes: 0 done, 2 bad usage or bad input, 3 nothing meets the constraints, "
+    "4 this machine cannot do it. Remarks go to stderr.",
 )
 
 
@@ -35,6 +36,9 @@ def _before(
 
 
 app.command("wsfr")(plan.wsfr)
+app.command("compare")(plan.compare)
+app.command("budget")(budget.budget)
+app.command("recommend")(recommend.recommend)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)

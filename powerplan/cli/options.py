@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
+    from powerplan.mixers.base import Convention
     from powerplan.spec import ModelSpec
 
 
@@ -41,7 +43,61 @@ MixerOption = Annotated[
         "--mixer", help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, linear."
     ),
 ]
+
+
+class Form(StrEnum):
+    recurrent = "recurrent"
+    chunked = "chunked"
+
+
+class Causal(StrEnum):
+    exact = "exact"
+    full = "full"
+
+
+class Excluded(StrEnum):
+    lm_head = "lm-head"
+
+
+class Dtype(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp8 = "fp8"
+    int4 = "int4"
+
+
+FormOption = Annotated[Form, typer.Option(help="Cost in proportion to the state, or as a chunked kernel executes it.")]
+CausalOption = Annotated[Causal, typer.Option(help="Count the keys that a causal mask leaves, or the full context.")]
+ExcludeOption = Annotated[list[Excluded] | None, typer.Option(help="Leave this out of the weight FLOPs.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Weights and key/value cache; recurrent state is fp32 always.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        "--hardware",
+        metavar="DEVICE",
+        help="A device by its exact name, such as h100-sxm (powerplan hardware).",
+        autocompletion=complete_device,
+        show_default=False,
+    ),
+]
+MeasuredOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="What powerplan profile --save wrote: measured times of mixers in place of estimates.",
+        show_default=False,
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result; JSON is never rounded.")]
+
+
+def convention_of(form: Form, causal: Causal, exclude: list[Excluded] | None) -> Convention:
+    """Return the convention that --form, --causal and --exclude name."""
+    from powerplan.mixers.base import Convention
+
+    return Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
 
 
 def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:

@@ -1,38 +1,29 @@
-"""`powerplan wsfr` and `powerplan dims`."""
+"""`powerplan wsfr`, `powerplan compare` and `powerplan dims`."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, Model, read_model
+from powerplan.cli.options import (
+    Causal,
+    CausalOption,
+    Dtype,
+    DtypeOption,
+    ExcludeOption,
+    Form,
+    FormatOption,
+    FormOption,
+    MixerOption,
+    Model,
+    complete_model,
+    convention_of,
+    read_model,
+)
 from powerplan.report.render import Format
 from powerplan.report.wsfr import By
-
-
-class Form(StrEnum):
-    recurrent = "recurrent"
-    chunked = "chunked"
-
-
-class Causal(StrEnum):
-    exact = "exact"
-    full = "full"
-
-
-class Excluded(StrEnum):
-    lm_head = "lm-head"
-
-
-class Dtype(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp8 = "fp8"
-    int4 = "int4"
 
 
 def wsfr(
@@ -43,22 +34,15 @@ def wsfr(
     mixer: MixerOption = None,
     by: Annotated[By | None, typer.Option(help="Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
-    form: Annotated[
-        Form, typer.Option(help="Cost in proportion to the state, or as a chunked kernel executes it.")
-    ] = Form.recurrent,
-    causal: Annotated[
-        Causal, typer.Option(help="Count the keys that a causal mask leaves, or the full context.")
-    ] = Causal.exact,
-    exclude: Annotated[list[Excluded] | None, typer.Option(help="Leave this out of the weight FLOPs.")] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and key/value cache; recurrent state is fp32 always.")
-    ] = Dtype.bf16,
+    form: FormOption = Form.recurrent,
+    causal: CausalOption = Causal.exact,
+    exclude: ExcludeOption = None,
+    dtype: DtypeOption = Dtype.bf16,
     output: FormatOption = Format.table,
 ) -> None:
     """Weight-state FLOP ratio of a model: per context, who is too heavy, and where it balances."""
     from powerplan.accounting import Accounting
     from powerplan.errors import InputError
-    from powerplan.mixers.base import Convention
     from powerplan.report.wsfr import wsfr_report
     from powerplan.units import parse_contexts
 
@@ -66,9 +50,48 @@ def wsfr(
         raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
     contexts = parse_contexts(ctx, "--ctx")
     spec, notes = read_model(model, mixer)
-    convention = Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
-    report = wsfr_report(Accounting(spec, convention), contexts, dtype.value, by, explain)
+    report = wsfr_report(Accounting(spec, convention_of(form, causal, exclude)), contexts, dtype.value, by, explain)
     for remark in notes:
+        say.note(remark)
+    say.show(report, output)
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Two or more models, as for wsfr.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ],
+    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    mixer: MixerOption = None,
+    form: FormOption = Form.recurrent,
+    causal: CausalOption = Causal.exact,
+    exclude: ExcludeOption = None,
+    dtype: DtypeOption = Dtype.bf16,
+    output: FormatOption = Format.table,
+) -> None:
+    """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
+    from powerplan.accounting import Accounting
+    from powerplan.errors import InputError
+    from powerplan.report.compare import compare_report
+    from powerplan.units import parse_contexts
+
+    contexts = parse_contexts(ctx, "--ctx")
+    if len(models) < 2:
+        raise InputError(f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b", "MODEL")
+    convention = convention_of(form, causal, exclude)
+    accountings: list[Accounting] = []
+    remarks: list[str] = []
+    for model in models:
+        spec, notes = read_model(model, mixer)
+        accountings.append(Accounting(spec, convention))
+        remarks.extend(f"{spec.name}: {remark}" for remark in notes)
+    report = compare_report(accountings, contexts, dtype.value)
+    for remark in remarks:
         say.note(remark)
     say.show(report, output)
 

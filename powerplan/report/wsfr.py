@@ -25,9 +25,11 @@ class By(StrEnum):
 def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by: By | None, explained: bool) -> Report:
     """Return the report of a model at `contexts`, with cache and weights in `dtype`."""
     rows = [accounting.row(context, dtype) for context in contexts]
-    payload = _head(accounting, dtype) | {
+    payload: dict[str, Any] = {
+        "model": model_of(accounting),
+        "convention": convention_of(accounting, dtype),
         "balanced_context": accounting.balanced_context(),
-        "rows": [_row(row) | {"verdict": verdict(accounting, row)} for row in rows],
+        "rows": [row_of(row) | {"verdict": verdict(accounting, row)} for row in rows],
     }
     after = [verdict(accounting, rows[-1])]
     columns: list[Column] = _COLUMNS
@@ -80,27 +82,30 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _head(accounting: Accounting, dtype: str) -> dict[str, Any]:
-    convention = accounting.convention
+def model_of(accounting: Accounting) -> dict[str, Any]:
+    """Return what JSON says of a model: its name and parameters."""
     total, active = accounting.total_parameters, accounting.active_parameters
     return {
-        "model": {
-            "name": accounting.spec.name,
-            "params_total": total.with_embeddings,
-            "params_active": active.with_embeddings,
-            "position_embeddings": accounting.spec.position_embeddings,
-            "params_by_convention": {
-                name: {"total": getattr(total, name), "active": getattr(active, name)}
-                for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
-            },
+        "name": accounting.spec.name,
+        "params_total": total.with_embeddings,
+        "params_active": active.with_embeddings,
+        "position_embeddings": accounting.spec.position_embeddings,
+        "params_by_convention": {
+            name: {"total": getattr(total, name), "active": getattr(active, name)}
+            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
         },
-        "convention": {
-            "causal": convention.causal,
-            "lm_head": convention.lm_head,
-            "form": convention.form,
-            "dtype": dtype,
-            "recurrent_state_dtype": "fp32",
-        },
+    }
+
+
+def convention_of(accounting: Accounting, dtype: str) -> dict[str, Any]:
+    """Return what JSON says of the convention that its numbers follow."""
+    convention = accounting.convention
+    return {
+        "causal": convention.causal,
+        "lm_head": convention.lm_head,
+        "form": convention.form,
+        "dtype": dtype,
+        "recurrent_state_dtype": "fp32",
     }
 
 
@@ -119,7 +124,8 @@ def _title(accounting: Accounting) -> list[str]:
     ]
 
 
-def _row(row: Row) -> dict[str, Any]:
+def row_of(row: Row) -> dict[str, Any]:
+    """Return what JSON says at one context: raw numbers."""
     return {
         "context": row.context,
         "weight_flops_per_token": row.weight_flops,
@@ -146,33 +152,36 @@ def _part(part: Component, row: Row) -> dict[str, Any]:
     return entry
 
 
-def _show_ratio(value: float | None) -> str:
+def show_ratio(value: float | None) -> str:
+    """Show a weight-state FLOP ratio of a row."""
     return "no state" if value is None else format_ratio(Fraction(value))
 
 
-def _show_flops(value: int | float) -> str:
+def show_flops(value: int | float) -> str:
+    """Show FLOPs, a dash for none."""
     return format_count(Fraction(value)) if value else "-"
 
 
-def _show_bytes(value: int | float) -> str:
+def show_bytes(value: int | float) -> str:
+    """Show bytes of a row."""
     return format_bytes(Fraction(value))
 
 
 _COLUMNS = [
     Column("context", "context", grouped),
-    Column("weight_flops_per_token", "weight\nFLOPs", _show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", _show_flops),
-    Column("wsfr", "WSFR", _show_ratio),
-    Column("state_bytes", "state per\nsequence", _show_bytes),
-    Column("decode_weight_bytes_per_token", "decode:\nweights", _show_bytes),
-    Column("decode_state_bytes_per_token", "decode:\nstate", _show_bytes),
+    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", show_flops),
+    Column("wsfr", "WSFR", show_ratio),
+    Column("state_bytes", "state per\nsequence", show_bytes),
+    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
+    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
 ]
 
 _PARTS = [
     Column("context", "context", grouped),
     Column("name", "part", left=True),
-    Column("weight_flops_per_token", "weight\nFLOPs", _show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", _show_flops),
+    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", show_flops),
     Column("share", "share", lambda value: f"{value:.1%}"),
 ]
 _LAYERS = Column("layers", "layers", left=True)

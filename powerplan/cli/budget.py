@@ -1,0 +1,114 @@
+"""`powerplan budget`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+import typer
+
+from powerplan.cli import say
+from powerplan.cli.options import (
+    Causal,
+    CausalOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ExcludeOption,
+    Form,
+    FormatOption,
+    FormOption,
+    MeasuredOption,
+    MixerOption,
+    Model,
+    convention_of,
+    read_model,
+)
+from powerplan.report.render import Format
+
+
+def budget(
+    model: Model,
+    ctx: Annotated[str, typer.Option(help="Context in tokens: 65536 or 64k.")] = "64k",
+    flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.", show_default=False)] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.", show_default=False)] = None,
+    gpu_hours: Annotated[
+        str | None, typer.Option("--gpu-hours", help="Device hours in all; needs --gpu.", show_default=False)
+    ] = None,
+    gpu: DeviceOption = None,
+    mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
+    devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
+    batch_tokens: Annotated[
+        str | None,
+        typer.Option("--batch-tokens", help="Tokens per optimiser step, such as 512k (=524288).", show_default=False),
+    ] = None,
+    mixer: MixerOption = None,
+    measured: MeasuredOption = None,
+    form: FormOption = Form.recurrent,
+    causal: CausalOption = Causal.exact,
+    exclude: ExcludeOption = None,
+    dtype: DtypeOption = Dtype.bf16,
+    output: FormatOption = Format.table,
+) -> None:
+    """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
+    from powerplan.accounting import Accounting
+    from powerplan.budget import Rate, alternatives, budget_of, measured_time
+    from powerplan.errors import InputError
+    from powerplan.hardware import find_device
+    from powerplan.measured import read_profile
+    from powerplan.report.budget import Clock, budget_report
+    from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_integer, parse_share
+
+    context = parse_context(ctx, "--ctx")
+    given = [name for name, value in (("--flops", flops), ("--tokens", tokens), ("--gpu-hours", gpu_hours)) if value]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are one budget twice; give one of them")
+    if gpu is None and (gpu_hours is not None or measured is not None):
+        option = "--gpu-hours" if gpu_hours is not None else "--measured"
+        raise InputError(f"{option} needs the device; such as --gpu h100-sxm")
+    share = parse_share(mfu, "--mfu")
+    count = parse_integer(devices, "--devices", 1, 10**7)
+    if gpu is None and count > 1:
+        raise InputError("--devices needs the device; such as --gpu h100-sxm")
+    rate = None if gpu is None else Rate(find_device(gpu), share, count)
+    wanted_tokens = None if tokens is None else parse_count(tokens, "--tokens", "a count of tokens")
+    total = None if flops is None else Fraction(parse_count(flops, "--flops", "a count of FLOPs"))
+    hours = None if gpu_hours is None else _hours(gpu_hours)
+    step = None if batch_tokens is None else parse_context(batch_tokens, "--batch-tokens")
+
+    spec, notes = read_model(model, mixer)
+    accounting = Accounting(spec, convention_of(form, causal, exclude))
+    clock = None
+    if rate is not None:
+        rate.flops_per_s  # noqa: B018  Says at once where the device has no such rate.
+        clock = Clock(rate)
+        if measured is not None:
+            profile = read_profile(measured)
+            timed = measured_time(spec, accounting.row(context), rate, profile)
+            if timed.seconds is None:
+                notes.append(f"{timed.missing}: time is counted at --mfu {mfu} instead")
+            clock = Clock(rate, timed.seconds, profile.label)
+    if rate is not None and hours is not None:
+        if clock is not None and clock.measured is not None:
+            wanted_tokens = max(1, int(hours * 3600 / Fraction(clock.measured)))
+        else:
+            total = hours * 3600 * rate.flops_per_s
+        if total is not None and total > MAX_COUNT:
+            raise InputError("more FLOPs than 1e40", "--gpu-hours")
+    result = budget_of(accounting, context, flops=total, tokens=wanted_tokens, dtype=dtype.value)
+    if not given:
+        notes.append("no budget given: 20 tokens per active parameter assumed; give --flops, --tokens or --gpu-hours")
+    report = budget_report(result, alternatives(result, dtype.value), dtype.value, step, clock)
+    for remark in (*notes, *result.warnings()):
+        say.note(remark)
+    say.show(report, output)
+
+
+def _hours(text: str) -> Fraction:
+    """Return hours from "1000", "2.5k" or "1.2M" (decimal)."""
+    from powerplan.units import parse_count
+
+    whole, point, rest = text.partition(".")
+    if point and rest.isdigit() and whole.isdigit() and len(text) < 30 and Fraction(text) > 0:
+        return Fraction(text)
+    return Fraction(parse_count(text, "--gpu-hours", "a number of hours"))

@@ -1,0 +1,170 @@
+"""Times that `powerplan profile --save` wrote, read back: how long a mixer takes per token on that machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from powerplan.documents import parse_json, read_text
+from powerplan.errors import InputError, shown
+from powerplan.mixers import Attention, FeatureAttention, GroupedHeads, Linear, Mixer, Power
+
+SCHEMA = "powerplan.profile/1"
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
+    """One timing: median and spread of one pass over `batch` sequences of `context` tokens, in milliseconds.
+
+    mixer: a kind ("attention", "power"), or a `--mixer` text of that kind ("window:4096", "power:p=2"). part: "state"
+    is the mixer alone, queries, keys and values in, output out; what projections take is counted with the weights.
+    """
+
+    name: str
+    impl: str
+    direction: str
+    context: Count
+    ms_p50: Positive
+    mixer: str
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    p: Count | None = None
+    window: Count | None = None
+    chunk_size: Count | None = None
+    batch: Count = 1
+    dtype: str = "bf16"
+    part: str = "state"
+    ms_p20: Positive | None = None
+    ms_p80: Positive | None = None
+    tokens_per_s: Positive | None = None
+    tflops: float | None = None
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.ms_p50 / 1000 / (self.batch * self.context)
+
+    @property
+    def kind(self) -> str:
+        return "attention" if self.mixer.startswith("window") else self.mixer.partition(":")[0]
+
+    @property
+    def keys(self) -> int | None:
+        """The window, None where there is none."""
+        _, _, size = self.mixer.partition("window:")
+        return int(size) if size.isdigit() else self.window
+
+
+class SavedProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A saved profile, as far as planning reads it."""
+
+    schema: str
+    device: str
+    results: list[Result]
+    torch: str | None = None
+    triton: str | None = None
+    date: str | None = None
+
+
+FORWARD = ("forward", "fwd")
+TRAINING = ("forward+backward", "fwd+bwd")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per token and layer, the chunk it was reached with, and the context it was measured at."""
+
+    seconds: float
+    chunk_size: int | None
+    context: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A saved profile and the file it came from."""
+
+    path: str
+    saved: SavedProfile
+
+    @property
+    def label(self) -> str:
+        """The file and the device it was measured on."""
+        return f"{self.path} ({self.saved.device})"
+
+    def training_time(self, mixer: Mixer, context: int) -> Timing | str:
+        """Return the fastest forward+backward time of `mixer`, or a sentence that says what the file lacks.
+
+        Where the cost per token does not depend on the context (power, linear), the longest measured context stands
+        in for one that was not measured; for softmax attention the context itself is needed.
+        """
+        return self._time(mixer, context, TRAINING)
+
+    def _time(self, mixer: Mixer, context: int, passes: tuple[str, ...]) -> Timing | str:
+        lacks = f"{self.path} has no {passes[0]} time of {_described(mixer)}"
+        if not isinstance(mixer, GroupedHeads):
+            return lacks
+        rows = [row for row in self.saved.results if _is_of(row, mixer)]
+        rows = [row for row in rows if row.part == "state" and row.direction in passes]
+        if not rows:
+            return lacks
+        here = [row for row in rows if row.context == context]
+        if not here and isinstance(mixer, FeatureAttention):
+            longest = max(row.context for row in rows)
+            here = [row for row in rows if row.context == longest]
+        if not here:
+            known = ", ".join(f"{size:,}" for size in sorted({row.context for row in rows}))
+            return f"{lacks} at {context:,} tokens, only at {known}"
+        best = min(here, key=lambda row: (row.seconds_per_token, row.chunk_size or 0, row.impl))
+        return Timing(best.seconds_per_token, best.chunk_size, best.context)
+
+    def best_chunk(self, mixer: Mixer) -> tuple[int, int] | None:
+        """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several."""
+        if not isinstance(mixer, FeatureAttention):
+            return None
+        rows = [row for row in self.saved.results if _is_of(row, mixer) and row.chunk_size and row.part == "state"]
+        training = [row for row in rows if row.direction in TRAINING]
+        rows = training or rows
+        longest = max((row.context for row in rows), default=0)
+        times = {row.chunk_size: row.seconds_per_token for row in rows if row.context == longest and row.chunk_size}
+        if len(times) < 2:
+            return None
+        return min(times, key=lambda size: (times[size], size)), len(times)
+
+
+def _is_of(row: Result, mixer: GroupedHeads) -> bool:
+    if (row.heads, row.kv_heads, row.head_dim) != (mixer.heads, mixer.kv_heads, mixer.head_dim):
+        return False
+    if isinstance(mixer, Attention):
+        return row.kind == "attention" and row.keys == mixer.window
+    if isinstance(mixer, Power):
+        return row.kind == "power" and row.p == mixer.p
+    return isinstance(mixer, Linear) and (row.kind == "linear" or (row.kind == "power" and row.p == 1))
+
+
+def _described(mixer: Mixer) -> str:
+    if not isinstance(mixer, GroupedHeads):
+        return mixer.describe()
+    return f"{mixer.describe()} with {mixer.heads} heads of {mixer.head_dim}, {mixer.kv_heads} key/value heads"
+
+
+def read_profile(path: str, where: str = "--measured") -> Profile:
+    """Read what `powerplan profile --save` wrote. Raises InputError for a file that is none, or of another version."""
+    document = parse_json(read_text(Path(path)), path)
+    data = document.data
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        found = "has no schema" if schema is None else f"is of schema {shown(schema)}"
+        raise InputError(f"{path} {found}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
+    try:
+        profile = Profile(path, msgspec.json.decode(json.dumps(data), type=SavedProfile))
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {error}", where) from None
+    if not profile.saved.results:
+        raise InputError(f"{path} holds no results", where)
+    return profile

@@ -1,0 +1,240 @@
+"""`powerplan recommend`: the winner and why, then the candidates, then why each stands where it does."""
+
+from __future__ import annotations
+
+import textwrap
+from fractions import Fraction
+from typing import Any
+
+from powerplan.accounting import positions_text
+from powerplan.mixers import GroupedHeads, Mixer
+from powerplan.recommend import Answer, Candidate, Solution
+from powerplan.recommend.words import LEGEND
+from powerplan.report.render import Column, Report, grouped
+from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_ratio
+from powerplan.swaps import Shape, default_shape
+from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
+
+SCHEMA = "powerplan.recommend/1"
+SOLVE_SCHEMA = "powerplan.solve/1"
+WIDTH = 98
+MOST_CONTEXTS = 3
+"""Contexts in the table, the longest ones; JSON has all."""
+
+
+def recommend_report(answer: Answer) -> Report:
+    """Return the report of a recommendation."""
+    request, winner = answer.request, answer.recommended
+    candidates = [_candidate(item, place) for place, item in enumerate(answer.candidates, 1)]
+    payload = {
+        "model": model_of(answer.base),
+        "convention": convention_of(answer.base, request.dtype),
+        "context": answer.contexts[-1],
+        "contexts": list(answer.contexts),
+        "target": float(request.target),
+        "keep": request.keep,
+        "searched": answer.searched,
+        "recommended": candidates[0]
+        | {"chunk_sizes": [{"mixer": c.mixer, "chunk_size": c.size, "source": c.source} for c in answer.chunks]},
+        "candidates": candidates,
+        "balanced_context": answer.balanced_context,
+        "balanced_window": answer.balanced_window,
+        "gain": answer.gain,
+    }
+    gain = f", {answer.gain}" if answer.gain and not winner.plan.unchanged else ""
+    rest = f"; {answer.gain}" if answer.gain and winner.plan.unchanged else ""
+    sentence = f"{winner.label}, {_ratio(winner)}{gain}: {winner.why}{rest}"
+    before = [_question(answer), *_wrapped("recommended: ", sentence)]
+    before += [f"layers: {text}" for text in _layers(winner)]
+    before += _chunk_lines(answer)
+    before += _wrapped("", _balance(answer))
+    columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
+    rows = [entry | _at_contexts(item) for entry, item in zip(candidates, answer.candidates, strict=True)]
+    after = []
+    for place, item in enumerate(answer.candidates[1:], 2):
+        after += _wrapped(f"{place:>2}  ", item.why)
+    after += [
+        *([""] if after else []),
+        *_wrapped("", f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
+    ]
+    shape = default_shape(answer.base.spec)
+    if shape is not None:
+        after += _wrapped("", f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
+    after += _remarks(answer)
+    return Report(SCHEMA, payload, columns, rows, before=before, after=after)
+
+
+def _at_contexts(item: Candidate) -> dict[str, Any]:
+    return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
+
+
+def _question(answer: Answer) -> str:
+    contexts = ", ".join(f"{context:,}" for context in answer.contexts)
+    request = answer.request
+    row = answer.base.row(answer.contexts[-1], request.dtype)
+    now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
+    kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
+    return f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {format_ratio(request.target)}{kept}"
+
+
+def _chunk_lines(answer: Answer) -> list[str]:
+    """Return the chunk sizes of the winner; one where all are the same."""
+    same = {(chunk.size, chunk.source) for chunk in answer.chunks}
+    if len(same) == 1:
+        size, source = same.pop()
+        return [f"chunk size: {size:,} ({source})"]
+    sizes = [f"{chunk.size:,} for {chunk.mixer} ({chunk.source})" for chunk in answer.chunks]
+    return _wrapped("chunk size: ", "; ".join(sizes)) if sizes else []
+
+
+def _ratio(item: Candidate) -> str:
+    return "no state" if item.row.wsfr is None else format_ratio(item.row.wsfr)
+
+
+def _balance(answer: Answer) -> str:
+    context, target = answer.contexts[-1], answer.request.target
+    word = "balanced" if target == 1 else f"at {format_ratio(target)}"
+    place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
+    window = f"a window of {answer.balanced_window:,} in every layer" if answer.balanced_window else "no window"
+    return f"{word} as it is: {place}; at {context:,} with {window}"
+
+
+def _layers(item: Candidate) -> list[str]:
+    """Return which layers of a mix have which mixer; nothing where all have the same."""
+    if not item.plan.is_mix and not item.plan.scope.partial:
+        return []
+    uses: dict[str, list[range]] = {}
+    for use in item.spec.layer_uses():
+        if use.layer.mixer is not None:
+            uses.setdefault(_mixer_words(use.layer.mixer), []).extend(use.positions)
+    return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
+
+
+def _mixer_words(mixer: Mixer) -> str:
+    if not isinstance(mixer, GroupedHeads):
+        return mixer.describe()
+    return f"{mixer.describe()}, {Shape(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.v_head_dim).describe()}"
+
+
+def _remarks(answer: Answer) -> list[str]:
+    request = answer.request
+    lines = []
+    if any(item.plan.scope.partial for item in answer.candidates):
+        lines.append("growing: only the layers whose state grows with the context; the others stay.")
+    if request.keep == "weights":
+        lines.append("Last: what makes the weights smaller, or costs more than softmax attention keeping every key.")
+    else:
+        lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
+    times = [item.times for item in answer.candidates if item.times is not None]
+    if times:
+        lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
+        lines.append("No kernel reaches it. Decoding is at batch 1, at the end of the context.")
+        if request.profile and any(time.measured for time in times):
+            lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
+        lines += [f"not measured: {text}" for text in sorted({time.missing for time in times if time.missing})]
+    return lines
+
+
+def _candidate(item: Candidate, place: int) -> dict[str, Any]:
+    row = row_of(item.row)
+    entry: dict[str, Any] = {
+        "rank": place,
+        "mixer": item.mixer,
+        "label": item.label,
+        "wsfr": row["wsfr"],
+        "weight_flops_per_token": row["weight_flops_per_token"],
+        "state_flops_per_token": row["state_flops_per_token"],
+        "flops_per_token": row["weight_flops_per_token"] + row["state_flops_per_token"],
+        "state_elements": row["state_elements"],
+        "state_bytes": row["state_bytes"],
+        "decode_weight_bytes_per_token": row["decode_weight_bytes_per_token"],
+        "decode_state_bytes_per_token": row["decode_state_bytes_per_token"],
+        "params_total": item.parameters,
+        "layers": item.spec.layer_count,
+        "hidden_size": item.spec.hidden_size,
+        "feasible": item.feasible,
+        "why": item.why,
+        "rows": [row_of(one) for one in item.rows],
+    }
+    if item.tokens is not None:
+        entry["tokens"] = item.tokens
+    if item.times is not None:
+        entry |= {
+            "train_s_per_token": item.times.train,
+            "decode_s_per_token": item.times.decode,
+            "time_source": "measured" if item.times.measured else "roofline",
+        }
+    return entry
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
+
+
+_PLACE = Column("rank", "#")
+_LABEL = Column("label", "candidate", left=True)
+
+
+def _ratios(answer: Answer) -> list[Column]:
+    """Return a column of ratios; one for each context where there are several."""
+    if len(answer.contexts) == 1:
+        return [Column("wsfr", "WSFR", show_ratio)]
+
+    shown = answer.contexts[-MOST_CONTEXTS:]
+    return [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+
+
+def _columns(answer: Answer) -> list[Column]:
+    columns = []
+    if answer.request.keep == "flops":
+        columns.append(Column("params_total", "params", format_parameters))
+        columns.append(Column("layers", "depth", grouped))
+        columns.append(Column("hidden_size", "width", grouped))
+    timed = any(item.times is not None for item in answer.candidates)
+    columns_left = not timed or answer.request.limits.flops is None
+    if answer.request.keep == "weights" and len(answer.contexts) == 1 and columns_left:
+        columns.append(Column("flops_per_token", "FLOPs\nper token", lambda value: format_count(Fraction(value))))
+    columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
+    if answer.request.limits.flops is not None:
+        columns.append(Column("tokens", "tokens", format_parameters))
+    if timed:
+        columns.append(Column("train_s_per_token", "train\nper token", format_duration))
+        columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
+    if timed and answer.request.profile is not None:
+        columns.append(Column("time_source", "train:", left=True))
+    if not all(item.feasible for item in answer.candidates):
+        columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
+    return columns
+
+
+def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:
+    """Return the report of a reverse question."""
+    words = {"context": "context", "window": "window in every layer", "p": "degree p"}[solution.unknown]
+    at, beyond = solution.at, solution.beyond
+    assert at.wsfr is not None
+    assert beyond.wsfr is not None
+    unit = "" if solution.unknown == "p" else " tokens"
+    place = "" if solution.unknown == "context" else f" at {context:,} tokens"
+    line = (
+        f"{name}{place}: the largest {words} with {format_ratio(target)} or more weight is {solution.value:,}{unit}: "
+        f"{format_ratio(at.wsfr)}, state {format_bytes(at.state_bytes)} per sequence"
+    )
+    rows = [{"value": value, **row_of(row)} for value, row in ((solution.value, at), (solution.value + 1, beyond))]
+    payload = {
+        "model": name,
+        "solve": solution.unknown,
+        "target": float(target),
+        "context": at.context,
+        "value": solution.value,
+        "mixer": solution.mixer,
+        "at": row_of(at),
+        "beyond": row_of(beyond),
+    }
+    columns = [
+        Column("value", solution.unknown, lambda value: f"{value:,}"),
+        Column("wsfr", "WSFR", show_ratio),
+        Column("weight_flops_per_token", "weight\nFLOPs", lambda value: format_count(Fraction(value))),
+        Column("state_flops_per_token", "state\nFLOPs", lambda value: format_count(Fraction(value))),
+        Column("state_bytes", "state per\nsequence", show_bytes),
+    ]
+    return Report(SOLVE_SCHEMA, payload, columns, rows, before=textwrap.wrap(line, WIDTH))

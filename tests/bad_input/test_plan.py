@@ -1,0 +1,122 @@
+"""Options of budget, compare and recommend: each mistake has one message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
+
+COMMANDS = {
+    "budget gpt2-small --flops 0": "--flops: '0' is out of range; allowed are 1 to 1e40",
+    "budget gpt2-small --flops -1": "--flops: '-1' is not a count of FLOPs; write 1e21, 300B (=3e11) or 1.5T",
+    "budget gpt2-small --flops 1e41": "--flops: '1e41' is out of range; allowed are 1 to 1e40",
+    "budget gpt2-small --flops 0.5": "--flops: '0.5' is not a whole number",
+    "budget gpt2-small --tokens lots": "--tokens: 'lots' is not a count of tokens; write 1e21, 300B (=3e11) or 1.5T",
+    "budget gpt2-small --tokens 1B --flops 1e20": "--flops and --tokens are one budget twice; give one of them",
+    "budget gpt2-small --gpu-hours 10": "--gpu-hours needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --gpu-hours x --gpu h100-sxm": "--gpu-hours: 'x' is not a number of hours; ...",
+    "budget gpt2-small --gpu-hours 0 --gpu h100-sxm": "--gpu-hours: '0' is out of range; allowed are 1 to 1e40",
+    "budget gpt2-small --gpu-hours 1e39 --gpu h100-sxm": "--gpu-hours: more FLOPs than 1e40",
+    "budget gpt2-small --devices 8": "--devices needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --devices 0 --gpu h100-sxm": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
+    "budget gpt2-small --gpu h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
+    "budget gpt2-small --mfu 0": f"--mfu: '0' {SHARE}",
+    "budget gpt2-small --mfu 1.5": f"--mfu: '1.5' {SHARE}",
+    "budget gpt2-small --mfu 140%": f"--mfu: '140%' {SHARE}",
+    "budget gpt2-small --mfu high": "--mfu: 'high' is not a share; write 0.4 or 40%",
+    "budget gpt2-small --batch-tokens 0": "--batch-tokens: '0' is out of range; ...",
+    "budget gpt2-small --ctx 1k,2k": "--ctx: '1k,2k' is not a size in tokens; ...",
+    "budget gpt2-small --measured none.json": "--measured needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --measured none.json --gpu h100-sxm": "none.json: no such file",
+    "budget": "Missing argument 'MODEL' (powerplan budget --help)",
+    "compare gpt2-small": "MODEL: compare needs two models or more; such as powerplan compare gpt2-small llama-3-8b",
+    "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda text: text[:60])
+def test_commands(expect_refusal: Callable[[list[str], str], None], command: str) -> None:
+    expect_refusal(command.split(), COMMANDS[command])
+
+
+RESULT = {
+    "name": "x",
+    "impl": "torch",
+    "pass": "forward",
+    "context": 4096,
+    "ms_p50": 1.0,
+    "mixer": "power",
+    "heads": 1,
+    "kv_heads": 1,
+    "head_dim": 64,
+}
+WRONG: dict[str, tuple[object, str]] = {
+    "list": ([], "has no schema; wanted is powerplan.profile/1, what powerplan profile --save writes"),
+    "version": ({"schema": "powerplan.profile/9"}, "is of schema 'powerplan.profile/9'; wanted is ..."),
+    "nothing": ({"schema": "powerplan.profile/1", "device": "x", "results": []}, "holds no results"),
+    "field": (
+        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "ms_p50": 0}]},
+        "Expected `float` > 0.0 - at `$.results[0].ms_p50`",
+    ),
+    "missing": ({"schema": "powerplan.profile/1", "results": []}, "Object missing required field `device`"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_profiles(
+    expect_refusal: Callable[[list[str], str], None], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, message = WRONG[case]
+    Path("p.json").write_text(json.dumps(data))
+    joint = ": " if message.startswith(("Expected", "Object")) else " "
+    expect_refusal(
+        ["budget", "gpt2-small", "--gpu", "h100-sxm", "--measured", "p.json"],
+        f"--measured: p.json{joint}{message}",
+    )
+
+
+KINDS = "allowed are attention, window, linear, power, mla, mix"
+RECOMMEND = {
+    "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
+    "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",
+    "--target -1:1": "--target: '-1:1' is not a ratio; ...",
+    "--max-state 0": "--max-state: '0' is out of range; allowed are 1 byte to 2^80",
+    "--max-state -5MiB": "--max-state: '-5MiB' is not a size in bytes; write 512MiB, 2GB (=2e9) or 1048576",
+    "--max-decode-bytes lots": "--max-decode-bytes: 'lots' is not a size in bytes; ...",
+    "--flops 0": "--flops: '0' is out of range; allowed are 1 to 1e40",
+    "--tokens 10B": "--tokens needs the budget that they must fit; add --flops",
+    "--hardware h1000": "'h1000' is not a known device; ...",
+    "--devices 4": "--devices needs the device; such as --hardware h100-sxm",
+    "--devices 0": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
+    "--keep params": "--keep: 'params' is not known; allowed are weights, flops (powerplan recommend --help)",
+    "--only power --exclude power": "--only, --exclude: power is asked for and excluded",
+    "--only pwoer": f"--only: 'pwoer' is not known; did you mean power? {KINDS}",
+    "--exclude lm_head": f"--exclude: 'lm_head' is not known; did you mean lm-head? {KINDS}, lm-head",
+    "--only mla": "--only mla: no candidate is left of gpt2-small",
+    "--top 0": "--top: 0 is out of range; allowed are 1 to 1,000",
+    "--pick 99": "--pick: 99 is out of range; there are 10 candidates",
+    "--solve heads": "--solve: 'heads' is not known; allowed are context, window, p (powerplan recommend --help)",
+    "--solve window --ctx 1k,2k": "--solve: answers with one number: leave --write, --plot and lists of contexts out",
+    "--solve p --write x.yaml": "--solve: answers with one number: leave --write, --plot and lists of contexts out",
+    "--solve context --form chunked --mixer power:p=2": "--solve context: needs --form recurrent: chunked, ...",
+    "--weights-vs-state both": "--weights-vs-state: 'both' is not known; allowed are weights, state ...",
+    "--plot out.gif": "--plot: out.gif must end in .png, .svg, .pdf",
+    "--plot nowhere/out.png": "--plot: nowhere/out.png: there is no folder nowhere",
+    "--write .": "--write: . is a folder; give a file",
+    "--measured none.json": "none.json: no such file",
+}
+
+
+@pytest.mark.parametrize("options", RECOMMEND, ids=lambda text: text[:60])
+def test_recommend(
+    expect_refusal: Callable[[list[str], str], None], options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["recommend", "gpt2-small", *options.split()]
+    expect_refusal(arguments if "--ctx" in options else [*arguments, "--ctx", "64k"], RECOMMEND[options])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,198 @@
+"""The search: its whole numbers are those of the models it stands for, and its order is its own."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from specs import contexts, specs
+
+from powerplan.accounting import Accounting
+from powerplan.documents import parse_yaml
+from powerplan.dump import spec_to_yaml
+from powerplan.errors import InfeasibleError, InputError
+from powerplan.load import catalogue_names, catalogue_spec
+from powerplan.mixers import Attention, Convention, Linear, Power
+from powerplan.recommend import Request, recommend
+from powerplan.recommend.choices import family, scopes
+from powerplan.recommend.costs import DECODE, ELEMENTS, HALF, PARAMETERS, STATE, WEIGHT, Rates
+from powerplan.recommend.limits import Checker, Limits
+from powerplan.recommend.plan import Plan, period, places
+from powerplan.recommend.ranking import Ranking
+from powerplan.recommend.search import Search, Trial
+from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.validation import validate
+from powerplan.whatif import with_mixer
+
+
+def search_of(
+    spec: ModelSpec, at: tuple[int, ...], convention: Convention | None = None, dtype: str = "bf16"
+) -> Search:
+    convention = convention or Convention()
+    return Search(Accounting(spec, convention), Rates(at, convention, dtype), Fraction(1), lambda plan: True)
+
+
+def check_trial(search: Search, trial: Trial) -> None:
+    """The sums of a trial are the numbers of the model that its plan builds, to the digit."""
+    rates, cost = search.rates, trial.cost
+    built = Accounting(trial.plan.build(search.spec), rates.convention)
+    rows = [built.row(context, rates.dtype) for context in rates.contexts]
+    assert cost[WEIGHT] == rows[-1].weight_flops
+    assert cost[PARAMETERS] == built.total_parameters.with_embeddings
+    assert cost[ELEMENTS] == rows[-1].state_elements
+    assert Fraction(cost[STATE], HALF) == rows[-1].state_bytes
+    assert Fraction(cost[DECODE], HALF) == rows[-1].decode_state_bytes
+    for index, row in enumerate(rows):
+        assert search.wsfr(cost, index) == row.wsfr
+    whole = Checker(Limits(), search.accounting, rates).decode_bytes(trial)
+    assert whole == rows[-1].decode_weight_bytes + rows[-1].decode_state_bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(catalogue_names()),
+    st.sampled_from([(1024,), (65_536,), (8192, 100_000)]),
+    st.sampled_from([Convention(), Convention(lm_head=False), Convention(form="chunked"), Convention(causal="full")]),
+    st.sampled_from(["bf16", "int4"]),
+    st.randoms(use_true_random=False),
+)
+def test_trials_are_the_models_they_stand_for(
+    name: str, at: tuple[int, ...], convention: Convention, dtype: str, random: Any
+) -> None:
+    search = search_of(catalogue_spec(name), at, convention, dtype)
+    trials = search.trials()
+    for trial in random.sample(trials, min(8, len(trials))):
+        check_trial(search, trial)
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs, contexts, st.randoms(use_true_random=False))
+def test_trials_of_odd_models(spec: ModelSpec, context: int, random: Any) -> None:
+    search = search_of(spec, (context,))
+    trials = search.trials()
+    for trial in random.sample(trials, min(4, len(trials))):
+        check_trial(search, trial)
+
+
+@pytest.mark.parametrize("name", catalogue_names())
+def test_candidates_are_what_wsfr_says_of_the_saved_file(name: str) -> None:
+    """The round trip of --write: YAML, the reader's validation, and the accounting that wsfr prints."""
+    answer = recommend(catalogue_spec(name), Request(contexts=[131_072]))
+    for candidate in answer.candidates:
+        read = validate(parse_yaml(spec_to_yaml(candidate.spec), "out.yaml"))
+        assert read == candidate.spec
+        assert Accounting(read).row(131_072) == candidate.row
+        assert candidate.parameters == Accounting(read).total_parameters.with_embeddings
+
+
+@pytest.mark.parametrize("name", ["gpt2-small", "llama-3-8b", "gemma-2-9b", "deepseek-v3", "power-coder-3b"])
+def test_the_text_of_a_uniform_candidate_is_a_mixer_option(name: str) -> None:
+    spec = catalogue_spec(name)
+    for candidate in recommend(spec, Request(contexts=[65_536], top=100)).candidates:
+        plan = candidate.plan
+        if not (plan.is_mix or plan.scope.partial or plan.unchanged):
+            same, _ = with_mixer(spec, candidate.mixer)
+            assert Accounting(same).row(65_536) == candidate.row
+            assert {use.layer for use in same.layer_uses()} == {use.layer for use in candidate.spec.layer_uses()}
+
+
+def test_there_are_thousands_of_candidates() -> None:
+    assert len(search_of(catalogue_spec("llama-3-8b"), (65_536,)).trials()) >= 5000
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.permutations([4096, 65_536, 1_000_000]), st.permutations(["power", "attention", "mix", "window"]))
+def test_the_order_of_the_input_changes_nothing(at: list[int], kinds: list[str]) -> None:
+    spec = catalogue_spec("gpt2-small")
+    wanted = recommend(spec, Request(contexts=sorted(at), only=sorted(kinds)))
+    found = recommend(spec, Request(contexts=at, only=kinds))
+    assert [item.mixer for item in found.candidates] == [item.mixer for item in wanted.candidates]
+    assert found.contexts == wanted.contexts
+
+
+def test_the_order_of_the_trials_changes_nothing() -> None:
+    search = search_of(catalogue_spec("gpt2-small"), (65_536,))
+    ranking, trials = Ranking(search), search.trials()
+    keys = [ranking.key(trial) for trial in trials]
+    assert len(set(keys)) == len(keys)
+    backwards = list(reversed(trials))
+    assert sorted(trials, key=ranking.key) == sorted(backwards, key=ranking.key)
+
+
+@given(st.integers(2, 300), st.data())
+def test_places_are_spread_evenly(layers: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, layers // 2))
+    found = places(layers, count)
+    assert len(found) == len(set(found)) == count
+    assert all(0 <= place < layers for place in found)
+    gaps = {later - earlier for earlier, later in pairwise(found)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    regular = period(layers, count)
+    assert layers // regular * regular <= layers
+
+
+def test_patterns_as_people_write_them() -> None:
+    assert places(12, 3) == [3, 7, 11]
+    assert places(61, 12) == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
+    assert places(12, 1) == [11]
+    assert (period(12, 3), period(32, 12), period(32, 13)) == (4, 8, 32)
+
+
+def test_a_hybrid_may_change_only_the_layers_whose_state_grows() -> None:
+    whole, growing = scopes(catalogue_spec("gemma-3-1b"))
+    assert not whole.partial
+    assert growing.partial
+    assert len(whole.positions) == 26
+    assert growing.positions == (5, 11, 17, 23)
+    assert [scope.partial for scope in scopes(catalogue_spec("llama-3-8b"))] == [False]
+
+
+def test_a_state_that_costs_more_than_every_key_is_wasteful() -> None:
+    search = search_of(catalogue_spec("gpt2-small"), (65_536,))
+    flags = {trial.plan.text(): trial.wasteful for trial in search.trials()}
+    assert flags["power:p=3"]
+    assert not flags["power:p=2"]
+    assert not flags["as it is"]
+    short = {trial.plan.text(): trial.wasteful for trial in search_of(catalogue_spec("gpt2-small"), (1024,)).trials()}
+    assert short["power:p=2"]
+
+
+def test_families() -> None:
+    assert family(Attention(heads=1, head_dim=1)) == "attention"
+    assert family(Attention(heads=1, head_dim=1, window=8)) == "window"
+    assert family(Linear(heads=1, head_dim=1)) == "linear"
+    assert family(Power(heads=1, head_dim=1, p=2)) == "power"
+
+
+def test_a_model_without_mixers_has_nothing_to_plan() -> None:
+    spec = catalogue_spec("gpt2-small")
+    ffn = spec.layers[0].ffn
+    bare = msgspec.structs.replace(spec, layers=(LayerGroup(repeat=2, ffn=ffn),))
+    with pytest.raises(InputError, match="gpt2-small has no sequence mixers, and so no state to plan"):
+        recommend(bare, Request(contexts=[1024]))
+
+
+def test_a_model_as_it_is_may_be_all_there_is() -> None:
+    answer = recommend(catalogue_spec("gpt2-small"), Request(contexts=[65_536], only=["attention"]))
+    assert [item.mixer for item in answer.candidates] == ["as it is"]
+    assert isinstance(answer.recommended.plan, Plan)
+
+
+def test_constraints_that_hold_apart_and_not_together() -> None:
+    # Sharing a large state among all heads is many FLOPs and few bytes; one layer of softmax is the other way round.
+    search = search_of(catalogue_spec("gpt2-small"), (65_536,))
+    texts = ("attention x1 + linear x11", "power:p=2,heads=4,kv_heads=1,head_dim=192,v_head_dim=192")
+    trials = [trial for trial in search.trials() if trial.plan.text() in texts]
+    assert len(trials) == 2
+    limits = Limits(max_state=170 * 2**20, flops=3 * 65_536 * 400_000_000)
+    error = Checker(limits, search.accounting, search.rates).infeasible(trials)
+    assert isinstance(error, InfeasibleError)
+    assert str(error) == (
+        "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
+        "194.1 MiB, 1.14 times the 170 MiB allowed; without --max-state there are 1 candidates"
+    )
