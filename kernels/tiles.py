@@ -174,41 +174,56 @@ class Puller:
         self.expander, self.into = expander, into
         count, _, size = into.shape
         self.rows = [_views(room, count, block, size) for block in expander.layout.blocks]
-        self.work = [
-            [
-                (piece, _part(rows, piece), _part(spare, piece), *expander.leads(piece), expander.tail(piece))
-                for piece in block.pieces
-            ]
+        self.pulls = [
+            [Pull(expander, piece, _part(rows, piece), _part(spare, piece), into) for piece in block.pieces]
             for block, rows, spare in zip(expander.layout.blocks, self.rows, expander.rows, strict=True)
         ]
 
     def pull(self, index: int) -> None:
         """Add to `into` what follows from the gradient of block `index`, which stands in `rows`."""
-        for piece, rows, spare, steps, leads, tail in self.work[index]:
-            for left, right, out in steps:
-                torch.mul(left, right, out=out)
-            by_tail = torch.mul(rows, leads, out=spare).sum(2)
-            self.into[:, piece.start : piece.start + piece.count * piece.width] += by_tail.flatten(1, 2)
-            by_leads = torch.mul(rows, tail, out=spare).sum(3).flatten(1, 2)
-            if piece.count > 1:
-                self.into += by_leads
-            else:
-                self._pull_product(piece.tiles, by_leads)
+        for pull in self.pulls[index]:
+            pull.run()
 
-    def _pull_product(self, tiles: tuple[int, ...], grad: Tensor) -> None:
+
+class Pull:
+    """Takes the gradient of one piece, `rows`, back to that of x. Views are made here, once."""
+
+    def __init__(self, expander: Expander, piece: Piece, rows: Tensor, spare: Tensor, into: Tensor) -> None:
+        self.expander, self.piece, self.rows, self.spare, self.into = expander, piece, rows, spare, into
+        self.steps, self.leads = expander.leads(piece)
+        self.tail = expander.tail(piece)
+        count, number, leads, width, size = rows.shape
+        last = into[:, piece.start : piece.start + number * width]
+        self.into_tail = last.view(count, number, width, size)
+        self.into_leads = into[:, :0]
+        if len(piece.tiles) == 1:
+            first = piece.tiles[0] * expander.layout.tile
+            self.into_leads = into[:, first : first + number * leads].view(count, number, leads, size)
+
+    def run(self) -> None:
+        for left, right, out in self.steps:
+            torch.mul(left, right, out=out)
+        self.into_tail.add_(torch.mul(self.rows, self.leads, out=self.spare).sum(2))
+        if self.piece.tiles:
+            by_leads = torch.mul(self.rows, self.tail, out=self.spare).sum(3)
+            if len(self.piece.tiles) == 1:
+                self.into_leads.add_(by_leads)
+            else:
+                self._of_product(self.piece.tiles, by_leads[:, 0])
+
+    def _of_product(self, tiles: tuple[int, ...], grad: Tensor) -> None:
         """Add the gradient of x for that of the products of features from `tiles`, [N, b^tiles, M]."""
-        if not tiles:
-            return
         b = self.expander.layout.tile
+        into = self.into[:, tiles[-1] * b : (tiles[-1] + 1) * b]
         if len(tiles) == 1:
-            self.into[:, tiles[0] * b : (tiles[0] + 1) * b] += grad
+            into.add_(grad)
             return
         spread = grad.view(grad.shape[0], -1, b, grad.shape[2])
         steps, others = self.expander.product(tiles[:-1])
         for left, right, out in steps:
             torch.mul(left, right, out=out)
-        self.into[:, tiles[-1] * b : (tiles[-1] + 1) * b] += (spread * others[:, :, None]).sum(1)
-        self._pull_product(tiles[:-1], (spread * self.expander.tile(tiles[-1])[:, None]).sum(2))
+        into.add_((spread * others[:, :, None]).sum(1))
+        self._of_product(tiles[:-1], (spread * self.expander.tile(tiles[-1])[:, None]).sum(2))
 
 
 def _views(room: Tensor, count: int, block: Block, size: int) -> Tensor:
