@@ -324,10 +324,12 @@ def forward(
     seen = state is not None
     running, desk = State.of(plan, state, work), Desk(plan, work)
     chunks = plan.chunks()
-    kept = []
+    first = int(state is None)
+    pieces = -(-len(chunks) // EVERY) - first if keep else 0
+    kept = work.new_empty(pieces, plan.count, plan.layout.dim, plan.columns)
     for index, at in enumerate(chunks):
         if keep and index % EVERY == 0 and seen:
-            kept.append(running.flat.clone())
+            kept[index // EVERY - first].view(-1).copy_(running.flat)
         chunk = desk.chunk(at)
         chunk.load(at, q, k, v, log_g)
         if seen:
@@ -344,9 +346,7 @@ def forward(
             chunk.split(norm[:, at])[..., None].copy_(chunk.by_head(sums))
             total[:, :-1].div_(divisor(sums))
         chunk.split(out[:, at]).copy_(chunk.by_head(total[:, : plan.value_dim]))
-    restart = torch.stack(kept) if kept else running.flat.new_empty(0)
-    restart = restart.view(-1, plan.count, plan.layout.dim, plan.columns)
-    return out, norm, running.whole() if want_state else None, restart
+    return out, norm, running.whole() if want_state else None, kept
 
 
 def backward(
