@@ -18,7 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 from compiled import Configuration, compile_for, faults, launches
-
 from powerplan.kernels.triton import shapes
 from powerplan.kernels.triton.config import Blocks
 

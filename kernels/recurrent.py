@@ -22,17 +22,18 @@ def step(
 ) -> tuple[Tensor, PowerState]:
     """Return the output of one token, [N, H, V], and the state after it. q [N, H, K], k [N, G, K], v [N, G, V]."""
     groups, dtype = k.shape[1], state.kv.dtype
-    features = spow(k.to(dtype), p)  # [N, G, D]
-    decay = torch.ones(k.shape[:2], dtype=dtype, device=k.device) if log_g is None else log_g.to(dtype).exp()
-    # [N, G, D, 1] * [N, G, 1, V] -> [N, G, D, V]
-    kv = decay[..., None, None] * state.kv + features[..., None] * v.to(dtype)[:, :, None]
-    asked = spow(q.to(dtype).view(q.shape[0], groups, -1, q.shape[2]), p) * scale**p  # [N, G, R, D]
+    queries = (q.to(dtype) * scale).view(q.shape[0], groups, -1, q.shape[2])  # [N, G, R, K]
+    embedded = spow(torch.cat((k.to(dtype)[:, :, None], queries), 2), p)  # [N, G, 1 + R, D]
+    features, asked = embedded[:, :, 0], embedded[:, :, 1:]
+    decay = None if log_g is None else log_g.to(dtype).exp()[..., None]  # [N, G, 1]
+    # [N, G, D, V] + [N, G, D, 1] * [N, G, 1, V]: the state is most of what a step reads and writes, hence one pass.
+    factors = features[..., None], v.to(dtype)[:, :, None]
+    kv = state.kv.addcmul(*factors) if decay is None else (state.kv * decay[..., None]).addcmul_(*factors)
     total = asked @ kv  # [N, G, R, D] @ [N, G, D, V] -> [N, G, R, V]
     key = None
     if normalize and state.key is not None:
-        key = decay[..., None] * state.key + features
-        norm = asked @ key[..., None]
-        total = total / divisor(norm)
+        key = features + (state.key if decay is None else state.key * decay)
+        total = total / divisor(asked @ key[..., None])
     return total.flatten(1, 2).to(v.dtype), PowerState(kv, key)
 
 

@@ -206,14 +206,16 @@ def test_tiles_are_the_embedding_in_another_order(tiles: int, tile: int, p: int,
     q, k = (torch.randn(2, d, 3, generator=make, dtype=torch.float64) for _ in range(2))
     layout = tiling(d, p, tile, rows)
 
-    def expanded(x: Tensor, weighted: bool) -> Tensor:
-        blocks = [
-            Expander(x, layout, weighted).expand(block, x.new_empty(2, block.width, 3)) for block in layout.blocks
-        ]
-        return torch.cat(blocks, 1)
+    def expanded(x: Tensor) -> list[Tensor]:
+        expander = Expander(x, layout, x.new_empty(2 * layout.dim * 3))
+        return [expander.expand(index).clone() for index in range(len(layout.blocks))]
 
-    keys = expanded(k, True)
-    torch.testing.assert_close((expanded(q, False) * keys).sum(1), (q * k).sum(1) ** p)
+    products = [
+        (left * right).sum(1) * block.weight
+        for left, right, block in zip(expanded(q), expanded(k), layout.blocks, strict=True)
+    ]
+    torch.testing.assert_close(sum(products), (q * k).sum(1) ** p)
+    keys = torch.cat(expanded(k), 1)
     shared = spow(k.mT, p).mT
     convert = tile_conversion(d, p, tile, d, shared.device)
     torch.testing.assert_close(convert.to_rows(shared), keys)

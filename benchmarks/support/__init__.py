@@ -1,0 +1,1 @@
+"""What benchmarks/attention.py is made of: shapes, contenders, checks, clocks, memory, report."""

@@ -1,0 +1,95 @@
+"""The attention benchmark on a tiny shape: checks before it times, compares, explains what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "attention.py"
+TINY = ["--contexts", "64, 128", "--head-dims", "8", "--heads", "2", "--kv-heads", "1", "--repeats", "3"]
+TINY += ["--threads", "1", "--device", "cpu"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Return the JSON of a tiny run and what it printed."""
+    out = tmp_path_factory.mktemp("attention") / "folder" / "result.json"
+    impls = "power-torch,sdpa-math,sdpa-flash,window,retention"
+    done = run(*TINY, "--p", "2,3", "--impls", impls, "--no-memory", "--breakdown", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+    return json.loads(out.read_text(encoding="utf-8")), done.stdout
+
+
+def test_rows(tiny: tuple[dict[str, Any], str]) -> None:
+    data, _ = tiny
+    assert data["schema"] == "powerplan.attention-benchmark/1"
+    assert data["machine"]["threads"] == 1
+    measured = [row for row in data["rows"] if "seconds" in row]
+    places = {(row["pass"], row["context"]) for row in measured}
+    assert places == {(kind, tokens) for kind in ("forward", "train", "decode") for tokens in (64, 128)}
+    for row in measured:
+        time = row["seconds"]
+        assert 0 < time["p20"] <= time["median"] <= time["p80"]
+        assert time["repeats"] == 3
+        assert row["flops"] > 0
+        assert 0 < row["share_of_matmul"] < 1
+        assert row["checked"]["share_of_budget"] <= 1
+    power = [row for row in measured if row["impl"] == "power-torch" and row["pass"] == "forward"]
+    assert {(row["p"], row["gated"]) for row in power} == {(p, gated) for p in (2, 3) for gated in (False, True)}
+    assert any(part["calls"] for row in power for part in row.get("breakdown", ()))
+
+
+def test_ratios_are_over_the_fastest_backend(tiny: tuple[dict[str, Any], str]) -> None:
+    data, _ = tiny
+    rows = [row for row in data["rows"] if row["pass"] == "train" and row["context"] == 128 and "seconds" in row]
+    fastest = min(row["seconds"]["median"] for row in rows if row["impl"].startswith("sdpa-"))
+    for row in rows:
+        assert row["over_fastest_sdpa"] == pytest.approx(fastest / row["seconds"]["median"])
+
+
+def test_what_cannot_run_is_named(tiny: tuple[dict[str, Any], str]) -> None:
+    data, printed = tiny
+    reasons = {row["skipped"] for row in data["rows"] if row["impl"] == "retention"}
+    assert reasons & {"the package retention is not installed", "retention runs on CUDA devices only"}
+    assert "not measured\n  retention p=2: " in printed
+
+
+def test_the_time_limit_leaves_out_what_does_not_fit() -> None:
+    done = run(*TINY, "--passes", "forward", "--contexts", "64, 1M", "--impls", "sdpa-flash", "--time-limit", 20)
+    assert done.returncode == 0, done.stderr
+    assert "sdpa-flash: a run would take about" in done.stdout
+
+
+def test_memory_of_a_run_is_beyond_inputs_and_outputs(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the resident set's high-water mark is read from /proc")
+    out = tmp_path / "result.json"
+    tiny = ["--passes", "forward", "--contexts", "4k", "--head-dims", "8", "--heads", "1", "--impls", "sdpa-math"]
+    assert run(*tiny, "--repeats", 1, "--out", out).returncode == 0
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    # The math backend holds 4096^2 weights, 67 MB, at least once.
+    assert 60e6 < row["peak_bytes_beyond_inputs_and_outputs"] < 500e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--impls", "flash"], "argument --impls: flash: allowed are power-torch, power-triton, sdpa-math"),
+        (["--p", "5"], "argument --p: --p: 5 is out of range; allowed are 1 to 4"),
+    ],
+)
+def test_refusals(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
