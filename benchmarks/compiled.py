@@ -1,6 +1,6 @@
 """Compiles every shipped kernel configuration for GPUs that need not be there: registers, spills, shared memory, SASS.
 
-Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [--out RESULT.json]
+Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [--thorough] [--out RESULT.json]
 Exits with 1 where a kernel spills, needs more shared memory than the GPU has, or misses its matrix instructions.
 """
 
@@ -34,7 +34,6 @@ from powerplan.dims import spow_dim
 from powerplan.kernels.chunked import Plan
 from powerplan.kernels.triton import decode, run
 from powerplan.kernels.triton.shapes import Shapes
-from powerplan.kernels.triton.support import LARGEST_KEY_DIM
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPES = {torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"} | {x: name for name, x in DTYPES.items()}
@@ -46,6 +45,14 @@ SHARED_KB = {80: 99, 90: 227, 100: 227}
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 """The instruction of the matrix unit for 16-bit operands and tf32."""
+
+DIMS = {
+    1: [(64, 64), (128, 128)],
+    2: [(32, 32), (64, 64), (64, 128), (128, 128)],
+    3: [(32, 32), (64, 64), (64, 128)],
+    4: [(16, 16), (32, 32), (32, 128)],
+}
+"""Head dims of the entries of blocks.json by degree; a call takes the entry of the least that hold its own."""
 
 PRODUCTS = ("scan_kernel", "output_kernel", "queries_kernel", "keys_kernel")
 
@@ -72,13 +79,21 @@ class Configuration:
         return f"{self.dtype} p={self.p} K={self.key_dim} V={self.value_dim} R={self.repeats} {shown}".strip()
 
 
-def shipped(dtypes: list[str], degrees: list[int]) -> Iterator[Configuration]:
-    """Yield what is compiled: each degree and head dims with gates and carried states, and once with neither."""
+def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[Configuration]:
+    """Yield what is compiled: every entry of blocks.json with gates, normaliser and carried states where it can.
+
+    thorough: all smaller head dims that an entry serves too, and each once with neither, and groups of four heads.
+    """
     for dtype, p in product(dtypes, degrees):
-        dims = [dim for dim in (16, 32, 64, 128) if dim <= LARGEST_KEY_DIM[p]]
-        for key_dim, value_dim in [(dim, dim) for dim in dims] + [(dims[-1], 128), (min(64, dims[-1]), 128)]:
-            yield Configuration(dtype, p, key_dim, value_dim, True, p % 2 == 0, carried=True)
-        yield Configuration(dtype, p, min(64, dims[-1]), 64, False, False, repeats=4)
+        norm = p % 2 == 0
+        for key_dim, value_dim in DIMS[p]:
+            yield Configuration(dtype, p, key_dim, value_dim, True, norm, carried=True)
+            if not thorough:
+                continue
+            yield Configuration(dtype, p, key_dim, value_dim, True, norm, repeats=4)
+            yield Configuration(dtype, p, key_dim, value_dim, False, False)
+        for dim in (16, 32) if thorough else ():
+            yield Configuration(dtype, p, dim, dim, True, norm)
 
 
 def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any], int, int]]:
@@ -210,10 +225,12 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_KB))
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--p", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
+    parser.add_argument("--thorough", action="store_true", help="head dims and variants that share blocks, too")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    tasks = [(config, arch) for config in shipped(options.dtype, options.p) for arch in options.arch]
+    configurations = list(shipped(options.dtype, options.p, options.thorough))
+    tasks = [(config, arch) for config in configurations for arch in options.arch]
     with ProcessPoolExecutor(options.workers) as pool:
         rows = [row for part in pool.map(rows_of, tasks) for row in part]
     columns = ("configuration", "arch", "kernel", "registers", "warps", "local", "shared", "matrix", "compile_s")
@@ -227,7 +244,7 @@ def main() -> int:
             "date": datetime.now(UTC).date().isoformat(),
             "triton": version("triton"),
             "torch": torch.__version__,
-            "configurations": [asdict(config) for config in shipped(options.dtype, options.p)],
+            "configurations": [asdict(config) for config in configurations],
             "rows": rows,
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -17,19 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from compiled import Configuration, compile_for, faults, launches
+from compiled import DIMS, Configuration, compile_for, faults, launches
 from powerplan.kernels.triton import shapes
 from powerplan.kernels.triton.config import Blocks
 
 TABLE = Path(__file__).resolve().parent.parent / "kernels" / "triton" / "blocks.json"
-DIMS = {
-    1: [(64, 64), (128, 128)],
-    2: [(32, 32), (64, 64), (64, 128), (128, 128)],
-    3: [(32, 32), (64, 64), (64, 128)],
-    4: [(16, 16), (32, 32), (32, 128)],
-}
-"""Head dims searched by degree; a call takes the entry of the least that hold its own."""
-
 BLOCKS = [
     Blocks(128, 64, 8, 3),
     Blocks(128, 64, 8, 2),

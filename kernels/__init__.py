@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powerplan.kernels.api import empty_state, power_attention, power_attention_step
-    from powerplan.kernels.embedding import spow
+    from powerplan.kernels.embedding import spow, tiled_spow
     from powerplan.kernels.state import PowerState
 
-__all__ = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow"]
+__all__ = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
 
-_HOMES = {"PowerState": "state", "spow": "embedding"}
+_HOMES = {"PowerState": "state", "spow": "embedding", "tiled_spow": "embedding"}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,3 +38,21 @@ def spow(x: Tensor, p: int) -> Tensor:
     for column in indices.to(x.device).unbind(1):
         out = out * x[..., column]
     return out
+
+
+def tiled_spow(x: Tensor, p: int, tile: int = 8) -> Tensor:
+    """Return the tiled power embedding, [..., d] -> [..., C(n+p-1, p) tile^p] with n = ceil(d / tile).
+
+    For every multiset of p tiles in lexicographic order, all products of one feature from each, times sqrt of the
+    number of its orderings: phi(q).phi(k) = (q.k)^p, in fewer and larger pieces than `spow`, with some entries twice.
+    Features beyond d count as 0. Source: arXiv 2507.04239 (tiled symmetric power); `powerplan.dims.tiled_spow_dim`.
+    """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, and is {tile}")
+    count = -(-x.shape[-1] // tile)
+    tiles = torch.nn.functional.pad(x, (0, count * tile - x.shape[-1])).unflatten(-1, (count, tile))
+    indices, weights = multisets(count, p)
+    out = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)[..., None]
+    for column in indices.to(x.device).unbind(1):
+        out = (out[..., None] * tiles[..., column, None, :]).flatten(-2)
+    return out.flatten(-2)

@@ -48,7 +48,7 @@ def _triton() -> Finding:
     return (
         found
         if found.ok
-        else Finding("triton", "not installed; it comes with torch for CUDA, and nothing needs it yet")
+        else Finding("triton", "not installed; it comes with torch for CUDA, and power attention on a GPU needs it")
     )
 
 

@@ -103,7 +103,7 @@ def test_commands_and_options() -> None:
     assert found == COMMANDS
 
 
-KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow"]
+KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
 
 
 def test_exports() -> None:

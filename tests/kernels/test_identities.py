@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step, spow
+from powerplan.dims import tiled_spow_dim
+from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step, spow, tiled_spow
 from powerplan.kernels.testing import Case, arguments, state_of
 from powerplan.kernels.tiles import Expander, tile_conversion, tiling
 
@@ -197,6 +198,15 @@ def test_the_embedding_is_the_power_of_the_product(d: int, p: int, seed: int) ->
     make = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(3, d, generator=make, dtype=torch.float64) for _ in range(2))
     torch.testing.assert_close((spow(q, p) * spow(k, p)).sum(-1), (q * k).sum(-1) ** p)
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
+def test_the_tiled_embedding_is_the_power_of_the_product(d: int, p: int, tile: int, seed: int) -> None:
+    make = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(2, 3, d, generator=make, dtype=torch.float64) for _ in range(2))
+    expanded = tiled_spow(q, p, tile)
+    assert expanded.shape == (2, 3, tiled_spow_dim(d, p, tile))
+    torch.testing.assert_close((expanded * tiled_spow(k, p, tile)).sum(-1), (q * k).sum(-1) ** p)
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 200), st.integers(0, 99))
