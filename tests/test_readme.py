@@ -71,15 +71,16 @@ def test_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_docs_spec_names_every_field_and_its_example_is_a_spec(tmp_path: Path) -> None:
+def test_docs_spec_names_every_field_and_its_examples_are_specs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     parts = [ModelSpec, Norm, LayerGroup, *MIXERS.values(), *FFNS.values()]
     fields = {field for part in parts for field in part.__struct_fields__}
     missing = {field for field in fields if not re.search(rf"\b{field}\b", text)}
     assert missing == set()
-    path = tmp_path / "moe.yaml"
-    path.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0], encoding="utf-8")
-    assert load_model(path).spec.layer_count == 16
+    for index, example in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+        path = tmp_path / f"{index}.yaml"
+        path.write_text(example, encoding="utf-8")
+        assert load_model(path).spec.layer_count == 16
 
 
 def test_figures_in_prose() -> None:
