@@ -44,8 +44,8 @@ CONTEXTS = {
 
 SETTINGS = "allowed are bias, chunk_size, gated, head_dim, heads, kv_heads"
 KINDS = (
-    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, mamba2, "
-    "mla, moba, nsa, power, retnet, rwkv7, sse"
+    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
+    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
 )
 MIXERS = {
     "": f": '' is not a mixer; allowed are {KINDS}, window",

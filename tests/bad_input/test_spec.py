@@ -24,8 +24,8 @@ layers:
       - mixer: {kind: mla, heads: 4, kv_lora_rank: 8, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 8}
 """
 KINDS = (
-    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, mamba2, "
-    "mla, moba, nsa, power, retnet, rwkv7, sse"
+    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
+    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
 )
 HEAD = "name: tiny\nvocab_size: 1000\nhidden_size: 768\n"
 
