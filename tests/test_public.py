@@ -24,7 +24,7 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
-    "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--format"],
+    "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--kind", "--format"],
     "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
     "doctor": ["--format"],

@@ -38,7 +38,8 @@ Model = Annotated[
 MixerOption = Annotated[
     str | None,
     typer.Option(
-        "--mixer", help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, linear."
+        "--mixer",
+        help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result; JSON is never rounded.")]

@@ -42,7 +42,7 @@ SYMBOLS = {
     "m": "hidden size",
     "V": "vocabulary",
     "T": "learned positions",
-    "H": "query heads",
+    "H": "query heads, or heads of a recurrent state",
     "G": "key/value heads",
     "k": "key head dim",
     "v": "value head dim",

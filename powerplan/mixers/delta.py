@@ -39,7 +39,7 @@ class DeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag="delt
     flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.06484, section 3.2 (chunkwise form, equations 8 to 11)"
+    source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.06484, section 3 (chunkwise form); flash-linear-attention"
 
     output_gate: bool = False
 
@@ -53,9 +53,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     Checked against transformers' Qwen3-Next and flash-linear-attention.
     """
 
-    source: ClassVar[str] = (
-        "Yang et al. 2024, arXiv 2412.06464, section 3 (equation 10) and Appendix B (chunkwise form)"
-    )
+    source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
 
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 

@@ -167,7 +167,9 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     Parameters checked against flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Yang et al. 2023, arXiv 2312.06635, section 4.1 (recurrence) and section 4.3 (chunks)"
+    source: ClassVar[str] = (
+        "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
+    )
 
     gate_rank: Size = 16
 

@@ -18,9 +18,7 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     Parameters checked against flash-linear-attention.
     """
 
-    source: ClassVar[str] = (
-        "Zhang et al. 2024, arXiv 2409.07146, section 3 (recurrence) and section 3.3 (two GLA passes)"
-    )
+    source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
 
     slots: Size = 64
     output_gate: bool = False

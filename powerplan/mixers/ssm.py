@@ -85,7 +85,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm allocates W, not W - 1, inputs of the convolution.
     """
 
-    source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD, theorem 6.1) and section 7 (block)"
+    source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
 
     heads: Size
     head_dim: Size = 64
@@ -172,7 +172,7 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     Parameters checked against flash-linear-attention; its gated DeltaNet variant is not known here.
     """
 
-    source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, sections 3.1 to 3.3; flash-linear-attention"
+    source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
     steady: ClassVar[bool] = False
 
     chunk_size: Window = 64

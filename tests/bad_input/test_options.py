@@ -147,6 +147,7 @@ COMMANDS = {
     "models gpt2 --yaml --format json": "--yaml is a format itself; leave --format out",
     "wsfr gpt2 --explain --format csv": "--format csv: --explain has no place in a table of numbers; "
     "take table, json or markdown",
+    "dims --kind attention": "--kind: 'attention' is not a kind with a state of fixed size; allowed are linear, ...",
     "models --mixer linear": "--mixer is for one model; such as powerplan models gpt2-small --mixer linear",
     "models gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
     "doctor --verbose": "No such option: --verbose...",
