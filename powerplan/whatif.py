@@ -36,7 +36,7 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     notes: list[str] = []
 
     def change(mixer: Mixer) -> AnyMixer:
-        shape, remarks = _shape(mixer, kind, spec.hidden_size, known)
+        shape, remarks = _shape(mixer, kind, spec.hidden_size, known, {"heads", "head_dim"} <= settings.keys())
         notes.extend(remark for remark in remarks if remark not in notes)
         try:
             changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
@@ -98,10 +98,12 @@ def _value(text: str) -> Any:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text
 
 
-def _shape(mixer: Mixer, kind: str, hidden: int, known: Mixer | None) -> tuple[dict[str, Any], list[str]]:
+def _shape(
+    mixer: Mixer, kind: str, hidden: int, known: Mixer | None, heads_set: bool
+) -> tuple[dict[str, Any], list[str]]:
     """Return the fields that a mixer of `kind` takes in the place of `mixer`, and remarks on what changes besides.
 
-    known: the first mixer of that kind in the model, if there is one.
+    known: the first mixer of that kind in the model, if there is one. heads_set: the settings give heads and head_dim.
     """
     target = MIXERS[kind]
     model = mixer if type(mixer) is target else known
@@ -117,6 +119,8 @@ def _shape(mixer: Mixer, kind: str, hidden: int, known: Mixer | None) -> tuple[d
     if kind in _FROM_HIDDEN:
         fields, remark = _FROM_HIDDEN[kind](hidden)
         return fields, [remark]
+    if heads_set:
+        return {}, [f"{kind} with other heads: the weights change too"]
     heads, remarks = _heads(mixer, kind, hidden)
     if not issubclass(target, MLA):
         return {field: value for field, value in heads.items() if field in target.__struct_fields__}, remarks
