@@ -90,7 +90,7 @@ class Accounting:
 
     def _parameters(self, idle: bool) -> Parameters:
         spec = self.spec
-        body = _integer(total(spec.final_norm_terms()))
+        body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
         for use in self.uses:
             per_layer = total(spec.norm_terms())
             for block in (use.layer.mixer, use.layer.ffn):
@@ -187,9 +187,14 @@ class Accounting:
 
     @cached_property
     def grows_with_context(self) -> bool:
-        """Whether state FLOPs never fall as the context grows. In chunked forms they can, after a full chunk."""
-        mixers = (use.layer.mixer for use in self.uses if use.layer.mixer is not None)
-        return self.convention.form == "recurrent" or not any(mixer.chunked_differs for mixer in mixers)
+        """Whether state FLOPs never fall as the context grows.
+
+        They can in chunked forms, after a full chunk, and with mixers that are not `steady`.
+        """
+        mixers = [use.layer.mixer for use in self.uses if use.layer.mixer is not None]
+        if self.convention.form == "recurrent":
+            return all(mixer.steady for mixer in mixers)
+        return not any(mixer.chunked_differs for mixer in mixers)
 
     def balanced_context(self, target: Fraction = Fraction(1)) -> int | None:
         """Return the longest context, in tokens, at which weight FLOPs are `target` times the state FLOPs or more.
@@ -260,9 +265,13 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
         lines.extend(
             Explained(scope, "parameters outside matmuls", item, use.count, 1, "") for item in spec.norm_terms()
         )
-    model: list[tuple[str, int, Sequence[Term]]] = [
-        ("parameters outside matmuls", 1, (*spec.embedding_terms(), *spec.position_terms(), *spec.final_norm_terms())),
-    ]
+    outside = (
+        *spec.embedding_terms(),
+        *spec.position_terms(),
+        *spec.embedding_norm_terms(),
+        *spec.final_norm_terms(),
+    )
+    model: list[tuple[str, int, Sequence[Term]]] = [("parameters outside matmuls", 1, outside)]
     if convention.lm_head:
         model.append(("weight FLOPs per token", 2, spec.head_terms()))
     for quantity, factor, terms in model:

@@ -12,9 +12,6 @@ from powerplan.ffn import MLP, MoE
 from powerplan.mixers.base import Block, Part
 from powerplan.spec import Layer, ModelSpec
 
-_SAME_AS = {"kv_heads": "heads", "v_head_dim": "head_dim"}
-"""Fields left out where they equal another."""
-
 
 class _Line(dict[str, Any]):
     """A mapping that is written on one line."""
@@ -70,9 +67,9 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 def _block(block: Block) -> _Line:
     line = _line(block, always=("gated",) if isinstance(block, MLP | MoE) else ())
-    for name, same in _SAME_AS.items():
-        if same in line and line.get(name) == line[same]:
-            del line[name]
+    for name, same in block.same_as.items():
+        if getattr(block, name) == getattr(block, same):
+            line.pop(name, None)
     first = {"kind": block.kind} | ({"p": line["p"]} if "p" in line else {})
     return _Line(first | line)
 

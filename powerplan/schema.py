@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
+from powerplan.mixers import MIXERS, SIZED
 from powerplan.spec import LENGTHS, ModelSpec
+
+_SIZE = {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1,2})?[kKmMgG]?$"}
 
 
 def spec_schema() -> dict[str, Any]:
@@ -15,16 +18,17 @@ def spec_schema() -> dict[str, Any]:
     head_dim is not required where it may be left out, and lengths in tokens may be sizes such as "4k".
     """
     schema = msgspec.json.schema(ModelSpec)
-    for definition in schema["$defs"].values():
+    for kind, mixer in MIXERS.items():
+        definition = schema["$defs"][mixer.__name__]
         properties = definition["properties"]
-        if "kv_heads" in properties:
+        if kind in SIZED:
             definition["required"].remove("head_dim")
-            for name, same in (("kv_heads", "heads"), ("v_head_dim", "head_dim")):
-                del properties[name]["default"]
-                properties[name]["description"] = f"the same as {same} where left out"
+        for name, same in mixer.same_as.items():
+            del properties[name]["default"]
+            properties[name]["description"] = f"the same as {same} where left out"
         for name in LENGTHS:
             if name in properties:
-                properties[name]["anyOf"].append(
-                    {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1,2})?[kKmMgG]?$"}
-                )
+                number = properties[name]
+                default = {key: number.pop(key) for key in ("default",) if key in number}
+                properties[name] = {"anyOf": [*number.get("anyOf", [number]), _SIZE], **default}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "powerplan.spec/1", **schema}

@@ -10,7 +10,7 @@ import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
-from powerplan.mixers import HEADED, AnyMixer, Mixer
+from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Part, Size, Term, problem, term
 from powerplan.units import parse_context
 
@@ -22,12 +22,13 @@ class Norm(Part, frozen=True, kw_only=True):
     """Normalisation of the residual stream.
 
     rmsnorm has m weights, layernorm m weights and m biases (`bias: false` drops these), none has no parameters.
-    per_layer counts the norms of one layer; final is the one before the LM head.
+    per_layer counts the norms of one layer; final is the one before the LM head, embedding one behind the embedding.
     """
 
     kind: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
     per_layer: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
     final: bool = True
+    embedding: bool = False
     bias: bool = True
 
     @property
@@ -152,6 +153,10 @@ class ModelSpec(Part, frozen=True, kw_only=True):
         """Return the parameters of the norm before the LM head."""
         return self._norms("final norm", int(self.norm.final))
 
+    def embedding_norm_terms(self) -> tuple[Term, ...]:
+        """Return the parameters of the norm behind the embedding (RWKV has one)."""
+        return self._norms("embedding norm", int(self.norm.embedding))
+
     def _norms(self, component: str, count: int) -> tuple[Term, ...]:
         vectors = count * self.norm.vectors
         return (term(component, f"{vectors}*m", self._symbols()),) if vectors else ()
@@ -178,8 +183,8 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 def with_defaults(data: Any) -> Any:
     """Return the data of a spec with its shorthand written out; what is not understood is left for the validation.
 
-    A mixer with heads and without head_dim gets hidden_size / heads where that divides; window and chunk_size may be
-    sizes such as "4k".
+    A mixer with heads and without head_dim gets hidden_size / heads where that divides and the kind has no head_dim of
+    its own; window and other lengths may be sizes such as "4k".
     """
     if not isinstance(data, dict) or not isinstance(data.get("layers"), (list, tuple)):
         return data
@@ -208,13 +213,13 @@ def _written_out(group: Any, hidden: Any) -> Any:
         and _is_count(hidden)
         and hidden % heads == 0
         and isinstance(kind, str)
-        and kind in HEADED
+        and kind in SIZED
     ):
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 
 
-LENGTHS = ("window", "chunk_size")
+LENGTHS = ("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size")
 """Fields of mixers that are lengths in tokens: a spec may write them as sizes such as "4k"."""
 
 

@@ -11,7 +11,7 @@ import msgspec
 from powerplan.documents import Document, Step
 from powerplan.errors import InputError, choice, shown
 from powerplan.ffn import FFNS
-from powerplan.mixers import HEADED, MIXERS
+from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
 from powerplan.units import parse_context
@@ -134,7 +134,7 @@ def _missing(name: str, document: Document, path: list[Step]) -> InputError:
         kinds = allowed_words(document.data, [*path, name])
         return InputError(f"{_dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
     given = _value(document.data, path)
-    if name == "head_dim" and isinstance(given, dict) and given.get("kind") in HEADED and "heads" in given:
+    if name == "head_dim" and isinstance(given, dict) and given.get("kind") in SIZED and "heads" in given:
         if "hidden_size" not in document.data:
             return InputError("hidden_size: is missing", document.where())
         hidden, heads = shown(document.data["hidden_size"]), shown(given["heads"])

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import msgspec
 
-from powerplan.errors import InputError, choice, did_you_mean, shown
-from powerplan.mixers import HEADED, MIXERS, MLA, AnyMixer, GroupedHeads, Mixer
+from powerplan.errors import InputError, choice, shown
+from powerplan.mixers import HEADED, MIXERS, MLA, RWKV7, AnyMixer, GroupedHeads, Mixer
+from powerplan.mixers.linear import MatrixState
 from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
 from powerplan.units import parse_context
 from powerplan.validation import plain_problem, words_of
 
-KINDS = sorted(HEADED)
+KINDS = sorted(MIXERS)
 
 _WORDS = {"true": True, "false": False}
 _WHERE = "--mixer"
+_ASKED = frozenset({"window", "p"})
+"""Fields that are the question itself, and so not taken over from another kind, nor by attention from itself."""
 
 
 def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     """Return `spec` with the mixer that `text` describes in every layer, and remarks on what was assumed.
 
-    `text` is a kind with settings: attention, window:4096, power:p=2, power:p=2,gated=true, linear. Heads, head
-    dims, biases and qk-norm stay as they are; MLA's heads become ordinary ones of the same dimensions, which changes
-    the weights. Raises InputError for an unknown kind or setting.
+    `text` is a kind with settings: attention, window:4096, power:p=2, power:p=2,gated=true, linear, kda. A layer of
+    that kind keeps its fields; where the model has such layers, the others become like the first of them; else heads
+    and head dims stay as they are, and what the old mixer does not have is taken from the kind's published model.
+    Raises InputError for an unknown kind or setting.
     """
     kind, settings = parse_mixer(text)
+    known = next((use.layer.mixer for use in spec.layer_uses() if type(use.layer.mixer) is MIXERS[kind]), None)
     notes: list[str] = []
 
     def change(mixer: Mixer) -> AnyMixer:
-        changed, remarks = swapped(mixer, kind, settings)
+        changed, remarks = swapped(mixer, kind, settings, spec.hidden_size, known)
         notes.extend(remark for remark in remarks if remark not in notes)
         return changed
 
     return renamed(spec.map_mixers(change), spec.name, text), notes
 
 
-def swapped(mixer: Mixer, kind: str, settings: dict[str, Any]) -> tuple[AnyMixer, list[str]]:
-    """Return the mixer of `kind` that takes over from `mixer` what is not set, and remarks on what was assumed."""
-    shape, remarks = _shape(mixer, kind)
+def swapped(
+    mixer: Mixer, kind: str, settings: dict[str, Any], hidden: int = 0, known: Mixer | None = None
+) -> tuple[AnyMixer, list[str]]:
+    """Return the mixer of `kind` that takes over from `mixer` what is not set, and remarks on what was assumed.
+
+    hidden: the model's width, for kinds and mixers that do not have heads. known: the first mixer of `kind` in it.
+    """
+    shape, remarks = _shape(mixer, kind, hidden, known, {"heads", "head_dim"} <= settings.keys())
     try:
         changed: AnyMixer = msgspec.convert({"kind": kind, **shape, **settings}, AnyMixer)
     except msgspec.ValidationError as error:
@@ -70,17 +81,14 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
     if kind == "window":
         return "attention", {"window": parse_context(rest, f"{_WHERE} window")}
     if kind not in KINDS:
-        hint = did_you_mean(kind, [*KINDS, "window"])
-        raise InputError(
-            f"{shown(kind)} is not a mixer{hint}; write attention, window:4096, power:p=2 or linear", _WHERE
-        )
+        raise InputError(f"{shown(kind)} is not a mixer{choice(kind, [*KINDS, 'window'])}", _WHERE)
     settings: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
         key = key.strip()
         allowed = sorted(MIXERS[kind].__struct_fields__)
         if not equals:
-            example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else "p=2"
+            example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else _example(kind)
             raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", _WHERE)
         if key not in allowed:
             raise InputError(
@@ -95,30 +103,107 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
     return kind, settings
 
 
+def _example(kind: str) -> str:
+    return "p=2" if kind == "power" else "heads=8"
+
+
 def _value(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text
 
 
-def _shape(mixer: Mixer, kind: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields that a mixer of `kind` takes over from `mixer`, and what is lost on the way.
+def _shape(
+    mixer: Mixer, kind: str, hidden: int, known: Mixer | None, heads_set: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields that a mixer of `kind` takes in the place of `mixer`, and remarks on what changes besides.
 
-    All that both have, but for the window and the degree, which are the question.
+    known: the first mixer of that kind in the model, if there is one. heads_set: the settings give heads and head_dim.
     """
-    if isinstance(mixer, GroupedHeads):
-        fields = [field for field in mixer.__struct_fields__ if field not in ("window", "p")]
-        kept = [field for field in fields if field in MIXERS[kind].__struct_fields__]
-        lost = [field for field in ("gated", "sinks") if field not in kept and getattr(mixer, field, False)]
-        return {field: getattr(mixer, field) for field in kept}, [
-            f"{field} is left out, {kind} has none" for field in lost
-        ]
+    target = MIXERS[kind]
+    model = mixer if type(mixer) is target else known
+    if model is not None:
+        keeps_window = kind not in ("attention", "forgetting")
+        return {
+            field: getattr(model, field) for field in target.__struct_fields__ if keeps_window or field not in _ASKED
+        }, []
+    if isinstance(mixer, GroupedHeads) and kind in HEADED:
+        return _same_heads(mixer, kind)
+    if isinstance(mixer, MLA) and issubclass(target, MLA):
+        return _same_latent(mixer, kind)
+    if kind in _FROM_HIDDEN:
+        fields, remark = _FROM_HIDDEN[kind](hidden)
+        return fields, [remark]
+    if heads_set:
+        return {}, [f"{kind} with other heads: the weights change too"]
+    heads, remarks = _heads(mixer, kind, hidden)
+    if not issubclass(target, MLA):
+        return {field: value for field, value in heads.items() if field in target.__struct_fields__}, remarks
+    latent = _LATENT | {"qk_nope_head_dim": heads["head_dim"], "v_head_dim": heads["v_head_dim"]}
+    return {"heads": heads["heads"], **latent} | (_QUERY_LATENT if kind == "dsa" else {}), [
+        f"{kind} with DeepSeek-V3's latents and a RoPE key of 64: the weights change too"
+    ]
+
+
+def _same_heads(mixer: GroupedHeads, kind: str) -> tuple[dict[str, Any], list[str]]:
+    """All that both have, but for the window and the degree, which are the question."""
+    kept = [field for field in mixer.__struct_fields__ if field in MIXERS[kind].__struct_fields__]
+    lost = [field for field in ("gated", "sinks") if field not in kept and getattr(mixer, field, False)]
+    fields = {field: getattr(mixer, field) for field in kept if field not in _ASKED}
+    return fields, [f"{field} is left out, {kind} has none" for field in lost]
+
+
+def _same_latent(mixer: MLA, kind: str) -> tuple[dict[str, Any], list[str]]:
+    fields = {field: getattr(mixer, field) for field in MLA.__struct_fields__}
+    if kind != "dsa":
+        return fields, ["the indexer is left out, mla has none"]
+    if mixer.q_lora_rank is not None:
+        return fields, []
+    return fields | _QUERY_LATENT, ["the indexer needs a query latent: 1,536 as in DeepSeek-V3"]
+
+
+def _heads(mixer: Mixer, kind: str, hidden: int) -> tuple[dict[str, int], list[str]]:
+    """Return query heads and head dims in the sense of attention, and what that changes."""
     if isinstance(mixer, MLA):
-        shape = {
-            "heads": mixer.heads,
-            "head_dim": mixer.qk_nope_head_dim + mixer.qk_rope_head_dim,
-            "v_head_dim": mixer.v_head_dim,
-            "bias": mixer.bias,
-        }
-        return shape, ["MLA's low-rank projections become full ones of the same heads: the weights change too"]
-    raise InputError(f"a model with {mixer.describe()} layers cannot take another mixer's heads", _WHERE)
+        heads = {"head_dim": mixer.qk_nope_head_dim + mixer.qk_rope_head_dim, "v_head_dim": mixer.v_head_dim}
+        remark = "MLA's low-rank projections become full ones of the same heads: the weights change too"
+        bias = {"bias": mixer.bias} if kind in HEADED else {}
+        return {"heads": mixer.heads, **heads, **bias}, [remark]
+    if isinstance(mixer, (GroupedHeads, MatrixState, RWKV7)):
+        heads = {field: getattr(mixer, field) for field in ("heads", "head_dim", "v_head_dim")}
+        return heads, [f"{kind} has projections of its own for the same heads: the weights change too"]
+    if hidden % 64:
+        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", _WHERE)
+    heads = {"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}
+    return heads, [f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"]
+
+
+_LATENT: dict[str, Any] = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+_QUERY_LATENT: dict[str, Any] = {"q_lora_rank": 1536}
+
+
+def _rwkv7(hidden: int) -> tuple[dict[str, Any], str]:
+    """Ranks as flash-linear-attention derives them from the width (layers/rwkv7.py)."""
+
+    def rank(factor: float) -> int:
+        return max(32, round(factor * math.sqrt(hidden) / 32) * 32)
+
+    fields = {"heads": max(1, hidden // 64), "decay_rank": rank(2.5), "rate_rank": rank(2.5), "gate_rank": rank(5)}
+    return fields | {
+        "value_rank": rank(1.7),
+        "channel_mix": False,
+    }, "rwkv7 with heads of 64 and the usual ranks: the weights change too"
+
+
+def _mamba1(hidden: int) -> tuple[dict[str, Any], str]:
+    fields = {"inner_size": 2 * hidden, "dt_rank": -(-hidden // 16)}
+    return fields, "mamba1 with twice the width inside and a state of 16: the weights change too"
+
+
+def _mamba2(hidden: int) -> tuple[dict[str, Any], str]:
+    fields = {"heads": max(1, hidden // 32)}
+    return fields, "twice the width inside in heads of 64, and a state of 128, as Mamba-2 has: the weights change too"
+
+
+_FROM_HIDDEN = {"rwkv7": _rwkv7, "mamba1": _mamba1, "mamba2": _mamba2, "log_linear": _mamba2}
+"""Kinds whose fields follow from the model's width, not from the heads it had."""

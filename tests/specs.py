@@ -7,7 +7,29 @@ from typing import Any
 from hypothesis import strategies as st
 
 from powerplan.ffn import MLP, MoE
-from powerplan.mixers import MLA, Attention, Linear, Power
+from powerplan.mixers import (
+    DSA,
+    GLA,
+    GSA,
+    KDA,
+    MLA,
+    NSA,
+    RWKV7,
+    Attention,
+    DeltaNet,
+    Forgetting,
+    GatedDeltaNet,
+    Lightning,
+    Linear,
+    LogLinear,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    MoBA,
+    Power,
+    RetNet,
+    SparseStateExpansion,
+)
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 sizes = st.integers(1, 64)
@@ -59,7 +81,142 @@ mlas = st.builds(
     v_head_dim=sizes,
     bias=st.booleans(),
 )
-mixers = st.one_of(attentions, powers, linears, mlas)
+
+
+@st.composite
+def matrix_fields(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "heads": draw(st.integers(1, 6)),
+        "head_dim": draw(st.integers(1, 24)),
+        "v_head_dim": draw(st.integers(1, 24)),
+        "output_gate": draw(st.booleans()),
+        "output_norm": draw(st.sampled_from(["none", "head", "full"])),
+        "conv_size": draw(st.integers(0, 5)),
+        "conv_bias": draw(st.booleans()),
+        "chunk_size": draw(st.integers(1, 90)),
+    }
+
+
+@st.composite
+def delta_fields(draw: st.DrawFn) -> dict[str, Any]:
+    fields = draw(matrix_fields())
+    key_heads = draw(st.integers(1, 3))
+    return fields | {"heads": key_heads * draw(st.integers(1, 3)), "key_heads": key_heads}
+
+
+@st.composite
+def mamba2_fields(draw: st.DrawFn) -> dict[str, Any]:
+    groups = draw(st.integers(1, 3))
+    return {
+        "heads": groups * draw(st.integers(1, 3)),
+        "groups": groups,
+        "head_dim": draw(st.integers(1, 16)),
+        "state_dim": draw(st.integers(1, 16)),
+        "conv_size": draw(st.integers(0, 5)),
+        "conv_bias": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "gated_norm": draw(st.booleans()),
+        "chunk_size": draw(st.integers(1, 90)),
+    }
+
+
+retnets = st.builds(lambda fields: RetNet(**fields), matrix_fields())
+lightnings = st.builds(lambda fields: Lightning(**fields), matrix_fields())
+glas = st.builds(lambda fields, rank: GLA(**fields, gate_rank=rank), matrix_fields(), sizes)
+deltanets = st.builds(lambda fields: DeltaNet(**fields), matrix_fields())
+gated_deltanets = st.builds(lambda fields: GatedDeltaNet(**fields), delta_fields())
+kdas = st.builds(
+    lambda fields, rank, bias: KDA(**fields, gate_rank=rank, gate_bias=bias), delta_fields(), sizes, st.booleans()
+)
+mamba1s = st.builds(
+    Mamba1,
+    inner_size=sizes,
+    dt_rank=sizes,
+    state_dim=st.integers(1, 16),
+    conv_size=st.integers(0, 5),
+    conv_bias=st.booleans(),
+    bias=st.booleans(),
+    inner_norms=st.booleans(),
+)
+mamba2s = st.builds(lambda fields: Mamba2(**fields), mamba2_fields())
+log_linears = st.builds(lambda fields, levels: LogLinear(**fields, max_levels=levels), mamba2_fields(), sizes)
+rwkv7s = st.builds(
+    RWKV7,
+    heads=st.integers(1, 6),
+    head_dim=st.integers(1, 16),
+    v_head_dim=st.integers(1, 16),
+    decay_rank=sizes,
+    rate_rank=sizes,
+    gate_rank=sizes,
+    value_rank=st.none() | sizes,
+    channel_mix=st.booleans(),
+    chunk_size=st.integers(1, 90),
+)
+gsas = st.builds(lambda fields, slots: GSA(**fields, slots=slots), matrix_fields(), st.integers(1, 24))
+sses = st.builds(
+    lambda fields, more, chosen, rank: SparseStateExpansion(
+        **fields, partitions=chosen + more, top_k=chosen, gate_rank=rank
+    ),
+    matrix_fields(),
+    st.integers(0, 4),
+    st.integers(1, 3),
+    sizes,
+)
+nsas = st.builds(
+    lambda heads, block, stride, select, count, window: NSA(
+        **heads, compress_size=block, compress_stride=stride, select_size=select, select_count=count, window=window
+    ),
+    head_fields(),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.integers(1, 60),
+)
+mobas = st.builds(
+    lambda heads, block, chosen, norm: MoBA(**heads, block_size=block, top_k=chosen, output_norm=norm),
+    head_fields(),
+    st.integers(1, 90),
+    st.integers(1, 5),
+    st.booleans(),
+)
+dsas = st.builds(
+    DSA,
+    heads=st.integers(1, 12),
+    q_lora_rank=sizes,
+    kv_lora_rank=sizes,
+    qk_nope_head_dim=sizes,
+    qk_rope_head_dim=sizes,
+    v_head_dim=sizes,
+    bias=st.booleans(),
+    index_heads=sizes,
+    index_head_dim=sizes,
+    top_k=st.integers(1, 300),
+)
+forgettings = st.builds(lambda heads, window: Forgetting(**heads, window=window), head_fields(), windows)
+by_kind: dict[str, st.SearchStrategy[Mixer]] = {
+    "attention": attentions,
+    "mla": mlas,
+    "power": powers,
+    "linear": linears,
+    "retnet": retnets,
+    "lightning": lightnings,
+    "gla": glas,
+    "deltanet": deltanets,
+    "gated_deltanet": gated_deltanets,
+    "kda": kdas,
+    "mamba1": mamba1s,
+    "mamba2": mamba2s,
+    "log_linear": log_linears,
+    "rwkv7": rwkv7s,
+    "gsa": gsas,
+    "sse": sses,
+    "nsa": nsas,
+    "moba": mobas,
+    "dsa": dsas,
+    "forgetting": forgettings,
+}
+mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())
 
 
@@ -88,6 +245,7 @@ norms = st.builds(
     kind=st.sampled_from(["rmsnorm", "layernorm", "none"]),
     per_layer=st.integers(0, 4),
     final=st.booleans(),
+    embedding=st.booleans(),
     bias=st.booleans(),
 )
 

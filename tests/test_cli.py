@@ -98,6 +98,12 @@ def test_verdicts(capsys: pytest.CaptureFixture[str], arguments: list[str], verd
     assert run(capsys, "wsfr", "gpt2-small", *arguments).splitlines()[-1].endswith(verdict)
 
 
+def test_a_state_that_does_not_grow_steadily(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wsfr", "gpt2-small", "--ctx", "64k", "--mixer", "log_linear"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("not computed: its state FLOPs per token do not always grow with the context")
+
+
 def test_explain_prints_formula_numbers_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "wsfr", "gpt2-small", "--ctx", "64k", "--explain")
     assert "layers 0-11: attention + mlp" in out

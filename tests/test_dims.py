@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
-from powerplan.report.catalogue import dims_report
+from powerplan.errors import InputError
+from powerplan.mixers import MIXERS
+from powerplan.report.dims import KINDS, dims_report, states_report
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,40 @@ def test_window_of_the_same_state() -> None:
     assert row["state_bytes"] == 4 * 2080 * 65
     (narrow,) = dims_report([64], [2], 8, 32).rows
     assert narrow["same_state_window"] == 2080 * 32 // (64 + 32)
+
+
+def test_states_of_every_kind_of_fixed_size() -> None:
+    """A kind is listed where its state does not grow; power attention of the degrees asked for stands among them."""
+    report = states_report([64], [2, 3], None, "all")
+    states = {row["mixer"]: row["state_elements"] for row in report.rows}
+    assert states == {
+        "mamba1": 64 * 16,
+        **dict.fromkeys(
+            ("linear", "retnet", "lightning", "gla", "deltanet", "gated deltanet", "kda", "rwkv7"), 64 * 64
+        ),
+        "gsa, 64 slots": 64 * 128,
+        "mamba2": 64 * 128,
+        "sse, 1 of 4": 5 * 64 * 64,
+        "power p=2": 2080 * 65,
+        "power p=3": 45_760 * 65,
+    }
+    assert list(states.values()) == sorted(states.values())
+    growing = {"attention", "mla", "log_linear", "nsa", "moba", "dsa", "forgetting"}
+    assert {*KINDS, "power"} == set(MIXERS) - growing
+    (power,) = states_report([64], [2], None, "kda").rows[1:]
+    (same,) = dims_report([64], [2], 8, None).rows
+    assert (power["state_bytes"], power["same_state_window"]) == (same["state_bytes"], same["same_state_window"])
+
+
+def test_states_of_some_kinds_at_some_dims() -> None:
+    report = states_report([64, 128], [2], 32, "kda, mamba2,kda")
+    assert [(row["head_dim"], row["kind"], row["state_elements"]) for row in report.rows] == [
+        (64, "kda", 64 * 32),
+        (64, "mamba2", 32 * 128),
+        (64, "power", 2080 * 33),
+        (128, "kda", 128 * 32),
+        (128, "mamba2", 32 * 128),
+        (128, "power", 8256 * 33),
+    ]
+    with pytest.raises(InputError, match=r"--kind: 'kad' is not a kind with a state of fixed size; did you mean kda\?"):
+        states_report([64], [2], None, "kad")

@@ -70,7 +70,7 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
-    "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--format"],
+    "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--kind", "--format"],
     "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
     "doctor": ["--format"],

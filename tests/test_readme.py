@@ -11,8 +11,10 @@ import pytest
 
 from powerplan.cli import main
 from powerplan.ffn import FFNS
+from powerplan.huggingface import supported_families
 from powerplan.load import catalogue_names, load_model
 from powerplan.mixers import MIXERS
+from powerplan.mixers.base import SYMBOLS
 from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,15 +74,34 @@ def test_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_docs_spec_names_every_field_and_its_example_is_a_spec(tmp_path: Path) -> None:
+def test_docs_spec_names_every_field_and_its_examples_are_specs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     parts = [ModelSpec, Norm, LayerGroup, *MIXERS.values(), *FFNS.values()]
     fields = {field for part in parts for field in part.__struct_fields__}
     missing = {field for field in fields if not re.search(rf"\b{field}\b", text)}
     assert missing == set()
-    path = tmp_path / "moe.yaml"
-    path.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0], encoding="utf-8")
-    assert load_model(path).spec.layer_count == 16
+    for index, example in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+        path = tmp_path / f"{index}.yaml"
+        path.write_text(example, encoding="utf-8")
+        assert load_model(path).spec.layer_count == 16
+
+
+def test_docs_spec_names_every_family() -> None:
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8").split("## config.json")[1]
+    assert {family for family in supported_families() if not re.search(rf"\b{family}\b", text)} == set()
+
+
+def test_docs_accounting_names_every_kind() -> None:
+    text = (ROOT / "docs" / "accounting.md").read_text(encoding="utf-8").split("## Per layer")[1]
+    assert {kind for kind in (*MIXERS, *FFNS) if f"`{kind}`" not in text} == set()
+
+
+def test_docs_accounting_explains_every_letter() -> None:
+    letters = (ROOT / "docs" / "accounting.md").read_text(encoding="utf-8").split("## Letters")[1].split("## ")[0]
+    named = {
+        letter.strip() for row in letters.splitlines() for cell in row.split("|")[1::2] for letter in cell.split(",")
+    }
+    assert set(SYMBOLS) <= named
 
 
 def test_figures_in_prose() -> None:

@@ -7,8 +7,23 @@ import pytest
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import Attention, Convention, Power
-from powerplan.whatif import with_mixer
+from powerplan.mixers import (
+    DSA,
+    KDA,
+    MLA,
+    RWKV7,
+    Attention,
+    Convention,
+    Forgetting,
+    GatedDeltaNet,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    MoBA,
+    Power,
+)
+from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.whatif import KINDS, with_mixer
 
 
 def test_the_same_mixer_changes_nothing() -> None:
@@ -45,9 +60,124 @@ def test_settings_go_before_what_the_model_has() -> None:
 
 @pytest.mark.parametrize("name", catalogue_names())
 def test_every_model_takes_every_mixer(name: str) -> None:
-    for mixer in ("attention", "window:4096", "power:p=2", "linear"):
-        spec, _ = with_mixer(catalogue_spec(name), mixer)
+    for kind in KINDS:
+        spec, _ = with_mixer(catalogue_spec(name), "power:p=2" if kind == "power" else kind)
+        assert {use.layer.mixer.kind for use in spec.layer_uses() if use.layer.mixer} == {kind}
         assert Accounting(spec).state_flops(8192) > 0
+
+
+def the_mixer(name: str, text: str) -> tuple[Mixer, list[str]]:
+    spec, notes = with_mixer(catalogue_spec(name), text)
+    (mixer,) = {use.layer.mixer for use in spec.layer_uses() if use.layer.mixer}
+    return mixer, notes
+
+
+def test_a_hybrid_takes_its_own_layers_first() -> None:
+    spec = catalogue_spec("kimi-linear-48b-a3b")
+    kda, mla = (
+        next(use.layer.mixer for use in spec.layer_uses() if type(use.layer.mixer) is kind) for kind in (KDA, MLA)
+    )
+    assert the_mixer("kimi-linear-48b-a3b", "mla") == (mla, [])
+    assert the_mixer("kimi-linear-48b-a3b", "kda") == (kda, [])
+    attention, _ = the_mixer("nemotron-h-8b", "attention")
+    assert attention == Attention(heads=32, kv_heads=8, head_dim=128)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mixer", "note"),
+    [
+        (
+            "llama-3-8b",
+            "gated_deltanet:conv_size=3",
+            GatedDeltaNet(heads=32, head_dim=128, conv_size=3),
+            "gated_deltanet has projections of its own for the same heads: the weights change too",
+        ),
+        (
+            "llama-3-8b",
+            "moba:block_size=1k,top_k=2",
+            MoBA(heads=32, kv_heads=8, head_dim=128, block_size=1024, top_k=2),
+            None,
+        ),
+        ("llama-3-8b", "forgetting", Forgetting(heads=32, kv_heads=8, head_dim=128), None),
+        (
+            "llama-3-8b",
+            "mamba2:groups=8",
+            Mamba2(heads=128, groups=8),
+            "twice the width inside in heads of 64, and a state of 128, as Mamba-2 has: the weights change too",
+        ),
+        (
+            "gpt2-small",
+            "mamba1",
+            Mamba1(inner_size=1536, dt_rank=48),
+            "mamba1 with twice the width inside and a state of 16: the weights change too",
+        ),
+        (
+            "llama-3-8b",
+            "rwkv7",
+            RWKV7(heads=64, decay_rank=160, rate_rank=160, gate_rank=320, value_rank=96, channel_mix=False),
+            "rwkv7 with heads of 64 and the usual ranks: the weights change too",
+        ),
+        (
+            "llama-3-8b",
+            "mla",
+            MLA(heads=32, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128),
+            "mla with DeepSeek-V3's latents and a RoPE key of 64: the weights change too",
+        ),
+        (
+            "kimi-linear-48b-a3b",
+            "dsa",
+            DSA(
+                heads=32,
+                q_lora_rank=1536,
+                kv_lora_rank=512,
+                qk_nope_head_dim=128,
+                qk_rope_head_dim=64,
+                v_head_dim=128,
+            ),
+            "the indexer needs a query latent: 1,536 as in DeepSeek-V3",
+        ),
+        (
+            "deepseek-v3.2-exp",
+            "mla",
+            MLA(
+                heads=128,
+                q_lora_rank=1536,
+                kv_lora_rank=512,
+                qk_nope_head_dim=128,
+                qk_rope_head_dim=64,
+                v_head_dim=128,
+            ),
+            "the indexer is left out, mla has none",
+        ),
+        (
+            "mamba2-130m",
+            "attention",
+            Attention(heads=12, head_dim=64),
+            "mamba2 has no heads to take over: heads of 64 are assumed, the weights change too",
+        ),
+        (
+            "rwkv7-0.1b",
+            "attention",
+            Attention(heads=12, head_dim=64),
+            "attention has projections of its own for the same heads: the weights change too",
+        ),
+    ],
+)
+def test_what_a_kind_takes_over(name: str, text: str, mixer: Mixer, note: str | None) -> None:
+    changed, notes = the_mixer(name, text)
+    assert changed == mixer
+    assert note in notes if note else not notes
+
+
+def test_no_heads_to_take_over() -> None:
+    layer = LayerGroup(mixer=Mamba1(inner_size=96, dt_rank=3))
+    spec = ModelSpec(name="odd", vocab_size=9, hidden_size=50, layers=(layer,))
+    with pytest.raises(InputError, match="--mixer: mamba1 has no heads to take over; write heads and head_dim"):
+        with_mixer(spec, "attention")
+    changed, notes = with_mixer(spec, "attention:heads=5,head_dim=10")
+    (use,) = changed.layer_uses()
+    assert use.layer.mixer == Attention(heads=5, head_dim=10)
+    assert notes == ["attention with other heads: the weights change too"]
 
 
 def test_the_library_refuses_what_the_command_line_cannot_ask() -> None:

@@ -40,7 +40,8 @@ Model = Annotated[
 MixerOption = Annotated[
     str | None,
     typer.Option(
-        "--mixer", help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, linear."
+        "--mixer",
+        help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
     ),
 ]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from powerplan.documents import Document
 from powerplan.errors import InputError, choice, shown
-from powerplan.huggingface import dense, experts
+from powerplan.huggingface import dense, experts, fla, hybrids, mamba
 from powerplan.huggingface.config import Config
 from powerplan.spec import ModelSpec
 
@@ -23,21 +23,36 @@ Reader = Callable[[Config, str], ModelSpec]
 FAMILIES: dict[str, Reader] = {
     "deepseek_v2": experts.deepseek_v2,
     "deepseek_v3": experts.deepseek_v3,
+    "deepseek_v32": experts.deepseek_v32,
     "gemma2": dense.gemma2,
     "gemma3_text": dense.gemma3,
     "gpt2": dense.gpt2,
     "gpt_oss": experts.gpt_oss,
+    "jamba": mamba.jamba,
     "kimi_k2": experts.deepseek_v3,
+    "kimi_linear": hybrids.kimi_linear,
     "llama": dense.llama,
+    "mamba": mamba.mamba,
+    "mamba2": mamba.mamba2,
+    "minimax": hybrids.minimax,
+    "minimax_m1": hybrids.minimax,
+    "minimax_text_01": hybrids.minimax,
     "mistral": dense.mistral,
     "mixtral": experts.mixtral,
+    "nemotron_h": mamba.nemotron_h,
     "olmo2": dense.olmo2,
+    "powercoder": dense.powercoder,
     "qwen2": dense.qwen2,
     "qwen3": dense.qwen3,
     "qwen3_moe": experts.qwen3_moe,
+    "qwen3_next": hybrids.qwen3_next,
     "starcoder2": dense.starcoder2,
+    **fla.FAMILIES,
 }
 """Reader by model_type. A config with a nested text_config (gemma3, mistral3 ...) is read through that."""
+
+ORIGINAL_MAMBA = "mamba_ssm"
+"""Stands for the files of state-spaces/mamba, which have d_model and n_layer, and no model_type."""
 
 NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
 """model_type of the text_config, for files that leave it out there."""
@@ -59,7 +74,8 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
     config, family = _text_config(document)
     name = _name(document, fallback_name)
     try:
-        spec = FAMILIES[family](config, name)
+        reader = mamba.mamba_ssm if family == ORIGINAL_MAMBA else FAMILIES[family]
+        spec = reader(config, name)
     except InputError as error:
         if error.where is None:
             raise config.error(error.problem) from None
@@ -73,6 +89,8 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
 def _text_config(document: Document) -> tuple[Config, str]:
     outer = Config(document)
     family = outer.data.get("model_type")
+    if family is None and outer.has("d_model") and outer.has("n_layer"):
+        return outer, ORIGINAL_MAMBA
     if family is None:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):

@@ -72,6 +72,30 @@ class Config:
             return value
         return absent
 
+    def multiple(self, *names: str, default: float, of: int) -> int:
+        """Return `of` times a factor of the file, such as an expansion of the hidden size; it must be whole."""
+        name = next((name for name in names if self.data.get(name) is not None), names[0])
+        factor = self.data.get(name, default)
+        if factor is None:
+            factor = default
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= MAX_SIZE:
+            raise self.error(f"{name} must be a number above 0, and is {shown(factor)}", name)
+        product = factor * of
+        if abs(product - round(product)) > 1e-9 * product or round(product) < 1:
+            raise self.error(f"{name} {shown(factor)} does not make {of:,} a whole number", name)
+        return round(product)
+
+    def nested(self, name: str) -> Config | None:
+        """Return the object under `name` as a config of its own, or None where the file has none."""
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(f"{name} must be an object, and is {shown(value)}", name)
+        inner = Config(self.document, (*self.prefix, name))
+        inner.notes = self.notes
+        return inner
+
     def boolean(self, name: str, default: bool) -> bool:
         value = self.data.get(name)
         if value is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from powerplan.ffn import MLP
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.parts import alternating, assemble, attention_layers, uniform, windows_of
-from powerplan.mixers import Attention
+from powerplan.mixers import Attention, Power
+from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -141,6 +142,28 @@ def olmo2(config: Config, name: str) -> ModelSpec:
         config, [None] * config.layer_count, bias=config.boolean("attention_bias", False), qk_norm="full"
     )
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(), tie=False)
+
+
+def powercoder(config: Config, name: str) -> ModelSpec:
+    """PowerCoder: StarCoder 2 with power attention of degree 2 and a gate per key/value head in every layer.
+
+    The degree is not in the file: it is that of the published code. chunk_size is that of its kernels.
+    """
+    config.refuse("sliding_window", "power attention keeps no window")
+    bias = config.boolean("use_bias", True)
+    (heads,) = attention_layers(config, [None], default_kv_heads=kv_default(config, 2), bias=bias)
+    mixer = Power(
+        p=config.integer("deg", "power", default=2, high=MAX_DEGREE),
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
+        bias=bias,
+        gated=True,
+        chunk_size=config.optional_integer("chunk_size"),
+    )
+    mlp = MLP(intermediate_size=config.integer("intermediate_size"), gated=False, bias=bias)
+    layers = [Layer(mixer=mixer, ffn=mlp)] * config.layer_count
+    return assemble(config, name, layers, Norm(kind="layernorm"), tie=True)
 
 
 def starcoder2(config: Config, name: str) -> ModelSpec:

@@ -6,14 +6,16 @@ from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.dense import kv_default, qwen_windows
 from powerplan.huggingface.parts import alternating, assemble, attention_layers, uniform, windows_of
-from powerplan.mixers import MLA
+from powerplan.mixers import DSA, MLA
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
-def _experts_chosen(config: Config, experts: int, default: int | None) -> int:
-    chosen = config.integer("num_experts_per_tok", "experts_per_token", default=default)
+def experts_chosen(config: Config, experts: int, default: int | None) -> int:
+    """Return how many of `experts` a token is sent to."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
+    chosen = config.integer(*names, default=default)
     if chosen > experts:
-        key = "num_experts_per_tok" if "num_experts_per_tok" in config.data else "experts_per_token"
+        key = next((name for name in names if name in config.data), names[0])
         raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", key)
     return chosen
 
@@ -26,7 +28,7 @@ def mixtral(config: Config, name: str) -> ModelSpec:
     experts = config.integer("num_local_experts", "num_experts", default=8)
     moe = MoE(
         experts=experts,
-        top_k=_experts_chosen(config, experts, 2),
+        top_k=experts_chosen(config, experts, 2),
         intermediate_size=config.integer("intermediate_size"),
     )
     return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
@@ -62,7 +64,7 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
             layers.append(Layer(mixer=mixer, ffn=MLP(intermediate_size=config.integer("intermediate_size"))))
         else:
             width = config.integer("moe_intermediate_size", default=768)
-            chosen = _experts_chosen(config, experts, 8)
+            chosen = experts_chosen(config, experts, 8)
             layers.append(Layer(mixer=mixer, ffn=MoE(experts=experts, top_k=chosen, intermediate_size=width)))
     return assemble(config, name, layers, Norm(), tie=False)
 
@@ -81,7 +83,7 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
     experts = config.integer("num_local_experts", "num_experts", default=128)
     moe = MoE(
         experts=experts,
-        top_k=_experts_chosen(config, experts, 4),
+        top_k=experts_chosen(config, experts, 4),
         intermediate_size=config.integer("intermediate_size"),
         bias=True,
         router_bias=True,
@@ -93,6 +95,11 @@ def deepseek_v2(config: Config, name: str) -> ModelSpec:
     """DeepSeek-V2 and V2-Lite: MLA, the first layers dense, then experts."""
     config.refuse("mlp_bias", "no published DeepSeek has it")
     return _deepseek(config, name, first_dense=0, experts=64, shared=2, top_k=None, moe_width=1407)
+
+
+def deepseek_v32(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V3.2: DeepSeek-V3 with an indexer that picks the keys of every layer (DSA)."""
+    return _deepseek(config, name, first_dense=3, experts=256, shared=1, top_k=8, moe_width=2048, router_bias=True)
 
 
 def deepseek_v3(config: Config, name: str) -> ModelSpec:
@@ -116,7 +123,8 @@ def _deepseek(
     moe_width: int,
     router_bias: bool = False,
 ) -> ModelSpec:
-    for key in ("index_topk", "index_n_heads"):
+    indexed = config.family == "deepseek_v32"
+    for key in ("index_topk", "index_n_heads") if not indexed else ():
         config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
     if config.optional_integer("num_nextn_predict_layers", "num_mtp_layers", absent=0, low=0):
         config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
@@ -129,9 +137,10 @@ def _deepseek(
         v_head_dim=config.integer("v_head_dim", default=128),
         bias=config.boolean("attention_bias", False),
     )
+    if indexed:
+        mixer = _with_indexer(config, mixer)
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    first = config.integer("first_k_dense_replace", default=first_dense, low=0)
-    step = config.integer("moe_layer_freq", default=1)
+    sparse = sparse_layers(config, default_first=first_dense)
     if "n_routed_experts" in config.data and config.data["n_routed_experts"] is None:
         moe = None
     else:
@@ -140,13 +149,37 @@ def _deepseek(
         shared_count = config.optional_integer("n_shared_experts", absent=shared, low=0) or 0
         moe = MoE(
             experts=count,
-            top_k=_experts_chosen(config, count, top_k),
+            top_k=experts_chosen(config, count, top_k),
             intermediate_size=width,
             shared_intermediate_size=shared_count * width,
             router_bias=router_bias,
         )
     layers = [
-        Layer(mixer=mixer, ffn=dense if moe is None or index < first or index % step else moe)
+        Layer(mixer=mixer, ffn=dense if moe is None or not sparse[index] else moe)
         for index in range(config.layer_count)
     ]
     return assemble(config, name, layers, Norm(), tie=False)
+
+
+def _with_indexer(config: Config, mixer: MLA) -> DSA:
+    if mixer.q_lora_rank is None:
+        raise config.error("q_lora_rank is null, and the indexer's queries come from the query latent", "q_lora_rank")
+    return DSA(
+        **{field: getattr(mixer, field) for field in MLA.__struct_fields__},
+        index_heads=config.integer("index_n_heads", default=64),
+        index_head_dim=config.integer("index_head_dim", default=128),
+        top_k=config.integer("index_topk", default=2048),
+    )
+
+
+def sparse_layers(config: Config, default_first: int) -> list[bool]:
+    """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on."""
+    count = config.layer_count
+    types = config.words("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None
+    if types is None:
+        first = config.integer("first_k_dense_replace", default=default_first, low=0)
+        step = config.integer("moe_layer_freq", default=1)
+        return [index >= first and index % step == 0 for index in range(count)]
+    if len(types) != count or set(types) - {"dense", "sparse"}:
+        raise config.error(f"mlp_layer_types must say dense or sparse for each of {count} layers", "mlp_layer_types")
+    return [kind == "sparse" for kind in types]

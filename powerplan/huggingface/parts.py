@@ -23,6 +23,7 @@ def attention_layers(
     bias: Bias = False,
     qk_norm: Literal["none", "head", "full"] = "none",
     sinks: bool = False,
+    output_gate: bool = False,
 ) -> list[Attention]:
     """Return one Attention per entry of `windows`, with the heads of the config."""
     hidden = config.integer("hidden_size", "n_embd", default=default_hidden)
@@ -51,6 +52,7 @@ def attention_layers(
                 qk_norm=qk_norm,
                 window=window,
                 sinks=sinks,
+                output_gate=output_gate,
             )
     return [made[window] for window in windows]
 

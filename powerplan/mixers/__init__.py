@@ -2,32 +2,89 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import msgspec
+
 from powerplan.mixers.attention import Attention
 from powerplan.mixers.base import Convention, Mixer, StateSize, Term
+from powerplan.mixers.delta import KDA, DeltaNet, GatedDeltaNet
+from powerplan.mixers.gates import Forgetting
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
+from powerplan.mixers.rwkv import RWKV7
+from powerplan.mixers.slots import GSA, SparseStateExpansion
+from powerplan.mixers.sparse import DSA, NSA, MoBA
+from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
-AnyMixer = Attention | MLA | Power | Linear
+AnyMixer = (
+    Attention
+    | MLA
+    | Power
+    | Linear
+    | RetNet
+    | Lightning
+    | GLA
+    | DeltaNet
+    | GatedDeltaNet
+    | KDA
+    | Mamba1
+    | Mamba2
+    | LogLinear
+    | RWKV7
+    | GSA
+    | SparseStateExpansion
+    | NSA
+    | MoBA
+    | DSA
+    | Forgetting
+)
 
-MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "mla": MLA, "power": Power, "linear": Linear}
+MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
 
 HEADED = frozenset(kind for kind, mixer in MIXERS.items() if issubclass(mixer, GroupedHeads))
-"""Kinds with query and key/value heads: head_dim may be left out, and they can take over each other's heads."""
+"""Kinds with query and key/value heads, which can take over each other's fields."""
+
+SIZED = frozenset(
+    kind
+    for kind, mixer in MIXERS.items()
+    if ("head_dim", msgspec.NODEFAULT)
+    in zip(mixer.__struct_fields__[::-1], mixer.__struct_defaults__[::-1], strict=False)
+)
+"""Kinds whose head_dim may be left out of a spec where the hidden size is a multiple of the heads."""
 
 __all__ = [
+    "DSA",
+    "GLA",
+    "GSA",
     "HEADED",
+    "KDA",
     "MIXERS",
     "MLA",
+    "NSA",
+    "RWKV7",
+    "SIZED",
     "AnyMixer",
     "Attention",
     "Convention",
+    "DeltaNet",
     "FeatureAttention",
+    "Forgetting",
+    "GatedDeltaNet",
     "GroupedHeads",
+    "Lightning",
     "Linear",
+    "LogLinear",
+    "Mamba1",
+    "Mamba2",
     "Mixer",
+    "MoBA",
     "Power",
+    "RetNet",
+    "SparseStateExpansion",
     "StateSize",
     "Term",
 ]

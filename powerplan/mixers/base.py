@@ -29,17 +29,20 @@ MAX_SIZE = 10**9
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
 """A width or a count."""
 
+Width = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+"""The width of a short convolution, 0 where there is none."""
+
 Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
 """A length in tokens; a YAML may write it as a size such as "4k"."""
 
 SAME = 0
-"""Default of a size that is taken from another field (kv_heads from heads, v_head_dim from head_dim)."""
+"""Default of a size that is taken from another field: `same_as` says from which."""
 
 SYMBOLS = {
     "m": "hidden size",
     "V": "vocabulary",
     "T": "learned positions",
-    "H": "query heads",
+    "H": "query heads, or heads of a recurrent state",
     "G": "key/value heads",
     "k": "key head dim",
     "v": "value head dim",
@@ -49,6 +52,30 @@ SYMBOLS = {
     "D": "dimension of phi(k)",
     "z": "1 with the normaliser, else 0",
     "late": "share of tokens after the first chunk",
+    "earlier": "mean keys of a query's own chunk before it",
+    "solve": "mean FLOPs to invert a chunk's triangular matrix",
+    "J": "query and key heads of a delta rule",
+    "W": "width of the short convolution",
+    "u": "rank of a gate",
+    "M": "memory slots",
+    "I": "inner width of a Mamba layer",
+    "N": "state dim of a Mamba layer",
+    "g": "groups that share B and C",
+    "R": "rank of the step size",
+    "levels": "states of the Fenwick tree",
+    "asked": "mean states of the Fenwick tree a query meets",
+    "rw": "rank of the decay",
+    "ra": "rank of the in-context learning rate",
+    "rv": "rank of the value residual",
+    "rg": "rank of the output gate",
+    "B": "state partitions",
+    "chosen": "partitions a token writes and reads",
+    "blocks": "blocks of keys, or a query's mean number of them",
+    "picked": "mean keys in the blocks a query picks",
+    "near": "mean keys in the window",
+    "X": "indexer heads",
+    "x": "indexer head dim",
+    "top": "mean keys the indexer leaves a query",
     "q": "query LoRA rank",
     "L": "key/value LoRA rank",
     "n": "key head dim without position",
@@ -144,21 +171,40 @@ def mean_keys_in_chunks(context: int, causal: Causal, chunk_size: int) -> Fracti
     return Fraction(whole * c * (c + 1) + rest * (rest + 1), 2 * t)
 
 
+def mean_solve(context: int, causal: Causal, chunk_size: int) -> Fraction:
+    """Return the mean FLOPs per token of inverting each chunk's unit triangular matrix by forward substitution.
+
+    Row i of a chunk (from 0) is multiplied by the i rows above it: 2 i^2 FLOPs as a dense product ("full"), i (i - 1)
+    without the zeros above their diagonals ("exact"), so about 2c^2/3 and c^2/3 a token.
+    """
+
+    def chunk(c: int) -> int:
+        return c * (c - 1) * (2 * c - 1 if causal == "full" else c - 2) // 3
+
+    whole, rest = divmod(context, chunk_size)
+    return Fraction(whole * chunk(chunk_size) + chunk(rest), context)
+
+
 @dataclass(frozen=True)
 class StateSize:
     """State of one sequence in one layer, in elements.
 
     cache grows with the context (keys and values, in the cache's dtype); entry is what one token appends to it.
     recurrent is of constant size, kept in fp32, read and written at every token.
+    recent is what short convolutions and token shifts keep of the last tokens: constant, in the cache's dtype.
+    looked_up and touched: the part of cache and of recurrent that one token reads, where it is not all of it.
     """
 
     cache: int = 0
     entry: int = 0
     recurrent: int = 0
+    recent: int = 0
+    looked_up: int | None = None
+    touched: int | None = None
 
     @property
     def elements(self) -> int:
-        return self.cache + self.recurrent
+        return self.cache + self.recurrent + self.recent
 
 
 RECURRENT_BYTES = 4
@@ -168,8 +214,11 @@ RECURRENT_BYTES = 4
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A piece of a spec, immutable and validated when built: types are strict, unknown keys are refused.
 
+    same_as: fields that take the value of another, in this order, where they are SAME.
     Raises InputError ("field: what is wrong") when built in Python; validation.py gives file:line:column for a file.
     """
+
+    same_as: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         self.fill()
@@ -182,6 +231,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def fill(self) -> None:
         """Give fields that are SAME as another their value."""
+        for name, other in self.same_as.items():
+            if getattr(self, name) == SAME:
+                self.set_field(name, getattr(self, other))
 
     def check(self) -> None:
         """Raise `problem` where fields contradict each other."""
@@ -230,9 +282,11 @@ class Mixer(Block, frozen=True, kw_only=True):
     """A sequence mixer: the part of a layer that has state.
 
     chunked_differs: whether the chunked form executes other FLOPs than the recurrent form counts.
+    steady: whether the recurrent form's state FLOPs never fall as the context grows.
     """
 
     chunked_differs: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the terms of the state's elements for one sequence of `context` tokens."""
@@ -249,15 +303,18 @@ class Mixer(Block, frozen=True, kw_only=True):
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the bytes of the state, with `cache_bytes` per cached element and fp32 recurrent state."""
         size = self.state_size(context)
-        return size.cache * cache_bytes + size.recurrent * RECURRENT_BYTES
+        return (size.cache + size.recent) * cache_bytes + size.recurrent * RECURRENT_BYTES
 
     def decode_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the state bytes moved to decode one token at position `context`, batch 1.
 
-        The cache is read once and one entry is appended; recurrent state is read and written.
+        The cache, or what is looked up of it, is read once and one entry is appended; recurrent state, or what is
+        touched of it, and the inputs of short convolutions are read and written.
         """
         size = self.state_size(context)
-        return (size.cache + size.entry) * cache_bytes + 2 * size.recurrent * RECURRENT_BYTES
+        read = size.cache if size.looked_up is None else size.looked_up
+        touched = size.recurrent if size.touched is None else size.touched
+        return (read + size.entry + 2 * size.recent) * cache_bytes + 2 * touched * RECURRENT_BYTES
 
 
 def problem(field: str, message: str) -> InputError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, Term, problem, term
 
@@ -16,6 +17,8 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     output_gate: a projection of the hidden state that multiplies the output, H v wide.
     """
 
+    same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
+
     heads: Size
     kv_heads: Size = SAME
     head_dim: Size
@@ -23,12 +26,6 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     bias: bool | Literal["qkv"] = False
     qk_norm: Literal["none", "head", "full"] = "none"
     output_gate: bool = False
-
-    def fill(self) -> None:
-        if self.kv_heads == SAME:
-            self.set_field("kv_heads", self.heads)
-        if self.v_head_dim == SAME:
-            self.set_field("v_head_dim", self.head_dim)
 
     def check(self) -> None:
         if self.heads % self.kv_heads:

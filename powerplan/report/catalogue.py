@@ -1,4 +1,4 @@
-"""`powerplan dims`, `models` and `hardware`: tables of facts."""
+"""`powerplan models` and `hardware`: tables of facts."""
 
 from __future__ import annotations
 
@@ -7,52 +7,9 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, positions_text
-from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.hardware import QUANTITIES, Device, si_value
-from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.report.render import Column, Report, grouped, plain
-from powerplan.units import format_bytes, format_count, format_parameters
-
-
-def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
-    """Return the dimensions of the power embeddings, and the state that they give one key/value head."""
-    rows = []
-    for d in head_dims:
-        for p in degrees:
-            v = v_head_dim or d
-            spow, tpow = spow_dim(d, p), tpow_dim(d, p)
-            rows.append(
-                {
-                    "head_dim": d,
-                    "p": p,
-                    "tile": tile,
-                    "tpow": tpow,
-                    "spow": spow,
-                    "tspow": tiled_spow_dim(d, p, tile),
-                    "savings": float(1 - Fraction(spow, tpow)),
-                    "v_head_dim": v,
-                    "state_elements": spow * v,
-                    "normaliser_elements": spow,
-                    "state_bytes": RECURRENT_BYTES * spow * (v + 1),
-                    "same_state_window": spow * v // (d + v),
-                    "default_chunk_size": default_chunk_size(d, p),
-                }
-            )
-    columns = [
-        Column("head_dim", "head\ndim", grouped),
-        Column("p", "p"),
-        Column("tpow", "tpow", grouped),
-        Column("spow", "spow", grouped),
-        Column("tspow", f"tiled spow\n(tile {tile})", grouped),
-        Column("savings", "savings", lambda value: f"{value:.1%}"),
-        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
-        Column("same_state_window", "window of\nsame state", grouped),
-    ]
-    after = [
-        "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
-        "window of same state: tokens whose keys and values have as many elements as spow x v.",
-    ]
-    return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
+from powerplan.units import format_count, format_parameters
 
 
 def models_report(accountings: Sequence[Accounting]) -> Report:

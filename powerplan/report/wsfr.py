@@ -76,7 +76,9 @@ def _balance(accounting: Accounting, row: Row) -> str:
     if balanced is not None:
         return f"balanced at {balanced:,}"
     if not accounting.grows_with_context:
-        return "where it balances is not computed for --form chunked"
+        if accounting.convention.form == "chunked":
+            return "where it balances is not computed for --form chunked"
+        return "where it balances is not computed: its state FLOPs per token do not always grow with the context"
     if row.wsfr is not None and row.wsfr > 1:
         return "its state stays lighter than its weights at any context"
     return "its state is heavier than its weights at any context"

@@ -43,11 +43,26 @@ CONTEXTS = {
 }
 
 SETTINGS = "allowed are bias, chunk_size, gated, head_dim, heads, kv_heads"
+KINDS = (
+    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
+    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
+)
 MIXERS = {
-    "": ": '' is not a mixer; write attention, window:4096, power:p=2 or linear",
-    "atention": ": 'atention' is not a mixer; did you mean attention?; write ...",
-    "Power:p=2": ": 'Power' is not a mixer; did you mean power?; write ...",
-    "mla": ": 'mla' is not a mixer; write attention, window:4096, power:p=2 or linear",
+    "": f": '' is not a mixer; allowed are {KINDS}, window",
+    "atention": f": 'atention' is not a mixer; did you mean attention? allowed are {KINDS}, window",
+    "Power:p=2": ": 'Power' is not a mixer; did you mean power? allowed are ...",
+    "gated_delta_net": ": 'gated_delta_net' is not a mixer; did you mean gated_deltanet? allowed are ...",
+    "mamba": ": 'mamba' is not a mixer; did you mean mamba1? allowed are ...",
+    "kda:gate_ranks=3": ": 'gate_ranks' is not a setting of kda; did you mean gate_rank? allowed are chunk_size, ...",
+    "kda:head_dim": ": 'head_dim' is not a setting; write key=value, such as heads=8",
+    "kda:heads=12,key_heads=5": ": key_heads 5 does not divide heads 12 (what is not set stays as the model has it)",
+    "mamba2:groups=7": ": groups 7 does not divide heads 24 (what is not set stays as the model has it)",
+    "mamba2:state_dim=0": ": state_dim: 0 is out of range; allowed is at least 1",
+    "retnet:output_norm=both": ": output_norm: 'both' is not known; allowed are none, head, full",
+    "gla:conv_size=2000": ": conv_size: 2000 is out of range; allowed is at most 1,024",
+    "sse:top_k=5": ": top_k 5 is more than the 4 partitions there are (what is not set stays as the model has it)",
+    "nsa:select_size=x": " select_size: 'x' is not ...",
+    "dsa:q_lora_rank=none": ": q_lora_rank: 'none' is not an integer",
     "power": ": power needs its degree; write power:p=2",
     "power:": ": power needs its degree; write power:p=2",
     "power:gated=true": ": power needs its degree; write power:p=2",
@@ -132,6 +147,7 @@ COMMANDS = {
     "models gpt2 --yaml --format json": "--yaml is a format itself; leave --format out",
     "wsfr gpt2 --explain --format csv": "--format csv: --explain has no place in a table of numbers; "
     "take table, json or markdown",
+    "dims --kind attention": "--kind: 'attention' is not a kind with a state of fixed size; allowed are linear, ...",
     "models --mixer linear": "--mixer is for one model; such as powerplan models gpt2-small --mixer linear",
     "models gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
     "doctor --verbose": "No such option: --verbose...",

@@ -23,6 +23,10 @@ layers:
         ffn: {kind: mlp, intermediate_size: 3072}
       - mixer: {kind: mla, heads: 4, kv_lora_rank: 8, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 8}
 """
+KINDS = (
+    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
+    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
+)
 HEAD = "name: tiny\nvocab_size: 1000\nhidden_size: 768\n"
 
 # One mistake in SPEC each: what is replaced by what, and the message after "model.yaml:".
@@ -30,7 +34,7 @@ STRUCTURE = r"""
 vocab_size => vocabsize
     2:1: vocabsize: unknown key; did you mean vocab_size? allowed are ...
 per_layer => per_layers
-    5:23: norm.per_layers: unknown key; did you mean per_layer? allowed are bias, final, kind, per_layer
+    5:23: norm.per_layers: unknown key; did you mean per_layer? allowed are bias, embedding, final, kind, per_layer
 repeat => repeats
     7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are ffn, mixer, pattern, repeat
 heads: 12, kv => head: 12, kv
@@ -56,15 +60,15 @@ kind: mlp => kind: mpl
 rmsnorm => rms_norm
     5:14: norm.kind: 'rms_norm' is not known; did you mean rmsnorm? allowed are rmsnorm, layernorm, none
 kind: attention => kind: mlp
-    8:19: layers[0].mixer.kind: 'mlp' is an ffn, not a mixer; allowed are attention, linear, mla, power
+    8:19: layers[0].mixer.kind: 'mlp' is an ffn, not a mixer; allowed are KINDS
 rmsnorm => "rms\e[2J\nnorm"
     5:14: norm.kind: 'rms\x1b[2J\nnorm' is not known; did you mean rmsnorm? allowed are rmsnorm, layernorm, none
 kind: attention => kind: [attention]
-    8:19: layers[0].mixer.kind: ['attention'] is not known; allowed are attention, linear, mla, power
+    8:19: layers[0].mixer.kind: ['attention'] is not known; allowed are KINDS
 kind: attention => kind: null
-    8:19: layers[0].mixer.kind: null is not known; allowed are attention, linear, mla, power
+    8:19: layers[0].mixer.kind: null is not known; allowed are KINDS
 kind: attention, heads: 12 => heads: 12
-    8:12: layers[0].mixer: needs a kind; allowed are attention, linear, mla, power
+    8:12: layers[0].mixer: needs a kind; allowed are KINDS
 kind: mlp, inter => inter
     12:14: layers[1].pattern[0].ffn: needs a kind; allowed are mlp, moe
 name: tiny => note: tiny
@@ -98,8 +102,52 @@ top_k: 2 => top_k: 2, shared_intermediate_size: -1
 {kind: attention, heads: 12, kv_heads: 4} => [attention]
     8:12: layers[0].mixer: ['attention'] is not a mapping
 {kind: attention, heads: 12, kv_heads: 4} => {}
-    8:12: layers[0].mixer: needs a kind; allowed are attention, linear, mla, power
+    8:12: layers[0].mixer: needs a kind; allowed are KINDS
 """
+# The mixer of line 8 is replaced by another kind.
+OTHER_KINDS = r"""
+kind: gated_deltanet, heads: 12, key_heads: 5
+    8:57: layers[0].mixer.key_heads: key_heads 5 does not divide heads 12
+kind: retnet, heads: 7
+    8:12: layers[0].mixer.head_dim: is missing, and hidden_size 768 is not a multiple of heads 7
+kind: kda, heads: 12, gate: 3
+    8:35: layers[0].mixer.gate: unknown key; did you mean gate_bias? allowed are ...
+kind: kimi, heads: 12
+    8:19: layers[0].mixer.kind: 'kimi' is not known; allowed are KINDS
+kind: mamba, inner_size: 4
+    8:19: layers[0].mixer.kind: 'mamba' is not known; did you mean mamba1? allowed are KINDS
+kind: mamba1, inner_size: 1536
+    8:12: layers[0].mixer.dt_rank: is missing
+kind: mamba2, heads: 24, groups: 5
+    8:46: layers[0].mixer.groups: groups 5 does not divide heads 24
+kind: mamba2, heads: 24, head_dims: 5
+    8:38: layers[0].mixer.head_dims: unknown key; did you mean head_dim? allowed are ...
+kind: dsa, heads: 4, kv_lora_rank: 8, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 8
+    8:12: layers[0].mixer: q_lora_rank is missing: the indexer's queries come from the query latent
+kind: rwkv7, heads: 12, decay_rank: 64
+    8:12: layers[0].mixer.rate_rank: is missing
+kind: nsa, heads: 12, window: 0
+    8:43: layers[0].mixer.window: 0 is out of range; allowed is at least 1
+kind: nsa, heads: 12, select_size: 4x
+    8:48: layers[0].mixer.select_size: '4x' is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)
+kind: moba, heads: 12, block_size: 0
+    8:48: layers[0].mixer.block_size: 0 is out of range; allowed is at least 1
+kind: sse, heads: 12, top_k: 9
+    8:42: layers[0].mixer.top_k: top_k 9 is more than the 4 partitions there are
+kind: gsa, heads: 12, slots: 0
+    8:42: layers[0].mixer.slots: 0 is out of range; allowed is at least 1
+kind: gla, heads: 12, conv_size: -1
+    8:46: layers[0].mixer.conv_size: -1 is out of range; allowed is at least 0
+kind: forgetting, heads: 12, kv_heads: 5
+    8:52: layers[0].mixer.kv_heads: kv_heads 5 does not divide heads 12
+kind: log_linear, heads: 12, max_levels: many
+    8:54: layers[0].mixer.max_levels: 'many' is not an integer
+kind: lightning, heads: 12, output_norm: half
+    8:54: layers[0].mixer.output_norm: 'half' is not known; allowed are none, head, full
+kind: deltanet, heads: 12, beta: true
+    8:40: layers[0].mixer.beta: unknown key; allowed are ...
+"""
+
 VALUES = r"""
 kv_heads: 4 => window: 0
     8:49: layers[0].mixer.window: 0 is out of range; allowed is at least 1
@@ -315,7 +363,9 @@ WHOLE = {
 
 def cases(table: str) -> list[tuple[str, str]]:
     lines = table.strip().splitlines()
-    return [(edit, message.strip()) for edit, message in zip(lines[::2], lines[1::2], strict=True)]
+    return [
+        (edit, message.strip().replace("KINDS", KINDS)) for edit, message in zip(lines[::2], lines[1::2], strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("edit", "message"), cases(STRUCTURE) + cases(VALUES))
@@ -325,6 +375,14 @@ def test_one_mistake_in_a_spec(
     old, new = edit.split(" => ")
     assert old in SPEC
     expect_refusal(spec(SPEC.replace(old, new, 1)), f"model.yaml:{message}")
+
+
+@pytest.mark.parametrize(("mixer", "message"), cases(OTHER_KINDS))
+def test_one_mistake_in_another_kind_of_mixer(
+    expect_refusal: Callable[[list[str], str], None], spec: Callable[[str], list[str]], mixer: str, message: str
+) -> None:
+    content = SPEC.replace("kind: attention, heads: 12, kv_heads: 4", mixer)
+    expect_refusal(spec(content), f"model.yaml:{message}")
 
 
 @pytest.mark.parametrize("case", WHOLE)

@@ -84,9 +84,9 @@ def without(config: Settings, key: str) -> Settings:
             f"model_type 'lama' is not supported; did you mean llama? {SUPPORTED}",
         ),
         (
-            LLAMA | {"model_type": "deepseek_v32"},
+            LLAMA | {"model_type": "deepseek_v5"},
             ("model_type",),
-            f"model_type 'deepseek_v32' is not supported; did you mean deepseek_v3? {SUPPORTED}",
+            f"model_type 'deepseek_v5' is not supported; did you mean deepseek_v3? {SUPPORTED}",
         ),
         (LLAMA | {"model_type": "t5"}, ("model_type",), f"model_type 't5' is not supported; {SUPPORTED}"),
         (

@@ -1,0 +1,236 @@
+"""Families of state space models: Mamba, Mamba-2 in two forms of config, Jamba, Nemotron-H."""
+
+from __future__ import annotations
+
+from powerplan.errors import shown
+from powerplan.ffn import MLP, AnyFFN, MoE
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
+from powerplan.huggingface.dense import kv_default
+from powerplan.huggingface.experts import experts_chosen
+from powerplan.huggingface.parts import assemble, attention_layers
+from powerplan.mixers import AnyMixer, Mamba1, Mamba2
+from powerplan.spec import Layer, ModelSpec, Norm, group_layers
+
+
+def _rank(config: Config, key: str, hidden: int) -> int:
+    """Return the rank of the step size; "auto" is a sixteenth of the width, rounded up."""
+    if config.data.get(key, "auto") == "auto":
+        return -(-hidden // 16)
+    return config.integer(key)
+
+
+def _groups(config: Config, groups: int, heads: int, key: str) -> int:
+    if heads % groups:
+        raise config.error(f"{key} {groups} does not divide the {heads} heads", key)
+    return groups
+
+
+def mamba(config: Config, name: str) -> ModelSpec:
+    """Mamba as transformers has it: a mixer and a norm per layer, tied."""
+    hidden = config.integer("hidden_size", "d_model")
+    mixer = Mamba1(
+        inner_size=config.multiple("expand", default=2, of=hidden),
+        dt_rank=_rank(config, "time_step_rank", hidden),
+        state_dim=config.integer("state_size", default=16),
+        conv_size=config.integer("conv_kernel", default=4, high=1024),
+        conv_bias=config.boolean("use_conv_bias", True),
+        bias=config.boolean("use_bias", False),
+    )
+    return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, Norm(per_layer=1), tie=True)
+
+
+def mamba2(config: Config, name: str) -> ModelSpec:
+    """Mamba-2 as transformers and flash-linear-attention have it: a mixer and a norm per layer."""
+    layer = Layer(mixer=mamba2_mixer(config, default_groups=8))
+    return assemble(config, name, [layer] * config.layer_count, Norm(per_layer=1), tie=False)
+
+
+def mamba2_mixer(config: Config, default_groups: int) -> Mamba2:
+    """Return the mixer. num_heads may be left out, as by flash-linear-attention, but must agree with the width."""
+    config.refuse("D_has_hdim", "only one D per head is read")
+    hidden = config.integer("hidden_size")
+    inner, head_dim = config.multiple("expand", default=2, of=hidden), config.integer("head_dim", default=64)
+    heads = config.integer("num_heads", default=inner // head_dim or 1)
+    if heads * head_dim != inner:
+        key = "num_heads" if config.has("num_heads") else "head_dim"
+        raise config.error(f"num_heads {heads} x head_dim {head_dim} is not the inner width {inner:,}", key)
+    return Mamba2(
+        heads=heads,
+        head_dim=head_dim,
+        state_dim=config.integer("state_size", default=128),
+        groups=_groups(config, config.integer("n_groups", default=default_groups), heads, "n_groups"),
+        conv_size=config.integer("conv_kernel", default=4, high=1024),
+        conv_bias=config.boolean("use_conv_bias", True),
+        bias=config.boolean("use_bias", False),
+        gated_norm=config.boolean("rmsnorm", True),
+        chunk_size=config.integer("chunk_size", default=256),
+    )
+
+
+def mamba_ssm(config: Config, name: str) -> ModelSpec:
+    """The original files of state-spaces/mamba, which have no model_type: d_model, n_layer, and ssm_cfg for the layer.
+
+    The vocabulary is padded to a multiple of pad_vocab_size_multiple; embeddings are tied.
+    """
+    for key, reason in (
+        ("d_intermediate", "an MLP in every layer is not read"),
+        ("attn_layer_idx", "attention layers are not read"),
+    ):
+        config.refuse(key, reason)
+    ssm = config.nested("ssm_cfg") or config
+    hidden = config.integer("d_model")
+    inner = ssm.multiple("expand", default=2, of=hidden)
+    kind = ssm.data.get("layer", "Mamba1") if ssm is not config else "Mamba1"
+    mixer: AnyMixer
+    if kind == "Mamba2":
+        for key in ("d_ssm", "D_has_hdim"):
+            ssm.refuse(key, "only Mamba-2 over its whole inner width is read")
+        head_dim = ssm.integer("headdim", default=64)
+        if inner % head_dim:
+            raise ssm.error(f"headdim {head_dim} does not divide the inner width {inner:,}", "headdim")
+        heads = inner // head_dim
+        mixer = Mamba2(
+            heads=heads,
+            head_dim=head_dim,
+            state_dim=ssm.integer("d_state", default=128),
+            groups=_groups(ssm, ssm.integer("ngroups", default=1), heads, "ngroups"),
+            conv_size=ssm.integer("d_conv", default=4, high=1024),
+            conv_bias=ssm.boolean("conv_bias", True),
+            bias=ssm.boolean("bias", False),
+            gated_norm=ssm.boolean("rmsnorm", True),
+            chunk_size=ssm.integer("chunk_size", default=256),
+        )
+    elif kind == "Mamba1":
+        mixer = Mamba1(
+            inner_size=inner,
+            dt_rank=_rank(ssm, "dt_rank", hidden),
+            state_dim=ssm.integer("d_state", default=16),
+            conv_size=ssm.integer("d_conv", default=4, high=1024),
+            conv_bias=ssm.boolean("conv_bias", True),
+            bias=ssm.boolean("bias", False),
+        )
+    else:
+        raise ssm.error(f"layer {shown(kind)} is not supported; allowed are Mamba1, Mamba2", "layer")
+    multiple = config.integer("pad_vocab_size_multiple", default=8)
+    layers = config.integer("n_layer", high=MAX_CONFIG_LAYERS)
+    return ModelSpec(
+        name=name,
+        vocab_size=-(-config.integer("vocab_size") // multiple) * multiple,
+        hidden_size=hidden,
+        tie_embeddings=config.boolean("tie_embeddings", True),
+        norm=Norm(kind="rmsnorm" if config.boolean("rms_norm", True) else "layernorm", per_layer=1),
+        layers=group_layers([Layer(mixer=mixer)] * layers),
+    )
+
+
+def jamba(config: Config, name: str) -> ModelSpec:
+    """Jamba: Mamba with norms inside, attention in one layer of a period, experts in every other."""
+    hidden, count = config.integer("hidden_size"), config.layer_count
+    mixer = Mamba1(
+        inner_size=config.multiple("mamba_expand", default=2, of=hidden),
+        dt_rank=_rank(config, "mamba_dt_rank", hidden),
+        state_dim=config.integer("mamba_d_state", default=16),
+        conv_size=config.integer("mamba_d_conv", default=4, high=1024),
+        conv_bias=config.boolean("mamba_conv_bias", True),
+        bias=config.boolean("mamba_proj_bias", False),
+        inner_norms=True,
+    )
+    (attention,) = attention_layers(config, [None], default_kv_heads=kv_default(config, 8))
+    experts = config.integer("num_experts", "num_local_experts", default=16)
+    width = config.integer("intermediate_size")
+    moe = MoE(experts=experts, top_k=experts_chosen(config, experts, 2), intermediate_size=width)
+    dense = MLP(intermediate_size=width)
+    attends = _every(config, "attn_layer_period", 8, "attn_layer_offset", 4)
+    sparse = _every(config, "expert_layer_period", 2, "expert_layer_offset", 1)
+    layers = []
+    for index in range(count):
+        ffn: AnyFFN = moe if experts > 1 and index % sparse[0] == sparse[1] else dense
+        layers.append(Layer(mixer=attention if index % attends[0] == attends[1] else mixer, ffn=ffn))
+    return assemble(config, name, layers, Norm(), tie=False)
+
+
+def _every(config: Config, period: str, default_period: int, offset: str, default_offset: int) -> tuple[int, int]:
+    length, place = (
+        config.integer(period, default=default_period),
+        config.integer(offset, default=default_offset, low=0),
+    )
+    if place >= length:
+        raise config.error(f"{offset} {place} is not less than {period} {length}", offset)
+    return length, place
+
+
+_BLOCKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+_BLOCK_NAMES = {"linear_attention": "mamba", "full_attention": "attention"} | {kind: kind for kind in _BLOCKS.values()}
+
+
+def nemotron_h(config: Config, name: str) -> ModelSpec:
+    """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E)."""
+    config.refuse("moe_latent_size", "experts in a latent space are not read")
+    if config.optional_integer("num_nextn_predict_layers", absent=0, low=0):
+        config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
+    bias = config.boolean("mlp_bias", False)
+    kinds = _blocks(config)
+    made: dict[str, Layer] = {}
+    for kind in dict.fromkeys(kinds):
+        if kind == "mamba":
+            made[kind] = Layer(mixer=_nemotron_mamba(config))
+        elif kind == "attention":
+            (attention,) = attention_layers(
+                config, [None], default_kv_heads=kv_default(config, 8), default_head_dim=128
+            )
+            made[kind] = Layer(mixer=attention)
+        elif kind == "mlp":
+            width = config.integer("intermediate_size", default=21_504)
+            made[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
+        else:
+            if bias:
+                raise config.error("mlp_bias is not supported with experts", "mlp_bias")
+            experts = config.integer("n_routed_experts", "num_local_experts", default=8)
+            moe = MoE(
+                experts=experts,
+                top_k=experts_chosen(config, experts, 2),
+                intermediate_size=config.integer("moe_intermediate_size", default=7688),
+                shared_intermediate_size=config.integer("moe_shared_expert_intermediate_size", default=7688),
+                gated=False,
+                router_bias=True,
+            )
+            made[kind] = Layer(ffn=moe)
+    return assemble(config, name, [made[kind] for kind in kinds], Norm(per_layer=1), tie=False)
+
+
+def _nemotron_mamba(config: Config) -> Mamba2:
+    heads = config.integer("mamba_num_heads", default=128)
+    key = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
+    return Mamba2(
+        heads=heads,
+        head_dim=config.integer("mamba_head_dim", default=64),
+        state_dim=config.integer("ssm_state_size", default=128),
+        groups=_groups(config, config.integer(key, default=8), heads, key),
+        conv_size=config.integer("mamba_d_conv", "conv_kernel", default=4, high=1024),
+        conv_bias=config.boolean("mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias", True),
+        bias=config.boolean("use_bias", False),
+        chunk_size=config.integer("mamba_chunk_size", "chunk_size", default=128),
+    )
+
+
+def _blocks(config: Config) -> list[str]:
+    """Return each layer's kind, from layers_block_type or from the letters of hybrid_override_pattern."""
+    names = config.words("layers_block_type" if config.has("layers_block_type") else "layer_types")
+    if names is not None:
+        for name in names:
+            if name not in _BLOCK_NAMES:
+                allowed = ", ".join(sorted(_BLOCK_NAMES))
+                raise config.error(
+                    f"{shown(name)} is not a block of Nemotron-H; allowed are {allowed}", "layers_block_type"
+                )
+        return [_BLOCK_NAMES[name] for name in names]
+    pattern = config.data.get("hybrid_override_pattern")
+    if pattern is None:
+        raise config.error("nemotron_h needs hybrid_override_pattern or layers_block_type, and the file has neither")
+    if not isinstance(pattern, str) or not pattern or set(pattern) - set(_BLOCKS) or len(pattern) > MAX_CONFIG_LAYERS:
+        problem = f"hybrid_override_pattern must be a word of M, *, - and E, and is {shown(pattern)}"
+        raise config.error(problem, "hybrid_override_pattern")
+    stated = config.optional_integer("num_hidden_layers")
+    if stated is not None and stated != len(pattern):
+        config.note(f"num_hidden_layers {stated} is not read: hybrid_override_pattern has {len(pattern)} layers")
+    return [_BLOCKS[letter] for letter in pattern]

@@ -1,0 +1,91 @@
+"""RWKV-7: a generalised delta rule with a decay per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from powerplan.mixers.base import SAME, Convention, Rational, Size, StateSize, Term, term
+from powerplan.mixers.linear import ChunkedState
+
+
+class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv7"):
+    """RWKV-7's time mix: S = S (diag(w) + a b^T) + v k^T, with decay w, a and b from the data.
+
+    parameters in matmuls: 2mHk + 2mHv, and (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
+    value residual and output gate; token shifts, key weights, biases of the ranks and the output norm more
+    state: Hkv, and the last inputs of the time mix and of the channel mix, Hk each (Hk is the hidden size in RWKV)
+    state FLOPs per token: 9Hkv: 1 for the decay, 2 each for S a, its outer product with b, that of v and k, the query
+    Chunked (WY form): 4Hkv late + 4Hkv + 2H((2k + v) earlier + 3(k + v) keys) + H solve
+    value_rank: left out in the first layer, which has no value residual.
+    channel_mix: the layer's FFN is RWKV's, a plain MLP behind a token shift that is counted here: m weights, Hk state.
+    Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
+    """
+
+    source: ClassVar[str] = (
+        "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
+    )
+
+    same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
+
+    heads: Size
+    head_dim: Size = 64
+    v_head_dim: Size = SAME
+    decay_rank: Size
+    rate_rank: Size
+    gate_rank: Size
+    value_rank: Size | None = None
+    channel_mix: bool = True
+
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "m": hidden}
+        return letters | {"rw": self.decay_rank, "ra": self.rate_rank, "rv": self.value_rank or 0, "rg": self.gate_rank}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        terms = (
+            term("projections", "2*m*H*k + 2*m*H*v", symbols),
+            term("decay and learning rate", "(rw + ra)*(m + H*k)", symbols),
+            term("output gate", "rg*(m + H*v)", symbols),
+        )
+        return (*terms, term("value residual", "rv*(m + H*v)", symbols)) if self.value_rank else terms
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        return (
+            term("token shifts", "7*m" if self.channel_mix else "6*m", symbols),
+            term("key weights", "3*H*k", symbols),
+            term("biases", "2*H*k + H*v" if self.value_rank else "2*H*k", symbols),
+            term("output norm", "2*H*v", symbols),
+        )
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        shifts = "2*H*k" if self.channel_mix else "H*k"
+        return (term(self.describe(), "H*k*v", symbols), term("token shifts", shifts, symbols))
+
+    def state_size(self, context: int) -> StateSize:
+        state, shifts = self.state_terms(context)
+        return StateSize(recurrent=int(state.value), recent=int(shifts.value))
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        read, query, update = (f"rwkv7: {step} state" for step in ("read", "query", "update"))
+        if convention.form == "recurrent":
+            return (
+                term("rwkv7: decay state", "H*k*v", symbols),
+                term(read, "2*H*k*v", symbols),
+                term(update, "4*H*k*v", symbols),
+                term(query, "2*H*k*v", symbols),
+            )
+        symbols |= self.chunk_symbols(context, convention)
+        within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
+        return (
+            term(read, "2*H*k*v*late", symbols),
+            term(update, "4*H*k*v", symbols),
+            term(query, "2*H*k*v*late", symbols),
+            term("rwkv7: within chunks", within, symbols),
+        )
+
+    def describe(self) -> str:
+        return "rwkv7"

@@ -1,0 +1,183 @@
+"""Sparse attention: softmax over a part of the cache that the query picks. NSA, MoBA, DeepSeek sparse attention."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import ClassVar
+
+from powerplan.mixers.base import Causal, Convention, Rational, Size, StateSize, Term, Window, mean_keys, problem, term
+from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.mla import MLA
+
+
+def whole_blocks(context: int, block: int, stride: int) -> int:
+    """Return how many blocks of `block` tokens, one every `stride`, lie within `context` tokens."""
+    return (context - block) // stride + 1 if context >= block else 0
+
+
+def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fraction:
+    """Return the mean number of whole blocks at or before a query, over one sequence; "full": all of them."""
+    count = whole_blocks(context, block, stride)
+    if causal == "full":
+        return Fraction(count)
+    return Fraction(count * (context - block + 1) - stride * count * (count - 1) // 2, context)
+
+
+class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
+    """Native sparse attention: compressed blocks, picked blocks and a window, each attended to, mixed by three gates.
+
+    Blocks of `compress_size` tokens, one every `compress_stride`, become one key and value each; their scores pick
+    `select_count` blocks of `select_size`; the window is the last `window` keys.
+    parameters in matmuls: attention's, and 3mH for the gates      state: G(k + v)(t + blocks)
+    state FLOPs per token: 2H(k + v)(blocks + picked + near): mean compressed blocks, min(i, select_count x select_size)
+    and the window's keys. Choosing by scores at hand costs nothing more. One token looks up no more than that.
+    As in flash-linear-attention (checked for parameters), compression is a mean, and the branches share keys and
+    values; the paper's learned compression and separate keys and values have no public code of its authors, and are
+    not counted.
+    """
+
+    source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
+
+    compress_size: Window = 32
+    compress_stride: Window = 16
+    select_size: Window = 64
+    select_count: Size = 16
+    window: Window = 512
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        return (*super().matmul_terms(hidden), term("branch gates", "3*m*H", self.head_symbols(hidden)))
+
+    def compressed(self, context: int) -> int:
+        return whole_blocks(context, self.compress_size, self.compress_stride)
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "t": context}
+        return (term("nsa", "G*(k + v)*(t + blocks)", symbols | {"blocks": self.compressed(context)}),)
+
+    def state_size(self, context: int) -> StateSize:
+        entry = self.kv_heads * (self.head_dim + self.v_head_dim)
+        blocks = self.compressed(context)
+        picked = min(context, self.select_count * self.select_size)
+        looked_up = entry * (blocks + picked + min(context, self.window))
+        return StateSize(cache=entry * (context + blocks), entry=entry, looked_up=looked_up)
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        causal = convention.causal
+        symbols: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim}
+        symbols["blocks"] = mean_blocks(context, causal, self.compress_size, self.compress_stride)
+        symbols["picked"] = mean_keys(context, causal, self.select_count * self.select_size)
+        symbols["near"] = mean_keys(context, causal, self.window)
+        return (
+            term("nsa: compressed", "2*H*(k + v)*blocks", symbols),
+            term("nsa: picked blocks", "2*H*(k + v)*picked", symbols),
+            term("nsa: window", "2*H*(k + v)*near", symbols),
+        )
+
+    def describe(self) -> str:
+        return f"nsa, {self.select_count:,} x {self.select_size:,} and window {self.window:,}"
+
+
+class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"):
+    """Mixture of block attention: a query scores the mean key of each earlier block and attends to the best `top_k`,
+    its own block among them.
+
+    parameters in matmuls: attention's; the choice has none      state: G(k + v)t, and Gk for each whole block's mean
+    state FLOPs per token: 2Hk blocks to score, 2H(k + v) picked to attend: mean earlier blocks, and
+    min(i, top_k x block_size); the query's own block counts whole once top_k blocks exist.
+    output_norm: an RMSNorm of v weights (flash-linear-attention, checked for parameters; not in the paper).
+    """
+
+    source: ClassVar[str] = (
+        "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
+    )
+
+    block_size: Window = 4096
+    top_k: Size = 12
+    output_norm: bool = False
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        terms = super().other_terms(hidden)
+        return (*terms, term("output norm", "v", self.head_symbols(hidden))) if self.output_norm else terms
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "t": context}
+        return (term("moba", "G*(k + v)*t + G*k*blocks", symbols | {"blocks": context // self.block_size}),)
+
+    def state_size(self, context: int) -> StateSize:
+        entry = self.kv_heads * (self.head_dim + self.v_head_dim)
+        means = self.kv_heads * self.head_dim * (context // self.block_size)
+        picked = min(context, self.top_k * self.block_size)
+        return StateSize(cache=entry * context + means, entry=entry, looked_up=entry * picked + means)
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        causal, block = convention.causal, self.block_size
+        symbols: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim}
+        symbols["blocks"] = mean_earlier_blocks(context, causal, block)
+        symbols["picked"] = mean_keys(context, causal, self.top_k * block)
+        return (
+            term("moba: score blocks", "2*H*k*blocks", symbols),
+            term("moba: picked blocks", "2*H*(k + v)*picked", symbols),
+        )
+
+    def describe(self) -> str:
+        return f"moba, {self.top_k:,} x {self.block_size:,}"
+
+
+def mean_earlier_blocks(context: int, causal: Causal, block: int) -> Fraction:
+    """Return the mean number of blocks before the query's own; "full": all blocks but the last, for every query."""
+    whole, rest = divmod(context, block)
+    if causal == "full":
+        return Fraction((context - 1) // block)
+    return Fraction(block * whole * (whole - 1) // 2 + whole * rest, context)
+
+
+class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
+    """DeepSeek sparse attention: MLA over the `top_k` keys that a lightning indexer of X heads of x features picks.
+
+    parameters in matmuls: MLA's, and qXx + mx + mX of the indexer; its key norm has 2x
+    state: (L + r)t, and xt of the indexer's keys
+    state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k); the
+    weighted sum of the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
+    Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the indexer's bytes.
+    """
+
+    source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
+
+    index_heads: Size = 64
+    index_head_dim: Size = 128
+    top_k: Window = 2048
+
+    def check(self) -> None:
+        if self.q_lora_rank is None:
+            raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
+
+    def mla_symbols(self, hidden: int) -> dict[str, int]:
+        return super().mla_symbols(hidden) | {"X": self.index_heads, "x": self.index_head_dim}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        return (*super().matmul_terms(hidden), term("indexer", "q*X*x + m*x + m*X", self.mla_symbols(hidden)))
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        return (*super().other_terms(hidden), term("indexer norm", "2*x", self.mla_symbols(hidden)))
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = {"L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "x": self.index_head_dim, "t": context}
+        return (term("dsa: latents", "(L + r)*t", symbols), term("dsa: indexer keys", "x*t", symbols))
+
+    def state_size(self, context: int) -> StateSize:
+        latent = self.kv_lora_rank + self.qk_rope_head_dim
+        entry = latent + self.index_head_dim
+        looked_up = self.index_head_dim * context + latent * min(context, self.top_k)
+        return StateSize(cache=entry * context, entry=entry, looked_up=looked_up)
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        causal = convention.causal
+        symbols: dict[str, Rational] = {
+            **self.mla_symbols(0),
+            "keys": mean_keys(context, causal),
+            "top": mean_keys(context, causal, self.top_k),
+        }
+        return (term("dsa: indexer", "2*X*x*keys", symbols), term("dsa: attention", "2*H*(2*L + r)*top", symbols))
+
+    def describe(self) -> str:
+        return f"dsa, top {self.top_k:,}"

@@ -1,0 +1,223 @@
+"""State space models: Mamba, Mamba-2, and log-linear attention over Mamba-2."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import ClassVar
+
+from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Width, Window, problem, term
+from powerplan.mixers.linear import ChunkedState
+
+
+class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
+    """Mamba: a diagonal state of N per inner channel, with step size, B and C from the data.
+
+    parameters in matmuls: 2mI + WI + I(R + 2N) + RI + Im; A, D and the biases of step size and convolution IN + 3I more
+    state: IN, and (W - 1)I of the convolution
+    state FLOPs per token: 6IN: 1 for step size times A (its exponential is not counted), 1 for the decay, 2 for the
+    update, 2 for the output. A scan does the same work: both forms are equal.
+    bias: of the two projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
+    Checked against transformers' Mamba and Jamba.
+    """
+
+    source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
+
+    inner_size: Size
+    dt_rank: Size
+    state_dim: Size = 16
+    conv_size: Width = 4
+    conv_bias: bool = True
+    bias: bool = False
+    inner_norms: bool = False
+
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        letters: dict[str, Rational] = {"I": self.inner_size, "N": self.state_dim, "R": self.dt_rank}
+        return letters | {"W": self.conv_size, "m": hidden}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        return (
+            term("projections", "2*m*I + I*m", symbols),
+            term("step size, B, C", "I*(R + 2*N) + R*I", symbols),
+            term("short convolutions", "W*I", symbols),
+        )
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        terms = [term("A, D, step size", "I*N + 2*I", symbols)]
+        if self.conv_size and self.conv_bias:
+            terms.append(term("biases", "I", symbols))
+        if self.bias:
+            terms.append(term("biases", "2*I + m", symbols))
+        if self.inner_norms:
+            terms.append(term("inner norms", "R + 2*N", symbols))
+        return tuple(terms)
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        terms = [term(self.describe(), "I*N", symbols)]
+        return (*terms, term("short convolutions", "(W - 1)*I", symbols)) if self.conv_size else tuple(terms)
+
+    def state_size(self, context: int) -> StateSize:
+        recent = (self.conv_size - 1) * self.inner_size if self.conv_size else 0
+        return StateSize(recurrent=self.inner_size * self.state_dim, recent=recent)
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        return (
+            term("mamba1: decay state", "I*N + I*N", symbols),
+            term("mamba1: update state", "2*I*N", symbols),
+            term("mamba1: query state", "2*I*N", symbols),
+        )
+
+    def describe(self) -> str:
+        return "mamba1"
+
+
+class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mamba2"):
+    """Mamba-2: H heads with a decay per head and token; B and C of N features are shared by the heads of a group.
+
+    The inner width I is heads x head_dim.
+    parameters in matmuls: m(2I + 2gN + H) + W(I + 2gN) + Im; A, D and the bias of the step size are 3H more
+    state: IN, and (W - 1)(I + 2gN) of the convolution      state FLOPs per token: 5IN, one of them the decay
+    Chunked (SSD): 2IN late + 2IN + 2(gN + I) keys, chunks of 256.
+    bias: of the two projections. gated_norm: an RMSNorm before the output projection, I weights.
+    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm allocates W, not W - 1, inputs of the convolution.
+    """
+
+    source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+
+    heads: Size
+    head_dim: Size = 64
+    state_dim: Size = 128
+    groups: Size = 1
+    conv_size: Width = 4
+    conv_bias: bool = True
+    bias: bool = False
+    gated_norm: bool = True
+    chunk_size: Window = 256
+
+    def check(self) -> None:
+        if self.heads % self.groups:
+            raise problem("groups", f"groups {self.groups} does not divide heads {self.heads}")
+
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        letters: dict[str, Rational] = {"I": self.heads * self.head_dim, "N": self.state_dim, "g": self.groups}
+        return letters | {"H": self.heads, "W": self.conv_size, "m": hidden}
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        return (
+            term("projections", "m*(2*I + 2*g*N + H) + I*m", symbols),
+            term("short convolutions", "W*(I + 2*g*N)", symbols),
+        )
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        symbols = self.symbols(hidden)
+        terms = [term("A, D, step size", "3*H", symbols)]
+        if self.conv_size and self.conv_bias:
+            terms.append(term("biases", "I + 2*g*N", symbols))
+        if self.bias:
+            terms.append(term("biases", self.projected + " + m", symbols))
+        if self.gated_norm:
+            terms.append(term("output norm", "I", symbols))
+        return tuple(terms)
+
+    @property
+    def projected(self) -> str:
+        """Formula of the input projection's width."""
+        return "2*I + 2*g*N + H"
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        terms = [term(self.describe(), "I*N", symbols)]
+        if self.conv_size:
+            terms.append(term("short convolutions", "(W - 1)*(I + 2*g*N)", symbols))
+        return tuple(terms)
+
+    def state_size(self, context: int) -> StateSize:
+        terms = self.state_terms(context)
+        return StateSize(recurrent=int(terms[0].value), recent=sum(int(item.value) for item in terms[1:]))
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        symbols = self.symbols()
+        query, update = f"{self.describe()}: query state", f"{self.describe()}: update state"
+        if convention.form == "recurrent":
+            return (
+                term(f"{self.describe()}: decay state", "I*N", symbols),
+                term(query, "2*I*N", symbols),
+                term(update, "2*I*N", symbols),
+            )
+        symbols |= self.chunk_symbols(context, convention)
+        return (
+            term(query, "2*I*N*late", symbols),
+            term(update, "2*I*N", symbols),
+            term(f"{self.describe()}: within chunks", "2*(g*N + I)*keys", symbols),
+        )
+
+    def describe(self) -> str:
+        return self.kind.replace("_", "-")
+
+
+class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_linear"):
+    """Log-linear attention over Mamba-2: a state for each level of a Fenwick tree over the past, weighted per token.
+
+    Token i (from 0) meets one state for each 1 bit of i, and itself; merging states is elementwise and not counted.
+    parameters in matmuls: Mamba-2's, and mH max_levels for the weights of the levels; H max_levels more outside
+    state: IN for each bit of t, and Mamba-2's convolution
+    state FLOPs per token: 2IN to update, 3IN for each state it meets (1 to decay, 2 to query), 2IN for itself;
+    `asked` is the mean number of 1 bits, or of all bits under --causal full. Chunked: the same over whole chunks,
+    2IN asked + 2IN + 2(gN + I) keys.
+    max_levels bounds the context: 15 for 16,384 tokens. Longer ones are counted as if there were more.
+    Parameters checked against flash-linear-attention; its gated DeltaNet variant is not known here.
+    """
+
+    source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
+    steady: ClassVar[bool] = False
+
+    chunk_size: Window = 64
+    max_levels: Size = 15
+
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        return super().symbols(hidden) | {"levels": self.max_levels}
+
+    @property
+    def projected(self) -> str:
+        return super().projected + " + H*levels"
+
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        return (*super().matmul_terms(hidden), term("level weights", "m*H*levels", self.symbols(hidden)))
+
+    def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        return (*super().other_terms(hidden), term("level weights", "H*levels", self.symbols(hidden)))
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        kept = {"levels": context.bit_length()}
+        return (term("log-linear", "levels*I*N", self.symbols() | kept), *super().state_terms(context)[1:])
+
+    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+        chunk = self.chunk_size if convention.form == "chunked" else 1
+        symbols = self.symbols() | {"asked": mean_levels(context, chunk, convention.causal == "full")}
+        if convention.form == "recurrent":
+            return (
+                term("log-linear: decay state", "I*N*asked", symbols),
+                term("log-linear: query state", "2*I*N*asked", symbols),
+                term("log-linear: update state", "2*I*N", symbols),
+                term("log-linear: own token", "2*I*N", symbols),
+            )
+        symbols |= self.chunk_symbols(context, convention)
+        return (
+            term("log-linear: query state", "2*I*N*asked", symbols),
+            term("log-linear: update state", "2*I*N", symbols),
+            term("log-linear: within chunks", "2*(g*N + I)*keys", symbols),
+        )
+
+
+def mean_levels(context: int, chunk_size: int, every: bool) -> Fraction:
+    """Return the mean number of 1 bits (`every`: of bits) in the index of a token's chunk, over `context` tokens."""
+    whole, rest = divmod(context, chunk_size)
+    chunks = whole + (rest > 0)
+    if every:
+        return Fraction(max(0, (chunks - 1).bit_length()))
+    ones = sum((whole >> bit + 1 << bit) + max(0, whole % (2 << bit) - (1 << bit)) for bit in range(whole.bit_length()))
+    return Fraction(ones * chunk_size + whole.bit_count() * rest, context)

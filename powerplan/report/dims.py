@@ -1,0 +1,160 @@
+"""`powerplan dims`: dimensions of the power embeddings, and states of all mixers that keep one of fixed size."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
+from powerplan.errors import InputError, choice, shown
+from powerplan.mixers import (
+    GLA,
+    GSA,
+    KDA,
+    RWKV7,
+    DeltaNet,
+    GatedDeltaNet,
+    Lightning,
+    Linear,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    Power,
+    RetNet,
+    SparseStateExpansion,
+)
+from powerplan.mixers.base import RECURRENT_BYTES, SYMBOLS
+from powerplan.report.render import Column, Report, grouped
+from powerplan.units import format_bytes
+
+
+def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
+    """Return the dimensions of the power embeddings, and the state that they give one key/value head."""
+    rows = []
+    for d in head_dims:
+        for p in degrees:
+            v = v_head_dim or d
+            spow, tpow = spow_dim(d, p), tpow_dim(d, p)
+            rows.append(
+                {
+                    "head_dim": d,
+                    "p": p,
+                    "tile": tile,
+                    "tpow": tpow,
+                    "spow": spow,
+                    "tspow": tiled_spow_dim(d, p, tile),
+                    "savings": float(1 - Fraction(spow, tpow)),
+                    "v_head_dim": v,
+                    "state_elements": spow * v,
+                    "normaliser_elements": spow,
+                    "state_bytes": RECURRENT_BYTES * spow * (v + 1),
+                    "same_state_window": spow * v // (d + v),
+                    "default_chunk_size": default_chunk_size(d, p),
+                }
+            )
+    columns = [
+        Column("head_dim", "head\ndim", grouped),
+        Column("p", "p"),
+        Column("tpow", "tpow", grouped),
+        Column("spow", "spow", grouped),
+        Column("tspow", f"tiled spow\n(tile {tile})", grouped),
+        Column("savings", "savings", lambda value: f"{value:.1%}"),
+        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
+        Column("same_state_window", "window of\nsame state", grouped),
+    ]
+    after = [
+        "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
+        "window of same state: tokens whose keys and values have as many elements as spow x v.",
+    ]
+    return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
+
+
+HEADS: dict[str, Callable[..., Mixer]] = {
+    "linear": Linear,
+    "retnet": RetNet,
+    "lightning": Lightning,
+    "gla": GLA,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "kda": KDA,
+    "gsa": GSA,
+    "sse": SparseStateExpansion,
+}
+"""Kinds that are described by head dims; the others have widths of their own."""
+
+KINDS = [*HEADS, "rwkv7", "mamba1", "mamba2"]
+"""Kinds with a state of fixed size, besides power attention."""
+
+
+def _one_head(kind: str, dim: int, v_dim: int) -> Mixer:
+    """Return a mixer of one head, with the defaults of its kind for everything but the head dims.
+
+    Mamba's `dim` is a head's channels, and its state dim the default: 16, and 128 for Mamba-2.
+    """
+    if kind in HEADS:
+        return HEADS[kind](heads=1, head_dim=dim, v_head_dim=v_dim)
+    if kind == "rwkv7":
+        return RWKV7(heads=1, head_dim=dim, v_head_dim=v_dim, decay_rank=1, rate_rank=1, gate_rank=1)
+    return Mamba1(inner_size=v_dim, dt_rank=1) if kind == "mamba1" else Mamba2(heads=1, head_dim=v_dim)
+
+
+def parse_kinds(text: str) -> list[str]:
+    """Return the kinds of a --kind option: a list of them, or all."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    if kinds == ["all"]:
+        return KINDS
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(
+                f"{shown(kind)} is not a kind with a state of fixed size{choice(kind, [*KINDS, 'all'])}", "--kind"
+            )
+    return list(dict.fromkeys(kinds))
+
+
+def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: int | None, kinds: str) -> Report:
+    """Return the state that each kind gives one head, smallest first, power attention of each degree among them."""
+    rows = []
+    for d in head_dims:
+        v = v_head_dim or d
+        mixers = [_one_head(kind, d, v) for kind in parse_kinds(kinds)]
+        mixers += [Power(p=p, heads=1, head_dim=d, v_head_dim=v) for p in degrees]
+        rows += sorted((_state_row(mixer, d, v) for mixer in mixers), key=lambda row: row["state_elements"])
+    columns = [
+        Column("head_dim", "head\ndim", grouped),
+        Column("mixer", "mixer", left=True),
+        Column("formula", "state of a head", lambda value: value.replace("*", "·"), left=True),
+        Column("state_elements", "elements", grouped),
+        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
+        Column("same_state_window", "window of\nsame state", grouped),
+    ]
+    used = {letter for row in rows for letter in re.findall("[A-Za-z]+", row["formula"])}
+    letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
+    after = [
+        *textwrap.wrap(letters, width=98),
+        "state per head: fp32, without the short convolutions; each kind with its defaults (docs/spec.md).",
+        "window of same state: tokens whose keys and values have as many elements, the normaliser left out.",
+    ]
+    return Report("powerplan.dims/1", {"states": rows}, columns, rows, after=after)
+
+
+def _per_head(formula: str) -> str:
+    """Return the formula of a layer's state without the factor of its heads, which are one here."""
+    return re.sub(r"\b[HG]\*", "", formula)
+
+
+def _state_row(mixer: Mixer, d: int, v: int) -> dict[str, Any]:
+    elements = mixer.state_size(1).recurrent
+    kept = elements // (v + 1) * v if isinstance(mixer, Power) else elements
+    return {
+        "head_dim": d,
+        "v_head_dim": v,
+        "kind": mixer.kind,
+        "mixer": mixer.describe(),
+        "formula": _per_head(mixer.state_terms(1)[0].formula),
+        "state_elements": elements,
+        "state_bytes": RECURRENT_BYTES * elements,
+        "same_state_window": kept // (d + v),
+    }
