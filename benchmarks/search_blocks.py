@@ -20,44 +20,9 @@ from unittest.mock import patch
 from compiled import DIMS, Configuration, compile_for, faults, launches
 from powerplan.kernels.triton import shapes
 from powerplan.kernels.triton.config import Blocks
+from powerplan.kernels.triton.tuning import CANDIDATES
 
 TABLE = Path(__file__).resolve().parent.parent / "kernels" / "triton" / "blocks.json"
-BLOCKS = [
-    Blocks(128, 64, 8, 3),
-    Blocks(128, 64, 8, 2),
-    Blocks(128, 32, 8, 2),
-    Blocks(64, 64, 4, 3),
-    Blocks(64, 64, 4, 2),
-    Blocks(64, 64, 8, 2),
-    Blocks(64, 32, 4, 2),
-    Blocks(64, 32, 8, 2),
-    Blocks(64, 32, 8, 1),
-    Blocks(64, 16, 8, 2),
-    Blocks(32, 32, 4, 2),
-    Blocks(32, 32, 8, 2),
-    Blocks(32, 16, 8, 2),
-    Blocks(16, 16, 8, 2),
-    Blocks(16, 16, 4, 2),
-]
-CANDIDATES = {
-    "scan": [
-        Blocks(64, 0, 8, 3, 4),
-        Blocks(32, 0, 8, 3, 4),
-        Blocks(64, 0, 8, 3, 2),
-        Blocks(64, 0, 4, 3, 2),
-        Blocks(64, 0, 4, 2, 2),
-        Blocks(32, 0, 4, 3, 2),
-        Blocks(32, 0, 8, 2, 2),
-        Blocks(64, 0, 4, 3, 1),
-        Blocks(64, 0, 8, 3, 1),
-        Blocks(32, 0, 4, 2, 1),
-        Blocks(32, 0, 8, 2, 1),
-        Blocks(16, 0, 8, 2, 1),
-    ],
-    "output": BLOCKS,
-    "queries": BLOCKS[3:],
-    "keys": BLOCKS[3:],
-}
 Task = tuple[str, int, str, int, tuple[int, int]]
 
 

@@ -14,6 +14,7 @@ from powerplan.kernels.triton.output import output_kernel
 from powerplan.kernels.triton.scan import scan_kernel
 from powerplan.kernels.triton.shapes import Shapes, dense_pieces, launch, pieces, tokens_first
 from powerplan.kernels.triton.small import gate_slopes_kernel, gates_kernel, prepare_kernel
+from powerplan.kernels.triton.tuning import tuned
 
 
 class Call:
@@ -70,7 +71,7 @@ class Call:
         start, and the end: [N, G, rows, V] and keys [N, G, rows]. gradients, inverse and share, and past, the forward
         scan's states, are for the backward scan, whose reach [slots, G] is <dS, S> after each chunk but the last.
         """
-        shapes, own = self.shapes, self.shapes.blocks("scan")
+        shapes = self.shapes
         backward = gradients is not None
         inverse, share = (self.nothing, self.nothing) if gradients is None else gradients
         _, _, stored = operand(shapes.dtype)
@@ -113,21 +114,25 @@ class Call:
             "power_scale": self.power_scale,
             "STEPS": shapes.scan_steps,
             "STEP_ROWS": step_rows(shapes.key_dim, shapes.p),
-            "BLOCK": own.rows,
             "GATED": self.gated,
             "HAS_START": start is not None,
             "WANT_END": want_end,
             "BACKWARD": backward,
         } | shapes.constants()
         arguments["REPEATS"] = shapes.repeats if backward else 1
-        launch(scan_kernel, step_groups * shapes.sequences * shapes.groups, arguments, own.warps, own.stages)
+
+        def start_with(own: Blocks) -> None:
+            programs = step_groups * shapes.sequences * shapes.groups
+            launch(scan_kernel, programs, arguments | {"BLOCK": own.rows}, own.warps, own.stages)
+
+        start_with(tuned("scan", shapes, start_with))
         return (states, keys), (end, end_key), reach.sum(-1)
 
     def _float(self, shape: tuple[int, ...], wanted: bool) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device) if wanted else self.nothing
 
-    def _common(self, states: tuple[Tensor, Tensor], own: Blocks, has_start: bool) -> dict[str, Any]:
-        """Return the arguments that the kernels over blocks of tokens share; own.rows is the owned block's length."""
+    def _common(self, states: tuple[Tensor, Tensor], has_start: bool) -> dict[str, Any]:
+        """Return the arguments that the kernels over blocks of tokens share."""
         shapes = self.shapes
         return {
             "p_q": self.q,
@@ -145,7 +150,6 @@ class Call:
             "s_vt": self.v.stride(0),
             "s_vh": self.v.stride(1),
             "groups": shapes.groups,
-            "blocks": -(-shapes.chunk // own.rows),
             "steps": step_count(shapes.key_dim, shapes.p),
             "rows": shapes.rows,
             "scale": shapes.scale,
@@ -153,24 +157,33 @@ class Call:
             "HAS_START": has_start,
         } | shapes.constants()
 
-    def _programs(self, own: Blocks) -> int:
-        return self.shapes.chunks * self.shapes.groups * -(-self.shapes.chunk // own.rows)
+    def _over_blocks(self, name: str, kernel: Any, arguments: dict[str, Any], heads: int, own: str, other: str) -> None:
+        """Launch a kernel over blocks of tokens of all chunks, for `heads` heads of each group.
+
+        own, other: the kernel's names for the rows of its block, and of those it walks over.
+        """
+
+        def start_with(blocks: Blocks) -> None:
+            count = -(-self.shapes.chunk // blocks.rows)
+            sizes = {"blocks": count, own: blocks.rows, other: blocks.others}
+            programs = self.shapes.chunks * self.shapes.groups * heads * count
+            launch(kernel, programs, arguments | sizes, blocks.warps, blocks.stages)
+
+        start_with(tuned(name, self.shapes, start_with))
 
     def output(self, states: tuple[Tensor, Tensor], has_start: bool) -> tuple[Tensor, Tensor]:
         """Return out [tokens, H, V] and the sums of weights [tokens, H]."""
-        shapes, own = self.shapes, self.shapes.blocks("output")
+        shapes = self.shapes
         tokens, heads = self.q.shape[:2]
         out = self.v.new_empty(tokens, heads, shapes.value_dim)
         norm = self._float((tokens, heads), shapes.normalize)
-        arguments = self._common(states, own, has_start) | {
+        arguments = self._common(states, has_start) | {
             "p_out": out,
             "p_norm": norm,
             "power_scale": self.power_scale,
             "STEP_ROWS": step_rows(shapes.key_dim, shapes.p),
-            "BM": own.rows,
-            "BN": own.others,
         }
-        launch(output_kernel, self._programs(own) * shapes.repeats, arguments, own.warps, own.stages)
+        self._over_blocks("output", output_kernel, arguments, shapes.repeats, "BM", "BN")
         return out, norm
 
     def prepare(self, grad: Tensor, out: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,14 +231,11 @@ class Call:
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
         }
-        own = shapes.blocks("queries")
-        arguments = self._common(states, own, has_start) | shared | {"BM": own.rows, "BN": own.others}
+        arguments = self._common(states, has_start) | shared
         arguments |= {"p_dq": dq, "p_dot": by_query, "power_scale": self.power_scale}
-        launch(queries_kernel, self._programs(own) * shapes.repeats, arguments, own.warps, own.stages)
-        own = shapes.blocks("keys")
-        arguments = self._common(slopes, own, has_end) | shared | {"BM": own.others, "BN": own.rows}
-        arguments |= {"p_dk": dk, "p_dv": dv, "p_dot": by_key}
-        launch(keys_kernel, self._programs(own), arguments, own.warps, own.stages)
+        self._over_blocks("queries", queries_kernel, arguments, shapes.repeats, "BM", "BN")
+        arguments = self._common(slopes, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_dot": by_key}
+        self._over_blocks("keys", keys_kernel, arguments, 1, "BN", "BM")
         if not self.gated:
             return dq, dk, dv, self.nothing
         return dq, dk, dv, (by_query.view(-1, shapes.groups, shapes.repeats).sum(-1) - by_key) / shapes.p
