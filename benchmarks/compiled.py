@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from powerplan.dims import spow_dim
-from powerplan.kernels.chunked import Plan
+from powerplan.kernels.plan import Plan
 from powerplan.kernels.triton import decode, run
 from powerplan.kernels.triton.shapes import Shapes
 

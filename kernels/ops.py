@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from powerplan.dims import chunked_power_flops, spow_dim
 from powerplan.kernels import packed
-from powerplan.kernels.chunked import TILE, Plan
+from powerplan.kernels.plan import TILE, Plan
 
 # out [B, T, H, V]; final state [N, G, D, W], the normaliser its last column; for the backward pass: sums of weights
 # [B, T, H], and states to restart from with their keys, in the engine's own layout. What nobody wants is empty.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels import chunked
-from powerplan.kernels.chunked import EVERY, Plan
 from powerplan.kernels.conversion import Conversion
+from powerplan.kernels.plan import EVERY, Plan
 from powerplan.kernels.tiles import tile_conversion
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from powerplan.kernels.chunked import Plan
+from powerplan.kernels.plan import Plan
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
 from powerplan.kernels.triton.layout import power_of_two, step_count, step_rows
 

@@ -122,7 +122,7 @@ def test_many_chunks_restart_from_kept_states() -> None:
 
 def test_degrees_in_several_blocks() -> None:
     """phi of p = 3 at K = 24 has 5,120 rows: more than one block of the expansion."""
-    from powerplan.kernels.chunked import BLOCK_ROWS
+    from powerplan.kernels.plan import BLOCK_ROWS
     from powerplan.kernels.tiles import tiling
 
     assert len(tiling(24, 3, 8, BLOCK_ROWS).blocks) > 1
