@@ -54,6 +54,12 @@ DIMS = {
 }
 """Head dims of the entries of blocks.json by degree; a call takes the entry of the least that hold its own."""
 
+
+def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
+    """Return the head dims of the entries: for p = 1 the state is one block, and 128 x 128 in float32 is too large."""
+    return [(64, 64), (64, 128)] if p == 1 and dtype != "bf16" else DIMS[p]
+
+
 PRODUCTS = ("scan_kernel", "output_kernel", "queries_kernel", "keys_kernel")
 
 TOKENS = 4096
@@ -86,7 +92,7 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
     """
     for dtype, p in product(dtypes, degrees):
         norm = p % 2 == 0
-        for key_dim, value_dim in DIMS[p]:
+        for key_dim, value_dim in dims_of(dtype, p):
             yield Configuration(dtype, p, key_dim, value_dim, True, norm, carried=True)
             if not thorough:
                 continue
@@ -201,8 +207,9 @@ def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -
     if row["shared"] > SHARED_KB[arch] * 1024:
         found.append(f"{row['shared'] / 1024:.0f} KB of shared memory, and the GPU has {SHARED_KB[arch]}")
     if kernel in PRODUCTS and config.dtype != "fp32":
-        # A state of fewer than 64 rows (p = 1) or a dot of tf32 is too small for the later ones.
-        least = "HMMA" if config.p == 1 and config.key_dim < 64 else MATRIX[arch]
+        # Blocks of fewer than 64 rows, which a state of p = 1 and operands of 32 bits ask for, use the older one.
+        small = config.dtype == "fp16" or (config.p == 1 and config.key_dim < 64)
+        least = "HMMA" if small else MATRIX[arch]
         if least not in row["matrix"] and MATRIX[arch] not in row["matrix"]:
             found.append(f"no {least}: {row['matrix'] or 'no matrix instruction'}")
     return found

@@ -50,9 +50,9 @@ def tiled_spow(x: Tensor, p: int, tile: int = 8) -> Tensor:
     if tile < 1:
         raise ValueError(f"tile must be at least 1, and is {tile}")
     count = -(-x.shape[-1] // tile)
-    tiles = torch.nn.functional.pad(x, (0, count * tile - x.shape[-1])).unflatten(-1, (count, tile))
+    tiles = torch.nn.functional.pad(x, (0, count * tile - x.shape[-1])).view(*x.shape[:-1], count, tile)
     indices, weights = multisets(count, p)
-    out = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)[..., None]
+    out: Tensor = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)[..., None]
     for column in indices.to(x.device).unbind(1):
         out = (out[..., None] * tiles[..., column, None, :]).flatten(-2)
     return out.flatten(-2)

@@ -125,7 +125,7 @@ def _decode(shape: Shape, variant: Variant) -> Run:
 
         def step() -> Any:
             with torch.no_grad():
-                return power_attention_step(*last, state, **settings)
+                return power_attention_step(*last, state, impl=step_impl(variant), **settings)
 
         return step
     if variant.is_softmax or variant.impl == "window":
@@ -141,6 +141,11 @@ def _decode(shape: Shape, variant: Variant) -> Run:
 
         return look
     raise UnavailableError(f"{variant.impl} is not timed in decoding")
+
+
+def step_impl(variant: Variant) -> str:
+    """Return the implementation of a step that belongs to one of whole sequences."""
+    return "triton" if variant.impl == "power-triton" else "recurrent"
 
 
 def _power(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, *, gated: bool, settings: dict[str, Any]) -> Tensor:

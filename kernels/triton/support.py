@@ -11,6 +11,9 @@ from torch import Tensor
 LARGEST_KEY_DIM = {1: 128, 2: 128, 3: 64, 4: 32}
 """Largest head dim of q and k by degree: beyond it phi has more than 150,000 rows."""
 
+LARGEST_WHOLE = 64
+"""Largest head dim of q and k for p = 1 with operands of 32 bits: the state is one block, 64 KB at 128 x 128."""
+
 LARGEST_VALUE_DIM = 128
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,8 +34,9 @@ def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
         return f"runs on a CUDA device, and q is on {q.device}; on the CPU only under TRITON_INTERPRET=1, for tests"
     if q.dtype not in DTYPES:
         return f"takes {', '.join(str(dtype) for dtype in DTYPES)}, and q is {q.dtype}"
-    if q.shape[3] > LARGEST_KEY_DIM[p]:
-        return f"takes head dims of q and k up to {LARGEST_KEY_DIM[p]} for p={p}, and it is {q.shape[3]}"
+    largest = LARGEST_WHOLE if p == 1 and q.dtype != torch.bfloat16 else LARGEST_KEY_DIM[p]
+    if q.shape[3] > largest:
+        return f"takes head dims of q and k up to {largest} for p={p} in {q.dtype}, and it is {q.shape[3]}"
     if v.shape[3] > LARGEST_VALUE_DIM:
         return f"takes head dims of v up to {LARGEST_VALUE_DIM}, and it is {v.shape[3]}"
     return None

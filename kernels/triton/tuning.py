@@ -27,7 +27,9 @@ BLOCKS = [
     Blocks(32, 32, 4, 2),
     Blocks(32, 32, 8, 2),
     Blocks(32, 16, 8, 2),
+    Blocks(32, 16, 8, 1),
     Blocks(16, 16, 8, 2),
+    Blocks(16, 16, 8, 1),
     Blocks(16, 16, 4, 2),
 ]
 CANDIDATES = {

@@ -62,7 +62,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {name: torch.randn(1, 6, 2, 65) for name in "qkv"} | {"impl": "triton", "p": 3, "normalize": False},
         ValueError,
-        "impl='triton' takes head dims of q and k up to 64 for p=3, and it is 65",
+        "impl='triton' takes head dims of q and k up to 64 for p=3 in torch.float32, and it is 65",
+    ),
+    (
+        {name: torch.randn(1, 6, 2, 65) for name in "qkv"} | {"impl": "triton", "p": 1, "normalize": False},
+        ValueError,
+        "impl='triton' takes head dims of q and k up to 64 for p=1 in torch.float32, and it is 65",
     ),
     (
         {"v": torch.randn(1, 6, 2, 129), "impl": "triton"},
