@@ -50,7 +50,7 @@ def chunked_power(
     """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, G, D, W]."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     # Inside an operator autocast would still turn products to bf16, and the state is fp32.
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if engine == "torch":
             return packed.forward(q, k, v, log_g, state, cu_seqlens, plan, keep, want_state)
         from powerplan.kernels.triton import run
@@ -132,7 +132,7 @@ def chunked_power_backward(
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     end = final if final.numel() else None
     given = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if engine == "torch":
             grad_q, grad_k, grad_v, grad_g, grad = packed.backward(*given, states, end, plan, with_state)
         else:
@@ -188,7 +188,7 @@ def power_step(
     """One token in Triton: out [N, H, V], the new kv [N, G, D, V] and key [N, G, D] (empty without a normaliser)."""
     from powerplan.kernels.triton import decode
 
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return decode.step(q, k, v, log_g, kv, key, p, scale)
 
 
