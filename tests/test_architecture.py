@@ -94,9 +94,19 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
 
 def test_implementations_stand_alone() -> None:
     implementations = {"reference", "recurrent", "chunked"}
-    for name in implementations:
-        names = imported(ROOT / "kernels" / f"{name}.py")
-        assert not {f"powerplan.kernels.{other}" for other in implementations - {name}} & names
+    for path in [ROOT / "kernels" / f"{name}.py" for name in implementations] + sources("kernels/triton"):
+        names = imported(path)
+        assert not {f"powerplan.kernels.{other}" for other in implementations - {path.stem}} & names
+
+
+def test_triton_is_imported_by_its_kernels_alone() -> None:
+    """Torch's engine runs where there is no triton: what needs it is imported when it is asked for."""
+    assert not [path for path in (ROOT / "kernels").glob("*.py") if "triton" in imported(path)]
+    script = "import sys, torch; from powerplan.kernels import power_attention as attend\n"
+    script += (
+        "x = torch.ones(1, 4, 1, 8); attend(x, x, x); loaded = {'powerplan.kernels.triton.run'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", f"{script}\nassert not loaded, loaded"], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(
