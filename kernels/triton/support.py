@@ -11,10 +11,13 @@ from torch import Tensor
 LARGEST_KEY_DIM = {1: 128, 2: 128, 3: 64, 4: 32}
 """Largest head dim of q and k by degree: beyond it phi has more than 150,000 rows."""
 
-LARGEST_WHOLE = 64
-"""Largest head dim of q and k for p = 1 with operands of 32 bits: the state is one block, 64 KB at 128 x 128."""
-
 LARGEST_VALUE_DIM = 128
+
+LARGEST_IN_FP32 = 64
+"""Largest head dim in float32, whose products run outside the matrix unit: blocks of 128 features spill.
+
+For p = 1, where the state is one block, of q and k in fp16 too: its operands have 32 bits.
+"""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -34,9 +37,11 @@ def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
         return f"runs on a CUDA device, and q is on {q.device}; on the CPU only under TRITON_INTERPRET=1, for tests"
     if q.dtype not in DTYPES:
         return f"takes {', '.join(str(dtype) for dtype in DTYPES)}, and q is {q.dtype}"
-    largest = LARGEST_WHOLE if p == 1 and q.dtype != torch.bfloat16 else LARGEST_KEY_DIM[p]
+    narrow = q.dtype == torch.float32 or (p == 1 and q.dtype == torch.float16)
+    largest = min(LARGEST_KEY_DIM[p], LARGEST_IN_FP32) if narrow else LARGEST_KEY_DIM[p]
     if q.shape[3] > largest:
         return f"takes head dims of q and k up to {largest} for p={p} in {q.dtype}, and it is {q.shape[3]}"
-    if v.shape[3] > LARGEST_VALUE_DIM:
-        return f"takes head dims of v up to {LARGEST_VALUE_DIM}, and it is {v.shape[3]}"
+    largest = LARGEST_IN_FP32 if q.dtype == torch.float32 else LARGEST_VALUE_DIM
+    if v.shape[3] > largest:
+        return f"takes head dims of v up to {largest} in {q.dtype}, and it is {v.shape[3]}"
     return None

@@ -70,9 +70,15 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         "impl='triton' takes head dims of q and k up to 64 for p=1 in torch.float32, and it is 65",
     ),
     (
-        {"v": torch.randn(1, 6, 2, 129), "impl": "triton"},
+        {"v": torch.randn(1, 6, 2, 65), "impl": "triton"},
         ValueError,
-        "impl='triton' takes head dims of v up to 128, and it is 129",
+        "impl='triton' takes head dims of v up to 64 in torch.float32, and it is 65",
+    ),
+    (
+        {"q": torch.randn(1, 6, 4, 8).half(), "k": torch.randn(1, 6, 2, 8).half()}
+        | {"v": torch.randn(1, 6, 2, 129).half(), "impl": "triton"},
+        ValueError,
+        "impl='triton' takes head dims of v up to 128 in torch.float16, and it is 129",
     ),
     ({"initial_state": (1, 2)}, TypeError, "the state must be a PowerState, and is tuple"),
     ({"cu_seqlens": [0, 6]}, TypeError, "cu_seqlens must be a tensor, and is list"),
