@@ -14,15 +14,15 @@ from torch import Tensor
 from powerplan.kernels.tiles import Tiling, tiling
 
 BLOCK_ROWS = 600
-"""Rows of phi expanded at a time. At 4 heads and chunks of 384 that is 3.7 MB; on two cores of 1 MB L2 each, 600 was
-faster than 300, 1,200 and 2,400 (K = V = 64, p = 2)."""
+"""Rows of phi expanded at a time: 2.5 MB at 4 heads and chunks of 256, where 300 was as fast and 900 slower (two cores
+of 1 MB L2 each, K = V = 64, p = 2)."""
 
 TILE = 8
 
 EVERY = 8
 """The backward pass stores the state before each EVERY-th chunk and recomputes those between.
 
-At K = V = 64, p = 2 that is 195 bytes per token and key/value head with chunks of 384, less than q, k and v take.
+At K = V = 64, p = 2 that is 293 bytes per token and key/value head with chunks of 256, less than q, k and v take.
 """
 
 

@@ -38,11 +38,11 @@ def default_chunk_size(d: int, p: int) -> int:
     """Return the chunk size, in tokens, that the kernels use and the planner counts where none is given.
 
     At least 128; then the largest power of two up to D, so that attention within a chunk, c (K + V) FLOPs a token,
-    stays at or under half of the 4 D V with the state; at most 384 for p = 1 and 2, 1,024 for p = 3, 256 beyond.
-    phi of a chunk should stay in cache; p = 3 has so much state to touch in each chunk that longer ones pay, and p = 4
-    expands 32,768 rows at a time at d = 64, 134 MB for 4 heads of 256 tokens.
+    stays at or under half of the 4 D V with the state; at most 1,024 for p = 3, and 256 for others. phi of a chunk
+    should stay in cache; p = 3 has so much state to touch in each chunk that longer ones pay, and p = 4 expands 32,768
+    rows at a time at d = 64, 134 MB for 4 heads of 256 tokens.
     """
-    longest = {1: 384, 2: 384, 3: 1024}.get(p, 256)
+    longest = 1024 if p == 3 else 256
     return min(longest, max(128, 1 << (spow_dim(d, p).bit_length() - 1)))
 
 

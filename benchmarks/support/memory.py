@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from support.peers import prepare
 from support.shapes import Shape, Variant
 
 STATUS = Path("/proc/self/status")
-WARM_TOKENS = 2048
+WARM_TOKENS = 64
 
 
 def peak_bytes(shape: Shape, variant: Variant) -> int | None:
@@ -61,11 +62,15 @@ def _resident(name: str) -> int:
 def _in_this_process(shape: Shape, variant: Variant) -> int:
     """Return the rise of the resident set's high-water mark over what a short run and the inputs left resident.
 
-    The short run first: code, threads and the allocator's pools are no part of what the context costs. The mark may
-    then stand above the resident set, which can only make the result too large.
+    The short run first: code and threads are no part of what the context costs. What it freed goes back to the system,
+    lest the run take it again unseen. The mark may then stand above the resident set, which can only make the result
+    too large.
     """
     prepare(replace(shape, tokens=min(shape.tokens, WARM_TOKENS)), variant)()
     run = prepare(shape, variant)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     before = _resident("VmRSS:")
     result = run()
     return max(0, _resident("VmHWM:") - before - _bytes(result))
