@@ -6,6 +6,8 @@ pair of operators: "torch" (chunked.py) and "triton" (triton/run.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +27,14 @@ def plan_of(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, chunk: int, n
     """Return the plan of q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]."""
     batch, tokens, groups, key_dim = k.shape
     return Plan(p, scale, chunk, normalize, batch, tokens, groups, q.shape[2] // groups, int(key_dim), int(v.shape[3]))
+
+
+@contextmanager
+def _inside(q: Tensor) -> Iterator[None]:
+    """Autocast, which would still turn products inside an operator to bf16, is off; kernels start on q's device."""
+    device = torch.cuda.device(q.device) if q.is_cuda else nullcontext()
+    with torch.autocast(q.device.type, enabled=False), device:
+        yield
 
 
 def _sequences(k: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -49,8 +59,7 @@ def chunked_power(
 ) -> Outputs:
     """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, G, D, W]."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
-    # Inside an operator autocast would still turn products to bf16, and the state is fp32.
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with _inside(q):
         if engine == "torch":
             return packed.forward(q, k, v, log_g, state, cu_seqlens, plan, keep, want_state)
         from powerplan.kernels.triton import run
@@ -132,7 +141,7 @@ def chunked_power_backward(
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     end = final if final.numel() else None
     given = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm)
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with _inside(q):
         if engine == "torch":
             grad_q, grad_k, grad_v, grad_g, grad = packed.backward(*given, states, end, plan, with_state)
         else:
@@ -188,7 +197,7 @@ def power_step(
     """One token in Triton: out [N, H, V], the new kv [N, G, D, V] and key [N, G, D] (empty without a normaliser)."""
     from powerplan.kernels.triton import decode
 
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with _inside(q):
         return decode.step(q, k, v, log_g, kv, key, p, scale)
 
 
