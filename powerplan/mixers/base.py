@@ -300,6 +300,10 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Return the terms of the state FLOPs per token, averaged over a sequence of `context` tokens."""
         raise NotImplementedError
 
+    def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
+        """Return the terms of the state FLOPs to decode one token at position `context`: it meets every key."""
+        return self.state_flops_terms(context, Convention(causal="full"))
+
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the bytes of the state, with `cache_bytes` per cached element and fp32 recurrent state."""
         size = self.state_size(context)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from powerplan.recommend.choices import ASKED
+
 SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
 
 COMMANDS = {
@@ -80,7 +82,8 @@ def test_profiles(
     )
 
 
-KINDS = "allowed are attention, window, linear, power, mla, mix"
+ALWAYS = "allowed are attention, window, linear, power, mla, mix"
+KINDS = f"{ALWAYS}, {', '.join(ASKED)}"
 RECOMMEND = {
     "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
     "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",
