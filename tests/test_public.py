@@ -43,6 +43,17 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
+    "decode": [
+        "models",
+        "--ctx",
+        "--batch",
+        "--gpu",
+        "--devices",
+        "--twin",
+        "--mixer",
+        "--dtype",
+        "--format",
+    ],
     "recommend": [
         "model",
         "--ctx",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, machine, plan, recommend
+from powerplan.cli import budget, catalogues, decode, machine, plan, recommend
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _before(
 app.command("wsfr")(plan.wsfr)
 app.command("compare")(plan.compare)
 app.command("budget")(budget.budget)
+app.command("decode")(decode.decode)
 app.command("recommend")(recommend.recommend)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
