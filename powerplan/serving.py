@@ -162,7 +162,7 @@ class Serving:
         at = self.context
         cache = sum((mixer.decode_cache_bytes(at, self.width) * count for mixer, count in self._mixers), Fraction(0))
         state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, count in self._mixers), Fraction(0))
-        flops = batch * (self._body_flops + self.head_flops + state)
+        flops = Fraction(batch * (self._body_flops + self.head_flops + state))
         weights = self.weight_bytes(batch)
         recurrent = self.row.decode_state_bytes - cache
         moved = weights + batch * (cache + recurrent)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, decode, machine, plan, recommend
+from powerplan.cli import budget, catalogues, decode, machine, plan, recommend, reproduce
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -43,5 +43,6 @@ app.command("recommend")(recommend.recommend)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
+app.command("reproduce")(reproduce.reproduce)
 app.command("doctor")(machine.doctor)
 app.command("schema")(machine.schema)
