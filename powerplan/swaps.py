@@ -132,9 +132,9 @@ def can_swap(spec: ModelSpec) -> bool:
 def default_shape(spec: ModelSpec) -> Shape | None:
     """Return the heads to name in a `--mixer` text that keeps the weights; None where the model's own do that.
 
-    Only MLA needs it: its heads as they are would more than double the projections.
+    Only MLA needs it: its heads as they are would more than double the projections. Layers that stay have no say.
     """
-    mixers = sequence_mixers(spec)
+    mixers = [mixer for mixer in sequence_mixers(spec) if swappable(mixer)]
     return common_shape(mixers, spec.hidden_size) if any(isinstance(mixer, MLA) for mixer in mixers) else None
 
 
@@ -156,7 +156,7 @@ def uniform_state_flops(spec: ModelSpec, text: str, context: int, convention: Co
     flops = Fraction(0)
     for use in spec.layer_uses():
         if use.layer.mixer is not None:
-            mixer, _ = swapped(use.layer.mixer, kind, settings)
+            mixer, _ = swapped(use.layer.mixer, kind, settings, spec.hidden_size)
             flops += total(mixer.state_flops_terms(context, convention)) * use.count
     return flops
 
@@ -205,5 +205,5 @@ def cache_context(spec: ModelSpec, elements: int) -> int | None:
 
 
 def is_softmax(mixer: Mixer) -> bool:
-    """Whether a mixer keeps every key: softmax attention without a window, or MLA."""
-    return isinstance(mixer, MLA) or (isinstance(mixer, Attention) and mixer.window is None)
+    """Whether a query meets every key: softmax attention without a window, or MLA that picks none (DSA does)."""
+    return type(mixer) is MLA or (isinstance(mixer, Attention) and mixer.window is None)

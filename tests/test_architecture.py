@@ -20,6 +20,8 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['budget', 'gpt2-small', '--flops', '1e21']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['compare', 'gpt2-small', 'gpt2-xl']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['decode', 'gpt2-small']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['reproduce', 'all']) == 0",
     "import powerplan.kernels",
     "import powerplan.models",
 ]
@@ -30,7 +32,8 @@ LAYERS = [
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "whatif", "schema", "accounting", "hardware", "doctor"},
     {"swaps", "measured", "output"},
-    {"budget", "recommend", "plots"},
+    {"budget", "recommend", "plots", "serving"},
+    {"reproduce"},
     {"report"},
     {"cli"},
 ]

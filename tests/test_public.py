@@ -43,6 +43,17 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
+    "decode": [
+        "models",
+        "--ctx",
+        "--batch",
+        "--gpu",
+        "--devices",
+        "--twin",
+        "--mixer",
+        "--dtype",
+        "--format",
+    ],
     "recommend": [
         "model",
         "--ctx",
@@ -73,6 +84,7 @@ COMMANDS = {
     "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--kind", "--format"],
     "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
+    "reproduce": ["name", "--format"],
     "doctor": ["--format"],
     "schema": [],
 }

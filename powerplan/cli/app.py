@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, machine, plan, recommend
+from powerplan.cli import budget, catalogues, decode, machine, plan, recommend, reproduce
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -38,9 +38,11 @@ def _before(
 app.command("wsfr")(plan.wsfr)
 app.command("compare")(plan.compare)
 app.command("budget")(budget.budget)
+app.command("decode")(decode.decode)
 app.command("recommend")(recommend.recommend)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
+app.command("reproduce")(reproduce.reproduce)
 app.command("doctor")(machine.doctor)
 app.command("schema")(machine.schema)

@@ -89,7 +89,11 @@ def recommend(
         Keep, typer.Option(help="The same weights, or width and depth resized to the same FLOPs per token.")
     ] = Keep.weights,
     only: Annotated[
-        str | None, typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named.",
+            show_default=False,
+        ),
     ] = None,
     exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.", show_default=False)] = None,
     weights_vs_state: Annotated[

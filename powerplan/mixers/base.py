@@ -300,6 +300,10 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Return the terms of the state FLOPs per token, averaged over a sequence of `context` tokens."""
         raise NotImplementedError
 
+    def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
+        """Return the terms of the state FLOPs to decode one token at position `context`: it meets every key."""
+        return self.state_flops_terms(context, Convention(causal="full"))
+
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the bytes of the state, with `cache_bytes` per cached element and fp32 recurrent state."""
         size = self.state_size(context)
@@ -312,9 +316,15 @@ class Mixer(Block, frozen=True, kw_only=True):
         touched of it, and the inputs of short convolutions are read and written.
         """
         size = self.state_size(context)
-        read = size.cache if size.looked_up is None else size.looked_up
         touched = size.recurrent if size.touched is None else size.touched
-        return (read + size.entry + 2 * size.recent) * cache_bytes + 2 * touched * RECURRENT_BYTES
+        constant = 2 * size.recent * cache_bytes + 2 * touched * RECURRENT_BYTES
+        return self.decode_cache_bytes(context, cache_bytes) + constant
+
+    def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
+        """Return the part of `decode_bytes` that is the cache's."""
+        size = self.state_size(context)
+        read = size.cache if size.looked_up is None else size.looked_up
+        return (read + size.entry) * cache_bytes
 
 
 def problem(field: str, message: str) -> InputError:

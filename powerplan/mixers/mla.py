@@ -12,6 +12,7 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     parameters in matmuls: mq + qH(n + r), or mH(n + r) without q_lora_rank; m(L + r) + LH(n + v) + Hvm
     state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
+    decoding one token: 2H(2L + r)t, in absorbed form: queries meet the latents, which are not expanded
     bias: on the two down-projections and the output projection (attention_bias in DeepSeek's code).
     """
 
@@ -68,6 +69,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
             "keys": mean_keys(context, convention.causal),
         }
         return (term("mla", "2*H*(n + r + v)*keys", symbols),)
+
+    def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = {"H": self.heads, "L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}
+        return (term("mla", "2*H*(2*L + r)*t", symbols),)
 
     def describe(self) -> str:
         return "mla"

@@ -179,5 +179,8 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
         }
         return (term("dsa: indexer", "2*X*x*keys", symbols), term("dsa: attention", "2*H*(2*L + r)*top", symbols))
 
+    def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
+        return self.state_flops_terms(context, Convention(causal="full"))
+
     def describe(self) -> str:
         return f"dsa, top {self.top_k:,}"

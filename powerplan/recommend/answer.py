@@ -14,7 +14,7 @@ from powerplan.hardware import find_device
 from powerplan.measured import Profile
 from powerplan.mixers import Convention, FeatureAttention, Mixer
 from powerplan.mixers.base import total
-from powerplan.recommend.choices import KINDS
+from powerplan.recommend.choices import ASKED, KINDS
 from powerplan.recommend.costs import WEIGHT, Costs, Rates
 from powerplan.recommend.limits import Checker, Limits
 from powerplan.recommend.plan import Plan
@@ -24,11 +24,11 @@ from powerplan.recommend.roofline import Roofline, Times
 from powerplan.recommend.search import Search, Trial, families
 from powerplan.recommend.words import Reasons, label, name_of, resized_label
 from powerplan.spec import ModelSpec
-from powerplan.swaps import balanced_window, sequence_mixers
+from powerplan.swaps import sequence_mixers
 from powerplan.whatif import renamed
 
 MIX = "mix"
-WORDS = (*KINDS, MIX)
+WORDS = (*KINDS, MIX, *ASKED)
 """What --only and --exclude take."""
 
 SHOWN = 6
@@ -114,8 +114,19 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class BalancedWindow:
+    """The window, in tokens, that balances a model: in every layer, or (`partial`) in those whose state grows."""
+
+    tokens: int
+    partial: bool
+
+
+@dataclass(frozen=True)
 class Answer:
-    """Candidates in order, the recommended one first; searched: how many were compared; gain: what changes."""
+    """Candidates in order, the recommended one first; searched: how many were compared; gain: what changes.
+
+    movable: whether any layer can take another mixer.
+    """
 
     base: Accounting
     request: Request
@@ -123,9 +134,10 @@ class Answer:
     candidates: tuple[Candidate, ...]
     searched: int
     balanced_context: int | None
-    balanced_window: int | None
+    balanced_window: BalancedWindow | None
     chunks: tuple[Chunk, ...]
     gain: str
+    movable: bool
 
     @property
     def recommended(self) -> Candidate:
@@ -144,7 +156,7 @@ def recommend(spec: ModelSpec, request: Request) -> Answer:
     contexts = tuple(sorted(set(request.contexts)))
     rates = Rates(contexts, request.convention, request.dtype)
     base = Accounting(spec, request.convention)
-    search = Search(base, rates, request.target, request.admits)
+    search = Search(base, rates, request.target, request.admits, request.only)
     trials = search.trials()
     if not trials:
         words = [f"--only {','.join(sorted(request.only))}"] if request.only else []
@@ -187,10 +199,19 @@ def recommend(spec: ModelSpec, request: Request) -> Answer:
         candidates,
         len(trials),
         balanced,
-        balanced_window(spec, contexts[-1], request.convention, request.target),
+        _window(search),
         _chunks(found[0][1].plan, request.profile),
         reasons.gain(found[0][1], found[min(1, len(found) - 1)][1]) if request.keep == "weights" else "",
+        bool(search.scopes),
     )
+
+
+def _window(search: Search) -> BalancedWindow | None:
+    """Return the window that balances the model as it is, in as many of its layers as can have one."""
+    if not search.scopes:
+        return None
+    tokens = search.window(search.scopes[0])
+    return None if tokens is None else BalancedWindow(tokens, search.scopes[0].partial)
 
 
 def _candidate(
@@ -263,7 +284,9 @@ def _resized(
         raise InputError(f"{search.spec.name}: its heads do not allow another width", "--keep flops")
     alike = resized_alike(search.spec, models[min(models, key=ranking.key)])
     if alike is not None:
-        again = Search(Accounting(alike, request.convention), search.rates, request.target, request.admits)
+        again = Search(
+            Accounting(alike, request.convention), search.rates, request.target, request.admits, request.only
+        )
         order = replace(ranking, search=again)
         found = _all_resized(again, order, [trial for trial in again.trials() if not trial.plan.unchanged], goal)
         if found:

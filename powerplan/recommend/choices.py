@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from powerplan.dims import KERNEL_DEGREES
-from powerplan.mixers import MLA, Attention, Mixer, Power
+from powerplan.mixers import MIXERS, Attention, Mixer, Power
 from powerplan.spec import ModelSpec
 from powerplan.swaps import (
     AS_IS,
@@ -20,6 +20,7 @@ from powerplan.swaps import (
     power_text,
     runs_here,
     same_weights,
+    sequence_mixers,
     swappable,
     window_text,
 )
@@ -28,6 +29,12 @@ from powerplan.whatif import parse_mixer, swapped
 KINDS = ("attention", "window", "linear", "power", "mla")
 """Families of mixers that --only and --exclude name; "mix" is the sixth word."""
 
+ASKED = tuple(kind for kind in MIXERS if kind not in (*KINDS, "dsa"))
+"""Kinds that are candidates where --only names them: their projections, and so the weights, are others.
+
+DSA is left out: its indexer needs MLA's latents.
+"""
+
 DEGREES = range(1, 7)
 WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 """Windows that a layer mix may take, in tokens: whole blocks for any kernel."""
@@ -35,18 +42,22 @@ WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 
 def family(mixer: Mixer) -> str:
     """Return the word of KINDS for a mixer, or its kind where it is none of them."""
-    if isinstance(mixer, Attention):
+    if type(mixer) is Attention:
         return "attention" if mixer.window is None else "window"
     return mixer.kind
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Layers that take part: their positions (from 0), their mixers, and whether the model has others besides."""
+    """Layers that take part: their positions (from 0), their mixers, and whether the model has others besides.
+
+    marked: a plan's label says that others stay, since other plans change them.
+    """
 
     positions: tuple[int, ...]
     mixers: tuple[Mixer, ...]
     partial: bool
+    marked: bool = False
 
     @property
     def classes(self) -> tuple[Mixer, ...]:
@@ -65,11 +76,11 @@ def scopes(spec: ModelSpec) -> list[Scope]:
             slots.extend((position, use.layer.mixer) for span in use.positions for position in span)
     slots.sort(key=lambda slot: slot[0])
     growing = [slot for slot in slots if grows(slot[1])]
-    found = []
+    found: list[Scope] = []
     for part, partial in ((slots, False), (growing, True)):
         if part and all(swappable(mixer) for _, mixer in part) and not (partial and len(part) == len(slots)):
             positions, mixers = zip(*part, strict=True)
-            found.append(Scope(positions, mixers, partial))
+            found.append(Scope(positions, mixers, partial, marked=bool(found)))
     return found
 
 
@@ -102,10 +113,21 @@ class Choice:
 
 
 def choice(text: str, classes: Iterable[Mixer], **marks: bool) -> Choice:
-    """Return the choice that a `--mixer` text means in layers of these classes."""
+    """Return the choice that a `--mixer` text means in layers of these classes, which have heads."""
     kind, settings = parse_mixer(text)
     mixers = tuple(swapped(mixer, kind, settings)[0] for mixer in classes)
     return Choice(text, mixers, family(mixers[0]), **marks)
+
+
+def asked_choices(spec: ModelSpec, scope: Scope, kinds: Iterable[str]) -> list[Choice]:
+    """Return a choice for each kind of ASKED among `kinds`, as `--mixer` has it; like the layers of it in the model."""
+    made = []
+    for kind in ASKED:
+        if kind in kinds:
+            known = next((mixer for mixer in sequence_mixers(spec) if mixer.kind == kind), None)
+            mixers = tuple(swapped(mixer, kind, {}, spec.hidden_size, known)[0] for mixer in scope.classes)
+            made.append(Choice(kind, mixers, family(mixers[0])))
+    return _distinct(made)
 
 
 def staying(classes: tuple[Mixer, ...]) -> Choice:
@@ -139,9 +161,11 @@ def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> li
 def mix_choices(spec: ModelSpec, scope: Scope, context: int) -> list[Choice]:
     """Return the choices that are mixed: kinds with a kernel, heads of the same weights, windows under `context`."""
     classes, named = scope.classes, default_shape(spec)
-    made = [staying(classes)] if len(classes) == 1 and isinstance(classes[0], MLA) else []
-    if not made:
-        made.append(choice(mixer_text("attention", *_named(named)), classes))
+    made = []
+    if len(classes) == 1 and family(classes[0]) not in ("attention", "window", "linear", "power"):
+        made.append(staying(classes))
+    if named is None:
+        made.append(choice(mixer_text("attention"), classes))
     made += [choice(window_text(window, named), classes) for window in WINDOWS if window < context]
     made.append(choice(mixer_text("linear", *_named(named)), classes))
     degrees = [p for p in KERNEL_DEGREES if p > 1]

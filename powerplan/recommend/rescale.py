@@ -13,7 +13,8 @@ import msgspec
 
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, AnyFFN, MoE
-from powerplan.mixers import MLA, AnyMixer, Convention, GroupedHeads
+from powerplan.mixers import MLA, RWKV7, AnyMixer, Convention, GatedDeltaNet, GroupedHeads, Mamba1, Mamba2, Mixer
+from powerplan.mixers.linear import MatrixState
 from powerplan.recommend.choices import scopes
 from powerplan.recommend.plan import Plan
 from powerplan.spec import Layer, LayerGroup, ModelSpec
@@ -76,17 +77,28 @@ def _deeper(spec: ModelSpec, factor: Fraction) -> ModelSpec:
 
 
 def _unit(spec: ModelSpec) -> int | None:
-    """Return into how many equal parts the width divides: heads, in groups that share key/value heads."""
-    unit = spec.hidden_size
-    for use in spec.layer_uses():
-        mixer = use.layer.mixer
-        if isinstance(mixer, GroupedHeads):
-            unit = gcd(unit, mixer.heads, mixer.heads if mixer.kv_heads == 1 else mixer.kv_heads)
-        elif isinstance(mixer, MLA):
-            unit = gcd(unit, mixer.heads)
-        elif mixer is not None:
-            return None
+    """Return into how many equal parts the width divides: heads, in groups that share keys; None for one part."""
+    widths = [use.layer.mixer for use in spec.layer_uses() if use.layer.mixer is not None]
+    unit = gcd(spec.hidden_size, *(size for mixer in widths for size in _widths(mixer).values()))
+    # B and C of Mamba-2 are shared by whole groups of heads, and there stay as many groups.
+    unit = gcd(unit, *(mixer.heads // mixer.groups for mixer in widths if isinstance(mixer, Mamba2)))
     return unit if unit > 1 else None
+
+
+def _widths(mixer: Mixer) -> dict[str, int]:
+    """Return the fields of a mixer that grow with the width and stay whole."""
+    if isinstance(mixer, GroupedHeads):
+        return {"heads": mixer.heads} | ({"kv_heads": mixer.kv_heads} if mixer.kv_heads > 1 else {})
+    if isinstance(mixer, GatedDeltaNet):
+        return {"heads": mixer.heads, "key_heads": mixer.key_heads}
+    if isinstance(mixer, (MLA, MatrixState, RWKV7, Mamba2)):
+        return {"heads": mixer.heads}
+    assert isinstance(mixer, Mamba1), f"{mixer.kind} has no rule for another width"
+    return {"inner_size": mixer.inner_size}
+
+
+RANKS = ("kv_lora_rank", "q_lora_rank", "decay_rank", "rate_rank", "value_rank", "dt_rank")
+"""Fields of mixers that grow with the width and are rounded."""
 
 
 def _deepened(base: ModelSpec, plan: Plan, depth: int, width: Fraction) -> ModelSpec | None:
@@ -125,13 +137,11 @@ def _widened(spec: ModelSpec, width: Fraction) -> ModelSpec | None:
 def _wider_mixer(mixer: AnyMixer | None, width: Fraction) -> AnyMixer | None:
     if mixer is None:
         return None
-    changed: dict[str, Any] = {"heads": int(mixer.heads * width)}
-    if isinstance(mixer, MLA):
-        changed["kv_lora_rank"] = max(1, round(mixer.kv_lora_rank * width))
-        if mixer.q_lora_rank is not None:
-            changed["q_lora_rank"] = max(1, round(mixer.q_lora_rank * width))
-    else:
-        changed["kv_heads"] = int(mixer.kv_heads * width) if mixer.kv_heads > 1 else 1
+    changed: dict[str, Any] = {field: int(size * width) for field, size in _widths(mixer).items()}
+    ranks = (*RANKS, "gate_rank") if isinstance(mixer, RWKV7) else RANKS
+    for field in ranks:
+        if getattr(mixer, field, None) is not None:
+            changed[field] = max(1, round(getattr(mixer, field) * width))
     return msgspec.structs.replace(mixer, **changed)
 
 

@@ -14,7 +14,6 @@ from powerplan.budget import TRAINING, peak_flops
 from powerplan.errors import InputError
 from powerplan.hardware import Device, si_value
 from powerplan.measured import Profile
-from powerplan.mixers import MLA, Convention, Mixer
 from powerplan.mixers.base import total
 from powerplan.spec import ModelSpec
 
@@ -27,13 +26,6 @@ class Times:
     decode: float
     measured: bool = False
     missing: str | None = None
-
-
-def decode_flops(mixer: Mixer, context: int) -> int | Fraction:
-    """Return the state FLOPs of the last token: it meets every key; MLA's latent is not expanded (absorbed form)."""
-    if isinstance(mixer, MLA):
-        return 2 * mixer.heads * (2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim) * context
-    return total(mixer.state_flops_terms(context, Convention(causal="full")))
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Roofline:
         context = row.context
         weights, state = row.decode_weight_bytes, row.state_bytes
         last = row.weight_flops + sum(
-            Fraction(decode_flops(use.layer.mixer, context)) * use.count
+            Fraction(total(use.layer.mixer.decode_flops_terms(context))) * use.count
             for use in spec.layer_uses()
             if use.layer.mixer is not None
         )

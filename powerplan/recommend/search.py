@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,10 +11,12 @@ from operator import add
 from typing import NamedTuple
 
 from powerplan.accounting import Accounting, last_within
+from powerplan.mixers import NSA, MoBA
 from powerplan.recommend.choices import (
     WINDOWS,
     Choice,
     Scope,
+    asked_choices,
     choice,
     family,
     mix_choices,
@@ -49,6 +51,7 @@ class Waste:
     """By how many times a choice exceeds softmax attention of the same heads, per layer at the longest context.
 
     A bounded state that takes more FLOPs than attending to every key, or more bytes than keeping them, buys nothing.
+    Sparse attention keeps every key, and more, on purpose: what it saves is FLOPs.
     """
 
     flops: Fraction
@@ -60,12 +63,20 @@ class Waste:
 
 
 class Search:
-    """All candidates of one model at one list of contexts."""
+    """All candidates of one model at one list of contexts. asked: kinds of ASKED that take part."""
 
-    def __init__(self, accounting: Accounting, rates: Rates, target: Fraction, admits: Callable[[Plan], bool]) -> None:
+    def __init__(
+        self,
+        accounting: Accounting,
+        rates: Rates,
+        target: Fraction,
+        admits: Callable[[Plan], bool],
+        asked: Iterable[str] = (),
+    ) -> None:
         self.accounting, self.rates, self.target, self.admits = accounting, rates, target, admits
         self.spec: ModelSpec = accounting.spec
         self.scopes = scopes(self.spec)
+        self.asked = tuple(asked)
         self._waste: dict[Choice, Waste] = {}
         self._costs: dict[Scope, Costs] = {}
         self.as_is = self._as_is()
@@ -106,7 +117,7 @@ class Search:
         windows = [window for window in WINDOWS if window < self.rates.contexts[-1]]
         if exact is not None:
             windows = sorted({exact, exact + 1, *windows})
-        for item in uniform_choices(self.spec, scope, windows):
+        for item in (*uniform_choices(self.spec, scope, windows), *asked_choices(self.spec, scope, self.asked)):
             plan = Plan(scope, item)
             if item.mixers != scope.classes and self.admits(plan):
                 yield Trial(plan, costs.uniform(item), self.waste(scope, item).any)
@@ -115,7 +126,10 @@ class Search:
         costs, layers = self.costs(scope), len(scope.positions)
         items = [
             item
-            for item in mix_choices(self.spec, scope, self.rates.contexts[-1])
+            for item in (
+                *mix_choices(self.spec, scope, self.rates.contexts[-1]),
+                *asked_choices(self.spec, scope, self.asked),
+            )
             if self.admits(Plan(scope, item, item, 0)) and self.waste(scope, item).flops <= TOO_MUCH
         ]
         splits = [(count, *self._split(scope, count)) for count in _counts(layers)]
@@ -152,7 +166,10 @@ class Search:
             pairs = [(costs.of(mixer), costs.of(other)) for mixer, other in zip(item.mixers, full, strict=True)]
             self._waste[item] = Waste(
                 max(Fraction(own[-1], softmax[-1]) for own, softmax in pairs),
-                max(Fraction(own[STATE], softmax[STATE]) for own, softmax in pairs),
+                max(
+                    Fraction(0) if isinstance(mixer, (NSA, MoBA)) else Fraction(own[STATE], softmax[STATE])
+                    for mixer, (own, softmax) in zip(item.mixers, pairs, strict=True)
+                ),
             )
         return self._waste[item]
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from powerplan.dims import spow_dim
 from powerplan.mixers import Attention, FeatureAttention, GroupedHeads, Mixer, Power
-from powerplan.recommend.choices import Choice
+from powerplan.recommend.choices import ASKED, Choice
 from powerplan.recommend.costs import STATE, WEIGHT
 from powerplan.recommend.limits import Demand
 from powerplan.recommend.plan import Plan
@@ -23,7 +23,7 @@ def name_of(item: Choice) -> str:
     mixer = item.mixers[0]
     if item.text == AS_IS:
         return mixer.describe()
-    if isinstance(mixer, Attention):
+    if type(mixer) is Attention:
         name = "attention" if mixer.window is None else f"window {mixer.window:,}"
     else:
         name = mixer.describe()
@@ -35,7 +35,7 @@ def name_of(item: Choice) -> str:
 
 def label(plan: Plan) -> str:
     """Return a plan for a table: "9 power p=2 6x128 + 3 power p=2", "window 7,084"."""
-    rest = " (growing)" if plan.scope.partial else ""
+    rest = " (growing)" if plan.scope.marked else ""
     if plan.unchanged:
         return AS_IS
     if plan.other is None:
@@ -48,7 +48,7 @@ def resized_label(plan: Plan, spec: ModelSpec) -> str:
     """Return a plan in a resized model for a table, with the heads that it has there: "16 power p=2 9x128 + 5 mla"."""
     if plan.unchanged:
         return AS_IS
-    rest = " (growing)" if plan.scope.partial else ""
+    rest = " (growing)" if plan.scope.marked else ""
     chosen = {mixer.describe() for item in plan.choices for mixer in item.mixers}
     counts: dict[tuple[str, str], int] = {}
     for use in spec.layer_uses():
@@ -96,9 +96,9 @@ class Reasons:
                 parts += self._choice(trial, item)
             if plan.is_mix:
                 parts.append(self._pattern(plan))
-        if self.ranking.keep == "weights" and any(item.fewer for item in plan.choices):
+        if self.ranking.keep == "weights" and any(item.fewer or item.family in ASKED for item in plan.choices):
             share = Fraction(trial.cost[WEIGHT], self.search.as_is.cost[WEIGHT]) - 1
-            parts.append(f"weight FLOPs {float(share):+.1%}")
+            parts.append(f"weight FLOPs {float(share):+.1%}" if share else "")
         return "; ".join(dict.fromkeys(part for part in parts if part))
 
     def _name(self, item: Choice) -> str:
@@ -145,6 +145,8 @@ class Reasons:
         ratio = self.search.wsfr(trial.cost)
         if ratio is not None and ratio > self.search.target and all(is_softmax(m) for m in trial.plan.scope.classes):
             found.append("it keeps every key, so no other mixer has a state to add: what is free is a longer context")
+        if not self.search.scopes:
+            found.append("no layer can take another mixer at the same weights (--mixer asks what one would make of it)")
         if trial.wasteful:
             found.append("softmax attention takes fewer FLOPs, or bytes, at this context")
         return found
@@ -162,7 +164,7 @@ class Reasons:
             if not waste.any:
                 found.append(f"{self._name(item)} holds as much as a window of {window:,} tokens")
         elif isinstance(mixer, Attention) and mixer.window is not None and families(trial.plan) == {"window"}:
-            found.append("power learns more from an equal state (arXiv 2507.04239, 5.1)")
+            found.append("but power learns more from the same state (arXiv 2507.04239, 5.1)")
         if isinstance(mixer, Power):
             found += _kernel(mixer)
         return found

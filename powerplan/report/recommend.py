@@ -38,13 +38,14 @@ def recommend_report(answer: Answer) -> Report:
         | {"chunk_sizes": [{"mixer": c.mixer, "chunk_size": c.size, "source": c.source} for c in answer.chunks]},
         "candidates": candidates,
         "balanced_context": answer.balanced_context,
-        "balanced_window": answer.balanced_window,
+        "balanced_window": answer.balanced_window.tokens if answer.balanced_window else None,
+        "balanced_window_layers": _window_layers(answer),
         "gain": answer.gain,
     }
     gain = f", {answer.gain}" if answer.gain and not winner.plan.unchanged else ""
     rest = f"; {answer.gain}" if answer.gain and winner.plan.unchanged else ""
     sentence = f"{winner.label}, {_ratio(winner)}{gain}: {winner.why}{rest}"
-    before = [_question(answer), *_wrapped("recommended: ", sentence)]
+    before = [*_question(answer), *_wrapped("recommended: ", sentence)]
     before += [f"layers: {text}" for text in _layers(winner)]
     before += _chunk_lines(answer)
     before += _wrapped("", _balance(answer))
@@ -68,13 +69,14 @@ def _at_contexts(item: Candidate) -> dict[str, Any]:
     return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
 
 
-def _question(answer: Answer) -> str:
+def _question(answer: Answer) -> list[str]:
     contexts = ", ".join(f"{context:,}" for context in answer.contexts)
     request = answer.request
     row = answer.base.row(answer.contexts[-1], request.dtype)
     now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
     kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
-    return f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {format_ratio(request.target)}{kept}"
+    target = format_ratio(request.target)
+    return _wrapped("", f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
 
 
 def _chunk_lines(answer: Answer) -> list[str]:
@@ -95,8 +97,19 @@ def _balance(answer: Answer) -> str:
     context, target = answer.contexts[-1], answer.request.target
     word = "balanced" if target == 1 else f"at {format_ratio(target)}"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
-    window = f"a window of {answer.balanced_window:,} in every layer" if answer.balanced_window else "no window"
-    return f"{word} as it is: {place}; at {context:,} with {window}"
+    found = answer.balanced_window
+    if not answer.movable:
+        return f"{word} as it is: {place}; none of its layers can take a window"
+    if found is None:
+        return f"{word} as it is: {place}; at {context:,} with no window"
+    layers = "in the layers whose state grows" if found.partial else "in every layer"
+    return f"{word} as it is: {place}; at {context:,} with a window of {found.tokens:,} {layers}"
+
+
+def _window_layers(answer: Answer) -> str | None:
+    if answer.balanced_window is None:
+        return None
+    return "growing" if answer.balanced_window.partial else "all"
 
 
 def _layers(item: Candidate) -> list[str]:
@@ -119,11 +132,13 @@ def _mixer_words(mixer: Mixer) -> str:
 def _remarks(answer: Answer) -> list[str]:
     request = answer.request
     lines = []
-    if any(item.plan.scope.partial for item in answer.candidates):
-        lines.append("growing: only the layers whose state grows with the context; the others stay.")
-    if request.keep == "weights":
+    partial = [item.plan.scope for item in answer.candidates if item.plan.scope.partial]
+    if partial:
+        word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
+        lines.append(f"{word} the layers whose state grows with the context; the others stay.")
+    if request.keep == "weights" and answer.movable:
         lines.append("Last: what makes the weights smaller, or costs more than softmax attention keeping every key.")
-    else:
+    elif request.keep == "flops":
         lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
     times = [item.times for item in answer.candidates if item.times is not None]
     if times:

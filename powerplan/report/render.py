@@ -42,7 +42,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Report:
-    """A result ready to print. `payload` is the JSON; `rows` are the table's raw values, lines stand around."""
+    """A result ready to print. `payload` is the JSON; `rows` are the table's raw values, lines stand around.
+
+    sections: reports that stand one after the other where a table is asked for, in place of this one's.
+    """
 
     schema: str
     payload: dict[str, Any]
@@ -50,6 +53,7 @@ class Report:
     rows: Sequence[dict[str, Any]]
     before: Sequence[str] = field(default=())
     after: Sequence[str] = field(default=())
+    sections: Sequence[Report] = field(default=())
 
 
 def render(report: Report, form: Format) -> str:
@@ -58,6 +62,8 @@ def render(report: Report, form: Format) -> str:
         return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
     if form is Format.csv:
         return _csv(report)
+    if report.sections:
+        return "\n\n".join(render(section, form) for section in report.sections)
     table = _table(report, "pipe" if form is Format.markdown else "simple")
     gap = [""] if report.before else []
     end = [""] if report.after else []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from powerplan.recommend.choices import ASKED
+
 SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
 
 COMMANDS = {
@@ -33,6 +35,15 @@ COMMANDS = {
     "budget gpt2-small --measured none.json": "--measured needs the device; such as --gpu h100-sxm",
     "budget gpt2-small --measured none.json --gpu h100-sxm": "none.json: no such file",
     "budget": "Missing argument 'MODEL' (powerplan budget --help)",
+    "decode": "Missing argument 'MODEL...' (powerplan decode --help)",
+    "decode gpt2-small --batch 0": "--batch: 0 is out of range; allowed are 1 to 65,536",
+    "decode gpt2-small --batch 65537": "--batch: 65537 is out of range; allowed are 1 to 65,536",
+    "decode gpt2-small --batch 1,x": "--batch: 'x' is not an integer; write a number or a list such as 2,3,4",
+    "decode gpt2-small --ctx 0": "--ctx: '0' is out of range; ...",
+    "decode gpt2-small --devices 4": "--devices needs the device; such as --hardware h100-sxm",
+    "decode gpt2-small --hardware h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
+    "decode gpt2-small --twin atention": "--twin: 'atention' is not known; did you mean attention? allowed are ...",
+    "decode llama-3-8b --twin attention": "--twin attention: llama-3-8b has attention in every layer already",
     "compare gpt2-small": "MODEL: compare needs two models or more; such as powerplan compare gpt2-small llama-3-8b",
     "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
 }
@@ -80,7 +91,8 @@ def test_profiles(
     )
 
 
-KINDS = "allowed are attention, window, linear, power, mla, mix"
+ALWAYS = "allowed are attention, window, linear, power, mla, mix"
+KINDS = f"{ALWAYS}, {', '.join(ASKED)}"
 RECOMMEND = {
     "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
     "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",

@@ -15,8 +15,8 @@ from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.load import catalogue_spec, catalogue_text, load_model
-from powerplan.mixers import MLA, Convention, Power
-from powerplan.recommend.roofline import decode_flops
+from powerplan.mixers import DSA, MLA, Convention, Power
+from powerplan.mixers.base import total
 
 FIVE_PERCENT = math.log(20 / 19)
 
@@ -265,8 +265,11 @@ def test_roofline_times(capsys: pytest.CaptureFixture[str]) -> None:
 def test_decoding_with_mla_does_not_expand_the_latent() -> None:
     mixer = catalogue_spec("deepseek-v3").layers[0].mixer
     assert isinstance(mixer, MLA)
-    assert decode_flops(mixer, 1000) == 2 * 128 * (2 * 512 + 64) * 1000
-    assert decode_flops(Power(heads=2, head_dim=4, p=2), 1000) == 2 * 4 * 10 * 5
+    assert total(mixer.decode_flops_terms(1000)) == 2 * 128 * (2 * 512 + 64) * 1000
+    assert total(Power(heads=2, head_dim=4, p=2).decode_flops_terms(1000)) == 2 * 4 * 10 * 5
+    sparse = catalogue_spec("deepseek-v3.2-exp").layers[0].mixer
+    assert isinstance(sparse, DSA)
+    assert total(sparse.decode_flops_terms(10_000)) == 2 * 64 * 128 * 10_000 + 2 * 128 * (2 * 512 + 64) * 2048
 
 
 PROFILED = {"impl": "torch", "pass": "forward+backward", "part": "state", "heads": 12, "kv_heads": 12, "head_dim": 64}

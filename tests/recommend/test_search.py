@@ -10,20 +10,22 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import contexts, specs
+from specs import by_kind, contexts, specs
 
 from powerplan.accounting import Accounting
 from powerplan.documents import parse_yaml
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import Attention, Convention, Linear, Power
+from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
+from powerplan.mixers.base import total
 from powerplan.recommend import Request, recommend
-from powerplan.recommend.choices import family, scopes
+from powerplan.recommend.choices import ASKED, family, scopes
 from powerplan.recommend.costs import DECODE, ELEMENTS, HALF, PARAMETERS, STATE, WEIGHT, Rates
 from powerplan.recommend.limits import Checker, Limits
 from powerplan.recommend.plan import Plan, period, places
 from powerplan.recommend.ranking import Ranking
+from powerplan.recommend.rescale import _wider_mixer
 from powerplan.recommend.search import Search, Trial
 from powerplan.spec import LayerGroup, ModelSpec
 from powerplan.validation import validate
@@ -150,6 +152,91 @@ def test_a_hybrid_may_change_only_the_layers_whose_state_grows() -> None:
     assert len(whole.positions) == 26
     assert growing.positions == (5, 11, 17, 23)
     assert [scope.partial for scope in scopes(catalogue_spec("llama-3-8b"))] == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "growing"),
+    [
+        ("kimi-linear-48b-a3b", 7),
+        ("qwen3-next-80b-a3b", 12),
+        ("jamba-v0.1", 4),
+        ("minimax-text-01", 10),
+        ("nemotron-h-8b", 4),
+        ("mamba2-130m", 0),
+        ("rwkv7-1.5b", 0),
+    ],
+)
+def test_recurrent_layers_stay(name: str, growing: int) -> None:
+    spec = catalogue_spec(name)
+    mixers = [layer.mixer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
+    answer = recommend(spec, Request(contexts=[2**20], top=50))
+    assert answer.movable == bool(growing)
+    assert (len(answer.candidates) > 1) == bool(growing)
+    for candidate in answer.candidates:
+        groups = candidate.spec.layers
+        changed = [layer.mixer for group in groups for _ in range(group.repeat) for layer in group.period]
+        assert sum(old != new for old, new in zip(mixers, changed, strict=True)) <= growing
+        for old, new in zip(mixers, changed, strict=True):
+            assert old == new or isinstance(old, (Attention, MLA))
+
+
+def test_a_recurrent_model_stays_and_says_why() -> None:
+    for name in ("mamba2-130m", "rwkv7-1.5b", "retnet-3b"):
+        answer = recommend(catalogue_spec(name), Request(contexts=[65_536]))
+        assert answer.recommended.plan.unchanged
+        assert "no layer can take another mixer at the same weights" in answer.recommended.why
+        assert answer.balanced_window is None
+
+
+def test_the_window_of_a_hybrid_is_that_of_its_growing_layers() -> None:
+    spec = catalogue_spec("qwen3-next-80b-a3b")
+    found = recommend(spec, Request(contexts=[262_144])).balanced_window
+    assert found is not None
+    assert found.partial
+
+    def ratio(window: int) -> Fraction:
+        def change(mixer: Mixer) -> Any:
+            return msgspec.structs.replace(mixer, window=window) if isinstance(mixer, Attention) else mixer
+
+        wsfr = Accounting(spec.map_mixers(change)).wsfr(262_144)
+        assert wsfr is not None
+        return wsfr
+
+    assert ratio(found.tokens) >= 1 > ratio(found.tokens + 1)
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_kinds_that_are_asked_for_are_what_mixer_makes_of_them(kind: str) -> None:
+    spec = catalogue_spec("gpt2-small")
+    uniform = {c.mixer: c for c in recommend(spec, Request(contexts=[65_536], only=[kind], top=50)).candidates}[kind]
+    assert uniform.row == Accounting(with_mixer(spec, kind)[0]).row(65_536)
+    mixed = recommend(spec, Request(contexts=[65_536], only=[kind, "attention"], top=50))
+    assert {"attention", kind} in [
+        {mixer.kind for item in candidate.plan.choices for mixer in item.mixers} for candidate in mixed.candidates
+    ]
+    by_default = recommend(spec, Request(contexts=[65_536], top=100))
+    assert kind not in {item.family for candidate in by_default.candidates for item in candidate.plan.choices}
+
+
+def test_kda_beside_attention_is_kimi_linears_mix() -> None:
+    answer = recommend(catalogue_spec("llama-3-8b"), Request(contexts=[262_144], only=["kda", "attention"]))
+    assert answer.recommended.label == "24 kda + 8 attention"
+    assert "weight FLOPs +8.8%" in answer.recommended.why
+
+
+@pytest.mark.parametrize("kind", sorted(by_kind))
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_every_kind_can_be_made_wider(kind: str, data: st.DataObject) -> None:
+    """Heads and hidden size grow together: every weight but those of low-rank factors and biases grows fourfold."""
+    mixer = data.draw(by_kind[kind])
+    wide = _wider_mixer(mixer, Fraction(2))  # type: ignore[arg-type]
+    assert wide is not None
+    narrow, doubled = (total(m.matmul_terms(hidden)) for m, hidden in ((mixer, 64), (wide, 128)))
+    assert 2 * narrow <= doubled <= 4 * narrow
+    flops = [total(m.state_flops_terms(100, Convention())) for m in (mixer, wide)]
+    absorbed = kind == "dsa"  # its heads times its latents
+    assert flops[0] <= flops[1] <= (4 if absorbed else 2) * flops[0]
 
 
 def test_a_state_that_costs_more_than_every_key_is_wasteful() -> None:

@@ -1,0 +1,210 @@
+"""`powerplan decode`: what serving takes at each context and batch, models and their twins side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from powerplan.accounting import Accounting
+from powerplan.report.render import Column, Report, grouped
+from powerplan.report.wsfr import model_of, show_bytes
+from powerplan.serving import Fleet, Serving, Step
+from powerplan.units import format_bytes, format_count, format_duration, format_parameters, json_number
+
+SCHEMA = "powerplan.decode/1"
+WIDTH = 98
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model to serve; twin_of: the place of the model that it is a twin of, and the kind of mixer it has instead."""
+
+    accounting: Accounting
+    twin_of: tuple[int, str] | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.twin_of[1]} twin" if self.twin_of else self.accounting.spec.name
+
+
+def decode_report(
+    models: Sequence[Served], contexts: Sequence[int], batches: Sequence[int], dtype: str, fleet: Fleet | None
+) -> Report:
+    """Return the report of models served at `contexts`, with weights and cache in `dtype`, on a fleet or on none."""
+    served = [[Serving(model.accounting, context, dtype, fleet) for context in contexts] for model in models]
+    steps = [[[serving.step(batch) for batch in batches] for serving in row] for row in served]
+    entries = [
+        model_of(model.accounting)
+        | {
+            "twin_of": models[model.twin_of[0]].accounting.spec.name if model.twin_of else None,
+            "stored_bytes": json_number(row[0].stored_bytes),
+            "contexts": [_context(serving, at) for serving, at in zip(row, by_context, strict=True)],
+        }
+        for model, row, by_context in zip(models, served, steps, strict=True)
+    ]
+    payload: dict[str, Any] = {
+        "dtype": dtype,
+        "recurrent_state_dtype": "fp32",
+        "device": fleet.device.name if fleet else None,
+        "devices": fleet.count if fleet else None,
+        "memory_bytes": fleet.memory if fleet else None,
+        "models": entries,
+        "twins": [
+            _against_twin(served[model.twin_of[0]][place], steps[model.twin_of[0]][place], served[index][place], at)
+            for index, model in enumerate(models)
+            if model.twin_of
+            for place, at in enumerate(steps[index])
+        ],
+    }
+    rows = [
+        {"name": model.accounting.spec.name, "context": context, **step}
+        for place, context in enumerate(contexts)
+        for model, entry in zip(models, entries, strict=True)
+        for step in entry["contexts"][place]["steps"]
+    ]
+    before = []
+    for model, row in zip(models, served, strict=True):
+        before += _facts(model, row)
+    after = [line for item in payload["twins"] for line in _twin_lines(item)]
+    if fleet is not None:
+        after += _wrapped(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+    after += _wrapped(
+        "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
+        f"the context; weights and cache in {dtype}, recurrent state, read and written, in fp32. Experts read: those "
+        "that the batch is expected to touch."
+    )
+    labels = {model.accounting.spec.name: model.label for model in models}
+    columns = [Column("name", "model", labels.__getitem__, left=True), *_COLUMNS, *(_TIMED if fleet else ())]
+    if len(contexts) > 1:
+        columns = [Column("context", "context", grouped), *(c for c in columns if c.key != "tokens_per_s")]
+    return Report(SCHEMA, payload, columns, rows, before=before, after=after)
+
+
+def _context(serving: Serving, steps: Sequence[Step]) -> dict[str, Any]:
+    return {
+        "context": serving.context,
+        "cache_bytes": json_number(serving.cache_bytes),
+        "cache_bytes_per_token": json_number(serving.cache_bytes_per_token),
+        "recurrent_bytes": json_number(serving.recurrent_bytes),
+        "state_bytes": json_number(serving.row.state_bytes),
+        "largest_batch": serving.largest_batch,
+        "prefill_flops": json_number(serving.prefill_flops),
+        "prefill_s": _float(serving.prefill_seconds),
+        "steps": [_step(step) for step in steps],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "batch": step.batch,
+        "weight_bytes": json_number(step.weight_bytes),
+        "cache_bytes": json_number(step.cache_bytes),
+        "recurrent_bytes": json_number(step.recurrent_bytes),
+        "bytes_per_token": json_number(step.moved_bytes / step.batch),
+        "flops_per_token": json_number(step.flops / step.batch),
+        "memory_bytes": json_number(step.memory_bytes),
+    }
+    if step.seconds is not None:
+        entry |= {
+            "step_s": float(step.seconds),
+            "tokens_per_s": _float(step.tokens_per_s),
+            "bound": "FLOPs" if step.compute_bound else "bytes",
+            "fits": step.fits,
+        }
+    return entry
+
+
+def _float(value: Fraction | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _place(fleet: Fleet) -> str:
+    return fleet.device.name if fleet.count == 1 else f"{fleet.count:,} {fleet.device.name}"
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _facts(model: Served, row: Sequence[Serving]) -> list[str]:
+    """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
+    accounting = model.accounting
+    total, active = (p.with_embeddings for p in (accounting.total_parameters, accounting.active_parameters))
+    size = f"{format_parameters(total)} parameters" + (
+        f", {format_parameters(active)} active" if active != total else ""
+    )
+    lines = _wrapped(f"{accounting.spec.name}: {size}; weights {format_bytes(row[0].stored_bytes)} in {row[0].dtype}")
+    for serving in row:
+        state = " + ".join(
+            f"{name} {format_bytes(size)}"
+            for name, size in (("cache", serving.cache_bytes), ("recurrent", serving.recurrent_bytes))
+            if size
+        )
+        prompt = f"prefill {format_count(serving.prefill_flops)}FLOPs"
+        text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
+        if serving.fleet is not None:
+            assert serving.prefill_seconds is not None
+            text += f", {format_duration(float(serving.prefill_seconds))}; {_largest(serving, serving.fleet)}"
+        lines += _wrapped(text, "  ")
+    return lines
+
+
+def _largest(serving: Serving, fleet: Fleet) -> str:
+    if serving.stored_bytes > fleet.memory:
+        return f"the weights do not fit in the {format_bytes(fleet.memory)} of {_place(fleet)}"
+    most = serving.largest_batch
+    if most is None:
+        return "any batch fits"
+    if not most:
+        return f"not one sequence fits on {_place(fleet)}"
+    return f"{most:,} sequence{'' if most == 1 else 's'} fit{'s' if most == 1 else ''} on {_place(fleet)}"
+
+
+def _against_twin(
+    serving: Serving, steps: Sequence[Step], other: Serving, other_steps: Sequence[Step]
+) -> dict[str, Any]:
+    """Return by how many times the twin takes more: bytes of cache and state, FLOPs of a prompt, bytes of a token."""
+    return {
+        "model": serving.accounting.spec.name,
+        "twin": other.accounting.spec.name,
+        "context": serving.context,
+        "cache_change": float(serving.cache_bytes / other.cache_bytes - 1),
+        "state_times": float(other.row.state_bytes / serving.row.state_bytes),
+        "prefill_times": float(other.prefill_flops / serving.prefill_flops),
+        "steps": [
+            {
+                "batch": mine.batch,
+                "bytes_times": float(theirs.moved_bytes / mine.moved_bytes),
+                "flops_times": float(theirs.flops / mine.flops),
+                "time_times": None if mine.seconds is None else float((theirs.seconds or 0) / mine.seconds),
+            }
+            for mine, theirs in zip(steps, other_steps, strict=True)
+        ],
+    }
+
+
+def _twin_lines(item: dict[str, Any]) -> list[str]:
+    key = "time_times" if item["steps"][0]["time_times"] is not None else "bytes_times"
+    word = "time" if key == "time_times" else "bytes moved"
+    decode = ", ".join(f"{step[key]:.2f}x at batch {step['batch']:,}" for step in item["steps"])
+    return _wrapped(
+        f"{item['model']} at {item['context']:,} against {item['twin']}: cache {item['cache_change']:+.1%}; the twin "
+        f"takes {item['state_times']:.2f}x the state, {item['prefill_times']:.2f}x the FLOPs of a prompt, and per "
+        f"decoded token the {word} {decode}."
+    )
+
+
+_COLUMNS = [
+    Column("batch", "batch", grouped),
+    Column("weight_bytes", "weights", show_bytes),
+    Column("cache_bytes", "cache", show_bytes),
+    Column("recurrent_bytes", "recur-\nrent", show_bytes),
+    Column("bytes_per_token", "bytes\nper token", show_bytes),
+]
+_TIMED = [
+    Column("step_s", "step\ntime", format_duration),
+    Column("tokens_per_s", "tokens\nper s", lambda value: format_count(Fraction(value))),
+]

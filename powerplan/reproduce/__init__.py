@@ -1,0 +1,8 @@
+"""Published figures beside what powerplan computes, under each named convention: agreement, or the gap."""
+
+from __future__ import annotations
+
+from powerplan.reproduce.compare import ALL, Comparison, SetResult, reproduce
+from powerplan.reproduce.figures import Figure, FigureSet, figure_sets
+
+__all__ = ["ALL", "Comparison", "Figure", "FigureSet", "SetResult", "figure_sets", "reproduce"]

@@ -1,0 +1,195 @@
+"""Serving: what one decoding step reads and writes, what memory holds, how many sequences fit, what a prompt costs.
+
+Every time is a roofline, max(FLOPs / peak, bytes / bandwidth), at the device's dense bf16 rate; several devices share
+work and memory evenly, and talk to each other for nothing. No engine reaches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.errors import InputError
+from powerplan.ffn import MoE
+from powerplan.hardware import Device, si_value
+from powerplan.mixers import Mixer
+from powerplan.mixers.base import total
+from powerplan.recommend.roofline import Roofline
+from powerplan.swaps import sequence_mixers
+from powerplan.whatif import with_mixer
+
+MAX_BATCH = 65_536
+"""Largest batch accepted: the expected number of experts is an exact fraction, whose digits grow with the batch."""
+
+
+def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
+    """Return the expected number of experts that a batch touches, E(1 - (1 - k/E)^B), if each token picks evenly."""
+    return experts * (1 - (1 - Fraction(top_k, experts)) ** batch)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step: every sequence of the batch gets one token. Bytes and FLOPs of the whole batch.
+
+    cache_bytes: keys and values read, and one entry appended. recurrent_bytes: recurrent state in fp32 and the inputs
+    of short convolutions, read and written. memory_bytes: all weights and the state of the batch. seconds: the time of
+    the step, and so of one token of each sequence, None without a device. fits: whether memory_bytes are there.
+    """
+
+    batch: int
+    weight_bytes: Fraction
+    cache_bytes: Fraction
+    recurrent_bytes: Fraction
+    flops: Fraction
+    memory_bytes: Fraction
+    seconds: Fraction | None
+    compute_bound: bool | None
+    fits: bool | None
+
+    @property
+    def moved_bytes(self) -> Fraction:
+        return self.weight_bytes + self.cache_bytes + self.recurrent_bytes
+
+    @property
+    def tokens_per_s(self) -> Fraction | None:
+        return None if self.seconds is None else self.batch / self.seconds
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Devices of one kind that serve a model together."""
+
+    device: Device
+    count: int = 1
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all of them."""
+        return self.count * int(si_value(self.device, "memory_gb") or 0)
+
+    def seconds(self, flops: Fraction, moved: Fraction) -> Fraction:
+        """Return the roofline time of work that is shared evenly."""
+        return Roofline(self.device).of(flops, moved) / self.count
+
+    def compute_bound(self, flops: Fraction, moved: Fraction) -> bool:
+        roofline = Roofline(self.device)
+        return flops / roofline.peak > moved / roofline.bandwidth
+
+
+class Serving:
+    """A model that is served at one context, in the convention of its accounting (the LM head always counts)."""
+
+    def __init__(self, accounting: Accounting, context: int, dtype: str = "bf16", fleet: Fleet | None = None) -> None:
+        self.accounting, self.context, self.dtype, self.fleet = accounting, context, dtype, fleet
+        self.row = accounting.row(context, dtype)
+        self.width = DTYPE_BYTES[dtype]
+        uses = accounting.uses
+        self._mixers: list[tuple[Mixer, int]] = [
+            (use.layer.mixer, use.count) for use in uses if use.layer.mixer is not None
+        ]
+
+    @property
+    def stored_bytes(self) -> Fraction:
+        """Bytes of all weights, all experts among them."""
+        return self.accounting.total_parameters.with_embeddings * self.width
+
+    @cached_property
+    def cache_bytes(self) -> Fraction:
+        """Bytes of one sequence's key/value cache at the context."""
+        return self.width * sum(mixer.state_size(self.context).cache * count for mixer, count in self._mixers)
+
+    @property
+    def recurrent_bytes(self) -> Fraction:
+        """Bytes of one sequence's state of constant size: recurrent state in fp32, inputs of short convolutions."""
+        return self.row.state_bytes - self.cache_bytes
+
+    @cached_property
+    def cache_bytes_per_token(self) -> Fraction:
+        """Bytes that one more token adds to the cache, while no window is full."""
+        return self.width * sum(mixer.state_size(self.context).entry * count for mixer, count in self._mixers)
+
+    @property
+    def head_flops(self) -> int:
+        return 2 * int(total(self.accounting.spec.head_terms()))
+
+    @property
+    def _body_flops(self) -> int:
+        """Weight FLOPs per token without the LM head."""
+        return self.row.weight_flops - (self.head_flops if self.accounting.convention.lm_head else 0)
+
+    @cached_property
+    def prefill_flops(self) -> Fraction:
+        """FLOPs to read a prompt of the context's length: the LM head for its last token only."""
+        return self.context * (self._body_flops + self.row.state_flops) + self.head_flops
+
+    @property
+    def prefill_seconds(self) -> Fraction | None:
+        """Roofline time of that at batch 1, all weights read and the state written once; None without a device."""
+        if self.fleet is None:
+            return None
+        return self.fleet.seconds(self.prefill_flops, self.stored_bytes + self.row.state_bytes)
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Sequences whose state fits beside the weights; 0 where the weights alone do not.
+
+        None without a device, or without a state.
+        """
+        if self.fleet is None or not self.row.state_bytes:
+            return None
+        free = self.fleet.memory - self.stored_bytes
+        if free < 0:
+            return 0
+        return int(free // self.row.state_bytes)
+
+    def weight_bytes(self, batch: int) -> Fraction:
+        """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
+        elements = Fraction(self.accounting.active_parameters.without_input_embedding)
+        for use in self.accounting.uses:
+            ffn = use.layer.ffn
+            if isinstance(ffn, MoE) and ffn.experts > ffn.top_k:
+                idle = total(ffn.idle_terms(self.accounting.spec.hidden_size))
+                more = touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k
+                elements += use.count * idle * more / (ffn.experts - ffn.top_k)
+        return elements * self.width
+
+    def step(self, batch: int) -> Step:
+        """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""
+        if not 1 <= batch <= MAX_BATCH:
+            raise InputError(f"a batch is 1 to {MAX_BATCH:,} sequences, and is {batch}")
+        at = self.context
+        cache = sum((mixer.decode_cache_bytes(at, self.width) * count for mixer, count in self._mixers), Fraction(0))
+        state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, count in self._mixers), Fraction(0))
+        flops = Fraction(batch * (self._body_flops + self.head_flops + state))
+        weights = self.weight_bytes(batch)
+        recurrent = self.row.decode_state_bytes - cache
+        moved = weights + batch * (cache + recurrent)
+        memory = self.stored_bytes + batch * self.row.state_bytes
+        fleet = self.fleet
+        return Step(
+            batch=batch,
+            weight_bytes=weights,
+            cache_bytes=batch * cache,
+            recurrent_bytes=batch * recurrent,
+            flops=flops,
+            memory_bytes=memory,
+            seconds=fleet.seconds(flops, moved) if fleet else None,
+            compute_bound=fleet.compute_bound(flops, moved) if fleet else None,
+            fits=memory <= fleet.memory if fleet else None,
+        )
+
+
+def twin(accounting: Accounting, kind: str) -> tuple[Accounting, list[str]]:
+    """Return the model with `kind`, mla or attention, in every layer, and remarks; like the layers of it that it has.
+
+    Raises InputError for a model that is its own twin, or has no mixers.
+    """
+    spec = accounting.spec
+    if not sequence_mixers(spec):
+        raise InputError(f"{spec.name} has no sequence mixers", f"--twin {kind}")
+    if all(mixer.kind == kind for mixer in sequence_mixers(spec)):
+        raise InputError(f"{spec.name} has {kind} in every layer already", f"--twin {kind}")
+    other, remarks = with_mixer(spec, kind)
+    return Accounting(other, accounting.convention), remarks
