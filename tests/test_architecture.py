@@ -92,6 +92,14 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
             assert name.startswith(("powerplan.kernels", "powerplan.dims")), f"{path.name} imports {name}"
 
 
+@pytest.mark.parametrize("path", sources("models"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_models_know_specs_and_kernels(path: Path) -> None:
+    allowed = ("models", "kernels", "spec", "mixers", "ffn", "errors")
+    for name in imported(path):
+        if name.startswith("powerplan."):
+            assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
+
+
 def test_implementations_stand_alone() -> None:
     implementations = {"reference", "recurrent", "chunked"}
     for name in implementations:
