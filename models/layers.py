@@ -63,7 +63,9 @@ class ResidualLayer(nn.Module):
         parts = [part for part in (self.mixer, self.ffn) if part is not None]
         if self.parallel:
             read = self.before[0](x)
-            return x + sum(part(read) for part in parts)
+            for part in parts:
+                x = x + part(read)
+            return x
         for index, part in enumerate(parts):
             change = part(self.before[index](x) if self.before else x)
             x = x + (self.after[index](change) if self.after else change)

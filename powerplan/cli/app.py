@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, machine, plan, recommend
+from powerplan.cli import budget, catalogues, machine, plan, profile, recommend
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.command("wsfr")(plan.wsfr)
 app.command("compare")(plan.compare)
 app.command("budget")(budget.budget)
 app.command("recommend")(recommend.recommend)
+app.command("profile")(profile.profile)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
