@@ -141,4 +141,8 @@ def _measured(
     for remark in (*notes, *plan.notes):
         say.note(remark)
     with progress_bar(seconds) as tell:
-        return Session(plan, seconds, memory, tell).run()
+        found = Session(plan, seconds, memory, tell).run()
+    for remark in found.notes:
+        if remark not in plan.notes:
+            say.note(remark)
+    return found

@@ -12,6 +12,7 @@ from powerplan.mixers import Attention
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import Checked
 from powerplan.profile.runs import hidden_state, layer_module, torch_dtype
+from powerplan.spec import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 TOKENS = 300
 """More than two of the chunks of 128 that a check takes, and not a multiple of them."""
 
-CHUNK, WINDOW, STEPS = 128, 40, 12
+CHUNK, WINDOW, STEPS, WIDTH = 128, 40, 12, 256
 LARGEST_STATE = 60_000
 """Rows of phi that the oracle can hold for all tokens of a check; head dims past it are checked at a smaller one."""
 
@@ -68,17 +69,13 @@ def check_layer(plan: Plan, contender: Contender) -> Checked:
     """
     import torch
 
-    small = replace(plan, batch=1)
+    small, contender = _reduced(plan, contender)
     mixer: Any = contender.mixer
-    if isinstance(mixer, Attention) and mixer.window is not None:
-        mixer = msgspec.structs.replace(mixer, window=min(mixer.window, WINDOW))
-    elif contender.is_power:
-        mixer = msgspec.structs.replace(mixer, chunk_size=CHUNK)
-    contender = replace(contender, mixer=mixer)
-    tokens = (
-        STEPS if contender.impl == "recurrent" or spow_dim(mixer.head_dim, _degree(mixer)) > LARGEST_STATE else TOKENS
-    )
+    phi = 1 if isinstance(mixer, Attention) else spow_dim(mixer.head_dim, mixer.degree)
+    tokens = STEPS if contender.impl == "recurrent" or phi > LARGEST_STATE else TOKENS
     module, x = layer_module(small, contender), hidden_state(small, tokens)
+    if contender.is_power:
+        _align(module.mixer)
 
     def outcome(layer: Any, x: Tensor) -> list[Tensor]:
         x = x.detach().requires_grad_()
@@ -124,8 +121,31 @@ def definition(mixer: Any, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None
     return torch.einsum("bhts,bshv->bthv", scores.masked_fill(~seen, -torch.inf).softmax(-1), values)
 
 
-def _degree(mixer: Any) -> int:
-    return 1 if isinstance(mixer, Attention) else int(mixer.degree)
+def _align(module: Any) -> None:
+    """Make a query's product with its own key positive: a sum of weights near 0 amplifies rounding without bound."""
+    import torch
+
+    groups, repeats = module.kv_heads, module.heads // module.kv_heads
+    with torch.no_grad():
+        for ours, theirs in zip(module.q_proj.parameters(), module.k_proj.parameters(), strict=True):
+            heads = theirs.unflatten(0, (groups, 1, -1)).expand(-1, repeats, *([-1] * theirs.ndim))
+            ours.copy_(heads.reshape(ours.shape))
+
+
+def _reduced(plan: Plan, contender: Contender) -> tuple[Plan, Contender]:
+    """Return a layer of the same make and the same head dims, with fewer heads, a smaller hidden size and window."""
+    mixer: Any = contender.mixer
+    groups = min(mixer.kv_heads, 2)
+    heads = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
+    if contender.is_power:
+        mixer = msgspec.structs.replace(mixer, **heads, chunk_size=CHUNK)
+    else:
+        mixer = msgspec.structs.replace(mixer, **heads, window=mixer.window and min(mixer.window, WINDOW))
+    ffn = plan.ffn
+    if ffn is not None:
+        ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, WIDTH))
+    spec = msgspec.structs.replace(plan.spec, hidden_size=min(plan.spec.hidden_size, WIDTH))
+    return replace(plan, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(contender, mixer=mixer)
 
 
 def _distance(found: Tensor, exact: Tensor) -> float:

@@ -13,7 +13,7 @@ from powerplan.errors import InputError, MachineError, choice, shown
 from powerplan.hardware import Device, find_device, si_value
 from powerplan.profile.plan import DTYPES
 from powerplan.profile.runs import torch_dtype
-from powerplan.profile.timing import Clock, clock_of, copy_rate, matmul_rate
+from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matmul_rate
 
 PEAKS = {"fp32": "fp32_tflops", "bf16": "bf16_tflops", "fp16": "fp16_tflops"}
 """Rate of the catalogue by dtype. fp32 products run as fp32 unless torch is told otherwise, not as tf32."""
@@ -103,6 +103,36 @@ def examine(device: str, dtype: str) -> Machine:
         peak_of=f"{known.name}, {dtype}" if known and peak else "the matrix product measured",
         threads=None if device.startswith("cuda") else torch.get_num_threads(),
     )
+
+
+SMALL, ROUNDS = 192, 60
+"""Rows of a product that is over in some 50 us, and how many of them tell how well threads work together."""
+
+
+def settle_threads(device: str) -> str | None:
+    """Let torch use one thread where that is faster than the many it would use; return a remark then.
+
+    On a processor that others use too, threads wait for one another: small products can take ten times as long, and the
+    order of the mixers changes. Where OMP_NUM_THREADS is set, that is kept.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
+        return None
+    x = torch.randn(8, SMALL, SMALL)
+
+    def products() -> None:
+        for _ in range(ROUNDS):
+            (x @ x).mul_(2)
+
+    together = cpu_clock(products), cpu_clock(products)
+    torch.set_num_threads(1)
+    alone = cpu_clock(products), cpu_clock(products)
+    if min(alone) < min(together):
+        return f"measured in 1 thread: {threads} are slower here now, as on a busy machine (OMP_NUM_THREADS sets them)"
+    torch.set_num_threads(threads)
+    return None
 
 
 def device_name(device: str) -> str:

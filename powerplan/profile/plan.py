@@ -110,12 +110,15 @@ class Plan:
     rivals: tuple[Contender, ...]
     passes: tuple[str, ...]
     contexts: tuple[int, ...]
+    """Rising. Where `chosen` is set they were not asked for, and may be shortened to what fits."""
+
     device: str
     dtype: str
     batch: int = 1
     chunk_sizes: tuple[int, ...] = ()
     breakdown: bool = False
     notes: tuple[str, ...] = ()
+    chosen: bool = False
 
     @property
     def contenders(self) -> tuple[Contender, ...]:
@@ -213,6 +216,7 @@ def plan_of(
         chunk_sizes=chunk_sizes,
         breakdown=breakdown,
         notes=tuple(notes),
+        chosen=not contexts,
     )
 
 

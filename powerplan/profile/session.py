@@ -12,7 +12,7 @@ from powerplan.measured import SCHEMA
 from powerplan.profile.breakdown import breakdown
 from powerplan.profile.checks import check_kernel, check_layer
 from powerplan.profile.crossover import Pair, find_crossover
-from powerplan.profile.machine import Machine, examine, versions
+from powerplan.profile.machine import Machine, examine, settle_threads, versions
 from powerplan.profile.memory import SHARE, bytes_needed, capped, free_bytes, is_out_of_memory, peak_of
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import PASSES, Breakdown, Checked, Crossover, Measurement, Missing, Profile
@@ -27,6 +27,9 @@ WEIGHT_TOKENS = 2048
 
 SHARES = {"weights": 0.12, "state": 0.5, "crossover": 0.45, "chunks": 0.6, "layers": 0.9}
 """Share of the time left that each stage may take, in their order."""
+
+SHORTEST, FIRST = 64, 0.06
+"""Shortest context chosen without being asked for, and the share of the time left that a run of the first may take."""
 
 GUESS = 4.0
 """Times the matrix product's time that a run is taken for before anything like it was measured."""
@@ -65,6 +68,7 @@ class Session:
         self.missing: list[Missing] = []
         self.slowdown: dict[tuple[str, str, str], float] = {}
         self.interrupted = False
+        self.notes = self.plan.notes
 
     def run(self) -> Profile:
         """Return the profile. Raises MachineError where nothing was measured, WrongResultError where a check fails."""
@@ -88,10 +92,12 @@ class Session:
     def _stages(self) -> None:
         plan = self.plan
         self._tell("matrix product and copy")
+        remark = settle_threads(plan.device)
+        self.notes = plan.notes if remark is None else (*plan.notes, remark)
         self.machine = examine(plan.device, plan.dtype)
         self._check_all()
         self._weights()
-        cells = [(kind, tokens) for tokens in plan.contexts for kind in plan.passes]
+        cells = [(kind, tokens) for tokens in self._contexts() for kind in plan.passes]
         self._cells("state", cells, self._able(plan.contenders), "state")
         for kind in plan.passes:
             self._crossover(kind)
@@ -100,6 +106,16 @@ class Session:
         if plan.breakdown:
             self._breakdown()
         self._cells("layer", [cell for cell in cells if cell[0] != "decode"], self._able(plan.contenders), "layers")
+
+    def _contexts(self) -> list[int]:
+        """Return the contexts of the plan; those it chose itself divided by 4 until a run of the first one is cheap."""
+        able, contexts = self._able(self.plan.subjects), list(self.plan.contexts)
+        while self.plan.chosen and able and contexts[0] > SHORTEST:
+            place = ("state", self.plan.passes[-1], contexts[0])
+            if self.expected(able[0], place) < self.left() * FIRST:
+                break
+            contexts = [context // 4 for context in contexts]
+        return contexts
 
     def _able(self, contenders: Sequence[Contender]) -> list[Contender]:
         return [item for item in contenders if item not in self.refused]
@@ -373,7 +389,7 @@ class Session:
             crossover=tuple(self.crossings),
             breakdown=tuple(self.parts),
             missing=tuple(self.missing),
-            notes=self.plan.notes,
+            notes=self.notes,
             interrupted=self.interrupted,
         )
 

@@ -131,6 +131,10 @@ def _three(value: float) -> float:
     return float(f"{value:.3g}")
 
 
+def _two(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{round(value):,}"
+
+
 def _rate(value: Any) -> str:
     return "" if value is None else format_count(Fraction(_three(value)))
 
@@ -153,7 +157,7 @@ _COLUMNS = [
     Column("flops_per_s", "FLOP/s", _rate),
     Column("share_of_matmul", "share", _share),
     Column("predicted_ms", "ideal", _milliseconds),
-    Column("over_predicted", "x", lambda value: "" if value is None else f"{value:.2g}x"),
+    Column("over_predicted", "x", lambda value: "" if value is None else f"{_two(value)}x"),
     Column("peak_bytes", "peak", _bytes),
 ]
 
@@ -238,7 +242,7 @@ def _legend(profile: Profile) -> list[str]:
     text = (
         "mixer: queries, keys and values in, output out. time: median; ±: the 20th and 80th percentile. FLOP/s: "
         "causal pairs, chunks as executed; share: of the matrix product. ideal: predicted, max(FLOPs / peak, bytes / "
-        f"bandwidth) with the FLOPs that recommend counts and the peak of {profile.peak_of}; x: time over it. peak: bytes "
-        "allocated at once. WSFR: projections and FFN, timed apart, over the mixer."
+        f"bandwidth) with the FLOPs that recommend counts and the peak of {profile.peak_of}; x: time over it. peak: "
+        "bytes allocated at once. WSFR: projections and FFN, timed apart, over the mixer."
     )
     return ["", *_wrapped("", text)]
