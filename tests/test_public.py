@@ -9,6 +9,7 @@ import typer.main
 
 import powerplan
 import powerplan.kernels
+import powerplan.models
 from powerplan.cli.app import app
 
 COMMANDS = {
@@ -70,6 +71,27 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
+    "profile": [
+        "model",
+        "--p",
+        "--ctx",
+        "--pass",
+        "--against",
+        "--impl",
+        "--device",
+        "--dtype",
+        "--batch",
+        "--chunk-size",
+        "--mixer",
+        "--breakdown",
+        "--time-limit",
+        "--memory-limit",
+        "--save",
+        "--show",
+        "--plot",
+        "--force",
+        "--format",
+    ],
     "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--format"],
     "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
@@ -110,3 +132,4 @@ def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
     assert sorted(powerplan.kernels.__all__) == KERNELS
+    assert powerplan.models.__all__ == ["build_layer"]

@@ -162,6 +162,8 @@ class Session:
                         f"times the allowed error against {found.against}"
                     )
                 self.checks.append(found)
+            if not self._able(self.plan.subjects):
+                raise MachineError("; ".join(f"{item.name} ({item.impl}): {why}" for item, why in self.refused.items()))
 
     def _refuse(self, contender: Contender, reason: str) -> None:
         self.refused[contender] = reason
