@@ -63,7 +63,7 @@ class Contender:
     def with_chunk(self, size: int) -> Contender:
         """Return the same in chunks of another size, which its name then says."""
         mixer = msgspec.structs.replace(self.mixer, chunk_size=size)
-        return Contender(f"{self.name} chunk {size:,}", mixer, self.impl)
+        return Contender(f"{self.name.removeprefix('power ')} chunk {size:,}", mixer, self.impl)
 
     def state_flops(self, kind: str, context: int, executed: bool) -> Fraction:
         """Return the state FLOPs of one sequence: `executed` by the implementation, or as `recommend` counts."""

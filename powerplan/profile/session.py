@@ -37,6 +37,9 @@ GUESS = 4.0
 WARM_S = 1.0
 """A first run that takes this long is a sample too; a shorter one only warms up."""
 
+MOST_WATCHED = 1000
+"""Chunks, or tokens one by one, up to which a CPU run is watched for its memory: each step makes dozens of records."""
+
 TOO_LONG = "too long for the time that was left"
 
 
@@ -278,7 +281,8 @@ class Session:
         """Prepare a run and run it once, for its peak memory; a long one on a CPU counts as a sample."""
         assert self.machine is not None
         run, clock = prepare(self.plan, contender, place), self.machine.clock
-        if contender.impl == "recurrent":  # As many events as tokens: watching them takes longer than running.
+        chunk = 1 if contender.impl == "recurrent" else contender.chunk_size
+        if self.machine.threads and chunk and place[0] in ("state", "layer") and place[2] / chunk > MOST_WATCHED:
             run()
             return run
         times: list[float] = []

@@ -120,7 +120,8 @@ def _spread(row: Measurement) -> str:
     """Return how far the 20th and the 80th percentile are from the median at most; nothing for one run."""
     if row.ms_p20 is None or row.ms_p80 is None or row.repeats < 2:
         return ""
-    return f"{max(row.ms_p50 - row.ms_p20, row.ms_p80 - row.ms_p50) / row.ms_p50:.0%}"
+    share = max(row.ms_p50 - row.ms_p20, row.ms_p80 - row.ms_p50) / row.ms_p50
+    return f"{share:.0%}" if share < 1 else ">99%"
 
 
 def _share(value: Any) -> str:

@@ -70,7 +70,7 @@ def test_everything_was_measured(whole: Path) -> None:
         (name, direction) for name in names for direction in ("forward", "forward+backward")
     }
     assert {row.direction for row in profile.part("ffn")} == {"forward", "forward+backward", "decode"}
-    chunks = {row.chunk_size for row in profile.part("state", "forward") if row.name.startswith("power p=2")}
+    chunks = {row.chunk_size for row in profile.part("state", "forward") if row.p == 2}
     assert {32, 64} <= chunks
     assert [item.direction for item in profile.breakdown] == ["forward", "forward+backward", "decode"]
     assert all(item.parts for item in profile.breakdown)
