@@ -1,4 +1,5 @@
-# make demo: environment, install, WSFR of a built-in model and what to train instead. make test: environment, install, all tests.
+# make demo: environment, install, WSFR of a built-in model, what to train instead, its layer timed here.
+# make test: environment, install, all tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,6 +10,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
 	$(BIN)/powerplan recommend gpt2-small --ctx 64k
+	$(PIP) --editable '.[torch]'
+	$(BIN)/powerplan profile gpt2-small --p 2 --time-limit 45
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2

@@ -32,7 +32,7 @@ def examine() -> list[Finding]:
         Finding("planning commands", "ready", ok=True),
     ]
     torch = _package("torch", "pip install torch")
-    findings += [torch, _triton()]
+    findings += [torch, _triton(), _package("matplotlib", "pip install matplotlib, for --plot")]
     return [*findings, *(_accelerators() if torch.ok is not False else [_no_tensors()])]
 
 
@@ -45,11 +45,7 @@ def _package(name: str, remedy: str | None = None) -> Finding:
 
 def _triton() -> Finding:
     found = _package("triton")
-    return (
-        found
-        if found.ok
-        else Finding("triton", "not installed; it comes with torch for CUDA, and power attention on a GPU needs it")
-    )
+    return found if found.ok else Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
 
 
 def _no_tensors() -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -47,8 +47,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pa
     tflops: float | None = None
 
     @property
+    def tokens(self) -> int:
+        """Tokens that one run processes: one of each sequence in decoding, else all of the context."""
+        return self.batch * (1 if self.direction == "decode" else self.context)
+
+    @property
     def seconds_per_token(self) -> float:
-        return self.ms_p50 / 1000 / (self.batch * self.context)
+        return self.ms_p50 / 1000 / self.tokens
 
     @property
     def kind(self) -> str:
@@ -155,16 +160,23 @@ def _described(mixer: Mixer) -> str:
 
 def read_profile(path: str, where: str = "--measured") -> Profile:
     """Read what `powerplan profile --save` wrote. Raises InputError for a file that is none, or of another version."""
-    document = parse_json(read_text(Path(path)), path)
-    data = document.data
+    return Profile(path, read_saved(path, SavedProfile, where))
+
+
+Saved = TypeVar("Saved", bound=SavedProfile)
+
+
+def read_saved(path: str, kind: type[Saved], where: str) -> Saved:
+    """Read a saved profile as `kind`, all of it or the part that planning needs. Raises InputError."""
+    data = parse_json(read_text(Path(path)), path).data
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         found = "has no schema" if schema is None else f"is of schema {shown(schema)}"
         raise InputError(f"{path} {found}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
     try:
-        profile = Profile(path, msgspec.json.decode(json.dumps(data), type=SavedProfile))
+        saved = msgspec.json.decode(json.dumps(data), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: {error}", where) from None
-    if not profile.saved.results:
+    if not saved.results:
         raise InputError(f"{path} holds no results", where)
-    return profile
+    return saved

@@ -10,6 +10,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError, MachineError
+from powerplan.profile.result import Profile
 from powerplan.recommend import Answer
 from powerplan.units import format_ratio
 
@@ -68,6 +69,10 @@ def wsfr_plot(answer: Answer, form: str) -> bytes:
     axes.set_ylabel("weight FLOPs : state FLOPs")
     axes.set_title(answer.base.spec.name)
     axes.legend(fontsize="small")
+    return _drawn(pyplot, figure, form)
+
+
+def _drawn(pyplot: Any, figure: Any, form: str) -> bytes:
     buffer = io.BytesIO()
     # Without a date in it, the same answer is the same file.
     figure.savefig(
@@ -75,6 +80,75 @@ def wsfr_plot(answer: Answer, form: str) -> bytes:
     )
     pyplot.close(figure)
     return buffer.getvalue()
+
+
+def profile_plot(profile: Profile, form: str) -> bytes:
+    """Return a figure of a profile: tokens per second of each mixer alone over the context, and the layer's time split.
+
+    A panel for each pass above, both axes logarithmic, with crossovers marked; below it the shares of projections, FFN
+    and state in the layer's time at every context.
+    """
+    pyplot = _pyplot()
+    passes = list(dict.fromkeys(row.direction for row in profile.part("state")))
+    if not passes:
+        raise InputError("the profile holds no times of mixers to draw", "--plot")
+    figure, grid = pyplot.subplots(
+        2, len(passes), figsize=(1 + 5 * len(passes), 8), layout="constrained", squeeze=False
+    )
+    figure.suptitle(f"{profile.layer.model} on {profile.device}, {profile.dtype}, batch {profile.batch}")
+    for upper, lower, direction in zip(*grid, passes, strict=True):
+        _throughput(upper, profile, direction)
+        _time_split(lower, profile, direction)
+    return _drawn(pyplot, figure, form)
+
+
+def _throughput(axes: Any, profile: Profile, direction: str) -> None:
+    rows = [row for row in profile.part("state", direction) if row.tokens_per_s]
+    for name in dict.fromkeys(row.name for row in rows):
+        points = sorted(
+            [(row.context, row.tokens_per_s) for row in rows if row.name == name] + _searched(profile, name, direction)
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    for item in profile.crossover:
+        if item.direction == direction and item.context is not None:
+            axes.axvline(item.context, color="0.7", linewidth=1, zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("tokens per second, mixer alone")
+    axes.set_title(direction)
+    axes.legend(fontsize="small")
+
+
+def _time_split(axes: Any, profile: Profile, direction: str) -> None:
+    rows = sorted((row for row in profile.split if row.direction == direction), key=lambda row: row.context)
+    labels = [f"{_size(row.context)} {row.name}" for row in rows]
+    start = [0.0] * len(rows)
+    for part, colour in (("projections", "0.75"), ("ffn", "0.55"), ("state", "tab:blue")):
+        shares = [(getattr(row, f"{part}_ms") or 0.0) / (row.weight_ms + row.state_ms) for row in rows]
+        axes.barh(labels, shares, left=start, color=colour, label="FFN" if part == "ffn" else part)
+        start = [left + share for left, share in zip(start, shares, strict=True)]
+    axes.axvline(0.5, color="0.2", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the layer's time")
+    axes.tick_params(labelsize="small")
+    if rows:
+        axes.legend(fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def _searched(profile: Profile, name: str, direction: str) -> list[tuple[int, float]]:
+    """Return contexts and tokens per second of a mixer where its crossover was looked for."""
+    known = {row.context for row in profile.part("state", direction) if row.name == name}
+    points = []
+    for item in profile.crossover:
+        if item.direction == direction and name in (item.name, item.against):
+            for at in item.tried:
+                tokens = profile.batch * (1 if direction == "decode" else at.context)
+                if at.context not in known:
+                    points.append((at.context, tokens / (at.ms if name == item.name else at.against_ms) * 1000))
+    return points
 
 
 def _contexts(marked: Sequence[int]) -> list[int]:

@@ -112,6 +112,20 @@ def parse_bytes(text: str, where: str | None = None) -> int:
     return size
 
 
+_SECONDS = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,6})?)\s?(?P<unit>s|min|h|)")
+
+
+def parse_seconds(text: str, where: str | None = None) -> float:
+    """Return seconds from "90", "90s", "5min" or "1.5h", 1 second to a day. Raises InputError for anything else."""
+    match = _SECONDS.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        raise InputError(f"{shown(text)} is not a time; write 90 (seconds), 5min or 1h", where)
+    seconds = float(match["number"]) * {"": 1, "s": 1, "min": 60, "h": 3600}[match["unit"]]
+    if not 1 <= seconds <= 86400:
+        raise InputError(f"{shown(text)} is out of range; allowed are 1 s to 24 h", where)
+    return seconds
+
+
 _RATIO = re.compile(r"(?P<weight>[0-9]{1,9}(?:\.[0-9]{1,9})?):(?P<state>[0-9]{1,9}(?:\.[0-9]{1,9})?)")
 
 

@@ -22,6 +22,9 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['compare', 'gpt2-small', 'gpt2-xl']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['decode', 'gpt2-small']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['reproduce', 'all']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['profile', '--help']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['profile', '--p', '9']) == 2",
+    "import powerplan.profile",
     "import powerplan.kernels",
     "import powerplan.models",
 ]
@@ -32,7 +35,9 @@ LAYERS = [
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "whatif", "schema", "accounting", "hardware", "doctor"},
     {"swaps", "measured", "output"},
-    {"budget", "recommend", "plots", "serving"},
+    {"budget", "recommend", "serving"},
+    {"profile"},
+    {"plots"},
     {"reproduce"},
     {"report"},
     {"cli"},
@@ -84,7 +89,9 @@ def test_arrows_point_down(path: Path) -> None:
         module = rest.split(".")[0]
         if package != "powerplan" or not module:
             continue
-        assert module not in ("kernels", "models"), f"{path.name} imports {name}: planning stands without them"
+        if module in ("kernels", "models"):
+            assert module_of(path) == "profile", f"{path.name} imports {name}: planning stands without them"
+            continue
         assert level(module) <= own, f"{path.name} imports {name}, which stands above it"
 
 
@@ -93,6 +100,14 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
     for name in imported(path):
         if name.startswith("powerplan."):
             assert name.startswith(("powerplan.kernels", "powerplan.dims")), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sources("models"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_models_know_specs_and_kernels(path: Path) -> None:
+    allowed = ("models", "kernels", "spec", "mixers", "ffn", "errors")
+    for name in imported(path):
+        if name.startswith("powerplan."):
+            assert name.split(".")[1] in allowed, f"{path.name} imports {name}"
 
 
 def test_implementations_stand_alone() -> None:
@@ -127,4 +142,4 @@ def test_files_have_one_subject(path: Path) -> None:
 
 def test_torch_is_named_where_tensors_are() -> None:
     naming = {module_of(path) for path in sources("powerplan") if {"torch", "triton"} & imported(path)}
-    assert naming == {"doctor"}
+    assert naming == {"doctor", "profile"}

@@ -9,6 +9,7 @@ import typer.main
 
 import powerplan
 import powerplan.kernels
+import powerplan.models
 from powerplan.cli.app import app
 
 COMMANDS = {
@@ -81,6 +82,27 @@ COMMANDS = {
         "--dtype",
         "--format",
     ],
+    "profile": [
+        "model",
+        "--p",
+        "--ctx",
+        "--pass",
+        "--against",
+        "--impl",
+        "--device",
+        "--dtype",
+        "--batch",
+        "--chunk-size",
+        "--mixer",
+        "--breakdown",
+        "--time-limit",
+        "--memory-limit",
+        "--save",
+        "--show",
+        "--plot",
+        "--force",
+        "--format",
+    ],
     "dims": ["--head-dim", "--p", "--tile", "--v-head-dim", "--kind", "--format"],
     "models": ["model", "--mixer", "--yaml", "--format"],
     "hardware": ["device", "--format"],
@@ -122,3 +144,4 @@ def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
     assert sorted(powerplan.kernels.__all__) == KERNELS
+    assert powerplan.models.__all__ == ["build_layer"]

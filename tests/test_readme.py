@@ -36,6 +36,24 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("block", blocks("console shape"), ids=lambda text: text[:60])
+def test_what_depends_on_the_machine_has_the_shape_that_the_readme_says(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a block holds no figure that a machine decides: "..." stands for any text; other lines may stand between."""
+    monkeypatch.chdir(tmp_path)
+    command, _, output = block.removeprefix("$ ").partition("\n")
+    program, *arguments = shlex.split(command)
+    assert program == "powerplan"
+    assert main(arguments) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for line in output.splitlines():
+        pieces = (re.escape(" ".join(piece.split())) for piece in line.split("..."))
+        found = re.search(".*?".join(pieces), printed)
+        assert found, line
+        printed = printed[found.end() :]
+
+
 @pytest.mark.parametrize(("command", "output"), commands(), ids=lambda text: text[:60])
 def test_commands_print_what_the_readme_says(
     command: str,
@@ -57,7 +75,8 @@ def test_commands_print_what_the_readme_says(
 
 
 def test_there_are_commands_and_code() -> None:
-    assert len(commands()) >= 5
+    assert len(commands()) + len(blocks("console shape")) >= 5
+    assert len(blocks("console shape")) == 1
     assert len(blocks("python")) == 2
 
 

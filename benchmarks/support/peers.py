@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from powerplan.kernels import power_attention, power_attention_step
+from powerplan.models.mixers.attention import windowed
+from powerplan.profile.timing import Run
 from support.shapes import Shape, Variant, normalized, window_of_equal_state
-from support.timing import Run
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -162,39 +163,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, *, backend: SDPBackend
 
 
 def _window(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, *, width: int) -> Tensor:
-    """Sliding window by SDPA: a block of `width` queries sees its own block of keys and the one before, masked."""
-    batch, heads, tokens, d = q.shape
-    grouped = heads != k.shape[1]
-    first = F.scaled_dot_product_attention(
-        q[:, :, :width], k[:, :, :width], v[:, :, :width], is_causal=True, enable_gqa=grouped
-    )
-    if tokens <= width:
-        return first
-    count = -(-tokens // width)
-    pad = count * width - tokens
-
-    def blocks(x: Tensor) -> Tensor:
-        """[B, heads, T, d] -> [B, blocks, heads, width, d]."""
-        return F.pad(x, (0, 0, 0, pad)).view(batch, x.shape[1], count, width, d).transpose(1, 2)
-
-    def pairs(x: Tensor) -> Tensor:
-        whole = blocks(x)
-        return torch.cat((whole[:, :-1], whole[:, 1:]), 3).flatten(0, 1)
-
-    mask = _band(width, q.device.type)
-    rest = F.scaled_dot_product_attention(
-        blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), attn_mask=mask, enable_gqa=grouped
-    )
-    rest = rest.view(batch, count - 1, heads, width, d).transpose(1, 2).reshape(batch, heads, -1, d)
-    return torch.cat((first, rest[:, :, : tokens - width]), 2)
-
-
-@cache
-def _band(width: int, device: str) -> Tensor:
-    """Return the mask of queries in the second of two blocks over the keys of both: the last `width` keys."""
-    query = torch.arange(width, device=device)[:, None] + width
-    key = torch.arange(2 * width, device=device)[None]
-    return (key <= query) & (key > query - width)
+    return windowed(q, k, v, width)
 
 
 def _flex(shape: Shape, width: int | None) -> Forward:

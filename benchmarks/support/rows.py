@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from powerplan.profile.breakdown import Part
+from powerplan.profile.timing import Spread
 from support.checks import Checked
 from support.presets import Target
-from support.profiling import Part
 from support.shapes import Shape, Variant, decode_bytes, flops
-from support.timing import Spread
 
 
 @dataclass(frozen=True)

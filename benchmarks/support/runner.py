@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
+from powerplan.profile.breakdown import breakdown
+from powerplan.profile.timing import Clock, Run, interleaved, spread
 from support.checks import Checked, check
 from support.memory import peak_bytes
 from support.peers import UnavailableError, prepare
 from support.presets import Sweep
-from support.profiling import breakdown
 from support.rows import Row, with_ratios
 from support.shapes import Shape, Variant
-from support.timing import Clock, Run, interleaved, spread
 
 PROBE_TOKENS = 1024
 """Where the time of a first run is taken, from which that of longer contexts is extrapolated."""

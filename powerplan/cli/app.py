@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, decode, machine, plan, recommend, reproduce
+from powerplan.cli import budget, catalogues, decode, machine, plan, profile, recommend, reproduce
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command("compare")(plan.compare)
 app.command("budget")(budget.budget)
 app.command("decode")(decode.decode)
 app.command("recommend")(recommend.recommend)
+app.command("profile")(profile.profile)
 app.command("dims")(plan.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,16 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="As for wsfr; ./model.yaml where left out, or gpt2-small.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+DEFAULT_FILE, DEFAULT_MODEL = "model.yaml", "gpt2-small"
 MixerOption = Annotated[
     str | None,
     typer.Option(
@@ -111,3 +122,12 @@ def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
         return loaded.spec, list(loaded.notes)
     spec, remarks = with_mixer(loaded.spec, mixer)
     return spec, [*loaded.notes, *remarks]
+
+
+def read_model_or_default(model: str | None, mixer: str | None) -> tuple[ModelSpec, list[str]]:
+    """Return the spec of MODEL, of ./model.yaml or of gpt2-small, and remarks that say which."""
+    if model is not None:
+        return read_model(model, mixer)
+    found = DEFAULT_FILE if Path(DEFAULT_FILE).is_file() else DEFAULT_MODEL
+    spec, notes = read_model(found, mixer)
+    return spec, [f"no MODEL given: {found} assumed", *notes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,9 +20,9 @@ from powerplan.cli.options import (
     FormOption,
     MeasuredOption,
     MixerOption,
-    complete_model,
+    OptionalModel,
     convention_of,
-    read_model,
+    read_model_or_default,
 )
 from powerplan.report.render import Format
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from powerplan.report.render import Report
     from powerplan.spec import ModelSpec
 
-DEFAULT_FILE, DEFAULT_MODEL, DEFAULT_CONTEXT = "model.yaml", "gpt2-small", "64k"
+DEFAULT_CONTEXT = "64k"
 
 
 class Keep(StrEnum):
@@ -54,15 +53,7 @@ class Unknown(StrEnum):
 
 
 def recommend(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="As for wsfr; ./model.yaml where left out, or gpt2-small.",
-            autocompletion=complete_model,
-            show_default=False,
-        ),
-    ] = None,
+    model: OptionalModel = None,
     ctx: Annotated[
         str | None,
         typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
@@ -151,7 +142,7 @@ def recommend(
     if plot is not None:
         check_format(plot, "--plot")
     convention = convention_of(form, causal, head)
-    spec, notes = _model(model, mixer)
+    spec, notes = read_model_or_default(model, mixer)
     if ctx is None and solve is not Unknown.context:
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -209,15 +200,6 @@ def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
         if word not in (*WORDS, *more):
             raise InputError(f"{shown(word)} is not known{choice(word, [*WORDS, *more])}", option)
     return sorted(set(words))
-
-
-def _model(model: str | None, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec of MODEL, of ./model.yaml or of gpt2-small, and remarks that say which."""
-    if model is not None:
-        return read_model(model, mixer)
-    found = DEFAULT_FILE if Path(DEFAULT_FILE).is_file() else DEFAULT_MODEL
-    spec, notes = read_model(found, mixer)
-    return spec, [f"no MODEL given: {found} assumed", *notes]
 
 
 def _solved(spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention) -> Report:

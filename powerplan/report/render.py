@@ -64,7 +64,7 @@ def render(report: Report, form: Format) -> str:
         return _csv(report)
     if report.sections:
         return "\n\n".join(render(section, form) for section in report.sections)
-    table = _table(report, "pipe" if form is Format.markdown else "simple")
+    table = table_of(report.columns, report.rows, "pipe" if form is Format.markdown else "simple")
     gap = [""] if report.before else []
     end = [""] if report.after else []
     lines = [*report.before, *gap, table, *end, *report.after] if report.rows else [*report.before, *report.after]
@@ -79,15 +79,14 @@ def _csv(report: Report) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def _table(report: Report, tablefmt: str) -> str:
+def table_of(columns: Sequence[Column], rows: Sequence[dict[str, Any]], tablefmt: str = "simple") -> str:
+    """Return the text of a table."""
     from tabulate import tabulate
 
     return tabulate(
-        [[column.show(row.get(column.key)) for column in report.columns] for row in report.rows],
-        headers=[
-            column.heading if tablefmt == "simple" else column.heading.replace("\n", " ") for column in report.columns
-        ],
+        [[column.show(row.get(column.key)) for column in columns] for row in rows],
+        headers=[column.heading if tablefmt == "simple" else column.heading.replace("\n", " ") for column in columns],
         tablefmt=tablefmt,
-        colalign=["left" if column.left else "right" for column in report.columns] if report.rows else None,
+        colalign=["left" if column.left else "right" for column in columns] if rows else None,
         disable_numparse=True,
     )

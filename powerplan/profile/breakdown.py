@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-
-from support.timing import Run
+from powerplan.profile.timing import Run
 
 
 @dataclass(frozen=True)
@@ -20,16 +18,27 @@ class Part:
     seconds: float
 
 
+def recorder(gpu: bool, **settings: Any) -> Any:
+    """Return torch's profiler, which would otherwise tell stderr when it starts and stops."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]
+    return profile(activities=activities, **settings)
+
+
 def breakdown(run: Run, device: str, most: int = 12) -> list[Part]:
     """Return the parts of one run that took longest, after a warm-up.
 
     On a CPU these are first the stages that the implementation marks ("power: ..."; they hold operators), then
     operators by their own time. On a GPU they are kernels.
     """
+    import torch
+    from torch._C._autograd import DeviceType
+
     run()
-    gpu = device == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities) as record:
+    gpu = device.startswith("cuda")
+    with recorder(gpu) as record:
         run()
         if gpu:
             torch.cuda.synchronize()

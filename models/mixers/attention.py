@@ -1,0 +1,101 @@
+"""Softmax attention by torch's SDPA, over the whole context or over a sliding window at linear cost."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from powerplan.errors import InputError
+from powerplan.mixers import Attention
+from powerplan.models.mixers.heads import HeadedMixer
+
+
+class SoftmaxAttention(HeadedMixer):
+    """Causal softmax attention with grouped heads; `window` keys, the token itself included, where one is set."""
+
+    def __init__(self, mixer: Attention, hidden: int, *, rope: bool, **settings: Any) -> None:
+        if mixer.sinks:
+            raise InputError("sinks: attention with sinks is not built yet; leave them out with sinks: false")
+        super().__init__(mixer, hidden, rope=rope, **settings)
+        self.window = mixer.window
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
+        return softmax_attention(q, k, v, self.window)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """Return causal softmax attention [B, T, H, V] of q [B, T, H, K], k [B, T, G, K], v [B, T, G, V].
+
+    A window shorter than the sequence costs T times its length, not T^2: in blocks through SDPA on a CPU, through a
+    compiled FlexAttention with a block mask on a GPU.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped, tokens = q.shape[1] != k.shape[1], q.shape[2]
+    if window is None or tokens <= window:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif q.device.type == "cuda":
+        out = _flex()(q, k, v, block_mask=_sliding_mask(tokens, window, str(q.device)), enable_gqa=grouped)
+    else:
+        out = windowed(q, k, v, window)
+    return out.transpose(1, 2)
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
+    """Sliding window by SDPA: a block of `width` queries sees its own block of keys and the one before, masked.
+
+    q [B, H, T, K], k [B, G, T, K], v [B, G, T, V] -> [B, H, T, V].
+    """
+    batch, heads, tokens, _ = q.shape
+    grouped = heads != k.shape[1]
+    first = F.scaled_dot_product_attention(
+        q[:, :, :width], k[:, :, :width], v[:, :, :width], is_causal=True, enable_gqa=grouped
+    )
+    if tokens <= width:
+        return first
+    count = -(-tokens // width)
+    pad = count * width - tokens
+
+    def blocks(x: Tensor) -> Tensor:
+        """[B, heads, T, d] -> [B, blocks, heads, width, d]."""
+        return F.pad(x, (0, 0, 0, pad)).view(batch, x.shape[1], count, width, x.shape[3]).transpose(1, 2)
+
+    def pairs(x: Tensor) -> Tensor:
+        whole = blocks(x)
+        return torch.cat((whole[:, :-1], whole[:, 1:]), 3).flatten(0, 1)
+
+    mask = _band(width, str(q.device))
+    rest = F.scaled_dot_product_attention(
+        blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), attn_mask=mask, enable_gqa=grouped
+    )
+    rest = rest.view(batch, count - 1, heads, width, v.shape[3]).transpose(1, 2).reshape(batch, heads, -1, v.shape[3])
+    return torch.cat((first, rest[:, :, : tokens - width]), 2)
+
+
+@cache
+def _band(width: int, device: str) -> Tensor:
+    """Return the mask of queries in the second of two blocks over the keys of both: the last `width` keys."""
+    query = torch.arange(width, device=device)[:, None] + width
+    key = torch.arange(2 * width, device=device)[None]
+    return (key <= query) & (key > query - width)
+
+
+@cache
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+@cache
+def _sliding_mask(tokens: int, width: int, device: str) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sliding(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (query - key < width)
+
+    # _compile: made block by block, where the eager form holds all T^2 entries.
+    return create_block_mask(sliding, None, None, tokens, tokens, device=device, _compile=tokens > 8192)

@@ -1,0 +1,71 @@
+"""What mixers with query heads and key/value heads share: projections, qk-norm, positions, gates.
+
+Shapes: B batch, T time, m hidden size, H query heads, G key/value heads, K key head dim, V value head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from powerplan.mixers import FeatureAttention, GroupedHeads
+from powerplan.models.rope import angles, rotate
+
+Heads = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and log_g [B, T, G] in float32 where the mixer is gated."""
+
+
+class HeadedMixer(nn.Module):
+    """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (a subclass says how), `merge` the heads."""
+
+    def __init__(self, mixer: GroupedHeads, hidden: int, *, rope: bool, **settings: Any) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = mixer.heads, mixer.kv_heads
+        self.head_dim, self.v_head_dim = mixer.head_dim, mixer.v_head_dim
+        self.rope = rope
+        bias = bool(mixer.bias)
+        queries, keys = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        values = mixer.heads * mixer.v_head_dim
+        self.q_proj = nn.Linear(hidden, queries, bias=bias, **settings)
+        self.k_proj = nn.Linear(hidden, keys, bias=bias, **settings)
+        self.v_proj = nn.Linear(hidden, mixer.kv_heads * mixer.v_head_dim, bias=bias, **settings)
+        self.o_proj = nn.Linear(values, hidden, bias=mixer.bias is True, **settings)
+        gated = isinstance(mixer, FeatureAttention) and mixer.gated
+        self.g_proj = nn.Linear(hidden, mixer.kv_heads, bias=bias, **settings) if gated else None
+        self.output_gate = nn.Linear(hidden, values, bias=bias, **settings) if mixer.output_gate else None
+        self.qk_norm = mixer.qk_norm
+        if mixer.qk_norm != "none":
+            whole = mixer.qk_norm == "full"
+            self.q_norm = nn.RMSNorm(queries if whole else mixer.head_dim, eps=1e-6, **settings)
+            self.k_norm = nn.RMSNorm(keys if whole else mixer.head_dim, eps=1e-6, **settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.merge(x, self.mix(*self.project(x)))
+
+    def project(self, x: Tensor) -> Heads:
+        """Return the heads of the hidden state [B, T, m], normalised and turned."""
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.unflatten(-1, (self.heads, self.head_dim)), k.unflatten(-1, (self.kv_heads, self.head_dim))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope:
+            turns = angles(x.shape[1], self.head_dim, x.device)
+            q, k = rotate(q, *turns), rotate(k, *turns)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
+        return q, k, v, None if self.g_proj is None else F.logsigmoid(self.g_proj(x).float())
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
+        """Return [B, T, H, V]."""
+        raise NotImplementedError
+
+    def merge(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the heads' outputs [B, T, H, V] back in the hidden size; x is what `project` was given."""
+        out = out.flatten(-2)
+        if self.output_gate is not None:
+            out = out * self.output_gate(x).sigmoid()
+        result: Tensor = self.o_proj(out)
+        return result

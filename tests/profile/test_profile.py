@@ -1,0 +1,311 @@
+"""`powerplan profile` on a tiny model: what it measures, saves, shows and plans with; what it keeps when it is cut."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from powerplan.accounting import Accounting
+from powerplan.cli import main
+from powerplan.load import load_model
+from powerplan.measured import read_profile
+from powerplan.mixers import Attention, Convention, Power
+from powerplan.mixers.base import total
+from powerplan.profile import session
+from powerplan.profile.plan import Contender, Plan
+from powerplan.profile.result import Profile, read_whole
+from powerplan.whatif import with_mixer
+
+QUICK = ["--ctx", "64, 256", "--time-limit", "12"]
+
+
+def profiled(tiny: Path, *options: str) -> Profile:
+    assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == 0
+    return read_whole("out.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of one whole profile, with everything that can be asked for."""
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "tiny.yaml").write_text(tiny_text, encoding="utf-8")
+    options = ["--p", "2,3", "--against", "softmax,window,linear", "--pass", "decode,train,forward"]
+    options += ["--chunk-size", "32,64", "--breakdown", "--time-limit", "60", "--ctx", "64, 256"]
+    path = folder / "out.json"
+    assert main(["profile", str(folder / "tiny.yaml"), *options, "--save", str(path)]) == 0
+    return path
+
+
+def test_the_contract(whole: Path) -> None:
+    data = json.loads(whole.read_text(encoding="utf-8"))
+    assert data["schema"] == "powerplan.profile/1"
+    assert {"device", "torch", "triton", "date", "results"} <= data.keys()
+    keys = {"name", "impl", "pass", "context", "ms_p20", "ms_p50", "ms_p80", "tokens_per_s", "tflops"}
+    for row in data["results"]:
+        assert keys <= row.keys()
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        tokens = row["batch"] * (1 if row["pass"] == "decode" else row["context"])
+        assert row["tokens_per_s"] == pytest.approx(tokens / row["ms_p50"] * 1000)
+        assert row["tflops"] == pytest.approx(row["flops"] / row["ms_p50"] / 1e9)
+        assert row["share_of_matmul"] == pytest.approx(row["tflops"] * 1e12 / data["matmul_flops_per_s"])
+
+
+def test_everything_was_measured(whole: Path) -> None:
+    profile = read_whole(str(whole))
+    assert profile.missing == ()
+    names = {"power p=2", "power p=3", "softmax", "window 18", "linear"}
+    for direction in ("forward", "forward+backward", "decode"):
+        places = {(row.name, row.context) for row in profile.part("state", direction)}
+        assert places >= {(name, context) for name in names for context in (64, 256)}
+    assert {(row.name, row.direction) for row in profile.part("layer")} == {
+        (name, direction) for name in names for direction in ("forward", "forward+backward")
+    }
+    assert {row.direction for row in profile.part("ffn")} == {"forward", "forward+backward", "decode"}
+    chunks = {row.chunk_size for row in profile.part("state", "forward") if row.p == 2}
+    assert {32, 64} <= chunks
+    assert [item.direction for item in profile.breakdown] == ["forward", "forward+backward", "decode"]
+    assert all(item.parts for item in profile.breakdown)
+    assert all(row.peak_bytes is not None and row.peak_bytes > 0 for row in profile.results)
+    assert len(profile.checks) == 8
+    assert all(check.share_of_budget <= 1 for check in profile.checks)
+    assert [item.direction for item in profile.crossover] == ["forward", "forward+backward", "decode"]
+
+
+def test_the_split_is_of_the_parts_and_of_the_planner(whole: Path) -> None:
+    profile = read_whole(str(whole))
+    assert len(profile.split) == 3 * 2 * 5
+    spec, _ = with_mixer(load_model(whole.parent / "tiny.yaml").spec, "power:p=2")
+    accounting = Accounting(spec, Convention(lm_head=False))
+    for row in profile.split:
+        assert row.wsfr_time == pytest.approx(row.weight_ms / row.state_ms)
+        if (row.name, row.direction) == ("power p=2", "forward"):
+            ratio = accounting.wsfr(row.context)
+            assert ratio is not None
+            assert row.wsfr_flops == pytest.approx(float(ratio))
+
+
+def test_flops_are_the_planners(whole: Path) -> None:
+    heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
+    rows = {(row.name, row.direction, row.context): row.flops for row in read_whole(str(whole)).part("state")}
+    exact = total(Attention(**heads).state_flops_terms(256, Convention()))
+    assert rows["softmax", "forward", 256] == exact * 256
+    assert rows["softmax", "forward+backward", 256] == 3 * exact * 256
+    chunked = total(Power(**heads, p=2).state_flops_terms(256, Convention(form="chunked")))
+    assert rows["power p=2", "forward", 256] == chunked * 256
+    assert rows["softmax", "decode", 256] == 2 * 4 * 16 * 256
+
+
+def test_planning_reads_the_same_file(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile, saved = read_profile(str(whole)), read_whole(str(whole))
+    heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
+    for mixer, name in ((Attention(**heads), "softmax"), (Attention(**heads, window=18), "window 18")):
+        timing = profile.training_time(mixer, 256)
+        assert not isinstance(timing, str), timing
+        (row,) = [row for row in saved.part("state", "forward+backward") if (row.name, row.context) == (name, 256)]
+        assert timing.seconds == pytest.approx(row.ms_p50 / 1000 / 256)
+    command = ["recommend", str(whole.parent / "tiny.yaml"), "--ctx", "256", "--hardware", "h100-sxm"]
+    command += ["--format", "json"]
+    capsys.readouterr()
+    assert main(command) == 0
+    before = json.loads(capsys.readouterr().out)["candidates"]
+    assert main([*command, "--measured", str(whole)]) == 0
+    after = json.loads(capsys.readouterr().out)["candidates"]
+    assert {item["time_source"] for item in before} == {"roofline"}
+    measured = {item["label"]: item for item in after if item["time_source"] == "measured"}
+    assert {"as it is", "power p=2"} <= measured.keys()
+    for item in before:
+        if item["label"] in measured:
+            assert measured[item["label"]]["train_s_per_token"] > 10 * item["train_s_per_token"]
+    assert (
+        main(["budget", str(whole.parent / "tiny.yaml"), "--ctx", "256", "--gpu", "h100-sxm", "--measured", str(whole)])
+        == 0
+    )
+
+
+def test_show_prints_it_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--show", str(whole)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.split("\n"))) <= 100
+    for words in ("tiny, layers 0-1: 4 (2 kv) heads of 8", "checked against float64", "WSFR", "power: within chunk"):
+        assert words in text
+    assert "is the fastest chunk of power p=2 at 256 tokens" in text
+    assert main(["profile", "--show", str(whole), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(whole.read_text(encoding="utf-8"))
+    assert main(["profile", "--show", str(whole), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == len(read_whole(str(whole)).results)
+    assert {row["part"] for row in rows} == {"state", "projections", "ffn", "layer"}
+    assert main(["profile", "--show", str(whole), "--format", "markdown"]) == 0
+    assert "|:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot(whole: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"plot.{suffix}"
+    assert main(["profile", "--show", str(whole), "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+
+
+def test_no_model_is_gpt2_small_or_model_yaml(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.rename("model.yaml")
+    assert main(["profile", "--pass", "forward", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert "no MODEL given: model.yaml assumed" in captured.err
+    assert "no --p given: power p=2 assumed" in captured.err
+    assert captured.out.startswith("tiny, layers 0-1")
+
+
+def test_a_models_own_mixers_are_measured(tiny: Path) -> None:
+    text = tiny.read_text(encoding="utf-8")
+    mixer = "{kind: power, p: 2, heads: 4, kv_heads: 2, head_dim: 8, gated: true, bias: true}"
+    tiny.write_text(text.replace("{kind: attention, heads: 4, kv_heads: 2, head_dim: 8}", mixer), encoding="utf-8")
+    profile = profiled(tiny, "--pass", "forward", "--dtype", "bf16", "--batch", "2")
+    rows = [row for row in profile.part("state") if row.name == "power p=2"]
+    assert {(row.gated, row.batch, row.dtype) for row in rows} == {(True, 2, "bf16")}
+    # A gate makes other projections than softmax attention's.
+    assert {row.name for row in profile.part("projections")} == {"power p=2", "softmax"}
+
+
+@pytest.mark.parametrize("impl", ["recurrent", "reference"])
+def test_other_implementations(tiny: Path, impl: str) -> None:
+    profile = profiled(tiny, "--pass", "forward", "--ctx", "64", "--impl", f"torch,{impl}", "--against", "none")
+    assert {(row.name, row.impl) for row in profile.part("state")} == {
+        ("power p=2 torch", "torch"),
+        (f"power p=2 {impl}", impl),
+    }
+    assert profile.crossover == ()
+
+
+@contextmanager
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> Iterator[None]:
+    """Let the run that follows `after` others raise `error`, in its preparation."""
+    prepare, count = session.prepare, 0
+
+    def failing(plan: Plan, contender: Contender, place: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise error
+        return prepare(plan, contender, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "prepare", failing)
+        yield
+
+
+def test_an_interrupt_keeps_what_was_measured(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with raising(monkeypatch, KeyboardInterrupt(), after=5):
+        profile = profiled(tiny, "--pass", "forward")
+    assert profile.interrupted
+    assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
+    assert "all that was to follow: interrupted" in capsys.readouterr().out
+
+
+def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated = session.repeated
+
+    def cut(runs: dict[Contender, Any], clock: Any, allowance: float, samples: dict[Contender, list[float]]) -> None:
+        repeated(runs, clock, allowance, samples)
+        if any(item.name == "softmax" for item in runs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "repeated", cut)
+    profile = profiled(tiny, "--pass", "forward")
+    assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
+
+
+def test_an_interrupt_before_anything_is_an_error(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with raising(monkeypatch, KeyboardInterrupt(), after=0):
+        assert main(["profile", str(tiny), *QUICK, "--save", "out.json"]) == 4
+    assert "error: nothing was measured: all that was to follow: interrupted" in capsys.readouterr().err
+    assert not Path("out.json").exists()
+
+
+def test_out_of_memory_goes_on_with_the_next(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = session.prepare
+
+    def failing(plan: Plan, contender: Contender, place: Any) -> Any:
+        if contender.name == "softmax" and place[0] == "state":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return prepare(plan, contender, place)
+
+    monkeypatch.setattr(session, "prepare", failing)
+    profile = profiled(tiny, "--pass", "forward")
+    assert {row.name for row in profile.part("state")} == {"power p=2", "window 18"}
+    assert "state, forward, 64 tokens: softmax: out of memory" in capsys.readouterr().out
+
+
+def test_a_real_allocation_beyond_the_limit_fails_and_the_process_lives_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the address space is limited on Linux only")
+    monkeypatch.setattr(session, "bytes_needed", lambda plan, contender, place: 0)
+    options = ["--impl", "reference", "--against", "none", "--memory-limit", "1MiB", "--ctx", "64,16k"]
+    profile = profiled(tiny, "--pass", "forward", *options, "--time-limit", "60")
+    assert {row.context for row in profile.part("state")} == {64}
+    assert {(item.context, item.reason) for item in profile.missing if item.part == "state"} == {
+        (16384, "out of memory")
+    }
+
+
+def test_a_context_too_large_for_the_memory_limit_is_left_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,64M", "--memory-limit", "1GiB")
+    assert {row.context for row in profile.part("state")} == {64}
+    text = " ".join(capsys.readouterr().out.split())
+    assert "state, forward, 67,108,864 tokens: power p=2: it would take about 48 GiB, and the limit is 1 GiB" in text
+
+
+def test_the_time_limit_leaves_out_what_does_not_fit(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,512k", "--against", "softmax", "--time-limit", "8")
+    assert profile.seconds < 20
+    assert {row.context for row in profile.part("state") if row.name == "softmax"} == {64}
+    assert "softmax from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_timed_that_is_wrong(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import powerplan.kernels
+
+    right = powerplan.kernels.power_attention
+
+    def wrong(*args: Any, **settings: Any) -> Any:
+        out = right(*args, **settings)
+        return (out[0] * 1.01, out[1]) if isinstance(out, tuple) else out * 1.01
+
+    monkeypatch.setattr(powerplan.kernels, "power_attention", wrong, raising=False)
+    assert main(["profile", str(tiny), *QUICK]) == 4
+    error = capsys.readouterr().err
+    assert "power p=2 (torch) is wrong here, so nothing is timed: " in error
+    assert "times the allowed error against float64" in error
+
+
+def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
+    import signal
+    import time
+
+    command = [sys.executable, "-c", "from powerplan.cli import run; run()", "profile", str(tiny), "--ctx", "64,4M"]
+    command += ["--pass", "forward", "--against", "none", "--time-limit", "20min"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(15)  # The longer context takes minutes.
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "interrupted: what was measured until then" in out
+    assert "fwd            64  power p=2" in out
