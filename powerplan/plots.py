@@ -105,9 +105,8 @@ def profile_plot(profile: Profile, form: str) -> bytes:
 def _throughput(axes: Any, profile: Profile, direction: str) -> None:
     rows = [row for row in profile.part("state", direction) if row.tokens_per_s]
     for name in dict.fromkeys(row.name for row in rows):
-        points = sorted(
-            [(row.context, row.tokens_per_s) for row in rows if row.name == name] + _searched(profile, name, direction)
-        )
+        measured = [(row.context, row.tokens_per_s) for row in rows if row.name == name and row.tokens_per_s]
+        points = sorted(measured + _searched(profile, name, direction))
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     for item in profile.crossover:
         if item.direction == direction and item.context is not None:
