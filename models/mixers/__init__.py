@@ -18,7 +18,7 @@ def build_mixer(mixer: Mixer, hidden: int, *, rope: bool, impl: str = "auto", **
     rope: turn queries and keys by their positions. impl: of power and linear attention, as in `power_attention`.
     Raises InputError for a kind that is not built yet.
     """
-    if isinstance(mixer, Attention):
+    if type(mixer) is Attention:  # Other kinds derive from it, and need more than its projections.
         return SoftmaxAttention(mixer, hidden, rope=rope, **settings)
     if isinstance(mixer, FeatureAttention):
         return PowerAttention(mixer, hidden, rope=rope, impl=impl, **settings)

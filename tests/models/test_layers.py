@@ -14,7 +14,7 @@ from torch import Tensor
 from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import Attention, GroupedHeads, Linear, Power
+from powerplan.mixers import Attention, Linear, Power
 from powerplan.mixers.base import total
 from powerplan.models import build_layer
 from powerplan.models.mixers.attention import softmax_attention
@@ -24,9 +24,8 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
-    return (mixer is None or (isinstance(mixer, GroupedHeads) and not getattr(mixer, "sinks", False))) and not (
-        isinstance(ffn, MoE)
-    )
+    known = mixer is None or (type(mixer) in (Attention, Power, Linear) and not getattr(mixer, "sinks", False))
+    return known and not isinstance(ffn, MoE)
 
 
 def check_parameters(spec: ModelSpec, layer: Layer) -> None:

@@ -134,7 +134,10 @@ def test_planning_reads_the_same_file(whole: Path, capsys: pytest.CaptureFixture
 def test_show_prints_it_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "--show", str(whole)]) == 0
     text = capsys.readouterr().out
-    assert max(map(len, text.split("\n"))) <= 100
+    # Columns are as wide as what was timed, and a tiny layer on a busy machine may take 1,000 times the ideal.
+    prose = [line for line in text.split("\n") if "  " not in line.strip()]
+    assert len(prose) > 5
+    assert max(map(len, prose)) <= 100
     for words in ("tiny, layers 0-1: 4 (2 kv) heads of 8", "checked against float64", "WSFR", "power: within chunk"):
         assert words in text
     assert "is the fastest chunk of power p=2 at 256 tokens" in text
