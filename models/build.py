@@ -1,4 +1,4 @@
-"""A layer of a spec as an nn.Module, with as many parameters as the accounting says."""
+"""A layer or a model of a spec as an nn.Module, with as many parameters as the accounting says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
+from powerplan.models.decoder import Decoder
 from powerplan.models.layers import DenseMLP, ResidualLayer
 from powerplan.models.mixers import build_mixer
 from powerplan.spec import Layer, ModelSpec
@@ -39,6 +40,29 @@ def build_layer(
     elif layer.ffn is not None:
         raise InputError(f"{layer.ffn.describe()}: a mixture of experts is not built yet; mlp is")
     return ResidualLayer(mixer, ffn, spec.norm, hidden, **settings)
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    impl: str = "auto",
+) -> Decoder:
+    """Return the language model of `spec`: tokens [B, T] -> logits [B, T, vocabulary].
+
+    Its weights are initialised by `Decoder.init_weights`, unless `device` is "meta", where they take no memory: then
+    `model.to_empty(device=...)` and `init_weights` follow, after sharding for example. Raises InputError as
+    `build_layer` does.
+    """
+    settings: dict[str, Any] = {"device": device, "dtype": dtype}
+    layers = {use.layer: use.positions for use in spec.layer_uses()}
+    order = {position: layer for layer, spans in layers.items() for span in spans for position in span}
+    built = [build_layer(spec, order[position], impl=impl, **settings) for position in range(spec.layer_count)]
+    model = Decoder(spec, built, **settings)
+    if torch.device(device or "cpu").type != "meta":
+        model.init_weights()
+    return model
 
 
 def _at(spec: ModelSpec, position: int) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
+from powerplan.models.cache import Slot
 from powerplan.spec import Norm
 
 
@@ -59,8 +61,10 @@ class ResidualLayer(nn.Module):
         self.before = nn.ModuleList(build_norm(norm, hidden, **settings) for _ in range(before))
         self.after = nn.ModuleList(build_norm(norm, hidden, **settings) for _ in range(norm.per_layer - before))
 
-    def forward(self, x: Tensor) -> Tensor:
-        parts = [part for part in (self.mixer, self.ffn) if part is not None]
+    def forward(self, x: Tensor, slot: Slot | None = None) -> Tensor:
+        """Return the stream after this layer; with a slot, its mixer goes on from what the slot remembers."""
+        mixer = None if self.mixer is None else partial(self.mixer, slot=slot)
+        parts = [part for part in (mixer, self.ffn) if part is not None]
         if self.parallel:
             read = self.before[0](x)
             for part in parts:

@@ -8,10 +8,15 @@ from torch import Tensor
 BASE = 10_000.0
 
 
-def angles(tokens: int, head_dim: int, device: torch.device, base: float = BASE) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines [T, head_dim // 2] in float32: position t turns pair i by t base^(-2i / head_dim)."""
+def angles(seen: int, tokens: int, head_dim: int, device: torch.device, base: float = BASE) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines [T, head_dim // 2] in float32: position t turns pair i by t base^(-2i / head_dim).
+
+    The positions are those of `tokens` tokens after `seen` others.
+    """
     steps = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
-    turns = torch.arange(tokens, device=device, dtype=torch.float32)[:, None] * base ** (-2 * steps / head_dim)
+    turns = torch.arange(seen, seen + tokens, device=device, dtype=torch.float32)[:, None] * base ** (
+        -2 * steps / head_dim
+    )
     return turns.cos(), turns.sin()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,19 +23,41 @@ class SoftmaxAttention(HeadedMixer):
         super().__init__(mixer, hidden, rope=rope, **settings)
         self.window = mixer.window
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-        return softmax_attention(q, k, v, self.window)
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
+    ) -> tuple[Tensor, Any]:
+        if state is not None:
+            k, v = torch.cat((state.k, k), 1), torch.cat((state.v, v), 1)
+        out = softmax_attention(q, k, v, self.window)
+        return out, KeyValues(last(k, self.window), last(v, self.window)) if keep else None
+
+
+class KeyValues(NamedTuple):
+    """Keys [B, S, G, K] and values [B, S, G, V] of the last S tokens: all of them, or those in the window."""
+
+    k: Tensor
+    v: Tensor
+
+
+def last(x: Tensor, window: int | None) -> Tensor:
+    """Return the last `window` tokens of x [B, S, G, d]."""
+    return x if window is None or x.shape[1] <= window else x[:, -window:].clone()
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Return causal softmax attention [B, T, H, V] of q [B, T, H, K], k [B, T, G, K], v [B, T, G, V].
+    """Return causal softmax attention [B, T, H, V] of q [B, T, H, K], k [B, S, G, K], v [B, S, G, V].
 
-    A window shorter than the sequence costs T times its length, not T^2: in blocks through SDPA on a CPU, through a
-    compiled FlexAttention with a block mask on a GPU.
+    The queries are the last T of the S tokens. Where T is S, a window shorter than the sequence costs T times its
+    length, not T^2: in blocks through SDPA on a CPU, through a compiled FlexAttention with a block mask on a GPU.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped, tokens = q.shape[1] != k.shape[1], q.shape[2]
-    if window is None or tokens <= window:
+    grouped, tokens, seen = q.shape[1] != k.shape[1], q.shape[2], k.shape[2] - q.shape[2]
+    if seen:
+        first = 0 if window is None else max(0, seen + 1 - window)  # the earliest key that the first query sees
+        k, v = k[:, :, first:], v[:, :, first:]
+        mask = None if tokens == 1 else _later(tokens, seen - first, window, q.device)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    elif window is None or tokens <= window:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     elif q.device.type == "cuda":
         out = _flex()(q, k, v, block_mask=_sliding_mask(tokens, window, str(q.device)), enable_gqa=grouped)
@@ -73,6 +95,12 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
     )
     rest = rest.view(batch, count - 1, heads, width, v.shape[3]).transpose(1, 2).reshape(batch, heads, -1, v.shape[3])
     return torch.cat((first, rest[:, :, : tokens - width]), 2)
+
+
+def _later(tokens: int, seen: int, window: int | None, device: torch.device) -> Tensor:
+    """Return the mask [T, seen + T] of queries that follow `seen` keys, and have keys of their own."""
+    mask = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=device).tril(seen)
+    return mask if window is None else mask.triu(seen + 1 - window)
 
 
 @cache

@@ -11,13 +11,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.mixers import FeatureAttention, GroupedHeads
+from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import angles, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and log_g [B, T, G] in float32 where the mixer is gated."""
 
 
-class HeadedMixer(nn.Module):
+class HeadedMixer(SequenceMixer):
     """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (a subclass says how), `merge` the heads."""
 
     def __init__(self, mixer: GroupedHeads, hidden: int, *, rope: bool, **settings: Any) -> None:
@@ -41,11 +42,12 @@ class HeadedMixer(nn.Module):
             self.q_norm = nn.RMSNorm(queries if whole else mixer.head_dim, eps=1e-6, **settings)
             self.k_norm = nn.RMSNorm(keys if whole else mixer.head_dim, eps=1e-6, **settings)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.merge(x, self.mix(*self.project(x)))
+    def run(self, x: Tensor, seen: int, state: Any, *, keep: bool) -> tuple[Tensor, Any]:
+        out, state = self.mix(*self.project(x, seen), state, keep=keep)
+        return self.merge(x, out), state
 
-    def project(self, x: Tensor) -> Heads:
-        """Return the heads of the hidden state [B, T, m], normalised and turned."""
+    def project(self, x: Tensor, seen: int = 0) -> Heads:
+        """Return the heads of the hidden state [B, T, m] of the tokens after `seen`, normalised and turned."""
         q, k = self.q_proj(x), self.k_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -53,13 +55,15 @@ class HeadedMixer(nn.Module):
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope:
-            turns = angles(x.shape[1], self.head_dim, x.device)
+            turns = angles(seen, x.shape[1], self.head_dim, x.device)
             q, k = rotate(q, *turns), rotate(k, *turns)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
         return q, k, v, None if self.g_proj is None else F.logsigmoid(self.g_proj(x).float())
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-        """Return [B, T, H, V]."""
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
+    ) -> tuple[Tensor, Any]:
+        """Return [B, T, H, V], and the state after these tokens where `keep` is set."""
         raise NotImplementedError
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from powerplan.kernels import power_attention
+from powerplan.kernels import power_attention, power_attention_step
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.heads import HeadedMixer
 
@@ -21,7 +21,16 @@ class PowerAttention(HeadedMixer):
         self.p, self.normalize = mixer.degree, mixer.has_normaliser
         self.chunk_size, self.impl = mixer.chunk_size, impl
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-        settings: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "chunk_size": self.chunk_size}
-        out: Tensor = power_attention(q, k, v, log_g, impl=self.impl, **settings)  # type: ignore[assignment]
-        return out
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
+    ) -> tuple[Tensor, Any]:
+        settings: dict[str, Any] = {"p": self.p, "normalize": self.normalize}
+        if state is not None and q.shape[1] == 1:
+            last = None if log_g is None else log_g[:, 0]
+            out, state = power_attention_step(q[:, 0], k[:, 0], v[:, 0], last, state, **settings)
+            return out[:, None], state
+        settings |= {"chunk_size": self.chunk_size, "impl": self.impl}
+        if not keep:
+            whole: Tensor = power_attention(q, k, v, log_g, **settings)  # type: ignore[assignment]
+            return whole, None
+        return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **settings)  # type: ignore[return-value]

@@ -88,7 +88,7 @@ def check_layer(plan: Plan, contender: Contender) -> Checked:
     def defined(dtype: Any) -> list[Tensor]:
         layer = layer_module(small, contender, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
-        layer.mixer.mix = lambda q, k, v, log_g: definition(mixer, q, k, v, log_g)
+        layer.mixer.mix = lambda q, k, v, log_g, state, keep: (definition(mixer, q, k, v, log_g), state)
         return outcome(layer, x.to("cpu", dtype))
 
     found, usual, exact = outcome(module, x), defined(torch_dtype(plan.dtype)), defined(torch.float64)

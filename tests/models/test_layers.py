@@ -132,7 +132,7 @@ def test_a_window_costs_no_square() -> None:
 
 def test_rope_turns_by_the_distance() -> None:
     q, k = torch.randn(1, 1, 1, 10, dtype=torch.float64), torch.randn(1, 1, 1, 10, dtype=torch.float64)
-    cos, sin = (x.double() for x in angles(50, 10, torch.device("cpu")))
+    cos, sin = (x.double() for x in angles(0, 50, 10, torch.device("cpu")))
 
     def product(query: int, key: int) -> float:
         turned = (rotate(x, cos[at : at + 1], sin[at : at + 1]) for x, at in ((q, query), (k, key)))
