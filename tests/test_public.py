@@ -144,4 +144,4 @@ def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
     assert sorted(powerplan.kernels.__all__) == KERNELS
-    assert powerplan.models.__all__ == ["build_layer"]
+    assert powerplan.models.__all__ == ["Cache", "Decoder", "Slot", "build_layer", "build_model", "generate"]
