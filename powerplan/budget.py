@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
-from powerplan.errors import InputError
-from powerplan.hardware import Device, si_value
-from powerplan.measured import Profile
+from powerplan.hardware import Peak
+from powerplan.measured import Profile, Unmeasured
 from powerplan.mixers import FeatureAttention
 from powerplan.spec import ModelSpec
 from powerplan.swaps import (
@@ -38,26 +37,18 @@ FAR = 4
 """Factor from the rule at which a warning is due: to either side, the loss at equal FLOPs is then clearly worse."""
 
 
-def peak_flops(device: Device) -> Fraction:
-    """Return the dense bf16 matrix rate of a device in FLOP/s; raises InputError where it has none."""
-    rate = si_value(device, "bf16_tflops")
-    if rate is None:
-        raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
-    return Fraction(rate)
-
-
 @dataclass(frozen=True)
 class Rate:
     """What turns FLOPs into time: a device, the share of its peak that is reached, and how many work at once."""
 
-    device: Device
+    peak: Peak
     mfu: Fraction
     devices: int = 1
 
     @property
     def flops_per_s(self) -> Fraction:
         """FLOP/s of one device."""
-        return peak_flops(self.device) * self.mfu
+        return self.peak.flops_per_s * self.mfu
 
 
 @dataclass(frozen=True)
@@ -191,7 +182,7 @@ class MeasuredTime:
     """Device time of a training token: mixers as measured, weights at the rate; and what the profile lacks."""
 
     seconds: float | None
-    missing: str | None
+    missing: Unmeasured | None
 
 
 def measured_time(spec: ModelSpec, row: Row, rate: Rate, profile: Profile) -> MeasuredTime:
@@ -200,7 +191,7 @@ def measured_time(spec: ModelSpec, row: Row, rate: Rate, profile: Profile) -> Me
     for use in spec.layer_uses():
         if use.layer.mixer is not None:
             timing = profile.training_time(use.layer.mixer, row.context)
-            if isinstance(timing, str):
+            if isinstance(timing, Unmeasured):
                 return MeasuredTime(None, timing)
             state += timing.seconds * use.count
     return MeasuredTime(state + float(TRAINING * row.weight_flops / rate.flops_per_s), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from importlib.resources import files
 from typing import Annotated
@@ -51,6 +53,24 @@ QUANTITIES: dict[str, tuple[str, str, float]] = {
     "multiprocessors": ("multiprocessors", "1", 1),
 }
 """Field of Device: what it is, its SI unit, and the factor from the field to that unit."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a device does at most: FLOP/s of matrix products, bytes/s of its memory; `kind` says what these are."""
+
+    name: str
+    flops_per_s: Fraction
+    bytes_per_s: Fraction
+    kind: str
+
+
+def peak_of(device: Device) -> Peak:
+    """Return the dense bf16 matrix rate and the bandwidth of a device; raises InputError where it has no such rate."""
+    rate, bandwidth = si_value(device, "bf16_tflops"), si_value(device, "memory_gbs")
+    if rate is None or bandwidth is None:
+        raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
+    return Peak(device.name, Fraction(rate), Fraction(bandwidth), "the bf16 peak")
 
 
 @cache

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,6 +12,7 @@ import msgspec
 
 from powerplan.documents import parse_json, read_text
 from powerplan.errors import InputError, shown
+from powerplan.hardware import Peak, find_device, peak_of
 from powerplan.mixers import Attention, FeatureAttention, GroupedHeads, Linear, Mixer, Power
 
 SCHEMA = "powerplan.profile/1"
@@ -75,6 +77,9 @@ class SavedProfile(msgspec.Struct, frozen=True, kw_only=True):
     torch: str | None = None
     triton: str | None = None
     date: str | None = None
+    peak_flops_per_s: Positive | None = None
+    bandwidth_bytes_per_s: Positive | None = None
+    peak_of: str | None = None
 
 
 FORWARD = ("forward", "fwd")
@@ -91,6 +96,27 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Unmeasured:
+    """A mixer that a profile has no time of, and the contexts that it has one of."""
+
+    path: str
+    direction: str
+    mixer: Mixer
+    context: int
+    known: tuple[int, ...] = ()
+
+    def brief(self) -> str:
+        """Return the mixer in words, and where it was measured."""
+        text = _described(self.mixer)
+        known = ", ".join(f"{size:,}" for size in self.known)
+        return f"{text} at {self.context:,} tokens, only at {known}" if known else text
+
+    def describe(self) -> str:
+        """Return a sentence that says what the file lacks."""
+        return f"{self.path} has no {self.direction} time of {self.brief()}"
+
+
+@dataclass(frozen=True)
 class Profile:
     """A saved profile and the file it came from."""
 
@@ -102,16 +128,27 @@ class Profile:
         """The file and the device it was measured on."""
         return f"{self.path} ({self.saved.device})"
 
-    def training_time(self, mixer: Mixer, context: int) -> Timing | str:
-        """Return the fastest forward+backward time of `mixer`, or a sentence that says what the file lacks.
+    def peak(self) -> Peak | None:
+        """Return the rates that estimates beside these times rest on: the catalogue's, or those measured with them."""
+        saved = self.saved
+        try:
+            return peak_of(find_device(saved.device))
+        except InputError:
+            if saved.peak_flops_per_s is None or saved.bandwidth_bytes_per_s is None:
+                return None
+        flops, moved = Fraction(saved.peak_flops_per_s), Fraction(saved.bandwidth_bytes_per_s)
+        return Peak(saved.device, flops, moved, saved.peak_of or "its peak")
+
+    def training_time(self, mixer: Mixer, context: int) -> Timing | Unmeasured:
+        """Return the fastest forward+backward time of `mixer`, or what the file lacks.
 
         Where the cost per token does not depend on the context (power, linear), the longest measured context stands
         in for one that was not measured; for softmax attention the context itself is needed.
         """
         return self._time(mixer, context, TRAINING)
 
-    def _time(self, mixer: Mixer, context: int, passes: tuple[str, ...]) -> Timing | str:
-        lacks = f"{self.path} has no {passes[0]} time of {_described(mixer)}"
+    def _time(self, mixer: Mixer, context: int, passes: tuple[str, ...]) -> Timing | Unmeasured:
+        lacks = Unmeasured(self.path, passes[0], mixer, context)
         if not isinstance(mixer, GroupedHeads):
             return lacks
         rows = [row for row in self.saved.results if _is_of(row, mixer)]
@@ -123,8 +160,7 @@ class Profile:
             longest = max(row.context for row in rows)
             here = [row for row in rows if row.context == longest]
         if not here:
-            known = ", ".join(f"{size:,}" for size in sorted({row.context for row in rows}))
-            return f"{lacks} at {context:,} tokens, only at {known}"
+            return replace(lacks, known=tuple(sorted({row.context for row in rows})))
         best = min(here, key=lambda row: (row.seconds_per_token, row.chunk_size or 0, row.impl))
         return Timing(best.seconds_per_token, best.chunk_size, best.context)
 
@@ -155,7 +191,8 @@ def _is_of(row: Result, mixer: GroupedHeads) -> bool:
 def _described(mixer: Mixer) -> str:
     if not isinstance(mixer, GroupedHeads):
         return mixer.describe()
-    return f"{mixer.describe()} with {mixer.heads} heads of {mixer.head_dim}, {mixer.kv_heads} key/value heads"
+    shared = f", {mixer.kv_heads} key/value heads" if mixer.kv_heads != mixer.heads else ""
+    return f"{mixer.describe()} with {mixer.heads} heads of {mixer.head_dim}{shared}"
 
 
 def read_profile(path: str, where: str = "--measured") -> Profile:

@@ -114,6 +114,8 @@ def _throughput(axes: Any, profile: Profile, direction: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
+    for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        place(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("tokens per second, mixer alone")
     axes.set_title(direction)

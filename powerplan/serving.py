@@ -13,7 +13,7 @@ from functools import cached_property
 from powerplan.accounting import DTYPE_BYTES, Accounting
 from powerplan.errors import InputError
 from powerplan.ffn import MoE
-from powerplan.hardware import Device, si_value
+from powerplan.hardware import Device, peak_of, si_value
 from powerplan.mixers import Mixer
 from powerplan.mixers.base import total
 from powerplan.recommend.roofline import Roofline
@@ -71,11 +71,11 @@ class Fleet:
 
     def seconds(self, flops: Fraction, moved: Fraction) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
-        return Roofline(self.device).of(flops, moved) / self.count
+        return Roofline(peak_of(self.device)).of(flops, moved) / self.count
 
     def compute_bound(self, flops: Fraction, moved: Fraction) -> bool:
-        roofline = Roofline(self.device)
-        return flops / roofline.peak > moved / roofline.bandwidth
+        peak = peak_of(self.device)
+        return flops / peak.flops_per_s > moved / peak.bytes_per_s
 
 
 class Serving:

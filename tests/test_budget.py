@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from specs import specs
 
 from powerplan.accounting import Accounting
-from powerplan.budget import Rate, alternatives, budget_of, train_flops
+from powerplan.budget import alternatives, budget_of, train_flops
 from powerplan.cli import main
 from powerplan.errors import InputError
-from powerplan.hardware import find_device
+from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.swaps import balanced_window
@@ -128,7 +128,7 @@ def test_a_device_without_the_rate_is_refused() -> None:
 
     bare = msgspec.structs.replace(device, bf16_tflops=None)
     with pytest.raises(InputError, match="h100-sxm has no bf16 matrix rate"):
-        Rate(bare, Fraction(1)).flops_per_s  # noqa: B018
+        peak_of(bare)
 
 
 def profile_of(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -154,12 +154,30 @@ def test_measured_times_replace_the_estimate(capsys: pytest.CaptureFixture[str],
     assert hours["tokens"] == pytest.approx(36_000 / per_token)
 
 
+def test_a_profile_brings_the_rates_of_its_own_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = profile_of(tmp_path / "p.json", [{**POWER, "context": 16_384, "ms_p50": 16_384}])
+    rates = {
+        "device": "2 cores",
+        "peak_flops_per_s": 2e11,
+        "bandwidth_bytes_per_s": 3e10,
+        "peak_of": "the product seen",
+    }
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | rates))
+    arguments = ["gpt2-small", "--mixer", "power:p=2", "--tokens", "2.4B", "--mfu", "0.5", "--measured", path]
+    result, err = run(capsys, *arguments)
+    assert err == ""
+    assert (result["device"], result["time_source"]) == ("2 cores", "measured")
+    assert result["gpu_hours"] == pytest.approx(2.4e9 * (12e-3 + 3 * 247_064_064 / 1e11) / 3600)
+    main(["budget", *arguments])
+    assert "weights at 50 % of the product seen" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = profile_of(tmp_path / "p.json", [{**POWER, "mixer": "attention", "p": None, "context": 4096, "ms_p50": 1}])
     result, err = run(capsys, "gpt2-small", "--tokens", "2.4B", "--gpu", "h100-sxm", "--measured", path)
     assert result["time_source"] == "mfu"
     assert err == (
-        f"note: {path} has no forward+backward time of attention with 12 heads of 64, 12 key/value heads at 65,536 "
+        f"note: {path} has no forward+backward time of attention with 12 heads of 64 at 65,536 "
         "tokens, only at 4,096: time is counted at --mfu 0.4 instead\n"
     )
 

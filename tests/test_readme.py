@@ -37,10 +37,11 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("block", blocks("console shape"), ids=lambda text: text[:60])
-def test_what_depends_on_the_machine_has_the_shape_that_the_readme_says(
+def test_commands_print_the_lines_that_the_readme_picks(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such a block holds no figure that a machine decides: "..." stands for any text; other lines may stand between."""
+    """In such a block "..." stands for any text, and other lines may stand between."""
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     command, _, output = block.removeprefix("$ ").partition("\n")
     program, *arguments = shlex.split(command)

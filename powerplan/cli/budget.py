@@ -54,7 +54,7 @@ def budget(
     from powerplan.accounting import Accounting
     from powerplan.budget import Rate, alternatives, budget_of, measured_time
     from powerplan.errors import InputError
-    from powerplan.hardware import find_device
+    from powerplan.hardware import find_device, peak_of
     from powerplan.measured import read_profile
     from powerplan.report.budget import Clock, budget_report
     from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_integer, parse_share
@@ -63,14 +63,14 @@ def budget(
     given = [name for name, value in (("--flops", flops), ("--tokens", tokens), ("--gpu-hours", gpu_hours)) if value]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are one budget twice; give one of them")
-    if gpu is None and (gpu_hours is not None or measured is not None):
-        option = "--gpu-hours" if gpu_hours is not None else "--measured"
-        raise InputError(f"{option} needs the device; such as --gpu h100-sxm")
     share = parse_share(mfu, "--mfu")
     count = parse_integer(devices, "--devices", 1, 10**7)
-    if gpu is None and count > 1:
-        raise InputError("--devices needs the device; such as --gpu h100-sxm")
-    rate = None if gpu is None else Rate(find_device(gpu), share, count)
+    profile = None if measured is None else read_profile(measured)
+    peak = peak_of(find_device(gpu)) if gpu is not None else profile.peak() if profile is not None else None
+    if peak is None and (gpu_hours is not None or measured is not None or count > 1):
+        option = "--gpu-hours" if gpu_hours is not None else "--measured" if measured is not None else "--devices"
+        raise InputError(f"{option} needs the device; such as --gpu h100-sxm")
+    rate = None if peak is None else Rate(peak, share, count)
     wanted_tokens = None if tokens is None else parse_count(tokens, "--tokens", "a count of tokens")
     total = None if flops is None else Fraction(parse_count(flops, "--flops", "a count of FLOPs"))
     hours = None if gpu_hours is None else _hours(gpu_hours)
@@ -80,13 +80,11 @@ def budget(
     accounting = Accounting(spec, convention_of(form, causal, exclude))
     clock = None
     if rate is not None:
-        rate.flops_per_s  # noqa: B018  Says at once where the device has no such rate.
         clock = Clock(rate)
-        if measured is not None:
-            profile = read_profile(measured)
+        if profile is not None:
             timed = measured_time(spec, accounting.row(context), rate, profile)
-            if timed.seconds is None:
-                notes.append(f"{timed.missing}: time is counted at --mfu {mfu} instead")
+            if timed.missing is not None:
+                notes.append(f"{timed.missing.describe()}: time is counted at --mfu {mfu} instead")
             clock = Clock(rate, timed.seconds, profile.label)
     if rate is not None and hours is not None:
         if clock is not None and clock.measured is not None:

@@ -170,7 +170,7 @@ def recommend(
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
     report = recommend_report(answer)
     if profile is not None and answer.recommended.times is None:
-        notes.append(f"{profile.label}: no device of the catalogue, so times need --hardware")
+        notes.append(f"{profile.label}: no device of the catalogue and no rates of it, so times need --hardware")
     _narrate(notes)
     say.show(report, output)
     chosen = answer.candidates[place - 1]

@@ -108,6 +108,11 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     name: str | None = None
     seconds: float | None = None
 
+    def describe(self) -> str:
+        """Return what and why, in one line."""
+        place = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
+        return f"{place}: {self.reason}"
+
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
     """Where one run's time went, the longest parts first."""

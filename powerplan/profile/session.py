@@ -84,9 +84,15 @@ class Session:
             self.interrupted = True
             self._miss("all that was to follow", "interrupted")
         if not self.rows or self.machine is None:
-            reasons = dict.fromkeys(f"{item.what or item.name}: {item.reason}" for item in self.missing)
-            raise MachineError(f"nothing was measured: {'; '.join(reasons) or 'no time was left'}")
+            raise MachineError(f"nothing was measured: {self._first_reason()}")
         return self._profile(self.machine)
+
+    def _first_reason(self) -> str:
+        if not self.missing:
+            return "no time was left"
+        first, *others = self.missing
+        count = f"{len(others)} other runs" if len(others) > 1 else "one other run"
+        return f"{first.describe()} (and {count})" if others else first.describe()
 
     def left(self) -> float:
         """Return the seconds that are left."""

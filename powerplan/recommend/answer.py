@@ -10,8 +10,8 @@ from powerplan.accounting import Accounting, Row
 from powerplan.budget import TRAINING, train_flops
 from powerplan.dims import default_chunk_size
 from powerplan.errors import InputError
-from powerplan.hardware import find_device
-from powerplan.measured import Profile
+from powerplan.hardware import peak_of
+from powerplan.measured import Profile, Unmeasured
 from powerplan.mixers import Convention, FeatureAttention, Mixer
 from powerplan.mixers.base import total
 from powerplan.recommend.choices import ASKED, KINDS
@@ -314,27 +314,25 @@ def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fr
 def _roofline(request: Request) -> Roofline | None:
     """Return what gives times: the device that is named, or the one that the profile was measured on."""
     if request.limits.device is not None:
-        return Roofline(request.limits.device, request.profile)
+        return Roofline(peak_of(request.limits.device), request.profile)
     if request.profile is None:
         return None
-    try:
-        return Roofline(find_device(request.profile.saved.device), request.profile)
-    except InputError:
-        return None
+    peak = request.profile.peak()
+    return None if peak is None else Roofline(peak, request.profile)
 
 
 def _clock(search: Search, roofline: Roofline | None) -> Callable[[Trial], float] | None:
     """Return what tells the training time per token of a candidate where mixers were measured; else None."""
     if roofline is None or roofline.profile is None:
         return None
-    profile, peak, context = roofline.profile, float(roofline.peak), search.rates.contexts[-1]
+    profile, peak, context = roofline.profile, float(roofline.peak.flops_per_s), search.rates.contexts[-1]
     known: dict[Mixer, float] = {}
 
     def seconds(mixer: Mixer) -> float:
         if mixer not in known:
             timing = profile.training_time(mixer, context)
             flops = float(total(mixer.state_flops_terms(context, search.rates.convention)))
-            known[mixer] = TRAINING * flops / peak if isinstance(timing, str) else timing.seconds
+            known[mixer] = TRAINING * flops / peak if isinstance(timing, Unmeasured) else timing.seconds
         return known[mixer]
 
     def time(trial: Trial) -> float:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Row
-from powerplan.budget import TRAINING, peak_flops
-from powerplan.errors import InputError
-from powerplan.hardware import Device, si_value
-from powerplan.measured import Profile
+from powerplan.budget import TRAINING
+from powerplan.hardware import Peak
+from powerplan.measured import Profile, Unmeasured
 from powerplan.mixers.base import total
 from powerplan.spec import ModelSpec
 
@@ -25,30 +24,19 @@ class Times:
     train: float
     decode: float
     measured: bool = False
-    missing: str | None = None
+    missing: Unmeasured | None = None
 
 
 @dataclass(frozen=True)
 class Roofline:
     """What a device can do at most, in FLOP/s and bytes/s; with a profile, what its mixers were seen to take."""
 
-    device: Device
+    peak: Peak
     profile: Profile | None = None
-
-    @property
-    def peak(self) -> Fraction:
-        return peak_flops(self.device)
-
-    @property
-    def bandwidth(self) -> Fraction:
-        rate = si_value(self.device, "memory_gbs")
-        if rate is None:
-            raise InputError(f"{self.device.name} has no memory bandwidth in the catalogue")
-        return Fraction(rate)
 
     def of(self, flops: Fraction, moved: Fraction) -> Fraction:
         """Return the roofline time of work that takes `flops` and moves `moved` bytes, in seconds."""
-        return max(flops / self.peak, moved / self.bandwidth)
+        return max(flops / self.peak.flops_per_s, moved / self.peak.bytes_per_s)
 
     def times(self, spec: ModelSpec, row: Row) -> Times:
         """Return the times of a model at `row`."""
@@ -65,18 +53,18 @@ class Roofline:
         if self.profile is None:
             return Times(train, decode)
         measured = self._measured(spec, context)
-        if isinstance(measured, str):
+        if isinstance(measured, Unmeasured):
             return Times(train, decode, missing=measured)
         part = float(self.of(Fraction(TRAINING * row.weight_flops), TRAINING * weights / context))
         return Times(part + measured, decode, measured=True)
 
-    def _measured(self, spec: ModelSpec, context: int) -> float | str:
+    def _measured(self, spec: ModelSpec, context: int) -> float | Unmeasured:
         assert self.profile is not None
         seconds = 0.0
         for use in spec.layer_uses():
             if use.layer.mixer is not None:
                 timing = self.profile.training_time(use.layer.mixer, context)
-                if isinstance(timing, str):
+                if isinstance(timing, Unmeasured):
                     return timing
                 seconds += timing.seconds * use.count
         return seconds

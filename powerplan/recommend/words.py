@@ -164,7 +164,7 @@ class Reasons:
             if not waste.any:
                 found.append(f"{self._name(item)} holds as much as a window of {window:,} tokens")
         elif isinstance(mixer, Attention) and mixer.window is not None and families(trial.plan) == {"window"}:
-            found.append("but power learns more from the same state (arXiv 2507.04239, 5.1)")
+            found.append("power learns more from the same state (arXiv 2507.04239, 5.1)")
         if isinstance(mixer, Power):
             found += _kernel(mixer)
         return found

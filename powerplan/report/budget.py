@@ -30,9 +30,10 @@ class Clock:
         return float(budget.total_flops / self.rate.flops_per_s)
 
     def describe(self) -> str:
+        share = f"at {_percent(self.rate.mfu)} of {self.rate.peak.kind}"
         if self.measured is not None:
-            return f"state part as measured in {self.source}, weights at {_percent(self.rate.mfu)} of the bf16 peak"
-        return f"at {_percent(self.rate.mfu)} of the bf16 peak, {format_count(self.rate.flops_per_s)}FLOP/s"
+            return f"state part as measured in {self.source}, weights {share}"
+        return f"{share}, {format_count(self.rate.flops_per_s)}FLOP/s"
 
 
 def _percent(share: Fraction) -> str:
@@ -90,7 +91,7 @@ def budget_report(
 def _time(budget: Budget, clock: Clock) -> tuple[dict[str, Any], str]:
     seconds, rate = clock.device_seconds(budget), clock.rate
     entry = {
-        "device": rate.device.name,
+        "device": rate.peak.name,
         "mfu": float(rate.mfu),
         "devices": rate.devices,
         "gpu_hours": seconds / 3600,
@@ -99,9 +100,8 @@ def _time(budget: Budget, clock: Clock) -> tuple[dict[str, Any], str]:
     }
     hours = f"{seconds / 3600:,.0f}" if seconds >= 36_000 else f"{seconds / 3600:.3g}"
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    line = (
-        f"{hours} {rate.device.name} hours {clock.describe()}: {format_duration(seconds / rate.devices)} on {devices}"
-    )
+    unit = f"{rate.peak.name} hours" if clock.measured is None else "device hours,"
+    line = f"{hours} {unit} {clock.describe()}: {format_duration(seconds / rate.devices)} on {devices}"
     return entry, line
 
 

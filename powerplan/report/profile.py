@@ -228,8 +228,7 @@ def _missing(profile: Profile) -> list[str]:
             if item.name not in runs or (item.context or 0) < (runs[item.name].context or 0):
                 runs[item.name] = item
             continue
-        place = item.what or f"{item.part}, {item.direction}, {item.context or 0:,} tokens: {item.name}"
-        lines += _wrapped("  ", f"{place}: {item.reason}")
+        lines += _wrapped("  ", item.describe())
     for (part, direction), runs in timed.items():
         names = ", ".join(
             f"{name} from {run.context or 0:,} tokens on ({format_duration(run.seconds or 0)} a run)"

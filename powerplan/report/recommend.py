@@ -146,7 +146,9 @@ def _remarks(answer: Answer) -> list[str]:
         lines.append("No kernel reaches it. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
             lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
-        lines += [f"not measured: {text}" for text in sorted({time.missing for time in times if time.missing})]
+        lacking = sorted({time.missing.brief() for time in times if time.missing})
+        if request.profile and lacking:
+            lines += _wrapped("", f"Not in {request.profile.path}, so a roofline: {'; '.join(lacking)}.")
     return lines
 
 

@@ -306,7 +306,23 @@ def test_a_profile_of_an_unknown_device_gives_chunks_only(capsys: pytest.Capture
     assert main(["recommend", "gpt2-small", "--ctx", "64k", "--measured", str(path), "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert "train_s_per_token" not in json.loads(captured.out)["recommended"]
-    assert captured.err == f"note: {path} (cpu): no device of the catalogue, so times need --hardware\n"
+    assert (
+        captured.err == f"note: {path} (cpu): no device of the catalogue and no rates of it, so times need --hardware\n"
+    )
+
+
+def test_a_profile_of_any_device_gives_its_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    rows = [{**PROFILED, "name": "a", "mixer": "power", "p": 2, "context": 65_536, "ms_p50": 65_536.0}]
+    rates = {"peak_flops_per_s": 2e11, "bandwidth_bytes_per_s": 3e10}
+    path.write_text(json.dumps({"schema": "powerplan.profile/1", "device": "2 cores", "results": rows, **rates}))
+    result = run(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path))
+    row, other = by_mixer(result)["power:p=2"], by_mixer(result)["window:7084"]
+    assert (row["time_source"], other["time_source"]) == ("measured", "roofline")
+    assert row["train_s_per_token"] == pytest.approx(12e-3 + 3 * 247_064_064 / 2e11, rel=1e-6)
+    assert other["train_s_per_token"] == pytest.approx(3 * other["flops_per_token"] / 2e11)
+    out = table(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path))
+    assert f"Not in {path}, so a roofline: attention with 12 heads of 64" in " ".join(out.split())
 
 
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
