@@ -73,7 +73,7 @@ class Decoder(nn.Module):
     def init_weights(self) -> None:
         """Draw all weights anew, in place: matrices normal with 0.02, those that end a branch less, norms 1.
 
-        Modules with weights of another kind (decays, experts) have an `init_weights` of their own.
+        Modules with weights of another kind (decays, convolutions, sinks, experts) have an `init_weights` of their own.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -90,5 +90,5 @@ class Decoder(nn.Module):
                 own(STANDARD_DEVIATION)
         shrink = 1 / math.sqrt(2 * len(self.layers))
         for name, weight in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down.weight")):
+            if name.endswith(("o_proj.weight", "down.weight", "experts.down")):
                 weight.mul_(shrink)
