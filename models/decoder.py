@@ -64,6 +64,13 @@ class Decoder(nn.Module):
         logits: Tensor = self.lm_head(x)
         return logits
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
+        """Change all tensors by `fn`, as to, to_empty and others do; what leaves the meta device is tied again."""
+        super()._apply(fn, recurse)
+        if self.spec.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+        return self
+
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the cross entropy [B, T - 1] in nats of each token after the first, given those before it."""
         logits = self(tokens[:, :-1])

@@ -59,7 +59,8 @@ class DeltaNetMixer(MatrixMixer):
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: int, memory: Any, *, keep: bool
     ) -> tuple[Tensor, Any]:
-        q, k = F.normalize(q, dim=-1) * self.head_dim**-0.5, F.normalize(k, dim=-1)
+        q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))  # Autocast leaves norms in float32.
+        q = q * self.head_dim**-0.5
         if self.key_heads != self.heads:
             q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
         beta = self.b_proj(x).sigmoid()

@@ -12,6 +12,7 @@ float32, or in float64 for float64 inputs.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -173,7 +174,12 @@ def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
 def _fla_takes(q: Tensor, v: Tensor) -> bool:
     """Return whether flash-linear-attention's kernels run these: CUDA, half precision, key head dims up to 256."""
     half = q.dtype in (torch.bfloat16, torch.float16) and v.dtype == q.dtype
-    return q.is_cuda and half and q.shape[-1] <= 256 and find_spec("fla") is not None
+    return q.is_cuda and half and q.shape[-1] <= 256 and _has_fla()
+
+
+@cache
+def _has_fla() -> bool:
+    return find_spec("fla") is not None
 
 
 def _by_fla(
