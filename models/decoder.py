@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
         """Change all tensors by `fn`, as to, to_empty and others do; what leaves the meta device is tied again."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.spec.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
         return self
