@@ -10,6 +10,7 @@ from torch import nn
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.models.decoder import Decoder
+from powerplan.models.experts import MixtureOfExperts
 from powerplan.models.layers import DenseMLP, ResidualLayer
 from powerplan.models.mixers import build_mixer
 from powerplan.spec import Layer, ModelSpec
@@ -27,7 +28,7 @@ def build_layer(
 
     layer: a Layer of the spec, or its position from 0. impl: of power and linear attention, as in `power_attention`.
     Queries and keys get RoPE where the model has no table of learned positions. Raises InputError for a position that
-    the model does not have, and for kinds that are not built yet (MLA, mixture of experts, attention with sinks).
+    the model does not have, and for kinds of mixers that are not built.
     """
     if isinstance(layer, int):
         layer = _at(spec, layer)
@@ -38,7 +39,7 @@ def build_layer(
     if isinstance(layer.ffn, MLP):
         ffn = DenseMLP(layer.ffn, hidden, **settings)
     elif layer.ffn is not None:
-        raise InputError(f"{layer.ffn.describe()}: a mixture of experts is not built yet; mlp is")
+        ffn = MixtureOfExperts(layer.ffn, hidden, **settings)
     return ResidualLayer(mixer, ffn, spec.norm, hidden, **settings)
 
 

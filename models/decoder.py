@@ -64,6 +64,13 @@ class Decoder(nn.Module):
         logits: Tensor = self.lm_head(x)
         return logits
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
+        """Change all tensors by `fn`, as to, to_empty and others do; what leaves the meta device is tied again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.spec.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+        return self
+
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the cross entropy [B, T - 1] in nats of each token after the first, given those before it."""
         logits = self(tokens[:, :-1])
@@ -73,7 +80,7 @@ class Decoder(nn.Module):
     def init_weights(self) -> None:
         """Draw all weights anew, in place: matrices normal with 0.02, those that end a branch less, norms 1.
 
-        Modules with weights of another kind (decays, experts) have an `init_weights` of their own.
+        Modules with weights of another kind (decays, convolutions, sinks, experts) have an `init_weights` of their own.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -90,5 +97,5 @@ class Decoder(nn.Module):
                 own(STANDARD_DEVIATION)
         shrink = 1 / math.sqrt(2 * len(self.layers))
         for name, weight in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down.weight")):
+            if name.endswith(("o_proj.weight", "down.weight", "experts.down")):
                 weight.mul_(shrink)

@@ -7,28 +7,33 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
-from powerplan.errors import InputError
 from powerplan.mixers import Attention
 from powerplan.models.mixers.heads import HeadedMixer
+from powerplan.models.mixers.sinks import attend, rescaled
 
 
 class SoftmaxAttention(HeadedMixer):
     """Causal softmax attention with grouped heads; `window` keys, the token itself included, where one is set."""
 
     def __init__(self, mixer: Attention, hidden: int, *, rope: bool, **settings: Any) -> None:
-        if mixer.sinks:
-            raise InputError("sinks: attention with sinks is not built yet; leave them out with sinks: false")
         super().__init__(mixer, hidden, rope=rope, **settings)
         self.window = mixer.window
+        self.sinks = nn.Parameter(torch.zeros(mixer.heads, **settings)) if mixer.sinks else None
+
+    @torch.no_grad()
+    def init_weights(self, _std: float) -> None:
+        """Let sinks begin at 0, as heavy as a key that a query does not mind."""
+        if self.sinks is not None:
+            self.sinks.zero_()
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
     ) -> tuple[Tensor, Any]:
         if state is not None:
             k, v = torch.cat((state.k, k), 1), torch.cat((state.v, v), 1)
-        out = softmax_attention(q, k, v, self.window)
+        out = softmax_attention(q, k, v, self.window, self.sinks)
         return out, KeyValues(last(k, self.window), last(v, self.window)) if keep else None
 
 
@@ -44,38 +49,37 @@ def last(x: Tensor, window: int | None) -> Tensor:
     return x if window is None or x.shape[1] <= window else x[:, -window:].clone()
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Return causal softmax attention [B, T, H, V] of q [B, T, H, K], k [B, S, G, K], v [B, S, G, V].
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Return causal softmax attention [B, T, H, V] of q [B, T, H, K], k [B, S, G, K], v [B, S, G, V], sinks [H].
 
     The queries are the last T of the S tokens. Where T is S, a window shorter than the sequence costs T times its
     length, not T^2: in blocks through SDPA on a CPU, through a compiled FlexAttention with a block mask on a GPU.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped, tokens, seen = q.shape[1] != k.shape[1], q.shape[2], k.shape[2] - q.shape[2]
+    tokens, seen = q.shape[2], k.shape[2] - q.shape[2]
     if seen:
         first = 0 if window is None else max(0, seen + 1 - window)  # the earliest key that the first query sees
         k, v = k[:, :, first:], v[:, :, first:]
         mask = None if tokens == 1 else _later(tokens, seen - first, window, q.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        out = attend(q, k, v, sinks, mask=mask)
+    elif q.device.type == "cuda" and (sinks is not None or (window is not None and tokens > window)):
+        out = _by_flex(q, k, v, min(window or tokens, tokens), sinks)
     elif window is None or tokens <= window:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    elif q.device.type == "cuda":
-        out = _flex()(q, k, v, block_mask=_sliding_mask(tokens, window, str(q.device)), enable_gqa=grouped)
+        out = attend(q, k, v, sinks, causal=True)
     else:
-        out = windowed(q, k, v, window)
+        out = windowed(q, k, v, window, sinks)
     return out.transpose(1, 2)
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
+def windowed(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None = None) -> Tensor:
     """Sliding window by SDPA: a block of `width` queries sees its own block of keys and the one before, masked.
 
-    q [B, H, T, K], k [B, G, T, K], v [B, G, T, V] -> [B, H, T, V].
+    q [B, H, T, K], k [B, G, T, K], v [B, G, T, V], sinks [H] -> [B, H, T, V].
     """
     batch, heads, tokens, _ = q.shape
-    grouped = heads != k.shape[1]
-    first = F.scaled_dot_product_attention(
-        q[:, :, :width], k[:, :, :width], v[:, :, :width], is_causal=True, enable_gqa=grouped
-    )
+    first = attend(q[:, :, :width], k[:, :, :width], v[:, :, :width], sinks, causal=True)
     if tokens <= width:
         return first
     count = -(-tokens // width)
@@ -90,9 +94,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
         return torch.cat((whole[:, :-1], whole[:, 1:]), 3).flatten(0, 1)
 
     mask = _band(width, str(q.device))
-    rest = F.scaled_dot_product_attention(
-        blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), attn_mask=mask, enable_gqa=grouped
-    )
+    rest = attend(blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), sinks, mask=mask)
     rest = rest.view(batch, count - 1, heads, width, v.shape[3]).transpose(1, 2).reshape(batch, heads, -1, v.shape[3])
     return torch.cat((first, rest[:, :, : tokens - width]), 2)
 
@@ -109,6 +111,25 @@ def _band(width: int, device: str) -> Tensor:
     query = torch.arange(width, device=device)[:, None] + width
     key = torch.arange(2 * width, device=device)[None]
     return (key <= query) & (key > query - width)
+
+
+def _by_flex(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None) -> Tensor:
+    """Sliding window by FlexAttention, which also gives the log-sum-exp of the scores; `width` T is causal."""
+    mask = _sliding_mask(q.shape[2], width, str(q.device))
+    settings: dict[str, Any] = {"block_mask": mask, "enable_gqa": q.shape[1] != k.shape[1]}
+    if sinks is None:
+        out: Tensor = _flex()(q, k, v, **settings)
+        return out
+    out, lse = _flex()(q, k, v, **_wanted_lse(), **settings)
+    return rescaled(out, getattr(lse, "lse", lse), sinks)
+
+
+def _wanted_lse() -> dict[str, Any]:
+    """Return how FlexAttention is asked for the log-sum-exp: `return_lse` until torch 2.8, `return_aux` since."""
+    from torch.nn.attention import flex_attention
+
+    request = getattr(flex_attention, "AuxRequest", None)
+    return {"return_lse": True} if request is None else {"return_aux": request(lse=True)}
 
 
 @cache

@@ -199,9 +199,9 @@ def plan_of(
             subjects.append(Contender(label, kind, name if isinstance(kind, FeatureAttention) else _softmax_impl(gpu)))
     found = _rivals(spec, subjects, [item for item in rivals if item != "none"], gpu, notes)
     if layer.ffn is not None and not isinstance(layer.ffn, MLP):
-        notes.append(f"{layer.ffn.describe()}: not built yet, so the weight part is the projections alone")
+        notes.append(f"{layer.ffn.describe()}: left out, so the weight part is the projections alone")
     if any(getattr(item, "sinks", False) for item in _mixers(spec)):
-        notes.append("sinks of the attention are left out: they are not built yet")
+        notes.append("sinks of the attention are left out")
     return Plan(
         spec=spec,
         layer=layer,

@@ -1,0 +1,35 @@
+"""Short causal convolutions over the last few tokens, each channel on its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise causal convolution of `width` tokens, the token itself included. [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, channels: int, width: int, bias: bool, **settings: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width, **settings))
+        self.bias = nn.Parameter(torch.empty(channels, **settings)) if bias else None
+        self.init_weights(1.0)
+
+    def forward(self, x: Tensor, recent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the output, and the last width - 1 inputs [B, width - 1, C]; recent: those before x, None for none."""
+        kept = self.weight.shape[2] - 1
+        x = F.pad(x, (0, 0, kept, 0)) if recent is None else torch.cat((recent, x), 1)
+        out = F.conv1d(x.mT, self.weight, self.bias, groups=x.shape[2])
+        return out.mT, x[:, x.shape[1] - kept :].clone()
+
+    @torch.no_grad()
+    def init_weights(self, _std: float) -> None:
+        """Draw the weights as torch does for convolutions, uniform within 1 / sqrt(width): they are few, not small."""
+        bound = 1 / math.sqrt(self.weight.shape[2])
+        self.weight.uniform_(-bound, bound)
+        if self.bias is not None:
+            self.bias.zero_()

@@ -1,0 +1,55 @@
+"""A model goes on from its cache as if it had met all tokens at once; the cache has the bytes of the accounting."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from kinds import EXPERTS, MIXERS, spec_of
+
+from powerplan.accounting import Accounting
+from powerplan.mixers import MLA, Attention
+from powerplan.models import Cache, build_model, generate
+
+GROWS = [kind for kind, mixer in MIXERS.items() if isinstance(mixer, (Attention, MLA)) and "window" not in kind]
+PIECES = {"prompt and tokens": [23, 1, 1, 1, 1], "all tokens": [1] * 27, "odd": [1, 9, 2, 14, 1], "no prompt": [0, 27]}
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("pieces", list(PIECES))
+def test_pieces_equal_the_whole(kind: str, pieces: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(spec_of(MIXERS[kind], EXPERTS, repeat=2), dtype=torch.float64)
+    tokens = torch.randint(9, (2, 27))
+    cache, outs, start = Cache(), [], 0
+    for length in filter(None, PIECES[pieces]):
+        outs.append(model(tokens[:, start : start + length], cache))
+        start += length
+    torch.testing.assert_close(torch.cat(outs, 1), model(tokens))
+    assert cache.tokens == 27
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "fp32"), (torch.bfloat16, "bf16")])
+def test_the_cache_has_the_bytes_of_the_accounting(kind: str, dtype: torch.dtype, name: str) -> None:
+    """Keys, values, latents and inputs of convolutions in the model's dtype, recurrent states in float32."""
+    spec = spec_of(MIXERS[kind], repeat=2)
+    model, cache = build_model(spec, dtype=dtype), Cache()
+    for length in (1, 4, 15, 1):
+        model(torch.zeros(3, length, dtype=torch.long), cache)
+        assert Fraction(cache.nbytes) == 3 * Accounting(spec).row(cache.tokens, name).state_bytes
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_generate(kind: str) -> None:
+    """Greedy tokens are those that the whole sequence makes likeliest; recurrent caches do not grow."""
+    torch.manual_seed(1)
+    model = build_model(spec_of(MIXERS[kind], repeat=2), dtype=torch.float64)
+    prompt, cache = torch.randint(9, (2, 8)), Cache()
+    found = generate(model, prompt, 6, cache=cache)
+    before = cache.nbytes
+    whole = torch.cat((prompt, found), 1)
+    torch.testing.assert_close(model(whole[:, :-1])[:, 7:].argmax(-1), found)
+    generate(model, found[:, -1:], 5, cache=cache)
+    assert (cache.nbytes > before) == (kind in GROWS)

@@ -1,0 +1,142 @@
+"""FLOPs that built models execute, as torch counts them, equal the accounting to the last one.
+
+Torch's counter knows no triangular solve and no flash attention of the CPU: both are given to it here, each as what the
+accounting counts for it, an inverse by forward substitution and full squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from kinds import EXPERTS, MIXERS, SHARED, spec_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from powerplan.accounting import Accounting
+from powerplan.ffn import MLP, MoE
+from powerplan.load import catalogue_names, catalogue_spec
+from powerplan.mixers import Attention, Convention, FeatureAttention, Lightning, RetNet
+from powerplan.mixers.base import total
+from powerplan.models import Cache, build_model
+from powerplan.models.mixers import BUILT
+from powerplan.spec import LayerGroup, ModelSpec
+
+BATCH = 2
+
+
+def solve_flops(matrix: Any, right: Any, *_: Any, **__: Any) -> int:
+    """2 i^2 for row i of each inverse."""
+    *batch, size, _ = matrix
+    assert matrix == right, "only inverses are solved for"
+    return int(torch.Size(batch).numel()) * size * (size - 1) * (2 * size - 1) // 3
+
+
+def flash_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    batch, heads, tokens, head_dim = q
+    return int(2 * batch * heads * tokens * k[2] * (head_dim + v[3]))
+
+
+MISSING: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.linalg_solve_triangular: solve_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
+}
+
+
+def executed(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=MISSING) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def in_blocks(spec: ModelSpec, tokens: int) -> int:
+    """Return what windows execute beyond the accounting: they run as blocks that see two blocks each, but the first.
+
+    Beyond w keys for each query, that is (2n - 1) w^2 pairs for n = ceil(T / w) blocks instead of T w.
+    """
+    more = 0
+    for use in spec.layer_uses():
+        mixer = use.layer.mixer
+        if isinstance(mixer, Attention) and mixer.window is not None and mixer.window < tokens:
+            width = mixer.window
+            pairs = (2 * -(-tokens // width) - 1) * width**2 - tokens * width
+            more += use.count * 2 * mixer.heads * (mixer.head_dim + mixer.v_head_dim) * pairs
+    return more
+
+
+def padded(spec: ModelSpec, tokens: int) -> int:
+    """Return what attention with sinks executes beyond the accounting: flash attention of equal K and V."""
+    more = 0
+    for use in spec.layer_uses():
+        mixer = use.layer.mixer
+        if isinstance(mixer, Attention) and mixer.sinks:
+            width = tokens if mixer.window is None else min(mixer.window, tokens)
+            pairs = tokens**2 if width == tokens else (2 * -(-tokens // width) - 1) * width**2
+            more += use.count * 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * pairs
+    return more
+
+
+def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
+    accounting = Accounting(spec, Convention(causal="full", form="chunked"))
+    expected = tokens * (Fraction(accounting.weight_flops) + accounting.state_flops(tokens))
+    model = build_model(spec, device=device)
+    ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
+    found = executed(lambda: model(ids))
+    assert found == BATCH * (expected + in_blocks(spec, tokens) + padded(spec, tokens))
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize(("tokens", "device"), [(1, "meta"), (8, "meta"), (150, "meta"), (43, "cpu")])
+def test_every_kind(kind: str, tokens: int, device: str) -> None:
+    check_flops(spec_of(MIXERS[kind], repeat=2), tokens, device)
+
+
+def one_of_each(spec: ModelSpec) -> ModelSpec:
+    """Return the model with each of its kinds of layers once, and MLPs for experts: a router needs values."""
+    mlp = MLP(intermediate_size=64)
+    groups = [
+        LayerGroup(mixer=use.layer.mixer, ffn=mlp if isinstance(use.layer.ffn, MoE) else use.layer.ffn)
+        for use in spec.layer_uses()
+    ]
+    return msgspec.structs.replace(spec, layers=tuple(groups))
+
+
+CATALOGUE = [
+    name
+    for name in catalogue_names()
+    if all(type(use.layer.mixer) in BUILT for use in catalogue_spec(name).layer_uses())
+]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_layers_of_the_catalogue_in_their_sizes(name: str) -> None:
+    check_flops(one_of_each(catalogue_spec(name)), 700, "meta")
+
+
+@pytest.mark.parametrize("ffn", [EXPERTS, SHARED], ids=["experts", "shared, biases"])
+@pytest.mark.parametrize("kind", ["attention", "mla", "kda"])
+def test_experts_cost_top_k_of_them_per_token(kind: str, ffn: MoE) -> None:
+    check_flops(spec_of(MIXERS[kind], ffn, repeat=2), 37, "cpu")
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_one_token_costs_what_decoding_counts(kind: str) -> None:
+    """MLA in absorbed form. Torch counts no elementwise work: decays of states, and the outer product of a key and a
+    value in the plain step of power attention."""
+    mixer, seen = MIXERS[kind], 40
+    spec = spec_of(mixer)
+    model, cache = build_model(spec), Cache()
+    ids = torch.zeros(BATCH, 1, dtype=torch.long)
+    elementwise = ("decay", "update") if isinstance(mixer, (FeatureAttention, RetNet, Lightning)) else ("decay",)
+    terms = mixer.decode_flops_terms(seen + 1)
+    terms = tuple(item for item in terms if not any(word in item.component for word in elementwise))
+    with torch.no_grad():
+        model(ids.expand(-1, seen), cache)
+        found = executed(lambda: model(ids, cache))
+    more = 0
+    if isinstance(mixer, Attention) and mixer.sinks:
+        more = 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * mixer.kept(seen + 1)
+    assert found == BATCH * (Accounting(spec).weight_flops + total(terms) + more)

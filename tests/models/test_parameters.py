@@ -1,0 +1,89 @@
+"""Built modules have the parameters of the accounting: layers of random specs, and every model of the catalogue."""
+
+from __future__ import annotations
+
+import pytest
+import specs
+from hypothesis import given
+
+from powerplan.accounting import Accounting
+from powerplan.errors import InputError
+from powerplan.load import catalogue_names, catalogue_spec
+from powerplan.mixers import MIXERS
+from powerplan.mixers.base import total
+from powerplan.models import build_layer, build_model
+from powerplan.models.mixers import BUILT
+from powerplan.spec import Layer, ModelSpec, Norm
+
+REFUSED = {
+    "deepseek-v3.2-exp",
+    "jamba-v0.1",
+    "mamba2-130m",
+    "mamba2-2.7b",
+    "nemotron-h-8b",
+    "nemotron-nano-9b-v2",
+    "rwkv7-0.1b",
+    "rwkv7-0.4b",
+    "rwkv7-1.5b",
+    "rwkv7-7.2b",
+}
+"""Catalogue models with layers that are not built: mamba, rwkv7, dsa."""
+
+
+def is_built(layer: Layer) -> bool:
+    return layer.mixer is None or type(layer.mixer) in BUILT
+
+
+def test_what_is_built() -> None:
+    refused = {name for name in catalogue_names() if not all(map(is_built, layers_of(name)))}
+    assert refused == REFUSED
+    kinds = {str(kind.__struct_config__.tag) for kind in BUILT}
+    not_built = {"mamba1", "mamba2", "log_linear", "rwkv7", "gsa", "sse", "nsa", "moba", "dsa", "forgetting"}
+    assert set(MIXERS) - kinds == not_built
+
+
+def layers_of(name: str) -> list[Layer]:
+    return [use.layer for use in catalogue_spec(name).layer_uses()]
+
+
+@pytest.mark.parametrize("name", catalogue_names())
+def test_catalogue_models_have_the_parameters_of_the_accounting(name: str) -> None:
+    spec = catalogue_spec(name)
+    if name in REFUSED:
+        with pytest.raises(InputError, match="layers are not built; built are attention"):
+            build_model(spec, device="meta")
+        return
+    model = build_model(spec, device="meta")
+    assert sum(weight.numel() for weight in model.parameters()) == Accounting(spec).total_parameters.with_embeddings
+
+
+def check_layer(spec: ModelSpec, layer: Layer) -> None:
+    expected = total(spec.norm_terms())
+    for block in (layer.mixer, layer.ffn):
+        if block is not None:
+            for terms in (block.matmul_terms, block.other_terms, block.idle_terms):
+                expected += total(terms(spec.hidden_size))
+    module = build_layer(spec, layer, device="meta")
+    assert sum(weight.numel() for weight in module.parameters()) == expected
+
+
+@given(specs.specs)
+def test_layers_have_the_parameters_of_the_accounting(spec: ModelSpec) -> None:
+    for use in spec.layer_uses():
+        parts = sum(part is not None for part in (use.layer.mixer, use.layer.ffn))
+        if is_built(use.layer) and spec.norm.per_layer in (0, parts, 2 * parts):
+            check_layer(spec, use.layer)
+
+
+@pytest.mark.parametrize("per_layer", [0, 1, 2, 4])
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm", "none"])
+def test_norms_have_the_parameters_of_the_accounting(per_layer: int, kind: str) -> None:
+    layer = layers_of("llama-3.2-1b")[0]
+    spec = ModelSpec(
+        name="x",
+        vocab_size=9,
+        hidden_size=16,
+        norm=Norm(kind=kind, per_layer=per_layer),  # type: ignore[arg-type]
+        layers=catalogue_spec("llama-3.2-1b").layers,
+    )
+    check_layer(spec, layer)

@@ -1,0 +1,169 @@
+"""Chunked delta rules and gated linear attention against their recurrences, token by token."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import plain_mixers as plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from powerplan.models.mixers.recurrence import _by_fla, _fla_takes, delta_rule, gated_linear, step
+
+KINDS = ["deltanet", "gated_deltanet", "kda", "gla"]
+
+
+def inputs(kind: str, tokens: int, dtype: torch.dtype = torch.float64, strongest: float = 3.0) -> dict[str, Tensor]:
+    """q, k [2, T, 3, 6], v [2, T, 3, 5], and what the kind needs besides; few decays are strong, most are weak."""
+    torch.manual_seed(tokens)
+    size = (2, tokens, 3)
+    found = {name: torch.randn(*size, 6, dtype=dtype) for name in "qk"} | {"v": torch.randn(*size, 5, dtype=dtype)}
+    found["k"] = found["k"] / found["k"].norm(dim=-1, keepdim=True)
+    if kind != "gla":
+        found["beta"] = torch.rand(size, dtype=dtype)
+    if kind != "deltanet":
+        channels = size if kind == "gated_deltanet" else (*size, 6)
+        found["log_g"] = -strongest * torch.rand(channels, dtype=dtype) ** 3
+    return found
+
+
+def chunked(given: dict[str, Tensor], chunk_size: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    if "beta" not in given:
+        return gated_linear(**given, state=state, chunk_size=chunk_size)
+    return delta_rule(**{"log_g": None, **given}, state=state, chunk_size=chunk_size)
+
+
+def by_steps(given: dict[str, Tensor]) -> Tensor:
+    """The recurrences of tests/plain_mixers.py, which have heads in front, for each sequence."""
+    outs = []
+    for row in range(2):
+        own = {name: x[row].transpose(0, 1) for name, x in given.items()}
+        q, k, v = own["q"], own["k"], own["v"]
+        decay: Any = None
+        if "log_g" in own:
+            decay = own["log_g"].exp()
+            decay = decay if decay.ndim == 3 else decay[..., None]
+        if "beta" in own:
+            out = plain.delta_steps(q, k, v, own["beta"][..., None], decay, plain.Tally())
+        else:
+            out = plain.linear_steps(q, k, v, decay, None)
+        outs.append(out.transpose(0, 1))
+    return torch.stack(outs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=8)
+@given(tokens=st.integers(1, 70), chunk_size=st.sampled_from([1, 5, 8, 20, 64, 200]))
+def test_chunks_equal_the_recurrence(kind: str, tokens: int, chunk_size: int) -> None:
+    given = inputs(kind, tokens)
+    torch.testing.assert_close(chunked(given, chunk_size)[0], by_steps(given))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_those_of_the_recurrence(kind: str) -> None:
+    given = {name: x.requires_grad_() for name, x in inputs(kind, 45).items()}
+    found, expected = chunked(given, 20)[0], by_steps(given)
+    grad = torch.randn_like(found)
+    names = list(given)
+    for name, own, other in zip(
+        names,
+        torch.autograd.grad(found, [given[name] for name in names], grad),
+        torch.autograd.grad(expected, [given[name] for name in names], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_go_on_in_pieces_and_steps(kind: str) -> None:
+    given = inputs(kind, 60)
+    whole, last = chunked(given, 16)
+    outs: list[Tensor] = []
+    state: Tensor | None = None
+    for start, stop in ((0, 1), (1, 18), (18, 57)):
+        out, state = chunked({name: x[:, start:stop] for name, x in given.items()}, 16, state)
+        outs.append(out)
+    for index in range(57, 60):
+        assert state is not None
+        one = {name: x[:, index] for name, x in given.items()}
+        out, state = step(**{"beta": None, "log_g": None, **one}, state=state)  # type: ignore[arg-type]
+        outs.append(out[:, None])
+    torch.testing.assert_close(torch.cat(outs, 1), whole)
+    torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
+def test_strong_decays_stay_finite_in_float32(kind: str, strongest: float) -> None:
+    """Decays of up to exp(-300) a token count as exp(-20): zero beside anything in float32."""
+    given = {name: x.requires_grad_() for name, x in inputs(kind, 200, torch.float32, strongest).items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in given.items()}
+    found, expected = chunked(given, 64)[0], chunked(exact, 64)[0]
+    # Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two.
+    allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
+    assert (found - expected).abs().max() <= allowed * expected.abs().max()
+    grads = [
+        torch.autograd.grad(out.square().sum(), list(x.values())) for out, x in ((found, given), (expected, exact))
+    ]
+    for name, own, other in zip(given, *grads, strict=True):
+        assert own.isfinite().all(), name
+        # The strongest decays are clamped: nothing depends on them, in float64 not to within its own clamp of exp(-80).
+        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_goes_through_float32(kind: str) -> None:
+    given = {name: x.to(torch.bfloat16) for name, x in inputs(kind, 70).items()}
+    out, state = chunked(given, 16)
+    exact, last = chunked({name: x.float() for name, x in given.items()}, 16)
+    assert out.dtype == torch.bfloat16
+    assert state.dtype == torch.float32
+    torch.testing.assert_close(out, exact.bfloat16())
+    torch.testing.assert_close(state, last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(chunked(given, 16)[0], out)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_arguments_of_flash_linear_attention(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels need a GPU: here stand functions of their names and arguments, which check shapes and dtypes."""
+    names = {"deltanet": "delta_rule", "gated_deltanet": "gated_delta_rule", "kda": "kda"}
+    calls: list[str] = []
+
+    def kernel(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        g: Tensor | None = None,
+        scale: float | None = None,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        calls.append(kind)
+        assert {x.dtype for x in (q, k, v, beta)} == {torch.bfloat16}
+        assert initial_state is None or initial_state.dtype == torch.float32
+        assert (g is None) == (kind == "deltanet")
+        scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        out, state = delta_rule(scaled, k, v, beta, g, initial_state, 64)
+        return out, state if output_final_state else None
+
+    for name in names.values():
+        module = ModuleType(f"fla.ops.{name}")
+        setattr(module, f"chunk_{name}", kernel)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    given = inputs(kind, 40, torch.bfloat16)
+    given |= {name: x.float() for name, x in given.items() if name in ("beta", "log_g")}
+    arguments = {"log_g": None, **given}
+    _, state = delta_rule(**arguments, state=None, chunk_size=64)
+    for start in (None, state):
+        found, expected = _by_fla(**arguments, state=start), delta_rule(**arguments, state=start, chunk_size=64)
+        torch.testing.assert_close(found[1], expected[1], rtol=2**-8, atol=2**-8)  # beta in half precision
+        torch.testing.assert_close(found[0], expected[0], rtol=2**-6, atol=2**-6)
+    assert calls == [kind, kind]
+    assert not _fla_takes(given["q"], given["v"])
