@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from powerplan.dims import spow_dim
+from powerplan.ffn import MoE
 from powerplan.mixers import Attention
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import Checked
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 TOKENS = 300
 """More than two of the chunks of 128 that a check takes, and not a multiple of them."""
 
-CHUNK, WINDOW, STEPS, WIDTH = 128, 40, 12, 256
+CHUNK, WINDOW, STEPS, WIDTH, EXPERTS = 128, 40, 12, 256, 4
 LARGEST_STATE = 60_000
 """Rows of phi that the oracle can hold for all tokens of a check; head dims past it are checked at a smaller one."""
 
@@ -144,6 +145,10 @@ def _reduced(plan: Plan, contender: Contender) -> tuple[Plan, Contender]:
     ffn = plan.ffn
     if ffn is not None:
         ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, WIDTH))
+    if isinstance(ffn, MoE):
+        # Every token takes every expert: one between two of them could go either way, by a rounding.
+        shared = min(ffn.shared_intermediate_size, WIDTH)
+        ffn = msgspec.structs.replace(ffn, experts=EXPERTS, top_k=EXPERTS, shared_intermediate_size=shared)
     spec = msgspec.structs.replace(plan.spec, hidden_size=min(plan.spec.hidden_size, WIDTH))
     return replace(plan, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(contender, mixer=mixer)
 

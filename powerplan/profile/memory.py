@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
+from powerplan.ffn import MoE
 from powerplan.mixers import FeatureAttention
 from powerplan.mixers.base import total
 from powerplan.profile.breakdown import recorder
@@ -69,9 +70,12 @@ def bytes_needed(plan: Plan, contender: Contender, place: Place) -> int:
     if part != "state":
         inner = heads if part in ("projections", "layer") else 0
         if plan.ffn is not None and part in ("ffn", "layer"):
-            inner += batch * run * plan.ffn.intermediate_size * (3 if plan.ffn.gated else 2)
+            channels = plan.ffn.intermediate_size
+            if isinstance(plan.ffn, MoE):
+                channels = plan.ffn.top_k * (channels + 2 * hidden) + plan.ffn.shared_intermediate_size
+            inner += batch * run * channels * (3 if plan.ffn.gated else 2)
         activations = (inner + 6 * batch * run * hidden) * width
-        weights = (total(mixer.matmul_terms(hidden)) + Fraction(plan.ffn_flops(), 2)) * width
+        weights = (total(mixer.matmul_terms(hidden)) + (0 if part == "projections" else plan.ffn_weights())) * width
         needed += activations * (3 if train else 1) + weights * (2 if train else 1)
     return int(needed)
 

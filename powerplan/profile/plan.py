@@ -11,7 +11,7 @@ import msgspec
 from powerplan.accounting import DTYPE_BYTES, positions_text
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size
 from powerplan.errors import InputError, choice, shown
-from powerplan.ffn import MLP
+from powerplan.ffn import AnyFFN, MoE
 from powerplan.mixers import Attention, Convention, FeatureAttention, GroupedHeads, Power
 from powerplan.mixers.base import total
 from powerplan.profile.result import PASSES, LayerShape
@@ -133,12 +133,14 @@ class Plan:
         return self.spec.position_embeddings is None
 
     @property
-    def ffn(self) -> MLP | None:
-        """The FFN that is built: a mixture of experts is not, and is left out."""
-        return self.layer.ffn if isinstance(self.layer.ffn, MLP) else None
+    def ffn(self) -> AnyFFN | None:
+        return self.layer.ffn
 
     def shape(self) -> LayerShape:
-        ffn = None if self.ffn is None else f"mlp {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
+        ffn = None
+        if self.ffn is not None:
+            kind = f"{self.ffn.describe()} experts of" if isinstance(self.ffn, MoE) else self.ffn.describe()
+            ffn = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
         return LayerShape(
             model=self.spec.name,
             positions=self.positions,
@@ -150,6 +152,17 @@ class Plan:
     def ffn_flops(self) -> int:
         """Return the FLOPs of the FFN for one token, 0 without one."""
         return 0 if self.ffn is None else 2 * int(total(self.ffn.matmul_terms(self.spec.hidden_size)))
+
+    def ffn_weights(self, tokens: int | None = None) -> int:
+        """Return the FFN's weights in matrices; with `tokens`, at most those that as many tokens can meet.
+
+        Experts that all choose alike would be fewer: this is for bounds, of memory and of time.
+        """
+        if self.ffn is None:
+            return 0
+        hidden = self.spec.hidden_size
+        active, idle = int(total(self.ffn.matmul_terms(hidden))), int(total(self.ffn.idle_terms(hidden)))
+        return active + idle if tokens is None else min(active + idle, active * tokens)
 
     def with_mixer(self, mixer: GroupedHeads) -> ModelSpec:
         """Return a model of the one layer that is built, with `mixer` in it, and norms for the parts it has."""
@@ -198,8 +211,6 @@ def plan_of(
             label = shaped if len(resolved) == 1 else f"{shaped} {name}"
             subjects.append(Contender(label, kind, name if isinstance(kind, FeatureAttention) else _softmax_impl(gpu)))
     found = _rivals(spec, subjects, [item for item in rivals if item != "none"], gpu, notes)
-    if layer.ffn is not None and not isinstance(layer.ffn, MLP):
-        notes.append(f"{layer.ffn.describe()}: left out, so the weight part is the projections alone")
     if any(getattr(item, "sinks", False) for item in _mixers(spec)):
         notes.append("sinks of the attention are left out")
     return Plan(

@@ -30,14 +30,16 @@ def run_costs(plan: Plan, contender: Contender, place: Place, executed: bool) ->
     if part in ("state", "layer"):
         flops += contender.state_flops(kind, tokens, executed) * plan.batch
         moved += contender.bytes_moved(kind, tokens, plan.dtype) * plan.batch
-    weights = Fraction(0)
+    per_token, read = 0, 0
     if part in ("projections", "layer"):
-        weights += total(contender.mixer.matmul_terms(hidden))
+        read = int(total(contender.mixer.matmul_terms(hidden)))
+        per_token = 2 * read
     if part in ("ffn", "layer"):
-        weights += Fraction(plan.ffn_flops(), 2)
-    if weights:
-        flops += 2 * weights * plan.batch * run * factor
-        moved += (weights + 2 * plan.batch * run * hidden) * width * factor
+        per_token += plan.ffn_flops()
+        read += plan.ffn_weights(plan.batch * run)
+    if per_token:
+        flops += per_token * plan.batch * run * factor
+        moved += (read + 2 * plan.batch * run * hidden) * width * factor
     return flops, moved
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.timing import Run
+from powerplan.spec import Layer
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ def prepare(plan: Plan, contender: Contender, place: Place) -> Run:
     part, kind, tokens = place
     if part == "state":
         return _decode(plan, contender, tokens) if kind == "decode" else _state(plan, contender, kind, tokens)
+    if part == "projections":
+        plan = replace(plan, layer=Layer(mixer=contender.mixer))  # Experts would take memory, and no part in it.
     module = layer_module(plan, contender)
     tokens = 1 if kind == "decode" else tokens
     x = hidden_state(plan, tokens)

@@ -33,6 +33,8 @@ def profile_report(profile: Profile, everything: bool = False) -> Report:
         *_missing(profile),
         *_legend(profile),
     ]
+    if not after[0]:
+        del after[0]  # The table ends with a line of its own.
     columns = _EVERY if everything else _COLUMNS
     return Report(SCHEMA, payload, columns, [_entry(row) for row in rows], before=before, after=after)
 

@@ -178,6 +178,20 @@ def test_a_models_own_mixers_are_measured(tiny: Path) -> None:
     assert {row.name for row in profile.part("projections")} == {"power p=2", "softmax"}
 
 
+def test_a_mixture_of_experts_is_timed(tiny: Path) -> None:
+    text = tiny.read_text(encoding="utf-8")
+    experts = (
+        "{kind: moe, experts: 8, top_k: 2, intermediate_size: 64, shared_intermediate_size: 32, shared_gate: true}"
+    )
+    tiny.write_text(text.replace("{kind: mlp, intermediate_size: 64}", experts), encoding="utf-8")
+    profile = profiled(tiny, "--pass", "forward,decode")
+    assert profile.layer.ffn == "moe, 2 of 8 experts of 64, gated"
+    flops = 2 * (32 * 8 + (2 * 64 + 32) * 3 * 32 + 32)
+    for row in profile.part("ffn"):
+        assert row.flops == flops * (1 if row.direction == "decode" else row.context)
+    assert {row.direction for row in profile.split if row.ffn_ms} == {"forward", "decode"}
+
+
 @pytest.mark.parametrize("impl", ["recurrent", "reference"])
 def test_other_implementations(tiny: Path, impl: str) -> None:
     profile = profiled(tiny, "--pass", "forward", "--ctx", "64", "--impl", f"torch,{impl}", "--against", "none")
