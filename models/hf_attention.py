@@ -135,12 +135,13 @@ def mask(
         if getattr(config, "power_layers", None) is None:
             raise InputError(f"power attention does not do {UNSUPPORTED['sliding_window']}")
         return attention_mask  # Of other layers, whose hooks make their own masks of it.
-    if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
+    if isinstance(q_offset, Tensor):
         raise InputError("power attention does not go on from a static cache: use PowerCache or DynamicCache")
     if attention_mask is not None:
-        if attention_mask.shape[1] != kv_length:
+        tokens = q_offset + q_length
+        if attention_mask.shape[1] != tokens:
             raise InputError(
-                f"attention_mask covers {attention_mask.shape[1]:,} of {kv_length:,} tokens, the cached in"
+                f"attention_mask covers {attention_mask.shape[1]:,} tokens of {tokens:,}, the cached among them"
             )
         if not _traced(attention_mask) and bool(attention_mask.all()):
             attention_mask = None
@@ -169,7 +170,7 @@ def _traced(x: Tensor | None) -> bool:
 
 def _refuse(module: nn.Module, attention_mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
     for name, words in UNSUPPORTED.items():
-        if kwargs.get(name) not in (None, False):
+        if (value := kwargs.get(name)) is not None and value is not False:
             raise InputError(f"power attention does not do {words}")
     if dropout:
         raise InputError(f"power attention does not do dropout: config.attention_dropout is {dropout}, and must be 0")

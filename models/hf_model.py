@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from powerplan.errors import InputError
@@ -98,11 +98,11 @@ def power_class(kind: type[Model], impl: str = "auto") -> type[Model]:
                 impl=impl,
             )
 
-        def _init_weights(self, module: nn.Module) -> None:
-            if isinstance(module, GateProjection):
-                module.reset_parameters()
-            else:
-                super()._init_weights(module)
+        def initialize_weights(self) -> None:
+            super().initialize_weights()
+            for module in self.modules():
+                if isinstance(module, GateProjection):
+                    module.initialize()
 
     # Transformers writes the name into config.json, and looks at the source of the module.
     Power.__name__, Power.__qualname__, Power.__module__ = kind.__name__, kind.__qualname__, kind.__module__
@@ -113,8 +113,13 @@ class GateProjection(nn.Linear):
     """The linear map of a gate, exp(log_g) = sigmoid(W x + b): GATE for every token at first."""
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, log(GATE / (1 - GATE)))
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Set what transformers has not loaded from a checkpoint."""
+        with torch.no_grad():
+            initialization.zeros_(self.weight)
+            initialization.constant_(self.bias, log(GATE / (1 - GATE)))
 
 
 def _attention_modules(model: PreTrainedModel) -> dict[int, Any]:
