@@ -89,7 +89,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
         whole = blocks(x)
         return torch.cat((whole[:, :-1], whole[:, 1:]), 3).flatten(0, 1)
 
-    mask = _band(width, str(q.device))
+    mask = _band(width, q.device)
     rest = F.scaled_dot_product_attention(
         blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), attn_mask=mask, enable_gqa=grouped
     )
@@ -103,8 +103,7 @@ def _later(tokens: int, seen: int, window: int | None, device: torch.device) -> 
     return mask if window is None else mask.triu(seen + 1 - window)
 
 
-@cache
-def _band(width: int, device: str) -> Tensor:
+def _band(width: int, device: torch.device) -> Tensor:
     """Return the mask of queries in the second of two blocks over the keys of both: the last `width` keys."""
     query = torch.arange(width, device=device)[:, None] + width
     key = torch.arange(2 * width, device=device)[None]
