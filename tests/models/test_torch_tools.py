@@ -39,6 +39,7 @@ def test_a_training_step_is_traced_whole() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of what inductor imports
 def test_a_training_step_is_compiled_whole() -> None:
     check_compiled("inductor", "power")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from powerplan.dims import spow_dim
 from powerplan.errors import InputError
+from powerplan.load import load_model
 from powerplan.models import PowerCache, power_class, register_power_attention, use_power_attention
 
 transformers = pytest.importorskip("transformers")
@@ -329,6 +330,11 @@ def test_saved_and_loaded(settings: dict[str, Any], tmp_path: Path) -> None:
     assert (loaded.config.power_degree, loaded.config.architectures) == (settings.get("p", 2), ["Qwen3ForCausalLM"])
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(loaded(tokens()).logits, model(tokens()).logits)
+
+
+def test_planning_says_that_it_does_not_read_the_degree(tmp_path: Path) -> None:
+    powered(p=4).config.save_pretrained(tmp_path)
+    assert "power_degree is not read: ask with --mixer power:p=4" in load_model(tmp_path).notes
 
 
 def test_new_gates_forget_little(tmp_path: Path) -> None:
