@@ -6,12 +6,50 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+class Growing:
+    """Entries [B, S, ...] of the last S tokens, in a buffer with room for more: one more token copies nothing else.
+
+    The room is as much as is kept whenever it runs out. Under autograd every call makes a buffer of its own.
+    """
+
+    def __init__(self, entries: Tensor) -> None:
+        self.buffer, self.start, self.stop = entries, 0, entries.shape[1]
+
+    @property
+    def entries(self) -> Tensor:
+        """What is kept, [B, S, ...]."""
+        return self.buffer[:, self.start : self.stop]
+
+    def append(self, x: Tensor) -> Tensor:
+        """Put the entries of the next tokens, [B, T, ...], behind those that are kept, and return them all."""
+        kept, more = self.stop - self.start, x.shape[1]
+        if torch.is_grad_enabled():
+            self.buffer, self.start, self.stop = torch.cat((self.entries, x), 1), 0, kept + more
+            return self.buffer
+        if self.stop + more > self.buffer.shape[1]:
+            larger = x.new_empty(x.shape[0], 2 * (kept + more), *x.shape[2:])
+            larger[:, :kept] = self.entries
+            self.buffer, self.start, self.stop = larger, 0, kept
+        self.buffer[:, self.stop : self.stop + more] = x
+        self.stop += more
+        return self.entries
+
+    def keep(self, window: int | None) -> None:
+        """Forget all but the last `window` tokens; None keeps all."""
+        if window is None:
+            return
+        self.start = max(self.start, self.stop - window)
+        if self.start > 2 * window:  # A long first piece, of which little is kept.
+            self.buffer, self.start, self.stop = self.entries.clone(), 0, self.stop - self.start
 
 
 @dataclass
 class Slot:
-    """Memory of one mixer: how many tokens it has met, and what it keeps of them (a tuple of tensors; None before)."""
+    """Memory of one mixer: how many tokens it has met, and what it keeps of them (None before)."""
 
     tokens: int = 0
     state: Any = None
@@ -40,6 +78,8 @@ class Cache:
 def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
+    elif isinstance(state, Growing):
+        yield state.entries
     elif isinstance(state, tuple):
         for part in state:
             yield from _tensors(part)

@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from powerplan.accounting import Accounting
+from powerplan.cli import main
+from powerplan.dims import spow_dim
 from powerplan.load import load_model
+from powerplan.units import format_ratio
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+def run(name: str, *arguments: str, folder: Path | None = None) -> str:
+    """Return what an example prints: one screen of 100 columns."""
+    command = [sys.executable, EXAMPLES / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    return done.stdout
+
+
+def numbers(line: str) -> list[float]:
+    return [float(word) for word in re.findall(r"[0-9]+(?:\.[0-9]+)?", line.replace(",", ""))]
+
+
 def test_plan_from_config() -> None:
-    command = [sys.executable, EXAMPLES / "plan_from_config.py", "llama-3-8b", "64k"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    out = run("plan_from_config.py", "llama-3-8b", "64k")
     assert "llama-3-8b at 65,536 tokens" in out
     assert "power:p=2    WSFR   5.51:1" in out
+
+
+def test_use_kernel() -> None:
+    rows = [numbers(line) for line in run("use_kernel.py", "40").splitlines() if re.match(r" +[0-9]+  ", line)]
+    steps, losses, right = zip(*(row[:3] for row in rows), strict=True)
+    assert steps == tuple(range(0, 41, 4))
+    assert losses[0] == pytest.approx(math.log(16), rel=0.05)
+    assert losses[-1] < 0.5 * losses[0]
+    assert right[0] < 20
+    assert right[-1] > 80
+
+
+def test_decode_constant() -> None:
+    out = run("decode_constant.py", "gpt2-small", "256,512,1k")
+    rows = [numbers(line) for line in out.splitlines() if re.match(r" +[0-9,]+  ", line)]
+    contexts, keys, key_times, states, state_times = zip(*rows, strict=True)
+    assert contexts == (256, 512, 1024)
+    assert keys == pytest.approx([2 * 768 * 4 * context / 2**20 for context in contexts], rel=1e-3)
+    assert states == (pytest.approx(12 * spow_dim(64, 2) * 65 * 4 / 2**20, rel=1e-3),) * 3
+    assert all(time > 0 for time in (*key_times, *state_times))
+
+
+def test_convert_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("convert_spec.py", "llama-3-8b", "64k", "converted.yaml", folder=tmp_path)
+    path = tmp_path / "converted.yaml"
+    converted = load_model(path).spec
+    kinds = [use.layer.mixer.describe() for use in converted.layer_uses() if use.layer.mixer]
+    assert [(use.count, kind) for use, kind in zip(converted.layer_uses(), kinds, strict=True)] == [
+        (24, "attention, window 4,096"),
+        (8, "power p=2"),
+    ]
+    assert main(["wsfr", str(path), "--ctx", "64k"]) == 0
+    ratio = format_ratio(Accounting(converted).row(65_536).wsfr or Fraction(0))
+    assert ratio in capsys.readouterr().out
+    last = next(line for line in out.splitlines() if "3 windows : 1 power" in line)
+    assert ratio in last
+
+
+@pytest.mark.transformers
+def test_transformers_power() -> None:
+    pytest.importorskip("transformers")
+    out = run("transformers_power.py", "60")
+    assert "attn_implementation='power'" in out
+    losses = [numbers(line)[1] for line in out.splitlines() if re.match(r" +[0-9]+  +[0-9.]+$", line)]
+    assert losses[-1] < 0.2 * losses[0]
+    assert "> the past folds into a state of constant size" in out
+    kept = [line.split()[1:3] for line in out.splitlines() if re.match(r" +[0-9,]+ .*iB", line)]
+    assert kept == [["36.12", "KiB"]] * 3
 
 
 def test_the_hybrid_spec() -> None:

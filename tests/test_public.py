@@ -138,10 +138,22 @@ def test_commands_and_options() -> None:
 
 
 KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
+MODELS = [
+    "Cache",
+    "Decoder",
+    "PowerCache",
+    "Slot",
+    "build_layer",
+    "build_model",
+    "generate",
+    "power_class",
+    "register_power_attention",
+    "use_power_attention",
+]
 
 
 def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
     assert sorted(powerplan.kernels.__all__) == KERNELS
-    assert powerplan.models.__all__ == ["Cache", "Decoder", "Slot", "build_layer", "build_model", "generate"]
+    assert powerplan.models.__all__ == MODELS

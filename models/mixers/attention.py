@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.mixers import Attention
+from powerplan.models.cache import Growing
 from powerplan.models.mixers.heads import HeadedMixer
 from powerplan.models.mixers.sinks import attend, rescaled
 
@@ -32,21 +33,21 @@ class SoftmaxAttention(HeadedMixer):
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
     ) -> tuple[Tensor, Any]:
         if state is not None:
-            k, v = torch.cat((state.k, k), 1), torch.cat((state.v, v), 1)
+            k, v = state.k.append(k), state.v.append(v)
+        elif keep:
+            state = KeyValues(Growing(k), Growing(v))
         out = softmax_attention(q, k, v, self.window, self.sinks)
-        return out, KeyValues(last(k, self.window), last(v, self.window)) if keep else None
+        if keep:
+            state.k.keep(self.window)
+            state.v.keep(self.window)
+        return out, state
 
 
 class KeyValues(NamedTuple):
     """Keys [B, S, G, K] and values [B, S, G, V] of the last S tokens: all of them, or those in the window."""
 
-    k: Tensor
-    v: Tensor
-
-
-def last(x: Tensor, window: int | None) -> Tensor:
-    """Return the last `window` tokens of x [B, S, G, d]."""
-    return x if window is None or x.shape[1] <= window else x[:, -window:].clone()
+    k: Growing
+    v: Growing
 
 
 def softmax_attention(
@@ -93,7 +94,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None =
         whole = blocks(x)
         return torch.cat((whole[:, :-1], whole[:, 1:]), 3).flatten(0, 1)
 
-    mask = _band(width, str(q.device))
+    mask = _band(width, q.device)
     rest = attend(blocks(q)[:, 1:].flatten(0, 1), pairs(k), pairs(v), sinks, mask=mask)
     rest = rest.view(batch, count - 1, heads, width, v.shape[3]).transpose(1, 2).reshape(batch, heads, -1, v.shape[3])
     return torch.cat((first, rest[:, :, : tokens - width]), 2)
@@ -105,8 +106,7 @@ def _later(tokens: int, seen: int, window: int | None, device: torch.device) -> 
     return mask if window is None else mask.triu(seen + 1 - window)
 
 
-@cache
-def _band(width: int, device: str) -> Tensor:
+def _band(width: int, device: torch.device) -> Tensor:
     """Return the mask of queries in the second of two blocks over the keys of both: the last `width` keys."""
     query = torch.arange(width, device=device)[:, None] + width
     key = torch.arange(2 * width, device=device)[None]

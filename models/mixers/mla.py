@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.mixers import MLA
+from powerplan.models.cache import Growing
 from powerplan.models.mixers.attention import softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import angles, rotate
@@ -48,11 +49,13 @@ class LatentAttention(SequenceMixer):
             turns = angles(seen, x.shape[1], self.turned, x.device)
             turned, key = rotate(turned, *turns), rotate(key[:, :, None], *turns)[:, :, 0]
         entries = torch.cat((self.kv_norm(latent), key), -1)
-        if state is not None:
-            entries = torch.cat((state, entries), 1)
         absorbs = state is not None and x.shape[1] == 1
+        if state is not None:
+            entries = state.append(entries)
+        elif keep:
+            state = Growing(entries)
         out = self.absorbed(nope, turned, entries) if absorbs else self.expanded(nope, turned, entries)
-        return self.o_proj(out.flatten(-2)), entries if keep else None
+        return self.o_proj(out.flatten(-2)), state
 
     def expanded(self, nope: Tensor, turned: Tensor, entries: Tensor) -> Tensor:
         """Return [B, T, H, v] for queries [B, T, H, n] and [B, T, H, r], the last T of the S entries [B, S, L + r]."""

@@ -83,6 +83,8 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
     _note_other_heads(document, config)
     if config.has("quantization_config"):
         config.note("quantization_config is not read: bytes follow --dtype")
+    if config.has("power_degree"):
+        config.note(f"power_degree is not read: ask with --mixer power:p={shown(config.data['power_degree'])}")
     return spec, tuple(config.notes)
 
 

@@ -34,7 +34,8 @@ def prepare(plan: Plan, contender: Contender, place: Place) -> Run:
     if part == "state":
         return _decode(plan, contender, tokens) if kind == "decode" else _state(plan, contender, kind, tokens)
     if part == "projections":
-        plan = replace(plan, layer=Layer(mixer=contender.mixer))  # Experts would take memory, and no part in it.
+        # Without the FFN: experts would take memory, and no part in it.
+        plan = replace(plan, layer=Layer(mixer=contender.mixer))  # type: ignore[arg-type]
     module = layer_module(plan, contender)
     tokens = 1 if kind == "decode" else tokens
     x = hidden_state(plan, tokens)

@@ -1,0 +1,53 @@
+"""A model with its attention replaced: by power p=2 everywhere, or by three windows to one power layer.
+
+Usage: python examples/convert_spec.py [MODEL] [CONTEXT] [OUT.yaml]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from powerplan import Accounting, ModelSpec, load_model
+from powerplan.dump import spec_to_yaml
+from powerplan.spec import Layer, group_layers
+from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
+from powerplan.whatif import with_mixer
+
+
+def mixed(spec: ModelSpec, *mixers: str) -> ModelSpec:
+    """Return `spec` with the mixers in turn, from its first layer on; heads and widths stay as they are."""
+    variants = [layers_of(with_mixer(spec, mixer)[0]) for mixer in mixers]
+    layers = [variants[position % len(mixers)][position] for position in range(spec.layer_count)]
+    return msgspec.structs.replace(
+        spec, name=f"{spec.name}-mixed", layers=group_layers(layers), published=None, aliases=()
+    )
+
+
+def layers_of(spec: ModelSpec) -> list[Layer]:
+    return [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
+
+
+def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.yaml") -> None:
+    spec, tokens = load_model(model).spec, parse_context(context)
+    variants = {
+        "as it is": spec,
+        "power p=2": with_mixer(spec, "power:p=2")[0],
+        "3 windows : 1 power": mixed(spec, *["window:4096"] * 3, "power:p=2"),
+    }
+    print(f"{spec.name} at {tokens:,} tokens: forward FLOPs per token, state per sequence\n")
+    print(f"  {'layers':20}{'parameters':>12}{'weight FLOPs':>15}{'state FLOPs':>14}{'WSFR':>9}{'state':>12}")
+    for name, variant in variants.items():
+        accounting = Accounting(variant)
+        row = accounting.row(tokens)
+        flops = f"{format_count(row.weight_flops):>15}{format_count(row.state_flops):>14}"
+        parameters = format_parameters(accounting.total_parameters.with_embeddings)
+        print(f"  {name:20}{parameters:>12}{flops}{format_ratio(row.wsfr):>9}{format_bytes(row.state_bytes):>12}")
+    Path(out).write_text(spec_to_yaml(variants["3 windows : 1 power"]), encoding="utf-8")
+    print(f"\nthe last one: powerplan wsfr {out} --ctx {context} --by layer")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

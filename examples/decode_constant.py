@@ -1,0 +1,57 @@
+"""One more token after a long context: what a power state costs against a KV cache, measured here.
+
+Usage: python examples/decode_constant.py [MODEL] [CONTEXTS]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from powerplan import load_model
+from powerplan.mixers import GroupedHeads
+from powerplan.models import Cache, Slot, build_layer
+from powerplan.units import format_bytes, parse_contexts
+from powerplan.whatif import with_mixer
+
+MIXERS = {"softmax, KV cache": "attention", "power p=2, state": "power:p=2"}
+TOKENS = 30
+"""Tokens decoded for one time: the fastest is printed."""
+
+
+@torch.no_grad()
+def decode(model: str, mixer: str, context: int) -> tuple[int, float]:
+    """Return the bytes that one layer's mixer keeps after `context` tokens, and seconds for each one more."""
+    spec = with_mixer(load_model(model).spec, mixer)[0]
+    attend, slot = build_layer(spec).mixer, Slot()
+    torch.manual_seed(0)
+    attend(torch.randn(1, context, spec.hidden_size), slot)
+    kept, seconds = Cache([slot]).nbytes, []
+    for _ in range(TOKENS):
+        token = torch.randn(1, 1, spec.hidden_size)
+        start = time.perf_counter()
+        attend(token, slot)
+        seconds.append(time.perf_counter() - start)
+    return kept, min(seconds)
+
+
+def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
+    spec = load_model(model).spec
+    heads = next(use.layer.mixer for use in spec.layer_uses() if isinstance(use.layer.mixer, GroupedHeads))
+    torch.set_num_threads(1)  # A token is too little work to share.
+    print(f"decoding with one layer of {spec.name}: {heads.heads} heads of {heads.head_dim}, float32, one CPU thread\n")
+    print("          " + "".join(f"{name:>26}" for name in MIXERS))
+    print("  context " + f"{'kept':>14}{'a token':>12}" * len(MIXERS))
+    for context in parse_contexts(contexts):
+        line = f"{context:9,} "
+        for mixer in MIXERS.values():
+            kept, seconds = decode(model, mixer, context)
+            line += f"{format_bytes(kept):>14}{1000 * seconds:9.2f} ms"
+        print(line)
+    print(f"\nkept: bytes after the context, of one sequence; a token: fastest of {TOKENS}, with projections")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,80 @@
+"""Power attention in a layer of your own: projections, gates, and a loss that goes down.
+
+The task needs a memory: after 32 pairs of a key and a value, say the value of each key.
+Usage: python examples/use_kernel.py [STEPS]
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from powerplan.dims import spow_dim
+from powerplan.kernels import power_attention
+
+PAIRS, VALUES, WIDTH, HEADS, HEAD_DIM, BATCH = 32, 16, 64, 2, 16, 16
+
+
+class PowerLayer(nn.Module):
+    """[B, T, WIDTH] -> [B, T, WIDTH]: what a softmax attention layer has, and one gate to a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM)
+        self.gate = nn.Linear(WIDTH, HEADS)
+        self.out = nn.Linear(HEADS * HEAD_DIM, WIDTH)
+        nn.init.constant_(self.gate.bias, 6.0)  # sigmoid(6) = 0.998: at first it remembers nearly everything.
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (HEADS, HEAD_DIM)) for part in self.qkv(x).chunk(3, -1))  # [B, T, H, d] each
+        log_g = F.logsigmoid(self.gate(x))  # [B, T, H], at most 0
+        attended: Tensor = power_attention(q, k, v, log_g, p=2)
+        return self.out(attended.flatten(-2))
+
+
+class Recall(nn.Module):
+    """Keys and values to tokens, the layer around a residual stream, and a guess of each value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Embedding(PAIRS, WIDTH), nn.Embedding(VALUES, WIDTH)
+        self.norm, self.layer, self.head = nn.RMSNorm(WIDTH), PowerLayer(), nn.Linear(WIDTH, VALUES)
+
+    def forward(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
+        """Return logits [B, asked, VALUES] of the values that stood beside the keys `asked`."""
+        x = torch.cat((self.keys(keys) + self.values(values), self.keys(asked)), 1)
+        return self.head(self.layer(self.norm(x)))[:, keys.shape[1] :]
+
+
+def main(steps: str = "40") -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # The matrices are too small to share.
+    model = Recall()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    count, state = sum(weight.numel() for weight in model.parameters()), spow_dim(HEAD_DIM, 2)
+    print(f"{PAIRS} pairs, then {PAIRS} keys: which value stood beside each?")
+    print(f"one layer of power attention, p=2, gated, {HEADS} heads of {HEAD_DIM}; {count:,} parameters")
+    print(f"its memory: {HEADS} x {state} x {HEAD_DIM + 1} numbers, whatever the context\n")
+    print("  step   loss    right")
+    for step in range(int(steps) + 1):
+        keys, asked = torch.rand(2, BATCH, PAIRS).argsort(-1)
+        values = torch.randint(VALUES, keys.shape)
+        wanted = values.gather(1, keys.argsort(-1)).gather(1, asked)
+        logits = model(keys, values, asked)
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % max(int(steps) // 10, 1) == 0:
+            right = (logits.argmax(-1) == wanted).float().mean().item()
+            bar = "#" * round(40 * right)
+            print(f"{step:6,}  {loss.item():5.3f}  {right:6.1%}  {bar}")
+    print(f"\nguessing: {math.log(VALUES):.3f}, {1 / VALUES:.1%}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,136 @@
+"""Models are plain nn.Modules: torch's own tools take them as they are."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+import two_processes
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from two_processes import RATE, gradients, loss_of, run_in_two, small_model, small_spec, some_tokens
+
+from powerplan.models import build_model
+from powerplan.models.decoder import STANDARD_DEVIATION
+
+
+def step(model: Any, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss and all gradients."""
+    model.zero_grad()
+    loss = loss_of(model, tokens)
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def check_compiled(backend: str, *kinds: str) -> None:
+    torch._dynamo.reset()
+    model = small_model(*kinds, dtype=torch.float64)
+    exact = step(model, some_tokens())
+    model.compile(backend=backend, fullgraph=True)
+    torch.testing.assert_close(step(model, some_tokens()), exact)
+
+
+def test_a_training_step_is_traced_whole() -> None:
+    check_compiled("aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of what inductor imports
+def test_a_training_step_is_compiled_whole() -> None:
+    check_compiled("inductor", "power")
+
+
+def test_autocast_rounds_as_it_does_around_softmax_attention() -> None:
+    errors = {}
+    for kind in two_processes.MIXERS:
+        model, worst = small_model(kind), 0.0
+        for seed in range(4):
+            tokens = some_tokens(seed=seed)
+            exact = model(tokens)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = model(tokens)
+            assert found.dtype == torch.bfloat16
+            assert found.isfinite().all()
+            worst = max(worst, ((found.float() - exact).square().mean() / exact.square().mean()).sqrt().item())
+        errors[kind] = worst
+    assert errors["softmax"] > 2**-9  # A rounding of bfloat16: autocast did something.
+    assert all(error <= 2 * errors["softmax"] for error in errors.values()), errors
+
+
+def test_gradients_under_autocast_are_finite() -> None:
+    model = small_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, some_tokens())
+    loss.backward()
+    exact = small_model()
+    loss_of(exact, some_tokens()).backward()
+    for name, grad in gradients(model).items():
+        assert grad.isfinite().all(), name
+        whole = gradients(exact)[name]
+        assert torch.nn.functional.cosine_similarity(grad.flatten(), whole.flatten(), dim=0) > 0.95, name
+
+
+def test_activation_checkpointing() -> None:
+    model = small_model(dtype=torch.float64)
+    exact = step(model, some_tokens())
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    torch.testing.assert_close(step(model, some_tokens()), exact)
+
+
+def test_a_window_is_made_in_fake_and_real_tensors_alike() -> None:
+    """What a mask was made of once is not what it is made of next time."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        assert small_model("window")(torch.zeros(1, 33, dtype=torch.long)).shape == (1, 33, 40)
+    assert small_model("window")(some_tokens()).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote: one start of them serves all tests of them."""
+    folder = tmp_path_factory.mktemp("two")
+    run_in_two(two_processes.all_work, folder)
+    return folder
+
+
+def test_data_parallel_gradients_are_means(folder: Path) -> None:
+    parts = [step(small_model(dtype=torch.float64), rows)[1] for rows in some_tokens().chunk(2)]
+    means = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(folder / f"ddp-{rank}.pt"), means)
+
+
+def test_a_sharded_step_is_the_whole_step(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = small_model(dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    loss_of(model, some_tokens()).backward()
+    optimizer.step()
+    after = load_file(folder / "after.safetensors")
+    assert after.keys() == before.keys()
+    torch.testing.assert_close(after, dict(model.state_dict()))
+    assert all((after[name] - before[name]).abs().max() > 0 for name in after)
+
+
+def test_weights_are_drawn_in_shards(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    drawn = load_file(folder / "drawn.safetensors")
+    whole = build_model(small_spec(), dtype=torch.float64).state_dict()
+    assert drawn.keys() == whole.keys()
+    for name, weight in drawn.items():
+        if weight.ndim == 1:
+            torch.testing.assert_close(weight, whole[name])
+        else:
+            top, bottom = weight.chunk(2)
+            assert weight.std().item() == pytest.approx(whole[name].std().item(), rel=0.25)
+            assert top.shape != bottom.shape or not torch.equal(top, bottom)
+    assert drawn["embedding.weight"].std().item() == pytest.approx(STANDARD_DEVIATION, rel=0.1)
