@@ -1,0 +1,243 @@
+"""examples/train_icl.py: its data, curves, budgets, resumption and refusals, and the whole of it on a tiny preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from icl.code import Code
+from icl.curves import Tally, bin_edges, over_seeds
+from icl.recall import Recall
+from icl.run import Place, Run, measured, task_of
+from icl.settings import PRESETS, TaskSettings
+from icl.variants import MIXERS, variants
+from powerplan import Accounting
+from powerplan.budget import train_flops
+from powerplan.swaps import same_state_window
+from train_icl import main
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["--preset", "tiny", "--seeds", "2", "--mixers", "softmax,power", "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    data = json.loads((out / "icl.json").read_text(encoding="utf-8"))
+    assert data["schema"] == "powerplan.icl/1"
+    assert {task["task"] for task in data["tasks"]} == {"code", "recall"}
+    for task in data["tasks"]:
+        assert f"{task['task']}, context 128, 2 seeds" in printed.out
+        check_task(task)
+    # Once more: nothing is left to do.
+    assert main(command) == 0
+    assert "8 runs, 8 of them done" in capsys.readouterr().err
+
+
+def check_task(task: dict[str, Any]) -> None:
+    assert [model["mixer"] for model in task["models"]] == ["softmax", "power"]
+    assert len(task["runs"]) == 4
+    for run in task["runs"]:
+        model = next(model for model in task["models"] if model["mixer"] == run["mixer"])
+        assert run["steps"] == model["steps"] == len(run["training_losses"])
+        assert len(run["values"]) == len(task["bin_edges"]) - 1
+    for found in task["summary"]:
+        values = [run["values"][-1] for run in task["runs"] if run["mixer"] == found["mixer"]]
+        if None not in values:
+            assert found["mean"][-1] == pytest.approx(sum(values) / 2)
+            assert found["spread"][-1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+@pytest.mark.parametrize("name", ["code", "recall"])
+@pytest.mark.parametrize("preset", ["laptop", "tiny"])
+def test_equal_flops_within_a_step(preset: str, name: str) -> None:
+    settings = PRESETS[preset][name]
+    models = variants(settings, MIXERS, 256, name, "flops")
+    budget = settings.steps * settings.batch * settings.context * train_flops(models[0].row)
+    for model in models:
+        step = settings.batch * settings.context * train_flops(Accounting(model.spec).row(settings.context))
+        assert 0 <= model.steps * step - budget < step
+    assert models[0].steps == settings.steps
+
+
+def test_equal_tokens() -> None:
+    settings = TINY["code"]
+    assert {model.steps for model in variants(settings, MIXERS, 256, "code", "tokens")} == {settings.steps}
+
+
+def test_the_window_holds_the_state_of_power_attention() -> None:
+    models = {model.mixer: model for model in variants(TINY["code"], MIXERS, 256, "code", "flops")}
+    window = next(use.layer.mixer for use in models["window"].spec.layer_uses())
+    assert window is not None
+    assert window.window == same_state_window(models["power"].spec) == 18
+    kinds = {use.layer.mixer.kind for use in models["mix"].spec.layer_uses() if use.layer.mixer is not None}
+    assert kinds == {"attention", "power"}
+
+
+@pytest.mark.parametrize("task", ["code", "recall"])
+@pytest.mark.parametrize("mixer", ["softmax", "mix"])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, mixer: str) -> None:
+    whole = record(tmp_path / "whole", task, mixer)
+    (tmp_path / "parts" / "runs").mkdir(parents=True)
+    cut = begin(tmp_path / "parts", task, mixer)
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    cut.place = replace(cut.place, say_s=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train(interrupt)
+    assert 0 < cut.step < cut.variant.steps
+    said: list[str] = []
+    again = begin(tmp_path / "parts", task, mixer)
+    again.train(said.append)
+    assert said == [f"{task}-{mixer}-0: goes on from step {cut.step}"]
+    found = again.finish()
+    assert found["training_losses"] == whole["training_losses"]
+    assert found["values"] == whole["values"]
+    assert not again.checkpoint.exists()
+
+
+def begin(out: Path, task: str, mixer: str) -> Run:
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    data = task_of(task, TINY[task])
+    (variant,) = variants(TINY[task], (mixer,), data.vocabulary, task, "flops")
+    return Run(data, variant, TINY[task], 0, Place(out))
+
+
+def record(out: Path, task: str, mixer: str) -> dict[str, Any]:
+    run = begin(out, task, mixer)
+    run.train(lambda _: None)
+    return run.finish()
+
+
+def test_held_out_files_are_never_trained_on(tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    for index in range(60):
+        path = library / f"package{index % 3}" / f"module{index}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([index]) * (129 + 3 * index))  # a byte names its file
+    (library / "test").mkdir()
+    (library / "test" / "test_it.py").write_bytes(b"\xff" * 1000)
+    code = Code(TINY["code"], library)
+    training, held_out = ({file.content[0] for file in files} for files in (code.training, code.evaluated))
+    assert training | held_out == set(range(60))
+    assert not training & held_out
+    assert set(code.held_out().tokens.flatten().tolist()) <= held_out
+    seen = torch.cat([code.batch(0, step).tokens for step in range(90)])  # more than three epochs
+    assert set(seen.flatten().tolist()) == training
+    assert (seen == seen[:, :1]).all()  # a context is of one file
+    assert torch.equal(code.batch(0, 7).tokens, Code(TINY["code"], library).batch(0, 7).tokens)
+    assert not torch.equal(code.batch(0, 7).tokens, code.batch(1, 7).tokens)
+
+
+def test_the_library_itself() -> None:
+    code = Code(TINY["code"])
+    assert {file.path for file in code.training}.isdisjoint(file.path for file in code.evaluated)
+    assert not any({"test", "site-packages"} & set(file.path.split("/")) for file in code.training)
+    data = code.describe()
+    assert data["training_bytes"] > 10 * data["held_out_bytes"] / 3 > 0
+
+
+def test_binning() -> None:
+    edges = bin_edges(16)
+    assert edges == [1, 2, 3, 4, 6, 8, 11, 17]
+    tally = Tally(edges)
+    places = torch.arange(1, 17)
+    tally.add(places.float(), places)
+    tally.add(torch.full((2,), 100.0), torch.tensor([1, 16]))
+    expected = [(1 + 100) / 2, 2, 3, 4.5, 6.5, 9, (sum(range(11, 17)) + 100) / 7]
+    assert tally.means() == pytest.approx(expected)
+    assert Tally([1, 2, 3]).means() == [None, None]
+    assert over_seeds([[1.0, None], [3.0, None]]) == [(2.0, pytest.approx(2**0.5)), None]
+
+
+def test_loss_is_in_bits() -> None:
+    targets = torch.tensor([[0, 1]])
+    assert measured("loss", torch.zeros(1, 2, 8), targets).tolist() == [[3.0, 3.0]]
+    assert measured("accuracy", torch.eye(2)[None], targets).tolist() == [[1.0, 1.0]]
+
+
+def test_recall_for_an_oracle_and_by_chance() -> None:
+    settings = replace(TINY["recall"], held_out=400)
+    task = Recall(settings)
+    batch = task.held_out()
+    tokens, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+    assert batch.scored.sum().item() == 400 * task.pairs
+    # The oracle looks where `place` says that the pair stands: the key, and its value after it.
+    back = torch.arange(settings.context) - batch.place
+    assert torch.equal(tokens.gather(1, back)[batch.scored], tokens[batch.scored])
+    answers = batch.tokens.gather(1, back + 1)
+    assert (
+        measured("accuracy", torch.nn.functional.one_hot(answers, task.vocabulary).float(), targets)[
+            batch.scored
+        ].mean()
+        == 1
+    )
+    guesses = torch.zeros(*targets.shape, task.vocabulary)
+    guesses[..., 64:96] = torch.rand(*targets.shape, 32, generator=torch.Generator().manual_seed(0))
+    found = measured("accuracy", guesses, targets)[batch.scored].mean().item()
+    expected, count = task.chance, 400 * task.pairs
+    assert abs(found - expected) < 5 * (expected / count) ** 0.5
+    # Distances reach from a pair's own end to the end of the context.
+    assert batch.place[batch.scored].min() == 2
+    assert batch.place.max() > settings.context * 0.9
+    assert torch.equal(task.batch(3, 5).tokens, Recall(settings).batch(3, 5).tokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--mixers softmax,atention",
+            "--mixers: 'atention' is not one; allowed are softmax, window, linear, power, mix",
+        ),
+        ("--mixers power,power", "--mixers: power is named twice"),
+        ("--tasks cod", "--tasks: 'cod' is not one; did you mean code? allowed are code, recall"),
+        ("--context 1000", "--context: 1,000 is not a power of two from 64 to 16,384"),
+        ("--context 32k", "--context: 32,768 is not a power of two from 64 to 16,384"),
+        ("--preset lapto", "--preset: 'lapto' is not a preset; did you mean laptop? allowed are laptop, tiny"),
+        ("--match time", "--match: 'time' is not one; allowed are flops, tokens"),
+        ("--seeds 0", "--seeds: 0 is out of range; allowed are 1 to 100"),
+        ("--steps 10 --flops 1e9", "--steps and --flops both say how long to train; give one"),
+        ("--match tokens --flops 1e9", "--flops cannot be matched by tokens; give --steps"),
+        ("--device tpu", "--device: 'tpu' is not a device; did you mean cpu? allowed are cpu, cuda"),
+    ],
+)
+def test_refusals(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "tiny", "--out", str(tmp_path), *arguments.split()]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--preset", "tiny", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: --out: {tmp_path / 'file'} cannot be made: Not a directory\n"
+    few = ["--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1", "--out", str(tmp_path)]
+    assert main(few) == 0
+    capsys.readouterr()
+    assert main([*few, "--context", "64"]) == 2
+    assert capsys.readouterr().err == f"error: --out: {tmp_path} holds runs of other settings; give another folder\n"
+
+
+def test_a_library_without_long_files(tmp_path: Path) -> None:
+    from powerplan.errors import InputError
+
+    settings: TaskSettings = replace(TINY["code"], context=64)
+    with pytest.raises(InputError, match="has no training files of 65 bytes"):
+        Code(settings, tmp_path)
