@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from icl.plots import curve_plot, pyplot
 from icl.result import machine, result, table, task_record
 from icl.run import Place, Run, label, result_path, task_of
 from icl.settings import TaskSettings, check_context, preset
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, start: float) -> int:
+    if options.plot:
+        pyplot()  # before anything is trained
     asked = _asked(options)
     place = Place(_folder(options.out, asked), options.device, options.threads)
     experiments = [_experiment(name, settings, options) for name, settings in _settings(options).items()]
@@ -90,14 +94,15 @@ def _main(options: argparse.Namespace, start: float) -> int:
     for item in experiments:
         own = [job for job in jobs if job.task == item.task.name]
         runs = [json.loads(result_path(place.out, job.name).read_text(encoding="utf-8")) for job in own]
-        records.append(task_record(item.task, item.settings, item.models, runs))
-    seconds = sum(run["seconds"] for record in records for run in record["runs"])
-    data = result(asked, machine(options.device, options.threads, options.jobs), records, seconds)
+        records.append(task_record(item.task, item.settings, options.match, item.models, runs))
+    data = result(options.command, machine(options.device, options.threads, options.jobs), records)
     target = place.out / "icl.json"
     write_whole(str(target), f"{json.dumps(data, indent=1)}\n".encode(), True, "--out")
     for record in records:
         print(f"\n{record['task']}, context {record['settings']['context']:,}, {options.seeds} seeds, mean ± spread")
         print(table(record))
+        if options.plot:
+            write_whole(str(place.out / f"icl-{record['task']}.png"), curve_plot(record), True, "--out")
     _say(f"wrote {target} after {format_duration(time.monotonic() - start)}")
     return 0
 
@@ -170,8 +175,8 @@ def _run_all(jobs: Sequence[Job], at_once: int) -> None:
         return
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    for job in (*jobs, *[None] * at_once):
-        queue.put(job)
+    for item in (*jobs, *[None] * at_once):
+        queue.put(item)
     workers = [context.Process(target=_worker, args=(queue,)) for _ in range(at_once)]
     for worker in workers:
         worker.start()
@@ -209,7 +214,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda; bf16 autocast on the latter")
     add("--threads", help="of a run on a CPU; 1 with several --jobs")
     add("--jobs", default="1", help="runs at a time, in processes of their own")
+    add("--plot", action="store_true", help="draw the curves into FOLDER, one figure for each task")
     options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options.command = shlex.join(["python", "examples/train_icl.py", *given])
     options.tasks = _names(options.tasks, TASKS, "--tasks")
     options.mixers = _names(options.mixers, MIXERS, "--mixers")
     _names(options.match, ("flops", "tokens"), "--match")

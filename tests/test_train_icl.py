@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ import torch
 
 from icl.code import Code
 from icl.curves import Tally, bin_edges, over_seeds
-from icl.recall import Recall
+from icl.recall import KEYS, VALUES, Recall
+from icl.result import read
 from icl.run import Place, Run, measured, task_of
 from icl.settings import PRESETS, TaskSettings
 from icl.variants import MIXERS, variants
@@ -21,6 +24,20 @@ from powerplan import Accounting
 from powerplan.budget import train_flops
 from powerplan.swaps import same_state_window
 from train_icl import main
+
+
+def script(name: str) -> ModuleType:
+    """Return a module of scripts/, which is no package."""
+    path = Path(__file__).resolve().parent.parent / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+icl_docs = script("icl_docs")
 
 TINY = PRESETS["tiny"]
 
@@ -35,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["--preset", "tiny", "--seeds", "2", "--mixers", "softmax,power", "--out", str(out)]
+    command = ["--preset", "tiny", "--seeds", "2", "--mixers", "softmax,power", "--plot", "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr()
     data = json.loads((out / "icl.json").read_text(encoding="utf-8"))
@@ -44,6 +61,9 @@ def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     for task in data["tasks"]:
         assert f"{task['task']}, context 128, 2 seeds" in printed.out
         check_task(task)
+        assert (out / f"icl-{task['task']}.png").read_bytes().startswith(b"\x89PNG")
+    section = icl_docs.section(data)
+    assert all(line in section for line in ("### code", "![recall](images/icl-recall.png)", "| mixer   |"))
     # Once more: nothing is left to do.
     assert main(command) == 0
     assert "8 runs, 8 of them done" in capsys.readouterr().err
@@ -190,7 +210,7 @@ def test_recall_for_an_oracle_and_by_chance() -> None:
         == 1
     )
     guesses = torch.zeros(*targets.shape, task.vocabulary)
-    guesses[..., 64:96] = torch.rand(*targets.shape, 32, generator=torch.Generator().manual_seed(0))
+    guesses[..., KEYS : KEYS + VALUES] = torch.rand(*targets.shape, VALUES, generator=torch.Generator().manual_seed(0))
     found = measured("accuracy", guesses, targets)[batch.scored].mean().item()
     expected, count = task.chance, 400 * task.pairs
     assert abs(found - expected) < 5 * (expected / count) ** 0.5
@@ -241,3 +261,13 @@ def test_a_library_without_long_files(tmp_path: Path) -> None:
     settings: TaskSettings = replace(TINY["code"], context=64)
     with pytest.raises(InputError, match="has no training files of 65 bytes"):
         Code(settings, tmp_path)
+
+
+def test_the_docs_hold_what_was_measured() -> None:
+    text = icl_docs.PAGE.read_text(encoding="utf-8")
+    if not icl_docs.RESULT.exists():
+        assert text.endswith(f"{icl_docs.MARK}\nNot measured yet.\n")
+        return
+    data = read(icl_docs.RESULT)
+    assert text == icl_docs.page(text, data)
+    assert all((icl_docs.IMAGES / f"icl-{record['task']}.png").exists() for record in data["tasks"])

@@ -14,8 +14,11 @@ from torch import Tensor
 from icl.settings import TaskSettings
 from icl.tasks import Batch, generator
 
-KEYS, VALUES, FILLERS = 64, 32, 32
+KEYS, VALUES, FILLERS = 128, 32, 32
 """Tokens of each sort; they do not overlap."""
+
+FEWEST = 4
+"""Training."""
 
 HELD_OUT_SEED = 2**40
 """No training run has this seed."""
@@ -35,7 +38,7 @@ class Recall:
 
     def __init__(self, settings: TaskSettings) -> None:
         self.context, self.batch_size, self.held_out_count = settings.context, settings.batch, settings.held_out
-        self.pairs = min(KEYS, settings.context // 32)
+        self.pairs = min(KEYS, settings.context // 8)
 
     @property
     def chance(self) -> float:
@@ -43,14 +46,15 @@ class Recall:
         return 1 / VALUES
 
     def batch(self, seed: int, step: int) -> Batch:
-        return self.sequences(self.batch_size, generator(seed, step))
+        rng = generator(seed, step)
+        fewer = int(torch.randint(FEWEST, (), generator=rng))
+        return self.sequences(self.batch_size, self.pairs >> fewer, rng)
 
     def held_out(self) -> Batch:
-        return self.sequences(self.held_out_count, generator(HELD_OUT_SEED, 0))
+        return self.sequences(self.held_out_count, self.pairs, generator(HELD_OUT_SEED, 0))
 
-    def sequences(self, count: int, rng: torch.Generator) -> Batch:
+    def sequences(self, count: int, pairs: int, rng: torch.Generator) -> Batch:
         """Return `count` sequences. A slot is the likelier to ask the earlier it comes: distances spread log-wide."""
-        pairs = self.pairs
         slots = (self.context + 1) // 2 - pairs
         keys = _drawn(torch.ones(KEYS), pairs, count, rng)
         values = KEYS + torch.randint(VALUES, (count, pairs), generator=rng)

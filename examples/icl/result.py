@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,14 @@ from icl.variants import Variant
 from powerplan.budget import train_flops
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError
+from powerplan.mixers import Attention
 from powerplan.swaps import same_state_window
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 SCHEMA = "powerplan.icl/1"
+
+PARTS = 50
+"""Points of the training curves in a result; the files of the runs have every step."""
 
 
 def machine(device: str, threads: int | None, jobs: int) -> dict[str, Any]:
@@ -37,24 +43,22 @@ def machine(device: str, threads: int | None, jobs: int) -> dict[str, Any]:
     return {"device": name, "threads": threads or torch.get_num_threads(), "jobs": jobs}
 
 
-def result(
-    asked: Mapping[str, Any], on: Mapping[str, Any], tasks: Sequence[dict[str, Any]], seconds: float
-) -> dict[str, Any]:
-    """Return the whole result as JSON data; tasks are records of `task_record`."""
+def result(command: str, on: Mapping[str, Any], tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the whole result as JSON data; tasks are records of `task_record`, seconds those of all their runs."""
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("powerplan", "torch")},
         "machine": dict(on),
-        "asked": dict(asked),
-        "seconds": round(seconds, 1),
+        "command": command,
+        "seconds": round(sum(run["seconds"] for record in tasks for run in record["runs"]), 1),
         "tasks": list(tasks),
     }
 
 
 def task_record(
-    task: Task, settings: TaskSettings, models: Sequence[Variant], runs: Sequence[dict[str, Any]]
+    task: Task, settings: TaskSettings, match: str, models: Sequence[Variant], runs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return one task's data, models, runs, and mean and spread over the seeds."""
     edges = bin_edges(settings.context)
@@ -64,18 +68,27 @@ def task_record(
         "unit": task.unit,
         "over": task.over,
         "bin_edges": edges,
+        "match": match,
         "settings": asdict(settings),
         "data": task.describe(),
         "models": [model_record(item) for item in models],
-        "runs": list(runs),
+        "runs": [run | {"training_losses": thinned(run["training_losses"])} for run in runs],
         "summary": [summary(item.mixer, runs) for item in models],
     }
+
+
+def thinned(losses: Sequence[float]) -> list[float]:
+    """Return the means of up to PARTS equal parts of a run's losses, in nats."""
+    count = min(PARTS, len(losses))
+    cuts = [index * len(losses) // count for index in range(count + 1)]
+    return [round(statistics.fmean(losses[start:stop]), 4) for start, stop in pairwise(cuts)]
 
 
 def model_record(variant: Variant) -> dict[str, Any]:
     """Return what the accounting says of a model, raw; FLOPs per token are means over the context."""
     row = variant.row
-    windows = [use.layer.mixer.window for use in variant.spec.layer_uses() if getattr(use.layer.mixer, "window", None)]
+    mixers = [use.layer.mixer for use in variant.spec.layer_uses()]
+    windows = [mixer.window for mixer in mixers if isinstance(mixer, Attention) and mixer.window is not None]
     return {
         "mixer": variant.mixer,
         "name": variant.spec.name,

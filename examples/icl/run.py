@@ -112,9 +112,9 @@ class Run:
             group["lr"] = self.settings.rates[self.variant.mixer] * self.schedule(self.step)
         with autocast(self.place.device):
             losses = self.model.loss(batch.tokens.to(self.place.device))
-        loss = losses[batch.scored.to(losses.device)].mean()
+        loss: Tensor = losses[batch.scored.to(losses.device)].mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.losses.append(loss.item())
