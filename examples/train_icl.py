@@ -25,7 +25,7 @@ import torch
 
 from icl.plots import curve_plot, pyplot
 from icl.result import machine, result, table, task_record
-from icl.run import Place, Run, label, result_path, task_of
+from icl.run import Place, Run, interruptible, label, result_path, task_of
 from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
@@ -88,7 +88,7 @@ def _main(options: argparse.Namespace, start: float) -> int:
         for model in item.models
     ]
     waiting = [job for job in jobs if not result_path(place.out, job.name).exists()]
-    _say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done")
+    _say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done")
     _run_all(waiting, options.jobs)
     records = []
     for item in experiments:
@@ -152,7 +152,8 @@ def work(job: Job) -> None:
     task = task_of(job.task, job.settings)
     (variant,) = variants(job.settings, (job.mixer,), task.vocabulary, job.task, job.match)
     run = Run(task, variant, job.settings, job.seed, job.place)
-    run.train(_say)
+    with interruptible() as stop:
+        run.train(_say, stop)
     record = run.finish()
     last = next(value for value in reversed(record["values"]) if value is not None)
     rate = f"{record['tokens_per_s']:,.0f} tokens/s"
@@ -165,6 +166,9 @@ def _worker(jobs: multiprocessing.SimpleQueue[Job | None]) -> None:
             work(job)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except PowerplanError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
 
 
 def _run_all(jobs: Sequence[Job], at_once: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +42,7 @@ def script(name: str) -> ModuleType:
 
 icl_docs = script("icl_docs")
 
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "train_icl.py"
 TINY = PRESETS["tiny"]
 
 
@@ -66,7 +70,7 @@ def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert all(line in section for line in ("### code", "![recall](images/icl-recall.png)", "| mixer   |"))
     # Once more: nothing is left to do.
     assert main(command) == 0
-    assert "8 runs, 8 of them done" in capsys.readouterr().err
+    assert "8 of 8 runs are done" in capsys.readouterr().err
 
 
 def check_task(task: dict[str, Any]) -> None:
@@ -113,24 +117,31 @@ def test_the_window_holds_the_state_of_power_attention() -> None:
 @pytest.mark.parametrize("mixer", ["softmax", "mix"])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, mixer: str) -> None:
     whole = record(tmp_path / "whole", task, mixer)
-    (tmp_path / "parts" / "runs").mkdir(parents=True)
     cut = begin(tmp_path / "parts", task, mixer)
-
-    def interrupt(_: str) -> None:
-        raise KeyboardInterrupt
-
-    cut.place = replace(cut.place, say_s=0.0)
     with pytest.raises(KeyboardInterrupt):
-        cut.train(interrupt)
-    assert 0 < cut.step < cut.variant.steps
+        cut.train(lambda _: None, lambda: cut.step == 3)
+    assert cut.step == 3
     said: list[str] = []
     again = begin(tmp_path / "parts", task, mixer)
     again.train(said.append)
-    assert said == [f"{task}-{mixer}-0: goes on from step {cut.step}"]
+    assert said == [f"{task}-{mixer}-0: {cut.variant.steps} steps, from step 3 on"]
     found = again.finish()
     assert found["training_losses"] == whole["training_losses"]
     assert found["values"] == whole["values"]
     assert not again.checkpoint.exists()
+
+
+def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLE, "--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1"]
+    command += ["--steps", "1000000", "--threads", "1", "--out", tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "0 of 1 runs are done\n"
+    assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
+    process.send_signal(signal.SIGINT)
+    assert "interrupted: the same command goes on from here" in process.communicate()[1]
+    assert process.returncode == 130
+    assert torch.load(tmp_path / "runs" / "recall-softmax-0.pt", weights_only=True)["step"] >= 1
 
 
 def begin(out: Path, task: str, mixer: str) -> Run:

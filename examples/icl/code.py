@@ -102,13 +102,13 @@ class Code:
 
     @cached_property
     def _pieces(self) -> Tensor:
-        """The held-out pieces: the first of each file, then the second of each that has one, and so on."""
-        rounds: list[tuple[int, str, bytes]] = []
+        """The held-out pieces, from anywhere in the files: those whose place has the smallest hashes."""
+        found: list[tuple[str, bytes]] = []
         for file in self.evaluated:
-            for index in range(len(file.content) // self.length):
-                piece = file.content[index * self.length : (index + 1) * self.length]
-                rounds.append((index, hashlib.sha256(file.path.encode()).hexdigest(), piece))
-        pieces = [piece for _, _, piece in sorted(rounds)[: self.held_out_count]]
+            for start in range(0, len(file.content) - self.length + 1, self.length):
+                order = hashlib.sha256(f"{file.path}:{start}".encode()).hexdigest()
+                found.append((order, file.content[start : start + self.length]))
+        pieces = [piece for _, piece in sorted(found)[: self.held_out_count]]
         return torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8).view(-1, self.length)
 
     def _batch(self, tokens: Tensor) -> Batch:
@@ -127,4 +127,14 @@ class Code:
             "held_out_bytes": sum(len(file.content) for file in self.evaluated),
             "evaluated_bytes": self._pieces.numel(),
             "sha256": digest.hexdigest(),
+            "baselines": {"one byte of context": self.bigram_bits()},
         }
+
+    def bigram_bits(self) -> float:
+        """Return the bits per held-out byte of a table of byte pairs, counted in the training files, plus one each."""
+        counts = torch.ones(256, 256, dtype=torch.float64)
+        text = self._text.long()
+        counts += torch.bincount(text[:-1] * 256 + text[1:], minlength=256 * 256).view(256, 256)
+        bits = -(counts / counts.sum(1, keepdim=True)).log2()
+        pieces = self._pieces.long()
+        return float(bits[pieces[:, :-1], pieces[:, 1:]].mean())

@@ -53,9 +53,9 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
         low = [value - width for value, width in zip(mean, spread, strict=True)]
         high = [value + width for value, width in zip(mean, spread, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    if "chance" in record["data"]:
-        axes.axhline(record["data"]["chance"], color="0.5", linewidth=1, linestyle=":")
-        axes.annotate("chance", (centres[-1], record["data"]["chance"]), va="bottom", ha="right", color="0.4")
+    for name, value in record["data"]["baselines"].items():
+        axes.axhline(value, color="0.5", linewidth=1, linestyle=":")
+        axes.annotate(name, (centres[-1], value), va="bottom", ha="right", color="0.4", fontsize="small")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
     axes.set_xlabel(record["over"])

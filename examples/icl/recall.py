@@ -76,7 +76,7 @@ class Recall:
             "keys": KEYS,
             "values": VALUES,
             "fillers": FILLERS,
-            "chance": self.chance,
+            "baselines": {"chance": self.chance},
         }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def result_path(out: Path, name: str) -> Path:
     return out / "runs" / f"{name}.json"
 
 
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether Ctrl-C or SIGTERM came: inside, they do not break off a step in the middle."""
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda found, _: caught.append(found)) for number in signals]
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
 class Run:
     """A model with its optimiser, its step and its losses: all that a checkpoint holds.
 
@@ -84,29 +98,32 @@ class Run:
         self.seconds = 0.0
         self.losses: list[float] = []
 
-    def train(self, say: Say) -> None:
-        """Train up to the last step; whatever interrupts it, the steps that were finished are kept."""
-        self.load(say)
-        steps, started = self.variant.steps, time.monotonic()
-        saved = said = started
-        try:
-            while self.step < steps:
-                before = time.monotonic()
-                self.one_step()
-                now = time.monotonic()
-                self.seconds += now - before
-                if now - saved > self.place.save_s:
-                    self.save()
-                    saved = now
-                if now - said > self.place.say_s:
-                    say(self.progress())
-                    said = now
-        except BaseException:
-            self.save()
-            raise
+    def train(self, say: Say, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train up to the last step, and keep a checkpoint; raise KeyboardInterrupt after a step where `stop` says so.
+
+        A run that ends otherwise before its last step has the checkpoint of at most SAVE_S ago.
+        """
+        self.load()
+        say(f"{self.name}: {self.variant.steps:,} steps" + (f", from step {self.step:,} on" if self.step else ""))
+        saved = said = time.monotonic()
+        while self.step < self.variant.steps:
+            before = time.monotonic()
+            self.one_step()
+            now = time.monotonic()
+            self.seconds += now - before
+            if stop():
+                self.save()
+                raise KeyboardInterrupt
+            if now - saved > self.place.save_s:
+                self.save()
+                saved = now
+            if now - said > self.place.say_s:
+                say(self.progress())
+                said = now
+        self.save()
 
     def one_step(self) -> None:
-        """Update the weights once; `step` counts only updates that are complete."""
+        """Update the weights once."""
         batch = self.task.batch(self.seed, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rates[self.variant.mixer] * self.schedule(self.step)
@@ -140,14 +157,13 @@ class Run:
         torch.save(state, buffer)
         write_whole(str(self.checkpoint), buffer.getvalue(), True, "--out")
 
-    def load(self, say: Say) -> None:
+    def load(self) -> None:
         if not self.checkpoint.exists():
             return
         state = torch.load(self.checkpoint, map_location=self.place.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-        say(f"{self.name}: goes on from step {self.step:,}")
 
     def tokens_per_s(self) -> float:
         return self.step * self.settings.batch * self.settings.context / self.seconds if self.seconds else 0.0

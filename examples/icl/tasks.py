@@ -37,7 +37,7 @@ class Task(Protocol):
         """Return the sequences that are evaluated, the same for every run, in none of the training batches."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the data are, for the result."""
+        """Return what the data are, for the result; baselines: what knows no context reaches, by name."""
 
 
 def generator(*numbers: int) -> torch.Generator:
