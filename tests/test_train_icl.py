@@ -208,27 +208,27 @@ def test_recall_for_an_oracle_and_by_chance() -> None:
     settings = replace(TINY["recall"], held_out=400)
     task = Recall(settings)
     batch = task.held_out()
-    tokens, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
-    assert batch.scored.sum().item() == 400 * task.pairs
-    # The oracle looks where `place` says that the pair stands: the key, and its value after it.
+    assert batch.scored.sum().item() == 400 * (settings.context - task.statements)
+    # The oracle looks where `place` says that the statement stands: key k with value v is token k VALUES + v.
     back = torch.arange(settings.context) - batch.place
-    assert torch.equal(tokens.gather(1, back)[batch.scored], tokens[batch.scored])
-    answers = batch.tokens.gather(1, back + 1)
-    assert (
-        measured("accuracy", torch.nn.functional.one_hot(answers, task.vocabulary).float(), targets)[
-            batch.scored
-        ].mean()
-        == 1
-    )
-    guesses = torch.zeros(*targets.shape, task.vocabulary)
-    guesses[..., KEYS : KEYS + VALUES] = torch.rand(*targets.shape, VALUES, generator=torch.Generator().manual_seed(0))
-    found = measured("accuracy", guesses, targets)[batch.scored].mean().item()
-    expected, count = task.chance, 400 * task.pairs
-    assert abs(found - expected) < 5 * (expected / count) ** 0.5
-    # Distances reach from a pair's own end to the end of the context.
-    assert batch.place[batch.scored].min() == 2
+    stated = batch.tokens.gather(1, back)
+    assert torch.equal((stated // VALUES)[batch.scored], (batch.tokens - KEYS * VALUES)[batch.scored])
+    answers = torch.nn.functional.one_hot(stated % VALUES, task.vocabulary).float()
+    assert measured("accuracy", answers, batch.targets)[batch.scored].mean() == 1
+    guesses = torch.zeros(*batch.tokens.shape, task.vocabulary)
+    guesses[..., :VALUES] = torch.rand(*batch.tokens.shape, VALUES, generator=torch.Generator().manual_seed(0))
+    found = measured("accuracy", guesses, batch.targets)[batch.scored].mean().item()
+    # Guesses at the questions for one statement are right or wrong independently: an ordinary binomial spread.
+    assert abs(found - task.chance) < 5 * (task.chance / batch.scored.sum().item()) ** 0.5
+    assert batch.place[batch.scored].min() == 1
     assert batch.place.max() > settings.context * 0.9
     assert torch.equal(task.batch(3, 5).tokens, Recall(settings).batch(3, 5).tokens)
+
+
+def test_training_asks_about_few_statements_and_about_all() -> None:
+    task = Recall(TINY["recall"])
+    counts = [int((task.batch(0, step).place[0] == 0).sum()) for step in range(5)]
+    assert counts == [16, 8, 4, 2, 16]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Code:
 
     def _batch(self, tokens: Tensor) -> Batch:
         place = torch.arange(1, self.length).expand(tokens.shape[0], -1)
-        return Batch(tokens.long(), torch.ones_like(place, dtype=torch.bool), place)
+        return Batch(tokens[:, :-1].long(), tokens[:, 1:].long(), place)
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()

@@ -21,7 +21,7 @@ from icl.code import Code
 from icl.curves import Tally, bin_edges
 from icl.recall import Recall
 from icl.settings import TaskSettings
-from icl.tasks import Batch, Task
+from icl.tasks import Task
 from icl.variants import Variant
 from powerplan.models import Decoder, build_model
 from powerplan.output import write_whole
@@ -32,6 +32,9 @@ GATE = 0.999
 
 Half, which a bias of 0 would mean, forgets everything within a few tokens, and learns slowly not to.
 """
+
+WIDTH = 768
+"""Hidden size that the standard deviation of powerplan.models' weights is for: GPT-2's."""
 
 SAVE_S = 60.0
 SAY_S = 30.0
@@ -91,7 +94,7 @@ class Run:
         self.checkpoint = place.out / "runs" / f"{self.name}.pt"
         torch.manual_seed(seed)
         self.model = build_model(variant.spec)
-        open_gates(self.model)
+        prepare(self.model)
         self.model.to(place.device)
         self.optimizer = optimizer(self.model, settings, settings.rates[variant.mixer])
         self.step = 0
@@ -128,8 +131,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rates[self.variant.mixer] * self.schedule(self.step)
         with autocast(self.place.device):
-            losses = self.model.loss(batch.tokens.to(self.place.device))
-        loss: Tensor = losses[batch.scored.to(losses.device)].mean()
+            logits = self.model(batch.tokens.to(self.place.device))
+        scored = batch.scored.to(logits.device)
+        loss = F.cross_entropy(logits[scored].float(), batch.targets.to(logits.device)[scored])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -194,8 +198,15 @@ class Run:
         return record
 
 
-def open_gates(model: nn.Module) -> None:
-    """Set the bias of every gate so that it keeps GATE of the past at each token."""
+@torch.no_grad()
+def prepare(model: Decoder) -> None:
+    """Fit the weights that `build_model` drew to a narrow model, and open its gates to GATE.
+
+    They have GPT-2's standard deviation, for a width of WIDTH; matrices of layers get that of the same share of width.
+    """
+    for module in model.layers.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.mul_(math.sqrt(WIDTH / model.spec.hidden_size))
     for name, parameter in model.named_parameters():
         if name.endswith("g_proj.bias"):
             nn.init.constant_(parameter, math.log(GATE / (1 - GATE)))
@@ -220,10 +231,10 @@ def evaluate(model: Decoder, task: Task, settings: TaskSettings, device: str) ->
     tally = Tally(bin_edges(settings.context))
     held_out = task.held_out()
     for first in range(0, held_out.tokens.shape[0], settings.batch):
-        part = Batch(*(x[first : first + settings.batch] for x in (held_out.tokens, held_out.scored, held_out.place)))
+        part = held_out.part(slice(first, first + settings.batch))
         with autocast(device):
-            logits = model(part.tokens[:, :-1].to(device)).float().cpu()
-        values = measured(task.measure, logits, part.tokens[:, 1:])
+            logits = model(part.tokens.to(device)).float().cpu()
+        values = measured(task.measure, logits, part.targets)
         tally.add(values[part.scored], part.place[part.scored])
     return tally.means()
 

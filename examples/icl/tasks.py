@@ -11,14 +11,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, T + 1]; scored [B, T]: whether the prediction of the token after each of the first T counts.
+    """tokens [B, T], and targets [B, T]: what is to be predicted at each.
 
-    place [B, T]: what its curve is drawn over, from 1: bytes of context, or the distance of what is recalled.
+    place [B, T]: what the curve is drawn over, bytes of context or the distance of what is recalled; 0 where the
+    prediction does not count.
     """
 
     tokens: Tensor
-    scored: Tensor
+    targets: Tensor
     place: Tensor
+
+    @property
+    def scored(self) -> Tensor:
+        """Which predictions count, [B, T]."""
+        return self.place > 0
+
+    def part(self, rows: slice) -> Batch:
+        """Return some of the sequences."""
+        return Batch(self.tokens[rows], self.targets[rows], self.place[rows])
 
 
 class Task(Protocol):
