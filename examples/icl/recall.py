@@ -15,7 +15,7 @@ import torch
 from icl.settings import TaskSettings
 from icl.tasks import Batch, generator
 
-KEYS, VALUES = 32, 4
+KEYS, VALUES = 16, 4
 
 HALVINGS = 4
 """Training steps take all statements, half of them, a quarter and an eighth in turn: the few teach the many."""

@@ -24,6 +24,7 @@ from icl.settings import TaskSettings
 from icl.tasks import Task
 from icl.variants import Variant
 from powerplan.models import Decoder, build_model
+from powerplan.models.decoder import STANDARD_DEVIATION
 from powerplan.output import write_whole
 from powerplan.units import format_duration
 
@@ -32,9 +33,6 @@ GATE = 0.999
 
 Half, which a bias of 0 would mean, forgets everything within a few tokens, and learns slowly not to.
 """
-
-WIDTH = 768
-"""Hidden size that the standard deviation of powerplan.models' weights is for: GPT-2's."""
 
 SAVE_S = 60.0
 SAY_S = 30.0
@@ -94,7 +92,7 @@ class Run:
         self.checkpoint = place.out / "runs" / f"{self.name}.pt"
         torch.manual_seed(seed)
         self.model = build_model(variant.spec)
-        prepare(self.model)
+        prepare(self.model, settings.gain)
         self.model.to(place.device)
         self.optimizer = optimizer(self.model, settings, settings.rates[variant.mixer])
         self.step = 0
@@ -199,14 +197,15 @@ class Run:
 
 
 @torch.no_grad()
-def prepare(model: Decoder) -> None:
-    """Fit the weights that `build_model` drew to a narrow model, and open its gates to GATE.
+def prepare(model: Decoder, gain: float) -> None:
+    """Give the matrices that `build_model` drew for layers a deviation of gain / sqrt(width), and open gates to GATE.
 
-    They have GPT-2's standard deviation, for a width of WIDTH; matrices of layers get that of the same share of width.
+    Theirs is GPT-2's, whatever the width; those that end a branch stay as much smaller than the others as they were.
     """
+    factor = gain / (STANDARD_DEVIATION * math.sqrt(model.spec.hidden_size))
     for module in model.layers.modules():
         if isinstance(module, nn.Linear):
-            module.weight.mul_(math.sqrt(WIDTH / model.spec.hidden_size))
+            module.weight.mul_(factor)
     for name, parameter in model.named_parameters():
         if name.endswith("g_proj.bias"):
             nn.init.constant_(parameter, math.log(GATE / (1 - GATE)))

@@ -16,7 +16,8 @@ class TaskSettings:
     """Sizes of one task: the model around the mixers, its data, and AdamW.
 
     steps: of softmax attention; the FLOPs of them are what every mixer may spend under --match flops. held_out:
-    sequences that are evaluated. rates: the peak learning rate by mixer.
+    sequences that are evaluated. rates: the peak learning rate by mixer. gain: standard deviation of the matrices in
+    layers at first, times the square root of the width; GPT-2's are 0.55.
     """
 
     context: int
@@ -29,6 +30,7 @@ class TaskSettings:
     intermediate_size: int
     held_out: int
     rates: dict[str, float]
+    gain: float = 0.55
     flops: int | None = None
     warmup: float = 0.1
     weight_decay: float = 0.1
@@ -71,9 +73,9 @@ PRESETS = {
             rates=_RATES,
         ),
         "recall": TaskSettings(
-            context=512,
-            batch=8,
-            steps=400,
+            context=256,
+            batch=16,
+            steps=600,
             hidden_size=64,
             layers=2,
             heads=4,
@@ -81,6 +83,7 @@ PRESETS = {
             intermediate_size=128,
             held_out=128,
             rates=_RATES,
+            gain=1.9,
         ),
     },
     "tiny": {
