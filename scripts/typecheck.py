@@ -25,7 +25,9 @@ def main() -> int:
     environment = os.environ | {"MYPYPATH": str(TARGET)}
     mypy: list[str | Path] = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
     packages = subprocess.run([*mypy, "-p", "powerplan"], cwd=TARGET, env=environment, check=False).returncode
-    scripts = subprocess.run([*mypy, "scripts", "benchmarks"], cwd=ROOT, env=environment, check=False).returncode
+    scripts = subprocess.run(
+        [*mypy, "scripts", "benchmarks", "examples"], cwd=ROOT, env=environment, check=False
+    ).returncode
     return packages or scripts
 
 

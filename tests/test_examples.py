@@ -96,6 +96,13 @@ def test_the_hybrid_spec() -> None:
     assert accounting.wsfr(65_536) == pytest.approx(5.705, rel=1e-3)
 
 
+def test_train_icl_says_what_it_takes() -> None:
+    """What it does is held by tests/test_train_icl.py."""
+    command = [sys.executable, EXAMPLES / "train_icl.py", "--help"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "--mixers LIST" in out
+
+
 def test_every_example_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     assert all(path.name in text for path in EXAMPLES.iterdir() if path.is_file())

@@ -1,0 +1,1 @@
+"""What examples/train_icl.py is made of: tasks, models, training runs, curves, results."""

@@ -1,0 +1,81 @@
+"""The curves of a result as a figure. matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from powerplan.errors import MachineError
+from powerplan.units import format_ratio
+
+STYLES = {
+    "softmax": ("#000000", "o", "-"),
+    "window": ("#e69f00", "s", "--"),
+    "linear": ("#009e73", "^", "-."),
+    "power": ("#d55e00", "D", "-"),
+    "mix": ("#0072b2", "v", "-"),
+}
+"""Colour, marker and line of each mixer; the colours of Okabe and Ito, which the colour-blind can tell apart."""
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot without a display; raises MachineError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise MachineError("--plot needs matplotlib, and it is not installed: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
+    """Return a PNG of one task's record: the measure over log-wide bins, mean and spread over seeds, for each mixer.
+
+    drop: places below it are left out, where bins hold too few tokens or none.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    edges = record["bin_edges"]
+    centres = [(low * (high - 1)) ** 0.5 for low, high in pairwise(edges)]
+    for model, found in zip(record["models"], record["summary"], strict=True):
+        points = [
+            (x, mean, spread)
+            for x, mean, spread in zip(centres, found["mean"], found["spread"], strict=True)
+            if mean is not None and x >= drop
+        ]
+        x, mean, spread = zip(*points, strict=True)
+        colour, marker, line = STYLES[model["mixer"]]
+        axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=5, label=legend(model))
+        low = [value - width for value, width in zip(mean, spread, strict=True)]
+        high = [value + width for value, width in zip(mean, spread, strict=True)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for name, value in record["data"]["baselines"].items():
+        axes.axhline(value, color="0.5", linewidth=1, linestyle=":")
+        axes.annotate(name, (centres[-1], value), va="bottom", ha="right", color="0.4", fontsize="small")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
+    axes.set_xlabel(record["over"])
+    axes.set_ylabel(record["unit"])
+    axes.set_title(title(record))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def legend(model: Mapping[str, Any]) -> str:
+    """Return a mixer with its window, and its WSFR."""
+    name = model["mixer"] if model["window"] is None else f"{model['mixer']} {model['window']:,}"
+    return name if model["wsfr"] is None else f"{name}, WSFR {format_ratio(model['wsfr'])}"
+
+
+def title(record: Mapping[str, Any]) -> str:
+    settings = record["settings"]
+    seeds = max(found["seeds"] for found in record["summary"])
+    return f"{record['task']}: context {settings['context']:,}, equal {record['match']}, mean ± spread of {seeds} seeds"

@@ -1,0 +1,104 @@
+"""What an experiment trains, and for how long: sizes by preset, and what the command line changes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from powerplan.errors import InputError, choice
+
+CONTEXTS = (64, 16_384)
+"""Shortest and longest context, in tokens; powers of two, since curves are binned by them."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Sizes of one task: the model around the mixers, its data, and AdamW.
+
+    steps: of softmax attention; the FLOPs of them are what every mixer may spend under --match flops. held_out:
+    sequences that are evaluated. rates: the peak learning rate by mixer. gain: how much larger than GPT-2's, for their
+    width, the matrices in layers are at first.
+    """
+
+    context: int
+    batch: int
+    steps: int
+    hidden_size: int
+    layers: int
+    heads: int
+    head_dim: int
+    intermediate_size: int
+    held_out: int
+    rates: dict[str, float]
+    gain: float = 1.0
+    flops: int | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def changed(self, **asked: Any) -> TaskSettings:
+        """Return these settings with what is not None of `asked` in their place."""
+        return replace(self, **{name: value for name, value in asked.items() if value is not None})
+
+
+def check_context(context: int, where: str = "--context") -> int:
+    """Return `context`; raises InputError unless it is a power of two within CONTEXTS."""
+    low, high = CONTEXTS
+    if not low <= context <= high or context & (context - 1):
+        raise InputError(f"{context:,} is not a power of two from {low} to {high:,}", where)
+    return context
+
+
+def preset(name: str) -> dict[str, TaskSettings]:
+    """Return the settings of each task; raises InputError for an unknown preset."""
+    if name not in PRESETS:
+        raise InputError(f"{name!r} is not a preset{choice(name, sorted(PRESETS))}", "--preset")
+    return PRESETS[name]
+
+
+_RATES = {"softmax": 4e-3, "window": 4e-3, "linear": 4e-3, "power": 4e-3, "mix": 4e-3}
+
+PRESETS = {
+    "laptop": {
+        "code": TaskSettings(
+            context=1024,
+            batch=2,
+            steps=1200,
+            hidden_size=64,
+            layers=2,
+            heads=4,
+            head_dim=16,
+            intermediate_size=128,
+            held_out=256,
+            rates=_RATES,
+        ),
+        "recall": TaskSettings(
+            context=256,
+            batch=16,
+            steps=700,
+            hidden_size=64,
+            layers=2,
+            heads=4,
+            head_dim=16,
+            intermediate_size=128,
+            held_out=128,
+            rates=_RATES,
+            gain=3.5,
+        ),
+    },
+    "tiny": {
+        task: TaskSettings(
+            context=128,
+            batch=2,
+            steps=6,
+            hidden_size=16,
+            layers=2,
+            heads=2,
+            head_dim=8,
+            intermediate_size=16,
+            held_out=4,
+            rates=_RATES,
+        )
+        for task in ("code", "recall")
+    },
+}

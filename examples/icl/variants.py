@@ -1,0 +1,107 @@
+"""The models that are compared: one body, another mixer in its layers, and the steps that equal FLOPs buy.
+
+Every size, state and FLOP count is powerplan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from icl.settings import TaskSettings
+from powerplan import Accounting, ModelSpec, Row
+from powerplan.budget import Budget, budget_of
+from powerplan.ffn import MLP
+from powerplan.mixers import Attention
+from powerplan.recommend import Request, recommend
+from powerplan.spec import LayerGroup, Norm
+from powerplan.swaps import same_state_window, window_text
+from powerplan.whatif import with_mixer
+
+MIXERS = ("softmax", "window", "linear", "power", "mix")
+POWER = "power:p=2,gated=true"
+LINEAR = "linear:gated=true"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One mixer at one context: its model, the budget it may spend, and the whole optimiser steps that takes."""
+
+    mixer: str
+    spec: ModelSpec
+    budget: Budget
+    step_tokens: int
+
+    @property
+    def row(self) -> Row:
+        return self.budget.row
+
+    @property
+    def steps(self) -> int:
+        return self.budget.steps(self.step_tokens)
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.step_tokens
+
+    @property
+    def parameters(self) -> int:
+        return Accounting(self.spec).total_parameters.with_embeddings
+
+
+def body(settings: TaskSettings, vocabulary: int, name: str) -> ModelSpec:
+    """Return the model with softmax attention: RoPE, RMSNorm, SwiGLU, tied embeddings."""
+    layer = LayerGroup(
+        repeat=settings.layers,
+        mixer=Attention(heads=settings.heads, head_dim=settings.head_dim, bias="qkv"),
+        ffn=MLP(intermediate_size=settings.intermediate_size, gated=True),
+    )
+    return ModelSpec(
+        name=name,
+        vocab_size=vocabulary,
+        hidden_size=settings.hidden_size,
+        tie_embeddings=True,
+        norm=Norm(kind="rmsnorm", per_layer=2),
+        layers=(layer,),
+    )
+
+
+def spec_of(base: ModelSpec, mixer: str, context: int) -> ModelSpec:
+    """Return `base` with `mixer` in its layers.
+
+    window: as long as keys and values fill the state of power attention of degree 2. mix: the mix of softmax and power
+    layers that `powerplan recommend` puts first for this context.
+    """
+    power = with_mixer(base, POWER)[0]
+    if mixer == "mix":
+        answer = recommend(power, Request(contexts=[context], only=("mix", "attention", "power"), top=100))
+        return next(item.spec for item in answer.candidates if item.plan.is_mix)
+    if mixer == "window":
+        window = same_state_window(power)
+        assert window is not None
+        return with_mixer(base, window_text(window))[0]
+    return {"softmax": base, "power": power, "linear": with_mixer(base, LINEAR)[0]}[mixer]
+
+
+def variants(
+    settings: TaskSettings, mixers: Sequence[str], vocabulary: int, name: str, match: str
+) -> tuple[Variant, ...]:
+    """Return the models of a task.
+
+    match: "flops" gives every mixer as many steps as the FLOPs of softmax attention's buy (or settings.flops), the last
+    step rounded up; "tokens" gives all the same steps.
+    """
+    base, context = body(settings, vocabulary, name), settings.context
+    step_tokens = settings.batch * context
+    tokens = settings.steps * step_tokens
+    flops = Fraction(settings.flops or budget_of(Accounting(base), context, tokens=tokens).total_flops)
+    found = []
+    for mixer in mixers:
+        accounting = Accounting(spec_of(base, mixer, context))
+        if match == "flops":
+            budget = budget_of(accounting, context, flops=flops)
+        else:
+            budget = budget_of(accounting, context, tokens=tokens)
+        found.append(Variant(mixer, accounting.spec, budget, step_tokens))
+    return tuple(found)

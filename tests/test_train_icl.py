@@ -1,0 +1,284 @@
+"""examples/train_icl.py: its data, curves, budgets, resumption and refusals, and the whole of it on a tiny preset."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from icl.code import Code
+from icl.curves import Tally, bin_edges, over_seeds
+from icl.recall import KEYS, VALUES, Recall
+from icl.result import read
+from icl.run import Place, Run, measured, task_of
+from icl.settings import PRESETS, TaskSettings
+from icl.variants import MIXERS, variants
+from powerplan import Accounting
+from powerplan.budget import train_flops
+from powerplan.swaps import same_state_window
+from train_icl import main
+
+
+def script(name: str) -> ModuleType:
+    """Return a module of scripts/, which is no package."""
+    path = Path(__file__).resolve().parent.parent / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+icl_docs = script("icl_docs")
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "train_icl.py"
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["--preset", "tiny", "--seeds", "2", "--mixers", "softmax,power", "--plot", "--out", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    data = json.loads((out / "icl.json").read_text(encoding="utf-8"))
+    assert data["schema"] == "powerplan.icl/1"
+    assert {task["task"] for task in data["tasks"]} == {"code", "recall"}
+    for task in data["tasks"]:
+        assert f"{task['task']}, context 128, 2 seeds" in printed.out
+        check_task(task)
+        assert (out / f"icl-{task['task']}.png").read_bytes().startswith(b"\x89PNG")
+    section = icl_docs.section(data)
+    assert all(line in section for line in ("### code", "![recall](images/icl-recall.png)", "| mixer   |"))
+    # Once more: nothing is left to do.
+    assert main(command) == 0
+    assert "8 of 8 runs are done" in capsys.readouterr().err
+
+
+def check_task(task: dict[str, Any]) -> None:
+    assert [model["mixer"] for model in task["models"]] == ["softmax", "power"]
+    assert len(task["runs"]) == 4
+    for run in task["runs"]:
+        model = next(model for model in task["models"] if model["mixer"] == run["mixer"])
+        assert run["steps"] == model["steps"] == len(run["training_losses"])
+        assert len(run["values"]) == len(task["bin_edges"]) - 1
+    for found in task["summary"]:
+        values = [run["values"][-1] for run in task["runs"] if run["mixer"] == found["mixer"]]
+        if None not in values:
+            assert found["mean"][-1] == pytest.approx(sum(values) / 2)
+            assert found["spread"][-1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+@pytest.mark.parametrize("name", ["code", "recall"])
+@pytest.mark.parametrize("preset", ["laptop", "tiny"])
+def test_equal_flops_within_a_step(preset: str, name: str) -> None:
+    settings = PRESETS[preset][name]
+    models = variants(settings, MIXERS, 256, name, "flops")
+    budget = settings.steps * settings.batch * settings.context * train_flops(models[0].row)
+    for model in models:
+        step = settings.batch * settings.context * train_flops(Accounting(model.spec).row(settings.context))
+        assert 0 <= model.steps * step - budget < step
+    assert models[0].steps == settings.steps
+
+
+def test_equal_tokens() -> None:
+    settings = TINY["code"]
+    assert {model.steps for model in variants(settings, MIXERS, 256, "code", "tokens")} == {settings.steps}
+
+
+def test_the_window_holds_the_state_of_power_attention() -> None:
+    models = {model.mixer: model for model in variants(TINY["code"], MIXERS, 256, "code", "flops")}
+    window = next(use.layer.mixer for use in models["window"].spec.layer_uses())
+    assert window is not None
+    assert window.window == same_state_window(models["power"].spec) == 18
+    kinds = {use.layer.mixer.kind for use in models["mix"].spec.layer_uses() if use.layer.mixer is not None}
+    assert kinds == {"attention", "power"}
+
+
+@pytest.mark.parametrize("task", ["code", "recall"])
+@pytest.mark.parametrize("mixer", ["softmax", "mix"])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, mixer: str) -> None:
+    whole = record(tmp_path / "whole", task, mixer)
+    cut = begin(tmp_path / "parts", task, mixer)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train(lambda _: None, lambda: cut.step == 3)
+    assert cut.step == 3
+    said: list[str] = []
+    again = begin(tmp_path / "parts", task, mixer)
+    again.train(said.append)
+    assert said == [f"{task}-{mixer}-0: {cut.variant.steps} steps, from step 3 on"]
+    found = again.finish()
+    assert found["training_losses"] == whole["training_losses"]
+    assert found["values"] == whole["values"]
+    assert not again.checkpoint.exists()
+
+
+def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLE, "--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1"]
+    command += ["--steps", "1000000", "--threads", "1", "--out", tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "0 of 1 runs are done\n"
+    assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
+    process.send_signal(signal.SIGINT)
+    assert "interrupted: the same command goes on from here" in process.communicate()[1]
+    assert process.returncode == 130
+    assert torch.load(tmp_path / "runs" / "recall-softmax-0.pt", weights_only=True)["step"] >= 1
+
+
+def begin(out: Path, task: str, mixer: str) -> Run:
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    data = task_of(task, TINY[task])
+    (variant,) = variants(TINY[task], (mixer,), data.vocabulary, task, "flops")
+    return Run(data, variant, TINY[task], 0, Place(out))
+
+
+def record(out: Path, task: str, mixer: str) -> dict[str, Any]:
+    run = begin(out, task, mixer)
+    run.train(lambda _: None)
+    return run.finish()
+
+
+def test_held_out_files_are_never_trained_on(tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    for index in range(60):
+        path = library / f"package{index % 3}" / f"module{index}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([index]) * (129 + 3 * index))  # a byte names its file
+    (library / "test").mkdir()
+    (library / "test" / "test_it.py").write_bytes(b"\xff" * 1000)
+    code = Code(TINY["code"], library)
+    training, held_out = ({file.content[0] for file in files} for files in (code.training, code.evaluated))
+    assert training | held_out == set(range(60))
+    assert not training & held_out
+    assert set(code.held_out().tokens.flatten().tolist()) <= held_out
+    seen = torch.cat([code.batch(0, step).tokens for step in range(90)])  # more than three epochs
+    assert set(seen.flatten().tolist()) == training
+    assert (seen == seen[:, :1]).all()  # a context is of one file
+    assert torch.equal(code.batch(0, 7).tokens, Code(TINY["code"], library).batch(0, 7).tokens)
+    assert not torch.equal(code.batch(0, 7).tokens, code.batch(1, 7).tokens)
+
+
+def test_the_library_itself() -> None:
+    code = Code(TINY["code"])
+    assert {file.path for file in code.training}.isdisjoint(file.path for file in code.evaluated)
+    assert not any({"test", "site-packages"} & set(file.path.split("/")) for file in code.training)
+    data = code.describe()
+    assert data["training_bytes"] > 10 * data["held_out_bytes"] / 3 > 0
+
+
+def test_binning() -> None:
+    edges = bin_edges(16)
+    assert edges == [1, 2, 3, 4, 6, 8, 11, 17]
+    tally = Tally(edges)
+    places = torch.arange(1, 17)
+    tally.add(places.float(), places)
+    tally.add(torch.full((2,), 100.0), torch.tensor([1, 16]))
+    expected = [(1 + 100) / 2, 2, 3, 4.5, 6.5, 9, (sum(range(11, 17)) + 100) / 7]
+    assert tally.means() == pytest.approx(expected)
+    assert Tally([1, 2, 3]).means() == [None, None]
+    assert over_seeds([[1.0, None], [3.0, None]]) == [(2.0, pytest.approx(2**0.5)), None]
+
+
+def test_loss_is_in_bits() -> None:
+    targets = torch.tensor([[0, 1]])
+    assert measured("loss", torch.zeros(1, 2, 8), targets).tolist() == [[3.0, 3.0]]
+    assert measured("accuracy", torch.eye(2)[None], targets).tolist() == [[1.0, 1.0]]
+
+
+def test_recall_for_an_oracle_and_by_chance() -> None:
+    settings = replace(TINY["recall"], held_out=400)
+    task = Recall(settings)
+    batch = task.held_out()
+    assert batch.scored.sum().item() == 400 * (settings.context - task.statements)
+    # The oracle looks where `place` says that the statement stands: key k with value v is token k VALUES + v.
+    back = torch.arange(settings.context) - batch.place
+    stated = batch.tokens.gather(1, back)
+    assert torch.equal((stated // VALUES)[batch.scored], (batch.tokens - KEYS * VALUES)[batch.scored])
+    answers = torch.nn.functional.one_hot(stated % VALUES, task.vocabulary).float()
+    assert measured("accuracy", answers, batch.targets)[batch.scored].mean() == 1
+    guesses = torch.zeros(*batch.tokens.shape, task.vocabulary)
+    guesses[..., :VALUES] = torch.rand(*batch.tokens.shape, VALUES, generator=torch.Generator().manual_seed(0))
+    found = measured("accuracy", guesses, batch.targets)[batch.scored].mean().item()
+    # Guesses at the questions for one statement are right or wrong independently: an ordinary binomial spread.
+    assert abs(found - task.chance) < 5 * (task.chance / batch.scored.sum().item()) ** 0.5
+    assert batch.place[batch.scored].min() == 1
+    assert batch.place.max() > settings.context * 0.9
+    assert torch.equal(task.batch(3, 5).tokens, Recall(settings).batch(3, 5).tokens)
+
+
+def test_training_asks_about_few_statements_and_about_all() -> None:
+    task = Recall(TINY["recall"])
+    counts = [int((task.batch(0, step).place[0] == 0).sum()) for step in range(5)]
+    assert counts == [16, 8, 4, 2, 16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--mixers softmax,atention",
+            "--mixers: 'atention' is not one; allowed are softmax, window, linear, power, mix",
+        ),
+        ("--mixers power,power", "--mixers: power is named twice"),
+        ("--tasks cod", "--tasks: 'cod' is not one; did you mean code? allowed are code, recall"),
+        ("--context 1000", "--context: 1,000 is not a power of two from 64 to 16,384"),
+        ("--context 32k", "--context: 32,768 is not a power of two from 64 to 16,384"),
+        ("--preset lapto", "--preset: 'lapto' is not a preset; did you mean laptop? allowed are laptop, tiny"),
+        ("--match time", "--match: 'time' is not one; allowed are flops, tokens"),
+        ("--seeds 0", "--seeds: 0 is out of range; allowed are 1 to 100"),
+        ("--steps 10 --flops 1e9", "--steps and --flops both say how long to train; give one"),
+        ("--match tokens --flops 1e9", "--flops cannot be matched by tokens; give --steps"),
+        ("--device tpu", "--device: 'tpu' is not a device; did you mean cpu? allowed are cpu, cuda"),
+    ],
+)
+def test_refusals(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "tiny", "--out", str(tmp_path), *arguments.split()]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--preset", "tiny", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: --out: {tmp_path / 'file'} cannot be made: Not a directory\n"
+    few = ["--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1", "--out", str(tmp_path)]
+    assert main(few) == 0
+    capsys.readouterr()
+    assert main([*few, "--context", "64"]) == 2
+    assert capsys.readouterr().err == f"error: --out: {tmp_path} holds runs of other settings; give another folder\n"
+
+
+def test_a_library_without_long_files(tmp_path: Path) -> None:
+    from powerplan.errors import InputError
+
+    settings: TaskSettings = replace(TINY["code"], context=64)
+    with pytest.raises(InputError, match="has no training files of 65 bytes"):
+        Code(settings, tmp_path)
+
+
+def test_the_docs_hold_what_was_measured() -> None:
+    text = icl_docs.PAGE.read_text(encoding="utf-8")
+    if not icl_docs.RESULT.exists():
+        assert text.endswith(f"{icl_docs.MARK}\nNot measured yet.\n")
+        return
+    data = read(icl_docs.RESULT)
+    assert text == icl_docs.page(text, data)
+    assert all((icl_docs.IMAGES / f"icl-{record['task']}.png").exists() for record in data["tasks"])
