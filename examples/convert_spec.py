@@ -43,6 +43,7 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
         accounting = Accounting(variant)
         row = accounting.row(tokens)
         flops = f"{format_count(row.weight_flops):>15}{format_count(row.state_flops):>14}"
+        assert row.wsfr is not None, "attention has state"
         parameters = format_parameters(accounting.total_parameters.with_embeddings)
         print(f"  {name:20}{parameters:>12}{flops}{format_ratio(row.wsfr):>9}{format_bytes(row.state_bytes):>12}")
     Path(out).write_text(spec_to_yaml(variants["3 windows : 1 power"]), encoding="utf-8")

@@ -26,6 +26,7 @@ def decode(model: str, mixer: str, context: int) -> tuple[int, float]:
     """Return the bytes that one layer's mixer keeps after `context` tokens, and seconds for each one more."""
     spec = with_mixer(load_model(model).spec, mixer)[0]
     attend, slot = build_layer(spec).mixer, Slot()
+    assert attend is not None
     torch.manual_seed(0)
     attend(torch.randn(1, context, spec.hidden_size), slot)
     kept, seconds = Cache([slot]).nbytes, []

@@ -32,8 +32,10 @@ class PowerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (HEADS, HEAD_DIM)) for part in self.qkv(x).chunk(3, -1))  # [B, T, H, d] each
         log_g = F.logsigmoid(self.gate(x))  # [B, T, H], at most 0
-        attended: Tensor = power_attention(q, k, v, log_g, p=2)
-        return self.out(attended.flatten(-2))
+        attended = power_attention(q, k, v, log_g, p=2)
+        assert isinstance(attended, Tensor)  # With return_state it would be a pair.
+        out: Tensor = self.out(attended.flatten(-2))
+        return out
 
 
 class Recall(nn.Module):
@@ -47,7 +49,8 @@ class Recall(nn.Module):
     def forward(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
         """Return logits [B, asked, VALUES] of the values that stood beside the keys `asked`."""
         x = torch.cat((self.keys(keys) + self.values(values), self.keys(asked)), 1)
-        return self.head(self.layer(self.norm(x)))[:, keys.shape[1] :]
+        logits: Tensor = self.head(self.layer(self.norm(x)))
+        return logits[:, keys.shape[1] :]
 
 
 def main(steps: str = "40") -> None:
@@ -67,7 +70,7 @@ def main(steps: str = "40") -> None:
         logits = model(keys, values, asked)
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % max(int(steps) // 10, 1) == 0:
             right = (logits.argmax(-1) == wanted).float().mean().item()
