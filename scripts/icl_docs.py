@@ -1,12 +1,12 @@
-"""Write the results of examples/train_icl.py into docs/icl.md, and its figures into docs/images/.
+"""Write the results of examples/train_icl.py into docs/icl.md, and their figures into docs/images/.
 
-Usage: python scripts/icl_docs.py [RESULT.json]   (benchmarks/results/icl-cpu.json without)
+Usage: python scripts/icl_docs.py   (after benchmarks/results/icl-*.json have changed)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,56 @@ sys.path.insert(0, str(ROOT / "examples"))
 from icl.plots import curve_plot  # noqa: E402
 from icl.result import read, table  # noqa: E402
 
-RESULT = ROOT / "benchmarks" / "results" / "icl-cpu.json"
+RESULTS = {"Equal FLOPs": "icl-cpu", "Equal tokens": "icl-tokens-cpu"}
+"""Heading and file under benchmarks/results of each result, in the page's order."""
+
 PAGE = ROOT / "docs" / "icl.md"
 IMAGES = ROOT / "docs" / "images"
 MARK = "<!-- results: python scripts/icl_docs.py -->"
 
 
-def section(data: Mapping[str, Any]) -> str:
-    """Return the results as Markdown: where they come from, then a table and a figure for each task."""
+def result_of(name: str) -> dict[str, Any]:
+    return read(ROOT / "benchmarks" / "results" / f"{name}.json")
+
+
+def image(name: str, task: str) -> str:
+    """Return the file name of a figure."""
+    return f"{name.removesuffix('-cpu')}-{task}.png"
+
+
+def section(title: str, name: str, data: Mapping[str, Any]) -> str:
+    """Return one result as Markdown: where it comes from, then a table and a figure for each task."""
     machine, versions = data["machine"], data["versions"]
     threads = "thread" if machine["threads"] == 1 else "threads"
     lines = [
+        f"### {title}",
+        "",
         f"`{data['command']}` on {machine['device']}; {machine['jobs']} runs at a time,",
         f"{machine['threads']} {threads} each; torch {versions['torch']}, Python {data['python']}, {data['date']}.",
-        f"The runs took {data['seconds'] / 60:,.0f} minutes, added up ([result](../benchmarks/results/icl-cpu.json)).",
+        f"The runs took {data['seconds'] / 60:,.0f} minutes, added up ([result](../benchmarks/results/{name}.json)).",
     ]
     for record in data["tasks"]:
-        name = record["task"]
-        lines += ["", f"### {name}", "", table(record, "github"), "", f"![{name}](images/icl-{name}.png)"]
+        task = record["task"]
+        lines += ["", f"`{task}`:", "", table(record, "github"), "", f"![{title}: {task}](images/{image(name, task)})"]
     return "\n".join(lines)
 
 
-def page(text: str, data: Mapping[str, Any]) -> str:
-    """Return the page with the section after its mark, up to the end, replaced."""
+def page(text: str, sections: Sequence[str]) -> str:
+    """Return the page with what follows its mark, up to the end, replaced."""
     before, mark, _ = text.partition(MARK)
     assert mark, f"{PAGE} has lost its mark"
-    return f"{before}{MARK}\n{section(data)}\n"
+    return "\n\n".join((f"{before}{MARK}", *sections)) + "\n"
 
 
 def main() -> int:
-    data = read(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULT)
     IMAGES.mkdir(exist_ok=True)
-    for record in data["tasks"]:
-        (IMAGES / f"icl-{record['task']}.png").write_bytes(curve_plot(record))
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), data), encoding="utf-8")
+    sections = []
+    for title, name in RESULTS.items():
+        data = result_of(name)
+        sections.append(section(title, name, data))
+        for record in data["tasks"]:
+            (IMAGES / image(name, record["task"])).write_bytes(curve_plot(record))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), sections), encoding="utf-8")
     return 0
 
 

@@ -19,7 +19,6 @@ import torch
 from icl.code import Code
 from icl.curves import Tally, bin_edges, over_seeds
 from icl.recall import KEYS, VALUES, Recall
-from icl.result import read
 from icl.run import Place, Run, measured, task_of
 from icl.settings import PRESETS, TaskSettings
 from icl.variants import MIXERS, variants
@@ -66,8 +65,9 @@ def test_the_tiny_preset_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"{task['task']}, context 128, 2 seeds" in printed.out
         check_task(task)
         assert (out / f"icl-{task['task']}.png").read_bytes().startswith(b"\x89PNG")
-    section = icl_docs.section(data)
-    assert all(line in section for line in ("### code", "![recall](images/icl-recall.png)", "| mixer   |"))
+    section = icl_docs.section("Tiny", "tiny-cpu", data)
+    lines = ("### Tiny", "`code`:", "![Tiny: recall](images/tiny-recall.png)", "| mixer   |")
+    assert all(line in section for line in lines)
     # Once more: nothing is left to do.
     assert main(command) == 0
     assert "8 of 8 runs are done" in capsys.readouterr().err
@@ -275,10 +275,9 @@ def test_a_library_without_long_files(tmp_path: Path) -> None:
 
 
 def test_the_docs_hold_what_was_measured() -> None:
-    text = icl_docs.PAGE.read_text(encoding="utf-8")
-    if not icl_docs.RESULT.exists():
-        assert text.endswith(f"{icl_docs.MARK}\nNot measured yet.\n")
-        return
-    data = read(icl_docs.RESULT)
-    assert text == icl_docs.page(text, data)
-    assert all((icl_docs.IMAGES / f"icl-{record['task']}.png").exists() for record in data["tasks"])
+    text, sections = icl_docs.PAGE.read_text(encoding="utf-8"), []
+    for title, name in icl_docs.RESULTS.items():
+        data = icl_docs.result_of(name)
+        sections.append(icl_docs.section(title, name, data))
+        assert all((icl_docs.IMAGES / icl_docs.image(name, record["task"])).exists() for record in data["tasks"])
+    assert text == icl_docs.page(text, sections)
