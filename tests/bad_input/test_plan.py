@@ -32,8 +32,7 @@ COMMANDS = {
     "budget gpt2-small --mfu high": "--mfu: 'high' is not a share; write 0.4 or 40%",
     "budget gpt2-small --batch-tokens 0": "--batch-tokens: '0' is out of range; ...",
     "budget gpt2-small --ctx 1k,2k": "--ctx: '1k,2k' is not a size in tokens; ...",
-    "budget gpt2-small --measured none.json": "--measured needs the device; such as --gpu h100-sxm",
-    "budget gpt2-small --measured none.json --gpu h100-sxm": "none.json: no such file",
+    "budget gpt2-small --measured none.json": "none.json: no such file",
     "budget": "Missing argument 'MODEL' (powerplan budget --help)",
     "decode": "Missing argument 'MODEL...' (powerplan decode --help)",
     "decode gpt2-small --batch 0": "--batch: 0 is out of range; allowed are 1 to 65,536",
@@ -88,6 +87,16 @@ def test_profiles(
     expect_refusal(
         ["budget", "gpt2-small", "--gpu", "h100-sxm", "--measured", "p.json"],
         f"--measured: p.json{joint}{message}",
+    )
+
+
+def test_a_profile_without_the_rates_of_its_device(
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.json").write_text(json.dumps({"schema": "powerplan.profile/1", "device": "x", "results": [RESULT]}))
+    expect_refusal(
+        ["budget", "gpt2-small", "--measured", "p.json"], "--measured needs the device; such as --gpu h100-sxm"
     )
 
 
