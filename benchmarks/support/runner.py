@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from powerplan.profile.breakdown import breakdown
-from powerplan.profile.timing import Clock, Run, interleaved, spread
+from powerplan.profile.timing import Clock, Run, cold_cpu_clock, interleaved, spread
 from support.checks import Checked, check
 from support.memory import peak_bytes
 from support.peers import UnavailableError, prepare
@@ -27,6 +27,9 @@ MEMORY_RUN_S = 15.0
 
 WARM_RUN_S = 0.5
 """A CPU is warm after the probe: only runs shorter than this are warmed up at full length too."""
+
+DECODE_REPEATS = 60
+"""A step takes less than a millisecond, of which a few repeats say little."""
 
 
 class WrongResultError(Exception):
@@ -49,6 +52,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.checks: dict[tuple[Variant, Shape], Checked | str | None] = {}
         self.seen: dict[tuple[Variant, Shape], tuple[int, float]] = {}
+        self.cold = self.clock if self.device == "cuda" else cold_cpu_clock()
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -86,6 +90,8 @@ class Runner:
 
     def _cell(self, shape: Shape, variants: list[Variant], allowance: float, profiled: bool) -> list[Row]:
         rows: list[Row] = []
+        decodes = shape.kind == "decode"
+        clock = self.cold if decodes else self.clock
         runs: dict[Variant, Run] = {}
         expected: dict[Variant, float] = {}
         checked: dict[Variant, Checked | None] = {}
@@ -100,14 +106,15 @@ class Runner:
                     left = max(0, self.left() - sum(expected.values()))
                     raise UnavailableError(f"a run would take about {estimate:.3g} s, and {left:.0f} s are left")
                 run = prepare(shape, variant)
-                if self.device == "cuda" or shape.kind == "decode" or estimate < WARM_RUN_S:
+                if self.device == "cuda" or decodes or estimate < WARM_RUN_S:
                     run()
-                    estimate = self.clock(run)
+                    estimate = clock(run)
             except (UnavailableError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
                 rows.append(Row(shape, variant, skipped=reason(error)))
                 continue
             runs[variant], expected[variant], checked[variant] = run, estimate, verdict
-        samples = interleaved(runs, repeats_within(allowance, expected, self.repeats), self.clock)
+        repeats = max(self.repeats, DECODE_REPEATS) if decodes else self.repeats
+        samples = interleaved(runs, repeats_within(allowance, expected, repeats), clock)
         for variant, times in samples.items():
             found = spread(times)
             self.seen[variant, replace(shape, tokens=0)] = (shape.tokens, found.median)
