@@ -112,7 +112,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--gated", action=argparse.BooleanOptionalAction, help="both without")
     add("--dtype", choices=DTYPES, help="fp32 on a CPU and bf16 on a GPU without")
     add("--impls", type=_names(IMPLS), metavar="LIST", help=f"of {', '.join(IMPLS)}")
-    add("--repeats", type=int, default=7)
+    add("--repeats", type=int, default=7, help="of forward and train; of a decoding step at least 60")
     add("--time-limit", type=float, default=600, metavar="SECONDS", help="of the whole run; what does not fit is named")
     add(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory in runs of their own"
