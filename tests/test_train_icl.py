@@ -226,9 +226,12 @@ def test_recall_for_an_oracle_and_by_chance() -> None:
 
 
 def test_training_asks_about_few_statements_and_about_all() -> None:
-    task = Recall(TINY["recall"])
-    counts = [int((task.batch(0, step).place[0] == 0).sum()) for step in range(5)]
-    assert counts == [16, 8, 4, 2, 16]
+    def counts(context: int) -> list[int]:
+        task = Recall(replace(TINY["recall"], context=context))
+        return [int((task.batch(0, step).place[0] == 0).sum()) for step in range(6)]
+
+    assert counts(128) == [16, 8, 4, 2, 1, 16]
+    assert counts(64) == [8, 4, 2, 1, 1, 8]
 
 
 @pytest.mark.parametrize(

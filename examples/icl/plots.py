@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from powerplan.errors import MachineError
@@ -38,7 +39,7 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
     drop: places below it are left out, where bins hold too few tokens or none.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     edges = record["bin_edges"]
     centres = [(low * (high - 1)) ** 0.5 for low, high in pairwise(edges)]
     for model, found in zip(record["models"], record["summary"], strict=True):
@@ -50,8 +51,9 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
         x, mean, spread = zip(*points, strict=True)
         colour, marker, line = STYLES[model["mixer"]]
         axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=5, label=legend(model))
-        low = [value - width for value, width in zip(mean, spread, strict=True)]
-        high = [value + width for value, width in zip(mean, spread, strict=True)]
+        most = 1.0 if record["measure"] == "accuracy" else inf  # No share is more than all, whatever its spread.
+        low = [max(0.0, value - width) for value, width in zip(mean, spread, strict=True)]
+        high = [min(most, value + width) for value, width in zip(mean, spread, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, value in record["data"]["baselines"].items():
         axes.axhline(value, color="0.5", linewidth=1, linestyle=":")
@@ -62,7 +64,7 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
     axes.set_ylabel(record["unit"])
     axes.set_title(title(record))
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
@@ -77,5 +79,6 @@ def legend(model: Mapping[str, Any]) -> str:
 
 def title(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
+    words = {"flops": "FLOPs", "tokens": "tokens"}
     seeds = max(found["seeds"] for found in record["summary"])
-    return f"{record['task']}: context {settings['context']:,}, equal {record['match']}, mean ± spread of {seeds} seeds"
+    return f"{record['task']}: context {settings['context']:,}, equal {words[record['match']]}, mean ± spread of {seeds} seeds"

@@ -17,8 +17,8 @@ from icl.tasks import Batch, generator
 
 KEYS, VALUES = 16, 4
 
-HALVINGS = 4
-"""Training steps take all statements, half of them, a quarter and an eighth in turn: the few teach the many."""
+HALVINGS = 5
+"""Training steps take all statements, half of them, and so on down to one in turn: the few teach the many."""
 
 QUESTIONS = KEYS * VALUES
 """The token that asks for key 0; key k has value v is token k VALUES + v, and v is the answer."""
@@ -49,7 +49,7 @@ class Recall:
         return 1 / VALUES
 
     def batch(self, seed: int, step: int) -> Batch:
-        return self.sequences(self.batch_size, self.statements >> step % HALVINGS, generator(seed, step))
+        return self.sequences(self.batch_size, max(1, self.statements >> step % HALVINGS), generator(seed, step))
 
     def held_out(self) -> Batch:
         return self.sequences(self.held_out_count, self.statements, generator(HELD_OUT_SEED, 0))

@@ -74,8 +74,8 @@ PRESETS = {
         ),
         "recall": TaskSettings(
             context=256,
-            batch=16,
-            steps=700,
+            batch=8,
+            steps=1400,
             hidden_size=64,
             layers=2,
             heads=4,
@@ -83,7 +83,7 @@ PRESETS = {
             intermediate_size=128,
             held_out=128,
             rates=_RATES,
-            gain=3.5,
+            gain=5.0,
         ),
     },
     "tiny": {
