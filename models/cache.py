@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from powerplan.errors import InputError
+
 
 class Growing:
     """Entries [B, S, ...] of the last S tokens, in a buffer with room for more: one more token copies nothing else.
@@ -27,10 +29,13 @@ class Growing:
     def append(self, x: Tensor) -> Tensor:
         """Put the entries of the next tokens, [B, T, ...], behind those that are kept, and return them all."""
         kept, more = self.stop - self.start, x.shape[1]
+        if x.shape[0] != self.buffer.shape[0]:
+            raise InputError(f"the cache remembers {self.buffer.shape[0]} sequences, and x has {x.shape[0]}")
         if torch.is_grad_enabled():
             self.buffer, self.start, self.stop = torch.cat((self.entries, x), 1), 0, kept + more
             return self.buffer
-        if self.stop + more > self.buffer.shape[1]:
+        frozen = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if frozen or self.stop + more > self.buffer.shape[1]:
             larger = x.new_empty(x.shape[0], 2 * (kept + more), *x.shape[2:])
             larger[:, :kept] = self.entries
             self.buffer, self.start, self.stop = larger, 0, kept

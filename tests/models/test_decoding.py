@@ -9,6 +9,7 @@ import torch
 from kinds import EXPERTS, MIXERS, spec_of
 
 from powerplan.accounting import Accounting
+from powerplan.errors import InputError
 from powerplan.mixers import MLA, Attention
 from powerplan.models import Cache, build_model, generate
 from powerplan.models.cache import Growing
@@ -40,6 +41,24 @@ def test_the_cache_has_the_bytes_of_the_accounting(kind: str, dtype: torch.dtype
     for length in (1, 4, 15, 1):
         model(torch.zeros(3, length, dtype=torch.long), cache)
         assert Fraction(cache.nbytes) == 3 * Accounting(spec).row(cache.tokens, name).state_bytes
+
+
+@pytest.mark.parametrize("kind", ["attention", "mla"])
+def test_a_cache_belongs_to_its_sequences(kind: str) -> None:
+    model, cache = build_model(spec_of(MIXERS[kind])), Cache()
+    model(torch.zeros(3, 4, dtype=torch.long), cache)
+    with pytest.raises(InputError, match="the cache remembers 3 sequences, and x has 1"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache)
+
+
+@pytest.mark.parametrize("kind", ["attention", "window", "mla", "power", "kda"])
+def test_a_prompt_in_inference_mode(kind: str) -> None:
+    model, cache = build_model(spec_of(MIXERS[kind])), Cache()
+    prompt = torch.randint(9, (2, 8))
+    with torch.inference_mode():
+        model(prompt[:, :6], cache)
+        model(prompt[:, 6:7], cache)
+    assert torch.equal(generate(model, prompt[:, 7:], 4, cache=cache), generate(model, prompt, 4))
 
 
 @pytest.mark.parametrize("kind", MIXERS)
