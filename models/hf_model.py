@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import cache
-from math import log
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from powerplan.errors import InputError
 from powerplan.kernels.api import DEGREES, IMPLEMENTATIONS
-from powerplan.models.hf_attention import NAME, PowerCall, PowerSettings, register_power_attention
+from powerplan.models.hf_attention import NAME, UNSUPPORTED, PowerCall, PowerSettings, register_power_attention
 from powerplan.models.hf_cache import PowerLayer
+from powerplan.models.mixers.heads import OPEN
 
-GATE = 0.999
-"""Gate of every token before training: a pretrained model goes on with nearly all of its context."""
+NARROWER = {
+    "sliding_attention": UNSUPPORTED["sliding_window"],
+    "chunked_attention": "chunked attention: leave the layer out with layers=[...]",
+}
+"""Patterns of layers that do not see the whole context, as transformers calls them, and what they ask for."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -72,6 +75,7 @@ def use_power_attention(
             module.config = config
             _take(module, settings)
         else:
+            module.g_proj = None
             module.config = copy.copy(config)
             module.config._attn_implementation = softmax
             module.power_hook = module.register_forward_pre_hook(_with_own_mask, with_kwargs=True)
@@ -110,7 +114,7 @@ def power_class(kind: type[Model], impl: str = "auto") -> type[Model]:
 
 
 class GateProjection(nn.Linear):
-    """The linear map of a gate, exp(log_g) = sigmoid(W x + b): GATE for every token at first."""
+    """The linear map of a gate, exp(log_g) = sigmoid(W x + b); b begins so that a model keeps its context."""
 
     def reset_parameters(self) -> None:
         self.initialize()
@@ -119,7 +123,7 @@ class GateProjection(nn.Linear):
         """Set what transformers has not loaded from a checkpoint."""
         with torch.no_grad():
             initialization.zeros_(self.weight)
-            initialization.constant_(self.bias, log(GATE / (1 - GATE)))
+            initialization.constant_(self.bias, OPEN)
 
 
 def _attention_modules(model: PreTrainedModel) -> dict[int, Any]:
@@ -134,6 +138,19 @@ def _attention_modules(model: PreTrainedModel) -> dict[int, Any]:
     if not found:
         raise InputError(f"{type(model).__name__} has no attention of Llama's kind: no module has {', '.join(marks)}")
     return found
+
+
+def _pattern(module: Any) -> str:
+    """Return which keys a layer sees, by the name that transformers has for it.
+
+    A layer's own `sliding_window` is the last word only where its config lists no patterns: some families set it on
+    layers that see the whole context (EXAONE 4), some on none (Phi-3.5-MoE).
+    """
+    patterns = getattr(module.config, "layer_types", None)
+    if patterns:
+        return str(patterns[module.layer_idx])
+    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+    return "full_attention" if window is None else "sliding_attention"
 
 
 def _release(module: Any) -> None:
@@ -158,6 +175,8 @@ def _take(module: Any, settings: PowerSettings) -> None:
 def _with_power(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Add what `attend` needs to the arguments of a layer: settings, gates, and its state in the place of a cache."""
     settings: PowerSettings = module.power_settings
+    if (words := NARROWER.get(_pattern(module))) is not None:
+        raise InputError(f"power attention does not do {words}")
     cache, position = kwargs.get("past_key_values"), module.layer_idx
     kept = None if cache is None or position >= len(cache.layers) else cache.layers[position]
     memory = kept if isinstance(kept, PowerLayer) else None
@@ -179,7 +198,7 @@ def _with_own_mask(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Make the mask of a layer that keeps its attention, from the padding that the model passes to power layers."""
     padding = kwargs.get("attention_mask")
-    make = create_causal_mask if getattr(module, "sliding_window", None) is None else create_sliding_window_causal_mask
+    make: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[_pattern(module)]
     own = make(
         config=module.config,
         inputs_embeds=args[0] if args else kwargs["hidden_states"],

@@ -5,8 +5,10 @@ Shapes: B batch, T time, m hidden size, H query heads, G key/value heads, K key 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -14,8 +16,15 @@ from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import angles, rotate
 
+GATE = 0.999
+"""What a gate keeps of the past per token at first, as in the training code of arXiv 2507.04239 (power-attention,
+train/model.py). Half, as by a plain sigmoid, forgets everything within a few tokens, and learns slowly not to."""
+
+OPEN = math.log(GATE / (1 - GATE))
+"""Stands before the sigmoid of every gate, so that gates without a bias begin at GATE too."""
+
 Heads = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and log_g [B, T, G] in float32 where the mixer is gated."""
+"""q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and log_g [B, T, G] in float32 at least where the mixer is gated."""
 
 
 class HeadedMixer(SequenceMixer):
@@ -58,7 +67,11 @@ class HeadedMixer(SequenceMixer):
             turns = angles(seen, x.shape[1], self.head_dim, x.device)
             q, k = rotate(q, *turns), rotate(k, *turns)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
-        return q, k, v, None if self.g_proj is None else F.logsigmoid(self.g_proj(x).float())
+        q, k = q.to(v.dtype), k.to(v.dtype)  # On CUDA, autocast leaves norms in float32.
+        if self.g_proj is None:
+            return q, k, v, None
+        gate = self.g_proj(x)
+        return q, k, v, F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32)) + OPEN)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool

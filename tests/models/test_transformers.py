@@ -258,12 +258,26 @@ def test_windows_stay_in_the_other_layers() -> None:
     torch.testing.assert_close(windows(ids).logits[:, -1], windows(other).logits[:, -1])
 
 
+def test_masks_of_the_other_layers_are_those_of_the_family() -> None:
+    """EXAONE's layers name a window that the full ones among them do not have."""
+    model = build("Exaone4", layer_types=["full_attention"] * 3, sliding_window=6)
+    seen: list[Tensor] = []
+    layers = {module.layer_idx: module for module in model.modules() if hasattr(module, "num_key_value_groups")}
+    layers[0].register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
+    model(tokens())
+    use_power_attention(model, layers=[1])
+    model(tokens())
+    torch.testing.assert_close(*seen)
+
+
 def test_it_can_be_changed_again() -> None:
     model = powered(gated=True)
     use_power_attention(model, 4)
     assert not any("g_proj" in name for name in model.state_dict())
     check_logits(model, tokens())
-    use_power_attention(model, 2, layers=[0, 2])
+    use_power_attention(model, 2, gated=True)
+    use_power_attention(model, 2, gated=True, layers=[0, 2])
+    assert sum("g_proj.weight" in name for name in model.state_dict()) == 2
     use_power_attention(model, 2)
     torch.testing.assert_close(model(tokens()).logits, powered()(tokens()).logits)
 

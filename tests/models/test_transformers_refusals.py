@@ -12,13 +12,18 @@ from powerplan.errors import InputError
 from powerplan.models import PowerCache, use_power_attention
 
 transformers = pytest.importorskip("transformers")
-from hf_models import build, powered, tokens  # noqa: E402
+from hf_models import SHAPE, build, powered, tokens  # noqa: E402
 
 pytestmark = pytest.mark.transformers
 
 REFUSED = {
     "dropout": ({"attention_dropout": 0.1}, {}, "dropout: config.attention_dropout is 0.1"),
     "window": ({"kind": "Mistral", "sliding_window": 8}, {}, "a sliding window: set config.sliding_window to None"),
+    "hidden window": (
+        {"kind": "Phimoe", "sliding_window": 8, "num_local_experts": 2},
+        {},
+        "a sliding window: set config.sliding_window to None",
+    ),
     "4D": ({}, {"attention_mask": torch.zeros(2, 1, 37, 37)}, r"attention_mask must be \[batch, tokens\]"),
     "short": (
         {},
@@ -38,6 +43,21 @@ def test_what_power_attention_does_not_do(case: str) -> None:
     model = use_power_attention(build(**fields)).train()
     with pytest.raises(InputError, match=message):
         model(tokens(), **inputs)
+
+
+def test_chunked_attention() -> None:
+    kinds = ["chunked_attention", "full_attention", "chunked_attention"]
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 32, "interleave_moe_layer_step": 5}
+    config = transformers.Llama4TextConfig(
+        **SHAPE | experts | {"attention_chunk_size": 6, "layer_types": kinds, "no_rope_layers": [1, 0, 1]}
+    )
+    model = transformers.Llama4ForCausalLM(config).eval()
+    before = model(tokens()).logits
+    use_power_attention(model, layers=[0])
+    with pytest.raises(InputError, match="does not do chunked attention: leave the layer out"):
+        model(tokens())
+    use_power_attention(model, layers=[1])
+    assert (model(tokens()).logits - before)[:, -1].abs().max() > 1e-4
 
 
 def test_what_caches_do_not_do() -> None:
