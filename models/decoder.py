@@ -34,8 +34,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.final_norm = build_norm(spec.norm, hidden, **settings) if spec.norm.final else None
         self.lm_head = nn.Linear(hidden, spec.vocab_size, bias=False, **settings)
-        if spec.tie_embeddings:
-            self.lm_head.weight = self.embedding.weight
+        self._tie()
+        self.register_load_state_dict_post_hook(Decoder._tie)  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the logits [B, T, V] of the token after each of `tokens` [B, T].
@@ -67,9 +67,12 @@ class Decoder(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
         """Change all tensors by `fn`, as to, to_empty and others do; what leaves the meta device is tied again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def _tie(self, *_: Any) -> None:
         if self.spec.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
-        return self
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the cross entropy [B, T - 1] in nats of each token after the first, given those before it."""
@@ -97,5 +100,5 @@ class Decoder(nn.Module):
                 own(STANDARD_DEVIATION)
         shrink = 1 / math.sqrt(2 * len(self.layers))
         for name, weight in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down.weight", "experts.down")):
+            if name.endswith(("o_proj.weight", ".down.weight", "experts.down")):
                 weight.mul_(shrink)

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from powerplan.errors import InputError
 from powerplan.kernels import power_attention, power_attention_step
+from powerplan.kernels.api import DEGREES
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.heads import HeadedMixer
 
@@ -18,6 +20,10 @@ class PowerAttention(HeadedMixer):
         self, mixer: FeatureAttention, hidden: int, *, rope: bool, impl: str = "auto", **settings: Any
     ) -> None:
         super().__init__(mixer, hidden, rope=rope, **settings)
+        if mixer.degree not in DEGREES:
+            raise InputError(f"p={mixer.degree}: the kernels run degrees {DEGREES[0]} to {DEGREES[-1]}")
+        if mixer.degree % 2 and mixer.has_normaliser:
+            raise InputError(f"p={mixer.degree} needs normalize: false: weights of odd degrees have both signs")
         self.p, self.normalize = mixer.degree, mixer.has_normaliser
         self.chunk_size, self.impl = mixer.chunk_size, impl
 

@@ -8,7 +8,7 @@ from kinds import HEADS, MIXERS, SHARED, spec_of
 
 from powerplan.errors import InputError
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Forgetting, Mamba1
+from powerplan.mixers import Forgetting, Mamba1, Power
 from powerplan.models import build_layer
 from powerplan.models.rope import angles, rotate
 from powerplan.spec import ModelSpec, Norm
@@ -72,6 +72,8 @@ def test_norms(per_layer: int) -> None:
         (catalogue_spec("rwkv7-0.1b"), 0, "rwkv7 layers are not built; built are attention, mla, power, "),
         (spec_of(Mamba1(inner_size=8, dt_rank=2)), 0, "mamba1 layers are not built; built are attention"),
         (spec_of(Forgetting(**HEADS)), 0, "forgetting layers are not built; built are .*deltanet, gated_deltanet, kda"),
+        (spec_of(Power(**HEADS, p=3)), 0, "p=3 needs normalize: false: weights of odd degrees have both signs"),
+        (spec_of(Power(**HEADS, p=6)), 0, "p=6: the kernels run degrees 1 to 4"),
         (catalogue_spec("deepseek-v3.2-exp"), 0, "dsa, top 2,048 layers are not built; built are attention, mla"),
     ],
 )

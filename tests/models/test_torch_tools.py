@@ -6,15 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import torch._dynamo
 import two_processes
+from kinds import MIXERS, spec_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from two_processes import RATE, gradients, loss_of, run_in_two, small_model, small_spec, some_tokens
 
-from powerplan.models import build_model
+from powerplan.errors import InputError
+from powerplan.models import Cache, Slot, build_model
 from powerplan.models.decoder import STANDARD_DEVIATION
 
 
@@ -80,6 +83,29 @@ def test_activation_checkpointing() -> None:
     for layer in model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     torch.testing.assert_close(step(model, some_tokens()), exact)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_with_a_cache_is_refused(reentrant: bool) -> None:
+    """The second call would follow tokens that the first has put there: wrong gradients, and a wrong cache."""
+    layer = small_model(dtype=torch.float64).layers[0]
+    x = torch.randn(2, 8, 32, dtype=torch.float64, requires_grad=True)
+    out = checkpoint(layer, x, Slot(), use_reentrant=reentrant)
+    with pytest.raises(InputError, match="a cache cannot be filled again in a backward pass"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["qk-norm", "full qk-norm", "sinks", "power", "linear"])
+def test_norms_in_float32_under_autocast(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where autocast computes them so; values are then narrower than queries and keys."""
+    normed = torch.nn.RMSNorm.forward
+    monkeypatch.setattr(torch.nn.RMSNorm, "forward", lambda self, x: normed(self, x.float()))
+    model = build_model(spec_of(msgspec.structs.replace(MIXERS[kind], qk_norm="head"), repeat=2))
+    tokens, cache = torch.randint(9, (2, 12)), Cache()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens[:, :8], cache)
+        assert model(tokens[:, 8:9], cache).isfinite().all()
+        model.loss(tokens).mean().backward()
 
 
 def test_a_window_is_made_in_fake_and_real_tensors_alike() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from kinds import EXPERTS, MIXERS, SHARED, spec_of
@@ -51,6 +52,24 @@ def test_the_last_matrices_of_branches_begin_smaller() -> None:
     for name in ("mixer.o_proj.weight", "ffn.experts.down"):
         assert weights[f"layers.3.{name}"].std().item() == pytest.approx(0.02 / 4, rel=0.1)
     assert weights["layers.3.ffn.experts.up"].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_low_rank_projections_begin_like_others() -> None:
+    torch.manual_seed(0)
+    mixer = msgspec.structs.replace(MIXERS["mla"], q_lora_rank=64, kv_lora_rank=64)
+    weights = dict(build_model(spec_of(mixer, repeat=8, hidden_size=64)).named_parameters())
+    for name in ("q_down", "kv_down"):
+        assert weights[f"layers.3.mixer.{name}.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_gates_forget_little_at_first(bias: bool, dtype: torch.dtype) -> None:
+    mixer = msgspec.structs.replace(MIXERS["power"], bias=bias)
+    layer = build_model(spec_of(mixer), dtype=dtype).layers[0]
+    *_, log_g = layer.mixer.project(torch.zeros(2, 9, 16, dtype=dtype))  # type: ignore[union-attr]
+    assert log_g.dtype == torch.promote_types(dtype, torch.float32)
+    assert log_g.exp().detach().numpy() == pytest.approx(0.999)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # Torch's RMSNorm of float32 weights under autocast.
@@ -113,3 +132,7 @@ def test_models_are_saved_and_loaded(kind: str, tied: bool, tmp_path: Path) -> N
     tokens = torch.randint(9, (2, 20))
     assert torch.equal(model(tokens), other(tokens))
     assert (other.lm_head.weight is other.embedding.weight) == tied
+    assigned = build_model(spec, device="meta")
+    assigned.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(model(tokens), assigned(tokens))
+    assert (assigned.lm_head.weight is assigned.embedding.weight) == tied
