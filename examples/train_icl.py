@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,15 @@ def work(job: Job) -> None:
     _say(f"{run.name}: {run.step:,} steps, {last:.3f} {task.unit} in the last bin, {rate}")
 
 
-def _worker(jobs: multiprocessing.SimpleQueue[Job | None]) -> None:
+def _worker(jobs: Sequence[Job], next_one: Synchronized[int]) -> None:
+    """Do what nobody has begun, one job after another; `next_one` counts what was begun."""
     try:
-        while (job := jobs.get()) is not None:
-            work(job)
+        while True:
+            with next_one.get_lock():
+                index, next_one.value = next_one.value, next_one.value + 1
+            if index >= len(jobs):
+                return
+            work(jobs[index])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except PowerplanError as error:
@@ -178,10 +184,8 @@ def _run_all(jobs: Sequence[Job], at_once: int) -> None:
             work(job)
         return
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    for item in (*jobs, *[None] * at_once):
-        queue.put(item)
-    workers = [context.Process(target=_worker, args=(queue,)) for _ in range(at_once)]
+    next_one = context.Value("i", 0)
+    workers = [context.Process(target=_worker, args=(jobs, next_one)) for _ in range(at_once)]
     for worker in workers:
         worker.start()
     left = list(workers)

@@ -24,8 +24,9 @@ from icl.settings import PRESETS, TaskSettings
 from icl.variants import MIXERS, variants
 from powerplan import Accounting
 from powerplan.budget import train_flops
+from powerplan.errors import MachineError
 from powerplan.swaps import same_state_window
-from train_icl import main
+from train_icl import Job, _run_all, main
 
 
 def script(name: str) -> ModuleType:
@@ -247,6 +248,10 @@ def test_training_asks_about_few_statements_and_about_all() -> None:
         ("--context 32k", "--context: 32,768 is not a power of two from 64 to 16,384"),
         ("--preset lapto", "--preset: 'lapto' is not a preset; did you mean laptop? allowed are laptop, tiny"),
         ("--match time", "--match: 'time' is not one; allowed are flops, tokens"),
+        (
+            "--tasks code --context 16k --batch 4096",
+            "--batch: fewer pieces of 16,385 bytes than --batch asks for: 4,096",
+        ),
         ("--seeds 0", "--seeds: 0 is out of range; allowed are 1 to 100"),
         ("--steps 10 --flops 1e9", "--steps and --flops both say how long to train; give one"),
         ("--match tokens --flops 1e9", "--flops cannot be matched by tokens; give --steps"),
@@ -256,6 +261,15 @@ def test_training_asks_about_few_statements_and_about_all() -> None:
 def test_refusals(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "tiny", "--out", str(tmp_path), *arguments.split()]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_more_jobs_than_a_pipe_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each of two processes fails at its first job; none waits for the others to be handed out."""
+    settings = replace(TINY["code"], context=2**30)
+    job = Job("code", settings, "power", 0, "flops", Place(tmp_path))
+    with pytest.raises(MachineError, match="a run ended with exit code 2"):
+        _run_all([job] * 500, 2)
+    assert "has no training files of 1,073,741,825 bytes" in capfd.readouterr().err
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

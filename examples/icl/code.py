@@ -73,11 +73,16 @@ class Code:
             if not found:
                 raise InputError(f"{self.folder} has no {kind} files of {self.length:,} bytes", "--context")
         self._text = torch.frombuffer(bytearray(b"".join(file.content for file in self.training)), dtype=torch.uint8)
+        # Every epoch has as many pieces: all that fit into each file.
+        self._batches = sum(len(file.content) // self.length for file in self.training) // self.batch_size
+        if not self._batches:
+            raise InputError(
+                f"fewer pieces of {self.length:,} bytes than --batch asks for: {self.batch_size:,}", "--batch"
+            )
         self._epoch: tuple[tuple[int, int], Tensor] | None = None
 
     def batch(self, seed: int, step: int) -> Batch:
-        per_epoch = self._order(seed, 0).numel() // self.batch_size
-        epoch, place = divmod(step, per_epoch)
+        epoch, place = divmod(step, self._batches)
         starts = self._order(seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return self._batch(self._text[starts[:, None] + torch.arange(self.length)])
 

@@ -79,6 +79,6 @@ def legend(model: Mapping[str, Any]) -> str:
 
 def title(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
-    words = {"flops": "FLOPs", "tokens": "tokens"}
+    equal = {"flops": "FLOPs", "tokens": "tokens"}[record["match"]]
     seeds = max(found["seeds"] for found in record["summary"])
-    return f"{record['task']}: context {settings['context']:,}, equal {words[record['match']]}, mean ± spread of {seeds} seeds"
+    return f"{record['task']}: context {settings['context']:,}, equal {equal}, mean ± spread of {seeds} seeds"

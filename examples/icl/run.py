@@ -27,12 +27,6 @@ from powerplan.models import Decoder, build_model
 from powerplan.output import write_whole
 from powerplan.units import format_duration
 
-GATE = 0.999
-"""What a gate keeps per token at first, as in the training code of arXiv 2507.04239 (power-attention, train/model.py).
-
-Half, which a bias of 0 would mean, forgets everything within a few tokens, and learns slowly not to.
-"""
-
 WIDTH = 768
 """Hidden size that the standard deviation of powerplan.models' weights is for: GPT-2's."""
 
@@ -200,16 +194,13 @@ class Run:
 
 @torch.no_grad()
 def prepare(model: Decoder, gain: float) -> None:
-    """Fit the weights that `build_model` drew to a narrow model, times `gain`, and open its gates to GATE.
+    """Fit the weights that `build_model` drew to a narrow model, times `gain`.
 
     They have GPT-2's standard deviation, for a width of WIDTH; matrices of layers get that of the same share of width.
     """
     for module in model.layers.modules():
         if isinstance(module, nn.Linear):
             module.weight.mul_(gain * math.sqrt(WIDTH / model.spec.hidden_size))
-    for name, parameter in model.named_parameters():
-        if name.endswith("g_proj.bias"):
-            nn.init.constant_(parameter, math.log(GATE / (1 - GATE)))
 
 
 def optimizer(model: nn.Module, settings: TaskSettings, rate: float) -> torch.optim.AdamW:
