@@ -57,7 +57,7 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, value in record["data"]["baselines"].items():
         axes.axhline(value, color="0.5", linewidth=1, linestyle=":")
-        axes.annotate(name, (centres[-1], value), va="bottom", ha="right", color="0.4", fontsize="small")
+        axes.annotate(name, (centres[len(centres) // 2], value), va="bottom", color="0.4", fontsize="small")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
     axes.set_xlabel(record["over"])
