@@ -18,9 +18,9 @@ from powerplan.dims import chunked_power_flops, spow_dim
 from powerplan.kernels import packed
 from powerplan.kernels.plan import TILE, Plan
 
-# out [B, T, H, V]; final state [N, G, D, W], the normaliser its last column; for the backward pass: sums of weights
-# [B, T, H], and states to restart from with their keys, in the engine's own layout. What nobody wants is empty.
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# Outputs: out [B, T, H, V]; final state [N, G, D, W], the normaliser its last column; for the backward pass: sums of
+# weights [B, T, H], and states to restart from with their keys, in the engine's own layout. What nobody wants is empty.
+# Types are written out: before torch 2.7, schemas are made from annotations in torch's own names.
 
 
 def plan_of(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, chunk: int, normalize: bool) -> Plan:
@@ -56,7 +56,7 @@ def chunked_power(
     keep: bool,
     want_state: bool,
     engine: str,
-) -> Outputs:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, G, D, W]."""
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     with _inside(q):
@@ -92,7 +92,7 @@ def _(
     keep: bool,
     want_state: bool,
     engine: str,
-) -> Outputs:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # Head dims become constants of the graph, as phi's dimension does; batch and time may stay symbolic.
     plan = plan_of(q, k, v, p, scale, chunk, normalize)
     sequences = _sequences(k, cu_seqlens)
@@ -215,7 +215,7 @@ def _(
     return v.new_empty(*q.shape[:2], v.shape[2]), kv.new_empty(kv.shape), key.new_empty(key.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, log_g, state, cu_seqlens, *ctx.settings = inputs
     ctx.has_state = state is not None
     out, final, norm, states, keys = output

@@ -19,6 +19,9 @@ LARGEST_IN_FP32 = 64
 For p = 1, where the state is one block, of q and k in fp16 too: its operands have 32 bits.
 """
 
+INSTALLED = find_spec("triton") is not None
+"""Found once: torch.compile could not trace the search before torch 2.7."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CHUNKS = {1: 256, 2: 1024, 3: 4096, 4: 4096}
@@ -31,7 +34,7 @@ beside 512 for q, k, v and out.
 
 def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
     """Return what stands in the way of running [B, T, H, K] queries and [B, T, G, V] values here, or None."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "needs the triton package, which is not installed (on Linux: pip install triton)"
     if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"runs on a CUDA device, and q is on {q.device}; on the CPU only under TRITON_INTERPRET=1, for tests"

@@ -12,7 +12,6 @@ float32, or in float64 for float64 inputs.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +21,9 @@ from torch import Tensor
 LOWEST = {torch.float32: -20.0, torch.float64: -80.0}
 """Log decays below these count as these: exp(-20) = 2e-9 and exp(-80) = 2e-35 are far below the dtype's precision, and
 half a row block of them (ROWS) stays in its range."""
+
+HAS_FLA = find_spec("fla") is not None
+"""Whether flash-linear-attention is installed, found once: torch.compile could not trace the search before 2.7."""
 
 ROWS = 8
 """Rows that share an anchor where each key channel has a decay of its own: exponents reach 4 times LOWEST."""
@@ -174,12 +176,7 @@ def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
 def _fla_takes(q: Tensor, v: Tensor) -> bool:
     """Return whether flash-linear-attention's kernels run these: CUDA, half precision, key head dims up to 256."""
     half = q.dtype in (torch.bfloat16, torch.float16) and v.dtype == q.dtype
-    return q.is_cuda and half and q.shape[-1] <= 256 and _has_fla()
-
-
-@cache
-def _has_fla() -> bool:
-    return find_spec("fla") is not None
+    return q.is_cuda and half and q.shape[-1] <= 256 and HAS_FLA
 
 
 def _by_fla(

@@ -165,7 +165,7 @@ def test_triton_needs_a_gpu_or_its_interpreter_and_says_so(monkeypatch: pytest.M
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "find_spec", lambda name: None)
+    monkeypatch.setattr(support, "INSTALLED", False)
     with pytest.raises(ValueError, match="impl='triton' needs the triton package, which is not installed"):
         power_attention(**tensors(), impl="triton")
 
