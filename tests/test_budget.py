@@ -204,3 +204,9 @@ def test_compare_puts_models_side_by_side(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "deepseek-v3: 671B parameters, 37.55B active, 61 layers of 7,168; balanced at 29,315 tokens" in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_weights_are_the_same_but_for_gates(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in (("gpt2-small", "the same weights, with"), ("power-coder-3b", "the same weights but for gates,")):
+        assert main(["budget", name]) == 0
+        assert said in capsys.readouterr().out

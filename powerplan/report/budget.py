@@ -77,12 +77,14 @@ def budget_report(
     after = ["Not all its layers can take another mixer at the same weights: --mixer asks what one would make of it."]
     if len(rows) == 1:
         return Report(SCHEMA, payload, _COLUMNS, rows, before=lines, after=after)
+    shape = default_shape(budget.accounting.spec)
+    weights_stay = all(other.budget.row.weight_flops == row.weight_flops for other in others)
+    gates = "" if weights_stay or shape is not None else " but for gates"
     after = [
-        "As many FLOPs, and the same weights, with another mixer in every layer. Training is 3x forward.",
+        f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",
         "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows",
         "of the same heads, and in the model as it is.",
     ]
-    shape = default_shape(budget.accounting.spec)
     if shape is not None:
         after.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     return Report(SCHEMA, payload, _COLUMNS, rows, before=lines, after=after)
