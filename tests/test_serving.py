@@ -21,6 +21,7 @@ from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.mixers.base import total
 from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
+from powerplan.swaps import sequence_mixers
 
 KIMI = "kimi-linear-48b-a3b"
 H100 = find_device("h100-sxm")
@@ -181,6 +182,18 @@ def test_only_what_a_twin_differs_in_is_changed() -> None:
         assert kinds == {kind}
         own = {use.layer.mixer for use in spec.layer_uses() if use.layer.mixer and use.layer.mixer.kind == kind}
         assert {use.layer.mixer for use in other.uses if use.layer.mixer is not None} == own
+
+
+@pytest.mark.parametrize("name", ["gemma-3-1b", "gpt-oss-20b", "mistral-7b-v0.1"])
+def test_the_twin_of_windows_keeps_every_key(name: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    other, remarks = twin(accounting, "attention")
+    assert remarks == []
+    assert not any(getattr(mixer, "window", None) for mixer in sequence_mixers(other.spec))
+    hybrid, full = (Serving(one, 65_536) for one in (accounting, other))
+    assert full.cache_bytes > hybrid.cache_bytes
+    with pytest.raises(InputError, match="has attention in every layer already"):
+        twin(other, "attention")
 
 
 @pytest.mark.parametrize(
