@@ -202,8 +202,9 @@ def test_the_twin_of_windows_keeps_every_key(name: str) -> None:
         [KIMI, "--ctx", "1M", "--hardware", "h100-sxm", "--devices", "4", "--twin", "mla"],
         ["deepseek-v3", "qwen3-next-80b-a3b", "--ctx", "128k,1M", "--hardware", "h200-sxm", "--devices", "16"],
         ["mamba2-130m", "gpt2-small"],
+        ["kimi-linear-48b-a3b", "--ctx", "128k,1M", "--hardware", "h100-sxm", "--devices", "4", "--twin", "mla"],
     ],
-    ids=["twin", "contexts", "bare"],
+    ids=["twin", "contexts", "bare", "too much"],
 )
 def test_tables_fit_a_terminal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(["decode", *arguments]) == 0
@@ -223,10 +224,33 @@ def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not one sequence fits on h100-sxm" in said("llama-3-8b", "--ctx", "1M")
 
 
+def test_what_does_not_fit_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "llama-3-8b", "--batch", "1,8,64", "--hardware", "h100-sxm"]
+    assert main([*arguments, "--ctx", "128k"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith("llama-3-8b  ")]
+    assert [row[1] for row in rows if row[-1] == "no"] == ["8", "64"]
+    assert "fits: no where weights and state exceed the 74.51 GiB there are." in out
+    assert main([*arguments, "--ctx", "1k"]) == 0
+    assert "fits:" not in capsys.readouterr().out
+
+
+def test_csv_has_the_same_columns_at_one_context_and_at_two(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = []
+    for text in ("128k", "1k,128k"):
+        assert main(["decode", "llama-3-8b", "--ctx", text, "--gpu", "h100-sxm", "--format", "csv"]) == 0
+        tables.append(capsys.readouterr().out.splitlines())
+    one, two = tables
+    assert one[0] == two[0]
+    assert one[0].endswith(",bytes_per_token,step_s,tokens_per_s,fits")
+    assert one[1:] == two[4:]
+    assert [line.split(",")[-1] for line in two[1:]] == ["True", "True", "True", "True", "False", "False"]
+
+
 def test_csv_names_twins_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", KIMI, "--twin", "mla", "--batch", "1", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "name,batch,weight_bytes,cache_bytes,recurrent_bytes,bytes_per_token"
+    assert lines[0] == "name,context,batch,weight_bytes,cache_bytes,recurrent_bytes,bytes_per_token"
     assert [line.split(",")[0] for line in lines[1:]] == [KIMI, f"{KIMI} with mla"]
 
 
