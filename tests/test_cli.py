@@ -123,6 +123,13 @@ def test_csv_holds_raw_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(rows[1]["wsfr"]) == pytest.approx(0.204527, rel=1e-5)
 
 
+def test_a_heading_of_two_lines_is_one_in_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, headings in (("decode gpt2-small", "recurrent"), ("reproduce kimi", "published")):
+        out = run(capsys, *command.split(), "--format", "markdown")
+        assert f" {headings} |" in out
+    assert "|   bytes per token |" in run(capsys, "decode", "gpt2-small", "--format", "markdown")
+
+
 def test_markdown_is_a_pipe_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "dims", "--head-dim", "64", "--p", "2", "--format", "markdown").splitlines()
     assert lines[0].startswith("|")
