@@ -287,6 +287,15 @@ def test_kernels_without_torch_say_what_is_missing() -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["--help", "wsfr --help", "--version", "models --format json", "wsfr gpt2-small"])
+def test_a_reader_that_has_gone_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SCRIPT, *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     process = subprocess.run(
         f"'{SCRIPT}' models --format json | head -c 10", shell=True, capture_output=True, text=True, check=False
