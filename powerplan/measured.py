@@ -139,6 +139,16 @@ class Profile:
         flops, moved = Fraction(saved.peak_flops_per_s), Fraction(saved.bandwidth_bytes_per_s)
         return Peak(saved.device, flops, moved, saved.peak_of or "its peak")
 
+    def elsewhere(self, name: str) -> str | None:
+        """Return a remark where the device `name`, whose rates are counted with, is not the one that was measured."""
+        try:
+            own = find_device(self.saved.device).name
+        except InputError:
+            own = self.saved.device
+        if own == name:
+            return None
+        return f"{self.path} was measured on {own}: times add the mixers' part there to the weights' part on {name}"
+
     def training_time(self, mixer: Mixer, context: int) -> Timing | Unmeasured:
         """Return the fastest forward+backward time of `mixer`, or what the file lacks.
 

@@ -172,6 +172,22 @@ def test_a_profile_brings_the_rates_of_its_own_device(capsys: pytest.CaptureFixt
     assert "weights at 50 % of the product seen" in " ".join(capsys.readouterr().out.split())
 
 
+def test_times_of_two_machines_are_not_added_without_a_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = profile_of(tmp_path / "p.json", [{**POWER, "context": 65_536, "ms_p50": 65.536}])
+    model = ["gpt2-small", "--measured", path]
+    for device in ("h100-sxm", "2 cores"):
+        Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | {"device": device}))
+        for command in (["budget", "--mixer", "power:p=2", "--tokens", "2.4B"], ["recommend", "--ctx", "64k"]):
+            for other in ("h100-sxm", "H100 SXM", "a100-80gb-sxm"):
+                assert main([*command, *model, "--hardware", other]) == 0
+                name = find_device(other).name
+                remark = (
+                    f"note: {path} was measured on {device}: times add the mixers' part there to the weights' part on "
+                    f"{name}\n"
+                )
+                assert capsys.readouterr().err == ("" if name == device else remark)
+
+
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = profile_of(tmp_path / "p.json", [{**POWER, "mixer": "attention", "p": None, "context": 4096, "ms_p50": 1}])
     result, err = run(capsys, "gpt2-small", "--tokens", "2.4B", "--gpu", "h100-sxm", "--measured", path)

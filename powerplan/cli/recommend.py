@@ -194,6 +194,8 @@ def recommend(
     report = recommend_report(answer)
     if profile is not None and answer.recommended.times is None:
         notes.append(f"{profile.label}: no device of the catalogue and no rates of it, so times need --hardware")
+    elif profile is not None and limits.device is not None and (remark := profile.elsewhere(limits.device.name)):
+        notes.append(remark)
     _narrate(notes)
     say.show(report, output)
     chosen = answer.candidates[place - 1]
