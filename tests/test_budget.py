@@ -188,6 +188,19 @@ def test_times_of_two_machines_are_not_added_without_a_word(capsys: pytest.Captu
                 assert capsys.readouterr().err == ("" if name == device else remark)
 
 
+def test_hours_of_a_device_that_has_a_description_for_a_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = profile_of(tmp_path / "p.json", [{**POWER, "context": 16_384, "ms_p50": 1}])
+    rates = {"device": "2 cores, x86_64", "peak_flops_per_s": 2e11, "bandwidth_bytes_per_s": 3e10}
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | rates))
+    assert main(["budget", "gpt2-small", "--flops", "1e18", "--measured", path]) == 0
+    out = capsys.readouterr().out
+    assert "3,472 device hours (2 cores, x86_64) at 40 % of its peak, 80GFLOP/s: 145 days on one device" in out
+    assert main(["budget", "gpt2-small", "--flops", "1e18", "--gpu", "h100-sxm"]) == 0
+    assert "0.702 h100-sxm hours at 40 %" in capsys.readouterr().out
+
+
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = profile_of(tmp_path / "p.json", [{**POWER, "mixer": "attention", "p": None, "context": 4096, "ms_p50": 1}])
     result, err = run(capsys, "gpt2-small", "--tokens", "2.4B", "--gpu", "h100-sxm", "--measured", path)

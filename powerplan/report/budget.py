@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.budget import TRAINING, Alternative, Budget, Rate
+from powerplan.hardware import devices as catalogue
 from powerplan.report.render import Column, Report
 from powerplan.report.wsfr import convention_of, model_of, show_bytes, show_ratio
 from powerplan.swaps import AS_IS, default_shape, short
@@ -102,7 +103,9 @@ def _time(budget: Budget, clock: Clock) -> tuple[dict[str, Any], str]:
     }
     hours = f"{seconds / 3600:,.0f}" if seconds >= 36_000 else f"{seconds / 3600:.3g}"
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    unit = f"{rate.peak.name} hours" if clock.measured is None else "device hours,"
+    # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
+    unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
+    unit = unit if clock.measured is None else "device hours,"
     line = f"{hours} {unit} {clock.describe()}: {format_duration(seconds / rate.devices)} on {devices}"
     return entry, line
 
