@@ -326,6 +326,20 @@ def test_a_profile_of_any_device_gives_its_times(capsys: pytest.CaptureFixture[s
     assert f"Not in {path}, so a roofline: attention with 12 heads of 64" in " ".join(out.split())
 
 
+def test_power_is_named_only_where_it_ranks_before_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "power learns more from the same state"
+    kimi = run(capsys, "kimi-linear-48b-a3b", "--ctx", "1M", "--only", "window,kda")
+    assert kimi["recommended"]["label"].startswith("window")
+    assert kimi["recommended"]["why"] == "balanced"
+    for arguments in (["--only", "window,attention"], []):
+        candidates = run(capsys, "gpt2-small", *arguments)["candidates"]
+        ahead = False
+        for item in candidates:
+            if item["mixer"].startswith("window") and " + " not in item["mixer"]:
+                assert (said in item["why"]) == ahead
+            ahead = ahead or "power" in item["mixer"]
+
+
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
     lines = table(capsys, "llama-3-8b", "--ctx", "8k,64k", "--hardware", "h100-sxm", "--format", "csv").splitlines()
     assert lines[0] == "rank,label,wsfr_8192,wsfr_65536,state_bytes,train_s_per_token,decode_s_per_token"
