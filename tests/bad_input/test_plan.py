@@ -72,6 +72,14 @@ WRONG: dict[str, tuple[object, str]] = {
         {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "ms_p50": 0}]},
         "Expected `float` > 0.0 - at `$.results[0].ms_p50`",
     ),
+    "nan": (
+        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "tflops": float("nan")}]},
+        "holds a number that is not finite, such as NaN",
+    ),
+    "infinite": (
+        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "ms_p50": float("inf")}]},
+        "holds a number that is not finite, such as NaN",
+    ),
     "missing": ({"schema": "powerplan.profile/1", "results": []}, "Object missing required field `device`"),
 }
 
