@@ -16,9 +16,8 @@ from powerplan.cli import main
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.load import catalogue_spec, catalogue_text, load_model
 from powerplan.measured import read_profile
-from powerplan.mixers import DSA, MLA, Attention, Convention, Power
+from powerplan.mixers import DSA, MLA, Convention, Power
 from powerplan.mixers.base import total
-from powerplan.whatif import with_mixer
 
 FIVE_PERCENT = math.log(20 / 19)
 
@@ -370,51 +369,3 @@ def test_the_planner_knows_what_the_kernels_have() -> None:
     from powerplan.kernels.api import DEGREES
 
     assert KERNEL_DEGREES == DEGREES
-
-
-UNLIKE = """
-name: unlike
-vocab_size: 32000
-hidden_size: 2048
-layers:
-  - repeat: 4
-    pattern:
-      - mixer: {kind: linear, heads: 8, head_dim: 256}
-        ffn: {kind: mlp, intermediate_size: 8192}
-      - mixer: {kind: attention, heads: 16, kv_heads: 4, head_dim: 64}
-        ffn: {kind: mlp, intermediate_size: 8192}
-"""
-HYBRID = Path(__file__).resolve().parents[2] / "examples" / "hybrid.yaml"
-
-
-@pytest.mark.parametrize("text", [UNLIKE, HYBRID.read_text(encoding="utf-8")], ids=["unlike", "hybrid"])
-def test_every_command_counts_the_same_swap_alike(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
-) -> None:
-    """recommend, its --solve window, budget and wsfr --mixer: one answer, where layers have other heads, or gates."""
-    path = tmp_path / "model.yaml"
-    path.write_text(text, encoding="utf-8")
-    answer = run(capsys, str(path), "--ctx", "64k")
-    window = answer["balanced_window"]
-    assert run(capsys, str(path), "--ctx", "64k", "--solve", "window")["value"] == window
-    assert main(["budget", str(path), "--ctx", "64k", "--format", "json"]) == 0
-    budget = {row["mixer"]: row for row in json.loads(capsys.readouterr().out)["alternatives"]}
-    rows = by_mixer(answer)
-    assert rows[f"window:{window}"]["wsfr"] == pytest.approx(1, rel=1e-3)
-    for mixer in (f"window:{window}", "power:p=2", "power:p=3"):
-        accounting = Accounting(with_mixer(load_model(path).spec, mixer)[0])
-        row = accounting.row(65_536)
-        assert rows[mixer]["wsfr"] == budget[mixer]["wsfr"] == float(row.wsfr or 0)
-        assert rows[mixer]["params_total"] == accounting.total_parameters.with_embeddings
-        assert rows[mixer]["state_bytes"] == budget[mixer]["state_bytes"] == row.state_bytes
-
-
-def test_what_is_one_kind_is_written_as_one_kind(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "out.yaml"
-    assert main(["recommend", str(HYBRID), "--ctx", "64k", "--write", str(path)]) == 0
-    assert "9 attention + 7 power p=2" in capsys.readouterr().out
-    uses = load_model(path).spec.layer_uses()
-    assert [(use.count, use.layer.mixer) for use in uses] == [
-        (9, Attention(heads=32, kv_heads=8, head_dim=64)),
-        (7, Power(heads=32, kv_heads=8, head_dim=64, p=2, gated=True)),
-    ]
