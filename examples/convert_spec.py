@@ -1,4 +1,4 @@
-"""A model with its attention replaced: by power p=2 everywhere, or by three windows to one power layer.
+"""A model with another mixer in place of attention: power p=2, or three windows to one power layer.
 
 Usage: python examples/convert_spec.py [MODEL] [CONTEXT] [OUT.yaml]
 """
@@ -12,6 +12,7 @@ import msgspec
 
 from powerplan import Accounting, ModelSpec, load_model
 from powerplan.dump import spec_to_yaml
+from powerplan.errors import PowerplanError
 from powerplan.spec import Layer, group_layers
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
 from powerplan.whatif import with_mixer
@@ -51,4 +52,11 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(*sys.argv[1:])
+    except PowerplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

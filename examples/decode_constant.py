@@ -11,6 +11,7 @@ import time
 import torch
 
 from powerplan import load_model
+from powerplan.errors import PowerplanError
 from powerplan.mixers import GroupedHeads
 from powerplan.models import Cache, Slot, build_layer
 from powerplan.units import format_bytes, parse_contexts
@@ -40,7 +41,8 @@ def decode(model: str, mixer: str, context: int) -> tuple[int, float]:
 
 def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
     spec = load_model(model).spec
-    heads = next(use.layer.mixer for use in spec.layer_uses() if isinstance(use.layer.mixer, GroupedHeads))
+    uses = with_mixer(spec, MIXERS["softmax, KV cache"])[0].layer_uses()
+    heads = next(use.layer.mixer for use in uses if isinstance(use.layer.mixer, GroupedHeads))
     torch.set_num_threads(1)  # A token is too little work to share.
     print(f"decoding with one layer of {spec.name}: {heads.heads} heads of {heads.head_dim}, float32, one CPU thread\n")
     print("          " + "".join(f"{name:>26}" for name in MIXERS))
@@ -55,4 +57,11 @@ def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(*sys.argv[1:])
+    except PowerplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

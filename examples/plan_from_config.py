@@ -1,4 +1,4 @@
-"""Where does a model stand, and what would other mixers do? From a config.json, a YAML or a catalogue name.
+"""Where does a model (a config.json, a YAML or a catalogue name) stand, and with other mixers?
 
 Usage: python examples/plan_from_config.py [MODEL] [CONTEXT]
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from powerplan import Accounting, load_model
+from powerplan.errors import PowerplanError
 from powerplan.units import format_bytes, format_ratio, parse_context
 from powerplan.whatif import with_mixer
 
@@ -26,4 +27,11 @@ def main(model: str = "llama-3-8b", context: str = "64k") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(*sys.argv[1:])
+    except PowerplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

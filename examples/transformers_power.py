@@ -1,4 +1,4 @@
-"""A Llama of transformers with power attention: trained a little, then writing from a cache that does not grow.
+"""A Llama of transformers with power attention, trained a little: it writes from a constant cache.
 
 Usage: python examples/transformers_power.py [STEPS]
 """
@@ -10,8 +10,9 @@ import sys
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from powerplan.errors import PowerplanError
 from powerplan.models import PowerCache, use_power_attention
-from powerplan.units import format_bytes
+from powerplan.units import format_bytes, parse_integer
 
 TEXT = "the past folds into a state of constant size, and every token costs the same. " * 8
 
@@ -48,12 +49,13 @@ def train(model: LlamaForCausalLM, steps: int) -> None:
 
 
 def main(steps: str = "80") -> None:
+    last = parse_integer(steps, "STEPS", 0, 10**6)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # The matrices are too small to share.
     model = build()
     count = sum(weight.numel() for weight in model.parameters())
     print(f"Llama, {count:,} parameters, attn_implementation={model.config._attn_implementation!r}, p=2, gated\n")
-    train(model, int(steps))
+    train(model, last)
     model.eval()
     prompt = torch.tensor([list(b"the past folds")])
     out = model.generate(prompt, max_new_tokens=64, do_sample=False, past_key_values=PowerCache(model))
@@ -75,4 +77,11 @@ def kept(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(*sys.argv[1:])
+    except PowerplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

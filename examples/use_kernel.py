@@ -14,7 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.dims import spow_dim
+from powerplan.errors import PowerplanError
 from powerplan.kernels import power_attention
+from powerplan.units import parse_integer
 
 PAIRS, VALUES, WIDTH, HEADS, HEAD_DIM, BATCH = 32, 16, 64, 2, 16, 16
 
@@ -54,6 +56,7 @@ class Recall(nn.Module):
 
 
 def main(steps: str = "40") -> None:
+    last = parse_integer(steps, "STEPS", 0, 10**6)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # The matrices are too small to share.
     model = Recall()
@@ -63,7 +66,7 @@ def main(steps: str = "40") -> None:
     print(f"one layer of power attention, p=2, gated, {HEADS} heads of {HEAD_DIM}; {count:,} parameters")
     print(f"its memory: {HEADS} x {state} x {HEAD_DIM + 1} numbers, whatever the context\n")
     print("  step   loss    right")
-    for step in range(int(steps) + 1):
+    for step in range(last + 1):
         keys, asked = torch.rand(2, BATCH, PAIRS).argsort(-1)
         values = torch.randint(VALUES, keys.shape)
         wanted = values.gather(1, keys.argsort(-1)).gather(1, asked)
@@ -72,7 +75,7 @@ def main(steps: str = "40") -> None:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step % max(int(steps) // 10, 1) == 0:
+        if step % max(last // 10, 1) == 0:
             right = (logits.argmax(-1) == wanted).float().mean().item()
             bar = "#" * round(40 * right)
             print(f"{step:6,}  {loss.item():5.3f}  {right:6.1%}  {bar}")
@@ -80,4 +83,11 @@ def main(steps: str = "40") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(*sys.argv[1:])
+    except PowerplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

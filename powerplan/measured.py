@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -139,6 +140,16 @@ class Profile:
         flops, moved = Fraction(saved.peak_flops_per_s), Fraction(saved.bandwidth_bytes_per_s)
         return Peak(saved.device, flops, moved, saved.peak_of or "its peak")
 
+    def elsewhere(self, name: str) -> str | None:
+        """Return a remark where the device `name`, whose rates are counted with, is not the one that was measured."""
+        try:
+            own = find_device(self.saved.device).name
+        except InputError:
+            own = self.saved.device
+        if own == name:
+            return None
+        return f"{self.path} was measured on {own}: times add the mixers' part there to the weights' part on {name}"
+
     def training_time(self, mixer: Mixer, context: int) -> Timing | Unmeasured:
         """Return the fastest forward+backward time of `mixer`, or what the file lacks.
 
@@ -165,17 +176,23 @@ class Profile:
         return Timing(best.seconds_per_token, best.chunk_size, best.context)
 
     def best_chunk(self, mixer: Mixer) -> tuple[int, int] | None:
-        """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several."""
+        """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several.
+
+        Forward passes tell where no training was measured. Decoding has no chunks to choose.
+        """
         if not isinstance(mixer, FeatureAttention):
             return None
         rows = [row for row in self.saved.results if _is_of(row, mixer) and row.chunk_size and row.part == "state"]
-        training = [row for row in rows if row.direction in TRAINING]
-        rows = training or rows
-        longest = max((row.context for row in rows), default=0)
-        times = {row.chunk_size: row.seconds_per_token for row in rows if row.context == longest and row.chunk_size}
-        if len(times) < 2:
-            return None
-        return min(times, key=lambda size: (times[size], size)), len(times)
+        for passes in (TRAINING, FORWARD):
+            timed = [row for row in rows if row.direction in passes]
+            longest = max((row.context for row in timed), default=0)
+            times: dict[int, float] = {}
+            for row in timed:
+                if row.context == longest and row.chunk_size:
+                    times[row.chunk_size] = min(row.seconds_per_token, times.get(row.chunk_size, inf))
+            if len(times) > 1:
+                return min(times, key=lambda size: (times[size], size)), len(times)
+        return None
 
 
 def _is_of(row: Result, mixer: GroupedHeads) -> bool:
@@ -211,9 +228,11 @@ def read_saved(path: str, kind: type[Saved], where: str) -> Saved:
         found = "has no schema" if schema is None else f"is of schema {shown(schema)}"
         raise InputError(f"{path} {found}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
     try:
-        saved = msgspec.json.decode(json.dumps(data), type=kind)
-    except msgspec.ValidationError as error:
+        saved = msgspec.json.decode(json.dumps(data, allow_nan=False), type=kind)
+    except msgspec.DecodeError as error:
         raise InputError(f"{path}: {error}", where) from None
+    except ValueError:  # Python reads NaN and Infinity from JSON, and 1e999 as infinite; no time is either.
+        raise InputError(f"{path} holds a number that is not finite, such as NaN", where) from None
     if not saved.results:
         raise InputError(f"{path} holds no results", where)
     return saved

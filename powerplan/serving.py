@@ -189,7 +189,7 @@ def twin(accounting: Accounting, kind: str) -> tuple[Accounting, list[str]]:
     spec = accounting.spec
     if not sequence_mixers(spec):
         raise InputError(f"{spec.name} has no sequence mixers", f"--twin {kind}")
-    if all(mixer.kind == kind for mixer in sequence_mixers(spec)):
-        raise InputError(f"{spec.name} has {kind} in every layer already", f"--twin {kind}")
     other, remarks = with_mixer(spec, kind)
+    if other.layers == spec.layers:  # Not so where they are all of that kind, but some have windows.
+        raise InputError(f"{spec.name} has {kind} in every layer already", f"--twin {kind}")
     return Accounting(other, accounting.convention), remarks

@@ -11,7 +11,7 @@ from powerplan.dims import KERNEL_DEGREES
 from powerplan.mixers import MLA, Attention, FeatureAttention, GroupedHeads, Mixer, Power
 from powerplan.mixers.base import Convention, total
 from powerplan.spec import ModelSpec
-from powerplan.whatif import parse_mixer, swapped, with_mixer
+from powerplan.whatif import first_of, parse_mixer, swapped, with_mixer
 
 AS_IS = "as it is"
 """The text that stands for no change where others are `--mixer` texts."""
@@ -153,10 +153,11 @@ def grows(mixer: Mixer) -> bool:
 def uniform_state_flops(spec: ModelSpec, text: str, context: int, convention: Convention) -> Fraction:
     """Return the state FLOPs per token with the mixer of `text` in every layer, without building the whole model."""
     kind, settings = parse_mixer(text)
+    known = first_of(spec, kind)
     flops = Fraction(0)
     for use in spec.layer_uses():
         if use.layer.mixer is not None:
-            mixer, _ = swapped(use.layer.mixer, kind, settings, spec.hidden_size)
+            mixer, _ = swapped(use.layer.mixer, kind, settings, spec.hidden_size, known)
             flops += total(mixer.state_flops_terms(context, convention)) * use.count
     return flops
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from powerplan.errors import InputError, choice, shown
-from powerplan.mixers import HEADED, MIXERS, MLA, RWKV7, AnyMixer, GroupedHeads, Mixer
+from powerplan.mixers import HEADED, MIXERS, MLA, RWKV7, AnyMixer, FeatureAttention, GroupedHeads, Mixer
 from powerplan.mixers.linear import MatrixState
 from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
 from powerplan.units import parse_context
@@ -27,12 +27,14 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     """Return `spec` with the mixer that `text` describes in every layer, and remarks on what was assumed.
 
     `text` is a kind with settings: attention, window:4096, power:p=2, power:p=2,gated=true, linear, kda. A layer of
-    that kind keeps its fields; where the model has such layers, the others become like the first of them; else heads
-    and head dims stay as they are, and what the old mixer does not have is taken from the kind's published model.
+    that kind keeps its fields. Elsewhere heads and head dims stay as they are where both kinds have query and
+    key/value heads, and the rest (a gate, a chunk size) is as in the first such layer of the model, so that one kind is
+    one kind in all of them; other layers become like that one altogether, or, where there is none, like the kind's
+    published model.
     Raises InputError for an unknown kind or setting.
     """
     kind, settings = parse_mixer(text)
-    known = next((use.layer.mixer for use in spec.layer_uses() if type(use.layer.mixer) is MIXERS[kind]), None)
+    known = first_of(spec, kind)
     notes: list[str] = []
 
     def change(mixer: Mixer) -> AnyMixer:
@@ -43,12 +45,23 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     return renamed(spec.map_mixers(change), spec.name, text), notes
 
 
+def first_of(spec: ModelSpec, kind: str) -> Mixer | None:
+    """Return the first mixer of `kind` in a model, what `swapped` takes as `known`.
+
+    Else, for power and linear attention, the first of the other one: they have gates and chunks in common.
+    """
+    mixers = [use.layer.mixer for use in spec.layer_uses() if use.layer.mixer is not None]
+    alike = FeatureAttention if issubclass(MIXERS[kind], FeatureAttention) else MIXERS[kind]
+    found = [mixer for mixer in mixers if type(mixer) is MIXERS[kind]]
+    return next(iter([*found, *(mixer for mixer in mixers if isinstance(mixer, alike))]), None)
+
+
 def swapped(
     mixer: Mixer, kind: str, settings: dict[str, Any], hidden: int = 0, known: Mixer | None = None
 ) -> tuple[AnyMixer, list[str]]:
     """Return the mixer of `kind` that takes over from `mixer` what is not set, and remarks on what was assumed.
 
-    hidden: the model's width, for kinds and mixers that do not have heads. known: the first mixer of `kind` in it.
+    hidden: the model's width, for kinds and mixers that do not have heads. known: what `first_of` has.
     """
     shape, remarks = _shape(mixer, kind, hidden, known, {"heads", "head_dim"} <= settings.keys())
     try:
@@ -118,31 +131,38 @@ def _shape(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the fields that a mixer of `kind` takes in the place of `mixer`, and remarks on what changes besides.
 
-    known: the first mixer of that kind in the model, if there is one. heads_set: the settings give heads and head_dim.
+    known: what `first_of` has. heads_set: the settings give heads and head_dim.
     """
     target = MIXERS[kind]
-    model = mixer if type(mixer) is target else known
-    if model is not None:
-        keeps_window = kind not in ("attention", "forgetting")
-        return {
-            field: getattr(model, field) for field in target.__struct_fields__ if keeps_window or field not in _ASKED
-        }, []
+    keeps_window = kind not in ("attention", "forgetting")
+    kept = [field for field in target.__struct_fields__ if keeps_window or field not in _ASKED]
+    if type(mixer) is target:
+        return {field: getattr(mixer, field) for field in kept}, []
+    # Heads are the layer's own, so that its weights stay; what else there is to a kind, a model has once.
+    once = {field: getattr(known, field) for field in kept if field in _fields(known) - _fields(GroupedHeads)}
     if isinstance(mixer, GroupedHeads) and kind in HEADED:
-        return _same_heads(mixer, kind)
+        fields, remarks = _same_heads(mixer, kind)
+        return fields | once, remarks
+    if type(known) is target:
+        return {field: getattr(known, field) for field in kept}, []
     if isinstance(mixer, MLA) and issubclass(target, MLA):
         return _same_latent(mixer, kind)
     if kind in _FROM_HIDDEN:
         fields, remark = _FROM_HIDDEN[kind](hidden)
         return fields, [remark]
     if heads_set:
-        return {}, [f"{kind} with other heads: the weights change too"]
+        return once, [f"{kind} with other heads: the weights change too"]
     heads, remarks = _heads(mixer, kind, hidden)
     if not issubclass(target, MLA):
-        return {field: value for field, value in heads.items() if field in target.__struct_fields__}, remarks
+        return {field: value for field, value in (heads | once).items() if field in target.__struct_fields__}, remarks
     latent = _LATENT | {"qk_nope_head_dim": heads["head_dim"], "v_head_dim": heads["v_head_dim"]}
     return {"heads": heads["heads"], **latent} | (_QUERY_LATENT if kind == "dsa" else {}), [
         f"{kind} with DeepSeek-V3's latents and a RoPE key of 64: the weights change too"
     ]
+
+
+def _fields(mixer: Mixer | type[Mixer] | None) -> set[str]:
+    return set() if mixer is None else set(mixer.__struct_fields__)
 
 
 def _same_heads(mixer: GroupedHeads, kind: str) -> tuple[dict[str, Any], list[str]]:

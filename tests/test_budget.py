@@ -172,6 +172,35 @@ def test_a_profile_brings_the_rates_of_its_own_device(capsys: pytest.CaptureFixt
     assert "weights at 50 % of the product seen" in " ".join(capsys.readouterr().out.split())
 
 
+def test_times_of_two_machines_are_not_added_without_a_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = profile_of(tmp_path / "p.json", [{**POWER, "context": 65_536, "ms_p50": 65.536}])
+    model = ["gpt2-small", "--measured", path]
+    for device in ("h100-sxm", "2 cores"):
+        Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | {"device": device}))
+        for command in (["budget", "--mixer", "power:p=2", "--tokens", "2.4B"], ["recommend", "--ctx", "64k"]):
+            for other in ("h100-sxm", "H100 SXM", "a100-80gb-sxm"):
+                assert main([*command, *model, "--hardware", other]) == 0
+                name = find_device(other).name
+                remark = (
+                    f"note: {path} was measured on {device}: times add the mixers' part there to the weights' part on "
+                    f"{name}\n"
+                )
+                assert capsys.readouterr().err == ("" if name == device else remark)
+
+
+def test_hours_of_a_device_that_has_a_description_for_a_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = profile_of(tmp_path / "p.json", [{**POWER, "context": 16_384, "ms_p50": 1}])
+    rates = {"device": "2 cores, x86_64", "peak_flops_per_s": 2e11, "bandwidth_bytes_per_s": 3e10}
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | rates))
+    assert main(["budget", "gpt2-small", "--flops", "1e18", "--measured", path]) == 0
+    out = capsys.readouterr().out
+    assert "3,472 device hours (2 cores, x86_64) at 40 % of its peak, 80GFLOP/s: 145 days on one device" in out
+    assert main(["budget", "gpt2-small", "--flops", "1e18", "--gpu", "h100-sxm"]) == 0
+    assert "0.702 h100-sxm hours at 40 %" in capsys.readouterr().out
+
+
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = profile_of(tmp_path / "p.json", [{**POWER, "mixer": "attention", "p": None, "context": 4096, "ms_p50": 1}])
     result, err = run(capsys, "gpt2-small", "--tokens", "2.4B", "--gpu", "h100-sxm", "--measured", path)
@@ -204,3 +233,9 @@ def test_compare_puts_models_side_by_side(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "deepseek-v3: 671B parameters, 37.55B active, 61 layers of 7,168; balanced at 29,315 tokens" in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_weights_are_the_same_but_for_gates(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in (("gpt2-small", "the same weights, with"), ("power-coder-3b", "the same weights but for gates,")):
+        assert main(["budget", name]) == 0
+        assert said in capsys.readouterr().out

@@ -123,6 +123,13 @@ def test_csv_holds_raw_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(rows[1]["wsfr"]) == pytest.approx(0.204527, rel=1e-5)
 
 
+def test_a_heading_of_two_lines_is_one_in_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, headings in (("decode gpt2-small", "recurrent"), ("reproduce kimi", "published")):
+        out = run(capsys, *command.split(), "--format", "markdown")
+        assert f" {headings} |" in out
+    assert "|   bytes per token |" in run(capsys, "decode", "gpt2-small", "--format", "markdown")
+
+
 def test_markdown_is_a_pipe_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "dims", "--head-dim", "64", "--p", "2", "--format", "markdown").splitlines()
     assert lines[0].startswith("|")
@@ -278,6 +285,15 @@ def test_kernels_without_torch_say_what_is_missing() -> None:
     assert process.stderr.splitlines()[-1] == (
         "ImportError: powerplan.kernels.power_attention needs torch, and it is not installed: pip install torch"
     )
+
+
+@pytest.mark.parametrize("command", ["--help", "wsfr --help", "--version", "models --format json", "wsfr gpt2-small"])
+def test_a_reader_that_has_gone_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SCRIPT, *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -89,6 +89,29 @@ def test_transformers_power() -> None:
     assert kept == [["36.12", "KiB"]] * 3
 
 
+PLAIN = {
+    "plan_from_config.py": "llama-3-8",
+    "convert_spec.py": "llama-3-8",
+    "decode_constant.py": "gpt2-smal",
+    "use_kernel.py": "many",
+    "transformers_power.py": "many",
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_examples_say_how_they_are_used_and_what_was_wrong(name: str, tmp_path: Path) -> None:
+    if name == "transformers_power.py":
+        pytest.importorskip("transformers")
+    assert f"Usage: python examples/{name}" in run(name, "--help", folder=tmp_path)
+    command = [sys.executable, EXAMPLES / name, PLAIN[name]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert PLAIN[name] in line
+    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 100
+
+
 def test_the_hybrid_spec() -> None:
     loaded = load_model(EXAMPLES / "hybrid.yaml")
     accounting = Accounting(loaded.spec)

@@ -115,11 +115,14 @@ def test_kimi_linear() -> None:
     assert found["eq14"] == {"attention": 2 * 128 * (2**20 + 1), "mla": 320 * (2**20 + 1)}
     assert float(found["prefill"]["prompt FLOPs"]) == pytest.approx(3.66, abs=0.005)
     assert found["decode"]["cache bytes"] == Fraction(27, 7)
+    assert float(found["cache"]["state bytes"]) == pytest.approx(100 * (1 / float(found["decode"]["state bytes"]) - 1))
+    kept, moved = (round(float(found["decode"][name]), 2) for name in ("state bytes", "state bytes moved"))
+    assert (kept, moved) == (3.84, 3.82)  # The former is what `decode --twin mla` prints.
     assert max(found["decode"].values()) < 4
     (result,) = reproduce("kimi")
     assert result.remarks() == [
         "Computed, not published: cache 8.46 GB, and 32.61 GB for the twin; recurrent state 10.49M elements in fp32, "
-        "41.9 MB at any context."
+        "41.9 MB at any context, and 43.4 MB with the last inputs of its short convolutions in bf16."
     ]
     assert computed("kimi")["decode"].agrees == computed("kimi")["prefill"].agrees == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.mixers.base import total
 from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
+from powerplan.swaps import sequence_mixers
 
 KIMI = "kimi-linear-48b-a3b"
 H100 = find_device("h100-sxm")
@@ -166,8 +168,11 @@ def test_kimi_linear_against_its_twin(capsys: pytest.CaptureFixture[str]) -> Non
     assert result["models"][1]["twin_of"] == KIMI
     assert hybrid["cache_bytes"] == 7 * 576 * 2 * 2**20 == 8_455_716_864
     assert full["cache_bytes"] == 27 * 576 * 2 * 2**20 == 32_614_907_904
-    assert hybrid["recurrent_bytes"] == 4 * 10_485_760 + 2 * 20 * 3 * 3 * 4096
+    assert hybrid["recurrent_bytes"] == 4 * 10_485_760 + 2 * 20 * 3 * 3 * 4096 == 43_417_600
+    page = (Path(__file__).resolve().parent.parent / "docs" / "accounting.md").read_text(encoding="utf-8")
+    assert "41.9 MB in\nfp32; `decode` reports 43.4 MB (43,417,600 bytes)" in page
     (against,) = result["twins"]
+    assert against["state_times"] == pytest.approx(3.84, abs=0.005)
     assert against["cache_change"] == pytest.approx(-20 / 27)
     assert against["prefill_times"] == pytest.approx(3.66, abs=0.005)
     assert "time_times" in against["steps"][0]
@@ -183,14 +188,27 @@ def test_only_what_a_twin_differs_in_is_changed() -> None:
         assert {use.layer.mixer for use in other.uses if use.layer.mixer is not None} == own
 
 
+@pytest.mark.parametrize("name", ["gemma-3-1b", "gpt-oss-20b", "mistral-7b-v0.1"])
+def test_the_twin_of_windows_keeps_every_key(name: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    other, remarks = twin(accounting, "attention")
+    assert remarks == []
+    assert not any(getattr(mixer, "window", None) for mixer in sequence_mixers(other.spec))
+    hybrid, full = (Serving(one, 65_536) for one in (accounting, other))
+    assert full.cache_bytes > hybrid.cache_bytes
+    with pytest.raises(InputError, match="has attention in every layer already"):
+        twin(other, "attention")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [KIMI, "--ctx", "1M", "--hardware", "h100-sxm", "--devices", "4", "--twin", "mla"],
         ["deepseek-v3", "qwen3-next-80b-a3b", "--ctx", "128k,1M", "--hardware", "h200-sxm", "--devices", "16"],
         ["mamba2-130m", "gpt2-small"],
+        ["kimi-linear-48b-a3b", "--ctx", "128k,1M", "--hardware", "h100-sxm", "--devices", "4", "--twin", "mla"],
     ],
-    ids=["twin", "contexts", "bare"],
+    ids=["twin", "contexts", "bare", "too much"],
 )
 def test_tables_fit_a_terminal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(["decode", *arguments]) == 0
@@ -210,10 +228,33 @@ def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not one sequence fits on h100-sxm" in said("llama-3-8b", "--ctx", "1M")
 
 
+def test_what_does_not_fit_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "llama-3-8b", "--batch", "1,8,64", "--hardware", "h100-sxm"]
+    assert main([*arguments, "--ctx", "128k"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.startswith("llama-3-8b  ")]
+    assert [row[1] for row in rows if row[-1] == "no"] == ["8", "64"]
+    assert "fits: no where weights and state exceed the 74.51 GiB there are." in out
+    assert main([*arguments, "--ctx", "1k"]) == 0
+    assert "fits:" not in capsys.readouterr().out
+
+
+def test_csv_has_the_same_columns_at_one_context_and_at_two(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = []
+    for text in ("128k", "1k,128k"):
+        assert main(["decode", "llama-3-8b", "--ctx", text, "--gpu", "h100-sxm", "--format", "csv"]) == 0
+        tables.append(capsys.readouterr().out.splitlines())
+    one, two = tables
+    assert one[0] == two[0]
+    assert one[0].endswith(",bytes_per_token,step_s,tokens_per_s,fits")
+    assert one[1:] == two[4:]
+    assert [line.split(",")[-1] for line in two[1:]] == ["True", "True", "True", "True", "False", "False"]
+
+
 def test_csv_names_twins_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", KIMI, "--twin", "mla", "--batch", "1", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "name,batch,weight_bytes,cache_bytes,recurrent_bytes,bytes_per_token"
+    assert lines[0] == "name,context,batch,weight_bytes,cache_bytes,recurrent_bytes,bytes_per_token"
     assert [line.split(",")[0] for line in lines[1:]] == [KIMI, f"{KIMI} with mla"]
 
 

@@ -14,8 +14,11 @@ from powerplan.mixers import (
     RWKV7,
     Attention,
     Convention,
+    FeatureAttention,
     Forgetting,
     GatedDeltaNet,
+    GroupedHeads,
+    Linear,
     Mamba1,
     Mamba2,
     Mixer,
@@ -190,3 +193,42 @@ def test_the_library_refuses_what_the_command_line_cannot_ask() -> None:
         accounting.row(0)
     with pytest.raises(InputError, match="dtype must be fp32, bf16, fp16, fp8, int4, and is 'bf61'"):
         accounting.row(5, "bf61")
+
+
+def unlike() -> ModelSpec:
+    """Return a model whose layers have different heads, one of them gated linear attention, one gated power."""
+    mixers = (
+        Linear(heads=8, head_dim=256, gated=True, chunk_size=128),
+        Attention(heads=16, head_dim=64, kv_heads=4),
+        Attention(heads=32, head_dim=64, kv_heads=8, window=4096),
+        Power(heads=32, head_dim=64, kv_heads=8, p=2, gated=True, tile=16),
+    )
+    layers = tuple(LayerGroup(repeat=2, mixer=mixer) for mixer in mixers)
+    return ModelSpec(name="unlike", vocab_size=32_000, hidden_size=2048, layers=layers)
+
+
+@pytest.mark.parametrize("text", ["attention", "window:512", "power:p=2", "linear"])
+def test_layers_keep_their_heads_and_are_one_kind(text: str) -> None:
+    spec, _ = with_mixer(unlike(), text)
+    mixers = [use.layer.mixer for use in spec.layer_uses()]
+    assert [(m.heads, m.kv_heads, m.head_dim) for m in mixers if isinstance(m, GroupedHeads)] == [
+        (8, 8, 256),
+        (16, 4, 64),
+        (32, 8, 64),
+    ]
+    for mixer in mixers:
+        if isinstance(mixer, FeatureAttention):
+            assert mixer.gated
+        if isinstance(mixer, Power):
+            assert (mixer.tile, mixer.chunk_size) == (16, None)
+        if isinstance(mixer, Linear):
+            assert mixer.chunk_size == 128
+
+
+def test_linear_beside_power_is_gated_in_every_layer() -> None:
+    layers = (
+        LayerGroup(mixer=Attention(heads=4, head_dim=8)),
+        LayerGroup(mixer=Power(heads=4, head_dim=8, p=2, gated=True)),
+    )
+    spec, _ = with_mixer(ModelSpec(name="beside", vocab_size=9, hidden_size=32, layers=layers), "linear")
+    assert [use.layer.mixer for use in spec.layer_uses()] == [Linear(heads=4, head_dim=8, gated=True)]

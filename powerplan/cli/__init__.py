@@ -36,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon_stdout()  # The reader (head, less) has gone, and there is nobody to tell.
         return 0
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _abandon_stdout()  # typer ends the process itself where its commands or its help find the reader gone.
+        return 0
     except OSError as problem:
         _abandon_stdout()
         error(f"cannot write the result: {problem.strerror}")

@@ -85,6 +85,8 @@ def budget(
             timed = measured_time(spec, accounting.row(context), rate, profile)
             if timed.missing is not None:
                 notes.append(f"{timed.missing.describe()}: time is counted at --mfu {mfu} instead")
+            elif (remark := profile.elsewhere(rate.peak.name)) is not None:
+                notes.append(remark)
             clock = Clock(rate, timed.seconds, profile.label)
     if rate is not None and hours is not None:
         if clock is not None and clock.measured is not None:

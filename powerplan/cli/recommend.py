@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from powerplan.spec import ModelSpec
 
 DEFAULT_CONTEXT = "64k"
+TOP = "6"
 
 
 class Keep(StrEnum):
@@ -96,7 +97,7 @@ def recommend(
     ] = None,
     mixer: MixerOption = None,
     measured: MeasuredOption = None,
-    top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = "6",
+    top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[
         str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.", show_default=False)
@@ -146,11 +147,33 @@ def recommend(
     if ctx is None and solve is not Unknown.context:
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
-        if write or plot or len(contexts) > 1:
-            raise InputError("answers with one number: leave --write, --plot and lists of contexts out", "--solve")
+        unused = {
+            "--max-state": max_state,
+            "--max-decode-bytes": max_decode_bytes,
+            "--flops": flops,
+            "--tokens": tokens,
+            "--hardware": hardware,
+            "--devices": count > 1,
+            "--keep": keep is not Keep.weights,
+            "--only": only,
+            "kinds of --exclude": set(excluded) - {LM_HEAD},
+            "--weights-vs-state": weights_vs_state,
+            "--measured": measured,
+            "--top": top != TOP,
+            "--pick": place > 1,
+            "--write": write,
+            "--plot": plot,
+            "lists of contexts": len(contexts) > 1,
+        }
+        given = [option for option, value in unused.items() if value]
+        if given:
+            out = " and ".join(filter(None, (", ".join(given[:-1]), given[-1])))
+            raise InputError(f"answers with one number: leave {out} out", "--solve")
         _narrate(notes)
-        say.show(_solved(spec, solve, contexts[0], ratio, convention), output)
+        say.show(_solved(spec, solve, contexts[0], ratio, convention, dtype), output)
         return
+    if place > 1 and write is None:
+        raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
     profile = read_profile(measured) if measured is not None else None
     request = Request(
         contexts=contexts,
@@ -171,6 +194,8 @@ def recommend(
     report = recommend_report(answer)
     if profile is not None and answer.recommended.times is None:
         notes.append(f"{profile.label}: no device of the catalogue and no rates of it, so times need --hardware")
+    elif profile is not None and limits.device is not None and (remark := profile.elsewhere(limits.device.name)):
+        notes.append(remark)
     _narrate(notes)
     say.show(report, output)
     chosen = answer.candidates[place - 1]
@@ -202,8 +227,11 @@ def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
     return sorted(set(words))
 
 
-def _solved(spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention) -> Report:
+def _solved(
+    spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: Dtype
+) -> Report:
     from powerplan.recommend import solve
     from powerplan.report.recommend import solve_report
 
-    return solve_report(solve(spec, unknown.value, context, target, convention), spec.name, context, target)
+    solution = solve(spec, unknown.value, context, target, convention, dtype.value)
+    return solve_report(solution, spec.name, context, target)

@@ -188,9 +188,12 @@ def recommend(spec: ModelSpec, request: Request) -> Answer:
     if all(unmet for unmet, _ in found):
         raise checkers[shown[0]].infeasible(shown)
     found.sort(key=lambda item: bool(item[0]))
+    shown = [trial for _, trial in found]
     candidates = tuple(
-        _candidate(trial, models[trial], reasons.why(trial, unmet), not unmet, request, contexts, roofline)
-        for unmet, trial in found
+        _candidate(
+            trial, models[trial], reasons.why(trial, unmet, shown[:place]), not unmet, request, contexts, roofline
+        )
+        for place, (unmet, trial) in enumerate(found)
     )
     return Answer(
         base,

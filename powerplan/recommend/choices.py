@@ -20,11 +20,10 @@ from powerplan.swaps import (
     power_text,
     runs_here,
     same_weights,
-    sequence_mixers,
     swappable,
     window_text,
 )
-from powerplan.whatif import parse_mixer, swapped
+from powerplan.whatif import first_of, parse_mixer, swapped
 
 KINDS = ("attention", "window", "linear", "power", "mla")
 """Families of mixers that --only and --exclude name; "mix" is the sixth word."""
@@ -112,10 +111,14 @@ class Choice:
         return self.family == "power" and self.degree is not None and self.degree % 2 == 1
 
 
-def choice(text: str, classes: Iterable[Mixer], **marks: bool) -> Choice:
-    """Return the choice that a `--mixer` text means in layers of these classes, which have heads."""
+def choice(spec: ModelSpec, text: str, classes: Iterable[Mixer], **marks: bool) -> Choice:
+    """Return the choice that a `--mixer` text means in layers of these classes, which have heads.
+
+    As `--mixer` has it: what is one kind is one kind in all layers, gates and all.
+    """
     kind, settings = parse_mixer(text)
-    mixers = tuple(swapped(mixer, kind, settings)[0] for mixer in classes)
+    known = first_of(spec, kind)
+    mixers = tuple(swapped(mixer, kind, settings, spec.hidden_size, known)[0] for mixer in classes)
     return Choice(text, mixers, family(mixers[0]), **marks)
 
 
@@ -124,9 +127,7 @@ def asked_choices(spec: ModelSpec, scope: Scope, kinds: Iterable[str]) -> list[C
     made = []
     for kind in ASKED:
         if kind in kinds:
-            known = next((mixer for mixer in sequence_mixers(spec) if mixer.kind == kind), None)
-            mixers = tuple(swapped(mixer, kind, {}, spec.hidden_size, known)[0] for mixer in scope.classes)
-            made.append(Choice(kind, mixers, family(mixers[0])))
+            made.append(choice(spec, kind, scope.classes))
     return _distinct(made)
 
 
@@ -143,18 +144,18 @@ def shape_of(spec: ModelSpec, scope: Scope) -> Shape | None:
 def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> list[Choice]:
     """Return the choices for all layers of a scope at once: every kind, every degree, every shape of the heads."""
     classes, named = scope.classes, default_shape(spec)
-    made = [choice(mixer_text("attention", *_named(named)), classes)]
-    made += [choice(window_text(window, named), classes) for window in windows]
-    made.append(choice(mixer_text("linear", *_named(named)), classes))
-    made += [choice(power_text(p, named), classes) for p in DEGREES]
-    made += [choice(power_text(p, named, normalize=False), classes) for p in DEGREES if p % 2]
+    made = [choice(spec, mixer_text("attention", *_named(named)), classes)]
+    made += [choice(spec, window_text(window, named), classes) for window in windows]
+    made.append(choice(spec, mixer_text("linear", *_named(named)), classes))
+    made += [choice(spec, power_text(p, named), classes) for p in DEGREES]
+    made += [choice(spec, power_text(p, named, normalize=False), classes) for p in DEGREES if p % 2]
     own = shape_of(spec, scope)
     if own is not None:
         others = same_weights(own)
         for shape in (own, *others):
-            made += [choice(_power(p, shape), classes, reshaped=True) for p in DEGREES if shape != own]
+            made += [choice(spec, _power(p, shape), classes, reshaped=True) for p in DEGREES if shape != own]
             for shared in fewer_kv_heads(shape):
-                made += [choice(_power(p, shared), classes, reshaped=shape != own, fewer=True) for p in DEGREES]
+                made += [choice(spec, _power(p, shared), classes, reshaped=shape != own, fewer=True) for p in DEGREES]
     return _distinct(made)
 
 
@@ -165,21 +166,21 @@ def mix_choices(spec: ModelSpec, scope: Scope, context: int) -> list[Choice]:
     if len(classes) == 1 and family(classes[0]) not in ("attention", "window", "linear", "power"):
         made.append(staying(classes))
     if named is None:
-        made.append(choice(mixer_text("attention"), classes))
-    made += [choice(window_text(window, named), classes) for window in WINDOWS if window < context]
-    made.append(choice(mixer_text("linear", *_named(named)), classes))
+        made.append(choice(spec, mixer_text("attention"), classes))
+    made += [choice(spec, window_text(window, named), classes) for window in WINDOWS if window < context]
+    made.append(choice(spec, mixer_text("linear", *_named(named)), classes))
     degrees = [p for p in KERNEL_DEGREES if p > 1]
-    made += [choice(power_text(p, named, normalize=p % 2 == 0), classes) for p in degrees]
+    made += [choice(spec, power_text(p, named, normalize=p % 2 == 0), classes) for p in degrees]
     own = shape_of(spec, scope)
     if own is not None:
-        made += [choice(_power(p, shape), classes, reshaped=True) for shape in same_weights(own) for p in degrees]
+        made += [choice(spec, _power(p, shape), classes, reshaped=True) for shape in same_weights(own) for p in degrees]
     return _distinct(made)
 
 
-def softmax_in_place(classes: tuple[Mixer, ...], named: Shape | None) -> tuple[Mixer, ...]:
+def softmax_in_place(spec: ModelSpec, classes: tuple[Mixer, ...]) -> tuple[Mixer, ...]:
     """Return what each class would be if it kept every key: itself, or softmax attention of its heads."""
-    kind, settings = parse_mixer(mixer_text("attention", *_named(named)))
-    return tuple(mixer if is_softmax(mixer) else swapped(mixer, kind, settings)[0] for mixer in classes)
+    full = choice(spec, mixer_text("attention", *_named(default_shape(spec))), classes).mixers
+    return tuple(mixer if is_softmax(mixer) else other for mixer, other in zip(classes, full, strict=True))
 
 
 def _named(shape: Shape | None) -> list[str]:

@@ -162,7 +162,7 @@ class Search:
         """Return how a choice compares with softmax attention in the same layers."""
         if item not in self._waste:
             costs = self.costs(scope)
-            full = softmax_in_place(scope.classes, default_shape(self.spec))
+            full = softmax_in_place(self.spec, scope.classes)
             pairs = [(costs.of(mixer), costs.of(other)) for mixer, other in zip(item.mixers, full, strict=True)]
             self._waste[item] = Waste(
                 max(Fraction(own[-1], softmax[-1]) for own, softmax in pairs),
@@ -178,7 +178,7 @@ class Search:
         if not self.scopes:
             return 0.0
         scope = self.scopes[0]
-        full = softmax_in_place(scope.classes, default_shape(self.spec))
+        full = softmax_in_place(self.spec, scope.classes)
         ratio = self.wsfr(self.costs(scope).uniform(Choice("", full, "")), index)
         return float(ratio) if ratio is not None else 0.0
 
@@ -187,7 +187,7 @@ class Search:
         costs, named, longest = self.costs(scope), default_shape(self.spec), self.rates.contexts[-1]
 
         def light(window: int) -> bool:
-            cost = costs.uniform(choice(window_text(window, named), scope.classes))
+            cost = costs.uniform(choice(self.spec, window_text(window, named), scope.classes))
             return 2 * longest * cost[WEIGHT] >= self.target * cost[-1]
 
         return last_within(light, longest) if longest > 1 else None

@@ -32,24 +32,32 @@ class Solution:
     beyond: Row
 
 
-def solve(spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention) -> Solution:
+def solve(
+    spec: ModelSpec,
+    unknown: Unknown,
+    context: int,
+    target: Fraction,
+    convention: Convention,
+    dtype: str = "bf16",
+) -> Solution:
     """Return the largest context, window or degree that keeps the ratio at `target` or above.
 
-    `context` is what windows and degrees are judged at. Raises InfeasibleError where there is none, with what the
-    ratio is at the end of the range; InputError for a model or a form that the question does not fit.
+    `context` is what windows and degrees are judged at, `dtype` that of the cache. Raises InfeasibleError where there
+    is none, with what the ratio is at the end of the range; InputError for a model or a form that the question does
+    not fit.
     """
     if unknown == "context":
-        return _context(spec, target, convention)
+        return _context(spec, target, convention, dtype)
     if not can_swap(spec):
         raise InputError(f"{spec.name} has mixers that no other can take the place of", f"--solve {unknown}")
     return (
-        _window(spec, context, target, convention)
+        _window(spec, context, target, convention, dtype)
         if unknown == "window"
-        else _degree(spec, context, target, convention)
+        else _degree(spec, context, target, convention, dtype)
     )
 
 
-def _context(spec: ModelSpec, target: Fraction, convention: Convention) -> Solution:
+def _context(spec: ModelSpec, target: Fraction, convention: Convention, dtype: str) -> Solution:
     accounting = Accounting(spec, convention)
     if not accounting.grows_with_context:
         raise InputError(
@@ -61,14 +69,14 @@ def _context(spec: ModelSpec, target: Fraction, convention: Convention) -> Solut
         if first.wsfr is not None and first.wsfr < target:
             raise InfeasibleError(_never("context", "a context of one token", first, target))
         raise InfeasibleError(_never("context", "a context of 2^50 tokens", last, target))
-    return Solution("context", value, None, accounting.row(value), accounting.row(value + 1))
+    return Solution("context", value, None, accounting.row(value, dtype), accounting.row(value + 1, dtype))
 
 
-def _window(spec: ModelSpec, context: int, target: Fraction, convention: Convention) -> Solution:
+def _window(spec: ModelSpec, context: int, target: Fraction, convention: Convention, dtype: str) -> Solution:
     shape = default_shape(spec)
 
     def row(window: int) -> Row:
-        return Accounting(with_mixer(spec, window_text(window, shape))[0], convention).row(context)
+        return Accounting(with_mixer(spec, window_text(window, shape))[0], convention).row(context, dtype)
 
     value = balanced_window(spec, context, convention, target)
     if value is None:
@@ -79,11 +87,11 @@ def _window(spec: ModelSpec, context: int, target: Fraction, convention: Convent
     return Solution("window", value, window_text(value, shape), row(value), row(value + 1))
 
 
-def _degree(spec: ModelSpec, context: int, target: Fraction, convention: Convention) -> Solution:
+def _degree(spec: ModelSpec, context: int, target: Fraction, convention: Convention, dtype: str) -> Solution:
     shape = default_shape(spec)
     rows = []
     for p in range(1, MAX_DEGREE + 1):
-        rows.append(Accounting(with_mixer(spec, power_text(p, shape))[0], convention).row(context))
+        rows.append(Accounting(with_mixer(spec, power_text(p, shape))[0], convention).row(context, dtype))
         ratio = rows[-1].wsfr
         assert ratio is not None
         if ratio < target:

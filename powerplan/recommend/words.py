@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 
 from powerplan.dims import spow_dim
@@ -84,8 +85,8 @@ class Reasons:
     def __init__(self, search: Search, ranking: Ranking, balanced_context: int | None) -> None:
         self.search, self.ranking, self.balanced_context = search, ranking, balanced_context
 
-    def why(self, trial: Trial, unmet: list[Demand]) -> str:
-        """Return the sentence of a candidate, without a full stop."""
+    def why(self, trial: Trial, unmet: list[Demand], ahead: Iterable[Trial] = ()) -> str:
+        """Return the sentence of a candidate, without a full stop. ahead: the candidates that rank before it."""
         plan = trial.plan
         parts = [demand.describe() for demand in unmet]
         parts.append(self._balance(trial))
@@ -94,6 +95,8 @@ class Reasons:
         else:
             for item in plan.choices:
                 parts += self._choice(trial, item)
+            if families(plan) == {"window"} and any("power" in families(other.plan) for other in ahead):
+                parts.append("power learns more from the same state (arXiv 2507.04239, 5.1)")
             if plan.is_mix:
                 parts.append(self._pattern(plan))
         if self.ranking.keep == "weights" and any(item.fewer or item.family in ASKED for item in plan.choices):
@@ -163,8 +166,6 @@ class Reasons:
             window = same_state(mixer)
             if not waste.any:
                 found.append(f"{self._name(item)} holds as much as a window of {window:,} tokens")
-        elif isinstance(mixer, Attention) and mixer.window is not None and families(trial.plan) == {"window"}:
-            found.append("power learns more from the same state (arXiv 2507.04239, 5.1)")
         if isinstance(mixer, Power):
             found += _kernel(mixer)
         return found

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.budget import TRAINING, Alternative, Budget, Rate
+from powerplan.hardware import devices as catalogue
 from powerplan.report.render import Column, Report
 from powerplan.report.wsfr import convention_of, model_of, show_bytes, show_ratio
 from powerplan.swaps import AS_IS, default_shape, short
@@ -77,12 +78,14 @@ def budget_report(
     after = ["Not all its layers can take another mixer at the same weights: --mixer asks what one would make of it."]
     if len(rows) == 1:
         return Report(SCHEMA, payload, _COLUMNS, rows, before=lines, after=after)
+    shape = default_shape(budget.accounting.spec)
+    weights_stay = all(other.budget.row.weight_flops == row.weight_flops for other in others)
+    gates = "" if weights_stay or shape is not None else " but for gates"
     after = [
-        "As many FLOPs, and the same weights, with another mixer in every layer. Training is 3x forward.",
+        f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",
         "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows",
         "of the same heads, and in the model as it is.",
     ]
-    shape = default_shape(budget.accounting.spec)
     if shape is not None:
         after.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     return Report(SCHEMA, payload, _COLUMNS, rows, before=lines, after=after)
@@ -100,7 +103,9 @@ def _time(budget: Budget, clock: Clock) -> tuple[dict[str, Any], str]:
     }
     hours = f"{seconds / 3600:,.0f}" if seconds >= 36_000 else f"{seconds / 3600:.3g}"
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    unit = f"{rate.peak.name} hours" if clock.measured is None else "device hours,"
+    # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
+    unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
+    unit = unit if clock.measured is None else "device hours,"
     line = f"{hours} {unit} {clock.describe()}: {format_duration(seconds / rate.devices)} on {devices}"
     return entry, line
 

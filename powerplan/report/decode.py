@@ -71,16 +71,28 @@ def decode_report(
     after = [line for item in payload["twins"] for line in _twin_lines(item)]
     if fleet is not None:
         after += _wrapped(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        if not all(row["fits"] for row in rows):
+            after += _wrapped(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
     after += _wrapped(
         "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
         f"the context; weights and cache in {dtype}, recurrent state, read and written, in fp32. Experts read: those "
         "that the batch is expected to touch."
     )
     labels = {model.accounting.spec.name: model.label for model in models}
-    columns = [Column("name", "model", labels.__getitem__, left=True), *_COLUMNS, *(_TIMED if fleet else ())]
-    if len(contexts) > 1:
-        columns = [Column("context", "context", grouped), *(c for c in columns if c.key != "tokens_per_s")]
-    return Report(SCHEMA, payload, columns, rows, before=before, after=after)
+    columns = [
+        Column("name", "model", labels.__getitem__, left=True),
+        Column("context", "context", grouped),
+        *_COLUMNS,
+        *((*_TIMED, _FITS) if fleet else ()),
+    ]
+    # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
+    left_out = {"tokens_per_s"} if len(contexts) > 1 else {"context"}
+    if all(row.get("fits") for row in rows):
+        left_out.add("fits")
+    shown = [column for column in columns if column.key not in left_out]
+    shown.sort(key=lambda column: column.key != "context")
+    table = Report(SCHEMA, payload, shown, rows, before=before, after=after)
+    return Report(SCHEMA, payload, columns, rows, sections=[table])
 
 
 def _context(serving: Serving, steps: Sequence[Step]) -> dict[str, Any]:
@@ -202,9 +214,11 @@ _COLUMNS = [
     Column("weight_bytes", "weights", show_bytes),
     Column("cache_bytes", "cache", show_bytes),
     Column("recurrent_bytes", "recur-\nrent", show_bytes),
-    Column("bytes_per_token", "bytes\nper token", show_bytes),
+    Column("bytes_per_token", "bytes\nper\ntoken", show_bytes),
 ]
 _TIMED = [
     Column("step_s", "step\ntime", format_duration),
     Column("tokens_per_s", "tokens\nper s", lambda value: format_count(Fraction(value))),
 ]
+_FITS = Column("fits", "fits", lambda value: "" if value else "no", left=True)
+"""Whether the weights and the state of the batch fit in memory: times of others are what they would be."""

@@ -79,13 +79,18 @@ def _csv(report: Report) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
+def _on_one_line(heading: str) -> str:
+    """Return a heading without its line breaks, and without the hyphens of words that they divide."""
+    return heading.replace("-\n", "").replace("\n", " ")
+
+
 def table_of(columns: Sequence[Column], rows: Sequence[dict[str, Any]], tablefmt: str = "simple") -> str:
     """Return the text of a table."""
     from tabulate import tabulate
 
     return tabulate(
         [[column.show(row.get(column.key)) for column in columns] for row in rows],
-        headers=[column.heading if tablefmt == "simple" else column.heading.replace("\n", " ") for column in columns],
+        headers=[column.heading if tablefmt == "simple" else _on_one_line(column.heading) for column in columns],
         tablefmt=tablefmt,
         colalign=["left" if column.left else "right" for column in columns] if rows else None,
         disable_numparse=True,

@@ -15,6 +15,7 @@ from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.load import catalogue_spec, catalogue_text, load_model
+from powerplan.measured import read_profile
 from powerplan.mixers import DSA, MLA, Convention, Power
 from powerplan.mixers.base import total
 
@@ -299,6 +300,25 @@ def test_measured_times_and_chunks(capsys: pytest.CaptureFixture[str], tmp_path:
     assert {item["time_source"] for item in without["candidates"]} == {"roofline"}
 
 
+def test_chunks_are_chosen_by_training_then_by_forward_passes(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    mixer = Power(heads=12, head_dim=64, p=2)
+
+    def best(*timed: tuple[str, int, float]) -> tuple[int, int] | None:
+        row = {**PROFILED, "name": "a", "mixer": "power", "p": 2, "context": 4096}
+        rows = [row | {"pass": name, "chunk_size": chunk, "ms_p50": ms} for name, chunk, ms in timed]
+        path.write_text(json.dumps({"schema": "powerplan.profile/1", "device": "x", "results": rows}))
+        return read_profile(str(path)).best_chunk(mixer)
+
+    forward = [("forward", 64, 20.0), ("forward", 256, 10.0), ("forward", 256, 30.0)]
+    decoding = [("decode", 64, 0.001), ("decode", 256, 0.002)]
+    training = [("forward+backward", 64, 30.0), ("forward+backward", 256, 60.0)]
+    assert best(*forward, *decoding) == (256, 2)
+    assert best(*forward, *decoding, *training) == (64, 2)
+    assert best(*forward, training[0]) == (256, 2)
+    assert best(*decoding) is None
+
+
 def test_a_profile_of_an_unknown_device_gives_chunks_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     rows = [{**PROFILED, "name": "a", "mixer": "power", "p": 2, "context": 4096, "ms_p50": 1.0}]
@@ -323,6 +343,20 @@ def test_a_profile_of_any_device_gives_its_times(capsys: pytest.CaptureFixture[s
     assert other["train_s_per_token"] == pytest.approx(3 * other["flops_per_token"] / 2e11)
     out = table(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path))
     assert f"Not in {path}, so a roofline: attention with 12 heads of 64" in " ".join(out.split())
+
+
+def test_power_is_named_only_where_it_ranks_before_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "power learns more from the same state"
+    kimi = run(capsys, "kimi-linear-48b-a3b", "--ctx", "1M", "--only", "window,kda")
+    assert kimi["recommended"]["label"].startswith("window")
+    assert kimi["recommended"]["why"] == "balanced"
+    for arguments in (["--only", "window,attention"], []):
+        candidates = run(capsys, "gpt2-small", *arguments)["candidates"]
+        ahead = False
+        for item in candidates:
+            if item["mixer"].startswith("window") and " + " not in item["mixer"]:
+                assert (said in item["why"]) == ahead
+            ahead = ahead or "power" in item["mixer"]
 
 
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,25 @@ def test_the_text_of_a_uniform_candidate_is_a_mixer_option(name: str) -> None:
             assert {use.layer for use in same.layer_uses()} == {use.layer for use in candidate.spec.layer_uses()}
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(["attention", "power", "linear"]).flatmap(by_kind.__getitem__), min_size=2, max_size=5),
+    contexts,
+    st.randoms(use_true_random=False),
+)
+def test_in_odd_models_too(mixers: list[Any], context: int, random: Any) -> None:
+    """Layers of several kinds and heads, gated or not: the same swap is the same model in every command."""
+    spec = ModelSpec(name="x", vocab_size=9, hidden_size=64, layers=tuple(LayerGroup(mixer=mixer) for mixer in mixers))
+    plans = [trial.plan for trial in search_of(spec, (context,)).trials()]
+    uniform = [plan for plan in plans if not (plan.is_mix or plan.scope.partial or plan.unchanged)]
+    for plan in random.sample(uniform, min(6, len(uniform))):
+        same, _ = with_mixer(spec, plan.text())
+        assert same.layer_count == spec.layer_count
+        assert {use.layer: use.count for use in same.layer_uses()} == {
+            use.layer: use.count for use in plan.build(spec).layer_uses()
+        }
+
+
 def test_there_are_thousands_of_candidates() -> None:
     assert len(search_of(catalogue_spec("llama-3-8b"), (65_536,)).trials()) >= 5000
 

@@ -91,3 +91,13 @@ def test_solving_agrees_with_the_accounting() -> None:
     assert found.value == Accounting(spec).balanced_context() == 57_255
     with pytest.raises(InfeasibleError):
         solve(spec, "window", 1, Fraction(1), Convention())
+
+
+def test_the_state_is_in_the_cache_dtype_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for unknown in ("context", "window"):
+        sizes = []
+        for dtype in ("bf16", "fp8"):
+            assert main(["recommend", "gpt2-small", "--solve", unknown, "--dtype", dtype, "--format", "json"]) == 0
+            result = json.loads(capsys.readouterr().out)
+            sizes.append((result["at"]["state_bytes"], result["beyond"]["state_bytes"]))
+        assert sizes[0] == tuple(2 * size for size in sizes[1])
