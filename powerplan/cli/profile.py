@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, OptionalModel, read_model_or_default
+from powerplan.cli.options import FormatOption, OptionalModel, read_model_or_default
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
@@ -41,7 +41,12 @@ def profile(
     chunk_size: Annotated[
         str, typer.Option("--chunk-size", metavar="LIST", help="auto, or tokens per chunk to sweep, such as 256,512.")
     ] = "auto",
-    mixer: MixerOption = None,
+    mixer: Annotated[
+        str | None,
+        typer.Option(
+            "--mixer", help="In place of --p: power:p=2,gated=true, linear, attention, window:4096, with settings."
+        ),
+    ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where a run's time goes, by kernel.")] = False,
     time_limit: Annotated[
         str, typer.Option("--time-limit", metavar="TIME", help="Of the whole run: 60, 5min, 1h.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -275,12 +275,19 @@ def _subjects(spec: ModelSpec, degrees: str | None, mixer: str | None) -> tuple[
 
 
 def _variant(spec: ModelSpec, text: str, notes: list[str]) -> GroupedHeads:
-    """Return the mixer that `text` puts in the layer that is measured."""
+    """Return the mixer that `text` puts in the layer that is measured. Raises InputError for one that is not timed."""
     changed, remarks = with_mixer(spec, text)
-    notes += [remark for remark in remarks if remark not in notes]
     mixer = _layer(changed)[0].mixer
-    assert isinstance(mixer, GroupedHeads), "a mixer that --mixer can name has heads"
+    if not _timed(mixer):
+        assert mixer is not None
+        raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention", "--mixer")
+    notes += [remark for remark in remarks if remark not in notes]
     return mixer
+
+
+def _timed(mixer: Any) -> TypeGuard[GroupedHeads]:
+    """Whether runs and checks know the kind: attention exactly, as what derives from it has gates of its own."""
+    return type(mixer) is Attention or isinstance(mixer, FeatureAttention)
 
 
 def _runnable(mixer: GroupedHeads) -> tuple[GroupedHeads, list[str]]:
@@ -324,7 +331,7 @@ def _rivals(
     if "window" in names:
         window = same_state_window(base)
         windows = [window] if window else []
-        windows += [mixer.window for mixer in _mixers(spec) if isinstance(mixer, Attention) and mixer.window]
+        windows += [mixer.window for mixer in _mixers(spec) if type(mixer) is Attention and mixer.window]
         for size in dict.fromkeys(windows):
             add(mixer_text("attention", f"window={size}", setting), _softmax_impl(gpu))
     if "linear" in names:
