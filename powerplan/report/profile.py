@@ -195,14 +195,19 @@ def _layers(profile: Profile) -> list[str]:
 def _sweeps(profile: Profile) -> list[str]:
     """Return the fastest chunk size of each pass and place where several were timed."""
     lines = []
-    places = dict.fromkeys((row.direction, row.context, row.p) for row in profile.part("state") if row.chunk_size)
-    for direction, context, p in places:
-        rows = [row for row in profile.part("state", direction) if (row.context, row.p) == (context, p)]
+    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in profile.part("state"):
+        if row.chunk_size:
+            shape = (row.p, row.heads, row.kv_heads, row.head_dim, row.gated)
+            groups.setdefault((row.direction, row.context, row.impl, *shape), []).append(row)
+    for (direction, context, *_), rows in groups.items():
         times = {row.chunk_size: row.ms_p50 for row in rows if row.chunk_size}
         if len(times) > 1:
             best = min(times, key=lambda size: times[size])
             others = ", ".join(f"{size:,} {times[size] / times[best]:.2f}x" for size in sorted(times) if size != best)
-            text = f"{best:,} tokens is the fastest chunk of power p={p} at {context:,} tokens; {others} its time"
+            # The first is the one that was asked for; those in other chunks came after it.
+            name = rows[0].name.partition(" chunk ")[0]
+            text = f"{best:,} tokens is the fastest chunk of {name} at {context:,} tokens; {others} its time"
             lines += _wrapped(f"{direction}: ", text)
     return ["", *lines] if lines else []
 

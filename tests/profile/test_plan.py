@@ -33,3 +33,38 @@ def test_a_models_own_mixers_of_other_kinds_only_give_their_heads(kind: str) -> 
 def test_a_window_with_forget_gates_is_no_rival() -> None:
     plan = plan_of(model_of(Forgetting(**HEADS, window=100), Attention(**HEADS, window=50)))
     assert [item.name for item in plan.rivals] == ["softmax", "window 68", "window 50"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ([{}, {"heads": 8, "head_dim": 8}], ["power p=2 4x16", "power p=2 8x8"]),
+        ([{}, {"kv_heads": 1}], ["power p=2 kv 4", "power p=2 kv 1"]),
+        ([{}, {"v_head_dim": 8}], ["power p=2 v 16", "power p=2 v 8"]),
+        ([{}, {"normalize": False}], ["power p=2", "power p=2 unnormalised"]),
+        (
+            [{}, {"gated": True}, {"gated": True, "kv_heads": 2}],
+            ["power p=2 kv 4", "power p=2 kv 4 gated", "power p=2 kv 2"],
+        ),
+        ([{}, {"chunk_size": 64}, {"chunk_size": 32}], ["power p=2", "power p=2 chunk 64", "power p=2 chunk 32"]),
+        ([{}, {"output_gate": True}], ["power p=2", "power p=2 output gate"]),
+        ([{}, {"bias": "qkv"}, {"bias": True}], ["power p=2", "power p=2 qkv bias", "power p=2 bias"]),
+        ([{}, {"qk_norm": "head"}], ["power p=2", "power p=2 head qk-norm"]),
+        ([{}, {"tile": 4}], ["power p=2 tile 8", "power p=2 tile 4"]),
+    ],
+)
+def test_names_say_what_differs(changes: list[dict[str, Any]], names: list[str]) -> None:
+    """Times are kept by name: two mixers under one would get each other's."""
+    plan = plan_of(model_of(*(Power(**HEADS | change, p=2) if change else Power(**HEADS, p=2) for change in changes)))
+    assert [item.name for item in plan.subjects] == names
+    assert len({item.name for item in plan.contenders}) == len(plan.contenders)
+
+
+def test_a_gated_mixer_and_a_plain_rival_have_two_names() -> None:
+    plan = plan_of(model_of(Power(**HEADS, p=2), Linear(**HEADS, gated=True)), against="linear")
+    assert [item.name for item in plan.contenders] == ["power p=2", "linear gated", "linear"]
+
+
+def test_softmax_attention_has_one_implementation() -> None:
+    plan = plan_of(catalogue_spec("gpt2-small"), mixer="attention", against="none", impl="torch,recurrent")
+    assert [(item.name, item.impl) for item in plan.subjects] == [("softmax", "sdpa")]

@@ -178,6 +178,26 @@ def test_a_models_own_mixers_are_measured(tiny: Path) -> None:
     assert {row.name for row in profile.part("projections")} == {"power p=2", "softmax"}
 
 
+def test_mixers_of_one_degree_keep_their_times_apart(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = json.dumps({"kind": "power", "p": 2, "heads": 4, "kv_heads": 2, "head_dim": 8})
+    text = tiny.read_text(encoding="utf-8").replace("{kind: attention, heads: 4, kv_heads: 2, head_dim: 8}", spec)
+    group = text[text.index("  - repeat: 2") :]
+    tiny.write_text(text + group.replace('"kv_heads": 2', '"kv_heads": 1'), encoding="utf-8")
+    options = ["--pass", "forward", "--ctx", "256", "--against", "softmax", "--chunk-size", "64"]
+    profile = profiled(tiny, *options)
+    flops = {row.name: row.flops for row in profile.part("state") if row.chunk_size == 128}
+    # Half of the key/value heads have half of the updates; queries and chunks are the same.
+    assert flops.keys() == {"power p=2 kv 2", "power p=2 kv 1"}
+    assert flops["power p=2 kv 1"] < flops["power p=2 kv 2"]
+    for row in profile.split:
+        (state,) = [item for item in profile.part("state") if (item.name, item.context) == (row.name, row.context)]
+        assert row.state_ms == state.ms_p50
+    assert len({row.projections_ms for row in profile.split if row.name.startswith("power")}) == 2
+    text = " ".join(capsys.readouterr().out.split())
+    for name in flops:
+        assert f"is the fastest chunk of {name} at 256 tokens" in text
+
+
 def test_a_mixture_of_experts_is_timed(tiny: Path) -> None:
     text = tiny.read_text(encoding="utf-8")
     experts = (
