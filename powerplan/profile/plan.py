@@ -67,14 +67,21 @@ class Contender:
         return Contender(f"{self.name.removeprefix('power ')} chunk {size:,}", mixer, self.impl)
 
     def state_flops(self, kind: str, context: int, executed: bool) -> Fraction:
-        """Return the state FLOPs of one sequence: `executed` by the implementation, or as `recommend` counts."""
+        """Return the state FLOPs of one sequence: `executed` by the implementation, or as `recommend` counts.
+
+        The accounting counts the state after the last token. In chunks it is not computed where nobody reads it, as
+        here: the last chunk, which may be the only one, is not added.
+        """
         if kind == "decode":
             return Fraction(total(self.mixer.state_flops_terms(context, Convention(causal="full"))))
-        mixer, form = self.mixer, "recurrent"
-        if executed and self.chunk_size is not None:
-            mixer, form = msgspec.structs.replace(mixer, chunk_size=self.chunk_size), "chunked"
-        per_token = total(mixer.state_flops_terms(context, Convention(form=form)))  # type: ignore[arg-type]
-        return Fraction(per_token) * context * _passes(kind)
+        chunk = self.chunk_size
+        if not executed or chunk is None:
+            return Fraction(total(self.mixer.state_flops_terms(context, Convention()))) * context * _passes(kind)
+        mixer = msgspec.structs.replace(self.mixer, chunk_size=chunk)
+        terms = mixer.state_flops_terms(context, Convention(form="chunked"))
+        (update,) = [item.value for item in terms if item.component.endswith("update state")]
+        unread = update * (context % chunk or chunk)
+        return (Fraction(total(terms)) * context - unread) * _passes(kind)
 
     def weight_flops(self, hidden: int) -> int:
         """Return the FLOPs of the projections for one token."""

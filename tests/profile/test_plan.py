@@ -68,3 +68,18 @@ def test_a_gated_mixer_and_a_plain_rival_have_two_names() -> None:
 def test_softmax_attention_has_one_implementation() -> None:
     plan = plan_of(catalogue_spec("gpt2-small"), mixer="attention", against="none", impl="torch,recurrent")
     assert [(item.name, item.impl) for item in plan.subjects] == [("softmax", "sdpa")]
+
+
+def test_one_chunk_runs_no_state_work() -> None:
+    """gpt2-small at 256 tokens, one chunk: QK^T and AV of the causal pairs, 2 (64 + 64) FLOPs each in 12 heads."""
+    (power,) = plan_of(catalogue_spec("gpt2-small"), against="none").subjects
+    pairs = 256 * 257 // 2
+    assert power.state_flops("forward", 256, executed=True) == 12 * 2 * (64 + 64) * pairs
+    assert power.state_flops("train", 256, executed=True) == 3 * 12 * 2 * (64 + 64) * pairs
+    # Of 600 tokens, in chunks of 256, 256 and 88, the last 344 ask and the first 512 are added: 36 pairs of tiles of
+    # 64 products each, and 64 values with the normaliser.
+    pairs = 2 * pairs + 88 * 89 // 2
+    state = 2 * 12 * 36 * 64 * 65 * (344 + 512)
+    assert power.state_flops("forward", 600, executed=True) == 12 * 2 * (64 + 64) * pairs + state
+    # What recommend counts is the recurrence for every token.
+    assert power.state_flops("forward", 256, executed=False) == 256 * 2 * 2 * 12 * 2080 * 65
