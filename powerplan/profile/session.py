@@ -17,7 +17,7 @@ from powerplan.profile.memory import SHARE, bytes_needed, capped, free_bytes, is
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import PASSES, Breakdown, Checked, Crossover, Measurement, Missing, Profile
 from powerplan.profile.rows import measurement, run_costs, splits
-from powerplan.profile.runs import Place, prepare
+from powerplan.profile.runs import Place, prepare, words
 from powerplan.profile.timing import Run, repeated, spread
 from powerplan.units import format_bytes
 from powerplan.version import __version__
@@ -107,6 +107,7 @@ class Session:
         self._check_all()
         self._weights()
         cells = [(kind, tokens) for tokens in self._contexts() for kind in plan.passes]
+        cells.sort(key=lambda cell: cell[0] != "decode")  # Steps of milliseconds, before what may take all the time.
         self._cells("state", cells, self._able(plan.contenders), "state")
         for kind in plan.passes:
             self._crossover(kind)
@@ -120,8 +121,8 @@ class Session:
         """Return the contexts of the plan; those it chose itself divided by 4 until a run of the first one is cheap."""
         able, contexts = self._able(self.plan.subjects), list(self.plan.contexts)
         while self.plan.chosen and able and contexts[0] > SHORTEST:
-            place = ("state", self.plan.passes[-1], contexts[0])
-            if self.expected(able[0], place) < self.left() * FIRST:
+            dearest = max(self.expected(able[0], ("state", kind, contexts[0])) for kind in self.plan.passes)
+            if dearest < self.left() * FIRST:
                 break
             contexts = [context // 4 for context in contexts]
         return contexts
@@ -213,8 +214,6 @@ class Session:
 
         allowance: seconds for all repeats. most: seconds that a single run may take.
         """
-        machine = self.machine
-        assert machine is not None
         place = (part, kind, tokens)
         runs: dict[Contender, Run] = {}
         samples: dict[Contender, list[float]] = {}
@@ -229,7 +228,8 @@ class Session:
             names = ", ".join(item.name for item in runs)
             with self._surviving(place, names):
                 self._tell(f"{words(place)}: {names}")
-                repeated(runs, machine.clock, allowance - sum(map(sum, samples.values())), samples)
+                assert self.machine is not None
+                repeated(runs, self.machine.clock, allowance - sum(map(sum, samples.values())), samples)
         finally:
             for contender, times in samples.items():
                 if times:
@@ -404,12 +404,6 @@ class Session:
             notes=self.notes,
             interrupted=self.interrupted,
         )
-
-
-def words(place: Place) -> str:
-    """Return a place in words: "state, forward, 4,096 tokens"."""
-    part, kind, tokens = place
-    return f"{part}, {PASSES[kind]}" + (f", {tokens:,} tokens" if (part, kind) != ("ffn", "decode") else "")
 
 
 def first_line(error: BaseException) -> str:
