@@ -18,7 +18,7 @@ from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import PASSES, Breakdown, Checked, Crossover, Measurement, Missing, Profile
 from powerplan.profile.rows import measurement, run_costs, splits
 from powerplan.profile.runs import Place, prepare, words
-from powerplan.profile.timing import Run, repeated, spread
+from powerplan.profile.timing import Clock, Run, cold_cpu_clock, repeated, spread
 from powerplan.units import format_bytes
 from powerplan.version import __version__
 
@@ -70,6 +70,7 @@ class Session:
         self.parts: list[Breakdown] = []
         self.missing: list[Missing] = []
         self.slowdown: dict[tuple[str, str, str], float] = {}
+        self.cold: Clock | None = None
         self.interrupted = False
         self.notes = self.plan.notes
 
@@ -77,6 +78,8 @@ class Session:
         """Return the profile. Raises MachineError where nothing was measured, WrongResultError where a check fails."""
         limit = self.memory_limit or int(SHARE * free_bytes(self.plan.device))
         self.memory = limit
+        if "decode" in self.plan.passes and not self.plan.device.startswith("cuda"):
+            self.cold = cold_cpu_clock()  # Before the limit holds: what it fills caches with is no part of a run.
         try:
             with capped(limit, self.plan.device):
                 self._stages()
@@ -228,13 +231,16 @@ class Session:
             names = ", ".join(item.name for item in runs)
             with self._surviving(place, names):
                 self._tell(f"{words(place)}: {names}")
-                assert self.machine is not None
-                repeated(runs, self.machine.clock, allowance - sum(map(sum, samples.values())), samples)
+                repeated(runs, self._clock(kind), allowance - sum(map(sum, samples.values())), samples)
         finally:
             for contender, times in samples.items():
                 if times:
                     medians[contender] = self._keep(contender, place, times, peaks.get(contender))
         return medians
+
+    def _clock(self, kind: str) -> Clock:
+        assert self.machine is not None
+        return self.cold if kind == "decode" and self.cold is not None else self.machine.clock
 
     @contextmanager
     def _surviving(self, place: Place, name: str) -> Iterator[None]:
@@ -286,7 +292,7 @@ class Session:
     ) -> Run:
         """Prepare a run and run it once, for its peak memory; a long one on a CPU counts as a sample."""
         assert self.machine is not None
-        run, clock = prepare(self.plan, contender, place), self.machine.clock
+        run, clock = prepare(self.plan, contender, place), self._clock(place[1])
         chunk = 1 if contender.impl == "recurrent" else contender.chunk_size
         if self.machine.threads and chunk and place[0] in ("state", "layer") and place[2] / chunk > MOST_WATCHED:
             run()
