@@ -101,7 +101,8 @@ def profile(
             seconds,
             memory,
         )
-    say.show(profile_report(found, everything=output is Format.csv), output)
+    tablefmt = "pipe" if output is Format.markdown else "simple"
+    say.show(profile_report(found, everything=output is Format.csv, tablefmt=tablefmt), output)
     if save is not None:
         write_whole(save, to_json(found), force, "--save")
         say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")

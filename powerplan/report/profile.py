@@ -18,8 +18,11 @@ WIDTH = 98
 SHORT = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
 
 
-def profile_report(profile: Profile, everything: bool = False) -> Report:
-    """Return the report of a profile; `everything` puts all rows in the table, not only those of the mixers alone."""
+def profile_report(profile: Profile, everything: bool = False, tablefmt: str = "simple") -> Report:
+    """Return the report of a profile; `everything` puts all rows in the table, not only those of the mixers alone.
+
+    tablefmt: of the tables that follow the report's own, "pipe" for markdown.
+    """
     rows = sorted(
         profile.results if everything else profile.part("state"),
         key=lambda row: (list(PASSES.values()).index(row.direction), row.context),
@@ -27,9 +30,9 @@ def profile_report(profile: Profile, everything: bool = False) -> Report:
     payload = msgspec.to_builtins(profile)
     before = [*_head(profile), *_overtaking(profile)]
     after = [
-        *_layers(profile),
+        *_layers(profile, tablefmt),
         *_sweeps(profile),
-        *_breakdowns(profile),
+        *_breakdowns(profile, tablefmt),
         *_missing(profile),
         *_legend(profile),
     ]
@@ -186,10 +189,10 @@ _LAYER = [
 ]
 
 
-def _layers(profile: Profile) -> list[str]:
+def _layers(profile: Profile, tablefmt: str) -> list[str]:
     order = list(PASSES.values())
     rows: Sequence[Split] = sorted(profile.split, key=lambda row: (order.index(row.direction), row.context))
-    return table_of(_LAYER, [msgspec.to_builtins(row) for row in rows]).split("\n") if rows else []
+    return table_of(_LAYER, [msgspec.to_builtins(row) for row in rows], tablefmt).split("\n") if rows else []
 
 
 def _sweeps(profile: Profile) -> list[str]:
@@ -212,7 +215,7 @@ def _sweeps(profile: Profile) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _breakdowns(profile: Profile) -> list[str]:
+def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
     lines: list[str] = []
     for item in profile.breakdown:
         columns = [
@@ -221,7 +224,7 @@ def _breakdowns(profile: Profile) -> list[str]:
             Column("seconds", "time", lambda value: format_duration(max(value, 1e-9))),
         ]
         rows = [{"name": part.name[:60], "calls": part.calls, "seconds": part.seconds} for part in item.parts]
-        lines += ["", *table_of(columns, rows).split("\n")]
+        lines += ["", *table_of(columns, rows, tablefmt).split("\n")]
     return lines
 
 
