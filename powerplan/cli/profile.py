@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from powerplan.profile import Profile
 
 
+WITH_SHOW = frozenset({"show", "plot", "force", "output"})
+"""Parameters that a saved profile can be printed with; all others say what to measure, or where to save it."""
+
+
 def profile(
+    command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
         str | None,
@@ -82,8 +87,11 @@ def profile(
     if plot is not None:
         check_format(plot, "--plot")
     if show is not None:
-        if model is not None or save is not None:
-            raise InputError("prints a saved profile: leave MODEL and --save out", "--show")
+        idle = _given(command, but=WITH_SHOW)
+        if idle:
+            *others, last = idle
+            names = f"{', '.join(others)} and {last}" if others else last
+            raise InputError(f"prints a saved profile: leave {names} out", "--show")
         found = read_whole(show)
     else:
         contexts = parse_contexts(ctx, "--ctx") if ctx is not None else None
@@ -109,6 +117,16 @@ def profile(
     if plot is not None:
         write_whole(plot, profile_plot(found, check_format(plot, "--plot")), force, "--plot")
         say.note(f"wrote {plot}")
+
+
+def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
+    """Return the names of the parameters that the command line sets, as it spells them, in their order."""
+    found = []
+    for item in command.command.params:
+        source = command.get_parameter_source(item.name or "")
+        if item.name not in but and source is not None and source.name == "COMMANDLINE":
+            found.append(item.opts[0] if item.param_type_name == "option" else "MODEL")
+    return found
 
 
 def _measured(

@@ -41,7 +41,14 @@ COMMANDS = {
     "gpt2-small --save nowhere/x.json": "--save: nowhere/x.json: there is no folder nowhere",
     "gpt2-small --plot x.gif": "--plot: x.gif must end in .png, .svg, .pdf",
     "--show none.json": "none.json: no such file",
-    "gpt2-small --show none.json": "--show: prints a saved profile: leave MODEL and --save out",
+    "gpt2-small --show none.json": "--show: prints a saved profile: leave MODEL out",
+    "--show none.json --ctx 1k": "--show: prints a saved profile: leave --ctx out",
+    "--show none.json --time-limit 60 --p 2": "--show: prints a saved profile: leave --p and --time-limit out",
+    "--show none.json --breakdown gpt2-small --pass decode": (
+        "--show: prints a saved profile: leave MODEL, --pass and --breakdown out"
+    ),
+    "--show none.json --save x.json --force --format csv": "--show: prints a saved profile: leave --save out",
+    "--show none.json --plot x.png --force --format csv": "none.json: no such file",
     "gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
 }
 
