@@ -240,7 +240,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_un
 chunked_power.register_autograd(_backward, setup_context=_setup)
 
 
-def _flops(q: Any, k: Any, v: Any, with_state: bool, p: int, chunk: int, normalize: bool) -> int:
+def _flops(q: Any, k: Any, v: Any, p: int, chunk: int, normalize: bool, with_state: bool, want_state: bool) -> int:
     batch, tokens, groups, key_dim = k
     per_row = chunked_power_flops(
         tokens,
@@ -253,6 +253,7 @@ def _flops(q: Any, k: Any, v: Any, with_state: bool, p: int, chunk: int, normali
         chunk_size=chunk,
         normalize=normalize,
         with_state=with_state,
+        want_state=want_state,
     )
     return int(batch) * per_row
 
@@ -269,11 +270,13 @@ def _forward_flops(
     scale: float,
     chunk: int,
     normalize: bool,
+    keep: bool,
+    want_state: bool,
     *_: Any,
     **__: Any,
 ) -> int:
     """As of one sequence per row: where packed ones begin is not known from shapes, so they count a little too much."""
-    return _flops(q, k, v, state is not None, p, chunk, normalize)
+    return _flops(q, k, v, p, chunk, normalize, state is not None, want_state)
 
 
 @register_flop_formula(torch.ops.powerplan.power_step)
@@ -306,5 +309,8 @@ def _backward_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Twice the forward's, as for every product; what is recomputed is not counted."""
-    return 2 * _flops(q, k, v, with_state, p, chunk, normalize)
+    """Twice the forward's, as for every product; what is recomputed is not counted.
+
+    Without a gradient of the final state nothing comes back through its last chunk, even where the state was wanted.
+    """
+    return 2 * _flops(q, k, v, p, chunk, normalize, with_state, grad_state is not None)

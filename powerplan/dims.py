@@ -58,17 +58,20 @@ def chunked_power_flops(
     chunk_size: int,
     normalize: bool = True,
     with_state: bool = False,
+    want_state: bool = True,
 ) -> int:
     """Return the matmul FLOPs of chunked power attention over one sequence of `tokens`, forward, 2 per multiply-add.
 
     2 H D (V + z) to query the state for each token after the first chunk (for all `with_state`, an initial one),
     2 G D (V + z) to update it for each token, and 2 H (K + V) for each pair of tokens of one chunk, the masked half
     included; D is the tiled dimension, z counts the normaliser. Per token this is the planner's chunked form under
-    `--causal full`. Source: arXiv 2507.04239, Appendix F (the stages).
+    `--causal full`, which counts the state after the last token, as what comes next would need it. Without `want_state`
+    nobody reads it, and the kernels do not add the last chunk. Source: arXiv 2507.04239, Appendix F (the stages).
     """
     dim = head_dim if p == 1 else tiled_spow_dim(head_dim, p, tile)
     columns = v_head_dim + int(normalize)
     whole, rest = divmod(tokens, chunk_size)
     asking = tokens if with_state else max(0, tokens - chunk_size)
-    state = 2 * dim * columns * (heads * asking + kv_heads * tokens)
+    adding = tokens if want_state else max(0, tokens - (rest or chunk_size))
+    state = 2 * dim * columns * (heads * asking + kv_heads * adding)
     return state + 2 * heads * (head_dim + v_head_dim) * (whole * chunk_size**2 + rest**2)

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, OptionalModel, read_model_or_default
+from powerplan.cli.options import FormatOption, OptionalModel, read_model_or_default
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
     from powerplan.profile import Profile
 
 
+WITH_SHOW = frozenset({"show", "plot", "force", "output"})
+"""Parameters that a saved profile can be printed with; all others say what to measure, or where to save it."""
+
+
 def profile(
+    command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
         str | None,
@@ -41,7 +46,12 @@ def profile(
     chunk_size: Annotated[
         str, typer.Option("--chunk-size", metavar="LIST", help="auto, or tokens per chunk to sweep, such as 256,512.")
     ] = "auto",
-    mixer: MixerOption = None,
+    mixer: Annotated[
+        str | None,
+        typer.Option(
+            "--mixer", help="In place of --p: power:p=2,gated=true, linear, attention, window:4096, with settings."
+        ),
+    ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show where a run's time goes, by kernel.")] = False,
     time_limit: Annotated[
         str, typer.Option("--time-limit", metavar="TIME", help="Of the whole run: 60, 5min, 1h.")
@@ -77,8 +87,11 @@ def profile(
     if plot is not None:
         check_format(plot, "--plot")
     if show is not None:
-        if model is not None or save is not None:
-            raise InputError("prints a saved profile: leave MODEL and --save out", "--show")
+        idle = _given(command, but=WITH_SHOW)
+        if idle:
+            *others, last = idle
+            names = f"{', '.join(others)} and {last}" if others else last
+            raise InputError(f"prints a saved profile: leave {names} out", "--show")
         found = read_whole(show)
     else:
         contexts = parse_contexts(ctx, "--ctx") if ctx is not None else None
@@ -96,13 +109,24 @@ def profile(
             seconds,
             memory,
         )
-    say.show(profile_report(found, everything=output is Format.csv), output)
+    tablefmt = "pipe" if output is Format.markdown else "simple"
+    say.show(profile_report(found, everything=output is Format.csv, tablefmt=tablefmt), output)
     if save is not None:
         write_whole(save, to_json(found), force, "--save")
         say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")
     if plot is not None:
         write_whole(plot, profile_plot(found, check_format(plot, "--plot")), force, "--plot")
         say.note(f"wrote {plot}")
+
+
+def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
+    """Return the names of the parameters that the command line sets, as it spells them, in their order."""
+    found = []
+    for item in command.command.params:
+        source = command.get_parameter_source(item.name or "")
+        if item.name not in but and source is not None and source.name == "COMMANDLINE":
+            found.append(item.opts[0] if item.param_type_name == "option" else "MODEL")
+    return found
 
 
 def _measured(

@@ -35,9 +35,7 @@ def check_kernel(plan: Plan, contender: Contender) -> Checked:
     from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
 
     mixer: Any = contender.mixer
-    dtype, d = torch_dtype(plan.dtype), mixer.head_dim
-    while spow_dim(d, mixer.degree) > LARGEST_STATE:
-        d //= 2
+    dtype, d = torch_dtype(plan.dtype), _checked_dim(mixer)
     case = Case(
         p=mixer.degree,
         normalize=mixer.has_normaliser,
@@ -63,6 +61,14 @@ def check_kernel(plan: Plan, contender: Contender) -> Checked:
     return Checked(contender.name, contender.impl, share, against)
 
 
+def _checked_dim(mixer: Any) -> int:
+    """Return the key head dim of a check: the mixer's, or halved, and even as RoPE needs it, until phi fits."""
+    d: int = mixer.head_dim
+    while spow_dim(d, mixer.degree) > LARGEST_STATE:
+        d = d // 4 * 2
+    return d
+
+
 def check_layer(plan: Plan, contender: Contender) -> Checked:
     """Hold the layer, its mixer included, against the same weights with the definition in place of the mixer.
 
@@ -72,8 +78,7 @@ def check_layer(plan: Plan, contender: Contender) -> Checked:
 
     small, contender = _reduced(plan, contender)
     mixer: Any = contender.mixer
-    phi = 1 if isinstance(mixer, Attention) else spow_dim(mixer.head_dim, mixer.degree)
-    tokens = STEPS if contender.impl == "recurrent" or phi > LARGEST_STATE else TOKENS
+    tokens = STEPS if contender.impl == "recurrent" else TOKENS
     module, x = layer_module(small, contender), hidden_state(small, tokens)
     if contender.is_power:
         _align(module.mixer)
@@ -134,12 +139,14 @@ def _align(module: Any) -> None:
 
 
 def _reduced(plan: Plan, contender: Contender) -> tuple[Plan, Contender]:
-    """Return a layer of the same make and the same head dims, with fewer heads, a smaller hidden size and window."""
+    """Return a layer of the same make with fewer heads, a smaller hidden size and window, and head dims that fit."""
     mixer: Any = contender.mixer
     groups = min(mixer.kv_heads, 2)
     heads = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
     if contender.is_power:
-        mixer = msgspec.structs.replace(mixer, **heads, chunk_size=CHUNK)
+        d = _checked_dim(mixer)
+        dims = {} if d == mixer.head_dim else {"head_dim": d, "v_head_dim": min(d, mixer.v_head_dim)}
+        mixer = msgspec.structs.replace(mixer, **heads, **dims, chunk_size=CHUNK)
     else:
         mixer = msgspec.structs.replace(mixer, **heads, window=mixer.window and min(mixer.window, WINDOW))
     ffn = plan.ffn

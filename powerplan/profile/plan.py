@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -66,14 +67,21 @@ class Contender:
         return Contender(f"{self.name.removeprefix('power ')} chunk {size:,}", mixer, self.impl)
 
     def state_flops(self, kind: str, context: int, executed: bool) -> Fraction:
-        """Return the state FLOPs of one sequence: `executed` by the implementation, or as `recommend` counts."""
+        """Return the state FLOPs of one sequence: `executed` by the implementation, or as `recommend` counts.
+
+        The accounting counts the state after the last token. In chunks it is not computed where nobody reads it, as
+        here: the last chunk, which may be the only one, is not added.
+        """
         if kind == "decode":
             return Fraction(total(self.mixer.state_flops_terms(context, Convention(causal="full"))))
-        mixer, form = self.mixer, "recurrent"
-        if executed and self.chunk_size is not None:
-            mixer, form = msgspec.structs.replace(mixer, chunk_size=self.chunk_size), "chunked"
-        per_token = total(mixer.state_flops_terms(context, Convention(form=form)))  # type: ignore[arg-type]
-        return Fraction(per_token) * context * _passes(kind)
+        chunk = self.chunk_size
+        if not executed or chunk is None:
+            return Fraction(total(self.mixer.state_flops_terms(context, Convention()))) * context * _passes(kind)
+        mixer = msgspec.structs.replace(self.mixer, chunk_size=chunk)
+        terms = mixer.state_flops_terms(context, Convention(form="chunked"))
+        (update,) = [item.value for item in terms if item.component.endswith("update state")]
+        unread = update * (context % chunk or chunk)
+        return (Fraction(total(terms)) * context - unread) * _passes(kind)
 
     def weight_flops(self, hidden: int) -> int:
         """Return the FLOPs of the projections for one token."""
@@ -200,17 +208,18 @@ def plan_of(
     texts, assumed = _subjects(spec, degrees, mixer)
     if assumed:
         notes.append(assumed)
-    subjects: list[Contender] = []
     layer, positions = _layer(spec)
-    variants = _own(spec) if texts is None else [_variant(spec, text, notes) for text in texts]
-    for variant in variants:
+    mixers: list[GroupedHeads] = []
+    for variant in _own(spec) if texts is None else [_variant(spec, text, notes) for text in texts]:
         kind, extra = _runnable(variant)
         notes += [note for note in extra if note not in notes]
-        shaped = _label(kind, [item for item in variants if item.describe() == kind.describe()])
-        for name in resolved:
-            label = shaped if len(resolved) == 1 else f"{shaped} {name}"
-            subjects.append(Contender(label, kind, name if isinstance(kind, FeatureAttention) else _softmax_impl(gpu)))
-    found = _rivals(spec, subjects, [item for item in rivals if item != "none"], gpu, notes)
+        mixers += [kind] if kind not in mixers else []
+    found = [item for item in _rivals(spec, mixers[0], rivals, gpu) if item[0] not in mixers]
+    names = _names([*mixers, *(item for item, _ in found)])
+    subjects: list[Contender] = []
+    for item in mixers:
+        own = resolved if isinstance(item, FeatureAttention) else (_softmax_impl(gpu),)
+        subjects += [Contender(f"{names[item]} {one}" if len(own) > 1 else names[item], item, one) for one in own]
     if any(getattr(item, "sinks", False) for item in _mixers(spec)):
         notes.append("sinks of the attention are left out")
     return Plan(
@@ -218,7 +227,7 @@ def plan_of(
         layer=layer,
         positions=positions,
         subjects=tuple(subjects),
-        rivals=tuple(item for item in found if item.mixer not in [one.mixer for one in subjects]),
+        rivals=tuple(Contender(names[item], item, how) for item, how in found),
         passes=passes,
         contexts=tuple(sorted(contexts)) if contexts else (GPU_CONTEXTS if gpu else CPU_CONTEXTS),
         device=device,
@@ -275,12 +284,19 @@ def _subjects(spec: ModelSpec, degrees: str | None, mixer: str | None) -> tuple[
 
 
 def _variant(spec: ModelSpec, text: str, notes: list[str]) -> GroupedHeads:
-    """Return the mixer that `text` puts in the layer that is measured."""
+    """Return the mixer that `text` puts in the layer that is measured. Raises InputError for one that is not timed."""
     changed, remarks = with_mixer(spec, text)
-    notes += [remark for remark in remarks if remark not in notes]
     mixer = _layer(changed)[0].mixer
-    assert isinstance(mixer, GroupedHeads), "a mixer that --mixer can name has heads"
+    if not _timed(mixer):
+        assert mixer is not None
+        raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention", "--mixer")
+    notes += [remark for remark in remarks if remark not in notes]
     return mixer
+
+
+def _timed(mixer: Any) -> TypeGuard[GroupedHeads]:
+    """Whether runs and checks know the kind: attention exactly, as what derives from it has gates of its own."""
+    return type(mixer) is Attention or isinstance(mixer, FeatureAttention)
 
 
 def _runnable(mixer: GroupedHeads) -> tuple[GroupedHeads, list[str]]:
@@ -295,36 +311,65 @@ def _runnable(mixer: GroupedHeads) -> tuple[GroupedHeads, list[str]]:
     return mixer, []
 
 
-def _label(mixer: GroupedHeads, alike: list[GroupedHeads]) -> str:
+_TELLING: tuple[Callable[[Any], str], ...] = (
+    lambda mixer: f"{mixer.heads}x{mixer.head_dim}",
+    lambda mixer: f"kv {mixer.kv_heads}",
+    lambda mixer: f"v {mixer.v_head_dim}",
+    lambda mixer: "" if mixer.has_normaliser else "unnormalised",
+    lambda mixer: "gated" if mixer.gated else "",
+    lambda mixer: f"chunk {mixer.chunk_size}" if mixer.chunk_size else "",
+    lambda mixer: f"tile {mixer.tile}",
+    lambda mixer: "output gate" if mixer.output_gate else "",
+    lambda mixer: f"{mixer.qk_norm} qk-norm" if mixer.qk_norm != "none" else "",
+    lambda mixer: {True: "bias", False: ""}.get(mixer.bias, f"{mixer.bias} bias"),
+)
+"""What may tell mixers of one description apart, in words."""
+
+
+def _names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
+    """Return a name for each of these, all different, since times are kept and looked up by it."""
+    names = {mixer: _described(mixer) for mixer in mixers}
+    for telling in _TELLING:
+        for name in set(names.values()):
+            alike = [mixer for mixer in mixers if names[mixer] == name]
+            try:
+                words = {mixer: telling(mixer) for mixer in alike}
+            except AttributeError:  # Softmax attention has no chunks, linear attention no tiles.
+                continue
+            if len(set(words.values())) > 1:
+                names |= {mixer: f"{name} {word}".rstrip() for mixer, word in words.items()}
+    for name in set(names.values()):
+        for number, mixer in enumerate([mixer for mixer in mixers if names[mixer] == name][1:], 2):
+            names[mixer] = f"{name} #{number}"
+    return names
+
+
+def _described(mixer: GroupedHeads) -> str:
     name = "softmax" if isinstance(mixer, Attention) and mixer.window is None else mixer.describe()
-    name = name.removeprefix("attention, ")
-    return name if len(alike) == 1 else f"{name} {mixer.heads}x{mixer.head_dim}"
+    return name.removeprefix("attention, ")
 
 
 def _softmax_impl(gpu: bool) -> str:
     return "flex" if gpu else "sdpa"
 
 
-def _rivals(
-    spec: ModelSpec, subjects: list[Contender], names: list[str], gpu: bool, notes: list[str]
-) -> list[Contender]:
-    """Return what the first subject is measured against, in its heads, and the model's own windows."""
-    first = subjects[0].mixer
+def _rivals(spec: ModelSpec, first: GroupedHeads, names: list[str], gpu: bool) -> list[tuple[GroupedHeads, str]]:
+    """Return what `first` is measured against, in its heads, and the model's own windows; each with what runs it."""
     heads = {"heads": first.heads, "kv_heads": first.kv_heads, "head_dim": first.head_dim}
     setting = ",".join(f"{key}={value}" for key, value in {**heads, "v_head_dim": first.v_head_dim}.items())
     base = Plan(spec, *_layer(spec), (), (), (), (), "", "").with_mixer(first)
-    found: list[Contender] = []
+    found: list[tuple[GroupedHeads, str]] = []
 
     def add(text: str, impl: str) -> None:
         mixer, _ = _runnable(_variant(base, text, []))
-        found.append(Contender(_label(mixer, [mixer]), mixer, impl))
+        found.append((mixer, impl))
 
     if "softmax" in names:
         add(mixer_text("attention", setting), "sdpa")
     if "window" in names:
         window = same_state_window(base)
         windows = [window] if window else []
-        windows += [mixer.window for mixer in _mixers(spec) if isinstance(mixer, Attention) and mixer.window]
+        windows += [mixer.window for mixer in _mixers(spec) if type(mixer) is Attention and mixer.window]
         for size in dict.fromkeys(windows):
             add(mixer_text("attention", f"window={size}", setting), _softmax_impl(gpu))
     if "linear" in names:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from powerplan.profile.plan import Contender, Plan
+from powerplan.profile.result import PASSES
 from powerplan.profile.timing import Run
 from powerplan.spec import Layer
 
@@ -19,6 +20,12 @@ PREFIX = 256
 
 Place = tuple[str, str, int]
 """Part ("state", "projections", "ffn", "layer"), pass ("forward", "train", "decode") and tokens of the context."""
+
+
+def words(place: Place) -> str:
+    """Return a place in words: "state, forward, 4,096 tokens"."""
+    part, kind, tokens = place
+    return f"{part}, {PASSES[kind]}" + (f", {tokens:,} tokens" if (part, kind) != ("ffn", "decode") else "")
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -17,8 +17,8 @@ from powerplan.profile.memory import SHARE, bytes_needed, capped, free_bytes, is
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import PASSES, Breakdown, Checked, Crossover, Measurement, Missing, Profile
 from powerplan.profile.rows import measurement, run_costs, splits
-from powerplan.profile.runs import Place, prepare
-from powerplan.profile.timing import Run, repeated, spread
+from powerplan.profile.runs import Place, prepare, words
+from powerplan.profile.timing import Clock, Run, cold_cpu_clock, repeated, spread
 from powerplan.units import format_bytes
 from powerplan.version import __version__
 
@@ -70,6 +70,7 @@ class Session:
         self.parts: list[Breakdown] = []
         self.missing: list[Missing] = []
         self.slowdown: dict[tuple[str, str, str], float] = {}
+        self.cold: Clock | None = None
         self.interrupted = False
         self.notes = self.plan.notes
 
@@ -77,6 +78,8 @@ class Session:
         """Return the profile. Raises MachineError where nothing was measured, WrongResultError where a check fails."""
         limit = self.memory_limit or int(SHARE * free_bytes(self.plan.device))
         self.memory = limit
+        if "decode" in self.plan.passes and not self.plan.device.startswith("cuda"):
+            self.cold = cold_cpu_clock()  # Before the limit holds: what it fills caches with is no part of a run.
         try:
             with capped(limit, self.plan.device):
                 self._stages()
@@ -107,6 +110,7 @@ class Session:
         self._check_all()
         self._weights()
         cells = [(kind, tokens) for tokens in self._contexts() for kind in plan.passes]
+        cells.sort(key=lambda cell: cell[0] != "decode")  # Steps of milliseconds, before what may take all the time.
         self._cells("state", cells, self._able(plan.contenders), "state")
         for kind in plan.passes:
             self._crossover(kind)
@@ -120,8 +124,8 @@ class Session:
         """Return the contexts of the plan; those it chose itself divided by 4 until a run of the first one is cheap."""
         able, contexts = self._able(self.plan.subjects), list(self.plan.contexts)
         while self.plan.chosen and able and contexts[0] > SHORTEST:
-            place = ("state", self.plan.passes[-1], contexts[0])
-            if self.expected(able[0], place) < self.left() * FIRST:
+            dearest = max(self.expected(able[0], ("state", kind, contexts[0])) for kind in self.plan.passes)
+            if dearest < self.left() * FIRST:
                 break
             contexts = [context // 4 for context in contexts]
         return contexts
@@ -213,8 +217,6 @@ class Session:
 
         allowance: seconds for all repeats. most: seconds that a single run may take.
         """
-        machine = self.machine
-        assert machine is not None
         place = (part, kind, tokens)
         runs: dict[Contender, Run] = {}
         samples: dict[Contender, list[float]] = {}
@@ -229,12 +231,16 @@ class Session:
             names = ", ".join(item.name for item in runs)
             with self._surviving(place, names):
                 self._tell(f"{words(place)}: {names}")
-                repeated(runs, machine.clock, allowance - sum(map(sum, samples.values())), samples)
+                repeated(runs, self._clock(kind), allowance - sum(map(sum, samples.values())), samples)
         finally:
             for contender, times in samples.items():
                 if times:
                     medians[contender] = self._keep(contender, place, times, peaks.get(contender))
         return medians
+
+    def _clock(self, kind: str) -> Clock:
+        assert self.machine is not None
+        return self.cold if kind == "decode" and self.cold is not None else self.machine.clock
 
     @contextmanager
     def _surviving(self, place: Place, name: str) -> Iterator[None]:
@@ -286,7 +292,7 @@ class Session:
     ) -> Run:
         """Prepare a run and run it once, for its peak memory; a long one on a CPU counts as a sample."""
         assert self.machine is not None
-        run, clock = prepare(self.plan, contender, place), self.machine.clock
+        run, clock = prepare(self.plan, contender, place), self._clock(place[1])
         chunk = 1 if contender.impl == "recurrent" else contender.chunk_size
         if self.machine.threads and chunk and place[0] in ("state", "layer") and place[2] / chunk > MOST_WATCHED:
             run()
@@ -404,12 +410,6 @@ class Session:
             notes=self.notes,
             interrupted=self.interrupted,
         )
-
-
-def words(place: Place) -> str:
-    """Return a place in words: "state, forward, 4,096 tokens"."""
-    part, kind, tokens = place
-    return f"{part}, {PASSES[kind]}" + (f", {tokens:,} tokens" if (part, kind) != ("ffn", "decode") else "")
 
 
 def first_line(error: BaseException) -> str:

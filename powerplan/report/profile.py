@@ -18,8 +18,11 @@ WIDTH = 98
 SHORT = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
 
 
-def profile_report(profile: Profile, everything: bool = False) -> Report:
-    """Return the report of a profile; `everything` puts all rows in the table, not only those of the mixers alone."""
+def profile_report(profile: Profile, everything: bool = False, tablefmt: str = "simple") -> Report:
+    """Return the report of a profile; `everything` puts all rows in the table, not only those of the mixers alone.
+
+    tablefmt: of the tables that follow the report's own, "pipe" for markdown.
+    """
     rows = sorted(
         profile.results if everything else profile.part("state"),
         key=lambda row: (list(PASSES.values()).index(row.direction), row.context),
@@ -27,9 +30,9 @@ def profile_report(profile: Profile, everything: bool = False) -> Report:
     payload = msgspec.to_builtins(profile)
     before = [*_head(profile), *_overtaking(profile)]
     after = [
-        *_layers(profile),
+        *_layers(profile, tablefmt),
         *_sweeps(profile),
-        *_breakdowns(profile),
+        *_breakdowns(profile, tablefmt),
         *_missing(profile),
         *_legend(profile),
     ]
@@ -186,28 +189,33 @@ _LAYER = [
 ]
 
 
-def _layers(profile: Profile) -> list[str]:
+def _layers(profile: Profile, tablefmt: str) -> list[str]:
     order = list(PASSES.values())
     rows: Sequence[Split] = sorted(profile.split, key=lambda row: (order.index(row.direction), row.context))
-    return table_of(_LAYER, [msgspec.to_builtins(row) for row in rows]).split("\n") if rows else []
+    return table_of(_LAYER, [msgspec.to_builtins(row) for row in rows], tablefmt).split("\n") if rows else []
 
 
 def _sweeps(profile: Profile) -> list[str]:
     """Return the fastest chunk size of each pass and place where several were timed."""
     lines = []
-    places = dict.fromkeys((row.direction, row.context, row.p) for row in profile.part("state") if row.chunk_size)
-    for direction, context, p in places:
-        rows = [row for row in profile.part("state", direction) if (row.context, row.p) == (context, p)]
+    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in profile.part("state"):
+        if row.chunk_size:
+            shape = (row.p, row.heads, row.kv_heads, row.head_dim, row.gated)
+            groups.setdefault((row.direction, row.context, row.impl, *shape), []).append(row)
+    for (direction, context, *_), rows in groups.items():
         times = {row.chunk_size: row.ms_p50 for row in rows if row.chunk_size}
         if len(times) > 1:
             best = min(times, key=lambda size: times[size])
             others = ", ".join(f"{size:,} {times[size] / times[best]:.2f}x" for size in sorted(times) if size != best)
-            text = f"{best:,} tokens is the fastest chunk of power p={p} at {context:,} tokens; {others} its time"
+            # The first is the one that was asked for; those in other chunks came after it.
+            name = rows[0].name.partition(" chunk ")[0]
+            text = f"{best:,} tokens is the fastest chunk of {name} at {context:,} tokens; {others} its time"
             lines += _wrapped(f"{direction}: ", text)
     return ["", *lines] if lines else []
 
 
-def _breakdowns(profile: Profile) -> list[str]:
+def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
     lines: list[str] = []
     for item in profile.breakdown:
         columns = [
@@ -216,7 +224,7 @@ def _breakdowns(profile: Profile) -> list[str]:
             Column("seconds", "time", lambda value: format_duration(max(value, 1e-9))),
         ]
         rows = [{"name": part.name[:60], "calls": part.calls, "seconds": part.seconds} for part in item.parts]
-        lines += ["", *table_of(columns, rows).split("\n")]
+        lines += ["", *table_of(columns, rows, tablefmt).split("\n")]
     return lines
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from powerplan.cli import main
+from powerplan.mixers import MIXERS
 
 COMMANDS = {
     "gpt2-small --p 5": "--p: 5 is out of range; allowed are 1 to 4",
@@ -17,6 +18,11 @@ COMMANDS = {
     "gpt2-small --p two": "--p: 'two' is not an integer; write a number or a list such as 2,3,4",
     "gpt2-small --p 2 --mixer linear": "--p and --mixer both say which mixer to measure; give one of them",
     "gpt2-small --mixer power:p=5": "--mixer: p=5: the kernels run degrees 1 to 4",
+    **{
+        f"gpt2-small --mixer {kind}": f"--mixer: {kind}: profile times attention, windows, power and linear attention"
+        for kind in sorted(MIXERS.keys() - {"attention", "power", "linear"})
+    },
+    "kimi-linear-48b-a3b": "MODEL: kimi-linear-48b-a3b has layers whose mixer has no heads that another could take",
     "gpt2-small --mixer powr:p=2": "--mixer: 'powr' is not a mixer; did you mean power...",
     "gpt2-small --ctx 0": "--ctx: '0' is out of range; ...",
     "gpt2-small --pass backward": "--pass: 'backward' is not known; allowed are forward, train, decode",
@@ -35,7 +41,14 @@ COMMANDS = {
     "gpt2-small --save nowhere/x.json": "--save: nowhere/x.json: there is no folder nowhere",
     "gpt2-small --plot x.gif": "--plot: x.gif must end in .png, .svg, .pdf",
     "--show none.json": "none.json: no such file",
-    "gpt2-small --show none.json": "--show: prints a saved profile: leave MODEL and --save out",
+    "gpt2-small --show none.json": "--show: prints a saved profile: leave MODEL out",
+    "--show none.json --ctx 1k": "--show: prints a saved profile: leave --ctx out",
+    "--show none.json --time-limit 60 --p 2": "--show: prints a saved profile: leave --p and --time-limit out",
+    "--show none.json --breakdown gpt2-small --pass decode": (
+        "--show: prints a saved profile: leave MODEL, --pass and --breakdown out"
+    ),
+    "--show none.json --save x.json --force --format csv": "--show: prints a saved profile: leave --save out",
+    "--show none.json --plot x.png --force --format csv": "none.json: no such file",
     "gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
 }
 

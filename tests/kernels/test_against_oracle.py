@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from powerplan.kernels import power_attention
+from powerplan.kernels.embedding import spow
+from powerplan.kernels.state import PowerState
 from powerplan.kernels.testing import Case, arguments, beyond_budget, results, state_of, variants
 
 DEGREES = [(1, False), (2, True), (2, False), (3, False), (4, True), (4, False)]
@@ -21,6 +23,7 @@ SHAPES = variants(
     batch=[1],
 )
 IMPLS = ["recurrent", "torch", "triton"]
+LONG = Case(tokens=300, gated=False, batch=1, groups=1, repeats=1, key_dim=64, value_dim=64)
 
 
 def check(case: Case, impl: str, dtype: torch.dtype, chunk: int = 16, low_products: bool = False) -> None:
@@ -127,3 +130,24 @@ def test_degrees_in_several_blocks() -> None:
 
     assert len(tiling(24, 3, 8, BLOCK_ROWS).blocks) > 1
     check(Case(p=3, normalize=False, key_dim=24, tokens=33, batch=1, groups=1), "torch", torch.float64)
+
+
+def test_a_sum_of_equal_terms_is_no_error() -> None:
+    """Head dim 64 in fp16, as gpt2-small has it: plain torch sums the constant feature exactly, chunks do not."""
+    check(LONG, "torch", torch.float16, chunk=128)
+
+
+def test_a_wrong_state_is_an_error() -> None:
+    """One token of 300 left out, or sums rounded as fp16 rounds them: the state is beyond its budget in both parts."""
+    inputs = LONG.inputs(torch.float16)
+    out, state = power_attention(*arguments(inputs), chunk_size=128, return_state=True)
+    _, k, v = arguments(inputs)
+    assert state.key is not None
+    phi = spow(k[:, -1].detach().float(), LONG.p)
+    without = PowerState(state.kv - phi[..., None] * v[:, -1, :, None].detach(), state.key - phi)
+    rounded = PowerState(state.kv.half().float(), state.key.half().float())
+    right = results(out, state, inputs)
+    assert beyond_budget(LONG, torch.float16, right, inputs) == {}
+    for wrong in (without, rounded):
+        found = {**right, "state kv": wrong.kv, "state key": wrong.key}
+        assert beyond_budget(LONG, torch.float16, found, inputs).keys() == {"state kv", "state key"}

@@ -122,8 +122,11 @@ def test_the_counter_the_planner_and_dims_agree(
     p, normalize = degree
     q = torch.randn(2, tokens, groups * repeats, key_dim)
     k, v = torch.randn(2, tokens, groups, key_dim), torch.randn(2, tokens, groups, value_dim)
+    settings: dict[str, Any] = {"p": p, "normalize": normalize, "chunk_size": chunk}
     with FlopCounterMode(display=False) as counter:
-        power_attention(q, k, v, p=p, normalize=normalize, chunk_size=chunk)
+        power_attention(q, k, v, **settings, return_state=True)
+    with FlopCounterMode(display=False) as without:
+        power_attention(q, k, v, **settings)
     mixer = Power(
         heads=groups * repeats,
         kv_heads=groups,
@@ -133,8 +136,12 @@ def test_the_counter_the_planner_and_dims_agree(
         normalize=normalize,
         chunk_size=chunk,
     )
-    per_token = total(mixer.state_flops_terms(tokens, Convention("full", "chunked")))
-    assert counter.get_total_flops() == 2 * tokens * per_token
+    terms = mixer.state_flops_terms(tokens, Convention("full", "chunked"))
+    assert counter.get_total_flops() == 2 * tokens * total(terms)
+    # The last chunk is added only to a state that is asked for.
+    size = mixer.effective_chunk_size()
+    (update,) = [item.value for item in terms if "update state" in item.component]
+    assert without.get_total_flops() == 2 * (tokens * total(terms) - (tokens % size or size) * update)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -142,12 +149,30 @@ def test_the_counter_the_planner_and_dims_agree(
 def test_the_counter_sees_the_backward_pass(with_state: bool, engine: str) -> None:
     inputs = Case(tokens=40, batch=1, with_state=with_state).inputs(torch.float32)
     settings: dict[str, Any] = {"initial_state": state_of(inputs), "chunk_size": 16, "impl": engine}
+    shape: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 8, "v_head_dim": 5, "p": 2, "tile": 8}
+    shape |= {"chunk_size": 16, "with_state": with_state}
+    whole, unread = (chunked_power_flops(40, **shape, want_state=wanted) for wanted in (True, False))
     with FlopCounterMode(display=False) as counter:
         power_attention(*arguments(inputs), inputs["log_g"], **settings).sum().backward()
-    forward = chunked_power_flops(
-        40, heads=4, kv_heads=2, head_dim=8, v_head_dim=5, p=2, tile=8, chunk_size=16, with_state=with_state
-    )
-    assert counter.get_total_flops() == 3 * forward
+    assert counter.get_total_flops() == 3 * unread
+    # A state that has no part in the loss is computed, and nothing comes back through its last chunk.
+    with FlopCounterMode(display=False) as counter:
+        out, state = power_attention(*arguments(inputs), inputs["log_g"], **settings, return_state=True)
+        out.sum().backward()
+    assert counter.get_total_flops() == whole + 2 * unread
+    with FlopCounterMode(display=False) as counter:
+        out, state = power_attention(*arguments(inputs), inputs["log_g"], **settings, return_state=True)
+        (out.sum() + state.kv.sum()).backward()
+    assert counter.get_total_flops() == 3 * whole
+
+
+def test_no_state_work_in_the_first_chunk_that_is_also_the_last() -> None:
+    """QK^T and AV of 12 tokens, 2 heads, in full squares: 2 * 2 * (8 + 5) * 12^2, and nothing else."""
+    shape: dict[str, Any] = {"heads": 2, "kv_heads": 2, "head_dim": 8, "v_head_dim": 5, "p": 2, "tile": 8}
+    assert chunked_power_flops(12, **shape, chunk_size=12, want_state=False) == 2 * 2 * (8 + 5) * 12**2
+    # Of 40 tokens in chunks of 12 the last 4 are not added, and 28 ask: D (V + 1) is 64 * 6.
+    within = 2 * 2 * (8 + 5) * (3 * 12**2 + 4**2)
+    assert chunked_power_flops(40, **shape, chunk_size=12, want_state=False) == within + 2 * 64 * 6 * 2 * (28 + 36)
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:

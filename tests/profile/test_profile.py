@@ -99,8 +99,10 @@ def test_flops_are_the_planners(whole: Path) -> None:
     exact = total(Attention(**heads).state_flops_terms(256, Convention()))
     assert rows["softmax", "forward", 256] == exact * 256
     assert rows["softmax", "forward+backward", 256] == 3 * exact * 256
-    chunked = total(Power(**heads, p=2).state_flops_terms(256, Convention(form="chunked")))
-    assert rows["power p=2", "forward", 256] == chunked * 256
+    terms = Power(**heads, p=2).state_flops_terms(256, Convention(form="chunked"))
+    (update,) = [item.value for item in terms if "update state" in item.component]
+    # The second of two chunks of 128 is not added to a state that nobody reads.
+    assert rows["power p=2", "forward", 256] == total(terms) * 256 - update * 128
     assert rows["softmax", "decode", 256] == 2 * 4 * 16 * 256
 
 
@@ -148,7 +150,11 @@ def test_show_prints_it_again(whole: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(rows) == len(read_whole(str(whole)).results)
     assert {row["part"] for row in rows} == {"state", "projections", "ffn", "layer"}
     assert main(["profile", "--show", str(whole), "--format", "markdown"]) == 0
-    assert "|:" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    # The timings, the split, and a breakdown for each of three passes; no line of dashes as plain tables have.
+    assert len([line for line in text.split("\n") if line.startswith("|:")]) == 5
+    assert "| pass   |" in text
+    assert "\n--" not in text
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -176,6 +182,26 @@ def test_a_models_own_mixers_are_measured(tiny: Path) -> None:
     assert {(row.gated, row.batch, row.dtype) for row in rows} == {(True, 2, "bf16")}
     # A gate makes other projections than softmax attention's.
     assert {row.name for row in profile.part("projections")} == {"power p=2", "softmax"}
+
+
+def test_mixers_of_one_degree_keep_their_times_apart(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = json.dumps({"kind": "power", "p": 2, "heads": 4, "kv_heads": 2, "head_dim": 8})
+    text = tiny.read_text(encoding="utf-8").replace("{kind: attention, heads: 4, kv_heads: 2, head_dim: 8}", spec)
+    group = text[text.index("  - repeat: 2") :]
+    tiny.write_text(text + group.replace('"kv_heads": 2', '"kv_heads": 1'), encoding="utf-8")
+    options = ["--pass", "forward", "--ctx", "256", "--against", "softmax", "--chunk-size", "64"]
+    profile = profiled(tiny, *options)
+    flops = {row.name: row.flops for row in profile.part("state") if row.chunk_size == 128}
+    # Half of the key/value heads have half of the updates; queries and chunks are the same.
+    assert flops.keys() == {"power p=2 kv 2", "power p=2 kv 1"}
+    assert flops["power p=2 kv 1"] < flops["power p=2 kv 2"]
+    for row in profile.split:
+        (state,) = [item for item in profile.part("state") if (item.name, item.context) == (row.name, row.context)]
+        assert row.state_ms == state.ms_p50
+    assert len({row.projections_ms for row in profile.split if row.name.startswith("power")}) == 2
+    text = " ".join(capsys.readouterr().out.split())
+    for name in flops:
+        assert f"is the fastest chunk of {name} at 256 tokens" in text
 
 
 def test_a_mixture_of_experts_is_timed(tiny: Path) -> None:
