@@ -127,5 +127,8 @@ def test_docs_accounting_explains_every_letter() -> None:
 def test_figures_in_prose() -> None:
     assert f"{len(catalogue_names())} built-in models" in README
     assert README.count("\n") < 200
-    timed = json.loads((ROOT / "benchmarks" / "results" / "recommend.json").read_text(encoding="utf-8"))["results"][-1]
+    results = ROOT / "benchmarks" / "results"
+    started = json.loads((results / "startup.json").read_text(encoding="utf-8"))
+    assert f"`powerplan wsfr gpt2-small --ctx 64k`: {started['median_s']:.2f} s" in README
+    timed = json.loads((results / "recommend.json").read_text(encoding="utf-8"))["results"][-1]
     assert f"{timed['candidates']:,} candidates\n  for {timed['model']} in {timed['median_s']:.2f} s" in README
