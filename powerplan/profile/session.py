@@ -233,8 +233,8 @@ class Session:
                 self._tell(f"{words(place)}: {names}")
                 repeated(runs, self._clock(kind), allowance - sum(map(sum, samples.values())), samples)
         finally:
-            for contender, times in samples.items():
-                if times:
+            for contender in contenders:
+                if times := samples.get(contender):
                     medians[contender] = self._keep(contender, place, times, peaks.get(contender))
         return medians
 

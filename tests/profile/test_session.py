@@ -85,3 +85,18 @@ def test_chosen_contexts_are_as_short_as_the_dearest_pass_needs(small: Plan) -> 
     for item in (trained, both):
         item.machine = SLOW
     assert trained._contexts() == both._contexts() != [1024, 4096]
+
+
+def test_rows_stand_in_the_order_of_the_plan(monkeypatch: pytest.MonkeyPatch, small: Plan) -> None:
+    """Whichever is timed first: dear ones are not, and a table is read by comparing the same lines."""
+
+    def backwards(runs: dict[Any, Run], _clock: Any, _allowance: float, samples: dict[Any, list[float]]) -> None:
+        for name in reversed(runs):
+            samples.setdefault(name, []).append(1.0)
+
+    monkeypatch.setattr(session, "prepare", lambda *_: lambda: None)
+    monkeypatch.setattr(session, "repeated", backwards)
+    monkeypatch.setattr(Session, "_warm", lambda *_: lambda: None)
+    plan = plan_of(catalogue_spec("gpt2-small"), passes=("forward",), contexts=[64, 128])
+    found = [row.name for row in Session(plan, 60.0).run().results if row.part == "state" and row.context == 128]
+    assert found == [item.name for item in plan.contenders]
