@@ -135,6 +135,23 @@ def settle_threads(device: str) -> str | None:
     return None
 
 
+def slow_products(machine: Machine, dtype: str) -> str | None:
+    """Return a remark where a processor multiplies in `dtype` far slower than in fp32, in which power attention does.
+
+    Without units for it, products of fp16 are emulated: 1 GFLOP/s where fp32 reaches 190.
+    """
+    if machine.threads is None or dtype == "fp32":
+        return None
+    rate = machine.matmul_flops_per_s
+    single = matmul_rate(machine.device, torch_dtype("fp32"), machine.clock)
+    if 2 * rate > single:
+        return None
+    return (
+        f"products in {dtype} run at {rate / 1e9:,.3g} GFLOP/s here, and at {single / 1e9:,.3g} in fp32, in which "
+        "power attention computes: share and ideal compare with the former"
+    )
+
+
 def device_name(device: str) -> str:
     """Return what torch calls the GPU, or what is known of the processor."""
     import torch

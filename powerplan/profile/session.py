@@ -12,7 +12,7 @@ from powerplan.measured import SCHEMA
 from powerplan.profile.breakdown import breakdown
 from powerplan.profile.checks import check_kernel, check_layer
 from powerplan.profile.crossover import Pair, find_crossover
-from powerplan.profile.machine import Machine, examine, settle_threads, versions
+from powerplan.profile.machine import Machine, examine, settle_threads, slow_products, versions
 from powerplan.profile.memory import SHARE, bytes_needed, capped, free_bytes, is_out_of_memory, peak_of
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import PASSES, Breakdown, Checked, Crossover, Measurement, Missing, Profile
@@ -104,9 +104,9 @@ class Session:
     def _stages(self) -> None:
         plan = self.plan
         self._tell("matrix product and copy")
-        remark = settle_threads(plan.device)
-        self.notes = plan.notes if remark is None else (*plan.notes, remark)
+        threads = settle_threads(plan.device)
         self.machine = examine(plan.device, plan.dtype)
+        self.notes = (*plan.notes, *filter(None, (threads, slow_products(self.machine, plan.dtype))))
         self._check_all()
         self._weights()
         cells = [(kind, tokens) for tokens in self._contexts() for kind in plan.passes]

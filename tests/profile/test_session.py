@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from powerplan.load import catalogue_spec
-from powerplan.profile import session, timing
+from powerplan.profile import machine, session, timing
 from powerplan.profile.machine import Machine
 from powerplan.profile.plan import Contender, Plan, plan_of
 from powerplan.profile.session import Session
@@ -100,3 +100,13 @@ def test_rows_stand_in_the_order_of_the_plan(monkeypatch: pytest.MonkeyPatch, sm
     plan = plan_of(catalogue_spec("gpt2-small"), passes=("forward",), contexts=[64, 128])
     found = [row.name for row in Session(plan, 60.0).run().results if row.part == "state" and row.context == 128]
     assert found == [item.name for item in plan.contenders]
+
+
+@pytest.mark.parametrize(("rate", "remarked"), [(1e9, True), (150e9, False)])
+def test_slow_products_are_remarked(rate: float, remarked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "matmul_rate", lambda *_: 190e9)
+    found = machine.slow_products(replace(SLOW, matmul_flops_per_s=rate), "fp16")
+    assert (found is not None) == remarked
+    if found:
+        assert found.startswith("products in fp16 run at 1 GFLOP/s here, and at 190 in fp32")
+    assert machine.slow_products(replace(SLOW, matmul_flops_per_s=rate), "fp32") is None
