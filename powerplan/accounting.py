@@ -65,6 +65,11 @@ class Row:
     decode_state_bytes: Fraction
 
     @property
+    def flops(self) -> Fraction:
+        """Forward FLOPs per token, weights and state."""
+        return self.weight_flops + self.state_flops
+
+    @property
     def wsfr(self) -> Fraction | None:
         """Weight-state FLOP ratio; None for a model without state."""
         return Fraction(self.weight_flops) / self.state_flops if self.state_flops else None
@@ -172,7 +177,7 @@ class Accounting:
         if not 1 <= context <= MAX_CONTEXT:
             raise InputError(f"a context is 1 to {MAX_CONTEXT:,} tokens, and is {context}")
         width = DTYPE_BYTES[dtype]
-        mixers = [(use.layer.mixer, use.count) for use in self.uses if use.layer.mixer is not None]
+        mixers = self.spec.mixer_counts()
         return Row(
             context=context,
             weight_flops=self.weight_flops,
@@ -191,7 +196,7 @@ class Accounting:
 
         They can in chunked forms, after a full chunk, and with mixers that are not `steady`.
         """
-        mixers = [use.layer.mixer for use in self.uses if use.layer.mixer is not None]
+        mixers = self.spec.mixers()
         if self.convention.form == "recurrent":
             return all(mixer.steady for mixer in mixers)
         return not any(mixer.chunked_differs for mixer in mixers)

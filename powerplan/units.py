@@ -182,6 +182,11 @@ def _scaled(value: int | Fraction, base: int, suffixes: tuple[str, ...], gap: st
     raise AssertionError("the last suffix always fits")
 
 
+def format_figure(value: int | float | Fraction) -> str:
+    """Return a number with three figures: 4.5, 0.0123, 1,230."""
+    return f"{float(f'{float(value):.3g}'):,.10g}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a time with the unit that suits it: 3.1 us, 42 ms, 5.2 h, 12.4 days, 3.1 years."""
     for limit, size, name in _SPANS:

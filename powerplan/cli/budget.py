@@ -52,11 +52,11 @@ def budget(
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
     from powerplan.accounting import Accounting
-    from powerplan.budget import Rate, alternatives, budget_of, measured_time
     from powerplan.errors import InputError
     from powerplan.hardware import find_device, peak_of
     from powerplan.measured import read_profile
-    from powerplan.report.budget import Clock, budget_report
+    from powerplan.report.budget import budget_report
+    from powerplan.training import Throughput, alternatives, budget_of, training_time
     from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_integer, parse_share
 
     context = parse_context(ctx, "--ctx")
@@ -70,7 +70,7 @@ def budget(
     if peak is None and (gpu_hours is not None or measured is not None or count > 1):
         option = "--gpu-hours" if gpu_hours is not None else "--measured" if measured is not None else "--devices"
         raise InputError(f"{option} needs the device; such as --gpu h100-sxm")
-    rate = None if peak is None else Rate(peak, share, count)
+    throughput = None if peak is None else Throughput(peak, share, count)
     wanted_tokens = None if tokens is None else parse_count(tokens, "--tokens", "a count of tokens")
     total = None if flops is None else Fraction(parse_count(flops, "--flops", "a count of FLOPs"))
     hours = None if gpu_hours is None else _hours(gpu_hours)
@@ -78,27 +78,24 @@ def budget(
 
     spec, notes = read_model(model, mixer)
     accounting = Accounting(spec, convention_of(form, causal, exclude))
-    clock = None
-    if rate is not None:
-        clock = Clock(rate)
-        if profile is not None:
-            timed = measured_time(spec, accounting.row(context), rate, profile)
-            if timed.missing is not None:
-                notes.append(f"{timed.missing.describe()}: time is counted at --mfu {mfu} instead")
-            elif (remark := profile.elsewhere(rate.peak.name)) is not None:
-                notes.append(remark)
-            clock = Clock(rate, timed.seconds, profile.label)
-    if rate is not None and hours is not None:
-        if clock is not None and clock.measured is not None:
-            wanted_tokens = max(1, int(hours * 3600 / Fraction(clock.measured)))
+    time = None
+    if throughput is not None:
+        time = training_time(spec, accounting.row(context), throughput, profile)
+        if time.missing is not None:
+            notes.append(f"{time.missing.describe()}: time is counted at --mfu {mfu} instead")
+        elif profile is not None and (remark := profile.elsewhere(throughput.peak.name)) is not None:
+            notes.append(remark)
+    if time is not None and hours is not None:
+        if time.measured is not None:
+            wanted_tokens = max(1, int(hours * 3600 / Fraction(time.measured)))
         else:
-            total = hours * 3600 * rate.flops_per_s
+            total = hours * 3600 * time.throughput.flops_per_s
         if total is not None and total > MAX_COUNT:
             raise InputError("more FLOPs than 1e40", "--gpu-hours")
     result = budget_of(accounting, context, flops=total, tokens=wanted_tokens, dtype=dtype.value)
     if not given:
         notes.append("no budget given: 20 tokens per active parameter assumed; give --flops, --tokens or --gpu-hours")
-    report = budget_report(result, alternatives(result, dtype.value), dtype.value, step, clock)
+    report = budget_report(result, alternatives(result, dtype.value), dtype.value, step, time)
     for remark in (*notes, *result.warnings()):
         say.note(remark)
     say.show(report, output)

@@ -115,7 +115,7 @@ def convention_of(form: Form, causal: Causal, exclude: list[Excluded] | None) ->
 def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
     """Return the spec that MODEL and --mixer mean, and remarks for the user."""
     from powerplan.load import load_model
-    from powerplan.whatif import with_mixer
+    from powerplan.swap import with_mixer
 
     loaded = load_model(model)
     if mixer is None:

@@ -118,9 +118,9 @@ def recommend(
     from powerplan.measured import read_profile
     from powerplan.output import check_target, write_whole
     from powerplan.plots import check_format, wsfr_plot
-    from powerplan.recommend import Limits, Request
-    from powerplan.recommend import recommend as search
     from powerplan.report.recommend import recommend_report
+    from powerplan.search import Limits, Request
+    from powerplan.search import recommend as search
     from powerplan.units import parse_bytes, parse_contexts, parse_count, parse_integer, parse_ratio
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
@@ -218,20 +218,20 @@ LM_HEAD = Excluded.lm_head.value
 def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
     """Return the kinds of a list such as "power,window"; raises InputError for one that is not known."""
     from powerplan.errors import InputError, choice, shown
-    from powerplan.recommend import WORDS
+    from powerplan.search import SELECTABLE
 
     words = [word.strip() for word in text.split(",")] if text is not None else []
     for word in words:
-        if word not in (*WORDS, *more):
-            raise InputError(f"{shown(word)} is not known{choice(word, [*WORDS, *more])}", option)
+        if word not in (*SELECTABLE, *more):
+            raise InputError(f"{shown(word)} is not known{choice(word, [*SELECTABLE, *more])}", option)
     return sorted(set(words))
 
 
 def _solved(
     spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: Dtype
 ) -> Report:
-    from powerplan.recommend import solve
     from powerplan.report.recommend import solve_report
+    from powerplan.search import solve
 
     solution = solve(spec, unknown.value, context, target, convention, dtype.value)
     return solve_report(solution, spec.name, context, target)

@@ -17,9 +17,10 @@ from powerplan.mixers import Attention, Convention, FeatureAttention, GroupedHea
 from powerplan.mixers.base import total
 from powerplan.profile.result import PASSES, LayerShape
 from powerplan.spec import Layer, LayerGroup, ModelSpec
-from powerplan.swaps import can_swap, default_shape, mixer_text, power_text, same_state_window
+from powerplan.swap import Swap, swap_text, with_mixer
+from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.windows import can_swap, same_state_window
 from powerplan.units import parse_integers
-from powerplan.whatif import with_mixer
 
 IMPLS = ("auto", "torch", "triton", "recurrent", "reference")
 """Implementations of power attention, as `power_attention` names them."""
@@ -278,9 +279,9 @@ def _subjects(spec: ModelSpec, degrees: str | None, mixer: str | None) -> tuple[
         return None, None
     low, high = KERNEL_DEGREES[0], KERNEL_DEGREES[-1]
     found = [2] if degrees is None else parse_integers(degrees, "--p", low, high)
-    shape = default_shape(spec)
+    shape = replacement_heads(spec)
     assumed = "no --p given: power p=2 assumed" if degrees is None else None
-    return [power_text(p, shape, normalize=p % 2 == 0) for p in found], assumed
+    return [swap_text(Swap.power(p, shape, normalize=p % 2 == 0)) for p in found], assumed
 
 
 def _variant(spec: ModelSpec, text: str, notes: list[str]) -> GroupedHeads:
@@ -355,8 +356,7 @@ def _softmax_impl(gpu: bool) -> str:
 
 def _rivals(spec: ModelSpec, first: GroupedHeads, names: list[str], gpu: bool) -> list[tuple[GroupedHeads, str]]:
     """Return what `first` is measured against, in its heads, and the model's own windows; each with what runs it."""
-    heads = {"heads": first.heads, "kv_heads": first.kv_heads, "head_dim": first.head_dim}
-    setting = ",".join(f"{key}={value}" for key, value in {**heads, "v_head_dim": first.v_head_dim}.items())
+    heads = first.own_heads()
     base = Plan(spec, *_layer(spec), (), (), (), (), "", "").with_mixer(first)
     found: list[tuple[GroupedHeads, str]] = []
 
@@ -365,15 +365,15 @@ def _rivals(spec: ModelSpec, first: GroupedHeads, names: list[str], gpu: bool) -
         found.append((mixer, impl))
 
     if "softmax" in names:
-        add(mixer_text("attention", setting), "sdpa")
+        add(swap_text(Swap.attention(heads)), "sdpa")
     if "window" in names:
         window = same_state_window(base)
         windows = [window] if window else []
         windows += [mixer.window for mixer in _mixers(spec) if type(mixer) is Attention and mixer.window]
         for size in dict.fromkeys(windows):
-            add(mixer_text("attention", f"window={size}", setting), _softmax_impl(gpu))
+            add(swap_text(Swap.attention(heads, size)), _softmax_impl(gpu))
     if "linear" in names:
-        add(mixer_text("linear", setting), "triton" if gpu else "torch")
+        add(swap_text(Swap.of("linear", heads)), "triton" if gpu else "torch")
     return found
 
 

@@ -7,12 +7,13 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import positions_text
-from powerplan.mixers import GroupedHeads, Mixer
-from powerplan.recommend import Answer, Candidate, Solution
-from powerplan.recommend.words import LEGEND
+from powerplan.mixers import Mixer
+from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
 from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_ratio
-from powerplan.swaps import Shape, default_shape
+from powerplan.search import Candidate, Recommendation, Solution
+from powerplan.swap import swap_text
+from powerplan.swap.shapes import replacement_heads
 from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
@@ -22,10 +23,15 @@ MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
 
 
-def recommend_report(answer: Answer) -> Report:
+def recommend_report(answer: Recommendation) -> Report:
     """Return the report of a recommendation."""
     request, winner = answer.request, answer.recommended
-    candidates = [_candidate(item, place) for place, item in enumerate(answer.candidates, 1)]
+    reasons = [why(answer, place) for place in range(len(answer.candidates))]
+    saved = gain(answer)
+    candidates = [
+        _candidate(item, place, reason)
+        for place, (item, reason) in enumerate(zip(answer.candidates, reasons, strict=True), 1)
+    ]
     payload = {
         "model": model_of(answer.base),
         "convention": convention_of(answer.base, request.dtype),
@@ -40,11 +46,11 @@ def recommend_report(answer: Answer) -> Report:
         "balanced_context": answer.balanced_context,
         "balanced_window": answer.balanced_window.tokens if answer.balanced_window else None,
         "balanced_window_layers": _window_layers(answer),
-        "gain": answer.gain,
+        "gain": saved,
     }
-    gain = f", {answer.gain}" if answer.gain and not winner.plan.unchanged else ""
-    rest = f"; {answer.gain}" if answer.gain and winner.plan.unchanged else ""
-    sentence = f"{winner.label}, {_ratio(winner)}{gain}: {winner.why}{rest}"
+    change = f", {saved}" if saved and not winner.plan.unchanged else ""
+    rest = f"; {saved}" if saved and winner.plan.unchanged else ""
+    sentence = f"{winner.label}, {_ratio(winner)}{change}: {reasons[0]}{rest}"
     before = [*_question(answer), *_wrapped("recommended: ", sentence)]
     before += [f"layers: {text}" for text in _layers(winner)]
     before += _chunk_lines(answer)
@@ -52,13 +58,13 @@ def recommend_report(answer: Answer) -> Report:
     columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
     rows = [entry | _at_contexts(item) for entry, item in zip(candidates, answer.candidates, strict=True)]
     after = []
-    for place, item in enumerate(answer.candidates[1:], 2):
-        after += _wrapped(f"{place:>2}  ", item.why)
+    for place, reason in enumerate(reasons[1:], 2):
+        after += _wrapped(f"{place:>2}  ", reason)
     after += [
         *([""] if after else []),
         *_wrapped("", f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
     ]
-    shape = default_shape(answer.base.spec)
+    shape = replacement_heads(answer.base.spec)
     if shape is not None:
         after += _wrapped("", f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     after += _remarks(answer)
@@ -69,7 +75,7 @@ def _at_contexts(item: Candidate) -> dict[str, Any]:
     return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
 
 
-def _question(answer: Answer) -> list[str]:
+def _question(answer: Recommendation) -> list[str]:
     contexts = ", ".join(f"{context:,}" for context in answer.contexts)
     request = answer.request
     row = answer.base.row(answer.contexts[-1], request.dtype)
@@ -79,7 +85,7 @@ def _question(answer: Answer) -> list[str]:
     return _wrapped("", f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
 
 
-def _chunk_lines(answer: Answer) -> list[str]:
+def _chunk_lines(answer: Recommendation) -> list[str]:
     """Return the chunk sizes of the winner; one where all are the same."""
     same = {(chunk.size, chunk.source) for chunk in answer.chunks}
     if len(same) == 1:
@@ -93,7 +99,7 @@ def _ratio(item: Candidate) -> str:
     return "no state" if item.row.wsfr is None else format_ratio(item.row.wsfr)
 
 
-def _balance(answer: Answer) -> str:
+def _balance(answer: Recommendation) -> str:
     context, target = answer.contexts[-1], answer.request.target
     word = "balanced" if target == 1 else f"at {format_ratio(target)}"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
@@ -106,7 +112,7 @@ def _balance(answer: Answer) -> str:
     return f"{word} as it is: {place}; at {context:,} with a window of {found.tokens:,} {layers}"
 
 
-def _window_layers(answer: Answer) -> str | None:
+def _window_layers(answer: Recommendation) -> str | None:
     if answer.balanced_window is None:
         return None
     return "growing" if answer.balanced_window.partial else "all"
@@ -119,17 +125,16 @@ def _layers(item: Candidate) -> list[str]:
     uses: dict[str, list[range]] = {}
     for use in item.spec.layer_uses():
         if use.layer.mixer is not None:
-            uses.setdefault(_mixer_words(use.layer.mixer), []).extend(use.positions)
+            uses.setdefault(_mixer_text(use.layer.mixer), []).extend(use.positions)
     return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
 
 
-def _mixer_words(mixer: Mixer) -> str:
-    if not isinstance(mixer, GroupedHeads):
-        return mixer.describe()
-    return f"{mixer.describe()}, {Shape(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.v_head_dim).describe()}"
+def _mixer_text(mixer: Mixer) -> str:
+    heads = mixer.own_heads()
+    return mixer.describe() if heads is None else f"{mixer.describe()}, {heads.describe()}"
 
 
-def _remarks(answer: Answer) -> list[str]:
+def _remarks(answer: Recommendation) -> list[str]:
     request = answer.request
     lines = []
     partial = [item.plan.scope for item in answer.candidates if item.plan.scope.partial]
@@ -152,7 +157,7 @@ def _remarks(answer: Answer) -> list[str]:
     return lines
 
 
-def _candidate(item: Candidate, place: int) -> dict[str, Any]:
+def _candidate(item: Candidate, place: int, reason: str) -> dict[str, Any]:
     row = row_of(item.row)
     entry: dict[str, Any] = {
         "rank": place,
@@ -170,7 +175,7 @@ def _candidate(item: Candidate, place: int) -> dict[str, Any]:
         "layers": item.spec.layer_count,
         "hidden_size": item.spec.hidden_size,
         "feasible": item.feasible,
-        "why": item.why,
+        "why": reason,
         "rows": [row_of(one) for one in item.rows],
     }
     if item.tokens is not None:
@@ -192,7 +197,7 @@ _PLACE = Column("rank", "#")
 _LABEL = Column("label", "candidate", left=True)
 
 
-def _ratios(answer: Answer) -> list[Column]:
+def _ratios(answer: Recommendation) -> list[Column]:
     """Return a column of ratios; one for each context where there are several."""
     if len(answer.contexts) == 1:
         return [Column("wsfr", "WSFR", show_ratio)]
@@ -201,7 +206,7 @@ def _ratios(answer: Answer) -> list[Column]:
     return [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
 
 
-def _columns(answer: Answer) -> list[Column]:
+def _columns(answer: Recommendation) -> list[Column]:
     columns = []
     if answer.request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
@@ -243,7 +248,7 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
         "target": float(target),
         "context": at.context,
         "value": solution.value,
-        "mixer": solution.mixer,
+        "mixer": swap_text(solution.swap) if solution.swap else None,
         "at": row_of(at),
         "beyond": row_of(beyond),
     }

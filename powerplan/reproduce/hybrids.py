@@ -13,7 +13,6 @@ from powerplan.mixers.base import RECURRENT_BYTES, total
 from powerplan.reproduce.figures import Figure
 from powerplan.reproduce.power import Computed
 from powerplan.serving import Serving, twin
-from powerplan.swaps import sequence_mixers
 
 BILLION = 10**9
 MILLION_TOKENS = 2**20
@@ -69,14 +68,14 @@ def _per_head(mixer: Mixer, heads: int, convention: Convention) -> Fraction:
 
 
 def _equation_13() -> Computed:
-    (layer,) = (mixer for mixer in sequence_mixers(_pair()[0].accounting.spec) if isinstance(mixer, KDA))
+    (layer,) = (mixer for mixer in _pair()[0].accounting.spec.mixers() if isinstance(mixer, KDA))
     assert layer.chunk_size == 64
     forms = {"chunked": Convention(form="chunked"), "recurrent": Convention()}
     return {name: _per_head(layer, layer.heads, convention) for name, convention in forms.items()}
 
 
 def _equation_14() -> Computed:
-    (layer,) = (mixer for mixer in sequence_mixers(_pair()[0].accounting.spec) if isinstance(mixer, MLA))
+    (layer,) = (mixer for mixer in _pair()[0].accounting.spec.mixers() if isinstance(mixer, MLA))
     return {
         "attention": _per_head(Attention(heads=1, head_dim=128), 1, Convention()),
         "mla": _per_head(layer, layer.heads, Convention()),

@@ -12,7 +12,7 @@ from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.base import total
 from powerplan.reproduce.figures import Figure, figure_sets
 from powerplan.spec import ModelSpec
-from powerplan.whatif import parse_mixer, with_mixer
+from powerplan.swap import Swap, parse_swap, with_mixer
 
 Computed = dict[str, Fraction]
 """Values in the unit of a figure, by the convention's name."""
@@ -40,13 +40,13 @@ def paper_ratio(spec: ModelSpec, mixer: str, context: int) -> Fraction:
     Weights: 20mm a layer, projections at 1 FLOP per parameter, plus the LM head. State: 3tm a layer, 1tm for causal
     scores and 2tm for values. Linear attention: 20mm over (4d + 2c)m, without the head.
     """
-    kind, settings = parse_mixer(mixer or "attention")
+    swap = parse_swap(mixer) if mixer else Swap("attention")
     width, layers = spec.hidden_size, spec.layer_count
     weights = 20 * width**2 * layers
-    if kind == "linear":
-        (dim,) = {use.layer.mixer.head_dim for use in spec.layer_uses() if isinstance(use.layer.mixer, Attention)}
+    if swap.kind == "linear":
+        (dim,) = {heads.head_dim for mixer in spec.mixers() if (heads := mixer.own_heads()) is not None}
         return Fraction(weights, (4 * dim + 2 * CHUNK) * width * layers)
-    keys = min(context, settings.get("window", context))
+    keys = min(context, swap.fields.get("window", context))
     return Fraction(weights + 2 * spec.vocab_size * width, 3 * keys * width * layers)
 
 

@@ -9,7 +9,7 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import Power
 from powerplan.profile.checks import LARGEST_STATE, _reduced, check_layer
 from powerplan.profile.plan import plan_of
-from powerplan.whatif import with_mixer
+from powerplan.swap import with_mixer
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from powerplan.mixers.base import total
 from powerplan.profile import session
 from powerplan.profile.plan import Contender, Plan
 from powerplan.profile.result import Profile, read_whole
-from powerplan.whatif import with_mixer
+from powerplan.swap import with_mixer
 
 QUICK = ["--ctx", "64, 256", "--time-limit", "12"]
 
