@@ -100,8 +100,8 @@ def decode_kernel(
         b_key = tl.load(p_key + i_state * dim + o_d, mask=m_d, other=0.0) * gate + b_phi_k
         tl.store(p_new_key + i_state * dim + o_d, b_key, mask=m_d)
 
-    # Query the new rows while they are in registers. Parts and not atomic sums, so that results repeat bit for bit:
-    # a part has V values for each query, 1 / BLOCK of the rows it stands for.
+    # Query the new rows while they are in registers. Every block stores a part of its own: V values for each query,
+    # where it has read BLOCK V. Atomic sums would add in another order every time, and not give the same bits again.
     for i_repeat in tl.static_range(REPEATS):
         i_query = i_state * REPEATS + i_repeat
         b_phi_q = load_phi(p_q + i_query * K, p_features, p_root, o_d, m_d, dim, P)

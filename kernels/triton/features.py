@@ -88,7 +88,8 @@ def phi_rows(
         # Load.
         b_lead = load_rows(p_x, s_t, o_t, m_t, o_lead, K)
         b_last = load_rows(p_x, s_t, o_t, m_t, o_last, K).to(OPERAND)
-        # Multiply: each single feature is loaded 8 times, as its leads lie, since a register block cannot be indexed.
+        # Multiply: a single feature is loaded once for each of the 8 leads it goes into, so that all factors have one
+        # shape.
         if P > 2:
             o_same = tl.zeros([STEPS, 8], tl.int32)
             o_single = tl.reshape(tl.load(p_step)[:, None] + o_same, [STEPS * 8])

@@ -83,7 +83,7 @@ def keys_kernel(
     k_dot_dk: [tokens, G] float32 out, where GATED: a key's share of the gradient of log_g_cumsum, times -P.
     HAS_START: whether the last chunk of a sequence has a gradient of the state after it, too.
     """
-    # A key/value head is one program's alone, queries of the whole group included: dk and dv need no atomic sums.
+    # One program for a block of keys, which walks the queries of all heads of the group: no atomic sums.
     i_block, i_chunk, i_group, _ = owned_block(token_blocks, groups, 1)
     start, stop = chunk_bounds(p_chunks, i_chunk)
     first = start + i_block * BN

@@ -1,6 +1,6 @@
-"""The output kernel: a block of queries queries the state before its chunk and attends within it, in one accumulator.
+"""The output kernel: each block of queries reads the state before its chunk, then attends within the chunk.
 
-Neither part of the output, nor a row of weights, is ever stored. Legend: prologue.py.
+Both parts of the output are summed in one accumulator; neither of them, nor any weight, is stored. Legend: prologue.py.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def output_kernel(
     p_state_key += slot
 
     # Query the state, phi(q) kv, step by step. A block reads all of it from L2: at K = V = 64, P = 2 that is 295 KB in
-    # bf16 for 2 BM D V FLOPs, 38 million with 128 queries, which is why the block is as large as registers allow.
+    # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
     b_out = tl.zeros([BM, BV], tl.float32)
     b_norm = tl.zeros([BM], tl.float32)
     o_row = tl.arange(0, STEP_ROWS)
@@ -107,8 +107,9 @@ def output_kernel(
         if NORMALIZE and P != 2:
             b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
 
-    # The state's part of the normaliser for P = 2: phi(q).key = q^T Z q, with Z = sum k k^T [K, K] in its upper tiles.
-    # One product with K x K in the matrix unit, instead of K^2 / 2 multiply-adds a query outside it.
+    # The state's part of the normaliser for P = 2: phi(q).key = q^T Z q. Z is sum k k^T, [K, K]: of its 8 x 8 tiles,
+    # key holds those on the diagonal and, doubled, those above it. One product with K x K in the matrix unit takes the
+    # place of K^2 / 2 multiply-adds a query outside it.
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2 and has_state:
         o_k = tl.arange(0, BK)

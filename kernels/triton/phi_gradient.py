@@ -69,8 +69,8 @@ def grad_through_phi(
         o_feature = o_tile[:, None] * 8 + tl.arange(0, 8)[None, :]
         b_dx_tiles = tl.zeros([ROWS, BK // 8, 8], tl.float32)
         for i_step in range(steps):
-            # Load the slices of x again: 2 x 16 bytes a token and step in bf16, from L1, where [ROWS, BK] in registers
-            # could not be indexed.
+            # Load the slices of x in every step, 2 x 16 bytes a token in bf16 and mostly from a cache, as they could
+            # not be picked from x in registers.
             p_step = p_steps + i_step * (P + 1)
             lead, last = tl.load(p_step + P - 2), tl.load(p_step + P - 1)
             b_lead = load_columns(p_x, s_t, o_t, m_t, lead, K, 8)

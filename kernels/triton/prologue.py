@@ -6,18 +6,20 @@ that a program holds in registers. Capitals are constants of the compiler.
     G, H        key/value heads (`groups`), and query heads: H = G REPEATS, head h reads key/value head h // REPEATS
     K, V        head dims of q and k, and of v; BK, BV: the same, padded to powers of two
     P           degree of the power; power_scale = scale^P
-    BM, BN      rows of a block of queries, and of a block of keys
+    BM, BN      rows of a block of queries, and of a block of keys; token_blocks is how many a chunk has
+    s_xt, s_xh  strides of x over tokens and over heads; features lie side by side
     kv, key     the state, [rows, V] and [rows]: sums of phi(k) v^T, and of phi(k) for the normaliser
-    rows        rows of phi (layout.py), padded to a multiple of what one program of the scan owns
+    rows        rows of phi (layout.py), padded to a multiple of the block of rows that a program of the scan owns;
+                state_blocks is how many of these blocks a state has
     steps       steps of phi, STEP_ROWS rows each: 64, for P = 1 BK; p_steps is their table, [steps, P + 1]
     a           log_g_cumsum: cumsum(log_g) from the start of the chunk on; a_M is that of its last token
     GATED       whether there is a log_g
     NORMALIZE   whether there is a normaliser: norm is the sum of a query's weights
     OPERAND     dtype of the factors of products, PRECISION how tl.dot multiplies them (config.py); sums are in float32
 
-Sequences lie end to end, [tokens, heads, dim]. A row of the table of chunks, [slots, 4] in int64, holds the first token,
-the last token + 1, 1 where the chunk is the first of its sequence, and 1 where it is the last. Offsets of tokens are
-int64 as the table is: 1M tokens of 16 heads of 128 are 2^31 elements.
+Sequences lie end to end, [tokens, heads, dim]. A row of the table of chunks, [slots, 4] in int64, holds the first token
+of the chunk, the one after its last, 1 where it is the first chunk of its sequence, and 1 where it is the last one.
+Offsets of tokens are int64 as the table is: 1M tokens of 16 heads of 128 are 2^31 elements.
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def scan_kernel(
             i_chunk = stop_chunk - 1 - index
         start, stop = chunk_bounds(p_chunks, i_chunk)
 
-        # Store: 2 D V bytes a chunk in bf16, all that ever leaves the registers within a sequence.
+        # Store, once a chunk: in bf16, with 2,304 rows of 64 values (K = V = 64, P = 2) and chunks of 1,024 tokens, all
+        # programs of a head store 288 bytes a token. In between the state never leaves the registers.
         if HAS_START or index > 0 or not BACKWARD:
             slot = (i_chunk * groups + i_group) * rows
             b_stored_kv = b_kv
@@ -140,9 +141,9 @@ def scan_kernel(
                 p_carry = p_grad_gate_carry + (i_chunk * groups + i_group) * state_blocks + i_state_block
                 tl.store(p_carry, tl.sum(b_carry, 0))
 
-        # What the last chunk of the walk adds is computed only for one who wants the end.
+        # What the last chunk of the walk adds is needed for the end of the walk only.
         if WANT_END or index < stop_chunk - first_chunk - 1:
-            # Decay over the whole chunk. a_M <= 0, so that the factor lies in [0, 1].
+            # Decay over the whole chunk: log_g <= 0, so that the factor exp(a_M) lies in [0, 1].
             b_total = 0.0
             if GATED:
                 b_total = tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group)
@@ -157,8 +158,9 @@ def scan_kernel(
                 p_head = p_x + i_head * s_xh
                 b_phi = phi_rows(p_head, s_xt, o_t, m_t, p_steps, i_step, K, P, BK, STEPS, BLOCK, OPERAND)
                 b_v = load_columns(p_v + i_head * s_vh, s_vt, o_t, m_t, 0, V, BV)
-                # Everything that multiplies a token goes into its V values, not into its ROWS rows of phi. Exponents:
-                # a_M - a_t forward, a_t backward, both <= 0, so that far tokens vanish and nothing overflows.
+                # What multiplies a token goes into its values, not into phi: 64 multiplications a token instead of 256
+                # (V = 64, ROWS = 256). The exponents, a_M - a_t forward and a_t backward, are <= 0: tokens that have
+                # decayed become 0, and nothing overflows.
                 b_factor = tl.full([BLOCK], 1.0, tl.float32)
                 if GATED:
                     b_cumsum = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)

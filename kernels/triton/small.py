@@ -92,7 +92,7 @@ def grad_norm_kernel(
     b_out = tl.load(p_out + o_query[:, None] * V + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
     b_grad_out = tl.load(p_rows[:, None] + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
     b_norm = tl.load(p_norm + o_query, mask=m_query, other=1.0)
-    # Divide and store. A query that sees nothing got 0 whatever its norm, and so gives norm no gradient.
+    # Divide and store. A query that sees nothing has output 0, whatever it is divided by, and so norm no gradient.
     b_inverse_norm = 1.0 / divisor(b_norm)
     b_grad_norm = tl.where(b_norm == 0, 0.0, -tl.sum(b_out * b_grad_out, 1) * b_inverse_norm)
     tl.store(p_inverse_norm + o_query, b_inverse_norm, mask=m_query)
