@@ -72,7 +72,7 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float 
     return f"; did you mean {listed}?"
 
 
-def choice(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
+def allowed_values(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
     """Return what may stand instead of `word`: "; did you mean a? allowed are a, b", or "; allowed are a, b"."""
     near = did_you_mean(word, allowed) if isinstance(word, str) else ""
     return f"{near or ';'} {label} are {', '.join(allowed)}"

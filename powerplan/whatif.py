@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import HEADED, MIXERS, MLA, RWKV7, AnyMixer, FeatureAttention, GroupedHeads, Mixer
 from powerplan.mixers.linear import MatrixState
 from powerplan.spec import LENGTHS, MAX_NAME, ModelSpec
@@ -94,7 +94,7 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
     if kind == "window":
         return "attention", {"window": parse_context(rest, f"{_WHERE} window")}
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{choice(kind, [*KINDS, 'window'])}", _WHERE)
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", _WHERE)
     settings: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
@@ -105,7 +105,7 @@ def parse_mixer(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", _WHERE)
         if key not in allowed:
             raise InputError(
-                f"{shown(key)} is not a setting of {kind}{choice(key, allowed)}",
+                f"{shown(key)} is not a setting of {kind}{allowed_values(key, allowed)}",
                 _WHERE,
             )
         if key in settings:

@@ -11,7 +11,7 @@ import typer
 
 from powerplan.cli.app import app
 from powerplan.cli.say import error
-from powerplan.errors import PowerplanError, choice
+from powerplan.errors import PowerplanError, allowed_values
 
 # click's ClickException, wherever it lives: typer brought its own copy of click with 0.26.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -58,7 +58,7 @@ def _usage(message: str) -> str:
     if not (match := _CHOICE.fullmatch(message)):
         return message.rstrip(".")
     option, value, choices = match[1], match[2], re.findall(r"'([^']*)'", match[3])
-    return f"{option}: {value} is not known{choice(value[1:-1], choices)}"
+    return f"{option}: {value} is not known{allowed_values(value[1:-1], choices)}"
 
 
 def _abandon_stdout() -> None:

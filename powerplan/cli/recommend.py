@@ -217,13 +217,13 @@ LM_HEAD = Excluded.lm_head.value
 
 def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
     """Return the kinds of a list such as "power,window"; raises InputError for one that is not known."""
-    from powerplan.errors import InputError, choice, shown
+    from powerplan.errors import InputError, allowed_values, shown
     from powerplan.recommend import WORDS
 
     words = [word.strip() for word in text.split(",")] if text is not None else []
     for word in words:
         if word not in (*WORDS, *more):
-            raise InputError(f"{shown(word)} is not known{choice(word, [*WORDS, *more])}", option)
+            raise InputError(f"{shown(word)} is not known{allowed_values(word, [*WORDS, *more])}", option)
     return sorted(set(words))
 
 
