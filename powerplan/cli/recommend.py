@@ -21,6 +21,7 @@ from powerplan.cli.options import (
     MeasuredOption,
     MixerOption,
     OptionalModel,
+    choice_option,
     convention_of,
     read_model_or_default,
 )
@@ -78,7 +79,7 @@ def recommend(
     hardware: DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
     keep: Annotated[
-        Keep, typer.Option(help="The same weights, or width and depth resized to the same FLOPs per token.")
+        Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
     ] = Keep.weights,
     only: Annotated[
         str | None,
@@ -90,10 +91,10 @@ def recommend(
     exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.", show_default=False)] = None,
     weights_vs_state: Annotated[
         Side | None,
-        typer.Option("--weights-vs-state", help="Which side should be the heavier one, where one must be."),
+        choice_option(Side, "Which side should be the heavier one, where one must be.", "--weights-vs-state"),
     ] = None,
     solve: Annotated[
-        Unknown | None, typer.Option(help="Ask the other way round: which context, window or p has the target?")
+        Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
     mixer: MixerOption = None,
     measured: MeasuredOption = None,
