@@ -30,7 +30,7 @@ from icl.run import Place, Run, interruptible, label, result_path, task_of
 from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
-from powerplan.errors import InputError, MachineError, PowerplanError, choice
+from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
 from powerplan.output import write_whole
 from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
@@ -239,7 +239,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.flops is not None and options.match == "tokens":
         raise InputError("--flops cannot be matched by tokens; give --steps")
     if options.device not in ("cpu", "cuda"):
-        raise InputError(f"{options.device!r} is not a device{choice(options.device, ('cpu', 'cuda'))}", "--device")
+        raise InputError(
+            f"{options.device!r} is not a device{allowed_values(options.device, ('cpu', 'cuda'))}", "--device"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device, or a torch without CUDA", "--device")
     if options.threads is None and options.jobs > 1:
@@ -252,7 +254,7 @@ def _names(text: str, allowed: Sequence[str], where: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in allowed:
-            raise InputError(f"{name!r} is not one{choice(name, allowed)}", where)
+            raise InputError(f"{name!r} is not one{allowed_values(name, allowed)}", where)
         if names.count(name) > 1:
             raise InputError(f"{name} is named twice", where)
     return names

@@ -1,23 +1,30 @@
-"""Every error that powerplan raises on purpose. The CLI prints the message and exits with `exit_code`."""
+"""The errors that powerplan raises on purpose, and the parts of their messages.
+
+The command line prints the message and exits with `exit_code`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class PowerplanError(Exception):
-    """Root of the tree: its message is meant for the user, whole and without a traceback."""
+    """The base of all errors of powerplan. Its message is written for the user and needs no traceback."""
 
     exit_code = 1
 
 
 class InputError(PowerplanError, ValueError):
-    """Bad usage or bad input: a file, a value, a name.
+    """A file, a value or a name that powerplan cannot use.
 
-    `where` is the place in the input ("model.yaml:7:13" or "--ctx"), or None where there is none. The message is one
-    line without control characters, whatever the input holds.
+    The message is one line without control characters, whatever the input holds.
+
+    Args:
+        problem: what is wrong, and what is allowed instead.
+        where: the place in the input, such as "model.yaml:7:13", "--ctx" or "context"; None where there is none.
     """
 
     exit_code = 2
@@ -29,7 +36,7 @@ class InputError(PowerplanError, ValueError):
 
 
 class InfeasibleError(PowerplanError):
-    """Nothing meets all constraints; the message names the one that binds, and by how much."""
+    """No plan meets all constraints. The message names the constraint that binds, and by how much it is missed."""
 
     exit_code = 3
 
@@ -38,12 +45,28 @@ class InfeasibleError(PowerplanError):
 
 
 class MachineError(PowerplanError):
-    """This machine cannot do it: something is not installed, or there is not enough of it."""
+    """This machine cannot do what was asked: a package is not installed, or there is too little memory."""
 
     exit_code = 4
 
     def __init__(self, problem: str) -> None:
         super().__init__(one_line(problem))
+
+
+@contextmanager
+def renamed_place(names: Mapping[str, str]) -> Iterator[None]:
+    """Rename the place of InputErrors inside a `with` block: {"--mixer": "mixer"} names a parameter, not an option.
+
+    Args:
+        names: the new name for each first word of an error's `where`; other errors pass unchanged.
+    """
+    try:
+        yield
+    except InputError as error:
+        name, space, rest = (error.where or "").partition(" ")
+        if name not in names:
+            raise
+        raise InputError(error.problem, f"{names[name]}{space}{rest}") from None
 
 
 MAX_WORD = 100
@@ -72,14 +95,20 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float 
     return f"; did you mean {listed}?"
 
 
-def choice(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
-    """Return what may stand instead of `word`: "; did you mean a? allowed are a, b", or "; allowed are a, b"."""
+def allowed_values(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
+    """Return the end of a message that lists the allowed values: "; did you mean a? allowed are a, b".
+
+    Args:
+        word: what was given instead; where none of the allowed values is near it, the text is "; allowed are a, b".
+        allowed: the values to list.
+        label: what the values are called.
+    """
     near = did_you_mean(word, allowed) if isinstance(word, str) else ""
     return f"{near or ';'} {label} are {', '.join(allowed)}"
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Return a value of the input as it is written, cut to about `limit` characters: a message quotes, no more."""
+    """Return a value of the input as a message quotes it, cut to about `limit` characters."""
     text = ""
     for piece in _pieces(value, limit):
         text += piece
@@ -89,7 +118,7 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def _pieces(value: object, limit: int) -> Iterator[str]:
-    """Yield the spelling of a value bit by bit: aliases let a small file describe a value of any size."""
+    """Yield the text of a value piece by piece, as aliases let a small YAML file describe a value of any size."""
     if isinstance(value, str):
         text = repr(value[: limit + 1])
         yield text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
@@ -119,12 +148,12 @@ _HOSTILE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u206
 
 
 def hostile_characters(text: str) -> list[str]:
-    """Return the characters of `text` that a terminal must not be given, in order."""
+    """Return the characters of `text` that must not reach a terminal, in their order."""
     return _HOSTILE.findall(text)
 
 
 def one_line(text: str, limit: int = 2000) -> str:
-    """Return `text` with hostile characters written as escapes, and its middle left out where it is longer."""
+    """Return `text` with hostile characters written as escapes. A text longer than `limit` loses its middle."""
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
     return _HOSTILE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

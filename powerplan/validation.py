@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from powerplan.documents import Document, Step
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
@@ -38,7 +38,7 @@ def _located(message: str, document: Document) -> InputError:
     if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
         keys = allowed_keys(document.data, path)
         path.append(field[1])
-        problem = f"unknown key{choice(field[1], keys)}"
+        problem = f"unknown key{allowed_values(field[1], keys)}"
         return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
         return _missing(field[1], document, path)
@@ -74,7 +74,7 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
 def plain_problem(text: str, value: Any, words: Sequence[str] = ()) -> str:
     """Return a sentence for a message of msgspec's about `value`; `words` are the allowed ones where it is a choice."""
     if text.startswith(("Invalid enum value", "Invalid value")) or (words and text.startswith("Expected")):
-        return f"{shown(value)} is not known{choice(value, words)}"
+        return f"{shown(value)} is not known{allowed_values(value, words)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", text):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
         return f"{shown(value)} is out of range; allowed is {word} {_grouped(match[2])}"

@@ -30,7 +30,7 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "units", "dims", "version"},
+    {"errors", "units", "dims", "balance", "version"},
     {"mixers", "ffn"},
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "whatif", "schema", "accounting", "hardware", "doctor"},

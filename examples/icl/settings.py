@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from powerplan.errors import InputError, choice
+from powerplan.errors import InputError, allowed_values
 
 CONTEXTS = (64, 16_384)
 """Shortest and longest context, in tokens; powers of two, since curves are binned by them."""
@@ -52,7 +52,7 @@ def check_context(context: int, where: str = "--context") -> int:
 def preset(name: str) -> dict[str, TaskSettings]:
     """Return the settings of each task; raises InputError for an unknown preset."""
     if name not in PRESETS:
-        raise InputError(f"{name!r} is not a preset{choice(name, sorted(PRESETS))}", "--preset")
+        raise InputError(f"{name!r} is not a preset{allowed_values(name, sorted(PRESETS))}", "--preset")
     return PRESETS[name]
 
 

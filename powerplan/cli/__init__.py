@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 
 import typer
 
 from powerplan.cli.app import app
 from powerplan.cli.say import error
-from powerplan.errors import PowerplanError, choice
-
-# click's ClickException, wherever it lives: typer brought its own copy of click with 0.26.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+from powerplan.errors import PowerplanError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     except PowerplanError as problem:
         error(str(problem))
         return problem.exit_code
-    except _UsageError as problem:
-        context = getattr(problem, "ctx", None)
-        command = context.command_path if context else "powerplan"
-        error(f"{_usage(problem.format_message())} ({command} --help)")  # type: ignore[attr-defined]
-        return 2
     except (KeyboardInterrupt, typer.Abort):
         error("interrupted")
         return 130
@@ -45,24 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
         _abandon_stdout()
         error(f"cannot write the result: {problem.strerror}")
         return 4
+    except Exception as problem:
+        usage = _usage_problem(problem)
+        if usage is None:
+            raise
+        error(usage)
+        return 2
     return code if isinstance(code, int) else 0
 
 
-_CHOICE = re.compile(
-    r"Invalid value for '?(.+?)'?: (?:Value error, )?('.*'|\".*\") is not (?:one of )?('.*')\.?", re.DOTALL
-)
+def _usage_problem(problem: Exception) -> str | None:
+    """Return what click says about a command line that it cannot read; None for any other exception.
 
-
-def _usage(message: str) -> str:
-    """Return click's message; for a word that is not among the choices, as all other messages of powerplan say it."""
-    if not (match := _CHOICE.fullmatch(message)):
-        return message.rstrip(".")
-    option, value, choices = match[1], match[2], re.findall(r"'([^']*)'", match[3])
-    return f"{option}: {value} is not known{choice(value[1:-1], choices)}"
+    Click's exceptions are known by their method `format_message`: no class of them is public in every typer since
+    0.15, as some versions depend on click and others bring a copy of it.
+    """
+    message = getattr(problem, "format_message", None)
+    if message is None:
+        return None
+    context = getattr(problem, "ctx", None)
+    return f"{message().rstrip('.')} ({context.command_path if context else 'powerplan'} --help)"
 
 
 def _abandon_stdout() -> None:
-    """Let Python's last flush go nowhere: what is left in the buffer cannot be written."""
+    """Point stdout at the null device, as Python flushes it once more at its end and cannot write what is left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

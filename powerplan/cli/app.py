@@ -1,4 +1,4 @@
-"""The typer application: every command by name, and what stands before a command."""
+"""The typer application: every command by its name, and the options that stand before a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, decode, machine, plan, profile, recommend, reproduce
+from powerplan.cli import budget, catalogues, compare, decode, dims, machine, profile, recommend, reproduce, wsfr
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Plan compute-optimal long-context models: where a model stands between weights and state.",
     epilog="Exit codes: 0 done, 2 bad usage or bad input, 3 nothing meets the constraints, "
-    "4 this machine cannot do it. Remarks go to stderr.",
+    "4 this machine cannot do it. Notes go to stderr.",
 )
 
 
@@ -35,13 +35,13 @@ def _before(
         typer.echo(context.get_help())
 
 
-app.command("wsfr")(plan.wsfr)
-app.command("compare")(plan.compare)
+app.command("wsfr")(wsfr.wsfr)
+app.command("compare")(compare.compare)
 app.command("budget")(budget.budget)
 app.command("decode")(decode.decode)
 app.command("recommend")(recommend.recommend)
 app.command("profile")(profile.profile)
-app.command("dims")(plan.dims)
+app.command("dims")(dims.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
 app.command("reproduce")(reproduce.reproduce)

@@ -14,6 +14,7 @@ from powerplan.cli.options import (
     DtypeOption,
     FormatOption,
     MixerOption,
+    choice_option,
     complete_model,
     read_model,
 )
@@ -40,7 +41,7 @@ def decode(
     hardware: DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that share weights, state and work.")] = "1",
     twin: Annotated[
-        Twin | None, typer.Option(help="Set each model against itself with this kind in every layer.")
+        Twin | None, choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
     ] = None,
     mixer: MixerOption = None,
     dtype: DtypeOption = Dtype.bf16,

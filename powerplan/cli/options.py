@@ -1,13 +1,14 @@
-"""Options and arguments that several commands share."""
+"""The options and arguments that several commands share, and what they are read into."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from powerplan.errors import allowed_values, shown
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A powerplan YAML, a Hugging Face config.json or its folder, or a catalogue name (powerplan models).",
+        help="A powerplan YAML, a Hugging Face config.json or its folder, or a name that powerplan models lists.",
         autocompletion=complete_model,
         show_default=False,
     ),
@@ -42,7 +43,7 @@ OptionalModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="As for wsfr; ./model.yaml where left out, or gpt2-small.",
+        help="The model, as for wsfr. Where it is left out: ./model.yaml if that exists, else gpt2-small.",
         autocompletion=complete_model,
         show_default=False,
     ),
@@ -52,7 +53,7 @@ MixerOption = Annotated[
     str | None,
     typer.Option(
         "--mixer",
-        help="What if every sequence mixer were this: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
+        help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
     ),
 ]
 
@@ -79,17 +80,51 @@ class Dtype(StrEnum):
     int4 = "int4"
 
 
-FormOption = Annotated[Form, typer.Option(help="Cost in proportion to the state, or as a chunked kernel executes it.")]
-CausalOption = Annotated[Causal, typer.Option(help="Count the keys that a causal mask leaves, or the full context.")]
-ExcludeOption = Annotated[list[Excluded] | None, typer.Option(help="Leave this out of the weight FLOPs.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Weights and key/value cache; recurrent state is fp32 always.")]
+class UnknownChoice(typer.BadParameter):
+    """A word that is not among the choices of an option. The message lists them as all messages of powerplan do."""
+
+    def format_message(self) -> str:
+        return f"{self.param.opts[0] if self.param else 'option'}: {self.message}"
+
+
+def choice_option(choices: type[StrEnum], text: str, *names: str) -> Any:
+    """Return a typer option that takes one of `choices`.
+
+    Args:
+        choices: the words that the option takes; its parameter gets a member of this class.
+        text: the help text.
+        names: what the option is called, such as "--format"; the parameter's own name where left out.
+    """
+    words = [choice.value for choice in choices]
+
+    def parse(word: str) -> StrEnum:
+        if word not in words:
+            raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
+        return choices(word)
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return typer.Option(*names, help=text, parser=parse, metavar=f"<{'|'.join(words)}>", autocompletion=complete)
+
+
+FormOption = Annotated[
+    Form, choice_option(Form, "Count the state FLOPs in proportion to the state, or as a chunked kernel executes them.")
+]
+CausalOption = Annotated[
+    Causal, choice_option(Causal, "Count the keys that a causal mask leaves, or the full context for every query.")
+]
+ExcludeOption = Annotated[list[Excluded] | None, choice_option(Excluded, "Leave this out of the weight FLOPs.")]
+DtypeOption = Annotated[
+    Dtype, choice_option(Dtype, "Number format of weights and key/value cache; recurrent state is always fp32.")
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--gpu",
         "--hardware",
         metavar="DEVICE",
-        help="A device by its exact name, such as h100-sxm (powerplan hardware).",
+        help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
         autocompletion=complete_device,
         show_default=False,
     ),
@@ -98,22 +133,25 @@ MeasuredOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="What powerplan profile --save wrote: measured times of mixers in place of estimates.",
+        help="Plan with the measured times of this file, which powerplan profile --save wrote.",
         show_default=False,
     ),
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result; JSON is never rounded.")]
+FormatOption = Annotated[
+    Format,
+    choice_option(Format, "How to print the result. JSON and CSV are never rounded.", "--format"),
+]
 
 
 def convention_of(form: Form, causal: Causal, exclude: list[Excluded] | None) -> Convention:
-    """Return the convention that --form, --causal and --exclude name."""
+    """Return the convention that --form, --causal and --exclude describe."""
     from powerplan.mixers.base import Convention
 
     return Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
 
 
 def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec that MODEL and --mixer mean, and remarks for the user."""
+    """Return the spec that MODEL and --mixer describe, and the notes for the user."""
     from powerplan.load import load_model
     from powerplan.swap import with_mixer
 
@@ -125,9 +163,9 @@ def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
 
 
 def read_model_or_default(model: str | None, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec of MODEL, of ./model.yaml or of gpt2-small, and remarks that say which."""
+    """Return the spec of MODEL, of ./model.yaml or of gpt2-small, and notes that say which was read."""
     if model is not None:
         return read_model(model, mixer)
-    found = DEFAULT_FILE if Path(DEFAULT_FILE).is_file() else DEFAULT_MODEL
-    spec, notes = read_model(found, mixer)
-    return spec, [f"no MODEL given: {found} assumed", *notes]
+    default = DEFAULT_FILE if Path(DEFAULT_FILE).is_file() else DEFAULT_MODEL
+    spec, notes = read_model(default, mixer)
+    return spec, [f"no MODEL given: {default} assumed", *notes]

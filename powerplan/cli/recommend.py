@@ -21,6 +21,7 @@ from powerplan.cli.options import (
     MeasuredOption,
     MixerOption,
     OptionalModel,
+    choice_option,
     convention_of,
     read_model_or_default,
 )
@@ -78,7 +79,7 @@ def recommend(
     hardware: DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
     keep: Annotated[
-        Keep, typer.Option(help="The same weights, or width and depth resized to the same FLOPs per token.")
+        Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
     ] = Keep.weights,
     only: Annotated[
         str | None,
@@ -90,10 +91,10 @@ def recommend(
     exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.", show_default=False)] = None,
     weights_vs_state: Annotated[
         Side | None,
-        typer.Option("--weights-vs-state", help="Which side should be the heavier one, where one must be."),
+        choice_option(Side, "Which side should be the heavier one, where one must be.", "--weights-vs-state"),
     ] = None,
     solve: Annotated[
-        Unknown | None, typer.Option(help="Ask the other way round: which context, window or p has the target?")
+        Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
     mixer: MixerOption = None,
     measured: MeasuredOption = None,
@@ -217,13 +218,13 @@ LM_HEAD = Excluded.lm_head.value
 
 def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
     """Return the kinds of a list such as "power,window"; raises InputError for one that is not known."""
-    from powerplan.errors import InputError, choice, shown
+    from powerplan.errors import InputError, allowed_values, shown
     from powerplan.search import SELECTABLE
 
     words = [word.strip() for word in text.split(",")] if text is not None else []
     for word in words:
         if word not in (*SELECTABLE, *more):
-            raise InputError(f"{shown(word)} is not known{choice(word, [*SELECTABLE, *more])}", option)
+            raise InputError(f"{shown(word)} is not known{allowed_values(word, [*SELECTABLE, *more])}", option)
     return sorted(set(words))
 
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from powerplan.documents import Document
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.huggingface import dense, experts, fla, hybrids, mamba
 from powerplan.huggingface.config import Config
 from powerplan.spec import ModelSpec
@@ -116,7 +116,7 @@ def _text_config(document: Document) -> tuple[Config, str]:
         raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in NESTED_DEFAULTS:
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
-    may_be = choice(family, supported_families(), label="supported")
+    may_be = allowed_values(family, supported_families(), label="supported")
     raise outer.error(f"model_type {shown(family)} is not supported{may_be}", "model_type")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 
-from powerplan.errors import InputError, MachineError, choice, shown
+from powerplan.errors import InputError, MachineError, allowed_values, shown
 from powerplan.hardware import Device, find_device, si_value
 from powerplan.profile.plan import DTYPES
 from powerplan.profile.runs import torch_dtype
@@ -53,7 +53,7 @@ def need_torch() -> None:
 def resolve_device(text: str, where: str = "--device") -> str:
     """Return "cpu", "cuda" or "cuda:1" for "auto" or a name. Raises InputError for others, MachineError for no GPU."""
     if text != "auto" and not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
-        raise InputError(f"{shown(text)} is not known{choice(text, ['auto', 'cpu', 'cuda'])}, cuda:1", where)
+        raise InputError(f"{shown(text)} is not known{allowed_values(text, ['auto', 'cpu', 'cuda'])}, cuda:1", where)
     import torch
 
     if text == "auto":
@@ -72,7 +72,7 @@ def resolve_dtype(text: str | None, device: str, where: str = "--dtype") -> str:
     if text is None:
         return "bf16" if device.startswith("cuda") else "fp32"
     if text not in DTYPES:
-        hint = choice(text, DTYPES)
+        hint = allowed_values(text, DTYPES)
         raise InputError(f"{shown(text)} is not a dtype that layers run in{hint}", where)
     if text == "bf16" and device.startswith("cuda"):
         import torch

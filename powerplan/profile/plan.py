@@ -11,7 +11,7 @@ import msgspec
 
 from powerplan.accounting import DTYPE_BYTES, positions_text
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.ffn import AnyFFN, MoE
 from powerplan.mixers import Attention, Convention, FeatureAttention, GroupedHeads, Power
 from powerplan.mixers.base import total
@@ -246,7 +246,7 @@ def words(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     found = [word.strip() for word in text.split(",")]
     for word in found:
         if word not in allowed:
-            raise InputError(f"{shown(word)} is not known{choice(word, allowed)}", where)
+            raise InputError(f"{shown(word)} is not known{allowed_values(word, allowed)}", where)
     return list(dict.fromkeys(found))
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import (
     GLA,
     GSA,
@@ -109,7 +109,8 @@ def parse_kinds(text: str) -> list[str]:
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(
-                f"{shown(kind)} is not a kind with a state of fixed size{choice(kind, [*KINDS, 'all'])}", "--kind"
+                f"{shown(kind)} is not a kind with a state of fixed size{allowed_values(kind, [*KINDS, 'all'])}",
+                "--kind",
             )
     return list(dict.fromkeys(kinds))
 

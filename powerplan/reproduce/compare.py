@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.reproduce.figures import Figure, FigureSet, figure_sets
 from powerplan.reproduce.hybrids import hybrids, kimi, kimi_state
 from powerplan.reproduce.power import Computed, figure2, power_speed, table2, table3, table4
@@ -71,7 +71,7 @@ def reproduce(name: str = ALL) -> list[SetResult]:
     """Return the comparisons of one set, or of all. Raises InputError for a name that is not known."""
     sets = figure_sets()
     if name != ALL and name not in sets:
-        raise InputError(f"{shown(name)} is not known{choice(name, [*sets, ALL])}")
+        raise InputError(f"{shown(name)} is not known{allowed_values(name, [*sets, ALL])}")
     chosen = sets.values() if name == ALL else [sets[name]]
     return [
         SetResult(one, tuple(Comparison(figure, _COMPUTE[one.name](figure)) for figure in one.figures))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from powerplan.errors import InputError, choice, shown
+from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import MIXERS
 from powerplan.spec import LENGTHS
 from powerplan.swap.value import Swap
@@ -47,7 +47,7 @@ def parse_swap(text: str) -> Swap:
     if kind == "window":
         return Swap.attention(window=parse_context(rest, f"{WHERE} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{choice(kind, [*KINDS, 'window'])}", WHERE)
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", WHERE)
     settings: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
         field, equals, value = part.partition("=")
@@ -57,7 +57,7 @@ def parse_swap(text: str) -> Swap:
             example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else _example(kind)
             raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", WHERE)
         if field not in allowed:
-            raise InputError(f"{shown(field)} is not a setting of {kind}{choice(field, allowed)}", WHERE)
+            raise InputError(f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", WHERE)
         if field in settings:
             raise InputError(f"{field} is set twice", WHERE)
         settings[field] = parse_context(value, f"{WHERE} {field}") if field in LENGTHS else _value(value.strip())

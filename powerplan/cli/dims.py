@@ -1,0 +1,39 @@
+"""`powerplan dims`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from powerplan.cli import say
+from powerplan.cli.options import FormatOption
+from powerplan.report.render import Format
+
+
+def dims(
+    head_dim: Annotated[str, typer.Option(help="Head dims d: 64, or a list such as 32,64,128.")] = "64",
+    p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
+    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Tile of the tiled embedding.")] = "8",
+    v_head_dim: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where not given.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="States of these mixers beside power attention's instead: kda,mamba2 or all."),
+    ] = None,
+    output: FormatOption = Format.table,
+) -> None:
+    """Dimensions of the power embeddings: tpow, spow and tiled spow, savings, state, the window of the same state."""
+    from powerplan.mixers.power import MAX_DEGREE
+    from powerplan.report.dims import dims_report, states_report
+    from powerplan.units import parse_integer, parse_integers
+
+    head_dims = parse_integers(head_dim, "--head-dim", 1, 65536)
+    degrees = parse_integers(p, "--p", 1, MAX_DEGREE)
+    width = parse_integer(tile, "--tile", 1, 4096)
+    values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)
+    if kind is None:
+        say.show(dims_report(head_dims, degrees, width, values), output)
+    else:
+        say.show(states_report(head_dims, degrees, values, kind), output)
