@@ -23,6 +23,18 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     window: Window | None = None
     sinks: bool = False
 
+    @property
+    def window_size(self) -> int | None:
+        return self.window
+
+    @property
+    def keeps_every_key(self) -> bool:
+        return self.window is None
+
+    @property
+    def family(self) -> str:
+        return "window" if self.kind == "attention" and self.window is not None else self.kind
+
     def kept(self, context: int) -> int:
         return context if self.window is None else min(context, self.window)
 

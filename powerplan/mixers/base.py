@@ -288,6 +288,35 @@ class Mixer(Block, frozen=True, kw_only=True):
     chunked_differs: ClassVar[bool] = False
     steady: ClassVar[bool] = True
 
+    @property
+    def degree(self) -> int | None:
+        """Degree p of power attention, 1 for linear attention; None for other kinds."""
+        return None
+
+    @property
+    def window_size(self) -> int | None:
+        """Sliding window of softmax attention, in tokens; None without one."""
+        return None
+
+    @property
+    def keeps_every_key(self) -> bool:
+        """Whether a query meets every earlier key, as in softmax attention without a window."""
+        return False
+
+    @property
+    def family(self) -> str:
+        """The kind, with windows told from attention over the whole context: "attention", "window", "power", ..."""
+        return self.kind
+
+    @property
+    def kernel_problem(self) -> str | None:
+        """Why powerplan.kernels cannot run power attention as it is here; None where it can, and for other kinds."""
+        return None
+
+    def chunk_size_or_default(self) -> int | None:
+        """Return the tokens per chunk: the spec's, or the kernels' default; None for kinds without chunks."""
+        return None
+
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the terms of the state's elements for one sequence of `context` tokens."""
         raise NotImplementedError

@@ -26,6 +26,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     v_head_dim: Size
     bias: bool = False
 
+    @property
+    def keeps_every_key(self) -> bool:
+        return True
+
     def mla_symbols(self, hidden: int) -> dict[str, int]:
         symbols = {
             "m": hidden,

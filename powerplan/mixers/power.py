@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim
+from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Convention, Rational, Size, StateSize, Term, Window, mean_keys_in_chunks, term
 from powerplan.mixers.heads import GroupedHeads
 
@@ -48,6 +48,9 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         terms = super().other_terms(hidden)
         return (*terms, term("biases", "G", self.head_symbols(hidden))) if self.gated and self.bias else terms
+
+    def chunk_size_or_default(self) -> int | None:
+        return self.effective_chunk_size()
 
     def effective_chunk_size(self) -> int:
         """Return the chunk of the spec, or the kernels' default for this head dim and degree."""
@@ -105,6 +108,12 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     @property
     def has_normaliser(self) -> bool:
         return self.normalize
+
+    @property
+    def kernel_problem(self) -> str | None:
+        if self.p not in KERNEL_DEGREES:
+            return f"p > {KERNEL_DEGREES[-1]} has no kernel here"
+        return "weights of odd degrees have both signs" if self.p % 2 and self.normalize else None
 
     @property
     def executed_dim(self) -> int:
