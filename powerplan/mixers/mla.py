@@ -33,6 +33,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     v_head_dim: Size
     bias: bool = False
 
+    @property
+    def keeps_every_key(self) -> bool:
+        return True
+
     def mla_symbols(self, hidden: int) -> dict[str, int]:
         symbols = {
             "m": hidden,
@@ -83,10 +87,6 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     def describe(self) -> str:
         return "mla"
-
-    @property
-    def keeps_every_key(self) -> bool:
-        return True
 
     def whole_widths(self) -> dict[str, int]:
         return {"heads": self.heads}

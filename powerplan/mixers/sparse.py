@@ -164,6 +164,10 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     index_head_dim: Size = 128
     top_k: Window = 2048
 
+    @property
+    def keeps_every_key(self) -> bool:
+        return False
+
     def check(self) -> None:
         if self.q_lora_rank is None:
             raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
@@ -201,10 +205,6 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     def describe(self) -> str:
         return f"dsa, top {self.top_k:,}"
-
-    @property
-    def keeps_every_key(self) -> bool:
-        return False
 
     @classmethod
     def from_relative(cls, mixer: Mixer) -> Inherited | None:
