@@ -7,7 +7,7 @@ so what is explained cannot differ from what is computed. Values are ints and Fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -135,7 +135,10 @@ class Term:
 
 @cache
 def _compiled(formula: str) -> CodeType:
-    return compile(formula, "<formula>", "eval")
+    code = compile(formula, "<formula>", "eval")
+    unknown = set(code.co_names) - SYMBOLS.keys()
+    assert not unknown, f"{formula}: SYMBOLS does not say what {', '.join(sorted(unknown))} stands for"
+    return code
 
 
 def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
@@ -420,6 +423,18 @@ class Mixer(Block, frozen=True, kw_only=True):
         None where it has no heads.
         """
         return None
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mixer | None:
+        """Return a mixer of this kind with one head of these key and value dims, everything else as by default.
+
+        None where these dims do not decide the size of the state: power attention needs its degree, MLA its ranks.
+        """
+        required = {field.name for field in msgspec.structs.fields(cls) if field.required}
+        if required != {"heads", "head_dim"} or "v_head_dim" not in cls.__struct_fields__:
+            return None
+        build: Callable[..., Mixer] = cls
+        return build(heads=1, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the terms of the state's elements for one sequence of `context` tokens."""

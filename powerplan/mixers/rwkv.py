@@ -59,6 +59,11 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         remark = "rwkv7 with heads of 64 and the usual ranks: the weights change too"
         return Inherited({"heads": max(1, hidden // 64), **ranks, "channel_mix": False}, (remark,))
 
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> RWKV7:
+        """Return one head; its ranks, which have no part in the state, are 1."""
+        return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
+
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "m": hidden}
         return letters | {"rw": self.decay_rank, "ra": self.rate_rank, "rv": self.value_rank or 0, "rg": self.gate_rank}

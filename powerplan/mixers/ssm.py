@@ -42,6 +42,11 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         remark = "mamba1 with twice the width inside and a state of 16: the weights change too"
         return Inherited({"inner_size": 2 * hidden, "dt_rank": -(-hidden // 16)}, (remark,))
 
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mamba1:
+        """Return `v_head_dim` channels; the default state_dim has the part of a key's head dim."""
+        return cls(inner_size=v_head_dim, dt_rank=1)
+
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"I": self.inner_size, "N": self.state_dim, "R": self.dt_rank}
         return letters | {"W": self.conv_size, "m": hidden}
@@ -108,6 +113,11 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     bias: bool = False
     gated_norm: bool = True
     chunk_size: Window = 256
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mamba2:
+        """Return one head of `v_head_dim` channels; the default state_dim has the part of a key's head dim."""
+        return cls(heads=1, head_dim=v_head_dim)
 
     def check(self) -> None:
         if self.heads % self.groups:
