@@ -9,8 +9,10 @@ from typing import Any
 
 from powerplan.budget import TRAINING, Alternative, Budget, Rate
 from powerplan.hardware import devices as catalogue
+from powerplan.report.parts import convention_entry as convention_of
+from powerplan.report.parts import model_entry as model_of
+from powerplan.report.parts import show_bytes, show_ratio
 from powerplan.report.render import Column, Report
-from powerplan.report.wsfr import convention_of, model_of, show_bytes, show_ratio
 from powerplan.swaps import AS_IS, default_shape, short
 from powerplan.units import format_count, format_duration, format_parameters, json_number
 

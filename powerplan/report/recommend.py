@@ -10,8 +10,11 @@ from powerplan.accounting import positions_text
 from powerplan.mixers import GroupedHeads, Mixer
 from powerplan.recommend import Answer, Candidate, Solution
 from powerplan.recommend.words import LEGEND
+from powerplan.report.parts import convention_entry as convention_of
+from powerplan.report.parts import model_entry as model_of
+from powerplan.report.parts import row_entry as row_of
+from powerplan.report.parts import show_bytes, show_ratio
 from powerplan.report.render import Column, Report, grouped
-from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_ratio
 from powerplan.swaps import Shape, default_shape
 from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
 
