@@ -1,6 +1,12 @@
-"""Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention."""
+"""Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
+
+wsfr, compare and decode answer as the commands of the same names do (docs/api.md).
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from powerplan.accounting import Accounting, Parameters, Row
 from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
@@ -9,6 +15,11 @@ from powerplan.load import LoadedModel, load_model
 from powerplan.mixers.base import Convention
 from powerplan.spec import ModelSpec
 from powerplan.version import __version__
+
+if TYPE_CHECKING:
+    from powerplan.answers.compare import compare
+    from powerplan.answers.decode import decode
+    from powerplan.answers.wsfr import wsfr
 
 __all__ = [
     "Accounting",
@@ -20,8 +31,24 @@ __all__ = [
     "PowerplanError",
     "Row",
     "__version__",
+    "compare",
+    "decode",
     "load_model",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
+    "wsfr",
 ]
+
+_ANSWERS = ("compare", "decode", "wsfr")
+"""Functions that are imported when they are first used, as their reports take time to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ANSWERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"powerplan.answers.{name}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from functools import cached_property
 from powerplan.errors import InputError
 from powerplan.mixers.base import Convention, Rational, Term, total
 from powerplan.spec import LayerUse, ModelSpec
-from powerplan.units import MAX_CONTEXT
+from powerplan.units import MAX_CONTEXT, context_of
 
 DTYPE_BYTES = {
     "fp32": Fraction(4),
@@ -167,15 +167,28 @@ class Accounting:
                     found.append(Component(item.component, use, 0, Fraction(item.value) * use.count))
         return found
 
-    def row(self, context: int, dtype: str = "bf16") -> Row:
-        """Return the answer at one context of 1 to 2^50 tokens, with weights and cache in `dtype`.
+    def row(self, context: int | str, dtype: str = "bf16") -> Row:
+        """Return the model's numbers at one context.
 
-        Raises InputError for a context out of range, and for a dtype that is not in DTYPE_BYTES.
+        Args:
+            context: 1 to 2^50 tokens, as 131072 or "128k".
+            dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+
+        Returns:
+            FLOPs per token, elements and bytes of the state per sequence, and bytes per decoded token at batch 1.
+
+        Raises:
+            InputError: the context is none or out of range, or the dtype is unknown.
+
+        Example:
+            >>> from powerplan.load import catalogue_spec
+            >>> row = Accounting(catalogue_spec("gpt2-small")).row("64k")
+            >>> row.context, float(row.wsfr)
+            (65536, 0.204526964305231)
         """
         if dtype not in DTYPE_BYTES:
             raise InputError(f"dtype must be {', '.join(DTYPE_BYTES)}, and is {dtype!r}")
-        if not 1 <= context <= MAX_CONTEXT:
-            raise InputError(f"a context is 1 to {MAX_CONTEXT:,} tokens, and is {context}")
+        context = context_of(context)
         width = DTYPE_BYTES[dtype]
         mixers = self.spec.mixer_counts()
         return Row(

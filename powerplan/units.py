@@ -36,6 +36,20 @@ def parse_context(text: str, where: str | None = None) -> int:
     return int(size)
 
 
+def context_of(value: int | str, where: str | None = None) -> int:
+    """Return a context length in tokens from a whole number, or from a text such as "64k" (65,536).
+
+    Raises InputError for anything else, and for what is not within 1 to 2^50 tokens.
+    """
+    if isinstance(value, str):
+        return parse_context(value, where)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{shown(value)} is not a context; write tokens, as 65536 or '64k'", where)
+    if not 1 <= value <= MAX_CONTEXT:
+        raise InputError(f"a context is 1 to {MAX_CONTEXT:,} tokens, and is {shown(value)}", where)
+    return value
+
+
 def parse_contexts(text: str, where: str | None = None) -> list[int]:
     """Return the sizes of a list such as "1k,8k,64k", in its order and without repeats.
 

@@ -40,6 +40,7 @@ LAYERS = [
     {"plots"},
     {"reproduce"},
     {"report"},
+    {"answers"},
     {"cli"},
 ]
 """Modules of powerplan/ from the bottom: each may import its own row and those above it in this list."""

@@ -248,7 +248,8 @@ def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | N
     if mixer is not None:
         changed = attempt(lambda: with_mixer(spec, mixer)[0])
         spec = changed or spec
-    report = wsfr_report(Accounting(spec), [context], "bf16", by, explained=True)
+    accounting = Accounting(spec)
+    report = wsfr_report(accounting, [accounting.row(context)], "bf16", by, explain=True)
     for form in Format:
         assert f"{context:,}" in (text := render(report, form)) or str(context) in text
 

@@ -121,10 +121,13 @@ EXPORTS = [
     "PowerplanError",
     "Row",
     "__version__",
+    "compare",
+    "decode",
     "load_model",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
+    "wsfr",
 ]
 
 
@@ -155,5 +158,7 @@ MODELS = [
 def test_exports() -> None:
     assert sorted(powerplan.__all__) == EXPORTS
     assert all(hasattr(powerplan, name) for name in EXPORTS)
+    assert set(EXPORTS) <= set(dir(powerplan))
+    assert not hasattr(powerplan, "answer")
     assert sorted(powerplan.kernels.__all__) == KERNELS
     assert powerplan.models.__all__ == MODELS

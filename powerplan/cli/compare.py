@@ -18,8 +18,7 @@ from powerplan.cli.options import (
     FormOption,
     MixerOption,
     complete_model,
-    convention_of,
-    read_model,
+    loaded_model,
 )
 from powerplan.report.render import Format
 
@@ -43,22 +42,19 @@ def compare(
     output: FormatOption = Format.table,
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
-    from powerplan.accounting import Accounting
+    from powerplan.answers.compare import compare as compare_models
     from powerplan.errors import InputError
-    from powerplan.report.compare import compare_report
     from powerplan.units import parse_contexts
 
     contexts = parse_contexts(ctx, "--ctx")
     if len(models) < 2:
         raise InputError(f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b", "MODEL")
-    convention = convention_of(form, causal, exclude)
-    accountings: list[Accounting] = []
-    remarks: list[str] = []
-    for model in models:
-        spec, notes = read_model(model, mixer)
-        accountings.append(Accounting(spec, convention))
-        remarks.extend(f"{spec.name}: {remark}" for remark in notes)
-    report = compare_report(accountings, contexts, dtype.value)
-    for remark in remarks:
-        say.note(remark)
-    say.show(report, output)
+    answer = compare_models(
+        [loaded_model(model, mixer) for model in models],
+        contexts,
+        form=form.value,
+        causal=causal.value,
+        lm_head=not exclude,
+        dtype=dtype.value,
+    )
+    say.answer(answer, output)

@@ -16,7 +16,7 @@ from powerplan.cli.options import (
     MixerOption,
     choice_option,
     complete_model,
-    read_model,
+    loaded_model,
 )
 from powerplan.report.render import Format
 
@@ -31,7 +31,7 @@ def decode(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="One model or more, as for wsfr.",
+            help="One or more models, each as for wsfr.",
             autocompletion=complete_model,
             show_default=False,
         ),
@@ -48,14 +48,10 @@ def decode(
     output: FormatOption = Format.table,
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
-    from fractions import Fraction
-
-    from powerplan.accounting import Accounting
-    from powerplan.errors import InputError
-    from powerplan.hardware import find_device
-    from powerplan.report.decode import Served, decode_report
-    from powerplan.serving import MAX_BATCH, Fleet
-    from powerplan.serving import twin as twin_of
+    from powerplan.answers.decode import decode as decode_models
+    from powerplan.errors import InputError, renamed_place
+    from powerplan.hardware import find_device, peak_of
+    from powerplan.serving import MAX_BATCH
     from powerplan.units import parse_contexts, parse_integer, parse_integers
 
     contexts = parse_contexts(ctx, "--ctx")
@@ -63,21 +59,17 @@ def decode(
     count = parse_integer(devices, "--devices", 1, 10**7)
     if hardware is None and count > 1:
         raise InputError("--devices needs the device; such as --hardware h100-sxm")
-    fleet = None if hardware is None else Fleet(find_device(hardware), count)
-    if fleet is not None:
-        fleet.seconds(Fraction(1), Fraction(1))  # Says at once where the device has no such rate.
-    served: list[Served] = []
-    remarks: list[str] = []
-    for model in models:
-        spec, notes = read_model(model, mixer)
-        accounting = Accounting(spec)
-        remarks.extend(f"{spec.name}: {remark}" for remark in notes)
-        served.append(Served(accounting))
-        if twin is not None:
-            other, notes = twin_of(accounting, twin.value)
-            remarks.extend(f"{other.spec.name}: {remark}" for remark in notes)
-            served.append(Served(other, (len(served) - 1, twin.value)))
-    report = decode_report(served, contexts, batches, dtype.value, fleet)
-    for remark in remarks:
-        say.note(remark)
-    say.show(report, output)
+    device = None if hardware is None else find_device(hardware)
+    if device is not None:
+        peak_of(device)  # A device without the rates that times need is refused before a model is read.
+    with renamed_place({"twin": "--twin"}):
+        answer = decode_models(
+            [loaded_model(model, mixer) for model in models],
+            contexts,
+            batch=batches,
+            gpu=device,
+            devices=count,
+            twin=twin.value if twin else None,
+            dtype=dtype.value,
+        )
+    say.answer(answer, output)

@@ -12,6 +12,7 @@ from powerplan.errors import allowed_values, shown
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
+    from powerplan.load import LoadedModel
     from powerplan.mixers.base import Convention
     from powerplan.spec import ModelSpec
 
@@ -150,16 +151,22 @@ def convention_of(form: Form, causal: Causal, exclude: list[Excluded] | None) ->
     return Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
 
 
-def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec that MODEL and --mixer describe, and the notes for the user."""
-    from powerplan.load import load_model
+def loaded_model(model: str, mixer: str | None) -> LoadedModel:
+    """Return the model that MODEL and --mixer describe."""
+    from powerplan.load import LoadedModel, load_model
     from powerplan.swap import with_mixer
 
     loaded = load_model(model)
     if mixer is None:
-        return loaded.spec, list(loaded.notes)
-    spec, remarks = with_mixer(loaded.spec, mixer)
-    return spec, [*loaded.notes, *remarks]
+        return loaded
+    spec, notes = with_mixer(loaded.spec, mixer)
+    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+
+
+def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
+    """Return the spec that MODEL and --mixer describe, and the notes for the user."""
+    loaded = loaded_model(model, mixer)
+    return loaded.spec, list(loaded.notes)
 
 
 def read_model_or_default(model: str | None, mixer: str | None) -> tuple[ModelSpec, list[str]]:

@@ -1,13 +1,16 @@
-"""Where text goes: data to stdout, narration and errors to stderr. Colour only for a terminal without NO_COLOR."""
+"""Printing: results go to stdout, notes and errors to stderr, in colour on a terminal unless NO_COLOR is set."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from powerplan.errors import one_line
 from powerplan.report.render import Format, Report, render
+
+if TYPE_CHECKING:
+    from powerplan.answers.base import Answer
 
 
 def coloured(stream: TextIO) -> bool:
@@ -30,6 +33,14 @@ def note(text: str) -> None:
 def show(report: Report, form: Format) -> None:
     """Print a report on stdout."""
     text(render(report, form))
+
+
+def answer(answered: Answer, form: Format) -> None:
+    """Print the notes of an answer on stderr, and its report on stdout."""
+    report = answered.report  # What is wrong is said before any note.
+    for remark in answered.notes:
+        note(remark)
+    show(report, form)
 
 
 def text(body: str) -> None:

@@ -19,8 +19,7 @@ from powerplan.cli.options import (
     MixerOption,
     Model,
     choice_option,
-    convention_of,
-    read_model,
+    loaded_model,
 )
 from powerplan.report.render import Format
 from powerplan.report.wsfr import By
@@ -40,17 +39,21 @@ def wsfr(
     dtype: DtypeOption = Dtype.bf16,
     output: FormatOption = Format.table,
 ) -> None:
-    """Weight-state FLOP ratio of a model: per context, who is too heavy, and where it balances."""
-    from powerplan.accounting import Accounting
+    """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
+    from powerplan.answers.wsfr import wsfr as wsfr_of
     from powerplan.errors import InputError
-    from powerplan.report.wsfr import wsfr_report
     from powerplan.units import parse_contexts
 
     if explain and output is Format.csv:
         raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
-    contexts = parse_contexts(ctx, "--ctx")
-    spec, notes = read_model(model, mixer)
-    report = wsfr_report(Accounting(spec, convention_of(form, causal, exclude)), contexts, dtype.value, by, explain)
-    for remark in notes:
-        say.note(remark)
-    say.show(report, output)
+    answer = wsfr_of(
+        context=parse_contexts(ctx, "--ctx"),
+        model=loaded_model(model, mixer),
+        by=by.value if by else None,
+        explain=explain,
+        form=form.value,
+        causal=causal.value,
+        lm_head=not exclude,
+        dtype=dtype.value,
+    )
+    say.answer(answer, output)

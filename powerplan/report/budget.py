@@ -7,8 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.hardware import devices as catalogue
+from powerplan.report.parts import convention_entry, model_entry, show_bytes, show_ratio
 from powerplan.report.render import Column, Report
-from powerplan.report.wsfr import convention_of, model_of, show_bytes, show_ratio
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
 from powerplan.training import TRAINING_PASSES, Alternative, Budget, TrainingTime
@@ -34,8 +34,8 @@ def budget_report(
     """Return the report of a budget; others: the same FLOPs with other mixers, the model as it is first."""
     row = budget.row
     payload: dict[str, Any] = {
-        "model": model_of(budget.accounting),
-        "convention": convention_of(budget.accounting, dtype),
+        "model": model_entry(budget.accounting),
+        "convention": convention_entry(budget.accounting, dtype),
         "context": row.context,
         "train_flops_per_token": json_number(budget.train_flops_per_token),
         "train_weight_flops_per_token": TRAINING_PASSES * row.weight_flops,

@@ -1,4 +1,4 @@
-"""`powerplan models` and `hardware`: tables of facts."""
+"""The reports of `powerplan models` and `powerplan hardware`: what is built in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, positions_text
 from powerplan.hardware import QUANTITIES, Device, si_value
+from powerplan.report.parts import parameters_entry
 from powerplan.report.render import Column, Report, grouped, plain
 from powerplan.units import format_count, format_parameters
 
@@ -56,10 +57,7 @@ def model_report(accounting: Accounting) -> Report:
     spec = accounting.spec
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
-        "params_by_convention": {
-            name: {"total": getattr(total, name), "active": getattr(active, name)}
-            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
-        },
+        "params_by_convention": parameters_entry(accounting),
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
             for use in accounting.uses

@@ -1,44 +1,54 @@
-"""`powerplan compare`: models side by side."""
+"""The report of `powerplan compare`: models side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from powerplan.accounting import Accounting
+from powerplan.accounting import Accounting, Row
+from powerplan.report.parts import (
+    convention_entry,
+    model_entry,
+    parameters_text,
+    row_entry,
+    show_bytes,
+    show_flops,
+    show_ratio,
+)
 from powerplan.report.render import Column, Report, grouped
-from powerplan.report.wsfr import convention_of, model_of, row_of, show_bytes, show_flops, show_ratio
-from powerplan.units import format_parameters
 
 SCHEMA = "powerplan.compare/1"
 
 
-def compare_report(accountings: Sequence[Accounting], contexts: Sequence[int], dtype: str) -> Report:
-    """Return the report of several models at the same contexts: one row for each context and model."""
+def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Row]], dtype: str) -> Report:
+    """Return the report of several models side by side.
+
+    Args:
+        accountings: the models, all in the same convention.
+        rows: for each model its numbers at each context, with weights and cache in `dtype`.
+        dtype: the number format of weights and cache, as a name.
+    """
     models: list[dict[str, Any]] = [
-        model_of(accounting)
+        model_entry(accounting)
         | {
             "layers": accounting.spec.layer_count,
             "hidden_size": accounting.spec.hidden_size,
             "balanced_context": accounting.balanced_context(),
-            "rows": [row_of(accounting.row(context, dtype)) for context in contexts],
+            "rows": [row_entry(row) for row in rows_of_model],
         }
-        for accounting in accountings
+        for accounting, rows_of_model in zip(accountings, rows, strict=True)
     ]
     table = [
         {"name": model["name"], "params_active": model["params_active"], **row}
-        for rows in zip(*(model["rows"] for model in models), strict=True)
-        for model, row in zip(models, rows, strict=True)
+        for rows_of_context in zip(*(model["rows"] for model in models), strict=True)
+        for model, row in zip(models, rows_of_context, strict=True)
     ]
-    payload = {"convention": convention_of(accountings[0], dtype), "models": models}
+    payload = {"convention": convention_entry(accountings[0], dtype), "models": models}
     before = []
-    for model in models:
-        total, active = model["params_total"], model["params_active"]
-        balanced = model["balanced_context"]
+    for accounting in accountings:
+        spec, balanced = accounting.spec, accounting.balanced_context()
         before.append(
-            f"{model['name']}: {format_parameters(total)} parameters"
-            + (f", {format_parameters(active)} active" if active != total else "")
-            + f", {model['layers']} layers of {model['hidden_size']:,}; "
+            f"{spec.name}: {parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}; "
             + (f"balanced at {balanced:,} tokens" if balanced else "balanced at no context")
         )
     after = [f"FLOPs forward, per token; decode: bytes for one token at batch 1; weights and cache in {dtype}."]

@@ -1,28 +1,31 @@
-"""`powerplan decode`: what serving takes at each context and batch, models and their twins side by side."""
+"""The report of `powerplan decode`: what serving takes at each context and batch."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting
+from powerplan.report.parts import model_entry, parameters_text, show_bytes, wrapped
 from powerplan.report.render import Column, Report, grouped
-from powerplan.report.wsfr import model_of, show_bytes
 from powerplan.serving import Fleet, Serving, Step
-from powerplan.units import format_bytes, format_count, format_duration, format_parameters, json_number
+from powerplan.units import format_bytes, format_count, format_duration, json_number
 
 SCHEMA = "powerplan.decode/1"
-WIDTH = 98
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model to serve; twin_of: the place of the model that it is a twin of, and the kind of mixer it has instead."""
+    """A model that is served, and what serving it takes at each context.
+
+    servings: one for each context. twin_of: None, or the place of another model in the same list and the kind of
+    mixer, "mla" or "attention", that this twin of it has in every layer.
+    """
 
     accounting: Accounting
+    servings: tuple[Serving, ...]
     twin_of: tuple[int, str] | None = None
 
     @property
@@ -30,20 +33,26 @@ class Served:
         return f"{self.twin_of[1]} twin" if self.twin_of else self.accounting.spec.name
 
 
-def decode_report(
-    models: Sequence[Served], contexts: Sequence[int], batches: Sequence[int], dtype: str, fleet: Fleet | None
-) -> Report:
-    """Return the report of models served at `contexts`, with weights and cache in `dtype`, on a fleet or on none."""
-    served = [[Serving(model.accounting, context, dtype, fleet) for context in contexts] for model in models]
+def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, fleet: Fleet | None) -> Report:
+    """Return the report of what serving takes, with models and their twins side by side.
+
+    Args:
+        models: the models at the same contexts.
+        batches: how many sequences are decoded together.
+        dtype: the number format of weights and cache, as a name.
+        fleet: the devices that give times and memory; None where no device was named.
+    """
+    served = [model.servings for model in models]
+    contexts = [serving.context for serving in served[0]]
     steps = [[[serving.step(batch) for batch in batches] for serving in row] for row in served]
     entries = [
-        model_of(model.accounting)
+        model_entry(model.accounting)
         | {
             "twin_of": models[model.twin_of[0]].accounting.spec.name if model.twin_of else None,
-            "stored_bytes": json_number(row[0].stored_bytes),
-            "contexts": [_context(serving, at) for serving, at in zip(row, by_context, strict=True)],
+            "stored_bytes": json_number(model.servings[0].stored_bytes),
+            "contexts": [_context(*at) for at in zip(model.servings, by_context, strict=True)],
         }
-        for model, row, by_context in zip(models, served, steps, strict=True)
+        for model, by_context in zip(models, steps, strict=True)
     ]
     payload: dict[str, Any] = {
         "dtype": dtype,
@@ -65,15 +74,13 @@ def decode_report(
         for model, entry in zip(models, entries, strict=True)
         for step in entry["contexts"][place]["steps"]
     ]
-    before = []
-    for model, row in zip(models, served, strict=True):
-        before += _facts(model, row)
-    after = [line for item in payload["twins"] for line in _twin_lines(item)]
+    before = [line for model in models for line in _facts(model)]
+    after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
     if fleet is not None:
-        after += _wrapped(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        after += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
-            after += _wrapped(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
-    after += _wrapped(
+            after += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
+    after += _lines(
         "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
         f"the context; weights and cache in {dtype}, recurrent state, read and written, in fp32. Experts read: those "
         "that the batch is expected to touch."
@@ -137,19 +144,17 @@ def _place(fleet: Fleet) -> str:
     return fleet.device.name if fleet.count == 1 else f"{fleet.count:,} {fleet.device.name}"
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _lines(text: str, indent: str = "") -> list[str]:
+    """Return the lines of a text that names models, which are not divided."""
+    return wrapped(text, indent, at_hyphens=False)
 
 
-def _facts(model: Served, row: Sequence[Serving]) -> list[str]:
+def _facts(model: Served) -> list[str]:
     """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
-    accounting = model.accounting
-    total, active = (p.with_embeddings for p in (accounting.total_parameters, accounting.active_parameters))
-    size = f"{format_parameters(total)} parameters" + (
-        f", {format_parameters(active)} active" if active != total else ""
-    )
-    lines = _wrapped(f"{accounting.spec.name}: {size}; weights {format_bytes(row[0].stored_bytes)} in {row[0].dtype}")
-    for serving in row:
+    name, first = model.accounting.spec.name, model.servings[0]
+    size = parameters_text(model.accounting)
+    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {first.dtype}")
+    for serving in model.servings:
         state = " + ".join(
             f"{name} {format_bytes(size)}"
             for name, size in (("cache", serving.cache_bytes), ("recurrent", serving.recurrent_bytes))
@@ -160,7 +165,7 @@ def _facts(model: Served, row: Sequence[Serving]) -> list[str]:
         if serving.fleet is not None:
             assert serving.prefill_seconds is not None
             text += f", {format_duration(float(serving.prefill_seconds))}; {_largest(serving, serving.fleet)}"
-        lines += _wrapped(text, "  ")
+        lines += _lines(text, "  ")
     return lines
 
 
@@ -198,14 +203,14 @@ def _against_twin(
     }
 
 
-def _twin_lines(item: dict[str, Any]) -> list[str]:
-    key = "time_times" if item["steps"][0]["time_times"] is not None else "bytes_times"
+def _twin_lines(entry: dict[str, Any]) -> list[str]:
+    key = "time_times" if entry["steps"][0]["time_times"] is not None else "bytes_times"
     word = "time" if key == "time_times" else "bytes moved"
-    decode = ", ".join(f"{step[key]:.2f}x at batch {step['batch']:,}" for step in item["steps"])
-    return _wrapped(
-        f"{item['model']} at {item['context']:,} against {item['twin']}: cache {item['cache_change']:+.1%}; the twin "
-        f"takes {item['state_times']:.2f}x the state, {item['prefill_times']:.2f}x the FLOPs of a prompt, and per "
-        f"decoded token the {word} {decode}."
+    decode = ", ".join(f"{step[key]:.2f}x at batch {step['batch']:,}" for step in entry["steps"])
+    return _lines(
+        f"{entry['model']} at {entry['context']:,} against {entry['twin']}: cache {entry['cache_change']:+.1%}; "
+        f"the twin takes {entry['state_times']:.2f}x the state, {entry['prefill_times']:.2f}x the FLOPs of a prompt, "
+        f"and per decoded token the {word} {decode}."
     )
 
 

@@ -1,4 +1,4 @@
-"""`powerplan wsfr`: the ratio per context, what it means, and what it is made of."""
+"""The report of `powerplan wsfr`: the ratio at each context, what it means, and what it is made of."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
-from powerplan.accounting import Accounting, Component, Row, explain, positions_text
-from powerplan.mixers.base import SYMBOLS
+from powerplan.accounting import Accounting, Component, Row, positions_text
+from powerplan.accounting import explain as explained_terms
+from powerplan.balance import verdict_of
+from powerplan.mixers.base import SYMBOLS, Term
+from powerplan.report.parts import (
+    convention_entry,
+    model_entry,
+    parameters_text,
+    row_entry,
+    show_bytes,
+    show_flops,
+    show_ratio,
+)
 from powerplan.report.render import Column, Report, grouped
-from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
+from powerplan.units import format_ratio, json_number
 
 SCHEMA = "powerplan.wsfr/1"
 
@@ -22,16 +33,23 @@ class By(StrEnum):
     layer = "layer"
 
 
-def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by: By | None, explained: bool) -> Report:
-    """Return the report of a model at `contexts`, with cache and weights in `dtype`."""
-    rows = [accounting.row(context, dtype) for context in contexts]
+def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By | None, explain: bool) -> Report:
+    """Return the report of a model's weight-state FLOP ratios.
+
+    Args:
+        accounting: the model and the convention that its numbers follow.
+        rows: its numbers at each context, with weights and cache in `dtype`.
+        dtype: the number format of weights and cache, as a name.
+        by: the parts that every context is split into; the contexts themselves where None.
+        explain: whether every formula of the last context is printed, with the numbers put in.
+    """
     payload: dict[str, Any] = {
-        "model": model_of(accounting),
-        "convention": convention_of(accounting, dtype),
+        "model": model_entry(accounting),
+        "convention": convention_entry(accounting, dtype),
         "balanced_context": accounting.balanced_context(),
-        "rows": [row_of(row) | {"verdict": verdict(accounting, row)} for row in rows],
+        "rows": [row_entry(row) | {"verdict": verdict_text(accounting, row)} for row in rows],
     }
-    after = [verdict(accounting, rows[-1])]
+    after = [verdict_text(accounting, rows[-1])]
     columns: list[Column] = _COLUMNS
     table = payload["rows"]
     if by is not None:
@@ -41,9 +59,8 @@ def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by:
             entry[f"by_{by}"] = [_part(part, row) for part in parts]
             table.extend({"context": row.context, **part} for part in entry[f"by_{by}"])
         columns = _PARTS if by is By.component else [_PARTS[0], _LAYERS, *_PARTS[1:]]
-    if explained:
-        lines, entries = _explanation(accounting, contexts[-1])
-        payload["explain"] = entries
+    if explain:
+        lines, payload["explain"] = _explanation(accounting, rows[-1].context)
         after = [*lines, "", *after]
     before = _title(accounting)
     if by is None:
@@ -53,22 +70,17 @@ def wsfr_report(accounting: Accounting, contexts: Sequence[int], dtype: str, by:
     return Report(SCHEMA, payload, columns, table, before=before, after=after)
 
 
-def verdict(accounting: Accounting, row: Row) -> str:
-    """Return one line that says what the ratio at `row` means."""
+def verdict_text(accounting: Accounting, row: Row) -> str:
+    """Return one sentence that says which side is too heavy at a row's context, and where the model balances."""
     if row.wsfr is None:
         return "no state: every FLOP is between activations and weights"
-    place = f"at {row.context:,} tokens"
-    if Fraction(19, 20) <= row.wsfr <= Fraction(20, 19):
+    verdict, place = verdict_of(row.wsfr), f"at {row.context:,} tokens"
+    if verdict.side == "balanced":
         return f"balanced: {format_ratio(row.wsfr)} weight to state FLOPs {place}"
-    if row.wsfr > 1:
-        text = f"weight-heavy: {_times(row.wsfr)}x more weight than state FLOPs {place}"
-    else:
-        text = f"state-heavy: {_times(1 / row.wsfr)}x more state than weight FLOPs {place}"
+    lighter = "state" if verdict.side == "weight" else "weight"
+    times = f"{float(verdict.times):.1f}" if verdict.times < 100 else f"{round(verdict.times):,}"
+    text = f"{verdict.side}-heavy: {times}x more {verdict.side} than {lighter} FLOPs {place}"
     return f"{text}; {_balance(accounting, row)}"
-
-
-def _times(ratio: Fraction) -> str:
-    return f"{float(ratio):.1f}" if ratio < 100 else f"{round(ratio):,}"
 
 
 def _balance(accounting: Accounting, row: Row) -> str:
@@ -84,60 +96,14 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def model_of(accounting: Accounting) -> dict[str, Any]:
-    """Return what JSON says of a model: its name and parameters."""
-    total, active = accounting.total_parameters, accounting.active_parameters
-    return {
-        "name": accounting.spec.name,
-        "params_total": total.with_embeddings,
-        "params_active": active.with_embeddings,
-        "position_embeddings": accounting.spec.position_embeddings,
-        "params_by_convention": {
-            name: {"total": getattr(total, name), "active": getattr(active, name)}
-            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
-        },
-    }
-
-
-def convention_of(accounting: Accounting, dtype: str) -> dict[str, Any]:
-    """Return what JSON says of the convention that its numbers follow."""
-    convention = accounting.convention
-    return {
-        "causal": convention.causal,
-        "lm_head": convention.lm_head,
-        "form": convention.form,
-        "dtype": dtype,
-        "recurrent_state_dtype": "fp32",
-    }
-
-
 def _title(accounting: Accounting) -> list[str]:
-    total = accounting.total_parameters.with_embeddings
-    active = accounting.active_parameters.with_embeddings
-    size = f"{format_parameters(total)} parameters" + (
-        f", {format_parameters(active)} active" if active != total else ""
-    )
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
-        f"{accounting.spec.name}: {size}",
+        f"{accounting.spec.name}: {parameters_text(accounting)}",
         f"forward FLOPs per token, mean over the sequence: {convention.form} form, causal {convention.causal}, {head}",
         *([f"learned positions end at {positions:,}: longer contexts are what-ifs"] if positions else []),
     ]
-
-
-def row_of(row: Row) -> dict[str, Any]:
-    """Return what JSON says at one context: raw numbers."""
-    return {
-        "context": row.context,
-        "weight_flops_per_token": row.weight_flops,
-        "state_flops_per_token": json_number(row.state_flops),
-        "wsfr": float(row.wsfr) if row.wsfr is not None else None,
-        "state_elements": row.state_elements,
-        "state_bytes": json_number(row.state_bytes),
-        "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes),
-        "decode_state_bytes_per_token": json_number(row.decode_state_bytes),
-    }
 
 
 def _part(part: Component, row: Row) -> dict[str, Any]:
@@ -152,21 +118,6 @@ def _part(part: Component, row: Row) -> dict[str, Any]:
         entry["layers"] = positions_text(part.use.positions)
         entry["layer_count"] = part.use.count
     return entry
-
-
-def show_ratio(value: float | None) -> str:
-    """Show a weight-state FLOP ratio of a row."""
-    return "no state" if value is None else format_ratio(Fraction(value))
-
-
-def show_flops(value: int | float) -> str:
-    """Show FLOPs, a dash for none."""
-    return format_count(Fraction(value)) if value else "-"
-
-
-def show_bytes(value: int | float) -> str:
-    """Show bytes of a row."""
-    return format_bytes(Fraction(value))
 
 
 _COLUMNS = [
@@ -190,36 +141,37 @@ _LAYERS = Column("layers", "layers", left=True)
 
 
 def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return every formula with the numbers put in, as lines of text and as entries of the JSON."""
     lines = [f"How the numbers at {context:,} tokens come about"]
     entries: list[dict[str, Any]] = []
     used: set[str] = set()
     scope = source = ""
-    for item in explain(accounting.spec, context, accounting.convention):
-        used.update(name for name, _ in _used(item.term.formula, item.term.symbols))
-        if item.scope != scope:
-            scope = item.scope
+    for line in explained_terms(accounting.spec, context, accounting.convention):
+        term = line.term
+        values = _values(term)
+        used.update(values)
+        if line.scope != scope:
+            scope = line.scope
             lines.extend(("", scope))
-        if item.source and item.source != source:
-            source = item.source
+        if line.source and line.source != source:
+            source = line.source
             lines.append(f"  source: {source}")
-        factor = f"{item.factor}·" if item.factor != 1 else ""
-        formula = item.term.formula.replace("*", "·")
-        numbers = item.term.substituted()
-        if factor:
-            formula, numbers = f"{factor}({formula})", f"{factor}({numbers})"
-        per_model = f", times {item.count} layers = {_exact(item.value * item.count)}" if item.count > 1 else ""
-        lines.append(f"  {item.quantity}, {item.term.component}")
-        lines.append(f"    {formula} = {numbers} = {_exact(item.value)}{per_model}")
+        formula, numbers = term.formula, term.substituted()
+        if line.factor != 1:
+            formula, numbers = f"{line.factor}*({formula})", f"{line.factor}·({numbers})"
+        per_model = f", times {line.count} layers = {_exact(line.value * line.count)}" if line.count > 1 else ""
+        lines.append(f"  {line.quantity}, {term.component}")
+        lines.append(f"    {formula.replace('*', '·')} = {numbers} = {_exact(line.value)}{per_model}")
         entries.append(
             {
-                "scope": item.scope,
-                "quantity": item.quantity,
-                "component": item.term.component,
-                "formula": f"{item.factor}*({item.term.formula})" if factor else item.term.formula,
-                "values": {name: json_number(value) for name, value in _used(item.term.formula, item.term.symbols)},
-                "value": json_number(item.value),
-                "layers": item.count,
-                "source": item.source or None,
+                "scope": line.scope,
+                "quantity": line.quantity,
+                "component": term.component,
+                "formula": formula,
+                "values": values,
+                "value": json_number(line.value),
+                "layers": line.count,
+                "source": line.source or None,
             }
         )
     letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
@@ -227,9 +179,10 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
     return lines, entries
 
 
-def _used(formula: str, symbols: Any) -> list[tuple[str, Any]]:
-    names = set(re.findall(r"[A-Za-z_]+", formula))
-    return [(name, value) for name, value in symbols.items() if name in names]
+def _values(term: Term) -> dict[str, int | float]:
+    """Return the numbers of the letters that a term's formula uses."""
+    letters = set(re.findall(r"[A-Za-z_]+", term.formula))
+    return {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
 
 
 def _exact(value: int | Fraction) -> str:

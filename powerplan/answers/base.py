@@ -1,0 +1,102 @@
+"""What all answers have in common: the formats they print in, and how their functions read a model and contexts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from powerplan.errors import InputError, allowed_values, renamed_place, shown
+from powerplan.load import LoadedModel, load_model
+from powerplan.report.render import Format, Report, render
+from powerplan.spec import ModelSpec
+from powerplan.swap import with_mixer
+from powerplan.units import context_of, parse_contexts
+
+Model = str | Path | ModelSpec | LoadedModel
+"""A catalogue name, a path as on the command line, a spec, or what load_model returned."""
+
+Contexts = int | str | Sequence[int | str]
+"""Contexts in tokens: 65536, "64k", "1k,64k", or a list of either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer, with its numbers as attributes, that prints as the command line prints it.
+
+    notes: remarks on how the input was read; the command line prints them on stderr.
+    """
+
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def report(self) -> Report:
+        """The table, the text around it and the JSON."""
+        return self._report()
+
+    def _report(self) -> Report:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Return the table that the command line prints."""
+        return render(self.report, Format.table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what --format json holds, with its schema."""
+        result: dict[str, Any] = json.loads(self.to_json())
+        return result
+
+    def to_json(self) -> str:
+        """Return the answer as JSON; its numbers are not rounded."""
+        return render(self.report, Format.json)
+
+    def to_csv(self) -> str:
+        """Return the rows of the table as CSV; their numbers are not rounded."""
+        return render(self.report, Format.csv)
+
+    def to_markdown(self) -> str:
+        """Return the table in markdown. Notebooks show an answer so."""
+        return render(self.report, Format.markdown)
+
+    _repr_markdown_ = to_markdown
+
+
+def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
+    """Return the model that a parameter `model` means, with `mixer` in every layer.
+
+    Raises:
+        InputError: the model cannot be read, or the mixer is unknown or does not fit; it names the parameter.
+    """
+    with renamed_place({"MODEL": "model", "--mixer": "mixer"}):
+        if isinstance(model, ModelSpec):
+            loaded = LoadedModel(model, model.name)
+        else:
+            loaded = model if isinstance(model, LoadedModel) else load_model(model)
+        if mixer is None:
+            return loaded
+        spec, notes = with_mixer(loaded.spec, mixer)
+        return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+
+
+def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:
+    """Return the notes on one of several models, each with the model's name."""
+    return [f"{spec.name}: {note}" for note in notes]
+
+
+def check_choice(value: str | None, allowed: Sequence[str], where: str) -> None:
+    """Raise InputError unless `value` is one of `allowed`, or None."""
+    if value is not None and value not in allowed:
+        raise InputError(f"{shown(value)} is not known{allowed_values(value, allowed)}", where)
+
+
+def read_contexts(contexts: Contexts) -> list[int]:
+    """Return contexts in tokens, in their order and without repeats; raises InputError where one is no context."""
+    if isinstance(contexts, str):
+        return parse_contexts(contexts, "context")
+    several = contexts if isinstance(contexts, Sequence) else [contexts]
+    if not several:
+        raise InputError("is empty; give tokens, as 65536 or '64k'", "context")
+    return list(dict.fromkeys(context_of(context, "context") for context in several))

@@ -1,0 +1,74 @@
+"""Several models side by side: parameters, ratios, state and bytes per decoded token at the same contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from powerplan.accounting import Accounting, Row
+from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
+from powerplan.errors import InputError
+from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.report.compare import compare_report
+from powerplan.report.render import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareAnswer(Answer):
+    """Several models at the same contexts.
+
+    accountings: the counts of each model, all in one convention. rows: for each model its numbers at each context.
+    dtype: the number format of weights and key/value cache.
+    """
+
+    accountings: tuple[Accounting, ...]
+    rows: tuple[tuple[Row, ...], ...]
+    dtype: str
+
+    def _report(self) -> Report:
+        return compare_report(self.accountings, self.rows, self.dtype)
+
+
+def compare(
+    models: Sequence[Model],
+    context: Contexts = "8k,128k",
+    *,
+    mixer: str | None = None,
+    form: Form = "recurrent",
+    causal: Causal = "exact",
+    lm_head: bool = True,
+    dtype: str = "bf16",
+) -> CompareAnswer:
+    """Return two or more models side by side, as `powerplan compare` prints them.
+
+    Args:
+        models: catalogue names, paths or specs, as for wsfr.
+        context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
+        mixer: the mixer to put into every layer of every model, such as "power:p=2".
+        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
+        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
+        lm_head: whether the output projection counts as weight FLOPs.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+
+    Returns:
+        The answer: FLOPs per token, state per sequence and bytes per decoded token in `rows`, model by model.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+
+    Example:
+        >>> answer = compare(["gpt2-small", "llama-3-8b"], "128k")
+        >>> [f"{float(row.wsfr):.3f}" for (row,) in answer.rows]
+        ['0.102', '0.437']
+    """
+    contexts = read_contexts(context)
+    if isinstance(models, str) or len(models) < 2:
+        raise InputError("compare needs a list of two models or more", "models")
+    loaded = [read_model(model, mixer) for model in models]
+    accountings = tuple(Accounting(one.spec, Convention(causal, form, lm_head)) for one in loaded)
+    return CompareAnswer(
+        accountings=accountings,
+        rows=tuple(tuple(accounting.row(tokens, dtype) for tokens in contexts) for accounting in accountings),
+        dtype=dtype,
+        notes=tuple(note for one in loaded for note in named_notes(one.spec, one.notes)),
+    )

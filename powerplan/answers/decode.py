@@ -1,0 +1,108 @@
+"""What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from powerplan.accounting import Accounting
+from powerplan.answers.base import Answer, Contexts, Model, check_choice, named_notes, read_contexts, read_model
+from powerplan.errors import InputError, renamed_place
+from powerplan.hardware import Device, find_device, peak_of
+from powerplan.load import LoadedModel
+from powerplan.report.decode import Served, decode_report
+from powerplan.report.render import Report
+from powerplan.serving import MAX_BATCH, Fleet, Serving
+from powerplan.serving import twin as twin_of
+from powerplan.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeAnswer(Answer):
+    """What serving models takes.
+
+    models: the models, each followed by its twin where twins were asked for; each has one Serving for each context.
+    batches: how many sequences are decoded together. dtype: the number format of weights and key/value cache. fleet:
+    the devices, None where no device was named.
+    """
+
+    models: tuple[Served, ...]
+    batches: tuple[int, ...]
+    dtype: str
+    fleet: Fleet | None = None
+
+    def _report(self) -> Report:
+        return decode_report(self.models, self.batches, self.dtype, self.fleet)
+
+
+def decode(
+    models: Model | Sequence[Model],
+    context: Contexts = "128k",
+    *,
+    batch: int | Sequence[int] = (1, 8, 64),
+    gpu: str | Device | None = None,
+    devices: int = 1,
+    twin: Literal["mla", "attention"] | None = None,
+    mixer: str | None = None,
+    dtype: str = "bf16",
+) -> DecodeAnswer:
+    """Return what serving one model or more takes, as `powerplan decode` prints it.
+
+    Args:
+        models: a catalogue name, a path or a spec, as for wsfr, or a list of them.
+        context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
+        batch: how many sequences are decoded together, 1 to 65,536, or a list of such numbers.
+        gpu: the exact name of a device, such as "h100-sxm"; no times and no limits of memory where None.
+        devices: how many devices share weights, state and work; more than one needs `gpu`.
+        twin: the mixer, "mla" or "attention", that a twin of each model has in every layer; no twins where None.
+        mixer: the mixer to put into every layer of every model, such as "power:p=2".
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+
+    Returns:
+        The answer: for each model one Serving for each context, with bytes, FLOPs and seconds of a step and a prompt.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+
+    Example:
+        >>> (llama,) = decode("llama-3-8b", "128k", gpu="h100-sxm").models
+        >>> llama.servings[0].largest_batch
+        3
+    """
+    contexts = read_contexts(context)
+    check_choice(twin, ("mla", "attention"), "twin")
+    batches = (batch,) if isinstance(batch, int) else tuple(dict.fromkeys(batch))
+    for number in batches:
+        _check_count(number, MAX_BATCH, "batch")
+    _check_count(devices, 10**7, "devices")
+    if gpu is None and devices > 1:
+        raise InputError("more than one needs the device; such as gpu='h100-sxm'", "devices")
+    fleet = None
+    if gpu is not None:
+        with renamed_place({"": "gpu"}):
+            fleet = Fleet(find_device(gpu) if isinstance(gpu, str) else gpu, devices)
+            peak_of(fleet.device)  # A device without the rates that times need is refused here.
+    served: list[Served] = []
+    notes: list[str] = []
+    for model in [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models:
+        loaded = read_model(model, mixer)
+        accounting = Accounting(loaded.spec)
+        notes += named_notes(loaded.spec, loaded.notes)
+        served.append(Served(accounting, _servings(accounting, contexts, dtype, fleet)))
+        if twin is not None:
+            with renamed_place({"--twin": "twin"}):
+                other, remarks = twin_of(accounting, twin)
+            notes += named_notes(other.spec, remarks)
+            served.append(Served(other, _servings(other, contexts, dtype, fleet), (len(served) - 1, twin)))
+    return DecodeAnswer(models=tuple(served), batches=batches, dtype=dtype, fleet=fleet, notes=tuple(notes))
+
+
+def _servings(accounting: Accounting, contexts: Sequence[int], dtype: str, fleet: Fleet | None) -> tuple[Serving, ...]:
+    return tuple(Serving(accounting, context, dtype, fleet) for context in contexts)
+
+
+def _check_count(number: int, highest: int, where: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= highest:
+        raise InputError(f"{number!r} is not a number from 1 to {highest:,}", where)

@@ -1,0 +1,98 @@
+"""The weight-state FLOP ratio of a model: which side is too heavy at a context, and where the two balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from powerplan.accounting import Accounting, Row
+from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
+from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.report.render import Report
+from powerplan.report.wsfr import By, verdict_text, wsfr_report
+from powerplan.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WsfrAnswer(Answer):
+    """The weight-state FLOP ratios of one model.
+
+    accounting: the model's counts and the convention that they follow. rows: the numbers at each context, in the order
+    of the contexts. dtype: the number format of weights and key/value cache.
+    """
+
+    accounting: Accounting
+    rows: tuple[Row, ...]
+    dtype: str
+    by: By | None = None
+    explain: bool = False
+
+    @property
+    def model(self) -> ModelSpec:
+        """The spec of the model, with the mixer that was put into it."""
+        return self.accounting.spec
+
+    @property
+    def balanced_context(self) -> int | None:
+        """The longest context, in tokens, at which the weight FLOPs are no less than the state FLOPs, or None."""
+        return self.accounting.balanced_context()
+
+    @property
+    def verdict(self) -> str:
+        """What the ratio at the last context means, in one sentence."""
+        return verdict_text(self.accounting, self.rows[-1])
+
+    def _report(self) -> Report:
+        return wsfr_report(self.accounting, self.rows, self.dtype, self.by, self.explain)
+
+
+def wsfr(
+    model: Model,
+    context: Contexts = "1k,8k,64k,1M",
+    *,
+    mixer: str | None = None,
+    by: Literal["component", "layer"] | None = None,
+    explain: bool = False,
+    form: Form = "recurrent",
+    causal: Causal = "exact",
+    lm_head: bool = True,
+    dtype: str = "bf16",
+) -> WsfrAnswer:
+    """Return the weight-state FLOP ratio of a model at each context, as `powerplan wsfr` prints it.
+
+    Args:
+        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
+        mixer: the mixer to put into every layer, such as "power:p=2"; the model's own where None.
+        by: whether the report splits every context by "component" or by "layer".
+        explain: whether the report prints every formula with the numbers put in.
+        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
+        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
+        lm_head: whether the output projection counts as weight FLOPs.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+
+    Returns:
+        The answer: FLOPs per token, state per sequence and bytes per decoded token in `rows`.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+
+    Example:
+        >>> answer = wsfr("gpt2-small", "64k")
+        >>> answer.verdict
+        'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'
+        >>> answer.balanced_context
+        13403
+    """
+    contexts = read_contexts(context)
+    check_choice(by, tuple(By), "by")
+    loaded = read_model(model, mixer)
+    accounting = Accounting(loaded.spec, Convention(causal, form, lm_head))
+    return WsfrAnswer(
+        accounting=accounting,
+        rows=tuple(accounting.row(tokens, dtype) for tokens in contexts),
+        dtype=dtype,
+        by=None if by is None else By(by),
+        explain=explain,
+        notes=loaded.notes,
+    )

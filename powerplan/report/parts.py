@@ -1,0 +1,97 @@
+"""What several reports have in common: cells of tables, lines of text, and parts of the JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from fractions import Fraction
+from typing import Any
+
+from powerplan.accounting import Accounting, Row
+from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
+
+WIDTH = 98
+"""Longest line of text around a table, in characters."""
+
+
+def wrapped(text: str, head: str = "", indent: int | None = None, *, at_hyphens: bool = True) -> list[str]:
+    """Return the lines of a text that is at most WIDTH wide.
+
+    Args:
+        text: what to wrap.
+        head: what the first line begins with.
+        indent: spaces that every other line begins with; as many as `head` is long where left out.
+        at_hyphens: whether a line may end within a name such as llama-3-8b.
+    """
+    rest = " " * (len(head) if indent is None else indent)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=at_hyphens, break_long_words=False
+    )
+
+
+def show_ratio(value: float | None) -> str:
+    """Show a weight-state FLOP ratio of a row."""
+    return "no state" if value is None else format_ratio(Fraction(value))
+
+
+def show_flops(value: int | float) -> str:
+    """Show FLOPs, a dash for none."""
+    return format_count(Fraction(value)) if value else "-"
+
+
+def show_bytes(value: int | float) -> str:
+    """Show bytes of a row."""
+    return format_bytes(Fraction(value))
+
+
+def parameters_text(accounting: Accounting) -> str:
+    """Return the size of a model in words: "671B parameters, 37.6B active"."""
+    total, active = accounting.total_parameters.with_embeddings, accounting.active_parameters.with_embeddings
+    size = f"{format_parameters(total)} parameters"
+    return size if active == total else f"{size}, {format_parameters(active)} active"
+
+
+def model_entry(accounting: Accounting) -> dict[str, Any]:
+    """Return what JSON says of a model: its name and its parameters."""
+    total, active = accounting.total_parameters, accounting.active_parameters
+    return {
+        "name": accounting.spec.name,
+        "params_total": total.with_embeddings,
+        "params_active": active.with_embeddings,
+        "position_embeddings": accounting.spec.position_embeddings,
+        "params_by_convention": parameters_entry(accounting),
+    }
+
+
+def parameters_entry(accounting: Accounting) -> dict[str, dict[str, int]]:
+    """Return what JSON says of a model's parameters in each convention of publishers."""
+    total, active = accounting.total_parameters, accounting.active_parameters
+    return {
+        name: {"total": getattr(total, name), "active": getattr(active, name)}
+        for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
+    }
+
+
+def convention_entry(accounting: Accounting, dtype: str) -> dict[str, Any]:
+    """Return what JSON says of the convention that the numbers follow."""
+    convention = accounting.convention
+    return {
+        "causal": convention.causal,
+        "lm_head": convention.lm_head,
+        "form": convention.form,
+        "dtype": dtype,
+        "recurrent_state_dtype": "fp32",
+    }
+
+
+def row_entry(row: Row) -> dict[str, Any]:
+    """Return what JSON says at one context: numbers that are not rounded."""
+    return {
+        "context": row.context,
+        "weight_flops_per_token": row.weight_flops,
+        "state_flops_per_token": json_number(row.state_flops),
+        "wsfr": float(row.wsfr) if row.wsfr is not None else None,
+        "state_elements": row.state_elements,
+        "state_bytes": json_number(row.state_bytes),
+        "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes),
+        "decode_state_bytes_per_token": json_number(row.decode_state_bytes),
+    }
