@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
 from powerplan.mixers.base import total
@@ -182,8 +182,8 @@ def twin(accounting: Accounting, kind: str) -> tuple[Accounting, list[str]]:
     """
     spec = accounting.spec
     if not spec.mixers():
-        raise InputError(f"{spec.name} has no sequence mixers", f"--twin {kind}")
+        raise InputError(f"{spec.name} has no sequence mixers", f"{parameter('twin')} {kind}")
     other, remarks = with_mixer(spec, kind)
     if other.layers == spec.layers:  # Not so where they are all of that kind, but some have windows.
-        raise InputError(f"{spec.name} has {kind} in every layer already", f"--twin {kind}")
+        raise InputError(f"{spec.name} has {kind} in every layer already", f"{parameter('twin')} {kind}")
     return Accounting(other, accounting.convention), remarks

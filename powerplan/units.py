@@ -106,6 +106,13 @@ def parse_count(text: str, where: str | None = None, of: str = "a count") -> int
     return int(number)
 
 
+def parse_hours(text: str, where: str | None = None) -> Fraction:
+    """Return hours from "1000", "0.5", "2.5k" or "1.2M" (decimal). Raises InputError for anything else, and for 0."""
+    if len(text) < 30 and re.fullmatch(r"[0-9]+\.[0-9]+", text) and Fraction(text) > 0:
+        return Fraction(text)
+    return Fraction(parse_count(text, where, "a number of hours"))
+
+
 _BYTES = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s?(?P<unit>[kMGTP]i?B|[kMGTP]i?|B|)", re.IGNORECASE)
 
 

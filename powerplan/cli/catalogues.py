@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, complete_device, complete_model, read_model
+from powerplan.cli.options import FormatOption, MixerOption, complete_device, complete_model
 from powerplan.report.render import Format
 
 
@@ -27,6 +27,7 @@ def models(
 ) -> None:
     """The built-in models; one in detail; any model as an editable spec."""
     from powerplan.accounting import Accounting
+    from powerplan.answers.base import read_model
     from powerplan.dump import spec_to_yaml
     from powerplan.errors import InputError
     from powerplan.load import catalogue_names, catalogue_spec
@@ -40,9 +41,10 @@ def models(
         return
     if yaml and output is not Format.table:
         raise InputError("--yaml is a format itself; leave --format out")
-    spec, notes = read_model(model, mixer)
-    for remark in notes:
-        say.note(remark)
+    loaded = read_model(model, mixer)
+    spec = loaded.spec
+    for note in loaded.notes:
+        say.note(note)
     if yaml:
         say.text(spec_to_yaml(spec))
     else:

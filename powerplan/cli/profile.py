@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, OptionalModel, read_model_or_default
+from powerplan.cli.options import FormatOption, OptionalModel, model_or_default
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
@@ -145,10 +145,13 @@ def _measured(
 ) -> Profile:
     """Return the profile of the workload that `settings` describe, measured behind a progress bar."""
     from powerplan.cli.progress import progress_bar
+    from powerplan.load import load_model
     from powerplan.profile import Session, workload_of
     from powerplan.profile.machine import need_torch, resolve_device, resolve_dtype
 
-    spec, notes = read_model_or_default(model, None)
+    name, notes = model_or_default(model)
+    loaded = load_model(name)
+    spec, notes = loaded.spec, [*notes, *loaded.notes]
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
     need_torch()
     device = resolve_device(device)

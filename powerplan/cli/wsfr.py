@@ -19,7 +19,6 @@ from powerplan.cli.options import (
     MixerOption,
     Model,
     choice_option,
-    loaded_model,
 )
 from powerplan.report.render import Format
 from powerplan.report.wsfr import By
@@ -42,13 +41,13 @@ def wsfr(
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     from powerplan.answers.wsfr import wsfr as wsfr_of
     from powerplan.errors import InputError
-    from powerplan.units import parse_contexts
 
     if explain and output is Format.csv:
         raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
     answer = wsfr_of(
-        context=parse_contexts(ctx, "--ctx"),
-        model=loaded_model(model, mixer),
+        model,
+        ctx,
+        mixer=mixer,
         by=by.value if by else None,
         explain=explain,
         form=form.value,

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dims import default_chunk_size
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 from powerplan.hardware import peak_of
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers import Convention, Mixer
@@ -84,11 +84,13 @@ class Request:
         """Raise InputError where the request contradicts itself."""
         both = sorted(set(self.only) & set(self.exclude))
         if both:
-            raise InputError(f"{', '.join(both)} is asked for and excluded", "--only, --exclude")
+            raise InputError(
+                f"{', '.join(both)} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}"
+            )
         if self.limits.tokens is not None and self.limits.flops is None:
-            raise InputError("--tokens needs the budget that they must fit; add --flops")
+            raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
         if self.limits.devices > 1 and self.limits.device is None:
-            raise InputError("--devices needs the device; such as --hardware h100-sxm")
+            raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
 
     def roofline(self) -> Roofline | None:
         """Return what gives times: the device that is named, or the one that the profile was measured on."""
@@ -257,8 +259,8 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
 
 
 def _nothing_left(spec: ModelSpec, request: Request) -> InputError:
-    options = [f"--only {','.join(sorted(request.only))}"] if request.only else []
-    options += [f"--exclude {','.join(sorted(request.exclude))}"] if request.exclude else []
+    options = [f"{parameter('only')} {','.join(sorted(request.only))}"] if request.only else []
+    options += [f"{parameter('exclude')} {','.join(sorted(request.exclude))}"] if request.exclude else []
     return InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
 
 
@@ -310,7 +312,7 @@ def _resized(
     goal = flops_per_token(search.spec, search.basis.longest, request.convention)
     models = _all_resized(search, ranking, trials, goal)
     if not models:
-        raise InputError(f"{search.spec.name}: its heads do not allow another width", "--keep flops")
+        raise InputError(f"{search.spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
     alike = resized_alike(search.spec, models[min(models, key=ranking.key)])
     if alike is not None:
         accounting = Accounting(alike, request.convention)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Literal
 
 from powerplan.accounting import Accounting, Row
-from powerplan.errors import InfeasibleError, InputError
+from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.mixers import Convention
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import ModelSpec
@@ -74,7 +74,9 @@ def solve(
     if unknown == "context":
         return _context(question)
     if not can_swap(spec):
-        raise InputError(f"{spec.name} has mixers that no other can take the place of", f"--solve {unknown}")
+        raise InputError(
+            f"{spec.name} has mixers that no other can take the place of", f"{parameter('solve')} {unknown}"
+        )
     return _window(question) if unknown == "window" else _degree(question)
 
 
@@ -82,7 +84,8 @@ def _context(question: _Question) -> Solution:
     accounting, target = Accounting(question.spec, question.convention), question.target
     if not accounting.grows_with_context:
         raise InputError(
-            "needs --form recurrent: chunked, state FLOPs can fall as the context grows", "--solve context"
+            f"needs {parameter('form', 'recurrent')}: chunked, state FLOPs can fall as the context grows",
+            f"{parameter('solve')} context",
         )
     value = accounting.balanced_context(target)
     if value is None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 from powerplan.mixers import HEAD_FIELDS, MIXERS, AnyMixer, Inherited, Mixer
 from powerplan.spec import MAX_NAME, ModelSpec
-from powerplan.swap.text import WHERE
 from powerplan.swap.value import Swap
 from powerplan.validation import plain_problem, words_of
 
@@ -64,7 +63,7 @@ def rebuilt(
     try:
         changed: AnyMixer = msgspec.convert({"kind": swap.kind, **inherited.fields, **swap.fields}, AnyMixer)
     except msgspec.ValidationError as error:
-        raise InputError(_problem(str(error), swap), WHERE) from None
+        raise InputError(_problem(str(error), swap), parameter("mixer")) from None
     return changed, inherited.remarks
 
 
@@ -94,7 +93,7 @@ def _fields(mixer: Mixer, target: type[Mixer], without: Iterable[str] = ()) -> d
 
 def _assumed_heads(mixer: Mixer, hidden: int) -> Inherited:
     if hidden % 64:
-        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", WHERE)
+        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", parameter("mixer"))
     heads = {"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}
     remark = f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"
     return Inherited(heads, (remark,))

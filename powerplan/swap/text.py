@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.mixers import MIXERS
 from powerplan.spec import LENGTHS
 from powerplan.swap.value import Swap
@@ -15,9 +15,6 @@ AS_IS = "as it is"
 """The text that stands for no swap."""
 
 KINDS = sorted(MIXERS)
-
-WHERE = "--mixer"
-"""The place that an error names."""
 
 _FLAGS = {"true": True, "false": False}
 
@@ -43,11 +40,11 @@ def parse_swap(text: str) -> Swap:
     """
     kind, _, rest = text.strip().partition(":")
     if kind == "window" and not rest:
-        raise InputError("window needs its size; write window:4096", WHERE)
+        raise InputError("window needs its size; write window:4096", parameter("mixer"))
     if kind == "window":
-        return Swap.attention(window=parse_context(rest, f"{WHERE} window"))
+        return Swap.attention(window=parse_context(rest, f"{parameter('mixer')} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", WHERE)
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", parameter("mixer"))
     settings: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
         field, equals, value = part.partition("=")
@@ -55,14 +52,18 @@ def parse_swap(text: str) -> Swap:
         allowed = sorted(MIXERS[kind].__struct_fields__)
         if not equals:
             example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else _example(kind)
-            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", WHERE)
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", parameter("mixer"))
         if field not in allowed:
-            raise InputError(f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", WHERE)
+            raise InputError(
+                f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", parameter("mixer")
+            )
         if field in settings:
-            raise InputError(f"{field} is set twice", WHERE)
-        settings[field] = parse_context(value, f"{WHERE} {field}") if field in LENGTHS else _value(value.strip())
+            raise InputError(f"{field} is set twice", parameter("mixer"))
+        settings[field] = (
+            parse_context(value, f"{parameter('mixer')} {field}") if field in LENGTHS else _value(value.strip())
+        )
     if kind == "power" and "p" not in settings:
-        raise InputError("power needs its degree; write power:p=2", WHERE)
+        raise InputError("power needs its degree; write power:p=2", parameter("mixer"))
     return Swap(kind, tuple(settings.items()))
 
 
