@@ -327,7 +327,7 @@ def test_a_profile_of_an_unknown_device_gives_chunks_only(capsys: pytest.Capture
     captured = capsys.readouterr()
     assert "train_s_per_token" not in json.loads(captured.out)["recommended"]
     assert (
-        captured.err == f"note: {path} (cpu): no device of the catalogue and no rates of it, so times need --hardware\n"
+        captured.err == f"note: {path} (cpu): no device of the catalogue and no rates of it, so times need --gpu\n"
     )
 
 
