@@ -95,6 +95,7 @@ def test_notes_of_several_models_name_them() -> None:
         ("wsfr", {"model": "gpt2", "dtype": "int2"}, "dtype must be fp32, bf16, fp16, fp8, int4, and is 'int2'"),
         ("compare", {"models": ["gpt2"]}, "models: compare needs a list of two models or more"),
         ("compare", {"models": "gpt2"}, "models: compare needs a list of two models or more"),
+        ("decode", {"models": []}, "models: decode needs one model or more"),
         ("decode", {"models": "gpt2", "batch": 0}, "batch: 0 is not a number from 1 to 65,536"),
         ("decode", {"models": "gpt2", "batch": [1, 2.0]}, "batch: 2.0 is not a number from 1 to 65,536"),
         ("decode", {"models": "gpt2", "devices": 2}, "devices: more than one needs the device; such as gpu='h100-sxm'"),

@@ -72,6 +72,9 @@ def decode(
         3
     """
     contexts = read_contexts(context)
+    several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
+    if not several:
+        raise InputError("decode needs one model or more", "models")
     check_choice(twin, ("mla", "attention"), "twin")
     batches = (batch,) if isinstance(batch, int) else tuple(dict.fromkeys(batch))
     for number in batches:
@@ -86,7 +89,7 @@ def decode(
             peak_of(fleet.device)  # A device without the rates that times need is refused here.
     served: list[Served] = []
     notes: list[str] = []
-    for model in [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models:
+    for model in several:
         loaded = read_model(model, mixer)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
