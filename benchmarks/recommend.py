@@ -17,13 +17,13 @@ from pathlib import Path
 
 from powerplan.accounting import Accounting
 from powerplan.load import catalogue_spec
-from powerplan.recommend import Answer, Request, recommend
+from powerplan.search import Recommendation, Request, recommend
 
 MODELS = ("llama-3-8b", "deepseek-v3")
 CONTEXT, CANDIDATES, TARGET_S = 131_072, 5000, 1.0
 
 
-def wrong(answer: Answer) -> str | None:
+def wrong(answer: Recommendation) -> str | None:
     """Return what is wrong with an answer, None where every number equals that of the model it stands for."""
     if answer.searched < CANDIDATES:
         return f"only {answer.searched:,} candidates"

@@ -14,8 +14,8 @@ from powerplan import Accounting, ModelSpec, load_model
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import PowerplanError
 from powerplan.spec import Layer, group_layers
+from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
-from powerplan.whatif import with_mixer
 
 
 def mixed(spec: ModelSpec, *mixers: str) -> ModelSpec:

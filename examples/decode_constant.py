@@ -14,8 +14,8 @@ from powerplan import load_model
 from powerplan.errors import PowerplanError
 from powerplan.mixers import GroupedHeads
 from powerplan.models import Cache, Slot, build_layer
+from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, parse_contexts
-from powerplan.whatif import with_mixer
 
 MIXERS = {"softmax, KV cache": "attention", "power p=2, state": "power:p=2"}
 TOKENS = 30

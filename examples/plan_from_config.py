@@ -9,8 +9,8 @@ import sys
 
 from powerplan import Accounting, load_model
 from powerplan.errors import PowerplanError
+from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_ratio, parse_context
-from powerplan.whatif import with_mixer
 
 MIXERS = [None, "window:4096", "power:p=2", "linear"]
 

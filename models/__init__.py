@@ -1,6 +1,14 @@
-"""Layers as plain nn.Modules, built from a spec, and the model catalogue (YAML data under catalogue/).
+"""Layers and language models as plain nn.Modules, built from a spec, and the model catalogue (YAML under catalogue/).
 
-Importing this package loads no torch; its names do, at first use.
+What users import is named here:
+    build_layer, build_model    a layer or a model of a spec (docs/models.md)
+    Decoder                     the class of the models
+    Cache, Slot                 memory of a model, and of one layer, for decoding token by token
+    generate                    sampling
+    use_power_attention, power_class, register_power_attention, PowerCache
+                                power attention in models of transformers (docs/transformers.md)
+
+Importing this package loads no torch and no transformers. The first use of a name does.
 """
 
 from __future__ import annotations
@@ -11,24 +19,31 @@ if TYPE_CHECKING:
     from powerplan.models.build import build_layer, build_model
     from powerplan.models.cache import Cache, Slot
     from powerplan.models.decoder import Decoder
-    from powerplan.models.hf_attention import register_power_attention
-    from powerplan.models.hf_cache import PowerCache
-    from powerplan.models.hf_model import power_class, use_power_attention
     from powerplan.models.sampling import generate
+    from powerplan.models.transformers import (
+        PowerCache,
+        power_class,
+        register_power_attention,
+        use_power_attention,
+    )
 
-_HOMES = {
+_MODULES = {
     "Cache": "cache",
     "Decoder": "decoder",
-    "PowerCache": "hf_cache",
+    "PowerCache": "transformers",
     "Slot": "cache",
     "build_layer": "build",
     "build_model": "build",
     "generate": "sampling",
-    "power_class": "hf_model",
-    "register_power_attention": "hf_attention",
-    "use_power_attention": "hf_model",
+    "power_class": "transformers",
+    "register_power_attention": "transformers",
+    "use_power_attention": "transformers",
 }
-_NEEDS = {"torch": "torch", "transformers": "'transformers>=5'"}
+"""The module of this package that defines each public name."""
+
+_REQUIREMENTS = {"torch": "torch", "transformers": "'transformers>=5'"}
+"""What pip installs for each package that these modules need."""
+
 __all__ = [
     "Cache",
     "Decoder",
@@ -44,14 +59,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import a public name at its first use; raises ImportError where torch or transformers is not installed."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
     from importlib.util import find_spec
 
-    home = _HOMES[name]
-    for package in ("torch", "transformers") if home.startswith("hf_") else ("torch",):
+    module = _MODULES[name]
+    for package in ("torch", "transformers") if module == "transformers" else ("torch",):
         if find_spec(package) is None:
-            what = f"{package}, and it is not installed: pip install {_NEEDS[package]}"
-            raise ImportError(f"powerplan.models.{name} needs {what}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+            reason = f"{package}, and it is not installed: pip install {_REQUIREMENTS[package]}"
+            raise ImportError(f"powerplan.models.{name} needs {reason}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

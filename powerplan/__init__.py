@@ -1,6 +1,6 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare and decode answer as the commands of the same names do (docs/api.md).
+wsfr, compare, budget, decode and recommend answer as the commands of the same names do (docs/api.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from powerplan.spec import ModelSpec
 from powerplan.version import __version__
 
 if TYPE_CHECKING:
+    from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
+    from powerplan.answers.recommend import recommend
     from powerplan.answers.wsfr import wsfr
 
 __all__ = [
@@ -31,16 +33,18 @@ __all__ = [
     "PowerplanError",
     "Row",
     "__version__",
+    "budget",
     "compare",
     "decode",
     "load_model",
+    "recommend",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
     "wsfr",
 ]
 
-_ANSWERS = ("compare", "decode", "wsfr")
+_ANSWERS = ("budget", "compare", "decode", "recommend", "wsfr")
 """Functions that are imported when they are first used, as their reports take time to import."""
 
 

@@ -74,6 +74,11 @@ class Row:
     """Bytes of state that are read and written to decode one token at batch 1."""
 
     @property
+    def flops(self) -> Fraction:
+        """Forward FLOPs per token, weights and state."""
+        return self.weight_flops + self.state_flops
+
+    @property
     def wsfr(self) -> Fraction | None:
         """The weight-state FLOP ratio, weight_flops / state_flops; None for a model without state."""
         return Fraction(self.weight_flops) / self.state_flops if self.state_flops else None
@@ -202,7 +207,7 @@ class Accounting:
             raise InputError(f"dtype must be {', '.join(DTYPE_BYTES)}, and is {dtype!r}")
         context = context_of(context)
         width = DTYPE_BYTES[dtype]
-        mixers = [(use.layer.mixer, use.count) for use in self.uses if use.layer.mixer is not None]
+        mixers = self.spec.mixer_counts()
         return Row(
             context=context,
             weight_flops=self.weight_flops,
@@ -221,7 +226,7 @@ class Accounting:
 
         They can fall in chunked forms, after a full chunk, and with mixers that are not `steady`.
         """
-        mixers = [use.layer.mixer for use in self.uses if use.layer.mixer is not None]
+        mixers = self.spec.mixers()
         if self.convention.form == "recurrent":
             return all(mixer.steady for mixer in mixers)
         return not any(mixer.chunked_differs for mixer in mixers)

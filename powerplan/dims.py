@@ -34,7 +34,7 @@ def tiled_spow_dim(d: int, p: int, tile: int) -> int:
     return comb(-(-d // tile) + p - 1, p) * int(tile**p)
 
 
-def default_chunk_size(d: int, p: int) -> int:
+def default_chunk_size(d: int, p: int, engine: str = "torch") -> int:
     """Return the chunk size, in tokens, that the kernels use and the planner counts where none is given.
 
     At least 128; then the largest power of two up to D, so that attention within a chunk, c (K + V) FLOPs a token,
@@ -42,6 +42,8 @@ def default_chunk_size(d: int, p: int) -> int:
     should stay in cache; p = 3 has so much state to touch in each chunk that longer ones pay, and p = 4 expands 32,768
     rows at a time at d = 64, 134 MB for 4 heads of 256 tokens.
     """
+    if engine == "triton":
+        return {1: 256, 2: 1024}.get(p, 4096)
     longest = 1024 if p == 3 else 256
     return min(longest, max(128, 1 << (spow_dim(d, p).bit_length() - 1)))
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class PowerplanError(Exception):
@@ -53,20 +54,31 @@ class MachineError(PowerplanError):
         super().__init__(one_line(problem))
 
 
-@contextmanager
-def renamed_place(names: Mapping[str, str]) -> Iterator[None]:
-    """Rename the place of InputErrors inside a `with` block: {"--mixer": "mixer"} names a parameter, not an option.
+_on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 
-    Args:
-        names: the new name for each first word of an error's `where`; other errors pass unchanged.
-    """
+_OPTIONS = {"context": "--ctx", "model": "MODEL"}
+"""How the command line spells parameters that its options do not have the names of."""
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Let messages inside a `with` block name options where they would name parameters."""
+    token = _on_command_line.set(True)
     try:
         yield
-    except InputError as error:
-        name, space, rest = (error.where or "").partition(" ")
-        if name not in names:
-            raise
-        raise InputError(error.problem, f"{names[name]}{space}{rest}") from None
+    finally:
+        _on_command_line.reset(token)
+
+
+def parameter(name: str, value: str | None = None) -> str:
+    """Return a parameter as the user writes it, with a value where one is given.
+
+    In Python that is gpu_hours and gpu='h100-sxm', on the command line --gpu-hours and --gpu h100-sxm.
+    """
+    if not _on_command_line.get():
+        return name if value is None else f"{name}={value!r}"
+    option = _OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+    return option if value is None else f"{option} {value}"
 
 
 MAX_WORD = 100

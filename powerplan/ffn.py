@@ -14,6 +14,8 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
 
+    rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
+
     intermediate_size: Size
     gated: bool = True
     bias: bool = False
@@ -40,6 +42,8 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """
 
     source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
+
+    rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
 
     experts: Size
     top_k: Size

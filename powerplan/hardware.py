@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.mixers.base import Part
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = TypeVar("Seconds", Fraction, float)
 
 
 class Device(Part, frozen=True, kw_only=True):
@@ -63,6 +64,10 @@ class Peak:
     flops_per_s: Fraction
     bytes_per_s: Fraction
     kind: str
+
+    def roofline_s(self, flops: Seconds, moved_bytes: Seconds) -> Seconds:
+        """Return the least seconds for work of `flops` FLOPs that moves `moved_bytes`; exact where these are."""
+        return max(flops / self.flops_per_s, moved_bytes / self.bytes_per_s)
 
 
 def peak_of(device: Device) -> Peak:

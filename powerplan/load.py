@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from powerplan.documents import Document, parse_json, parse_yaml, read_text
-from powerplan.errors import InputError, did_you_mean, one_line, shown
+from powerplan.errors import InputError, did_you_mean, one_line, parameter, shown
 from powerplan.spec import ModelSpec
 from powerplan.validation import validate
 
@@ -33,7 +33,7 @@ def load_model(model: str | Path) -> LoadedModel:
     """
     text = str(model)
     if not text.strip():
-        raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", "MODEL")
+        raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", parameter("model"))
     path = Path(text)
     name = find_name(text)
     mode = _mode(path)

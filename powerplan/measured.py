@@ -14,7 +14,8 @@ import msgspec
 from powerplan.documents import parse_json, read_text
 from powerplan.errors import InputError, shown
 from powerplan.hardware import Peak, find_device, peak_of
-from powerplan.mixers import Attention, FeatureAttention, GroupedHeads, Linear, Mixer, Power
+from powerplan.mixers import Mixer
+from powerplan.spec import ModelSpec
 
 SCHEMA = "powerplan.profile/1"
 
@@ -118,7 +119,7 @@ class Unmeasured:
 
 
 @dataclass(frozen=True)
-class Profile:
+class MeasuredTimes:
     """A saved profile and the file it came from."""
 
     path: str
@@ -158,16 +159,24 @@ class Profile:
         """
         return self._time(mixer, context, TRAINING)
 
+    def model_training_time(self, spec: ModelSpec, context: int) -> float | Unmeasured:
+        """Return the training seconds per token of all mixers of a model, or the first one that is missing."""
+        seconds = 0.0
+        for mixer, count in spec.mixer_counts():
+            timing = self.training_time(mixer, context)
+            if isinstance(timing, Unmeasured):
+                return timing
+            seconds += timing.seconds * count
+        return seconds
+
     def _time(self, mixer: Mixer, context: int, passes: tuple[str, ...]) -> Timing | Unmeasured:
         lacks = Unmeasured(self.path, passes[0], mixer, context)
-        if not isinstance(mixer, GroupedHeads):
-            return lacks
         rows = [row for row in self.saved.results if _is_of(row, mixer)]
         rows = [row for row in rows if row.part == "state" and row.direction in passes]
         if not rows:
             return lacks
         here = [row for row in rows if row.context == context]
-        if not here and isinstance(mixer, FeatureAttention):
+        if not here and mixer.degree is not None:
             longest = max(row.context for row in rows)
             here = [row for row in rows if row.context == longest]
         if not here:
@@ -180,7 +189,7 @@ class Profile:
 
         Forward passes tell where no training was measured. Decoding has no chunks to choose.
         """
-        if not isinstance(mixer, FeatureAttention):
+        if mixer.degree is None:
             return None
         rows = [row for row in self.saved.results if _is_of(row, mixer) and row.chunk_size and row.part == "state"]
         for passes in (TRAINING, FORWARD):
@@ -195,26 +204,29 @@ class Profile:
         return None
 
 
-def _is_of(row: Result, mixer: GroupedHeads) -> bool:
-    if (row.heads, row.kv_heads, row.head_dim) != (mixer.heads, mixer.kv_heads, mixer.head_dim):
+def _is_of(row: Result, mixer: Mixer) -> bool:
+    """Whether a row timed this mixer: the same heads, and the same window or degree."""
+    heads = mixer.own_heads()
+    if heads is None or (row.heads, row.kv_heads, row.head_dim) != (heads.heads, heads.kv_heads, heads.head_dim):
         return False
-    if isinstance(mixer, Attention):
-        return row.kind == "attention" and row.keys == mixer.window
-    if isinstance(mixer, Power):
-        return row.kind == "power" and row.p == mixer.p
-    return isinstance(mixer, Linear) and (row.kind == "linear" or (row.kind == "power" and row.p == 1))
+    if mixer.kind == "attention":
+        return row.kind == "attention" and row.keys == mixer.window_size
+    # Power attention of degree 1 does the work of linear attention; the normaliser makes it a little more than that.
+    same_kind = row.kind == mixer.kind or (mixer.kind == "linear" and row.kind == "power")
+    return same_kind and mixer.degree is not None and mixer.degree == (1 if row.kind == "linear" else row.p)
 
 
 def _described(mixer: Mixer) -> str:
-    if not isinstance(mixer, GroupedHeads):
+    heads = mixer.own_heads()
+    if heads is None:
         return mixer.describe()
-    shared = f", {mixer.kv_heads} key/value heads" if mixer.kv_heads != mixer.heads else ""
-    return f"{mixer.describe()} with {mixer.heads} heads of {mixer.head_dim}{shared}"
+    shared = f", {heads.kv_heads} key/value heads" if heads.kv_heads != heads.heads else ""
+    return f"{mixer.describe()} with {heads.heads} heads of {heads.head_dim}{shared}"
 
 
-def read_profile(path: str, where: str = "--measured") -> Profile:
+def read_profile(path: str, where: str = "--measured") -> MeasuredTimes:
     """Read what `powerplan profile --save` wrote. Raises InputError for a file that is none, or of another version."""
-    return Profile(path, read_saved(path, SavedProfile, where))
+    return MeasuredTimes(path, read_saved(path, SavedProfile, where))
 
 
 Saved = TypeVar("Saved", bound=SavedProfile)

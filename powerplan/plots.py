@@ -11,7 +11,7 @@ from typing import Any
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError, MachineError
 from powerplan.profile.result import Profile
-from powerplan.recommend import Answer
+from powerplan.search import Recommendation
 from powerplan.units import format_ratio
 
 FORMATS = ("png", "svg", "pdf")
@@ -38,7 +38,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def wsfr_plot(answer: Answer, form: str) -> bytes:
+def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     """Return a figure of the weight-state FLOP ratio over the context, for the first candidates and the model as it is.
 
     Both axes are logarithmic; the target and the contexts of the answer are marked.

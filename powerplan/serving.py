@@ -11,14 +11,11 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
-from powerplan.mixers import Mixer
 from powerplan.mixers.base import total
-from powerplan.recommend.roofline import Roofline
-from powerplan.swaps import sequence_mixers
-from powerplan.whatif import with_mixer
+from powerplan.swap import with_mixer
 
 MAX_BATCH = 65_536
 """Largest batch accepted: the expected number of experts is an exact fraction, whose digits grow with the batch."""
@@ -71,7 +68,7 @@ class Fleet:
 
     def seconds(self, flops: Fraction, moved: Fraction) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
-        return Roofline(peak_of(self.device)).of(flops, moved) / self.count
+        return peak_of(self.device).roofline_s(flops, moved) / self.count
 
     def compute_bound(self, flops: Fraction, moved: Fraction) -> bool:
         peak = peak_of(self.device)
@@ -85,10 +82,7 @@ class Serving:
         self.accounting, self.context, self.dtype, self.fleet = accounting, context, dtype, fleet
         self.row = accounting.row(context, dtype)
         self.width = DTYPE_BYTES[dtype]
-        uses = accounting.uses
-        self._mixers: list[tuple[Mixer, int]] = [
-            (use.layer.mixer, use.count) for use in uses if use.layer.mixer is not None
-        ]
+        self._mixers = accounting.spec.mixer_counts()
 
     @property
     def stored_bytes(self) -> Fraction:
@@ -187,9 +181,9 @@ def twin(accounting: Accounting, kind: str) -> tuple[Accounting, list[str]]:
     Raises InputError for a model that is its own twin, or has no mixers.
     """
     spec = accounting.spec
-    if not sequence_mixers(spec):
-        raise InputError(f"{spec.name} has no sequence mixers", f"--twin {kind}")
+    if not spec.mixers():
+        raise InputError(f"{spec.name} has no sequence mixers", f"{parameter('twin')} {kind}")
     other, remarks = with_mixer(spec, kind)
     if other.layers == spec.layers:  # Not so where they are all of that kind, but some have windows.
-        raise InputError(f"{spec.name} has {kind} in every layer already", f"--twin {kind}")
+        raise InputError(f"{spec.name} has {kind} in every layer already", f"{parameter('twin')} {kind}")
     return Accounting(other, accounting.convention), remarks

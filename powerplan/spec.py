@@ -131,6 +131,25 @@ class ModelSpec(Part, frozen=True, kw_only=True):
             start = stop
         return [LayerUse(layer, tuple(spans)) for layer, spans in uses.items()]
 
+    def mixer_counts(self) -> list[tuple[Mixer, int]]:
+        """Return the mixer of every kind of layer that has one, and in how many layers it stands."""
+        return [(use.layer.mixer, use.count) for use in self.layer_uses() if use.layer.mixer is not None]
+
+    def mixers(self) -> list[Mixer]:
+        """Return the distinct mixers in order of first use."""
+        return list(dict.fromkeys(mixer for mixer, _ in self.mixer_counts()))
+
+    def mixers_by_position(self) -> list[tuple[int, Mixer]]:
+        """Return the layers that have a mixer, as position (from 0) and mixer, in the order of the model."""
+        positions = {
+            position: use.layer.mixer
+            for use in self.layer_uses()
+            if use.layer.mixer is not None
+            for span in use.positions
+            for position in span
+        }
+        return sorted(positions.items(), key=lambda layer: layer[0])
+
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding: a look-up, no FLOPs."""
         return (term("embedding", "V*m", self._symbols()),)

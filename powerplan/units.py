@@ -110,6 +110,13 @@ def parse_count(text: str, where: str | None = None, of: str = "a count") -> int
     return int(number)
 
 
+def parse_hours(text: str, where: str | None = None) -> Fraction:
+    """Return hours from "1000", "0.5", "2.5k" or "1.2M" (decimal). Raises InputError for anything else, and for 0."""
+    if len(text) < 30 and re.fullmatch(r"[0-9]+\.[0-9]+", text) and Fraction(text) > 0:
+        return Fraction(text)
+    return Fraction(parse_count(text, where, "a number of hours"))
+
+
 _BYTES = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s?(?P<unit>[kMGTP]i?B|[kMGTP]i?|B|)", re.IGNORECASE)
 
 
@@ -193,6 +200,11 @@ def _scaled(value: int | Fraction, base: int, suffixes: tuple[str, ...], gap: st
         if rounded < base or suffix == suffixes[-1]:
             return f"{rounded:,.10g}{gap}{suffix}"
     raise AssertionError("the last suffix always fits")
+
+
+def format_figure(value: int | float | Fraction) -> str:
+    """Return a number with three figures: 4.5, 0.0123, 1,230."""
+    return f"{float(f'{float(value):.3g}'):,.10g}"
 
 
 def format_duration(seconds: float) -> str:

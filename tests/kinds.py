@@ -1,9 +1,14 @@
-"""One small mixer of every kind and choice that powerplan.models builds, and one-layer models of them."""
+"""The kinds of mixers; one small mixer of every kind and choice that powerplan.models builds; models of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import (
     GLA,
@@ -18,7 +23,34 @@ from powerplan.mixers import (
     Power,
     RetNet,
 )
+from powerplan.mixers.base import Block
 from powerplan.spec import LayerGroup, ModelSpec
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
+KINDS = (
+    "attention",
+    "mla",
+    "power",
+    "linear",
+    "retnet",
+    "lightning",
+    "gla",
+    "deltanet",
+    "gated_deltanet",
+    "kda",
+    "mamba1",
+    "mamba2",
+    "log_linear",
+    "rwkv7",
+    "gsa",
+    "sse",
+    "nsa",
+    "moba",
+    "dsa",
+    "forgetting",
+)
+"""Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 
 HEADS: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 6, "v_head_dim": 5}
 STATES: dict[str, Any] = {"heads": 2, "head_dim": 6, "v_head_dim": 5, "chunk_size": 8}
@@ -62,3 +94,25 @@ def spec_of(mixer: Any, ffn: Any = None, *, repeat: int = 1, **fields: Any) -> M
     """Return a model of `repeat` layers of `mixer`, with an MLP of 24 where no FFN is given."""
     group = LayerGroup(repeat=repeat, mixer=mixer, ffn=ffn or MLP(intermediate_size=24))
     return ModelSpec(**{"name": "x", "vocab_size": 9, "hidden_size": 16, "layers": (group,), **fields})
+
+
+def choices(hint: Any) -> list[Any]:
+    """Return what a field may be, as far as formulas depend on it: flags, words, nothing, any one number."""
+    if hint is bool:
+        return [False, True]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    members = get_args(hint)
+    if members and hasattr(hint, "__metadata__"):
+        return choices(members[0])
+    if members:
+        return [value for member in members for value in choices(member)]
+    return [None] if hint is NoneType else [2]
+
+
+def variants(block: type[AnyBlock]) -> Iterator[AnyBlock]:
+    """Yield the kind with every combination of its choices, but for those that contradict each other."""
+    hints = get_type_hints(block, include_extras=True)
+    for values in product(*(choices(hints[name]) for name in block.__struct_fields__)):
+        with suppress(InputError):
+            yield block(**dict(zip(block.__struct_fields__, values, strict=True)))

@@ -18,8 +18,8 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Power, SparseStateExpansion
 from powerplan.mixers.base import SYMBOLS, mean_keys, mean_keys_in_chunks, total
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm, group_layers
+from powerplan.swap import with_mixer
 from powerplan.units import MAX_CONTEXT
-from powerplan.whatif import with_mixer
 
 FORMS: tuple[Any, Any] = ("recurrent", "chunked")
 FIGURES = [

@@ -21,6 +21,11 @@ from powerplan.load import load_model
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 KIMI = "kimi-linear-48b-a3b"
 
+MODULES = [
+    "accounting",
+    "balance",
+    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "recommend")),
+]
 ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wsfr gpt2-small": ("wsfr", {"model": "gpt2-small"}),
     "wsfr gemma-2-9b --ctx 8k,64k --by layer --form chunked": (
@@ -39,6 +44,11 @@ ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
         "decode",
         {"models": KIMI, "context": "1M", "batch": [1, 8], "twin": "mla"},
     ),
+    "budget gpt2-small --flops 1e21 --gpu h100-sxm --devices 8": (
+        "budget",
+        {"model": "gpt2-small", "flops": 1e21, "gpu": "h100-sxm", "devices": 8},
+    ),
+    "recommend gpt2-small --ctx 64k": ("recommend", {"model": "gpt2-small", "context": "64k"}),
     "decode gpt2-small gpt2-xl --gpu h100-sxm --devices 2 --batch 4": (
         "decode",
         {"models": ["gpt2-small", "gpt2-xl"], "gpu": "h100-sxm", "devices": 2, "batch": 4},
@@ -96,10 +106,10 @@ def test_notes_of_several_models_name_them() -> None:
         ("compare", {"models": ["gpt2"]}, "models: compare needs a list of two models or more"),
         ("compare", {"models": "gpt2"}, "models: compare needs a list of two models or more"),
         ("decode", {"models": []}, "models: decode needs one model or more"),
-        ("decode", {"models": "gpt2", "batch": 0}, "batch: 0 is not a number from 1 to 65,536"),
-        ("decode", {"models": "gpt2", "batch": [1, 2.0]}, "batch: 2.0 is not a number from 1 to 65,536"),
-        ("decode", {"models": "gpt2", "devices": 2}, "devices: more than one needs the device; such as gpu='h100-sxm'"),
-        ("decode", {"models": "gpt2", "gpu": "h10"}, "gpu: 'h10' is not a known device.*"),
+        ("decode", {"models": "gpt2", "batch": 0}, "batch: 0 is out of range; allowed are 1 to 65,536"),
+        ("decode", {"models": "gpt2", "batch": [1, 2.0]}, "batch: '2.0' is not an integer; .*"),
+        ("decode", {"models": "gpt2", "devices": 2}, "devices needs the device; such as gpu='h100-sxm'"),
+        ("decode", {"models": "gpt2", "gpu": "h10"}, "'h10' is not a known device.*"),
         ("decode", {"models": "gpt2", "twin": "kda"}, "twin: 'kda' is not known; allowed are mla, attention"),
         ("decode", {"models": "gpt2", "twin": "attention"}, "twin attention: gpt2-small has attention in every .*"),
     ],
@@ -115,7 +125,7 @@ def test_a_row_refuses_what_is_no_context(context: Any) -> None:
         powerplan.Accounting(load_model("gpt2-small").spec).row(context)
 
 
-@pytest.mark.parametrize("module", ["accounting", "balance", "answers.wsfr", "answers.compare", "answers.decode"])
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_of_docstrings_are_true(module: str) -> None:
     results = doctest.testmod(import_module(f"powerplan.{module}"))
     assert results.failed == 0

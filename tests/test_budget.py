@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from specs import specs
 
 from powerplan.accounting import Accounting
-from powerplan.budget import alternatives, budget_of, train_flops
 from powerplan.cli import main
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.swaps import balanced_window
-from powerplan.whatif import with_mixer
+from powerplan.swap.windows import balanced_window
+from powerplan.training import alternatives, budget_of, train_flops
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
@@ -85,10 +84,11 @@ def test_the_balanced_window_is_the_last_that_is_light_enough(name: str) -> None
     spec = catalogue_spec(name)
     window = balanced_window(spec, 2**20, Convention())
     assert window is not None
-    from powerplan.swaps import default_shape, window_text
+    from powerplan.swap import Swap, swapped
+    from powerplan.swap.shapes import replacement_heads
 
-    shape = default_shape(spec)
-    rows = [Accounting(with_mixer(spec, window_text(size, shape))[0]).row(2**20) for size in (window, window + 1)]
+    shape = replacement_heads(spec)
+    rows = [Accounting(swapped(spec, Swap.attention(shape, size))[0]).row(2**20) for size in (window, window + 1)]
     assert rows[0].wsfr is not None
     assert rows[1].wsfr is not None
     assert rows[0].wsfr >= 1 > rows[1].wsfr

@@ -7,6 +7,7 @@ from itertools import combinations_with_replacement
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import variants
 
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError
@@ -71,10 +72,11 @@ def test_window_of_the_same_state() -> None:
 
 
 def test_states_of_every_kind_of_fixed_size() -> None:
-    """A kind is listed where its state does not grow; power attention of the degrees asked for stands among them."""
+    """States of one head in elements; power attention of the given degrees is listed among the other kinds."""
     report = states_report([64], [2, 3], None, "all")
     states = {row["mixer"]: row["state_elements"] for row in report.rows}
-    assert states == {
+    assert len(states) == len(KINDS) + 2
+    known = {
         "mamba1": 64 * 16,
         **dict.fromkeys(
             ("linear", "retnet", "lightning", "gla", "deltanet", "gated deltanet", "kda", "rwkv7"), 64 * 64
@@ -85,12 +87,27 @@ def test_states_of_every_kind_of_fixed_size() -> None:
         "power p=2": 2080 * 65,
         "power p=3": 45_760 * 65,
     }
+    assert states | known == states
     assert list(states.values()) == sorted(states.values())
-    growing = {"attention", "mla", "log_linear", "nsa", "moba", "dsa", "forgetting"}
-    assert {*KINDS, "power"} == set(MIXERS) - growing
     (power,) = states_report([64], [2], None, "kda").rows[1:]
     (same,) = dims_report([64], [2], 8, None).rows
     assert (power["state_bytes"], power["same_state_window"]) == (same["state_bytes"], same["same_state_window"])
+
+
+def test_a_kind_is_listed_where_its_state_does_not_grow() -> None:
+    first = {kind: next(variants(mixer)) for kind, mixer in MIXERS.items()}
+    fixed = {kind for kind, mixer in first.items() if mixer.state_size(1) == mixer.state_size(10_000)}
+    assert {*KINDS, "power"} == fixed
+    assert not fixed & {"attention", "mla", "log_linear", "nsa", "moba", "dsa", "forgetting"}
+
+
+def test_equal_states_are_listed_in_the_order_of_kinds() -> None:
+    """Mamba's state dims are 16 and 128: at these head dims its state is as large as the others' k x v."""
+    for head_dim in (16, 128):
+        rows = states_report([head_dim], [2], None, "all").rows
+        kinds = [row["kind"] for row in rows if row["state_elements"] == head_dim**2]
+        assert kinds == sorted(kinds, key=KINDS.index)
+        assert kinds[-2:] == (["rwkv7", "mamba1"] if head_dim == 16 else ["rwkv7", "mamba2"])
 
 
 def test_states_of_some_kinds_at_some_dims() -> None:

@@ -30,9 +30,10 @@ from powerplan.mixers.base import Convention
 from powerplan.report.render import Format, render
 from powerplan.report.wsfr import By, wsfr_report
 from powerplan.spec import ModelSpec
+from powerplan.swap import parse_swap, with_mixer
+from powerplan.swap.text import KINDS
 from powerplan.units import MAX_CONTEXT, parse_context, parse_contexts, parse_integers
 from powerplan.validation import validate
-from powerplan.whatif import KINDS, parse_mixer, with_mixer
 
 ROUNDS = os.environ.get("POWERPLAN_FUZZ")
 fuzz = settings(
@@ -274,7 +275,7 @@ settings_text = st.lists(st.tuples(words | st.sampled_from(SPEC_KEYS), words | s
     text=st.text(max_size=40) | st.builds("{}:{}".format, st.sampled_from([*KINDS, "window"]) | words, settings_text)
 )
 def test_any_text_as_a_mixer(text: str) -> None:
-    parsed = attempt(lambda: parse_mixer(text))
+    parsed = attempt(lambda: parse_swap(text))
     assert parsed is None or parsed[0] in KINDS
     check_spec_or_refusal(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
 

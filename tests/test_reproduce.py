@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from powerplan.cli import main
 from powerplan.dims import spow_dim
+from powerplan.load import catalogue_spec
+from powerplan.mixers import KDA
 from powerplan.reproduce import Comparison, Figure, figure_sets, reproduce
 
 NAMES = ["table2", "table3", "figure2", "table4", "power-speed", "kimi", "hybrids"]
@@ -111,6 +113,9 @@ def test_kimi_linear() -> None:
     assert found["cache"]["cache bytes"] == Fraction(-2000, 27)
     assert figure_sets()["kimi"].figures[3].number == 6 * 128**2 + 3 * 64 * 128 + 64**2
     assert figure_sets()["kimi"].figures[4].number == 2 * 2**20 * 128
+    layers = [use.layer.mixer for use in catalogue_spec("kimi-linear-48b-a3b").layer_uses()]
+    (chunk_size,) = {mixer.chunk_size for mixer in layers if isinstance(mixer, KDA)}
+    assert chunk_size == 64  # C of equation 13
     assert found["eq13"]["recurrent"] == 7 * 128**2
     assert found["eq14"] == {"attention": 2 * 128 * (2**20 + 1), "mla": 320 * (2**20 + 1)}
     assert float(found["prefill"]["prompt FLOPs"]) == pytest.approx(3.66, abs=0.005)

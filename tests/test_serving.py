@@ -22,7 +22,6 @@ from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.mixers.base import total
 from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
-from powerplan.swaps import sequence_mixers
 
 KIMI = "kimi-linear-48b-a3b"
 H100 = find_device("h100-sxm")
@@ -98,7 +97,7 @@ def test_weights_that_do_not_fit_leave_no_sequence() -> None:
 
 @pytest.mark.parametrize("name", catalogue_names())
 def test_one_sequence_takes_the_time_that_recommend_says(name: str) -> None:
-    from powerplan.recommend.roofline import Roofline
+    from powerplan.roofline import Roofline
 
     accounting = Accounting(catalogue_spec(name))
     step = Serving(accounting, 65_536, "bf16", Fleet(H100)).step(1)
@@ -193,7 +192,7 @@ def test_the_twin_of_windows_keeps_every_key(name: str) -> None:
     accounting = Accounting(catalogue_spec(name))
     other, remarks = twin(accounting, "attention")
     assert remarks == []
-    assert not any(getattr(mixer, "window", None) for mixer in sequence_mixers(other.spec))
+    assert not any(getattr(mixer, "window", None) for mixer in other.spec.mixers())
     hybrid, full = (Serving(one, 65_536) for one in (accounting, other))
     assert full.cache_bytes > hybrid.cache_bytes
     with pytest.raises(InputError, match="has attention in every layer already"):

@@ -23,9 +23,9 @@ from icl.run import Place, Run, measured, task_of
 from icl.settings import PRESETS, TaskSettings
 from icl.variants import MIXERS, variants
 from powerplan import Accounting
-from powerplan.budget import train_flops
 from powerplan.errors import MachineError
-from powerplan.swaps import same_state_window
+from powerplan.swap.windows import same_state_window
+from powerplan.training import train_flops
 from train_icl import Job, _run_all, main
 
 

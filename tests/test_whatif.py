@@ -26,7 +26,8 @@ from powerplan.mixers import (
     Power,
 )
 from powerplan.spec import LayerGroup, ModelSpec
-from powerplan.whatif import KINDS, with_mixer
+from powerplan.swap import with_mixer
+from powerplan.swap.text import KINDS
 
 
 def test_the_same_mixer_changes_nothing() -> None:

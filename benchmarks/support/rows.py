@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from powerplan.profile.breakdown import Part
+from powerplan.profile.breakdown import OperationTime
 from powerplan.profile.timing import Spread
 from support.checks import Checked
 from support.presets import Target
@@ -24,7 +24,7 @@ class Row:
     checked: Checked | None = None
     peak_bytes: int | None = None
     over_fastest_sdpa: float | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[OperationTime, ...] = ()
 
     def as_json(self, matmul_rate: float, copy_rate: float) -> dict[str, Any]:
         """Return a flat record; rates are FLOP/s and bytes/s of the machine."""

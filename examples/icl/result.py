@@ -22,11 +22,11 @@ from icl.curves import bin_edges, over_seeds
 from icl.settings import TaskSettings
 from icl.tasks import Task
 from icl.variants import Variant
-from powerplan.budget import train_flops
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError
 from powerplan.mixers import Attention
-from powerplan.swaps import same_state_window
+from powerplan.swap.windows import same_state_window
+from powerplan.training import train_flops
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 SCHEMA = "powerplan.icl/1"

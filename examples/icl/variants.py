@@ -11,13 +11,13 @@ from fractions import Fraction
 
 from icl.settings import TaskSettings
 from powerplan import Accounting, ModelSpec, Row
-from powerplan.budget import Budget, budget_of
 from powerplan.ffn import MLP
 from powerplan.mixers import Attention
-from powerplan.recommend import Request, recommend
+from powerplan.search import Request, recommend
 from powerplan.spec import LayerGroup, Norm
-from powerplan.swaps import same_state_window, window_text
-from powerplan.whatif import with_mixer
+from powerplan.swap import with_mixer
+from powerplan.swap.windows import same_state_window
+from powerplan.training import Budget, budget_of
 
 MIXERS = ("softmax", "window", "linear", "power", "mix")
 POWER = "power:p=2,gated=true"
@@ -80,7 +80,7 @@ def spec_of(base: ModelSpec, mixer: str, context: int) -> ModelSpec:
     if mixer == "window":
         window = same_state_window(power)
         assert window is not None
-        return with_mixer(base, window_text(window))[0]
+        return with_mixer(base, f"window:{window}")[0]
     return {"softmax": base, "power": power, "linear": with_mixer(base, LINEAR)[0]}[mixer]
 
 

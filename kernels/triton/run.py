@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from powerplan.kernels.triton.backward import keys_kernel, queries_kernel
 from powerplan.kernels.triton.config import Blocks, operand
+from powerplan.kernels.triton.keys import keys_kernel
 from powerplan.kernels.triton.layout import power_of_two, step_conversion, step_count, step_rows, step_table
 from powerplan.kernels.triton.output import output_kernel
+from powerplan.kernels.triton.queries import queries_kernel
 from powerplan.kernels.triton.scan import scan_kernel
 from powerplan.kernels.triton.shapes import Shapes, dense_pieces, launch, pieces, tokens_first
-from powerplan.kernels.triton.small import gate_slopes_kernel, gates_kernel, prepare_kernel
+from powerplan.kernels.triton.small import grad_log_g_kernel, grad_norm_kernel, log_g_cumsum_kernel
 from powerplan.kernels.triton.tuning import tuned
 
 
@@ -48,13 +49,14 @@ class Call:
     def _sum_gates(self, log_g: Tensor) -> Tensor:
         gates = log_g.flatten(0, 1).contiguous()
         sums = torch.empty(gates.shape, dtype=torch.float32, device=self.device)
-        self._along_chunks(gates_kernel, {"p_log_g": gates, "p_sums": sums})
+        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": gates, "p_log_g_cumsum": sums})
         return sums
 
     def gate_slopes(self, towards: Tensor, reach: Tensor) -> Tensor:
         """Return dL/dlog_g from dL/da, both [tokens, G], and what the state after each chunk adds, [slots, G]."""
         slopes = torch.empty_like(towards)
-        self._along_chunks(gate_slopes_kernel, {"p_towards": towards, "p_reach": reach, "p_slopes": slopes})
+        arguments = {"p_grad_log_g_cumsum": towards, "p_grad_gate_carry": reach, "p_grad_log_g": slopes}
+        self._along_chunks(grad_log_g_kernel, arguments)
         return slopes
 
     def scan(
@@ -89,18 +91,18 @@ class Call:
         arguments = {
             "p_x": x,
             "p_v": v,
-            "p_sums": self.sums,
-            "p_inverse": inverse,
-            "p_share": share,
-            "p_start": begin,
+            "p_log_g_cumsum": self.sums,
+            "p_inverse_norm": inverse,
+            "p_grad_norm": share,
+            "p_start_kv": begin,
             "p_start_key": begin_key,
-            "p_states": states,
-            "p_keys": keys,
-            "p_end": end,
+            "p_state_kv": states,
+            "p_state_key": keys,
+            "p_end_kv": end,
             "p_end_key": end_key,
-            "p_past": before,
-            "p_past_keys": before_keys,
-            "p_reach": reach,
+            "p_forward_kv": before,
+            "p_forward_key": before_keys,
+            "p_grad_gate_carry": reach,
             "p_chunks": self.pieces.chunks,
             "p_first_chunk": self.pieces.first_chunk,
             "p_steps": self.table,
@@ -109,7 +111,7 @@ class Call:
             "s_vt": v.stride(0),
             "s_vh": v.stride(1),
             "groups": shapes.groups,
-            "step_groups": step_groups,
+            "state_blocks": step_groups,
             "rows": shapes.rows,
             "power_scale": self.power_scale,
             "STEPS": shapes.scan_steps,
@@ -138,9 +140,9 @@ class Call:
             "p_q": self.q,
             "p_k": self.k,
             "p_v": self.v,
-            "p_sums": self.sums,
-            "p_states": states[0],
-            "p_keys": states[1],
+            "p_log_g_cumsum": self.sums,
+            "p_state_kv": states[0],
+            "p_state_key": states[1],
             "p_chunks": self.pieces.chunks,
             "p_steps": self.table,
             "s_qt": self.q.stride(0),
@@ -165,7 +167,7 @@ class Call:
 
         def start_with(blocks: Blocks) -> None:
             count = -(-self.shapes.chunk // blocks.rows)
-            sizes = {"blocks": count, own: blocks.rows, other: blocks.others}
+            sizes = {"token_blocks": count, own: blocks.rows, other: blocks.others}
             programs = self.shapes.chunks * self.shapes.groups * heads * count
             launch(kernel, programs, arguments | sizes, blocks.warps, blocks.stages)
 
@@ -194,19 +196,19 @@ class Call:
         block = 32
         arguments = {
             "p_out": out,
-            "p_grad": grad,
+            "p_grad_out": grad,
             "p_norm": norm,
-            "p_inverse": inverse,
-            "p_share": share,
+            "p_inverse_norm": inverse,
+            "p_grad_norm": share,
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
-            "rows": norm.numel(),
+            "queries": norm.numel(),
             "heads": norm.shape[1],
             "V": self.shapes.value_dim,
             "BV": power_of_two(self.shapes.value_dim),
             "BLOCK": block,
         }
-        launch(prepare_kernel, -(-norm.numel() // block), arguments)
+        launch(grad_norm_kernel, -(-norm.numel() // block), arguments)
         return inverse, share
 
     def gradients(
@@ -225,16 +227,16 @@ class Call:
         by_query = self._float(tuple(self.q.shape[:2]), self.gated)
         by_key = self._float(tuple(self.k.shape[:2]), self.gated)
         shared = {
-            "p_grad": grad,
-            "p_inverse": prepared[0],
-            "p_share": prepared[1],
+            "p_grad_out": grad,
+            "p_inverse_norm": prepared[0],
+            "p_grad_norm": prepared[1],
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
         }
         arguments = self._common(states, has_start) | shared
-        arguments |= {"p_dq": dq, "p_dot": by_query, "power_scale": self.power_scale}
+        arguments |= {"p_dq": dq, "p_q_dot_dq": by_query, "power_scale": self.power_scale}
         self._over_blocks("queries", queries_kernel, arguments, shapes.repeats, "BM", "BN")
-        arguments = self._common(slopes, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_dot": by_key}
+        arguments = self._common(slopes, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_k_dot_dk": by_key}
         self._over_blocks("keys", keys_kernel, arguments, 1, "BN", "BM")
         if not self.gated:
             return dq, dk, dv, self.nothing

@@ -16,12 +16,12 @@ from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import angles, rotate
 
-GATE = 0.999
+INITIAL_GATE = 0.999
 """What a gate keeps of the past per token at first, as in the training code of arXiv 2507.04239 (power-attention,
 train/model.py). Half, as by a plain sigmoid, forgets everything within a few tokens, and learns slowly not to."""
 
-OPEN = math.log(GATE / (1 - GATE))
-"""Stands before the sigmoid of every gate, so that gates without a bias begin at GATE too."""
+GATE_OFFSET = math.log(INITIAL_GATE / (1 - INITIAL_GATE))
+"""Stands before the sigmoid of every gate, so that gates without a bias begin at INITIAL_GATE too."""
 
 Heads = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and log_g [B, T, G] in float32 at least where the mixer is gated."""
@@ -71,7 +71,7 @@ class HeadedMixer(SequenceMixer):
         if self.g_proj is None:
             return q, k, v, None
         gate = self.g_proj(x)
-        return q, k, v, F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32)) + OPEN)
+        return q, k, v, F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32)) + GATE_OFFSET)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool

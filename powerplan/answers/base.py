@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from powerplan.errors import InputError, allowed_values, renamed_place, shown
+from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.load import LoadedModel, load_model
 from powerplan.report.render import Format, Report, render
 from powerplan.spec import ModelSpec
+from powerplan.swap import with_mixer
 from powerplan.units import context_of, parse_contexts
-from powerplan.whatif import with_mixer
 
 Model = str | Path | ModelSpec | LoadedModel
 """A catalogue name, a path as on the command line, a spec, or what load_model returned."""
@@ -70,15 +70,14 @@ def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
     Raises:
         InputError: the model cannot be read, or the mixer is unknown or does not fit; it names the parameter.
     """
-    with renamed_place({"MODEL": "model", "--mixer": "mixer"}):
-        if isinstance(model, ModelSpec):
-            loaded = LoadedModel(model, model.name)
-        else:
-            loaded = model if isinstance(model, LoadedModel) else load_model(model)
-        if mixer is None:
-            return loaded
-        spec, notes = with_mixer(loaded.spec, mixer)
-        return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+    if isinstance(model, ModelSpec):
+        loaded = LoadedModel(model, model.name)
+    else:
+        loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if mixer is None:
+        return loaded
+    spec, notes = with_mixer(loaded.spec, mixer)
+    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:
@@ -86,17 +85,17 @@ def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:
     return [f"{spec.name}: {note}" for note in notes]
 
 
-def check_choice(value: str | None, allowed: Sequence[str], where: str) -> None:
-    """Raise InputError unless `value` is one of `allowed`, or None."""
+def check_choice(value: str | None, allowed: Sequence[str], name: str) -> None:
+    """Raise InputError unless the parameter `name` is one of `allowed`, or None."""
     if value is not None and value not in allowed:
-        raise InputError(f"{shown(value)} is not known{allowed_values(value, allowed)}", where)
+        raise InputError(f"{shown(value)} is not known{allowed_values(value, allowed)}", parameter(name))
 
 
 def read_contexts(contexts: Contexts) -> list[int]:
     """Return contexts in tokens, in their order and without repeats; raises InputError where one is no context."""
     if isinstance(contexts, str):
-        return parse_contexts(contexts, "context")
+        return parse_contexts(contexts, parameter("context"))
     several = contexts if isinstance(contexts, Sequence) else [contexts]
     if not several:
-        raise InputError("is empty; give tokens, as 65536 or '64k'", "context")
-    return list(dict.fromkeys(context_of(context, "context") for context in several))
+        raise InputError("is empty; give tokens, as 65536 or '64k'", parameter("context"))
+    return list(dict.fromkeys(context_of(context, parameter("context")) for context in several))

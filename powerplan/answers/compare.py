@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 from powerplan.mixers.base import Causal, Convention, Form
 from powerplan.report.compare import compare_report
 from powerplan.report.render import Report
@@ -63,7 +63,7 @@ def compare(
     """
     contexts = read_contexts(context)
     if isinstance(models, str) or len(models) < 2:
-        raise InputError("compare needs a list of two models or more", "models")
+        raise InputError("compare needs a list of two models or more", parameter("models"))
     loaded = [read_model(model, mixer) for model in models]
     accountings = tuple(Accounting(one.spec, Convention(causal, form, lm_head)) for one in loaded)
     return CompareAnswer(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, named_notes, read_contexts, read_model
-from powerplan.errors import InputError, renamed_place
+from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, find_device, peak_of
 from powerplan.load import LoadedModel
 from powerplan.report.decode import Served, decode_report
@@ -17,6 +17,7 @@ from powerplan.report.render import Report
 from powerplan.serving import MAX_BATCH, Fleet, Serving
 from powerplan.serving import twin as twin_of
 from powerplan.spec import ModelSpec
+from powerplan.units import parse_integer, parse_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ def decode(
     models: Model | Sequence[Model],
     context: Contexts = "128k",
     *,
-    batch: int | Sequence[int] = (1, 8, 64),
+    batch: int | str | Sequence[int] = (1, 8, 64),
     gpu: str | Device | None = None,
-    devices: int = 1,
+    devices: int | str = 1,
     twin: Literal["mla", "attention"] | None = None,
     mixer: str | None = None,
     dtype: str = "bf16",
@@ -76,17 +77,14 @@ def decode(
     if not several:
         raise InputError("decode needs one model or more", "models")
     check_choice(twin, ("mla", "attention"), "twin")
-    batches = (batch,) if isinstance(batch, int) else tuple(dict.fromkeys(batch))
-    for number in batches:
-        _check_count(number, MAX_BATCH, "batch")
-    _check_count(devices, 10**7, "devices")
-    if gpu is None and devices > 1:
-        raise InputError("more than one needs the device; such as gpu='h100-sxm'", "devices")
-    fleet = None
-    if gpu is not None:
-        with renamed_place({"": "gpu"}):
-            fleet = Fleet(find_device(gpu) if isinstance(gpu, str) else gpu, devices)
-            peak_of(fleet.device)  # A device without the rates that times need is refused here.
+    sizes = batch if isinstance(batch, (int, str)) else ",".join(map(str, batch))
+    batches = tuple(parse_integers(str(sizes), parameter("batch"), 1, MAX_BATCH))
+    count = parse_integer(str(devices), parameter("devices"), 1, 10**7)
+    if gpu is None and count > 1:
+        raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+    fleet = None if gpu is None else Fleet(find_device(gpu) if isinstance(gpu, str) else gpu, count)
+    if fleet is not None:
+        peak_of(fleet.device)  # A device without the rates that times need is refused before a model is read.
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
@@ -95,8 +93,7 @@ def decode(
         notes += named_notes(loaded.spec, loaded.notes)
         served.append(Served(accounting, _servings(accounting, contexts, dtype, fleet)))
         if twin is not None:
-            with renamed_place({"--twin": "twin"}):
-                other, remarks = twin_of(accounting, twin)
+            other, remarks = twin_of(accounting, twin)
             notes += named_notes(other.spec, remarks)
             served.append(Served(other, _servings(other, contexts, dtype, fleet), (len(served) - 1, twin)))
     return DecodeAnswer(models=tuple(served), batches=batches, dtype=dtype, fleet=fleet, notes=tuple(notes))
@@ -104,8 +101,3 @@ def decode(
 
 def _servings(accounting: Accounting, contexts: Sequence[int], dtype: str, fleet: Fleet | None) -> tuple[Serving, ...]:
     return tuple(Serving(accounting, context, dtype, fleet) for context in contexts)
-
-
-def _check_count(number: int, highest: int, where: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= highest:
-        raise InputError(f"{number!r} is not a number from 1 to {highest:,}", where)

@@ -10,13 +10,14 @@ import typer
 
 from powerplan.cli.app import app
 from powerplan.cli.say import error
-from powerplan.errors import PowerplanError
+from powerplan.errors import PowerplanError, on_command_line
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 4 cannot write, 130 interrupted."""
     try:
-        code = app(args=arguments, prog_name="powerplan", standalone_mode=False)
+        with on_command_line():
+            code = app(args=arguments, prog_name="powerplan", standalone_mode=False)
         sys.stdout.flush()
     except PowerplanError as problem:
         error(str(problem))

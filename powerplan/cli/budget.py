@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Annotated
 
 import typer
@@ -21,8 +20,6 @@ from powerplan.cli.options import (
     MeasuredOption,
     MixerOption,
     Model,
-    convention_of,
-    read_model,
 )
 from powerplan.report.render import Format
 
@@ -51,64 +48,23 @@ def budget(
     output: FormatOption = Format.table,
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
-    from powerplan.accounting import Accounting
-    from powerplan.budget import Rate, alternatives, budget_of, measured_time
-    from powerplan.errors import InputError
-    from powerplan.hardware import find_device, peak_of
-    from powerplan.measured import read_profile
-    from powerplan.report.budget import Clock, budget_report
-    from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_integer, parse_share
+    from powerplan.answers.budget import budget as budget_of
 
-    context = parse_context(ctx, "--ctx")
-    given = [name for name, value in (("--flops", flops), ("--tokens", tokens), ("--gpu-hours", gpu_hours)) if value]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} are one budget twice; give one of them")
-    share = parse_share(mfu, "--mfu")
-    count = parse_integer(devices, "--devices", 1, 10**7)
-    profile = None if measured is None else read_profile(measured)
-    peak = peak_of(find_device(gpu)) if gpu is not None else profile.peak() if profile is not None else None
-    if peak is None and (gpu_hours is not None or measured is not None or count > 1):
-        option = "--gpu-hours" if gpu_hours is not None else "--measured" if measured is not None else "--devices"
-        raise InputError(f"{option} needs the device; such as --gpu h100-sxm")
-    rate = None if peak is None else Rate(peak, share, count)
-    wanted_tokens = None if tokens is None else parse_count(tokens, "--tokens", "a count of tokens")
-    total = None if flops is None else Fraction(parse_count(flops, "--flops", "a count of FLOPs"))
-    hours = None if gpu_hours is None else _hours(gpu_hours)
-    step = None if batch_tokens is None else parse_context(batch_tokens, "--batch-tokens")
-
-    spec, notes = read_model(model, mixer)
-    accounting = Accounting(spec, convention_of(form, causal, exclude))
-    clock = None
-    if rate is not None:
-        clock = Clock(rate)
-        if profile is not None:
-            timed = measured_time(spec, accounting.row(context), rate, profile)
-            if timed.missing is not None:
-                notes.append(f"{timed.missing.describe()}: time is counted at --mfu {mfu} instead")
-            elif (remark := profile.elsewhere(rate.peak.name)) is not None:
-                notes.append(remark)
-            clock = Clock(rate, timed.seconds, profile.label)
-    if rate is not None and hours is not None:
-        if clock is not None and clock.measured is not None:
-            wanted_tokens = max(1, int(hours * 3600 / Fraction(clock.measured)))
-        else:
-            total = hours * 3600 * rate.flops_per_s
-        if total is not None and total > MAX_COUNT:
-            raise InputError("more FLOPs than 1e40", "--gpu-hours")
-    result = budget_of(accounting, context, flops=total, tokens=wanted_tokens, dtype=dtype.value)
-    if not given:
-        notes.append("no budget given: 20 tokens per active parameter assumed; give --flops, --tokens or --gpu-hours")
-    report = budget_report(result, alternatives(result, dtype.value), dtype.value, step, clock)
-    for remark in (*notes, *result.warnings()):
-        say.note(remark)
-    say.show(report, output)
-
-
-def _hours(text: str) -> Fraction:
-    """Return hours from "1000", "2.5k" or "1.2M" (decimal)."""
-    from powerplan.units import parse_count
-
-    whole, point, rest = text.partition(".")
-    if point and rest.isdigit() and whole.isdigit() and len(text) < 30 and Fraction(text) > 0:
-        return Fraction(text)
-    return Fraction(parse_count(text, "--gpu-hours", "a number of hours"))
+    answer = budget_of(
+        model,
+        ctx,
+        flops=flops,
+        tokens=tokens,
+        gpu_hours=gpu_hours,
+        gpu=gpu,
+        mfu=mfu,
+        devices=devices,
+        batch_tokens=batch_tokens,
+        measured=measured,
+        mixer=mixer,
+        form=form.value,
+        causal=causal.value,
+        lm_head=not exclude,
+        dtype=dtype.value,
+    )
+    say.answer(answer, output)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument, read_model
+from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument
 from powerplan.report.render import Format
 
 
@@ -21,6 +21,7 @@ def models(
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
     from powerplan.accounting import Accounting
+    from powerplan.answers.base import read_model
     from powerplan.dump import spec_to_yaml
     from powerplan.errors import InputError
     from powerplan.load import catalogue_names, catalogue_spec
@@ -34,9 +35,10 @@ def models(
         return
     if yaml and output is not Format.table:
         raise InputError("--yaml is a format itself; leave --format out")
-    spec, notes = read_model(model, mixer)
-    for remark in notes:
-        say.note(remark)
+    loaded = read_model(model, mixer)
+    spec = loaded.spec
+    for note in loaded.notes:
+        say.note(note)
     if yaml:
         say.text(spec_to_yaml(spec))
     else:

@@ -23,14 +23,13 @@ def compare(
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
     from powerplan.answers.compare import compare as compare_models
     from powerplan.errors import InputError
-    from powerplan.units import parse_contexts
 
-    contexts = parse_contexts(ctx, "--ctx")
     if len(models) < 2:
         raise InputError(f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b", "MODEL")
     answer = compare_models(
-        [options.loaded_model(model, mixer) for model in models],
-        contexts,
+        models,
+        ctx,
+        mixer=mixer,
         form=form.value,
         causal=causal.value,
         lm_head=not exclude,

@@ -31,27 +31,15 @@ def decode(
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
     from powerplan.answers.decode import decode as decode_models
-    from powerplan.errors import InputError, renamed_place
-    from powerplan.hardware import find_device, peak_of
-    from powerplan.serving import MAX_BATCH
-    from powerplan.units import parse_contexts, parse_integer, parse_integers
 
-    contexts = parse_contexts(ctx, "--ctx")
-    batches = parse_integers(batch, "--batch", 1, MAX_BATCH)
-    count = parse_integer(devices, "--devices", 1, 10**7)
-    if hardware is None and count > 1:
-        raise InputError("--devices needs the device; such as --hardware h100-sxm")
-    device = None if hardware is None else find_device(hardware)
-    if device is not None:
-        peak_of(device)  # A device without the rates that times need is refused before a model is read.
-    with renamed_place({"twin": "--twin"}):
-        answer = decode_models(
-            [options.loaded_model(model, mixer) for model in models],
-            contexts,
-            batch=batches,
-            gpu=device,
-            devices=count,
-            twin=twin.value if twin else None,
-            dtype=dtype.value,
-        )
+    answer = decode_models(
+        models,
+        ctx,
+        batch=batch,
+        gpu=hardware,
+        devices=devices,
+        twin=twin.value if twin else None,
+        mixer=mixer,
+        dtype=dtype.value,
+    )
     say.answer(answer, output)

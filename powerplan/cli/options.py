@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from powerplan.errors import allowed_values, shown
 from powerplan.report.render import Format
-
-if TYPE_CHECKING:
-    from powerplan.load import LoadedModel
-    from powerplan.mixers.base import Convention
-    from powerplan.spec import ModelSpec
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -138,35 +133,9 @@ FormatOption = Annotated[
 ]
 
 
-def convention_of(form: Form, causal: Causal, exclude: list[Excluded] | None) -> Convention:
-    """Return the convention that --form, --causal and --exclude describe."""
-    from powerplan.mixers.base import Convention
-
-    return Convention(causal.value, form.value, Excluded.lm_head not in (exclude or []))
-
-
-def loaded_model(model: str, mixer: str | None) -> LoadedModel:
-    """Return the model that MODEL and --mixer describe."""
-    from powerplan.load import LoadedModel, load_model
-    from powerplan.whatif import with_mixer
-
-    loaded = load_model(model)
-    if mixer is None:
-        return loaded
-    spec, notes = with_mixer(loaded.spec, mixer)
-    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
-
-
-def read_model(model: str, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec that MODEL and --mixer describe, and the notes for the user."""
-    loaded = loaded_model(model, mixer)
-    return loaded.spec, list(loaded.notes)
-
-
-def read_model_or_default(model: str | None, mixer: str | None) -> tuple[ModelSpec, list[str]]:
-    """Return the spec of MODEL, of ./model.yaml or of gpt2-small, and notes that say which was read."""
+def model_or_default(model: str | None) -> tuple[str, list[str]]:
+    """Return MODEL, or ./model.yaml, or gpt2-small, and a note that says which was taken where none was given."""
     if model is not None:
-        return read_model(model, mixer)
+        return model, []
     default = DEFAULT_FILE if Path(DEFAULT_FILE).is_file() else DEFAULT_MODEL
-    spec, notes = read_model(default, mixer)
-    return spec, [f"no MODEL given: {default} assumed", *notes]
+    return default, [f"no MODEL given: {default} assumed"]

@@ -11,7 +11,7 @@ from powerplan.cli.say import coloured
 
 @contextmanager
 def progress_bar(seconds: float) -> Iterator[Callable[[str, float], None]]:
-    """Yield a function that takes what runs now and the share of `seconds` that has passed; nothing off a terminal."""
+    """Yield a function that shows what runs now and the share of `seconds` that has passed; silent off a terminal."""
     if not sys.stderr.isatty():
         yield lambda text, share: None
         return
@@ -19,13 +19,9 @@ def progress_bar(seconds: float) -> Iterator[Callable[[str, float], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, no_color=not coloured(sys.stderr))
-    columns = (
-        BarColumn(24),
-        TimeElapsedColumn(),
-        TextColumn(f"of {seconds:,.0f} s"),
-        TextColumn("{task.description}", markup=False),
-    )
-    # Drawn twice a second: drawing takes time from what is measured.
+    text = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(24), TimeElapsedColumn(), TextColumn(f"of {seconds:,.0f} s"), text)
+    # Redrawn only twice a second: drawing takes time from what is measured.
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda text, share: bar.update(task, description=text, completed=share)

@@ -22,17 +22,12 @@ from powerplan.cli.options import (
     MixerOption,
     OptionalModel,
     choice_option,
-    convention_of,
-    read_model_or_default,
+    model_or_default,
 )
 from powerplan.report.render import Format
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
-    from powerplan.mixers import Convention
-    from powerplan.report.render import Report
-    from powerplan.spec import ModelSpec
+    pass
 
 DEFAULT_CONTEXT = "64k"
 TOP = "6"
@@ -113,38 +108,22 @@ def recommend(
     output: FormatOption = Format.table,
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
-    from powerplan.dump import spec_to_yaml
+    from powerplan.answers.recommend import recommend as recommend_for
+    from powerplan.answers.recommend import solve as solve_for
     from powerplan.errors import InputError
-    from powerplan.hardware import find_device
-    from powerplan.measured import read_profile
     from powerplan.output import check_target, write_whole
     from powerplan.plots import check_format, wsfr_plot
-    from powerplan.recommend import Limits, Request
-    from powerplan.recommend import recommend as search
-    from powerplan.report.recommend import recommend_report
-    from powerplan.units import parse_bytes, parse_contexts, parse_count, parse_integer, parse_ratio
+    from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
-    ratio = parse_ratio(target, "--target")
-    count = parse_integer(devices, "--devices", 1, 10**7)
-    place, shown = parse_integer(pick, "--pick", 1, 1000), parse_integer(top, "--top", 1, 1000)
-    kinds, excluded = _kinds(only, "--only", []), _kinds(exclude, "--exclude", [LM_HEAD])
-    head = [Excluded.lm_head] if LM_HEAD in excluded else None
-    limits = Limits(
-        max_state=parse_bytes(max_state, "--max-state") if max_state is not None else None,
-        max_decode=parse_bytes(max_decode_bytes, "--max-decode-bytes") if max_decode_bytes is not None else None,
-        flops=parse_count(flops, "--flops", "a count of FLOPs") if flops is not None else None,
-        tokens=parse_count(tokens, "--tokens", "a count of tokens") if tokens is not None else None,
-        device=find_device(hardware) if hardware is not None else None,
-        devices=count,
-    )
+    place = parse_integer(pick, "--pick", 1, 1000)
+    excluded = [word.strip() for word in exclude.split(",")] if exclude is not None else []
     for path, option in ((write, "--write"), (plot, "--plot")):
         if path is not None:
             check_target(path, force, option)
     if plot is not None:
         check_format(plot, "--plot")
-    convention = convention_of(form, causal, head)
-    spec, notes = read_model_or_default(model, mixer)
+    model, notes = model_or_default(model)
     if ctx is None and solve is not Unknown.context:
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -154,7 +133,7 @@ def recommend(
             "--flops": flops,
             "--tokens": tokens,
             "--hardware": hardware,
-            "--devices": count > 1,
+            "--devices": devices != "1",
             "--keep": keep is not Keep.weights,
             "--only": only,
             "kinds of --exclude": set(excluded) - {LM_HEAD},
@@ -170,69 +149,51 @@ def recommend(
         if given:
             out = " and ".join(filter(None, (", ".join(given[:-1]), given[-1])))
             raise InputError(f"answers with one number: leave {out} out", "--solve")
-        _narrate(notes)
-        say.show(_solved(spec, solve, contexts[0], ratio, convention, dtype), output)
+        solved = solve_for(
+            model,
+            solve.value,
+            contexts[0],
+            target=target,
+            mixer=mixer,
+            form=form.value,
+            causal=causal.value,
+            lm_head=LM_HEAD not in excluded,
+            dtype=dtype.value,
+        )
+        say.answer(solved, output, notes)
         return
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    profile = read_profile(measured) if measured is not None else None
-    request = Request(
-        contexts=contexts,
-        target=ratio,
-        limits=limits,
-        only=kinds,
-        exclude=[item for item in excluded if item != LM_HEAD],
-        prefer=weights_vs_state.value if weights_vs_state else None,
+    answer = recommend_for(
+        model,
+        contexts,
+        max_state=max_state,
+        max_decode_bytes=max_decode_bytes,
+        flops=flops,
+        tokens=tokens,
+        gpu=hardware,
+        devices=devices,
         keep=keep.value,
-        convention=convention,
+        only=only or (),
+        exclude=exclude or (),
+        prefer=weights_vs_state.value if weights_vs_state else None,
+        measured=measured,
+        top=top,
+        target=target,
+        mixer=mixer,
+        form=form.value,
+        causal=causal.value,
         dtype=dtype.value,
-        profile=profile,
-        top=shown,
     )
-    answer = search(spec, request)
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
-    report = recommend_report(answer)
-    if profile is not None and answer.recommended.times is None:
-        notes.append(f"{profile.label}: no device of the catalogue and no rates of it, so times need --hardware")
-    elif profile is not None and limits.device is not None and (remark := profile.elsewhere(limits.device.name)):
-        notes.append(remark)
-    _narrate(notes)
-    say.show(report, output)
-    chosen = answer.candidates[place - 1]
+    say.answer(answer, output, notes)
     if write is not None:
-        write_whole(write, spec_to_yaml(chosen.spec).encode(), force, "--write")
-        say.note(f"wrote {write}: {chosen.label}")
+        write_whole(write, answer.to_yaml(place - 1).encode(), force, "--write")
+        say.note(f"wrote {write}: {answer.candidates[place - 1].label}")
     if plot is not None:
-        write_whole(plot, wsfr_plot(answer, check_format(plot, "--plot")), force, "--plot")
+        write_whole(plot, wsfr_plot(answer.recommendation, check_format(plot, "--plot")), force, "--plot")
         say.note(f"wrote {plot}")
 
 
-def _narrate(notes: list[str]) -> None:
-    for remark in notes:
-        say.note(remark)
-
-
 LM_HEAD = Excluded.lm_head.value
-
-
-def _kinds(text: str | None, option: str, more: list[str]) -> list[str]:
-    """Return the kinds of a list such as "power,window"; raises InputError for one that is not known."""
-    from powerplan.errors import InputError, allowed_values, shown
-    from powerplan.recommend import WORDS
-
-    words = [word.strip() for word in text.split(",")] if text is not None else []
-    for word in words:
-        if word not in (*WORDS, *more):
-            raise InputError(f"{shown(word)} is not known{allowed_values(word, [*WORDS, *more])}", option)
-    return sorted(set(words))
-
-
-def _solved(
-    spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: Dtype
-) -> Report:
-    from powerplan.recommend import solve
-    from powerplan.report.recommend import solve_report
-
-    solution = solve(spec, unknown.value, context, target, convention, dtype.value)
-    return solve_report(solution, spec.name, context, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from powerplan.errors import one_line
@@ -35,10 +36,10 @@ def show(report: Report, form: Format) -> None:
     text(render(report, form))
 
 
-def answer(answered: Answer, form: Format) -> None:
-    """Print the notes of an answer on stderr, and its report on stdout."""
+def answer(answered: Answer, form: Format, notes: Sequence[str] = ()) -> None:
+    """Print `notes` and those of an answer on stderr, and its report on stdout."""
     report = answered.report  # What is wrong is said before any note.
-    for remark in answered.notes:
+    for remark in (*notes, *answered.notes):
         note(remark)
     show(report, form)
 

@@ -28,13 +28,13 @@ def wsfr(
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     from powerplan.answers.wsfr import wsfr as wsfr_of
     from powerplan.errors import InputError
-    from powerplan.units import parse_contexts
 
     if explain and output is Format.csv:
         raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
     answer = wsfr_of(
-        context=parse_contexts(ctx, "--ctx"),
-        model=options.loaded_model(model, mixer),
+        model,
+        ctx,
+        mixer=mixer,
         by=by.value if by else None,
         explain=explain,
         form=form.value,

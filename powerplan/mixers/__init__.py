@@ -15,6 +15,7 @@ from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
 from powerplan.mixers.rwkv import RWKV7
+from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.mixers.slots import GSA, SparseStateExpansion
 from powerplan.mixers.sparse import DSA, NSA, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
@@ -45,8 +46,8 @@ AnyMixer = (
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
 
-HEADED = frozenset(kind for kind, mixer in MIXERS.items() if issubclass(mixer, GroupedHeads))
-"""Kinds with query and key/value heads, which can take over each other's fields."""
+HEAD_FIELDS = frozenset(GroupedHeads.__struct_fields__)
+"""Fields that belong to a layer's heads, and so to its weights."""
 
 SIZED = frozenset(
     kind
@@ -60,7 +61,7 @@ __all__ = [
     "DSA",
     "GLA",
     "GSA",
-    "HEADED",
+    "HEAD_FIELDS",
     "KDA",
     "MIXERS",
     "MLA",
@@ -75,6 +76,8 @@ __all__ = [
     "Forgetting",
     "GatedDeltaNet",
     "GroupedHeads",
+    "HeadShape",
+    "Inherited",
     "Lightning",
     "Linear",
     "LogLinear",

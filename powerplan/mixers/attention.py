@@ -20,8 +20,26 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2; Ainslie et al. 2023, arXiv 2305.13245, section 2.2 (GQA)"
     )
 
+    not_inherited: ClassVar[frozenset[str]] = frozenset({"window"})
+
     window: Window | None = None
     sinks: bool = False
+
+    @property
+    def window_size(self) -> int | None:
+        return self.window
+
+    @property
+    def keeps_every_key(self) -> bool:
+        return self.window is None
+
+    @property
+    def family(self) -> str:
+        return self.kind if self.window is None else "window"
+
+    @property
+    def label(self) -> str:
+        return self.kind if self.window is None else f"window {self.window:,}"
 
     def kept(self, context: int) -> int:
         return context if self.window is None else min(context, self.window)

@@ -7,16 +7,18 @@ so what is explained cannot differ from what is computed. Values are ints and Fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from math import gcd
 from types import CodeType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import msgspec
 
 from powerplan.errors import InputError
+from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.units import MAX_CONTEXT
 
 Rational = int | Fraction
@@ -133,7 +135,10 @@ class Term:
 
 @cache
 def _compiled(formula: str) -> CodeType:
-    return compile(formula, "<formula>", "eval")
+    code = compile(formula, "<formula>", "eval")
+    unknown = set(code.co_names) - SYMBOLS.keys()
+    assert not unknown, f"{formula}: SYMBOLS does not say what {', '.join(sorted(unknown))} stands for"
+    return code
 
 
 def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
@@ -258,11 +263,27 @@ class Block(Part, frozen=True, kw_only=True):
     """
 
     source: ClassVar[str] = ""
+    rounded_widths: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:
         """The word that names this class in a spec."""
         return str(self.__struct_config__.tag)
+
+    def whole_widths(self) -> dict[str, int]:
+        """Return the fields that grow in proportion to the hidden size and must stay whole numbers."""
+        return {}
+
+    def widened(self, factor: Fraction) -> Self:
+        """Return this block for a model whose hidden size is `factor` times as large.
+
+        `whole_widths` are multiplied exactly, the fields in `rounded_widths` to the nearest integer, at least 1.
+        """
+        sizes = {field: int(size * factor) for field, size in self.whole_widths().items()}
+        for field in self.rounded_widths:
+            if getattr(self, field):
+                sizes[field] = max(1, round(getattr(self, field) * factor))
+        return msgspec.structs.replace(self, **sizes)
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         raise NotImplementedError
@@ -287,6 +308,133 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     chunked_differs: ClassVar[bool] = False
     steady: ClassVar[bool] = True
+
+    # What the planner asks, so that it need not test for classes.
+
+    swappable: ClassVar[bool] = False
+    """Whether another kind can take the place of this one at the same weights."""
+
+    latent_heads: ClassVar[bool] = False
+    """Whether heads are expanded from a latent: as plain heads they would more than double the projections."""
+
+    sparse_reads: ClassVar[bool] = False
+    """Whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not."""
+
+    not_inherited: ClassVar[frozenset[str]] = frozenset()
+    """Fields that `--mixer` sets or leaves unset, and never takes from the model."""
+
+    @property
+    def degree(self) -> int | None:
+        """Degree of the power embedding that the state is made of, None without one."""
+        return None
+
+    @property
+    def window_size(self) -> int | None:
+        """Keys that a query attends to at most, in tokens; None without a window."""
+        return None
+
+    @property
+    def keeps_every_key(self) -> bool:
+        """Whether a query meets every earlier key: softmax attention or MLA, without a window or a selection."""
+        return False
+
+    @property
+    def kernel_problem(self) -> str | None:
+        """Why powerplan.kernels cannot run this power attention; None where it can, and for all other kinds."""
+        return None
+
+    @property
+    def family(self) -> str:
+        """The word for this mixer in `recommend --only`: its kind, or "window" for attention with a window."""
+        return self.kind
+
+    @property
+    def label(self) -> str:
+        """The name of this mixer in a table: "window 4,096", "power p=2"."""
+        return self.describe()
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with the context without bound."""
+        return self.state_size(2**40).elements > self.state_size(2**39).elements
+
+    def own_heads(self) -> HeadShape | None:
+        """Return the query and key/value heads of this layer; None where it has none in that sense."""
+        return None
+
+    def head_shape(self, hidden: int) -> HeadShape | None:
+        """Return the heads that another kind takes in place of this mixer at the same weights; None without such heads.
+
+        Args:
+            hidden: the model's hidden size.
+        """
+        return self.own_heads()
+
+    def chunk_size_or_default(self) -> int | None:
+        """Return the chunk, in tokens, that a chunked kernel takes; None where there is none to choose."""
+        return None
+
+    def features_size(self) -> StateSize | None:
+        """Return the state of one sequence without the normaliser, and the `entry` of a window of the same heads.
+
+        None for kinds whose state is no sum of key features times values.
+        """
+        return None
+
+    def width_divisor(self) -> int:
+        """Return into how many equal parts this mixer can be cut when the model is made narrower."""
+        return gcd(*self.whole_widths().values())
+
+    @classmethod
+    def relatives(cls) -> type[Mixer]:
+        """Return the class of kinds that have settings beside their heads in common with this one."""
+        return cls
+
+    @classmethod
+    def from_same_heads(cls, mixer: Mixer) -> Inherited | None:
+        """Return what this kind inherits from a mixer with the same projections; None where they are others."""
+        return None
+
+    @classmethod
+    def from_relative(cls, mixer: Mixer) -> Inherited | None:
+        """Return what this kind inherits from one whose latents it shares; None where it shares none."""
+        return None
+
+    @classmethod
+    def from_hidden_size(cls, hidden: int) -> Inherited | None:
+        """Return the fields that follow from the model's width; None for kinds that are described by their heads."""
+        return None
+
+    @classmethod
+    def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
+        """Return what this kind inherits where its projections are others than those it replaces.
+
+        Args:
+            heads: heads, head_dim, v_head_dim (and bias) of the layer in the sense of attention.
+            settings: other fields, as the first layer of this kind in the model has them.
+            remark: what changes with the projections.
+        """
+        fields = {field: value for field, value in (heads | settings).items() if field in cls.__struct_fields__}
+        return Inherited(fields, (remark,))
+
+    def plain_heads(self, kind: str) -> Inherited | None:
+        """Return the heads of this layer as attention would have them, for a mixer of another `kind`.
+
+        None where it has no heads.
+        """
+        return None
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mixer | None:
+        """Return a mixer of this kind with one head of these key and value dims, everything else as by default.
+
+        None where these dims do not decide the size of the state: power attention needs its degree, MLA its ranks.
+        """
+        required = {field.name for field in msgspec.structs.fields(cls) if field.required}
+        if required != {"heads", "head_dim"} or "v_head_dim" not in cls.__struct_fields__:
+            return None
+        build: Callable[..., Mixer] = cls
+        return build(heads=1, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the terms of the state's elements for one sequence of `context` tokens."""

@@ -63,6 +63,9 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
         if self.heads % self.key_heads:
             raise problem("key_heads", f"key_heads {self.key_heads} does not divide heads {self.heads}")
 
+    def whole_widths(self) -> dict[str, int]:
+        return {"heads": self.heads, "key_heads": self.key_heads}
+
     @property
     def convolved(self) -> str:
         return "2*J*k + H*v"

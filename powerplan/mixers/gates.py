@@ -21,6 +21,14 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
         "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
     )
 
+    @property
+    def family(self) -> str:
+        return self.kind
+
+    @property
+    def label(self) -> str:
+        return self.describe()
+
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().matmul_terms(hidden), term("forget gate", "m*H", self.head_symbols(hidden)))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, Term, problem, term
+from powerplan.mixers.shape import HeadShape, Inherited
 
 
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
@@ -18,6 +19,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """
 
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
+    swappable: ClassVar[bool] = True
 
     heads: Size
     kv_heads: Size = SAME
@@ -53,3 +55,33 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
         if self.qk_norm != "none":
             terms.append(term("qk-norm", "2*k" if self.qk_norm == "head" else "(H + G)*k", symbols))
         return tuple(terms)
+
+    def own_heads(self) -> HeadShape:
+        return HeadShape(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)
+
+    def whole_widths(self) -> dict[str, int]:
+        # A single key/value head stays the only one, however wide the model is.
+        return {"heads": self.heads} | ({"kv_heads": self.kv_heads} if self.kv_heads > 1 else {})
+
+    @classmethod
+    def from_same_heads(cls, mixer: Mixer) -> Inherited | None:
+        """Return every field that both kinds have, but for the window and the degree, which a swap asks about."""
+        if not isinstance(mixer, GroupedHeads):
+            return None
+        fields = {
+            field: getattr(mixer, field)
+            for field in mixer.__struct_fields__
+            if field in cls.__struct_fields__ and field not in ("window", "p")
+        }
+        lost = [field for field in ("gated", "sinks") if field not in fields and getattr(mixer, field, False)]
+        kind = cls.__struct_config__.tag
+        return Inherited(fields, tuple(f"{field} is left out, {kind} has none" for field in lost))
+
+    def plain_heads(self, kind: str) -> Inherited:
+        return plain_heads_of(self, kind)
+
+
+def plain_heads_of(mixer: Any, kind: str) -> Inherited:
+    """Return heads and head dims of a mixer that has them, for a kind with projections of its own."""
+    heads = {field: getattr(mixer, field) for field in ("heads", "head_dim", "v_head_dim")}
+    return Inherited(heads, (f"{kind} has projections of its own for the same heads: the weights change too",))

@@ -20,6 +20,8 @@ from powerplan.mixers.base import (
     mean_solve,
     term,
 )
+from powerplan.mixers.heads import plain_heads_of
+from powerplan.mixers.shape import Inherited
 
 
 class ChunkedState(Mixer, frozen=True, kw_only=True):
@@ -62,6 +64,12 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     output_norm: Literal["none", "head", "full"] = "head"
     conv_size: Width = 0
     conv_bias: bool = False
+
+    def whole_widths(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    def plain_heads(self, kind: str) -> Inherited:
+        return plain_heads_of(self, kind)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         """Return the letters of this layer; the hidden size where a formula needs it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from fractions import Fraction
+from math import gcd
+from typing import Any, ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, mean_keys, term
+from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, mean_keys, term, total
+from powerplan.mixers.shape import HeadShape, Inherited
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
@@ -18,6 +21,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
 
+    swappable: ClassVar[bool] = True
+    latent_heads: ClassVar[bool] = True
+    rounded_widths: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "q_lora_rank")
+
     heads: Size
     q_lora_rank: Size | None = None
     kv_lora_rank: Size
@@ -25,6 +32,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     qk_rope_head_dim: Size
     v_head_dim: Size
     bias: bool = False
+
+    @property
+    def keeps_every_key(self) -> bool:
+        return True
 
     def mla_symbols(self, hidden: int) -> dict[str, int]:
         symbols = {
@@ -76,3 +87,36 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     def describe(self) -> str:
         return "mla"
+
+    def whole_widths(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    def head_shape(self, hidden: int) -> HeadShape:
+        """Return grouped heads of the value head dim that take as many weights as this layer, as near as heads allow.
+
+        They share 8 key/value heads, or as many as divide; m(H + G)k + mGv + Hvm with k = v is 2mv(H + G).
+        """
+        dim, kv_heads = self.v_head_dim, gcd(self.heads, 8)
+        heads = Fraction(total(self.matmul_terms(hidden)), 2 * hidden * dim) - kv_heads
+        return HeadShape(max(1, round(heads / kv_heads)) * kv_heads, kv_heads, dim, dim)
+
+    def plain_heads(self, kind: str) -> Inherited:
+        dims = {"head_dim": self.qk_nope_head_dim + self.qk_rope_head_dim, "v_head_dim": self.v_head_dim}
+        remark = "MLA's low-rank projections become full ones of the same heads: the weights change too"
+        return Inherited({"heads": self.heads, **dims, "bias": self.bias}, (remark,))
+
+    @classmethod
+    def from_relative(cls, mixer: Mixer) -> Inherited | None:
+        """Return MLA's fields; MLA in place of DSA loses the indexer."""
+        if not isinstance(mixer, MLA):
+            return None
+        fields = {field: getattr(mixer, field) for field in MLA.__struct_fields__}
+        return Inherited(fields, (f"the indexer is left out, {cls.__struct_config__.tag} has none",))
+
+    @classmethod
+    def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
+        """Return heads with the latents of DeepSeek-V3 (arXiv 2412.19437, section 4.2)."""
+        dims = {"qk_nope_head_dim": heads["head_dim"], "v_head_dim": heads["v_head_dim"]}
+        latents = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+        remark = f"{cls.__struct_config__.tag} with DeepSeek-V3's latents and a RoPE key of 64: the weights change too"
+        return Inherited({"heads": heads["heads"], **latents, **dims}, (remark,))

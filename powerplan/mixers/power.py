@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim
-from powerplan.mixers.base import Convention, Rational, Size, StateSize, Term, Window, mean_keys_in_chunks, term
+from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
+from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Window, mean_keys_in_chunks, term
 from powerplan.mixers.heads import GroupedHeads
 
 MAX_DEGREE = 16
@@ -52,6 +52,18 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
     def effective_chunk_size(self) -> int:
         """Return the chunk of the spec, or the kernels' default for this head dim and degree."""
         return self.chunk_size or default_chunk_size(self.head_dim, self.degree)
+
+    def chunk_size_or_default(self) -> int:
+        return self.effective_chunk_size()
+
+    def features_size(self) -> StateSize:
+        features = self.kv_heads * spow_dim(self.head_dim, self.degree) * self.v_head_dim
+        return StateSize(recurrent=features, entry=self.kv_heads * (self.head_dim + self.v_head_dim))
+
+    @classmethod
+    def relatives(cls) -> type[Mixer]:
+        """Power and linear attention have gates and chunks in common."""
+        return FeatureAttention
 
     def feature_symbols(self, dim: int) -> dict[str, Rational]:
         normaliser = int(self.has_normaliser)
@@ -101,6 +113,14 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     @property
     def degree(self) -> int:
         return self.p
+
+    @property
+    def kernel_problem(self) -> str | None:
+        if self.p not in KERNEL_DEGREES:
+            return f"p > {max(KERNEL_DEGREES)} has no kernel here"
+        if self.p % 2 and self.normalize:
+            return "odd degree: kernels need normalize: false (weights of both signs)"
+        return None
 
     @property
     def has_normaliser(self) -> bool:

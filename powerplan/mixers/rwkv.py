@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import ClassVar
 
 from powerplan.mixers.base import SAME, Convention, Rational, Size, StateSize, Term, term
+from powerplan.mixers.heads import plain_heads_of
 from powerplan.mixers.linear import ChunkedState
+from powerplan.mixers.shape import Inherited
 
 
 class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv7"):
@@ -28,6 +31,8 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
 
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
+    rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
+
     heads: Size
     head_dim: Size = 64
     v_head_dim: Size = SAME
@@ -36,6 +41,28 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     gate_rank: Size
     value_rank: Size | None = None
     channel_mix: bool = True
+
+    def whole_widths(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    def plain_heads(self, kind: str) -> Inherited:
+        return plain_heads_of(self, kind)
+
+    @classmethod
+    def from_hidden_size(cls, hidden: int) -> Inherited:
+        """Return heads of 64 and ranks as flash-linear-attention derives them from the width (layers/rwkv7.py)."""
+
+        def rank(factor: float) -> int:
+            return max(32, round(factor * sqrt(hidden) / 32) * 32)
+
+        ranks = {"decay_rank": rank(2.5), "rate_rank": rank(2.5), "gate_rank": rank(5), "value_rank": rank(1.7)}
+        remark = "rwkv7 with heads of 64 and the usual ranks: the weights change too"
+        return Inherited({"heads": max(1, hidden // 64), **ranks, "channel_mix": False}, (remark,))
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> RWKV7:
+        """Return one head; its ranks, which have no part in the state, are 1."""
+        return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "m": hidden}

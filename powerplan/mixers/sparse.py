@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from powerplan.mixers.base import Causal, Convention, Rational, Size, StateSize, Term, Window, mean_keys, problem, term
+from powerplan.mixers.base import (
+    Causal,
+    Convention,
+    Mixer,
+    Rational,
+    Size,
+    StateSize,
+    Term,
+    Window,
+    mean_keys,
+    problem,
+    term,
+)
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
+from powerplan.mixers.shape import Inherited
 
 
 def whole_blocks(context: int, block: int, stride: int) -> int:
@@ -37,6 +50,8 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     """
 
     source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
+
+    sparse_reads: ClassVar[bool] = True
 
     compress_size: Window = 32
     compress_stride: Window = 16
@@ -90,6 +105,8 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     source: ClassVar[str] = (
         "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
     )
+
+    sparse_reads: ClassVar[bool] = True
 
     block_size: Window = 4096
     top_k: Size = 12
@@ -147,6 +164,10 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     index_head_dim: Size = 128
     top_k: Window = 2048
 
+    @property
+    def keeps_every_key(self) -> bool:
+        return False
+
     def check(self) -> None:
         if self.q_lora_rank is None:
             raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
@@ -184,3 +205,21 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     def describe(self) -> str:
         return f"dsa, top {self.top_k:,}"
+
+    @classmethod
+    def from_relative(cls, mixer: Mixer) -> Inherited | None:
+        """Return MLA's fields, with DeepSeek-V3's query latent where the layer has none."""
+        inherited = super().from_relative(mixer)
+        if inherited is None or inherited.fields["q_lora_rank"] is not None:
+            return inherited and Inherited(inherited.fields)
+        remark = f"the indexer needs a query latent: {QUERY_LATENT:,} as in DeepSeek-V3"
+        return Inherited(inherited.fields | {"q_lora_rank": QUERY_LATENT}, (remark,))
+
+    @classmethod
+    def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
+        inherited = super().from_heads(heads, settings, remark)
+        return Inherited(inherited.fields | {"q_lora_rank": QUERY_LATENT}, inherited.remarks)
+
+
+QUERY_LATENT = 1536
+"""Rank of the query latent of DeepSeek-V3 (arXiv 2412.19437, section 4.2), which an indexer needs."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import gcd
 from typing import ClassVar
 
 from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Width, Window, problem, term
 from powerplan.mixers.linear import ChunkedState
+from powerplan.mixers.shape import Inherited
 
 
 class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
@@ -22,6 +24,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
 
     source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
 
+    rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
+
     inner_size: Size
     dt_rank: Size
     state_dim: Size = 16
@@ -29,6 +33,19 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     conv_bias: bool = True
     bias: bool = False
     inner_norms: bool = False
+
+    def whole_widths(self) -> dict[str, int]:
+        return {"inner_size": self.inner_size}
+
+    @classmethod
+    def from_hidden_size(cls, hidden: int) -> Inherited:
+        remark = "mamba1 with twice the width inside and a state of 16: the weights change too"
+        return Inherited({"inner_size": 2 * hidden, "dt_rank": -(-hidden // 16)}, (remark,))
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mamba1:
+        """Return `v_head_dim` channels; the default state_dim has the part of a key's head dim."""
+        return cls(inner_size=v_head_dim, dt_rank=1)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"I": self.inner_size, "N": self.state_dim, "R": self.dt_rank}
@@ -97,9 +114,26 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     gated_norm: bool = True
     chunk_size: Window = 256
 
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> Mamba2:
+        """Return one head of `v_head_dim` channels; the default state_dim has the part of a key's head dim."""
+        return cls(heads=1, head_dim=v_head_dim)
+
     def check(self) -> None:
         if self.heads % self.groups:
             raise problem("groups", f"groups {self.groups} does not divide heads {self.heads}")
+
+    def whole_widths(self) -> dict[str, int]:
+        return {"heads": self.heads}
+
+    def width_divisor(self) -> int:
+        """B and C are shared by whole groups of heads, and a narrower model keeps as many groups."""
+        return gcd(self.heads, self.heads // self.groups)
+
+    @classmethod
+    def from_hidden_size(cls, hidden: int) -> Inherited:
+        remark = "twice the width inside in heads of 64, and a state of 128, as Mamba-2 has: the weights change too"
+        return Inherited({"heads": max(1, hidden // 32)}, (remark,))
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"I": self.heads * self.head_dim, "N": self.state_dim, "g": self.groups}

@@ -1,166 +1,235 @@
-"""Is the result right? Every implementation against the reference on a small shape, before anything is timed."""
+"""Checks before anything is timed: every implementation is compared with the reference, on a small shape."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from powerplan.dims import spow_dim
+from powerplan.errors import MachineError
 from powerplan.ffn import MoE
-from powerplan.mixers import Attention
-from powerplan.profile.plan import Contender, Plan
-from powerplan.profile.result import Checked
-from powerplan.profile.runs import hidden_state, layer_module, torch_dtype
+from powerplan.mixers import FeatureAttention
+from powerplan.profile.memory import is_out_of_memory
+from powerplan.profile.record import Record
+from powerplan.profile.result import CheckResult
+from powerplan.profile.runs import hidden_state, kernel_settings, layer_module, torch_dtype
+from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHUNK_SIZE = 128
+"""Tokens per chunk in a check."""
+
 TOKENS = 300
-"""More than two of the chunks of 128 that a check takes, and not a multiple of them."""
+"""Tokens of a check: more than two chunks, and not a multiple of them."""
 
-CHUNK, WINDOW, STEPS, WIDTH, EXPERTS = 128, 40, 12, 256, 4
-LARGEST_STATE = 60_000
-"""Rows of phi that the oracle can hold for all tokens of a check; head dims past it are checked at a smaller one."""
+RECURRENT_TOKENS = 12
+"""Tokens of a check of the recurrent implementation, which goes through them one by one."""
 
-FACTOR = 8.0
-"""How many times the error of plain torch in the same dtype is allowed."""
+MAX_WINDOW = 40
+"""Longest window in a check of a layer."""
+
+MAX_WIDTH = 256
+"""Largest hidden size and FFN width in a check of a layer."""
+
+EXPERTS = 4
+"""Experts in a check of a layer with a mixture of experts."""
+
+MAX_STATE_ROWS = 60_000
+"""Most rows of phi in a check, whose oracle holds phi for all tokens at once. Head dims are halved until it fits."""
+
+ERROR_FACTOR = 8.0
+"""A layer's error may be this many times that of the written-out definition in the same dtype."""
 
 
-def check_kernel(plan: Plan, contender: Contender) -> Checked:
-    """Hold the output, the final state and all gradients of power or linear attention against float64."""
+class WrongResultError(MachineError):
+    """An implementation is further from the reference than its error budget allows, so that nothing is timed."""
+
+
+def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -> None:
+    """Check every mixer once, and record the results and the mixers that cannot run here.
+
+    It is done in one thread, since small products are slower in several, far slower so on a busy machine. Raises
+    WrongResultError for a wrong result, MachineError where none of the subjects can run.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for timed in workload.mixers:
+            tell(f"checking {timed.name} ({timed.impl}) against the reference")
+            _check(workload, timed, record)
+            if not record.able(workload.subjects):
+                reasons = (f"{refused.name} ({refused.impl}): {why}" for refused, why in record.refused.items())
+                raise MachineError("; ".join(reasons))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
+    for check in (check_layer,) if timed.feature is None else (check_kernel, check_layer):
+        try:
+            result = check(workload, timed)
+        except (ValueError, NotImplementedError, ImportError, TypeError) as error:
+            record.refuse(timed, _first_line(error))
+            return
+        except (RuntimeError, MemoryError) as error:
+            record.refuse(timed, "out of memory in its check" if is_out_of_memory(error) else _first_line(error))
+            return
+        if not result.share_of_budget <= 1:
+            raise WrongResultError(
+                f"{result.name} ({result.impl}) is wrong here, so nothing is timed: {result.share_of_budget:.3g} "
+                f"times the allowed error against {result.against}"
+            )
+        record.checks.append(result)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, shortened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:197]}..."
+
+
+def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
+    """Compare output, final state and all gradients of power or linear attention with float64."""
     from powerplan.kernels import power_attention
     from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
 
-    mixer: Any = contender.mixer
-    dtype, d = torch_dtype(plan.dtype), _checked_dim(mixer)
+    mixer = timed.feature
+    assert mixer is not None
+    dtype, head_dim = torch_dtype(workload.dtype), _checked_head_dim(mixer)
     case = Case(
         p=mixer.degree,
         normalize=mixer.has_normaliser,
         gated=mixer.gated,
         batch=1,
-        tokens=TOKENS if contender.impl != "recurrent" else STEPS,
+        tokens=TOKENS if timed.impl != "recurrent" else RECURRENT_TOKENS,
         groups=1,
         repeats=mixer.heads // mixer.kv_heads,
-        key_dim=d,
-        value_dim=min(d, mixer.v_head_dim),
+        key_dim=head_dim,
+        value_dim=min(head_dim, mixer.v_head_dim),
     )
-    inputs = case.inputs(dtype, plan.device)
-    settings: dict[str, Any] = {"p": case.p, "normalize": case.normalize, "impl": contender.impl}
-    q, k, v = arguments(inputs)
-    chunk = min(CHUNK, mixer.chunk_size or CHUNK)
-    out, state = power_attention(q, k, v, inputs["log_g"], chunk_size=chunk, return_state=True, **settings)
-    found = {name: x.cpu() for name, x in results(out, state, inputs).items()}
-    wide = widened(case, case.inputs(dtype))
-    exact = results(*plain(case, wide), wide)
-    allowed = budget(case, dtype, low_products=contender.impl == "triton")
-    share = max(largest_error(found[name], exact[name]) / allowed[name] for name in exact)
-    against = f"float64, output, state and gradients, {case.tokens} tokens, head dim {d}"
-    return Checked(contender.name, contender.impl, share, against)
+    inputs = case.inputs(dtype, workload.device)
+    settings = kernel_settings(mixer) | {"impl": timed.impl}
+    settings["chunk_size"] = min(CHUNK_SIZE, mixer.chunk_size or CHUNK_SIZE)
+    out, state = power_attention(*arguments(inputs), inputs["log_g"], return_state=True, **settings)
+    measured = {name: x.cpu() for name, x in results(out, state, inputs).items()}
+    exact_inputs = widened(case, case.inputs(dtype))
+    exact = results(*plain(case, exact_inputs), exact_inputs)
+    allowed = budget(case, dtype, low_products=timed.impl == "triton")
+    share = max(largest_error(measured[name], exact[name]) / allowed[name] for name in exact)
+    against = f"float64, output, state and gradients, {case.tokens} tokens, head dim {head_dim}"
+    return CheckResult(timed.name, timed.impl, share, against)
 
 
-def _checked_dim(mixer: Any) -> int:
-    """Return the key head dim of a check: the mixer's, or halved, and even as RoPE needs it, until phi fits."""
-    d: int = mixer.head_dim
-    while spow_dim(d, mixer.degree) > LARGEST_STATE:
-        d = d // 4 * 2
-    return d
+def _checked_head_dim(mixer: FeatureAttention) -> int:
+    """Return the key head dim of a check: the mixer's, halved until phi fits, and even as RoPE needs it."""
+    head_dim: int = mixer.head_dim
+    while spow_dim(head_dim, mixer.degree) > MAX_STATE_ROWS:
+        head_dim = head_dim // 4 * 2
+    return head_dim
 
 
-def check_layer(plan: Plan, contender: Contender) -> Checked:
-    """Hold the layer, its mixer included, against the same weights with the definition in place of the mixer.
+def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
+    """Compare the layer with one of the same weights whose mixer is written out by its definition, in float64.
 
-    Output and the gradient of the input, in float64 on the CPU; the error of the definition in the dtype is the scale.
+    Compared are the output and the gradient of the input. The error of that layer in the dtype itself sets the scale.
     """
     import torch
 
-    small, contender = _reduced(plan, contender)
-    mixer: Any = contender.mixer
-    tokens = STEPS if contender.impl == "recurrent" else TOKENS
-    module, x = layer_module(small, contender), hidden_state(small, tokens)
-    if contender.is_power:
-        _align(module.mixer)
+    small, timed = reduced(workload, timed)
+    tokens = RECURRENT_TOKENS if timed.impl == "recurrent" else TOKENS
+    module, x = layer_module(small, timed), hidden_state(small, tokens)
+    if timed.feature is not None:
+        _align_queries(module.mixer)
 
-    def outcome(layer: Any, x: Tensor) -> list[Tensor]:
+    def output_and_gradient(layer: Any, x: Tensor) -> list[Tensor]:
         x = x.detach().requires_grad_()
         out = layer(x)
-        (grad,) = torch.autograd.grad(
-            out, x, torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
-        )
-        return [part.detach().double().cpu() for part in (out, grad)]
+        grad_out = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+        return [x.detach().double().cpu() for x in (out, *torch.autograd.grad(out, x, grad_out))]
 
-    def defined(dtype: Any) -> list[Tensor]:
-        layer = layer_module(small, contender, "cpu", dtype)
+    def by_definition(dtype: Any) -> list[Tensor]:
+        layer = layer_module(small, timed, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
-        layer.mixer.mix = lambda q, k, v, log_g, state, keep: (definition(mixer, q, k, v, log_g), state)
-        return outcome(layer, x.to("cpu", dtype))
+        layer.mixer.mix = lambda q, k, v, log_g, state, keep: (definition(timed, q, k, v, log_g), state)
+        return output_and_gradient(layer, x.to("cpu", dtype))
 
-    found, usual, exact = outcome(module, x), defined(torch_dtype(plan.dtype)), defined(torch.float64)
-    eps = torch.finfo(torch_dtype(plan.dtype)).eps
+    dtype = torch_dtype(workload.dtype)
+    measured, same_dtype, exact = output_and_gradient(module, x), by_definition(dtype), by_definition(torch.float64)
     shares = []
-    for ours, plain, truth in zip(found, usual, exact, strict=True):
-        allowed = FACTOR * (_distance(plain, truth) + eps * float(truth.abs().max()))
-        shares.append(_distance(ours, truth) / allowed)
-    return Checked(
-        f"layer with {contender.name}", contender.impl, max(shares), f"float64, output and gradient, {tokens} tokens"
-    )
+    for ours, usual, truth in zip(measured, same_dtype, exact, strict=True):
+        allowed = ERROR_FACTOR * (_largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
+        shares.append(_largest_error(ours, truth) / allowed)
+    against = f"float64, output and gradient, {tokens} tokens"
+    return CheckResult(f"layer with {timed.name}", timed.impl, max(shares), against)
 
 
-def definition(mixer: Any, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-    """Return what `mixer` means, with all T^2 weights. [B, T, H, K], [B, T, G, K], [B, T, G, V] -> [B, T, H, V]."""
+def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
+    """Return the mixer's output by its definition, with all T^2 weights.
+
+    q [B, T, H, K], k [B, T, G, K], v [B, T, G, V] and log_g [B, T, G] or None -> [B, T, H, V].
+    """
     import torch
 
-    if not isinstance(mixer, Attention):
+    if timed.feature is not None:
         from powerplan.kernels import power_attention
 
-        settings: dict[str, Any] = {"p": mixer.degree, "normalize": mixer.has_normaliser}
-        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **settings)  # type: ignore[assignment]
+        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))
         return out
+    mixer = timed.mixer
     repeats, tokens = mixer.heads // mixer.kv_heads, q.shape[1]
     keys, values = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
-    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-    if mixer.window is not None:
-        seen = seen.triu(1 - mixer.window)
+    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
+    if mixer.window_size is not None:
+        visible = visible.triu(1 - mixer.window_size)
     scores = torch.einsum("bthk,bshk->bhts", q, keys) * mixer.head_dim**-0.5
-    return torch.einsum("bhts,bshv->bthv", scores.masked_fill(~seen, -torch.inf).softmax(-1), values)
+    return torch.einsum("bhts,bshv->bthv", scores.masked_fill(~visible, -torch.inf).softmax(-1), values)
 
 
-def _align(module: Any) -> None:
-    """Make a query's product with its own key positive: a sum of weights near 0 amplifies rounding without bound."""
+def _align_queries(module: Any) -> None:
+    """Make each query's product with its own key positive: a sum of weights near 0 amplifies rounding without bound."""
     import torch
 
     groups, repeats = module.kv_heads, module.heads // module.kv_heads
     with torch.no_grad():
-        for ours, theirs in zip(module.q_proj.parameters(), module.k_proj.parameters(), strict=True):
-            heads = theirs.unflatten(0, (groups, 1, -1)).expand(-1, repeats, *([-1] * theirs.ndim))
-            ours.copy_(heads.reshape(ours.shape))
+        for query, key in zip(module.q_proj.parameters(), module.k_proj.parameters(), strict=True):
+            heads = key.unflatten(0, (groups, 1, -1)).expand(-1, repeats, *([-1] * key.ndim))
+            query.copy_(heads.reshape(query.shape))
 
 
-def _reduced(plan: Plan, contender: Contender) -> tuple[Plan, Contender]:
-    """Return a layer of the same make with fewer heads, a smaller hidden size and window, and head dims that fit."""
-    mixer: Any = contender.mixer
+def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer]:
+    """Return a layer of the same structure with smaller sizes: heads, head dims, hidden size, FFN width and window."""
+    mixer: Any = timed.mixer
     groups = min(mixer.kv_heads, 2)
-    heads = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
-    if contender.is_power:
-        d = _checked_dim(mixer)
-        dims = {} if d == mixer.head_dim else {"head_dim": d, "v_head_dim": min(d, mixer.v_head_dim)}
-        mixer = msgspec.structs.replace(mixer, **heads, **dims, chunk_size=CHUNK)
-    else:
-        mixer = msgspec.structs.replace(mixer, **heads, window=mixer.window and min(mixer.window, WINDOW))
-    ffn = plan.ffn
+    changes = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
+    if timed.feature is not None:
+        head_dim = _checked_head_dim(timed.feature)
+        if head_dim != mixer.head_dim:
+            changes |= {"head_dim": head_dim, "v_head_dim": min(head_dim, mixer.v_head_dim)}
+        changes["chunk_size"] = CHUNK_SIZE
+    elif mixer.window_size is not None:
+        changes["window"] = min(mixer.window_size, MAX_WINDOW)
+    mixer = msgspec.structs.replace(mixer, **changes)
+    ffn = workload.ffn
     if ffn is not None:
-        ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, WIDTH))
+        ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, MAX_WIDTH))
     if isinstance(ffn, MoE):
-        # Every token takes every expert: one between two of them could go either way, by a rounding.
-        shared = min(ffn.shared_intermediate_size, WIDTH)
+        # Every token takes all experts: rounding could change the choice of one between two of equal score.
+        shared = min(ffn.shared_intermediate_size, MAX_WIDTH)
         ffn = msgspec.structs.replace(ffn, experts=EXPERTS, top_k=EXPERTS, shared_intermediate_size=shared)
-    spec = msgspec.structs.replace(plan.spec, hidden_size=min(plan.spec.hidden_size, WIDTH))
-    return replace(plan, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(contender, mixer=mixer)
+    spec = msgspec.structs.replace(workload.spec, hidden_size=min(workload.spec.hidden_size, MAX_WIDTH))
+    small = replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn))
+    return small, replace(timed, mixer=mixer)
 
 
-def _distance(found: Tensor, exact: Tensor) -> float:
-    if found.shape != exact.shape or not found.isfinite().all():
+def _largest_error(ours: Tensor, exact: Tensor) -> float:
+    if ours.shape != exact.shape or not ours.isfinite().all():
         return float("inf")
-    return float((found - exact).abs().max())
+    return float((ours - exact).abs().max())

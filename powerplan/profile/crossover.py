@@ -1,100 +1,100 @@
-"""Where one mixer overtakes another: bisection over the context, a measurement at each step."""
+"""From which context one mixer is faster than another: bisection, with a measurement at each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import exp, log, sqrt
 
-from powerplan.profile.result import Crossover, Tried
+from powerplan.profile.result import Crossover, CrossoverTiming
 
 Pair = tuple[float, float]
-"""Seconds of the one and of the other at a context."""
+"""Seconds of the one mixer and of the other at a context."""
 
-CLOSE = 1.15
-"""Ratio of the contexts on either side at which bisection ends: noise on a busy machine is not much smaller."""
+CLOSE_ENOUGH = 1.15
+"""Bisection ends once the contexts on either side have this ratio: on a busy machine noise is not much smaller."""
 
-LOWEST, HIGHEST = 64, 2**22
-STEP = 16
-"""Contexts tried are multiples of it."""
+SHORTEST = 64
+"""Shortest context that is tried, in tokens."""
+
+LONGEST = 2**22
+"""Longest context that is tried, in tokens."""
+
+MULTIPLE = 16
+"""Contexts that are tried are multiples of it."""
 
 
 def find_crossover(
     known: Mapping[int, Pair], measure: Callable[[int], Pair | None], *, name: str, against: str, direction: str
 ) -> Crossover | None:
-    """Return where `name` overtakes `against`, from times that are known and times that `measure` adds.
+    """Return the context from which `name` is faster than `against`; None where nothing is known.
 
-    `measure` gives None where a context cannot be measured (time, memory), which ends the search. It is taken for
-    granted that there is one crossing. None where nothing is known.
+    known: times that were measured already, by context. measure: times both mixers at a context, or returns None where
+    time or memory does not suffice, which ends the search. The search relies on there being one crossover at most.
     """
-    points = dict(known)
-    if not points:
+    times = dict(known)
+    if not times:
         return None
-
-    def tried() -> tuple[Tried, ...]:
-        return tuple(Tried(at, own * 1000, other * 1000) for at, (own, other) in sorted(points.items()))
-
-    def answer(low: int | None, high: int | None, context: int | None = None, estimate: int | None = None) -> Crossover:
-        return Crossover(
-            name=name,
-            against=against,
-            direction=direction,
-            context=context,
-            slower_at=low,
-            faster_at=high,
-            estimate=estimate,
-            tried=tried(),
-        )
-
-    while True:
-        low, high = _bracket(points)
-        if low is not None and high is not None:
-            if high / low <= CLOSE:
-                break
-            at = _rounded(sqrt(low * high))
-        elif high is not None:
-            at = _rounded(high / 2)
-        else:
-            assert low is not None
-            at = _rounded(min(_crossing(points) * CLOSE, 8 * low, HIGHEST))
-        if at in points or not LOWEST <= at <= HIGHEST:
+    while (context := _next_context(times)) is not None:
+        pair = measure(context)
+        if pair is None:
             break
-        found = measure(at)
-        if found is None:
-            break
-        points[at] = found
-    low, high = _bracket(points)
-    if low is not None and high is not None:
-        return answer(low, high, _between(points, low, high))
-    return answer(low, high, estimate=_crossing(points) if high is None else None)
+        times[context] = pair
+    slower_at, faster_at = _bracket(times)
+    both = slower_at is not None and faster_at is not None
+    return Crossover(
+        name=name,
+        against=against,
+        direction=direction,
+        context=_interpolated(times, slower_at, faster_at) if both else None,  # type: ignore[arg-type]
+        slower_at=slower_at,
+        faster_at=faster_at,
+        estimate=_extrapolated(times) if faster_at is None else None,
+        tried=tuple(CrossoverTiming(at, own * 1000, other * 1000) for at, (own, other) in sorted(times.items())),
+    )
 
 
-def _bracket(points: Mapping[int, Pair]) -> tuple[int | None, int | None]:
-    """Return the longest context with the one slower, and the shortest beyond it with the one faster."""
-    slower = [at for at, (own, other) in points.items() if own > other]
-    low = max(slower, default=None)
-    faster = [at for at in points if low is None or at > low]
-    return low, min(faster, default=None)
+def _next_context(times: Mapping[int, Pair]) -> int | None:
+    """Return the context to try next; None where the answer is near enough, or out of range."""
+    slower_at, faster_at = _bracket(times)
+    if slower_at is not None and faster_at is not None:
+        if faster_at / slower_at <= CLOSE_ENOUGH:
+            return None
+        wanted = sqrt(slower_at * faster_at)
+    elif faster_at is not None:
+        wanted = faster_at / 2
+    else:
+        assert slower_at is not None
+        wanted = min(_extrapolated(times) * CLOSE_ENOUGH, 8 * slower_at, LONGEST)
+    context = max(MULTIPLE, round(wanted / MULTIPLE) * MULTIPLE)
+    return None if context in times or not SHORTEST <= context <= LONGEST else context
 
 
-def _between(points: Mapping[int, Pair], low: int, high: int) -> int:
-    """Return where the line between the logarithms of the two ratios is 0."""
-    first, last = (log(points[at][0] / points[at][1]) for at in (low, high))
+def _bracket(times: Mapping[int, Pair]) -> tuple[int | None, int | None]:
+    """Return the longest context where the one mixer is slower, and the shortest beyond it where it is faster."""
+    slower_at = max((context for context, (own, other) in times.items() if own > other), default=None)
+    return slower_at, min((context for context in times if slower_at is None or context > slower_at), default=None)
+
+
+def _log_ratio(times: Mapping[int, Pair], context: int) -> float:
+    own, other = times[context]
+    return log(own / other)
+
+
+def _interpolated(times: Mapping[int, Pair], low: int, high: int) -> int:
+    """Return where the line through the logarithms of the two time ratios is 0."""
+    first, last = _log_ratio(times, low), _log_ratio(times, high)
     share = first / (first - last) if first > last else 0.5
     return round(exp(log(low) + share * (log(high) - log(low))))
 
 
-def _crossing(points: Mapping[int, Pair]) -> int:
-    """Return where the line through the two longest contexts comes to 1, with a slope of softmax against linear cost.
+def _extrapolated(times: Mapping[int, Pair]) -> int:
+    """Return where the line through the log ratios at the two longest contexts is 0.
 
-    That slope is -1 at long contexts and nearer to 0 at short ones; one that noise has made flat counts as -1/2.
+    Softmax attention costs T per token and power attention a constant, so the slope is -1 at long contexts and nearer
+    to 0 at short ones. The measured slope is kept between -1.5 and -0.5, since noise can make it flat.
     """
-    *before, last = sorted(points)[-2:]
-    ratio = log(points[last][0] / points[last][1])
-    slope = -1.0
+    *before, last = sorted(times)[-2:]
+    ratio, slope = _log_ratio(times, last), -1.0
     if before:
-        slope = (ratio - log(points[before[0]][0] / points[before[0]][1])) / log(last / before[0])
-    return round(min(HIGHEST, last * exp(ratio / -min(max(slope, -1.5), -0.5))))
-
-
-def _rounded(context: float) -> int:
-    return max(STEP, round(context / STEP) * STEP)
+        slope = (ratio - _log_ratio(times, before[0])) / log(last / before[0])
+    return round(min(LONGEST, last * exp(ratio / -min(max(slope, -1.5), -0.5))))

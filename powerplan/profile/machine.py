@@ -1,45 +1,49 @@
-"""The machine that is measured on: its device, what it is called, its rates, and the roofline they make."""
+"""The machine that runs are timed on: its device, its name and its rates."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 
 from powerplan.errors import InputError, MachineError, allowed_values, shown
-from powerplan.hardware import Device, find_device, si_value
-from powerplan.profile.plan import DTYPES
+from powerplan.hardware import Device, Peak, find_device, si_value
 from powerplan.profile.runs import torch_dtype
 from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matmul_rate
 
-PEAKS = {"fp32": "fp32_tflops", "bf16": "bf16_tflops", "fp16": "fp16_tflops"}
-"""Rate of the catalogue by dtype. fp32 products run as fp32 unless torch is told otherwise, not as tf32."""
+DTYPES = ("fp32", "bf16", "fp16")
+"""Dtypes that layers run in."""
+
+SMALL_PRODUCT = 192
+"""Rows of a square product that takes some 50 us in one thread."""
+
+SMALL_PRODUCTS = 60
+"""How many small products are timed to tell whether several threads are faster than one."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates in FLOP/s and bytes/s: measured in this run, and those that times are predicted with."""
+    """A device and its rates in FLOP/s and bytes/s.
+
+    matmul_flops_per_s and copy_bytes_per_s were measured in this run; peak holds the rates that times are predicted
+    with. threads: those that torch uses; None on a GPU.
+    """
 
     device: str
     name: str
     clock: Clock
     matmul_flops_per_s: float
     copy_bytes_per_s: float
-    peak_flops_per_s: float
-    bandwidth_bytes_per_s: float
-    peak_of: str
+    peak: Peak
     threads: int | None
-
-    def roofline(self, flops: Fraction, moved: Fraction) -> float:
-        """Return the seconds that `flops` and `moved` bytes take at least."""
-        return max(float(flops) / self.peak_flops_per_s, float(moved) / self.bandwidth_bytes_per_s)
 
 
 def need_torch() -> None:
-    """Raise MachineError where torch is not installed, or does not load."""
+    """Raise MachineError where torch is not installed or does not load."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -72,8 +76,7 @@ def resolve_dtype(text: str | None, device: str, where: str = "--dtype") -> str:
     if text is None:
         return "bf16" if device.startswith("cuda") else "fp32"
     if text not in DTYPES:
-        hint = allowed_values(text, DTYPES)
-        raise InputError(f"{shown(text)} is not a dtype that layers run in{hint}", where)
+        raise InputError(f"{shown(text)} is not a dtype that layers run in{allowed_values(text, DTYPES)}", where)
     if text == "bf16" and device.startswith("cuda"):
         import torch
 
@@ -83,77 +86,76 @@ def resolve_dtype(text: str | None, device: str, where: str = "--dtype") -> str:
 
 
 def examine(device: str, dtype: str) -> Machine:
-    """Measure the machine's rates: a matrix product in `dtype`, and a copy."""
+    """Return the machine with its rates: those of a matrix product in `dtype` and a copy are measured now.
+
+    Times are predicted with the catalogue's rates where it has the device, else with the measured ones. fp32 products
+    run as fp32 unless torch is told otherwise, so their peak is not that of tf32.
+    """
     import torch
 
     clock = clock_of(device)
     product, copy = matmul_rate(device, torch_dtype(dtype), clock), copy_rate(device, clock)
     name = device_name(device)
     known = _in_catalogue(name)
-    peak = si_value(known, PEAKS[dtype]) if known else None
-    bandwidth = si_value(known, "memory_gbs") if known else None
+    flops_per_s = si_value(known, f"{dtype}_tflops") if known else None
+    bytes_per_s = si_value(known, "memory_gbs") if known else None
+    peak_of = f"{known.name}, {dtype}" if known and flops_per_s else "the matrix product measured"
     return Machine(
         device=device,
         name=name,
         clock=clock,
         matmul_flops_per_s=product,
         copy_bytes_per_s=copy,
-        peak_flops_per_s=peak or product,
-        bandwidth_bytes_per_s=bandwidth or copy,
-        peak_of=f"{known.name}, {dtype}" if known and peak else "the matrix product measured",
+        peak=Peak(name, Fraction(flops_per_s or product), Fraction(bytes_per_s or copy), peak_of),
         threads=None if device.startswith("cuda") else torch.get_num_threads(),
     )
 
 
-SMALL, ROUNDS = 192, 60
-"""Rows of a product that is over in some 50 us, and how many of them tell how well threads work together."""
+def choose_threads(device: str) -> str | None:
+    """Let torch use one thread where that is faster than several; return a note in that case.
 
-
-def settle_threads(device: str) -> str | None:
-    """Let torch use one thread where that is faster than the many it would use; return a remark then.
-
-    On a processor that others use too, threads wait for one another: small products can take ten times as long, and the
-    order of the mixers changes. Where OMP_NUM_THREADS is set, that is kept.
+    On a processor that other programs use too, threads wait for one another: small products can take ten times as long,
+    and the fastest mixer becomes another one. OMP_NUM_THREADS, where it is set, decides instead.
     """
     import torch
 
     threads = torch.get_num_threads()
     if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None
-    x = torch.randn(8, SMALL, SMALL)
+    x = torch.randn(8, SMALL_PRODUCT, SMALL_PRODUCT)
 
     def products() -> None:
-        for _ in range(ROUNDS):
+        for _ in range(SMALL_PRODUCTS):
             (x @ x).mul_(2)
 
-    together = cpu_clock(products), cpu_clock(products)
+    several = min(cpu_clock(products), cpu_clock(products))
     torch.set_num_threads(1)
-    alone = cpu_clock(products), cpu_clock(products)
-    if min(alone) < min(together):
-        return f"measured in 1 thread: {threads} are slower here now, as on a busy machine (OMP_NUM_THREADS sets them)"
+    if min(cpu_clock(products), cpu_clock(products)) < several:
+        return f"timed in 1 thread: {threads} threads are slower here now, as on a busy machine (see OMP_NUM_THREADS)"
     torch.set_num_threads(threads)
     return None
 
 
-def slow_products(machine: Machine, dtype: str) -> str | None:
-    """Return a remark where a processor multiplies in `dtype` far slower than in fp32, in which power attention does.
+def emulation_note(machine: Machine, dtype: str) -> str | None:
+    """Return a note where a processor multiplies in `dtype` at less than half of its fp32 rate.
 
-    Without units for it, products of fp16 are emulated: 1 GFLOP/s where fp32 reaches 190.
+    Power attention computes in fp32 there, and is not slowed. Without units for fp16 a processor emulates its products:
+    1 GFLOP/s where fp32 reaches 190.
     """
     if machine.threads is None or dtype == "fp32":
         return None
     rate = machine.matmul_flops_per_s
-    single = matmul_rate(machine.device, torch_dtype("fp32"), machine.clock)
-    if 2 * rate > single:
+    fp32_rate = matmul_rate(machine.device, torch_dtype("fp32"), machine.clock)
+    if 2 * rate > fp32_rate:
         return None
     return (
-        f"products in {dtype} run at {rate / 1e9:,.3g} GFLOP/s here, and at {single / 1e9:,.3g} in fp32, in which "
-        "power attention computes: share and ideal compare with the former"
+        f"products in {dtype} run at {rate / 1e9:,.3g} GFLOP/s here, and at {fp32_rate / 1e9:,.3g} in fp32, in which "
+        f"power attention computes: share and ideal compare with the rate in {dtype}"
     )
 
 
 def device_name(device: str) -> str:
-    """Return what torch calls the GPU, or what is known of the processor."""
+    """Return the GPU's name as torch has it, or the processor's cores, architecture and vector units."""
     import torch
 
     if device.startswith("cuda"):
@@ -164,13 +166,11 @@ def device_name(device: str) -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of torch and triton; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for package in ("torch", "triton"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    installed: dict[str, str | None] = {"torch": None, "triton": None}
+    for package in installed:
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def _in_catalogue(name: str) -> Device | None:

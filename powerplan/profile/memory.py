@@ -1,4 +1,4 @@
-"""How much memory there is, what a run would need, and what it took."""
+"""How much memory there is, how much a run will need, and how much it took; and the limit that runs must keep."""
 
 from __future__ import annotations
 
@@ -7,102 +7,100 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
 from powerplan.ffn import MoE
-from powerplan.mixers import FeatureAttention
-from powerplan.mixers.base import total
-from powerplan.profile.breakdown import recorder
-from powerplan.profile.plan import Contender, Plan
+from powerplan.mixers.base import RECURRENT_BYTES, total
+from powerplan.profile.breakdown import torch_profiler
 from powerplan.profile.timing import Run
+from powerplan.profile.workload import Point, TimedMixer, Workload
 
-if TYPE_CHECKING:
-    from powerplan.profile.runs import Place
-
-SHARE = 0.7
-"""Of the free memory, what a run may take where no limit is given."""
+SHARE_OF_FREE = 0.7
+"""Share of the free memory that a run may take where the user gives no limit."""
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
-"""Limit and use of a container's memory, in versions 2 and 1 of control groups."""
+"""Files of a container's memory limit and use, in versions 2 and 1 of control groups."""
 
-SLACK_BYTES = 2**29
-"""Address space that threads and libraries may still want: addresses, hardly any memory."""
+EXTRA_ADDRESS_SPACE = 2**29
+"""Bytes of address space left to threads and libraries beyond the limit of a run: addresses, hardly any memory."""
 
 KEPT_BYTES = 256
-"""Bytes of states per token and head that power attention keeps for its backward pass at K = V = 64, p = 2 (195)."""
+"""Bytes of states that power attention keeps for its backward pass, per token and head at K = V = 64, p = 2.
+
+195 were measured.
+"""
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that a run could take: free on the GPU, else available to this process."""
+    """Return the bytes that are free on the GPU, or available to this process on a processor."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())
-        found = [int(lines["MemAvailable"].split()[0]) * 1024]
+        free = [int(lines["MemAvailable"].split()[0]) * 1024]
     for limit, used in CGROUP_FILES:
         try:
-            found.append(int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
+            free.append(int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
         except (OSError, ValueError):  # There is no such group, or its limit reads "max".
             continue
-    return max(0, min(found))
+    return max(0, min(free))
 
 
-def bytes_needed(plan: Plan, contender: Contender, place: Place) -> int:
+def bytes_needed(workload: Workload, timed: TimedMixer, point: Point) -> int:
     """Return about how many bytes a run holds at once, inputs, weights and gradients included; rather too many."""
-    part, kind, tokens = place
-    mixer, width, batch = contender.mixer, DTYPE_BYTES[plan.dtype], plan.batch
-    hidden, train = plan.spec.hidden_size, kind == "train"
-    run = 1 if kind == "decode" else tokens
-    heads = batch * run * (mixer.heads * (mixer.head_dim + mixer.v_head_dim) + 2 * mixer.kv_heads * mixer.head_dim)
+    mixer, width = timed.mixer, DTYPE_BYTES[workload.dtype]
+    hidden, tokens = workload.spec.hidden_size, workload.batch * point.tokens
+    heads = tokens * (mixer.heads * (mixer.head_dim + mixer.v_head_dim) + 2 * mixer.kv_heads * mixer.head_dim)
     needed = Fraction(0)
-    if part in ("state", "layer"):
-        needed += heads * width * (4 if train else 2) + _of_state(contender, batch, tokens, kind, width)
-    if part != "state":
-        inner = heads if part in ("projections", "layer") else 0
-        if plan.ffn is not None and part in ("ffn", "layer"):
-            channels = plan.ffn.intermediate_size
-            if isinstance(plan.ffn, MoE):
-                channels = plan.ffn.top_k * (channels + 2 * hidden) + plan.ffn.shared_intermediate_size
-            inner += batch * run * channels * (3 if plan.ffn.gated else 2)
-        activations = (inner + 6 * batch * run * hidden) * width
-        weights = (total(mixer.matmul_terms(hidden)) + (0 if part == "projections" else plan.ffn_weights())) * width
-        needed += activations * (3 if train else 1) + weights * (2 if train else 1)
-    return int(needed)
+    if point.part in ("state", "layer"):
+        needed += heads * width * (4 if point.trains else 2) + _mixer_bytes(workload, timed, point)
+    if point.part == "state":
+        return int(needed)
+    inner = heads if point.part in ("projections", "layer") else 0
+    if workload.ffn is not None and point.part in ("ffn", "layer"):
+        channels = workload.ffn.intermediate_size
+        if isinstance(workload.ffn, MoE):
+            channels = workload.ffn.top_k * (channels + 2 * hidden) + workload.ffn.shared_intermediate_size
+        inner += tokens * channels * (3 if workload.ffn.gated else 2)
+    activations = (inner + 6 * tokens * hidden) * width
+    ffn_weights = 0 if point.part == "projections" else workload.ffn_weights()
+    weights = (total(mixer.matmul_terms(hidden)) + ffn_weights) * width
+    return int(needed + activations * (3 if point.trains else 1) + weights * (2 if point.trains else 1))
 
 
-def _of_state(contender: Contender, batch: int, tokens: int, kind: str, width: Fraction) -> Fraction:
-    mixer, train = contender.mixer, kind == "train"
-    if contender.impl == "reference":
-        return Fraction(4 * 3 * batch * mixer.heads * tokens**2)
-    if not isinstance(mixer, FeatureAttention):
-        if kind == "decode":
-            return batch * mixer.state_bytes(tokens, width)
-        # SDPA without a fused kernel for unequal head dims holds all weights.
-        fused = mixer.head_dim == mixer.v_head_dim
-        return Fraction(0 if fused else 4 * 3 * batch * mixer.heads * tokens**2)
-    state = 4 * batch * mixer.state_size(tokens).recurrent
-    rows = spow_dim(mixer.head_dim, mixer.degree)
-    held = state * (6 if train else 3)
-    if train and contender.impl == "recurrent":
-        return Fraction(held + state * tokens)
-    if train:
-        per_row = Fraction(KEPT_BYTES, spow_dim(64, 2) * 65)
-        held += int(batch * tokens * mixer.kv_heads * rows * (mixer.v_head_dim + 1) * per_row)
-    return Fraction(held)
+def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fraction:
+    """Return the bytes that the mixer itself holds: its state, T^2 weights, or what it keeps for the backward pass."""
+    batch, context = workload.batch, point.context
+    all_weights = Fraction(4 * 3 * batch * timed.mixer.heads * context**2)
+    if timed.impl == "reference":
+        return all_weights
+    mixer = timed.feature
+    if mixer is None:
+        if point.decodes:
+            return batch * timed.mixer.state_bytes(context, DTYPE_BYTES[workload.dtype])
+        # SDPA has no fused kernel for unequal head dims.
+        return Fraction(0) if timed.mixer.head_dim == timed.mixer.v_head_dim else all_weights
+    state = RECURRENT_BYTES * batch * mixer.state_size(context).recurrent
+    if not point.trains:
+        return Fraction(state * 3)
+    if timed.impl == "recurrent":
+        return Fraction(state * (6 + context))
+    kept_per_row = Fraction(KEPT_BYTES, spow_dim(64, 2) * 65)
+    rows = spow_dim(mixer.head_dim, mixer.degree) * (mixer.v_head_dim + 1)
+    return Fraction(state * 6 + int(batch * context * mixer.kv_heads * rows * kept_per_row))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on a GPU or a CPU."""
+    """Whether an error says that there was not enough memory, on a GPU or a processor."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
@@ -112,7 +110,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def peak_of(run: Run, device: str) -> int:
-    """Run once; return the most bytes that were allocated at once beyond what there was before, outputs included."""
+    """Run once and return the most bytes allocated at once beyond those before the run, outputs included."""
     import torch
 
     if device.startswith("cuda"):
@@ -122,7 +120,7 @@ def peak_of(run: Run, device: str) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with recorder(gpu=False, profile_memory=True, acc_events=True) as record:
+    with torch_profiler(gpu=False, profile_memory=True, acc_events=True) as record:
         run()
     held = peak = 0
     for event in record.profiler.kineto_results.events():
@@ -133,16 +131,16 @@ def peak_of(run: Run, device: str) -> int:
 
 
 @contextmanager
-def capped(limit: int, device: str) -> Iterator[None]:
-    """Let no run take more than `limit` bytes: the allocation that would fails, and the process lives on.
+def memory_limited(limit: int, device: str) -> Iterator[None]:
+    """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process.
 
-    On a GPU through torch's allocator, on Linux through the address space of the process; elsewhere nothing holds.
+    On a GPU torch's allocator keeps the limit, on Linux the address space of the process. Elsewhere nothing does.
     """
     import torch
 
     if device.startswith("cuda"):
-        whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), device)
+        installed = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
         try:
             yield
         finally:
@@ -154,10 +152,10 @@ def capped(limit: int, device: str) -> Iterator[None]:
         return
     import resource
 
-    now = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    used = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + limit + SLACK_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    allowed = used + limit + EXTRA_ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (allowed if hard == resource.RLIM_INFINITY else min(allowed, hard), hard))
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""What `powerplan profile` found, as it is printed, saved and read again. Planning reads a part (measured.py)."""
+"""The result of `powerplan profile`, as it is printed, saved and read again.
+
+Planning reads a part of a saved profile only: powerplan.measured.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,28 @@ import json
 import msgspec
 
 from powerplan.measured import Count, Positive, Result, SavedProfile, read_saved
-from powerplan.profile.breakdown import Part
+from powerplan.profile.breakdown import OperationTime
 
 PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
-"""`--pass` on the command line: the name of the pass in a saved profile."""
+"""Passes as `--pass` takes them, and as a saved profile names them."""
 
 PARTS = ("state", "projections", "ffn", "layer")
-"""state: queries, keys, values in, output out. projections: hidden state to heads and back. layer: all, with norms."""
+"""Parts of a layer that are timed.
+
+state: the mixer alone, from queries, keys and values to its output. projections: from the hidden state to the heads,
+and back. ffn: the MLP or the mixture of experts. layer: all of these, with norms and residual sums.
+"""
 
 
 class Measurement(Result, frozen=True, kw_only=True):
-    """One timing, with what it is compared with. Rates and counts are of one run, over all `batch` sequences.
+    """One timing, and what it is compared with. Rates and counts are of one run, over all `batch` sequences.
 
-    In decoding one run is one more token of each sequence after `context` tokens, else all tokens of the context.
-    flops: as the planner counts what the implementation executes, causal pairs only, backward twice the forward.
-    peak_bytes: most bytes allocated at once beyond what was there before the run, outputs included.
+    A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
+    flops: what the implementation executes, as the planner counts it: causal pairs only, and the backward pass as twice
+    the forward pass.
+    share_of_matmul: `tflops` over the rate of a matrix product in the same dtype.
     predicted_ms: roofline of the FLOPs that `recommend` counts, max(FLOPs / peak, bytes / bandwidth).
+    peak_bytes: most bytes allocated at once beyond what was allocated before the run, outputs included.
     """
 
     gated: bool = False
@@ -38,10 +47,10 @@ class Measurement(Result, frozen=True, kw_only=True):
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
-    """Time of one layer at a context: its weight part (projections, FFN) and its state part, in milliseconds.
+    """Time of one layer at a context, in milliseconds: its weight part (projections, FFN) and its state part.
 
-    wsfr_time is their ratio, wsfr_flops that of their FLOPs as `powerplan wsfr` counts them (without the LM head).
-    layer_ms: the layer run as a whole, with norms and residual sums, where that was measured.
+    wsfr_time: time of the weight part over time of the state part. wsfr_flops: the ratio of their FLOPs, as `powerplan
+    wsfr` counts them, without the LM head. layer_ms: the layer run as a whole, where that was measured.
     """
 
     name: str
@@ -59,8 +68,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pas
         return self.projections_ms + (self.ffn_ms or 0.0)
 
 
-class Tried(msgspec.Struct, frozen=True):
-    """One place where a crossover was looked for: milliseconds of both at a context."""
+class CrossoverTiming(msgspec.Struct, frozen=True):
+    """Milliseconds of the two mixers of a crossover at one context."""
 
     context: Count
     ms: Positive
@@ -68,11 +77,11 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
-    """The context from which `name` takes less time than `against`.
+    """The context from which the mixer `name` takes less time than the mixer `against`.
 
-    Between slower_at and faster_at, the nearest contexts measured on either side; `context` is where a straight line
-    between their logarithms crosses. One of them is None where that side was not met; `estimate` then says where the
-    line through the nearest two places would cross.
+    slower_at and faster_at: the nearest contexts measured on either side, None where no context was on that side.
+    context: where a straight line between the logarithms of the two time ratios crosses 1; None without both sides.
+    estimate: where the line through the two longest contexts would cross 1, where `faster_at` is None.
     """
 
     name: str
@@ -82,11 +91,11 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": 
     slower_at: Count | None = None
     faster_at: Count | None = None
     estimate: Count | None = None
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[CrossoverTiming, ...] = ()
 
 
-class Checked(msgspec.Struct, frozen=True):
-    """One implementation held against the reference: its largest error as a share of what is allowed."""
+class CheckResult(msgspec.Struct, frozen=True):
+    """One implementation compared with the reference: its largest error as a share of the error that is allowed."""
 
     name: str
     impl: str
@@ -95,9 +104,10 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"direction": "pass"}):
-    """What was not measured, and why: one run (part, pass, context, name) or something else in words (what).
+    """Something that was not measured, and the reason.
 
-    seconds: what the run was expected to take, where there was no time for it.
+    It is one run (part, direction, context, name), or something else in words (what).
+    seconds: how long the run was expected to take, where there was no time for it.
     """
 
     reason: str
@@ -110,22 +120,22 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
 
     def describe(self) -> str:
         """Return what and why, in one line."""
-        place = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
-        return f"{place}: {self.reason}"
+        what = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
+        return f"{what}: {self.reason}"
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
-    """Where one run's time went, the longest parts first."""
+    """Where the time of one run went, the longest operations first."""
 
     name: str
     impl: str
     direction: str
     context: Count
-    parts: tuple[Part, ...]
+    parts: tuple[OperationTime, ...]
 
 
 class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The layer that was built: of which model, where in it, and its sizes."""
+    """The layer that was built: its model, where the model has it, and its sizes."""
 
     model: str
     positions: str
@@ -135,7 +145,11 @@ class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(SavedProfile, frozen=True, kw_only=True):
-    """A whole profile. Rates in FLOP/s and bytes/s: measured in the same run; peak and bandwidth, predicted with."""
+    """A whole profile. Rates are in FLOP/s and bytes/s.
+
+    matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with peak_flops_per_s and
+    bandwidth_bytes_per_s; peak_of says what these are.
+    """
 
     results: list[Measurement]  # type: ignore[assignment]
     powerplan: str
@@ -150,7 +164,7 @@ class Profile(SavedProfile, frozen=True, kw_only=True):
     peak_flops_per_s: Positive
     bandwidth_bytes_per_s: Positive
     peak_of: str
-    checks: tuple[Checked, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
     split: tuple[Split, ...] = ()
     crossover: tuple[Crossover, ...] = ()
     breakdown: tuple[Breakdown, ...] = ()
@@ -159,15 +173,33 @@ class Profile(SavedProfile, frozen=True, kw_only=True):
     interrupted: bool = False
 
     def part(self, part: str, direction: str | None = None) -> list[Measurement]:
-        """Return the rows of one part, of one pass where it is given, in the order of measuring."""
+        """Return the measurements of one part of the layer, and of one pass where it is given, in measured order."""
         return [row for row in self.results if row.part == part and direction in (None, row.direction)]
 
 
 def to_json(profile: Profile) -> bytes:
-    """Return a profile as the file that `--save` writes."""
+    """Return the content of the file that `--save` writes.
+
+    Args:
+        profile: The profile to save.
+
+    Returns:
+        JSON of schema "powerplan.profile/1", as UTF-8 with a newline at its end.
+    """
     return json.dumps(msgspec.to_builtins(profile), indent=1).encode() + b"\n"
 
 
-def read_whole(path: str, where: str = "--show") -> Profile:
-    """Read what `--save` wrote, to print it again. Raises InputError for a file that is none, or of another version."""
+def load_profile(path: str, where: str = "--show") -> Profile:
+    """Read a profile that `--save` wrote, to print it again.
+
+    Args:
+        path: The file.
+        where: The option that named it, for error messages.
+
+    Returns:
+        The profile, all of it.
+
+    Raises:
+        InputError: If the file does not exist, is no saved profile, or is one of another version.
+    """
     return read_saved(path, Profile, where)

@@ -1,4 +1,4 @@
-"""What is timed, as functions without arguments: a mixer alone, a projection, an FFN, a layer, a decoding step."""
+"""Runs, as functions without arguments: the mixer alone, its projections, the FFN, the layer, or a decoding step."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from powerplan.profile.plan import Contender, Plan
-from powerplan.profile.result import PASSES
+from powerplan.mixers import FeatureAttention
 from powerplan.profile.timing import Run
+from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.spec import Layer
 
 if TYPE_CHECKING:
@@ -16,16 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = 256
-"""Tokens that make the state for a decoding step: its time depends on the size of the state, not on what is in it."""
-
-Place = tuple[str, str, int]
-"""Part ("state", "projections", "ffn", "layer"), pass ("forward", "train", "decode") and tokens of the context."""
-
-
-def words(place: Place) -> str:
-    """Return a place in words: "state, forward, 4,096 tokens"."""
-    part, kind, tokens = place
-    return f"{part}, {PASSES[kind]}" + (f", {tokens:,} tokens" if (part, kind) != ("ffn", "decode") else "")
+"""Most tokens that build the state for a decoding step: a step's time depends on the state's size, not its content."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -35,146 +26,141 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def prepare(plan: Plan, contender: Contender, place: Place) -> Run:
-    """Return one run at `place`, its inputs and weights made; what it returns is its output and gradients."""
-    part, kind, tokens = place
-    if part == "state":
-        return _decode(plan, contender, tokens) if kind == "decode" else _state(plan, contender, kind, tokens)
-    if part == "projections":
+def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
+    """Return the run at `point`, with its inputs and weights made. It returns its output, and gradients in training."""
+    if point.part == "state" and point.decodes:
+        return _decoding_step(workload, timed, point.context)
+    if point.part == "state":
+        return _pass_of(mix(timed), heads_of(workload, timed, point.context), None, point)
+    if point.part == "projections":
         # Without the FFN: experts would take memory, and no part in it.
-        plan = replace(plan, layer=Layer(mixer=contender.mixer))  # type: ignore[arg-type]
-    module = layer_module(plan, contender)
-    tokens = 1 if kind == "decode" else tokens
-    x = hidden_state(plan, tokens)
-    if part == "layer":
-        return _run(module, [x], module, kind)
-    if part == "ffn":
+        workload = replace(workload, layer=Layer(mixer=timed.mixer))  # type: ignore[arg-type]
+    module = layer_module(workload, timed)
+    x = hidden_state(workload, point.tokens)
+    if point.part == "layer":
+        return _pass_of(module, [x], module, point)
+    if point.part == "ffn":
         assert module.ffn is not None
-        return _run(module.ffn, [x], module.ffn, kind)
-    assert part == "projections", part
+        return _pass_of(module.ffn, [x], module.ffn, point)
+    assert point.part == "projections", point
     mixer: Any = module.mixer
-    filler = _random(plan, plan.batch, tokens, contender.mixer.heads, contender.mixer.v_head_dim)
+    mixed = _random(workload, workload.batch, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
 
-    def project(x: Tensor, filler: Tensor) -> tuple[Tensor, ...]:
-        heads = [part for part in mixer.project(x) if part is not None]
-        return (*heads, mixer.merge(x, filler))
+    def project(x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
+        heads = [projected for projected in mixer.project(x) if projected is not None]
+        return (*heads, mixer.merge(x, mixed))
 
-    return _run(project, [x, filler], mixer, kind)
+    return _pass_of(project, [x, mixed], mixer, point)
 
 
-def layer_module(plan: Plan, contender: Contender, device: str | None = None, dtype: Any = None) -> Any:
-    """Return the layer with `contender` as its mixer, with torch's random weights."""
+def layer_module(workload: Workload, timed: TimedMixer, device: str | None = None, dtype: Any = None) -> Any:
+    """Return the layer with `timed` as its mixer, with torch's random weights."""
     import torch
 
     from powerplan.models import build_layer
 
     torch.manual_seed(0)
-    impl = contender.impl if contender.is_power else "auto"
-    settings: dict[str, Any] = {"device": device or plan.device, "dtype": dtype or torch_dtype(plan.dtype)}
-    return build_layer(plan.with_mixer(contender.mixer), impl=impl, **settings)
+    impl = "auto" if timed.feature is None else timed.impl
+    settings: dict[str, Any] = {"device": device or workload.device, "dtype": dtype or torch_dtype(workload.dtype)}
+    return build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
 
 
-def hidden_state(plan: Plan, tokens: int) -> Tensor:
+def hidden_state(workload: Workload, tokens: int) -> Tensor:
     """Return normal random numbers [B, tokens, hidden]."""
-    return _random(plan, plan.batch, tokens, plan.spec.hidden_size)
+    return _random(workload, workload.batch, tokens, workload.spec.hidden_size)
 
 
-def heads_of(plan: Plan, contender: Contender, tokens: int) -> list[Tensor]:
+def heads_of(workload: Workload, timed: TimedMixer, tokens: int) -> list[Tensor]:
     """Return q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]; log_g [B, T, G] in (-0.01, 0] where there is a gate."""
     import torch
 
-    mixer, batch = contender.mixer, plan.batch
+    mixer, batch = timed.mixer, workload.batch
     sizes = [(mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.v_head_dim)]
-    made = [_random(plan, batch, tokens, *size) for size in sizes]
-    if getattr(mixer, "gated", False):
-        made.append(torch.rand(batch, tokens, mixer.kv_heads, device=plan.device) * -0.01)
-    return made
+    tensors = [_random(workload, batch, tokens, *size) for size in sizes]
+    if timed.gated:
+        tensors.append(torch.rand(batch, tokens, mixer.kv_heads, device=workload.device) * -0.01)
+    return tensors
 
 
-def mix(contender: Contender) -> Callable[..., Any]:
-    """Return the mixer alone, as a function of q, k, v and log_g where there is one."""
-    mixer: Any = contender.mixer
-    if not contender.is_power:
+def mix(timed: TimedMixer) -> Callable[..., Any]:
+    """Return the mixer alone, as a function of q, k, v, and log_g where there is a gate."""
+    if timed.feature is None:
         from powerplan.models.mixers.attention import softmax_attention
 
-        return lambda q, k, v: softmax_attention(q, k, v, mixer.window)
+        return lambda q, k, v: softmax_attention(q, k, v, timed.mixer.window_size)
     from powerplan.kernels import power_attention
 
-    settings = _settings(mixer) | {"chunk_size": mixer.chunk_size, "impl": contender.impl}
+    settings = kernel_settings(timed.feature) | {"chunk_size": timed.feature.chunk_size, "impl": timed.impl}
     return lambda q, k, v, log_g=None: power_attention(q, k, v, log_g, **settings)
 
 
-def _settings(mixer: Any) -> dict[str, Any]:
+def kernel_settings(mixer: FeatureAttention) -> dict[str, Any]:
+    """Return the arguments of `power_attention` that make it this mixer."""
     return {"p": mixer.degree, "normalize": mixer.has_normaliser}
 
 
-def _state(plan: Plan, contender: Contender, kind: str, tokens: int) -> Run:
-    return _run(mix(contender), heads_of(plan, contender, tokens), None, kind)
-
-
-def _decode(plan: Plan, contender: Contender, tokens: int) -> Run:
-    """Return one more token after `tokens` of context: a step of the state, or a look at the cached keys and values."""
+def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
+    """Return a run for one more token after `context` tokens, through the state or the cached keys and values."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    mixer: Any = contender.mixer
-    last = [x[:, 0] for x in heads_of(plan, contender, 1)]
-    if contender.is_power:
+    q, k, v, *gate = [x[:, 0] for x in heads_of(workload, timed, 1)]
+    if timed.feature is not None:
         from powerplan.kernels import power_attention, power_attention_step
 
-        settings = _settings(mixer)
-        q, k, v, *gate = heads_of(plan, contender, min(tokens, PREFIX))
-        impl = "triton" if contender.impl == "triton" else "recurrent"
+        settings = kernel_settings(timed.feature)
+        prefix = heads_of(workload, timed, min(context, PREFIX))
         with torch.no_grad():
-            _, state = power_attention(q, k, v, *gate, return_state=True, impl=contender.impl, **settings)
-        q, k, v, *gate = last
+            _, state = power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
         log_g = gate[0] if gate else None
+        settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
 
         def step() -> Any:
             with torch.no_grad():
-                return power_attention_step(q, k, v, log_g, state, impl=impl, **settings)
+                return power_attention_step(q, k, v, log_g, state, **settings)
 
         return step
-    kept = tokens if mixer.window is None else min(tokens, mixer.window)
-    query = last[0][:, :, None]
-    keys = _random(plan, plan.batch, mixer.kv_heads, kept, mixer.head_dim)
-    values = _random(plan, plan.batch, mixer.kv_heads, kept, mixer.v_head_dim)
+    mixer = timed.mixer
+    kept = min(context, mixer.window_size or context)
+    query = q[:, :, None]
+    keys = _random(workload, workload.batch, mixer.kv_heads, kept, mixer.head_dim)
+    values = _random(workload, workload.batch, mixer.kv_heads, kept, mixer.v_head_dim)
     grouped = mixer.heads != mixer.kv_heads
 
-    def look() -> Any:
+    def attend() -> Any:
         with torch.no_grad():
             return F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped)
 
-    return look
+    return attend
 
 
-def _run(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.Module | None, kind: str) -> Run:
+def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.Module | None, point: Point) -> Run:
     """Return a pass of `function` over `inputs`: forward without gradients, or forward and all gradients."""
     import torch
 
-    if kind != "train":
+    if not point.trains:
 
         def forward() -> Any:
             with torch.no_grad():
                 return function(*inputs)
 
         return forward
-    wanted = [x.requires_grad_() for x in inputs]
-    wanted += [] if module is None else list(module.parameters())
-    grads: list[Tensor] = []
+    differentiated = [x.requires_grad_() for x in inputs]
+    differentiated += [] if module is None else list(module.parameters())
+    grad_outputs: list[Tensor] = []
 
     def train() -> Any:
-        out = function(*inputs)
-        outs = out if isinstance(out, tuple) else (out,)
-        if not grads:
-            grads.extend(torch.ones_like(x) for x in outs)
-        # A projection that gives queries has no part in the gradient of the merged heads.
-        return outs, torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+        outputs = function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not grad_outputs:
+            grad_outputs.extend(torch.ones_like(x) for x in outputs)
+        # Unused are the weights of a projection to queries: the merged heads do not depend on them.
+        return outputs, torch.autograd.grad(outputs, differentiated, grad_outputs, allow_unused=True)
 
     return train
 
 
-def _random(plan: Plan, *shape: int) -> Tensor:
+def _random(workload: Workload, *shape: int) -> Tensor:
     import torch
 
-    return torch.randn(*shape, device=plan.device, dtype=torch_dtype(plan.dtype))
+    return torch.randn(*shape, device=workload.device, dtype=torch_dtype(workload.dtype))

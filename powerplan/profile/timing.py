@@ -1,4 +1,4 @@
-"""Clocks, interleaved repeats and the rates of the machine that times are compared with."""
+"""Clocks, repeated timings in turns, and the rates of the machine that times are compared with."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ Clock = Callable[[Run], float]
 Key = TypeVar("Key")
 
 FLUSH_BYTES = 256 * 2**20
-"""Written before a run that is to find caches cold: more than any L2 of a GPU (an H100 has 50 MB) and most L3."""
+"""Bytes written before a run that shall not find its data in a cache: more than most L3 caches, and any GPU's L2."""
 
-SETTLED = 0.1
-"""A median is settled where the 20th and the 80th percentile are this share of it apart, or less."""
+SETTLED_SPREAD = 0.1
+"""A median is settled once the 20th and 80th percentiles are no further apart than this share of it."""
 
-FEWEST, MOST = 5, 20
-"""Repeats before a median can be settled, and after which there are no more."""
+MIN_REPEATS = 5
+"""Repeats before a median can be settled."""
 
-MOST_IN_A_TURN = 4
-"""Repeats of a cheap run in the turn in which the dearest one runs once."""
+MAX_REPEATS = 20
+"""Repeats after which a run is not repeated further, settled or not."""
+
+MAX_REPEATS_IN_A_TURN = 4
+"""Most repeats of a short run in a turn, in which the longest run is done once."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and 20th and 80th percentile of some repeats."""
+    """Median, 20th and 80th percentile of repeated timings, in seconds, and how many there were."""
 
     median: float
     p20: float
@@ -43,21 +46,21 @@ def spread(samples: Sequence[float]) -> Spread:
     """Return the spread of at least one sample; percentiles are linear between the nearest ranks."""
     ordered = sorted(samples)
 
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
+    def percentile(share: float) -> float:
+        rank = share * (len(ordered) - 1)
+        low = int(rank)
         high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+        return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
-    return Spread(at(0.5), at(0.2), at(0.8), len(ordered))
+    return Spread(percentile(0.5), percentile(0.2), percentile(0.8), len(ordered))
 
 
 def settled(samples: Sequence[float]) -> bool:
-    """Whether more repeats would not tell more."""
-    if len(samples) < FEWEST:
+    """Whether further repeats are not worth their time."""
+    if len(samples) < MIN_REPEATS:
         return False
-    found = spread(samples)
-    return len(samples) >= MOST or found.p80 - found.p20 <= SETTLED * found.median
+    times = spread(samples)
+    return len(samples) >= MAX_REPEATS or times.p80 - times.p20 <= SETTLED_SPREAD * times.median
 
 
 def cpu_clock(run: Run) -> float:
@@ -68,10 +71,10 @@ def cpu_clock(run: Run) -> float:
 
 
 def cold_cpu_clock() -> Clock:
-    """Return a clock that fills the caches with something else before each run, outside the time.
+    """Return a clock that fills the caches with other data before each run, outside the time.
 
-    What a decoding step meets in a model, whose weights pass between two steps of a layer; and what makes steps
-    comparable that are timed in turns with others of larger state.
+    A decoding step in a model finds its state in memory, since the weights of all other layers were read after its last
+    step. Timed over and over, a step would find it in a cache, and more so the smaller the state.
     """
     import torch
 
@@ -110,59 +113,62 @@ def clock_of(device: str) -> Clock:
 def interleaved(
     runs: Mapping[Key, Run], repeats: Mapping[Key, int], clock: Clock, samples: dict[Key, list[float]] | None = None
 ) -> dict[Key, list[float]]:
-    """Return `repeats` samples of each run, taken in turns, so that a noisy moment meets all of them.
+    """Time the runs in turns, so that a noisy moment on the machine affects all of them.
 
-    Fewer repeats of one are spread evenly over the turns of the others. They are added to `samples`, one by one, where
-    that is given: what an interrupt leaves there is whole.
+    `repeats` says how often each run is done; runs with fewer repeats are spread evenly over the turns. Each time is
+    added to `samples` as soon as it is known, so that an interrupt loses none. Returns `samples`, or a new dictionary.
     """
     turns = max(repeats.values(), default=0)
     samples = {} if samples is None else samples
-    for name in runs:
-        samples.setdefault(name, [])
+    for key in runs:
+        samples.setdefault(key, [])
     for turn in range(turns):
-        for name, run in runs.items():
-            if (turn + 1) * repeats[name] // turns > turn * repeats[name] // turns:
-                samples[name].append(clock(run))
+        for key, run in runs.items():
+            if (turn + 1) * repeats[key] // turns > turn * repeats[key] // turns:
+                samples[key].append(clock(run))
     return samples
 
 
-def repeated(runs: Mapping[Key, Run], clock: Clock, allowance: float, samples: dict[Key, list[float]]) -> None:
-    """Add to `samples` in turns until all medians are settled, or another run would pass `allowance` seconds.
+def sample_until_settled(
+    runs: Mapping[Key, Run], clock: Clock, allowance: float, samples: dict[Key, list[float]]
+) -> None:
+    """Time the runs in turns until every median is settled, or another run would pass `allowance` seconds.
 
-    Every run gets one sample at least, and cheap ones several in the turn of a dear one. Where time is short, the dear
-    ones stop first.
+    Times are added to `samples`. Every run is timed once at least. Short runs are repeated several times in a turn, and
+    where time is short the longest runs stop first.
     """
     start = time.monotonic()
     while True:
-        due = _due(runs, samples, allowance - (time.monotonic() - start))
-        if all(settled(samples.get(name, ())) for name in due):
+        turn = _next_turn(runs, samples, allowance - (time.monotonic() - start))
+        if all(settled(samples.get(key, ())) for key in turn):
             return
-        interleaved(due, _turns(due, samples), clock, samples)
+        interleaved(turn, _repeats_in_a_turn(turn, samples), clock, samples)
 
 
-def _due(runs: Mapping[Key, Run], samples: Mapping[Key, Sequence[float]], left: float) -> dict[Key, Run]:
-    """Return what to run in the next turn: what has no sample yet, and as many others as fit, the cheapest first."""
-    medians = {name: spread(samples[name]).median if samples.get(name) else 0.0 for name in runs}
-    due: dict[Key, Run] = {}
-    for name in sorted(runs, key=lambda name: medians[name]):
-        if medians[name] <= left and len(samples.get(name, ())) < MOST:
-            due[name] = runs[name]
-            left -= medians[name]
-        elif not medians[name]:
-            due[name] = runs[name]
-    return due
+def _next_turn(runs: Mapping[Key, Run], samples: Mapping[Key, Sequence[float]], left: float) -> dict[Key, Run]:
+    """Return the runs without a sample, and of the others as many as fit into `left` seconds, the shortest first."""
+    medians = {key: spread(samples[key]).median if samples.get(key) else 0.0 for key in runs}
+    turn: dict[Key, Run] = {}
+    for key in sorted(runs, key=lambda key: medians[key]):
+        if medians[key] <= left and len(samples.get(key, ())) < MAX_REPEATS:
+            turn[key] = runs[key]
+            left -= medians[key]
+        elif not medians[key]:
+            turn[key] = runs[key]
+    return turn
 
 
-def _turns(runs: Mapping[Key, Run], samples: Mapping[Key, list[float]]) -> dict[Key, int]:
-    times = {name: spread(samples[name]).median for name in runs if samples.get(name)}
+def _repeats_in_a_turn(runs: Mapping[Key, Run], samples: Mapping[Key, list[float]]) -> dict[Key, int]:
+    """Return how often each run is done in a turn: once, or more often if it takes less than half of the longest."""
+    times = {key: spread(samples[key]).median for key in runs if samples.get(key)}
     longest = max(times.values(), default=0.0)
     return {
-        name: max(1, min(MOST_IN_A_TURN, int(longest / times[name] / 2))) if times.get(name) else 1 for name in runs
+        key: max(1, min(MAX_REPEATS_IN_A_TURN, int(longest / times[key] / 2))) if times.get(key) else 1 for key in runs
     }
 
 
 def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
-    """Return the FLOP/s of a square matrix product, the best of five: what a share of is reported."""
+    """Return the FLOP/s of a square matrix product, the best of five runs."""
     import torch
 
     def best(size: int, repeats: int) -> float:
@@ -173,13 +179,15 @@ def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
 
     if device.startswith("cuda"):
         return best(8192, 5)
-    # A CPU without matrix units for a dtype can be 50 times slower in it, and then a small product says as much.
-    slow = best(512, 2) < 4e10
-    return best(1024 if slow else 2048, 5)
+    rate = best(256, 5)
+    # Where a processor emulates a dtype (0.3 GFLOP/s), larger products are no faster, and take minutes.
+    if rate < 2e9:
+        return rate
+    return best(1024 if best(512, 2) < 4e10 else 2048, 5)
 
 
 def copy_rate(device: str, clock: Clock) -> float:
-    """Return the bytes per second read and written by a copy far larger than caches, the best of five."""
+    """Return the bytes per second that a copy far larger than caches reads and writes, the best of five runs."""
     import torch
 
     size = 2**30 if device.startswith("cuda") else 2**27

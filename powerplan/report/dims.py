@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, allowed_values, shown
-from powerplan.mixers import (
-    GLA,
-    GSA,
-    KDA,
-    RWKV7,
-    DeltaNet,
-    GatedDeltaNet,
-    Lightning,
-    Linear,
-    Mamba1,
-    Mamba2,
-    Mixer,
-    Power,
-    RetNet,
-    SparseStateExpansion,
-)
+from powerplan.mixers import MIXERS, SIZED, Mixer, Power
 from powerplan.mixers.base import RECURRENT_BYTES, SYMBOLS
 from powerplan.report.render import Column, Report, grouped
-from powerplan.units import format_bytes
+from powerplan.units import MAX_CONTEXT, format_bytes
 
 
 def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
@@ -72,33 +57,22 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
     return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
 
 
-HEADS: dict[str, Callable[..., Mixer]] = {
-    "linear": Linear,
-    "retnet": RetNet,
-    "lightning": Lightning,
-    "gla": GLA,
-    "deltanet": DeltaNet,
-    "gated_deltanet": GatedDeltaNet,
-    "kda": KDA,
-    "gsa": GSA,
-    "sse": SparseStateExpansion,
-}
-"""Kinds that are described by head dims; the others have widths of their own."""
+def _kinds_of_fixed_state() -> list[str]:
+    """Return the kinds whose state has the same size at any context, besides power attention.
 
-KINDS = [*HEADS, "rwkv7", "mamba1", "mamba2"]
-"""Kinds with a state of fixed size, besides power attention."""
-
-
-def _one_head(kind: str, dim: int, v_dim: int) -> Mixer:
-    """Return a mixer of one head, with the defaults of its kind for everything but the head dims.
-
-    Mamba's `dim` is a head's channels, and its state dim the default: 16, and 128 for Mamba-2.
+    Kinds that need their head dim come first, then those with a default for it, then those without a value head dim:
+    in this order equal states are listed.
     """
-    if kind in HEADS:
-        return HEADS[kind](heads=1, head_dim=dim, v_head_dim=v_dim)
-    if kind == "rwkv7":
-        return RWKV7(heads=1, head_dim=dim, v_head_dim=v_dim, decay_rank=1, rate_rank=1, gate_rank=1)
-    return Mamba1(inner_size=v_dim, dt_rank=1) if kind == "mamba1" else Mamba2(heads=1, head_dim=v_dim)
+    fixed = []
+    for kind, mixer in MIXERS.items():
+        head = mixer.one_head(1, 1)
+        if head is not None and head.state_size(1) == head.state_size(MAX_CONTEXT):
+            fixed.append(kind)
+    return sorted(fixed, key=lambda kind: (kind not in SIZED, "v_head_dim" not in MIXERS[kind].__struct_fields__))
+
+
+KINDS = _kinds_of_fixed_state()
+"""Kinds of --kind. Power attention is no choice: it is listed for each degree of --p."""
 
 
 def parse_kinds(text: str) -> list[str]:
@@ -120,7 +94,7 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
     rows = []
     for d in head_dims:
         v = v_head_dim or d
-        mixers = [_one_head(kind, d, v) for kind in parse_kinds(kinds)]
+        mixers = [mixer for kind in parse_kinds(kinds) if (mixer := MIXERS[kind].one_head(d, v)) is not None]
         mixers += [Power(p=p, heads=1, head_dim=d, v_head_dim=v) for p in degrees]
         rows += sorted((_state_row(mixer, d, v) for mixer in mixers), key=lambda row: row["state_elements"])
     columns = [

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import textwrap
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import positions_text
-from powerplan.mixers import GroupedHeads, Mixer
-from powerplan.recommend import Answer, Candidate, Solution
-from powerplan.recommend.words import LEGEND
-from powerplan.report.parts import convention_entry as convention_of
-from powerplan.report.parts import model_entry as model_of
-from powerplan.report.parts import row_entry as row_of
-from powerplan.report.parts import show_bytes, show_ratio
+from powerplan.mixers import Mixer
+from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_ratio, wrapped
+from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
-from powerplan.swaps import Shape, default_shape
+from powerplan.search import Candidate, Recommendation, Solution
+from powerplan.swap import swap_text
+from powerplan.swap.shapes import replacement_heads
 from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
-WIDTH = 98
 MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
 
 
-def recommend_report(answer: Answer) -> Report:
+def recommend_report(answer: Recommendation) -> Report:
     """Return the report of a recommendation."""
     request, winner = answer.request, answer.recommended
-    candidates = [_candidate(item, place) for place, item in enumerate(answer.candidates, 1)]
+    reasons = [why(answer, place) for place in range(len(answer.candidates))]
+    saved = gain(answer)
+    candidates = [
+        _candidate(item, place, reason)
+        for place, (item, reason) in enumerate(zip(answer.candidates, reasons, strict=True), 1)
+    ]
     payload = {
-        "model": model_of(answer.base),
-        "convention": convention_of(answer.base, request.dtype),
+        "model": model_entry(answer.base),
+        "convention": convention_entry(answer.base, request.dtype),
         "context": answer.contexts[-1],
         "contexts": list(answer.contexts),
         "target": float(request.target),
@@ -43,27 +44,27 @@ def recommend_report(answer: Answer) -> Report:
         "balanced_context": answer.balanced_context,
         "balanced_window": answer.balanced_window.tokens if answer.balanced_window else None,
         "balanced_window_layers": _window_layers(answer),
-        "gain": answer.gain,
+        "gain": saved,
     }
-    gain = f", {answer.gain}" if answer.gain and not winner.plan.unchanged else ""
-    rest = f"; {answer.gain}" if answer.gain and winner.plan.unchanged else ""
-    sentence = f"{winner.label}, {_ratio(winner)}{gain}: {winner.why}{rest}"
-    before = [*_question(answer), *_wrapped("recommended: ", sentence)]
+    change = f", {saved}" if saved and not winner.plan.unchanged else ""
+    rest = f"; {saved}" if saved and winner.plan.unchanged else ""
+    sentence = f"{winner.label}, {_ratio(winner)}{change}: {reasons[0]}{rest}"
+    before = [*_question(answer), *wrapped(sentence, "recommended: ")]
     before += [f"layers: {text}" for text in _layers(winner)]
     before += _chunk_lines(answer)
-    before += _wrapped("", _balance(answer))
+    before += wrapped(_balance(answer))
     columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
     rows = [entry | _at_contexts(item) for entry, item in zip(candidates, answer.candidates, strict=True)]
     after = []
-    for place, item in enumerate(answer.candidates[1:], 2):
-        after += _wrapped(f"{place:>2}  ", item.why)
+    for place, reason in enumerate(reasons[1:], 2):
+        after += wrapped(reason, f"{place:>2}  ")
     after += [
         *([""] if after else []),
-        *_wrapped("", f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
+        *wrapped(f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
     ]
-    shape = default_shape(answer.base.spec)
+    shape = replacement_heads(answer.base.spec)
     if shape is not None:
-        after += _wrapped("", f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
+        after += wrapped(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     after += _remarks(answer)
     return Report(SCHEMA, payload, columns, rows, before=before, after=after)
 
@@ -72,31 +73,34 @@ def _at_contexts(item: Candidate) -> dict[str, Any]:
     return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
 
 
-def _question(answer: Answer) -> list[str]:
+def _question(answer: Recommendation) -> list[str]:
     contexts = ", ".join(f"{context:,}" for context in answer.contexts)
     request = answer.request
     row = answer.base.row(answer.contexts[-1], request.dtype)
     now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
     kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
     target = format_ratio(request.target)
-    return _wrapped("", f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
+    return wrapped(f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
 
 
-def _chunk_lines(answer: Answer) -> list[str]:
-    """Return the chunk sizes of the winner; one where all are the same."""
-    same = {(chunk.size, chunk.source) for chunk in answer.chunks}
-    if len(same) == 1:
-        size, source = same.pop()
-        return [f"chunk size: {size:,} ({source})"]
-    sizes = [f"{chunk.size:,} for {chunk.mixer} ({chunk.source})" for chunk in answer.chunks]
-    return _wrapped("chunk size: ", "; ".join(sizes)) if sizes else []
+def _chunk_lines(answer: Recommendation) -> list[str]:
+    """Return the chunk sizes of the winner by where they come from; one size where all its mixers take the same."""
+    parts = []
+    for source in dict.fromkeys(chunk.source for chunk in answer.chunks):
+        chunks = [chunk for chunk in answer.chunks if chunk.source == source]
+        if len({chunk.size for chunk in chunks}) == 1:
+            parts.append(f"{chunks[0].size:,} ({source})")
+        else:
+            sizes = ", ".join(f"{chunk.size:,} for {chunk.mixer}" for chunk in chunks)
+            parts.append(f"{sizes} ({source})")
+    return wrapped("; ".join(parts), "chunk size: ") if parts else []
 
 
 def _ratio(item: Candidate) -> str:
     return "no state" if item.row.wsfr is None else format_ratio(item.row.wsfr)
 
 
-def _balance(answer: Answer) -> str:
+def _balance(answer: Recommendation) -> str:
     context, target = answer.contexts[-1], answer.request.target
     word = "balanced" if target == 1 else f"at {format_ratio(target)}"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
@@ -109,7 +113,7 @@ def _balance(answer: Answer) -> str:
     return f"{word} as it is: {place}; at {context:,} with a window of {found.tokens:,} {layers}"
 
 
-def _window_layers(answer: Answer) -> str | None:
+def _window_layers(answer: Recommendation) -> str | None:
     if answer.balanced_window is None:
         return None
     return "growing" if answer.balanced_window.partial else "all"
@@ -122,17 +126,16 @@ def _layers(item: Candidate) -> list[str]:
     uses: dict[str, list[range]] = {}
     for use in item.spec.layer_uses():
         if use.layer.mixer is not None:
-            uses.setdefault(_mixer_words(use.layer.mixer), []).extend(use.positions)
+            uses.setdefault(_mixer_text(use.layer.mixer), []).extend(use.positions)
     return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
 
 
-def _mixer_words(mixer: Mixer) -> str:
-    if not isinstance(mixer, GroupedHeads):
-        return mixer.describe()
-    return f"{mixer.describe()}, {Shape(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.v_head_dim).describe()}"
+def _mixer_text(mixer: Mixer) -> str:
+    heads = mixer.own_heads()
+    return mixer.describe() if heads is None else f"{mixer.describe()}, {heads.describe()}"
 
 
-def _remarks(answer: Answer) -> list[str]:
+def _remarks(answer: Recommendation) -> list[str]:
     request = answer.request
     lines = []
     partial = [item.plan.scope for item in answer.candidates if item.plan.scope.partial]
@@ -140,23 +143,23 @@ def _remarks(answer: Answer) -> list[str]:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
         lines.append(f"{word} the layers whose state grows with the context; the others stay.")
     if request.keep == "weights" and answer.movable:
-        lines.append("Last: what makes the weights smaller, or costs more than softmax attention keeping every key.")
+        lines.append("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
     times = [item.times for item in answer.candidates if item.times is not None]
     if times:
         lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
-        lines.append("No kernel reaches it. Decoding is at batch 1, at the end of the context.")
+        lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
             lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
         lacking = sorted({time.missing.brief() for time in times if time.missing})
         if request.profile and lacking:
-            lines += _wrapped("", f"Not in {request.profile.path}, so a roofline: {'; '.join(lacking)}.")
+            lines += wrapped(f"Not in {request.profile.path}, so a roofline: {'; '.join(lacking)}.")
     return lines
 
 
-def _candidate(item: Candidate, place: int) -> dict[str, Any]:
-    row = row_of(item.row)
+def _candidate(item: Candidate, place: int, reason: str) -> dict[str, Any]:
+    row = row_entry(item.row)
     entry: dict[str, Any] = {
         "rank": place,
         "mixer": item.mixer,
@@ -173,8 +176,8 @@ def _candidate(item: Candidate, place: int) -> dict[str, Any]:
         "layers": item.spec.layer_count,
         "hidden_size": item.spec.hidden_size,
         "feasible": item.feasible,
-        "why": item.why,
-        "rows": [row_of(one) for one in item.rows],
+        "why": reason,
+        "rows": [row_entry(one) for one in item.rows],
     }
     if item.tokens is not None:
         entry["tokens"] = item.tokens
@@ -187,15 +190,11 @@ def _candidate(item: Candidate, place: int) -> dict[str, Any]:
     return entry
 
 
-def _wrapped(head: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
-
-
 _PLACE = Column("rank", "#")
 _LABEL = Column("label", "candidate", left=True)
 
 
-def _ratios(answer: Answer) -> list[Column]:
+def _ratios(answer: Recommendation) -> list[Column]:
     """Return a column of ratios; one for each context where there are several."""
     if len(answer.contexts) == 1:
         return [Column("wsfr", "WSFR", show_ratio)]
@@ -204,7 +203,7 @@ def _ratios(answer: Answer) -> list[Column]:
     return [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
 
 
-def _columns(answer: Answer) -> list[Column]:
+def _columns(answer: Recommendation) -> list[Column]:
     columns = []
     if answer.request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
@@ -239,16 +238,16 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
         f"{name}{place}: the largest {words} with {format_ratio(target)} or more weight is {solution.value:,}{unit}: "
         f"{format_ratio(at.wsfr)}, state {format_bytes(at.state_bytes)} per sequence"
     )
-    rows = [{"value": value, **row_of(row)} for value, row in ((solution.value, at), (solution.value + 1, beyond))]
+    rows = [{"value": value, **row_entry(row)} for value, row in ((solution.value, at), (solution.value + 1, beyond))]
     payload = {
         "model": name,
         "solve": solution.unknown,
         "target": float(target),
         "context": at.context,
         "value": solution.value,
-        "mixer": solution.mixer,
-        "at": row_of(at),
-        "beyond": row_of(beyond),
+        "mixer": swap_text(solution.swap) if solution.swap else None,
+        "at": row_entry(at),
+        "beyond": row_entry(beyond),
     }
     columns = [
         Column("value", solution.unknown, lambda value: f"{value:,}"),
@@ -257,4 +256,4 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
         Column("state_flops_per_token", "state\nFLOPs", lambda value: format_count(Fraction(value))),
         Column("state_bytes", "state per\nsequence", show_bytes),
     ]
-    return Report(SOLVE_SCHEMA, payload, columns, rows, before=textwrap.wrap(line, WIDTH))
+    return Report(SOLVE_SCHEMA, payload, columns, rows, before=wrapped(line))

@@ -1,4 +1,4 @@
-"""Published figures beside what powerplan computes, under each named convention: agreement, or the gap."""
+"""Figures that papers publish, beside what powerplan computes for them under each named convention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each published figure beside its computed values: where they agree as printed, and else by how much they miss."""
+"""Compares each published figure with the values that powerplan computes for it, one for each convention."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from powerplan.reproduce.hybrids import hybrids, kimi, kimi_state
 from powerplan.reproduce.power import Computed, figure2, power_speed, table2, table3, table4
 
 ALL = "all"
+"""The name that stands for all sets."""
 
 _COMPUTE: dict[str, Callable[[Figure], Computed]] = {
     "table2": table2,
@@ -21,23 +22,24 @@ _COMPUTE: dict[str, Callable[[Figure], Computed]] = {
     "kimi": kimi,
     "hybrids": hybrids,
 }
+"""The function that computes the figures of each set."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure and what powerplan computes for it, by convention, in the figure's unit."""
+    """A published figure and the computed values, by convention, in the unit of the figure."""
 
     figure: Figure
     computed: Computed
 
     @property
     def agrees(self) -> list[str]:
-        """The conventions under which the computed value prints as the published one."""
+        """The conventions under which the computed value, rounded like the published one, is the same."""
         return [name for name, value in self.computed.items() if self.figure.agrees(value)]
 
     @property
     def nearest(self) -> tuple[str, float]:
-        """The convention that comes nearest, and by which share its value is more (or less) than the published one."""
+        """The convention whose value is nearest, and its relative deviation: 0.1 is 10 % above the published value."""
         number = self.figure.number
         gaps = {name: float(value / number - 1) for name, value in self.computed.items()}
         name = min(gaps, key=lambda name: abs(gaps[name]))
@@ -46,34 +48,43 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SetResult:
-    """One set of figures, compared."""
+    """A set of figures and their comparisons, in the same order."""
 
     figures: FigureSet
     comparisons: tuple[Comparison, ...]
 
     def agreeing(self, convention: str) -> tuple[int, int]:
         """Return how many figures agree under a convention, and for how many it gives a value."""
-        values = [item for item in self.comparisons if convention in item.computed]
-        return sum(convention in item.agrees for item in values), len(values)
+        computed = [comparison for comparison in self.comparisons if convention in comparison.computed]
+        return sum(convention in comparison.agrees for comparison in computed), len(computed)
 
     def remarks(self) -> list[str]:
-        """Return what the gaps of this set come to, in numbers."""
+        """Return sentences with numbers that belong to this set and stand in none of its figures."""
         if self.figures.name == "kimi":
             return [kimi_state()]
         if self.figures.name != "power-speed":
             return []
-        shares = [(item.figure.number / item.computed["chunked"], item.figure.what) for item in self.comparisons]
+        shares = [(one.figure.number / one.computed["chunked"], one.figure.what) for one in self.comparisons]
         text = " and ".join(f"{float(share):.0%} ({what})" for share, what in shares)
         return [f"Measured over promised, {text}, is the share of the other kernel's FLOP rate that power's reached."]
 
 
 def reproduce(name: str = ALL) -> list[SetResult]:
-    """Return the comparisons of one set, or of all. Raises InputError for a name that is not known."""
+    """Compare published figures with what powerplan computes.
+
+    Args:
+        name: a set of powerplan/published.yaml, or "all".
+
+    Returns:
+        One result for each set, in the order of the file.
+
+    Raises:
+        InputError: there is no set of this name.
+    """
     sets = figure_sets()
     if name != ALL and name not in sets:
         raise InputError(f"{shown(name)} is not known{allowed_values(name, [*sets, ALL])}")
-    chosen = sets.values() if name == ALL else [sets[name]]
     return [
-        SetResult(one, tuple(Comparison(figure, _COMPUTE[one.name](figure)) for figure in one.figures))
-        for one in chosen
+        SetResult(figures, tuple(Comparison(figure, _COMPUTE[figures.name](figure)) for figure in figures.figures))
+        for figures in (sets.values() if name == ALL else [sets[name]])
     ]

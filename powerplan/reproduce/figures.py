@@ -1,4 +1,4 @@
-"""Published figures as data: what a paper prints, in which unit, and where."""
+"""Published figures as data, read from powerplan/published.yaml: what a paper prints, in which unit, and where."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Unit = Literal["", "ratio", "%", "x", "B", "GB"]
 
 
 class Figure(Part, frozen=True, kw_only=True):
-    """One figure as it is printed; the other fields say what to compute beside it.
+    """One published figure; the fields from `quantity` on say what to compute for it.
 
-    value: a number with the digits that are printed, or a ratio such as "1:8". source: where it is not the set's.
+    value: the number with all printed digits, or a ratio of weight to state such as "1:8".
+    source: where the figure is published, if not in the source of its set.
     """
 
     key: str
@@ -37,20 +38,20 @@ class Figure(Part, frozen=True, kw_only=True):
 
     @property
     def number(self) -> Fraction:
-        """The value in its unit; weights over state for a ratio."""
+        """The published value in its unit; a ratio is weight over state."""
         return parse_ratio(self.value) if isinstance(self.value, str) else Fraction(str(self.value))
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point, as printed."""
+        """How many digits are printed behind the decimal point."""
         return len(str(self.value).partition(".")[2])
 
     def printed(self) -> str:
-        """Return the figure as a paper prints it."""
+        """Return the figure as the paper prints it, with its unit."""
         return self.value if isinstance(self.value, str) else self.show(self.number)
 
     def show(self, value: Fraction, digits: int | None = None) -> str:
-        """Return a value with the unit of this figure, with `digits` behind the point (those of the figure if None)."""
+        """Return a value in the unit of this figure, with `digits` behind the point (None: as many as are printed)."""
         places = self.decimals if digits is None else digits
         if self.unit == "ratio":
             side = f"{_rounded(max(value, 1 / value), places):,.{places}f}"
@@ -59,23 +60,27 @@ class Figure(Part, frozen=True, kw_only=True):
         return f"{_rounded(value, places):,.{places}f}{gap}{self.unit}"
 
     def agrees(self, value: Fraction) -> bool:
-        """Whether `value`, rounded as the figure is, prints the same."""
+        """Whether `value` prints the same as the published figure, rounded to as many digits."""
         return self.show(value) == self.show(self.number)
 
     def cut(self, value: Fraction) -> Fraction:
-        """Return `value` with all digits cut off that are not printed."""
+        """Return `value` cut off, not rounded, behind the last digit that is printed."""
         scale = 10**self.decimals
         return Fraction(floor(value * scale), scale)
 
 
 def _rounded(value: Fraction, places: int) -> float:
-    """Return `value` rounded half up, as people round, to `places` behind the point."""
+    """Return `value` rounded to `places` behind the point; halves are rounded up, as in print."""
     scale = 10**places
     return float(Fraction(floor(value * scale + Fraction(1, 2)), scale))
 
 
 class FigureSet(Part, frozen=True, kw_only=True):
-    """The figures of one table or claim. conventions: how powerplan counts, by name; why: the reason for the gaps."""
+    """The figures of one table or claim of a paper.
+
+    conventions: how the computed values are counted, in words, by the convention's name.
+    why: the reason for the gaps between published and computed values.
+    """
 
     name: str
     title: str
@@ -87,7 +92,7 @@ class FigureSet(Part, frozen=True, kw_only=True):
 
 @cache
 def figure_sets() -> dict[str, FigureSet]:
-    """Return all sets by name, in the file's order."""
+    """Return all sets of published.yaml by name, in the order of the file."""
     text = (files("powerplan") / "published.yaml").read_text(encoding="utf-8")
     rows = parse_yaml(text, "published.yaml").data["sets"]
     return {row["name"]: msgspec.convert(row, FigureSet) for row in rows}

@@ -1,4 +1,4 @@
-"""Figures of Kimi Linear (arXiv 2510.26692), and parameters and caches that hybrids publish."""
+"""What powerplan computes for figures of Kimi Linear (arXiv 2510.26692), and for sizes that other hybrids publish."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from functools import cache
 
 from powerplan.accounting import Accounting
 from powerplan.load import catalogue_spec
-from powerplan.mixers import KDA, MLA, Attention, Convention, Mixer
+from powerplan.mixers import Attention, Convention, Mixer
 from powerplan.mixers.base import RECURRENT_BYTES, total
 from powerplan.reproduce.figures import Figure
 from powerplan.reproduce.power import Computed
 from powerplan.serving import Serving, twin
-from powerplan.swaps import sequence_mixers
 
 BILLION = 10**9
+
 MILLION_TOKENS = 2**20
+"""The context of Kimi Linear's figures: 1M tokens."""
+
+RECURRENT, CHUNKED = Convention(), Convention(form="chunked")
 
 
 @cache
-def _pair(form: str = "recurrent") -> tuple[Serving, Serving]:
+def _kimi_and_twin(convention: Convention = RECURRENT) -> tuple[Serving, Serving]:
     """Return Kimi Linear and its twin with MLA in every layer, at 1M tokens."""
-    convention = Convention(form="chunked") if form == "chunked" else Convention()
     model = Accounting(catalogue_spec("kimi-linear-48b-a3b"), convention)
     return Serving(model, MILLION_TOKENS), Serving(twin(model, "mla")[0], MILLION_TOKENS)
 
 
 def kimi(figure: Figure) -> Computed:
+    """Return what is computed for a figure of Kimi Linear, under each convention."""
     return _KIMI[figure.quantity]()
 
 
 def kimi_state() -> str:
-    """Return what is kept of one sequence, for which the paper prints no absolute figure."""
-    hybrid, full = _pair()
+    """Return a sentence with the cache and the recurrent state of one sequence; the paper prints no bytes."""
+    hybrid, full = _kimi_and_twin()
     elements = sum(
         use.layer.mixer.state_size(MILLION_TOKENS).recurrent * use.count
         for use in hybrid.accounting.uses
@@ -48,7 +51,7 @@ def kimi_state() -> str:
 
 
 def _parameters(active: bool) -> Computed:
-    accounting = _pair()[0].accounting
+    accounting = _kimi_and_twin()[0].accounting
     count = accounting.active_parameters if active else accounting.total_parameters
     return {
         "with embeddings": Fraction(count.with_embeddings, BILLION),
@@ -57,50 +60,53 @@ def _parameters(active: bool) -> Computed:
 
 
 def _cache() -> Computed:
-    hybrid, full = _pair()
+    hybrid, full = _kimi_and_twin()
     return {
         "cache bytes": 100 * (hybrid.cache_bytes / full.cache_bytes - 1),
         "state bytes": 100 * (hybrid.row.state_bytes / full.row.state_bytes - 1),
     }
 
 
-def _per_head(mixer: Mixer, heads: int, convention: Convention) -> Fraction:
-    return Fraction(total(mixer.state_flops_terms(MILLION_TOKENS, convention))) / heads
+def _per_head(mixer: Mixer, convention: Convention) -> Fraction:
+    """Return the state FLOPs of one head per token, at 1M tokens."""
+    terms = mixer.state_flops_terms(MILLION_TOKENS, convention)
+    return Fraction(total(terms)) / terms[0].symbols["H"]
 
 
 def _equation_13() -> Computed:
-    (layer,) = (mixer for mixer in sequence_mixers(_pair()[0].accounting.spec) if isinstance(mixer, KDA))
-    assert layer.chunk_size == 64
-    forms = {"chunked": Convention(form="chunked"), "recurrent": Convention()}
-    return {name: _per_head(layer, layer.heads, convention) for name, convention in forms.items()}
+    """Return the FLOPs of a head of KDA, the mixer that the twin does not have."""
+    hybrid, full = (set(serving.accounting.spec.mixers()) for serving in _kimi_and_twin())
+    (kda,) = hybrid - full
+    return {"chunked": _per_head(kda, CHUNKED), "recurrent": _per_head(kda, RECURRENT)}
 
 
 def _equation_14() -> Computed:
-    (layer,) = (mixer for mixer in sequence_mixers(_pair()[0].accounting.spec) if isinstance(mixer, MLA))
+    """Return the FLOPs of a head of softmax attention and of MLA, the mixer of all layers of the twin."""
+    (mla,) = _kimi_and_twin()[1].accounting.spec.mixers()
     return {
-        "attention": _per_head(Attention(heads=1, head_dim=128), 1, Convention()),
-        "mla": _per_head(layer, layer.heads, Convention()),
+        "attention": _per_head(Attention(heads=1, head_dim=128), RECURRENT),
+        "mla": _per_head(mla, RECURRENT),
     }
 
 
 def _prefill() -> Computed:
-    found = {}
-    for name, form in (("prompt FLOPs", "recurrent"), ("chunked FLOPs", "chunked")):
-        hybrid, full = _pair(form)
-        found[name] = full.prefill_flops / hybrid.prefill_flops
-    return found
+    speedups = {}
+    for name, convention in (("prompt FLOPs", RECURRENT), ("chunked FLOPs", CHUNKED)):
+        hybrid, full = _kimi_and_twin(convention)
+        speedups[name] = full.prefill_flops / hybrid.prefill_flops
+    return speedups
 
 
 def _decode() -> Computed:
-    hybrid, full = _pair()
-    found = {
+    hybrid, full = _kimi_and_twin()
+    speedups = {
         "cache bytes": full.cache_bytes / hybrid.cache_bytes,
         "state bytes": full.row.state_bytes / hybrid.row.state_bytes,
         "state bytes moved": full.row.decode_state_bytes / hybrid.row.decode_state_bytes,
     }
     for batch in (1, 64):
-        found[f"bytes at batch {batch}"] = full.step(batch).moved_bytes / hybrid.step(batch).moved_bytes
-    return found
+        speedups[f"bytes at batch {batch}"] = full.step(batch).moved_bytes / hybrid.step(batch).moved_bytes
+    return speedups
 
 
 _KIMI: dict[str, Callable[[], Computed]] = {
@@ -115,6 +121,7 @@ _KIMI: dict[str, Callable[[], Computed]] = {
 
 
 def hybrids(figure: Figure) -> Computed:
+    """Return the parameters of a model, or the cache of one sequence, under each convention."""
     accounting = Accounting(catalogue_spec(figure.model))
     if figure.quantity == "cache":
         size = Serving(accounting, figure.context).cache_bytes

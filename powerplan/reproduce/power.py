@@ -1,4 +1,7 @@
-"""Figures of "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239), under each convention."""
+"""What powerplan computes for the figures of "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239).
+
+One function for each set of figures: it takes a figure and returns a value for each convention of the set.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.base import total
 from powerplan.reproduce.figures import Figure, figure_sets
 from powerplan.spec import ModelSpec
-from powerplan.whatif import parse_mixer, with_mixer
+from powerplan.swap import with_mixer
 
 Computed = dict[str, Fraction]
-"""Values in the unit of a figure, by the convention's name."""
+"""The computed values, in the unit of the figure, by the name of the convention."""
 
-CHUNK = 128
-"""Chunk of linear attention in the paper's accounting."""
+PAPER_CHUNK_SIZE = 128
+"""Tokens of a chunk of linear attention in the paper's accounting."""
 
 CONVENTIONS = {
     "default": Convention(),
@@ -26,6 +29,7 @@ CONVENTIONS = {
     "full": Convention(causal="full"),
     "bare": Convention(causal="full", lm_head=False),
 }
+"""Conventions of table 2 and figure 2; published.yaml describes them."""
 
 
 def model_of(figure: Figure) -> ModelSpec:
@@ -34,26 +38,29 @@ def model_of(figure: Figure) -> ModelSpec:
     return with_mixer(spec, figure.mixer)[0] if figure.mixer else spec
 
 
-def paper_ratio(spec: ModelSpec, mixer: str, context: int) -> Fraction:
-    """Return the ratio as the paper counts it, which is not how powerplan counts (see `published.yaml`).
+def paper_ratio(spec: ModelSpec, context: int) -> Fraction:
+    """Return the weight-state FLOP ratio as the paper counts it, for a model with one mixer in all layers.
 
-    Weights: 20mm a layer, projections at 1 FLOP per parameter, plus the LM head. State: 3tm a layer, 1tm for causal
-    scores and 2tm for values. Linear attention: 20mm over (4d + 2c)m, without the head.
+    Softmax attention: weights are 20mm a layer (projections at 1 FLOP per parameter) and the LM head; state is 3m for
+    each of t keys, or of the window's, a layer: 1 for causal scores and 2 for values.
+    Linear attention: 20mm a layer over 4dm for the state and 2cm within chunks, without the LM head.
+    This is not how powerplan counts; published.yaml says so beside the figures.
     """
-    kind, settings = parse_mixer(mixer or "attention")
+    (mixer,) = spec.mixers()
     width, layers = spec.hidden_size, spec.layer_count
     weights = 20 * width**2 * layers
-    if kind == "linear":
-        (dim,) = {use.layer.mixer.head_dim for use in spec.layer_uses() if isinstance(use.layer.mixer, Attention)}
-        return Fraction(weights, (4 * dim + 2 * CHUNK) * width * layers)
-    keys = min(context, settings.get("window", context))
+    state = mixer.state_size(context)
+    if not state.entry:
+        return weights / (Accounting(spec).state_flops(context) + 2 * PAPER_CHUNK_SIZE * width * layers)
+    keys = state.cache // state.entry
     return Fraction(weights + 2 * spec.vocab_size * width, 3 * keys * width * layers)
 
 
 def table2(figure: Figure) -> Computed:
+    """Return the ratio of a model at one context, under each convention."""
     spec = model_of(figure)
-    found = {name: _ratio(spec, figure.context, CONVENTIONS[name]) for name in ("default", "headless", "full")}
-    return found | {"paper": paper_ratio(catalogue_spec(figure.model), figure.mixer, figure.context)}
+    ratios = {name: _ratio(spec, figure.context, CONVENTIONS[name]) for name in ("default", "headless", "full")}
+    return ratios | {"paper": paper_ratio(spec, figure.context)}
 
 
 def _ratio(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
@@ -63,6 +70,7 @@ def _ratio(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
 
 
 def table3(figure: Figure) -> Computed:
+    """Return a dimension of the power embeddings, or the share that spow saves: exact, and cut off as it is printed."""
     symmetric, full = spow_dim(figure.head_dim, figure.p), tpow_dim(figure.head_dim, figure.p)
     values: dict[str, Callable[[], Fraction]] = {
         "spow": lambda: Fraction(symmetric),
@@ -74,34 +82,37 @@ def table3(figure: Figure) -> Computed:
 
 
 def figure2(figure: Figure) -> Computed:
+    """Return the ratio of a model at its context; or the most FLOPs of the set's models over the least."""
     if figure.quantity == "spread":
-        models = [one for one in figure_sets()["figure2"].figures if one.model]
+        figures = [other for other in figure_sets()["figure2"].figures if other.model]
         spreads = {}
         for name, convention in CONVENTIONS.items():
             flops = []
-            for one in models:
-                accounting = Accounting(model_of(one), convention)
-                flops.append(accounting.weight_flops + accounting.state_flops(one.context))
+            for other in figures:
+                accounting = Accounting(model_of(other), convention)
+                flops.append(accounting.weight_flops + accounting.state_flops(other.context))
             spreads[name] = max(flops) / min(flops)
         return spreads
     spec = model_of(figure)
-    found = {name: _ratio(spec, figure.context, convention) for name, convention in CONVENTIONS.items()}
-    return found | {"paper": paper_ratio(spec, "attention", figure.context)}
+    ratios = {name: _ratio(spec, figure.context, convention) for name, convention in CONVENTIONS.items()}
+    return ratios | {"paper": paper_ratio(spec, figure.context)}
 
 
 def table4(figure: Figure) -> Computed:
+    """Return the tokens of one batch over those of the other; or the state of a head over that of a window."""
     if figure.quantity == "batch":
         return {"exact": Fraction(1920 * 4096, 7680 * 1024)}
     dim = figure.head_dim
     window = Attention(heads=1, head_dim=dim, window=figure.context).state_size(figure.context).elements
-    found = {}
+    ratios = {}
     for name, normalize in (("exact", False), ("normalised", True)):
         state = Power(heads=1, head_dim=dim, p=figure.p, normalize=normalize).state_size(figure.context)
-        found[name] = Fraction(state.elements, window)
-    return found
+        ratios[name] = Fraction(state.elements, window)
+    return ratios
 
 
 def power_speed(figure: Figure) -> Computed:
+    """Return the state FLOPs of softmax attention over those of power attention, for one head."""
     attention = Attention(heads=1, head_dim=figure.head_dim)
     power = Power(heads=1, head_dim=figure.head_dim, p=figure.p)
     softmax = Fraction(total(attention.state_flops_terms(figure.context, Convention())))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from powerplan import mixers
 from powerplan.cli import main
 
 SIZE = "is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)"
@@ -43,10 +44,7 @@ CONTEXTS = {
 }
 
 SETTINGS = "allowed are bias, chunk_size, gated, head_dim, heads, kv_heads"
-KINDS = (
-    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
-    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
-)
+KINDS = ", ".join(sorted(mixers.MIXERS))
 MIXERS = {
     "": f": '' is not a mixer; allowed are {KINDS}, window",
     "atention": f": 'atention' is not a mixer; did you mean attention? allowed are {KINDS}, window",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from powerplan.recommend.choices import ASKED
+from powerplan.search.choices import NAMED_KINDS
 
 SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
 
@@ -109,7 +109,7 @@ def test_a_profile_without_the_rates_of_its_device(
 
 
 ALWAYS = "allowed are attention, window, linear, power, mla, mix"
-KINDS = f"{ALWAYS}, {', '.join(ASKED)}"
+KINDS = f"{ALWAYS}, {', '.join(NAMED_KINDS)}"
 RECOMMEND = {
     "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
     "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",

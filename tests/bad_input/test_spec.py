@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from powerplan.cli import main
+from powerplan.ffn import FFNS
+from powerplan.mixers import MIXERS
 
 SPEC = """\
 name: tiny
@@ -23,10 +25,7 @@ layers:
         ffn: {kind: mlp, intermediate_size: 3072}
       - mixer: {kind: mla, heads: 4, kv_lora_rank: 8, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 8}
 """
-KINDS = (
-    "attention, deltanet, dsa, forgetting, gated_deltanet, gla, gsa, kda, lightning, linear, log_linear, mamba1, "
-    "mamba2, mla, moba, nsa, power, retnet, rwkv7, sse"
-)
+KINDS = ", ".join(sorted(MIXERS))
 HEAD = "name: tiny\nvocab_size: 1000\nhidden_size: 768\n"
 
 # One mistake in SPEC each: what is replaced by what, and the message after "model.yaml:".
@@ -56,7 +55,7 @@ tie_embeddings => "x` - at `$.layers"
 kind: attention => kind: atention
     8:19: layers[0].mixer.kind: 'atention' is not known; did you mean attention? allowed are ...
 kind: mlp => kind: mpl
-    12:21: layers[1].pattern[0].ffn.kind: 'mpl' is not known; did you mean mlp? allowed are mlp, moe
+    12:21: layers[1].pattern[0].ffn.kind: 'mpl' is not known; did you mean mlp? allowed are FFNS
 rmsnorm => rms_norm
     5:14: norm.kind: 'rms_norm' is not known; did you mean rmsnorm? allowed are rmsnorm, layernorm, none
 kind: attention => kind: mlp
@@ -70,7 +69,7 @@ kind: attention => kind: null
 kind: attention, heads: 12 => heads: 12
     8:12: layers[0].mixer: needs a kind; allowed are KINDS
 kind: mlp, inter => inter
-    12:14: layers[1].pattern[0].ffn: needs a kind; allowed are mlp, moe
+    12:14: layers[1].pattern[0].ffn: needs a kind; allowed are FFNS
 name: tiny => note: tiny
     1:1: name: is missing
 hidden_size: 768 => position_embeddings: 768
@@ -362,10 +361,8 @@ WHOLE = {
 
 
 def cases(table: str) -> list[tuple[str, str]]:
-    lines = table.strip().splitlines()
-    return [
-        (edit, message.strip().replace("KINDS", KINDS)) for edit, message in zip(lines[::2], lines[1::2], strict=True)
-    ]
+    lines = table.replace("KINDS", KINDS).replace("FFNS", ", ".join(sorted(FFNS))).strip().splitlines()
+    return [(edit, message.strip()) for edit, message in zip(lines[::2], lines[1::2], strict=True)]
 
 
 @pytest.mark.parametrize(("edit", "message"), cases(STRUCTURE) + cases(VALUES))

@@ -13,12 +13,14 @@ from typing import Any
 import plain_mixers as plain
 import pytest
 import torch
+from kinds import variants
 from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.mixers import (
     GLA,
     GSA,
     KDA,
+    MIXERS,
     RWKV7,
     DeltaNet,
     GatedDeltaNet,
@@ -123,6 +125,15 @@ CHUNKS: dict[str, tuple[Mixer, Callable[[], Tensor]]] = {
         lambda: plain.mamba2_chunks(C_GROUPS, B_GROUPS, HEAD_X, HEAD_DECAY, CHUNK),
     ),
 }
+
+
+def test_every_kind_without_a_cache_has_a_plain_implementation() -> None:
+    """Power and linear attention have theirs in kernels/, which tests/models/test_flops.py counts."""
+    kinds = [kind for kind, mixer in MIXERS.items() if next(variants(mixer)).state_size(1).entry == 0]
+    assert set(STEPS) == set(kinds) - {"power", "linear"}
+    no_chunks = {"mamba1"}
+    by_identity = {"log_linear", "sse"}  # Tests of their own, below.
+    assert set(CHUNKS) == set(STEPS) - no_chunks - by_identity
 
 
 @pytest.mark.parametrize("kind", STEPS)

@@ -1,12 +1,21 @@
-"""A model small enough to be timed in a test, and one thread to a worker."""
+"""A model small enough to be timed in a test, one thread to a worker, and profiles that no clock can spoil."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+
+from powerplan.hardware import Peak
+from powerplan.profile import runner, session
+from powerplan.profile.costs import run_costs
+from powerplan.profile.machine import Machine
+from powerplan.profile.timing import Run
+from powerplan.profile.workload import Point, TimedMixer, Workload
 
 TINY = """
 name: tiny
@@ -41,3 +50,33 @@ def tiny(tiny_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_text, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time pass in runs only, and each run take its roofline time on a machine of 10 GFLOP/s, without any work."""
+    now = [0.0]
+    peak = Peak("simulated", Fraction(10**10), Fraction(10**12), "test")
+
+    def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
+        seconds = peak.roofline_s(*map(float, run_costs(workload, timed, point, executed=True)))
+
+        def run() -> None:
+            now[0] += seconds
+
+        return run
+
+    def clock(run: Run) -> float:
+        start = now[0]
+        run()
+        return now[0] - start
+
+    def peak_of(run: Run, device: str) -> int:
+        run()
+        return 1
+
+    machine = Machine("cpu", "simulated", clock, 1e10, 1e12, peak, 1)
+    monkeypatch.setattr(session, "examine", lambda device, dtype: machine)
+    monkeypatch.setattr(runner, "prepare", prepare)
+    monkeypatch.setattr(runner, "peak_of", peak_of)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])

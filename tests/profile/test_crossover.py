@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powerplan.profile.crossover import CLOSE, HIGHEST, LOWEST, Pair, find_crossover
+from powerplan.profile.crossover import CLOSE_ENOUGH, LONGEST, SHORTEST, Pair, find_crossover
 from powerplan.profile.result import Crossover
 
 
@@ -16,7 +16,7 @@ def linear_against_square(crossing: float) -> Callable[[int], Pair]:
     return lambda context: (context * crossing * 1e-9, context**2 * 1e-9)
 
 
-def found(known: list[int], at: Callable[[int], Pair | None]) -> Crossover:
+def crossover_of(known: list[int], at: Callable[[int], Pair | None]) -> Crossover:
     pairs = {context: pair for context in known if (pair := at(context)) is not None}
     crossover = find_crossover(pairs, at, name="power", against="softmax", direction="forward")
     assert crossover is not None
@@ -25,30 +25,30 @@ def found(known: list[int], at: Callable[[int], Pair | None]) -> Crossover:
 
 @given(st.floats(200, 2e6), st.lists(st.integers(64, 65536), min_size=1, max_size=4, unique=True))
 def test_it_is_found_wherever_one_starts(crossing: float, known: list[int]) -> None:
-    answer = found(known, linear_against_square(crossing))
+    answer = crossover_of(known, linear_against_square(crossing))
     assert answer.slower_at is not None
     assert answer.faster_at is not None
     assert answer.slower_at < crossing <= answer.faster_at
-    assert answer.faster_at / answer.slower_at <= max(CLOSE, 1 + 32 / answer.slower_at)
+    assert answer.faster_at / answer.slower_at <= max(CLOSE_ENOUGH, 1 + 32 / answer.slower_at)
     assert answer.context == pytest.approx(crossing, rel=0.01)
     assert len(answer.tried) <= len(known) + 12
 
 
 def test_faster_from_the_beginning() -> None:
-    answer = found([1024], lambda context: (1.0, 2.0))
-    assert (answer.context, answer.slower_at, answer.faster_at) == (None, None, LOWEST)
+    answer = crossover_of([1024], lambda context: (1.0, 2.0))
+    assert (answer.context, answer.slower_at, answer.faster_at) == (None, None, SHORTEST)
 
 
 def test_never_faster() -> None:
-    answer = found([1024], lambda context: (2.0, 1.0))
+    answer = crossover_of([1024], lambda context: (2.0, 1.0))
     assert answer.context is None
     assert answer.faster_at is None
-    assert answer.slower_at == HIGHEST
+    assert answer.slower_at == LONGEST
 
 
 def test_what_cannot_be_measured_ends_the_search_with_an_estimate() -> None:
     times = linear_against_square(40_000)
-    answer = found([1024, 4096], lambda context: times(context) if context <= 10_000 else None)
+    answer = crossover_of([1024, 4096], lambda context: times(context) if context <= 10_000 else None)
     assert (answer.context, answer.slower_at, answer.faster_at) == (None, 4096, None)
     assert answer.estimate == pytest.approx(40_000, rel=0.01)
 

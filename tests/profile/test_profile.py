@@ -20,17 +20,37 @@ from powerplan.load import load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.base import total
-from powerplan.profile import session
-from powerplan.profile.plan import Contender, Plan
-from powerplan.profile.result import Profile, read_whole
-from powerplan.whatif import with_mixer
+from powerplan.profile import crossover, runner, timing
+from powerplan.profile.result import Profile, load_profile
+from powerplan.profile.workload import Point, TimedMixer, Workload
+from powerplan.swap import with_mixer
 
-QUICK = ["--ctx", "64, 256", "--time-limit", "12"]
+QUICK = ["--ctx", "64, 256", "--time-limit", "2h"]
+"""Short contexts, and a time limit that does not depend on how fast the machine is, or how busy: see little_work."""
+
+
+@contextmanager
+def little_work() -> Iterator[None]:
+    """Let a profile end because its work is done: two repeats of each run, and no crossover sought at long contexts.
+
+    With a time limit far beyond that, what is measured does not depend on how fast the machine is, or how busy.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "MIN_REPEATS", 2)
+        patch.setattr(timing, "MAX_REPEATS", 2)
+        patch.setattr(crossover, "LONGEST", 512)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _little_work() -> Iterator[None]:
+    with little_work():
+        yield
 
 
 def profiled(tiny: Path, *options: str) -> Profile:
     assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == 0
-    return read_whole("out.json")
+    return load_profile("out.json")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +59,10 @@ def whole(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profile")
     (folder / "tiny.yaml").write_text(tiny_text, encoding="utf-8")
     options = ["--p", "2,3", "--against", "softmax,window,linear", "--pass", "decode,train,forward"]
-    options += ["--chunk-size", "32,64", "--breakdown", "--time-limit", "60", "--ctx", "64, 256"]
+    options += ["--chunk-size", "32,64", "--breakdown", *QUICK]
     path = folder / "out.json"
-    assert main(["profile", str(folder / "tiny.yaml"), *options, "--save", str(path)]) == 0
+    with little_work():
+        assert main(["profile", str(folder / "tiny.yaml"), *options, "--save", str(path)]) == 0
     return path
 
 
@@ -60,7 +81,7 @@ def test_the_contract(whole: Path) -> None:
 
 
 def test_everything_was_measured(whole: Path) -> None:
-    profile = read_whole(str(whole))
+    profile = load_profile(str(whole))
     assert profile.missing == ()
     names = {"power p=2", "power p=3", "softmax", "window 18", "linear"}
     for direction in ("forward", "forward+backward", "decode"):
@@ -81,7 +102,7 @@ def test_everything_was_measured(whole: Path) -> None:
 
 
 def test_the_split_is_of_the_parts_and_of_the_planner(whole: Path) -> None:
-    profile = read_whole(str(whole))
+    profile = load_profile(str(whole))
     assert len(profile.split) == 3 * 2 * 5
     spec, _ = with_mixer(load_model(whole.parent / "tiny.yaml").spec, "power:p=2")
     accounting = Accounting(spec, Convention(lm_head=False))
@@ -95,7 +116,7 @@ def test_the_split_is_of_the_parts_and_of_the_planner(whole: Path) -> None:
 
 def test_flops_are_the_planners(whole: Path) -> None:
     heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
-    rows = {(row.name, row.direction, row.context): row.flops for row in read_whole(str(whole)).part("state")}
+    rows = {(row.name, row.direction, row.context): row.flops for row in load_profile(str(whole)).part("state")}
     exact = total(Attention(**heads).state_flops_terms(256, Convention()))
     assert rows["softmax", "forward", 256] == exact * 256
     assert rows["softmax", "forward+backward", 256] == 3 * exact * 256
@@ -107,7 +128,7 @@ def test_flops_are_the_planners(whole: Path) -> None:
 
 
 def test_planning_reads_the_same_file(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    profile, saved = read_profile(str(whole)), read_whole(str(whole))
+    profile, saved = read_profile(str(whole)), load_profile(str(whole))
     heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
     for mixer, name in ((Attention(**heads), "softmax"), (Attention(**heads, window=18), "window 18")):
         timing = profile.training_time(mixer, 256)
@@ -147,7 +168,7 @@ def test_show_prints_it_again(whole: Path, capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out) == json.loads(whole.read_text(encoding="utf-8"))
     assert main(["profile", "--show", str(whole), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(rows) == len(read_whole(str(whole)).results)
+    assert len(rows) == len(load_profile(str(whole)).results)
     assert {row["part"] for row in rows} == {"state", "projections", "ffn", "layer"}
     assert main(["profile", "--show", str(whole), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
@@ -231,17 +252,17 @@ def test_other_implementations(tiny: Path, impl: str) -> None:
 @contextmanager
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> Iterator[None]:
     """Let the run that follows `after` others raise `error`, in its preparation."""
-    prepare, count = session.prepare, 0
+    prepare, count = runner.prepare, 0
 
-    def failing(plan: Plan, contender: Contender, place: Any) -> Any:
+    def failing(workload: Workload, timed: TimedMixer, point: Point) -> Any:
         nonlocal count
         count += 1
         if count > after:
             raise error
-        return prepare(plan, contender, place)
+        return prepare(workload, timed, point)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "prepare", failing)
+        patch.setattr(runner, "prepare", failing)
         yield
 
 
@@ -256,14 +277,14 @@ def test_an_interrupt_keeps_what_was_measured(
 
 
 def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repeated = session.repeated
+    sample = runner.sample_until_settled
 
-    def cut(runs: dict[Contender, Any], clock: Any, allowance: float, samples: dict[Contender, list[float]]) -> None:
-        repeated(runs, clock, allowance, samples)
-        if any(item.name == "softmax" for item in runs):
+    def cut(runs: dict[TimedMixer, Any], clock: Any, seconds: float, samples: dict[TimedMixer, list[float]]) -> None:
+        sample(runs, clock, seconds, samples)
+        if any(timed.name == "softmax" for timed in runs):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "repeated", cut)
+    monkeypatch.setattr(runner, "sample_until_settled", cut)
     profile = profiled(tiny, "--pass", "forward")
     assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
 
@@ -280,14 +301,14 @@ def test_an_interrupt_before_anything_is_an_error(
 def test_out_of_memory_goes_on_with_the_next(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare = session.prepare
+    prepare = runner.prepare
 
-    def failing(plan: Plan, contender: Contender, place: Any) -> Any:
-        if contender.name == "softmax" and place[0] == "state":
+    def failing(workload: Workload, timed: TimedMixer, point: Point) -> Any:
+        if timed.name == "softmax" and point.part == "state":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-        return prepare(plan, contender, place)
+        return prepare(workload, timed, point)
 
-    monkeypatch.setattr(session, "prepare", failing)
+    monkeypatch.setattr(runner, "prepare", failing)
     profile = profiled(tiny, "--pass", "forward")
     assert {row.name for row in profile.part("state")} == {"power p=2", "window 18"}
     assert "state, forward, 64 tokens: softmax: out of memory" in capsys.readouterr().out
@@ -298,9 +319,9 @@ def test_a_real_allocation_beyond_the_limit_fails_and_the_process_lives_on(
 ) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("the address space is limited on Linux only")
-    monkeypatch.setattr(session, "bytes_needed", lambda plan, contender, place: 0)
+    monkeypatch.setattr(runner, "bytes_needed", lambda workload, timed, point: 0)
     options = ["--impl", "reference", "--against", "none", "--memory-limit", "1MiB", "--ctx", "64,16k"]
-    profile = profiled(tiny, "--pass", "forward", *options, "--time-limit", "60")
+    profile = profiled(tiny, "--pass", "forward", *options)
     assert {row.context for row in profile.part("state")} == {64}
     assert {(item.context, item.reason) for item in profile.missing if item.part == "state"} == {
         (16384, "out of memory")
@@ -314,10 +335,13 @@ def test_a_context_too_large_for_the_memory_limit_is_left_out(tiny: Path, capsys
     assert "state, forward, 67,108,864 tokens: power p=2: it would take about 48 GiB, and the limit is 1 GiB" in text
 
 
-def test_the_time_limit_leaves_out_what_does_not_fit(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_limit_leaves_out_what_does_not_fit(
+    tiny: Path, simulated: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     profile = profiled(tiny, "--pass", "forward", "--ctx", "64,512k", "--against", "softmax", "--time-limit", "8")
     assert profile.seconds < 20
     assert {row.context for row in profile.part("state") if row.name == "softmax"} == {64}
+    assert {row.context for row in profile.part("state") if row.name == "power p=2"} == {64, 524_288}
     assert "softmax from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
 
 
@@ -341,14 +365,31 @@ def test_nothing_is_timed_that_is_wrong(
 
 def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
     import signal
-    import time
 
-    command = [sys.executable, "-c", "from powerplan.cli import run; run()", "profile", str(tiny), "--ctx", "64,4M"]
-    command += ["--pass", "forward", "--against", "none", "--time-limit", "20min"]
+    script = """
+import sys
+from powerplan.cli import run
+from powerplan.profile import runner
+
+prepare = runner.prepare
+
+def announced(workload, timed, point):
+    run = prepare(workload, timed, point)
+    if point.part == "state" and point.context > 64:
+        print("the long run starts", file=sys.stderr, flush=True)
+    return run
+
+runner.prepare = announced
+run()
+"""
+    command = [sys.executable, "-c", script, "profile", str(tiny), "--ctx", "64,4M"]
+    command += ["--pass", "forward", "--against", "none", "--time-limit", "2h"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(15)  # The longer context takes minutes.
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    assert process.stderr is not None
+    announcement = next((line for line in process.stderr if line == "the long run starts\n"), None)
+    process.send_signal(signal.SIGINT)  # The long run takes minutes.
+    out, err = process.communicate(timeout=600)
+    assert announcement is not None
     assert process.returncode == 0, err
     assert "interrupted: what was measured until then" in out
     assert "fwd            64  power p=2" in out

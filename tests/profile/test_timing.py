@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from powerplan.profile import timing
-from powerplan.profile.timing import FEWEST, MOST, Run, repeated, settled, spread
+from powerplan.profile.timing import MAX_REPEATS, MIN_REPEATS, Run, sample_until_settled, settled, spread
 from powerplan.units import parse_seconds
 
 
@@ -37,37 +37,37 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[float]]
 def test_steady_times_settle_early(machine: Callable) -> None:  # type: ignore[type-arg]
     runs, clock = machine({"a": [1.0], "b": [1.02, 0.98]})
     samples: dict[str, list[float]] = {}
-    repeated(runs, clock, 1000, samples)
-    assert {name: len(times) for name, times in samples.items()} == {"a": FEWEST, "b": FEWEST}
+    sample_until_settled(runs, clock, 1000, samples)
+    assert {name: len(times) for name, times in samples.items()} == {"a": MIN_REPEATS, "b": MIN_REPEATS}
     assert settled(samples["b"])
 
 
 def test_noise_is_repeated_and_ends(machine: Callable) -> None:  # type: ignore[type-arg]
     runs, clock = machine({"a": [1.0, 2.0, 3.0]})
     samples: dict[str, list[float]] = {}
-    repeated(runs, clock, 1000, samples)
-    assert len(samples["a"]) == MOST
+    sample_until_settled(runs, clock, 1000, samples)
+    assert len(samples["a"]) == MAX_REPEATS
     assert spread(samples["a"]).median == 2.0
 
 
-def test_everything_gets_one_sample_and_the_dear_ones_stop_first(machine: Callable) -> None:  # type: ignore[type-arg]
-    runs, clock = machine({"dear": [10.0, 12.0], "cheap": [0.1, 0.3]})
+def test_everything_gets_one_sample_and_the_longest_stop_first(machine: Callable) -> None:  # type: ignore[type-arg]
+    runs, clock = machine({"long": [10.0, 12.0], "short": [0.1, 0.3]})
     samples: dict[str, list[float]] = {}
-    repeated(runs, clock, 12.0, samples)
-    assert len(samples["dear"]) == 1
-    assert len(samples["cheap"]) >= FEWEST
+    sample_until_settled(runs, clock, 12.0, samples)
+    assert len(samples["long"]) == 1
+    assert len(samples["short"]) >= MIN_REPEATS
 
 
 def test_a_first_run_that_counted_is_not_repeated_beyond_the_allowance(machine: Callable) -> None:  # type: ignore[type-arg]
-    runs, clock = machine({"dear": [10.0]})
-    samples = {"dear": [10.0]}
-    repeated(runs, clock, 5.0, samples)
-    assert samples == {"dear": [10.0]}
+    runs, clock = machine({"long": [10.0]})
+    samples = {"long": [10.0]}
+    sample_until_settled(runs, clock, 5.0, samples)
+    assert samples == {"long": [10.0]}
 
 
 def test_spread() -> None:
-    found = spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0])
-    assert (found.p20, found.median, found.p80, found.repeats) == (2.0, 3.5, 5.0, 6)
+    times = spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0])
+    assert (times.p20, times.median, times.p80, times.repeats) == (2.0, 3.5, 5.0, 6)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5 min", 90), ("2h", 7200)])

@@ -19,39 +19,38 @@ from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
 from powerplan.mixers.base import total
-from powerplan.recommend import Request, recommend
-from powerplan.recommend.choices import ASKED, family, scopes
-from powerplan.recommend.costs import DECODE, ELEMENTS, HALF, PARAMETERS, STATE, WEIGHT, Rates
-from powerplan.recommend.limits import Checker, Limits
-from powerplan.recommend.plan import Plan, period, places
-from powerplan.recommend.ranking import Ranking
-from powerplan.recommend.rescale import _wider_mixer
-from powerplan.recommend.search import Search, Trial
+from powerplan.search import Request, recommend
+from powerplan.search.choices import NAMED_KINDS, scopes
+from powerplan.search.costs import CostBasis
+from powerplan.search.layer_plan import LayerPlan, exception_places, pattern_period
+from powerplan.search.limits import Checker, Limits
+from powerplan.search.ranking import Ranking
+from powerplan.search.trials import Search, Trial
 from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.swap import with_mixer
 from powerplan.validation import validate
-from powerplan.whatif import with_mixer
 
 
 def search_of(
     spec: ModelSpec, at: tuple[int, ...], convention: Convention | None = None, dtype: str = "bf16"
 ) -> Search:
     convention = convention or Convention()
-    return Search(Accounting(spec, convention), Rates(at, convention, dtype), Fraction(1), lambda plan: True)
+    return Search(Accounting(spec, convention), CostBasis(at, convention, dtype), Fraction(1), lambda plan: True)
 
 
 def check_trial(search: Search, trial: Trial) -> None:
     """The sums of a trial are the numbers of the model that its plan builds, to the digit."""
-    rates, cost = search.rates, trial.cost
-    built = Accounting(trial.plan.build(search.spec), rates.convention)
-    rows = [built.row(context, rates.dtype) for context in rates.contexts]
-    assert cost[WEIGHT] == rows[-1].weight_flops
-    assert cost[PARAMETERS] == built.total_parameters.with_embeddings
-    assert cost[ELEMENTS] == rows[-1].state_elements
-    assert Fraction(cost[STATE], HALF) == rows[-1].state_bytes
-    assert Fraction(cost[DECODE], HALF) == rows[-1].decode_state_bytes
+    basis, cost = search.basis, trial.cost
+    built = Accounting(trial.plan.build(search.spec), basis.convention)
+    rows = [built.row(context, basis.dtype) for context in basis.contexts]
+    assert cost.weight_flops == rows[-1].weight_flops
+    assert cost.parameters == built.total_parameters.with_embeddings
+    assert cost.state_elements == rows[-1].state_elements
+    assert cost.state_bytes == rows[-1].state_bytes
+    assert cost.decode_bytes == rows[-1].decode_state_bytes
     for index, row in enumerate(rows):
-        assert search.wsfr(cost, index) == row.wsfr
-    whole = Checker(Limits(), search.accounting, rates).decode_bytes(trial)
+        assert search.basis.wsfr(cost, index) == row.wsfr
+    whole = Checker(Limits(), search.accounting, basis).decode_bytes(trial)
     assert whole == rows[-1].decode_weight_bytes + rows[-1].decode_state_bytes
 
 
@@ -148,20 +147,20 @@ def test_the_order_of_the_trials_changes_nothing() -> None:
 @given(st.integers(2, 300), st.data())
 def test_places_are_spread_evenly(layers: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, layers // 2))
-    found = places(layers, count)
-    assert len(found) == len(set(found)) == count
-    assert all(0 <= place < layers for place in found)
-    gaps = {later - earlier for earlier, later in pairwise(found)}
+    places = exception_places(layers, count)
+    assert len(places) == len(set(places)) == count
+    assert all(0 <= place < layers for place in places)
+    gaps = {later - earlier for earlier, later in pairwise(places)}
     assert not gaps or max(gaps) - min(gaps) <= 1
-    regular = period(layers, count)
+    regular = pattern_period(layers, count)
     assert layers // regular * regular <= layers
 
 
 def test_patterns_as_people_write_them() -> None:
-    assert places(12, 3) == [3, 7, 11]
-    assert places(61, 12) == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
-    assert places(12, 1) == [11]
-    assert (period(12, 3), period(32, 12), period(32, 13)) == (4, 8, 32)
+    assert exception_places(12, 3) == [3, 7, 11]
+    assert exception_places(61, 12) == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
+    assert exception_places(12, 1) == [11]
+    assert (pattern_period(12, 3), pattern_period(32, 12), pattern_period(32, 13)) == (4, 8, 32)
 
 
 def test_a_hybrid_may_change_only_the_layers_whose_state_grows() -> None:
@@ -224,7 +223,7 @@ def test_the_window_of_a_hybrid_is_that_of_its_growing_layers() -> None:
     assert ratio(found.tokens) >= 1 > ratio(found.tokens + 1)
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", NAMED_KINDS)
 def test_kinds_that_are_asked_for_are_what_mixer_makes_of_them(kind: str) -> None:
     spec = catalogue_spec("gpt2-small")
     uniform = {c.mixer: c for c in recommend(spec, Request(contexts=[65_536], only=[kind], top=50)).candidates}[kind]
@@ -249,7 +248,7 @@ def test_kda_beside_attention_is_kimi_linears_mix() -> None:
 def test_every_kind_can_be_made_wider(kind: str, data: st.DataObject) -> None:
     """Heads and hidden size grow together: every weight but those of low-rank factors and biases grows fourfold."""
     mixer = data.draw(by_kind[kind])
-    wide = _wider_mixer(mixer, Fraction(2))  # type: ignore[arg-type]
+    wide = mixer.widened(Fraction(2))
     assert wide is not None
     narrow, doubled = (total(m.matmul_terms(hidden)) for m, hidden in ((mixer, 64), (wide, 128)))
     assert 2 * narrow <= doubled <= 4 * narrow
@@ -269,10 +268,10 @@ def test_a_state_that_costs_more_than_every_key_is_wasteful() -> None:
 
 
 def test_families() -> None:
-    assert family(Attention(heads=1, head_dim=1)) == "attention"
-    assert family(Attention(heads=1, head_dim=1, window=8)) == "window"
-    assert family(Linear(heads=1, head_dim=1)) == "linear"
-    assert family(Power(heads=1, head_dim=1, p=2)) == "power"
+    assert Attention(heads=1, head_dim=1).family == "attention"
+    assert Attention(heads=1, head_dim=1, window=8).family == "window"
+    assert Linear(heads=1, head_dim=1).family == "linear"
+    assert Power(heads=1, head_dim=1, p=2).family == "power"
 
 
 def test_a_model_without_mixers_has_nothing_to_plan() -> None:
@@ -286,7 +285,7 @@ def test_a_model_without_mixers_has_nothing_to_plan() -> None:
 def test_a_model_as_it_is_may_be_all_there_is() -> None:
     answer = recommend(catalogue_spec("gpt2-small"), Request(contexts=[65_536], only=["attention"]))
     assert [item.mixer for item in answer.candidates] == ["as it is"]
-    assert isinstance(answer.recommended.plan, Plan)
+    assert isinstance(answer.recommended.plan, LayerPlan)
 
 
 def test_constraints_that_hold_apart_and_not_together() -> None:
@@ -296,7 +295,7 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
     trials = [trial for trial in search.trials() if trial.plan.text() in texts]
     assert len(trials) == 2
     limits = Limits(max_state=170 * 2**20, flops=3 * 65_536 * 400_000_000)
-    error = Checker(limits, search.accounting, search.rates).infeasible(trials)
+    error = Checker(limits, search.accounting, search.basis).infeasible(trials)
     assert isinstance(error, InfeasibleError)
     assert str(error) == (
         "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "

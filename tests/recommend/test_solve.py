@@ -15,7 +15,7 @@ from powerplan.cli import main
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.recommend import solve
+from powerplan.search import solve
 from powerplan.spec import ModelSpec
 
 

@@ -12,7 +12,7 @@ from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.load import load_model
 from powerplan.mixers import Attention, Power
-from powerplan.whatif import with_mixer
+from powerplan.swap import with_mixer
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

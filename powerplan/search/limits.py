@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
-from powerplan.budget import TRAINING
 from powerplan.errors import InfeasibleError
 from powerplan.hardware import Device, si_value
-from powerplan.recommend.costs import DECODE, HALF, PARAMETERS, STATE, WEIGHT, Rates
-from powerplan.recommend.search import Trial
-from powerplan.units import format_bytes
+from powerplan.search.costs import CostBasis
+from powerplan.search.trials import Trial
+from powerplan.training import TRAINING_PASSES
+from powerplan.units import format_bytes, format_figure
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate must meet; None where nothing is asked.
+    """What a candidate must meet. None where there is no limit.
 
-    max_state: bytes per sequence at the longest context. max_decode: bytes moved for one token there, at batch 1,
-    weights and state. flops: of the whole training, for `tokens` tokens, or one sequence where they are not given.
-    device, devices: whose memory holds the weights and the state of one sequence.
+    max_state: bytes of state per sequence at the longest context.
+    max_decode: bytes of weights and state moved to decode one token there, at batch 1.
+    flops: FLOPs of the whole training, for `tokens` tokens, or for one sequence where they are not given.
+    device, devices: whose memory must hold the weights and the state of one sequence.
     """
 
     max_state: int | None = None
@@ -47,11 +48,12 @@ class Demand:
 
     @property
     def excess(self) -> Fraction:
+        """How many times what is allowed is needed."""
         return self.needed / self.allowed
 
     def amounts(self) -> str:
         """Return "2.25 GiB, 4.5 times the 512 MiB allowed"."""
-        times = f"{float(f'{float(self.excess):.3g}'):,.10g} times"
+        times = f"{format_figure(self.excess)} times"
         if self.unit == "bytes":
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
         return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
@@ -64,34 +66,33 @@ class Demand:
 class Checker:
     """Holds the candidates of one model against the limits."""
 
-    def __init__(self, limits: Limits, accounting: Accounting, rates: Rates) -> None:
-        self.limits, self.rates = limits, rates
-        self.width = DTYPE_BYTES[rates.dtype]
+    def __init__(self, limits: Limits, accounting: Accounting, basis: CostBasis) -> None:
+        self.limits, self.basis = limits, basis
+        self.bytes_per_weight = DTYPE_BYTES[basis.dtype]
         self.stored = accounting.total_parameters.with_embeddings
         self.read = accounting.active_parameters.without_input_embedding
 
     def decode_bytes(self, trial: Trial) -> Fraction:
         """Return the bytes that one token moves at batch 1: the weights it reads, and the state."""
-        weights = self.read + trial.cost[PARAMETERS] - self.stored
-        return weights * self.width + Fraction(trial.cost[DECODE], HALF)
+        weights = self.read + trial.cost.parameters - self.stored
+        return weights * self.bytes_per_weight + trial.cost.decode_bytes
 
     def demands(self, trial: Trial) -> list[Demand]:
         """Return what a candidate needs of every constraint that is set."""
-        limits, cost, context = self.limits, trial.cost, self.rates.contexts[-1]
-        state = Fraction(cost[STATE], HALF)
-        found = []
+        limits, cost = self.limits, trial.cost
+        demands = []
         if limits.max_state is not None:
-            found.append(Demand("--max-state", state, Fraction(limits.max_state), "bytes"))
+            demands.append(Demand("--max-state", cost.state_bytes, Fraction(limits.max_state), "bytes"))
         if limits.max_decode is not None:
-            found.append(Demand("--max-decode-bytes", self.decode_bytes(trial), Fraction(limits.max_decode), "bytes"))
+            demands.append(Demand("--max-decode-bytes", self.decode_bytes(trial), Fraction(limits.max_decode), "bytes"))
         if limits.flops is not None:
-            tokens = limits.tokens or context
-            per_token = TRAINING * (cost[WEIGHT] + Fraction(cost[-1], 2 * context))
-            found.append(Demand("--flops", per_token * tokens, Fraction(limits.flops), "FLOPs"))
+            flops = TRAINING_PASSES * self.basis.flops_per_token(cost) * (limits.tokens or self.basis.longest)
+            demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            found.append(Demand("--hardware", cost[PARAMETERS] * self.width + state, memory, "bytes"))
-        return found
+            needed = cost.parameters * self.bytes_per_weight + cost.state_bytes
+            demands.append(Demand("--hardware", needed, memory, "bytes"))
+        return demands
 
     def meets(self, trial: Trial) -> bool:
         return all(demand.met for demand in self.demands(trial))
@@ -99,19 +100,23 @@ class Checker:
     def infeasible(self, trials: Sequence[Trial]) -> InfeasibleError:
         """Return the error that names the constraint that binds, and by how much, where no candidate is left."""
         checked = [(trial, self.demands(trial)) for trial in trials]
-        alone = []
+        impossible = []
         for place in range(len(checked[0][1])):
-            best = min((demands[place] for _, demands in checked), key=lambda demand: demand.excess)
-            if not best.met:
-                alone.append(best)
-        if alone:
-            worst = max(alone, key=lambda demand: demand.excess)
-            least = f"even the least of {len(trials):,} candidates" if len(trials) > 1 else "the only candidate"
-            return InfeasibleError(f"{worst.option}: {least} needs {worst.amounts()}")
-        trial, demands = min(checked, key=lambda item: (max(demand.excess for demand in item[1]), item[0].plan.text()))
+            least = min((demands[place] for _, demands in checked), key=lambda demand: demand.excess)
+            if not least.met:
+                impossible.append(least)
+        if impossible:
+            worst = max(impossible, key=lambda demand: demand.excess)
+            least_text = f"even the least of {len(trials):,} candidates" if len(trials) > 1 else "the only candidate"
+            return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}")
+
+        def worst_excess(pair: tuple[Trial, list[Demand]]) -> tuple[Fraction, str]:
+            return max(demand.excess for demand in pair[1]), pair[0].plan.text()
+
+        nearest, demands = min(checked, key=worst_excess)
         worst = max(demands, key=lambda demand: demand.excess)
         others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
         return InfeasibleError(
-            f"{worst.option}: each constraint can be met, but not all at once; the nearest, {trial.plan.text()}, needs "
-            f"{worst.amounts()}; without {worst.option} there are {others:,} candidates"
+            f"{worst.option}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
+            f"needs {worst.amounts()}; without {worst.option} there are {others:,} candidates"
         )

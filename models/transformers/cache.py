@@ -13,8 +13,12 @@ from powerplan.errors import InputError
 from powerplan.kernels import PowerState
 
 
-class PowerLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """State of one power attention layer: what it keeps of the `tokens` of each of B sequences."""
+class PowerCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """The state of one power attention layer after the `tokens` tokens of each of B sequences.
+
+    transformers calls the methods that it defines on every cache layer. The attention function of a power layer calls
+    `set_state` instead of transformers' `update`, because there are no keys and values to append.
+    """
 
     is_compileable = False
     is_sliding = False
@@ -26,14 +30,14 @@ class PowerLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.state: PowerState | None = None
         self.tokens = 0
 
-    def keep(self, state: PowerState, tokens: int) -> None:
-        """Remember `state`, which is that after `tokens` more tokens."""
+    def set_state(self, state: PowerState, new_tokens: int) -> None:
+        """Replace the state by `state`, which has taken in `new_tokens` tokens more."""
         self.state = state
-        self.tokens += tokens
+        self.tokens += new_tokens
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: the first tokens make the state."""
+        """Do nothing: the first call of `set_state` brings the first state."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
@@ -60,50 +64,58 @@ class PowerLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the sequences `indices`, [N] positions or a bool for each."""
-        self._change(lambda x: x[indices.to(x.device)])
+        """Select sequences: `indices` holds their positions [N] in the batch, or one bool [B] for each sequence."""
+        self._map_state(lambda x: x[indices.to(x.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._change(lambda x: x.repeat_interleave(repeats, 0))
+        self._map_state(lambda x: x.repeat_interleave(repeats, 0))
 
     def offload(self) -> None:
-        self._change(lambda x: x.to("cpu", non_blocking=True))
+        self._map_state(lambda x: x.to("cpu", non_blocking=True))
 
-    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+    def _map_state(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.state is not None:
             kv, key = self.state
-            self.state = PowerState(change(kv), None if key is None else change(key))
+            self.state = PowerState(function(kv), None if key is None else function(key))
 
 
 class PowerCache(Cache):
-    """Memory of a model of `use_power_attention`: `model.generate(..., past_key_values=PowerCache(model))`.
+    """The cache of a model with power attention: `model.generate(..., past_key_values=PowerCache(model))`.
 
-    Power layers keep a state of constant size, whatever the context; other layers what DynamicCache keeps. Beams are
-    reordered; what takes tokens back (assisted decoding) is refused. Raises InputError where the model has no layer of
-    power attention.
+    Layers with power attention keep a state whose size does not depend on the context. All other layers keep what
+    transformers' DynamicCache keeps for them. Beam search works. Methods that take tokens back (assisted and
+    speculative decoding) are refused when they are called.
+
+    Args:
+        model: A model that `use_power_attention` has changed, or one of a class that `power_class` made.
+
+    Raises:
+        InputError: No layer of the model has power attention.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         layers = list(DynamicCache(config=model.config).layers)
-        chosen = power_layers(model)
-        if not chosen:
+        positions = power_layer_positions(model)
+        if not positions:
             raise InputError(f"{type(model).__name__} has no power attention: call use_power_attention(model) first")
-        for position in chosen:
-            layers[position] = PowerLayer()
+        for position in positions:
+            layers[position] = PowerCacheLayer()
         super().__init__(layers=layers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
-        kept: list[Any] = []
+        """Bytes of all states, keys and values in this cache."""
+        tensors: list[Any] = []
         for layer in self.layers:
-            parts: Any = layer
-            own = parts.state if isinstance(layer, PowerLayer) else (parts.keys, parts.values)
-            kept.extend(own or ())
-        return sum(x.nbytes for x in kept if x is not None)
+            if isinstance(layer, PowerCacheLayer):
+                tensors.extend(layer.state or ())
+            else:
+                untyped: Any = layer  # transformers' base class does not declare keys and values.
+                tensors.extend((untyped.keys, untyped.values))
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def power_layers(model: PreTrainedModel) -> list[int]:
-    """Return the positions of the layers whose hooks say that they attend with power."""
+def power_layer_positions(model: PreTrainedModel) -> list[int]:
+    """Return the positions of the layers that `use_power_attention` has given power attention."""
     modules: Iterator[Any] = model.modules()
     return [module.layer_idx for module in modules if getattr(module, "power_settings", None) is not None]

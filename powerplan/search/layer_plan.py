@@ -1,4 +1,4 @@
-"""A plan: which layers take which mixer, and the model that comes of it."""
+"""A layer plan: which layers take which mixer, and the model that comes of it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from math import gcd
 import msgspec
 
 from powerplan.mixers import AnyMixer, Mixer
-from powerplan.recommend.choices import Choice, Scope
+from powerplan.search.choices import Choice, Scope
 from powerplan.spec import Layer, ModelSpec, group_layers
-from powerplan.swaps import AS_IS
 
 LONGEST_PERIOD = 8
 """Layers after which a pattern still counts as regular: 3:1, 1:5, 5:3 are, 13 of 32 is not."""
 
 
-def places(layers: int, count: int) -> list[int]:
+def exception_places(layers: int, count: int) -> list[int]:
     """Return which of `layers` (from 0) are the `count` exceptions: the last of every k where that fits, else spread.
 
     3 of 12 are 3, 7, 11; 12 of 61 are every fifth; 5 of 12 are spread as evenly as whole numbers allow.
@@ -27,14 +26,14 @@ def places(layers: int, count: int) -> list[int]:
     return [index for index in range(layers) if (index + 1) * count // layers > index * count // layers]
 
 
-def period(layers: int, count: int) -> int:
-    """Return after how many layers the pattern of `places` repeats; a remainder at the end does not count."""
+def pattern_period(layers: int, count: int) -> int:
+    """Return after how many layers the pattern of exceptions repeats; a remainder at the end does not count."""
     every = layers // count
     return every if layers // every == count else layers // gcd(layers, count)
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayerPlan:
     """`main` in all layers of a scope but `count` of them, which take `other`."""
 
     scope: Scope
@@ -47,39 +46,45 @@ class Plan:
         return (self.main,) if self.other is None else (self.main, self.other)
 
     @property
+    def layers(self) -> int:
+        """The number of layers of the scope."""
+        return len(self.scope.positions)
+
+    @property
     def is_mix(self) -> bool:
         return self.other is not None
 
     @property
     def unchanged(self) -> bool:
-        return self.main.text == AS_IS and self.other is None
+        return self.main.swap is None and self.other is None
+
+    @property
+    def families(self) -> set[str]:
+        """The families that its mixers belong to."""
+        return {mixer.family for choice in self.choices for mixer in choice.mixers}
 
     @property
     def regular(self) -> bool:
-        return not self.count or period(len(self.scope.positions), self.count) <= LONGEST_PERIOD
+        """Whether the pattern repeats after LONGEST_PERIOD layers at most."""
+        return not self.count or pattern_period(self.layers, self.count) <= LONGEST_PERIOD
 
     def text(self) -> str:
         """Return the plan in `--mixer` texts: "power:p=2", or "attention x8 + power:p=2 x24"."""
-        layers = len(self.scope.positions)
         rest = " in the layers whose state grows" if self.scope.partial else ""
         if self.other is None:
             return f"{self.main.text}{rest}"
-        pieces = sorted(((self.main, layers - self.count), (self.other, self.count)), key=lambda piece: piece[0].text)
-        return " + ".join(f"{self._name(item)} x{count}" for item, count in pieces) + rest
-
-    @staticmethod
-    def _name(item: Choice) -> str:
-        return item.mixers[0].kind if item.text == AS_IS else item.text
+        parts = sorted(((self.main, self.layers - self.count), (self.other, self.count)), key=lambda part: part[0].text)
+        names = (choice.mixers[0].kind if choice.swap is None else choice.text for choice, _ in parts)
+        return " + ".join(f"{name} x{count}" for name, (_, count) in zip(names, parts, strict=True)) + rest
 
     def mixers(self) -> dict[int, Mixer]:
         """Return the mixer of every layer of the scope, by position."""
-        classes = self.scope.classes
-        exceptions = set(places(len(self.scope.positions), self.count)) if self.other is not None else set()
-        found = {}
+        exceptions = set(exception_places(self.layers, self.count)) if self.other is not None else set()
+        mixers = {}
         for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
-            item = self.other if self.other is not None and index in exceptions else self.main
-            found[position] = item.mixers[classes.index(own)]
-        return found
+            choice = self.other if self.other is not None and index in exceptions else self.main
+            mixers[position] = choice.mixers[self.scope.distinct.index(own)]
+        return mixers
 
     def build(self, spec: ModelSpec) -> ModelSpec:
         """Return the model with the plan's mixers in its layers."""

@@ -1,4 +1,4 @@
-"""What is to be measured, without measuring it: subjects and rivals, their names and their FLOPs."""
+"""What is timed, without timing it: subjects and baselines, their names and their FLOPs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from powerplan.load import catalogue_spec
 from powerplan.mixers import MIXERS, AnyMixer, Attention, Forgetting, Linear, Power
-from powerplan.profile.plan import plan_of
+from powerplan.profile.costs import state_flops
+from powerplan.profile.options import workload_of
+from powerplan.profile.workload import Point
 from powerplan.spec import LayerGroup, ModelSpec
 
 HEADS: dict[str, Any] = {"heads": 4, "head_dim": 16}
@@ -25,14 +27,14 @@ def model_of(*mixers: AnyMixer) -> ModelSpec:
 @pytest.mark.parametrize("kind", ["forgetting", "nsa", "moba"])
 def test_a_models_own_mixers_of_other_kinds_only_give_their_heads(kind: str) -> None:
     """Softmax attention and windows are measured as such, never a kind that derives from them."""
-    plan = plan_of(model_of(MIXERS[kind](**HEADS)), against="softmax,window,linear")
-    assert [type(item.mixer) for item in plan.contenders] == [Power, Attention, Attention, Linear]
-    assert {(item.mixer.heads, item.mixer.head_dim) for item in plan.contenders} == {(4, 16)}
+    workload = workload_of(model_of(MIXERS[kind](**HEADS)), against="softmax,window,linear")
+    assert [type(timed.mixer) for timed in workload.mixers] == [Power, Attention, Attention, Linear]
+    assert {(timed.mixer.heads, timed.mixer.head_dim) for timed in workload.mixers} == {(4, 16)}
 
 
-def test_a_window_with_forget_gates_is_no_rival() -> None:
-    plan = plan_of(model_of(Forgetting(**HEADS, window=100), Attention(**HEADS, window=50)))
-    assert [item.name for item in plan.rivals] == ["softmax", "window 68", "window 50"]
+def test_a_window_with_forget_gates_is_no_baseline() -> None:
+    workload = workload_of(model_of(Forgetting(**HEADS, window=100), Attention(**HEADS, window=50)))
+    assert [timed.name for timed in workload.baselines] == ["softmax", "window 68", "window 50"]
 
 
 @pytest.mark.parametrize(
@@ -55,31 +57,33 @@ def test_a_window_with_forget_gates_is_no_rival() -> None:
 )
 def test_names_say_what_differs(changes: list[dict[str, Any]], names: list[str]) -> None:
     """Times are kept by name: two mixers under one would get each other's."""
-    plan = plan_of(model_of(*(Power(**HEADS | change, p=2) if change else Power(**HEADS, p=2) for change in changes)))
-    assert [item.name for item in plan.subjects] == names
-    assert len({item.name for item in plan.contenders}) == len(plan.contenders)
+    workload = workload_of(
+        model_of(*(Power(**HEADS | change, p=2) if change else Power(**HEADS, p=2) for change in changes))
+    )
+    assert [timed.name for timed in workload.subjects] == names
+    assert len({timed.name for timed in workload.mixers}) == len(workload.mixers)
 
 
-def test_a_gated_mixer_and_a_plain_rival_have_two_names() -> None:
-    plan = plan_of(model_of(Power(**HEADS, p=2), Linear(**HEADS, gated=True)), against="linear")
-    assert [item.name for item in plan.contenders] == ["power p=2", "linear gated", "linear"]
+def test_a_gated_mixer_and_a_plain_baseline_have_two_names() -> None:
+    workload = workload_of(model_of(Power(**HEADS, p=2), Linear(**HEADS, gated=True)), against="linear")
+    assert [timed.name for timed in workload.mixers] == ["power p=2", "linear gated", "linear"]
 
 
 def test_softmax_attention_has_one_implementation() -> None:
-    plan = plan_of(catalogue_spec("gpt2-small"), mixer="attention", against="none", impl="torch,recurrent")
-    assert [(item.name, item.impl) for item in plan.subjects] == [("softmax", "sdpa")]
+    workload = workload_of(catalogue_spec("gpt2-small"), mixer="attention", against="none", impl="torch,recurrent")
+    assert [(timed.name, timed.impl) for timed in workload.subjects] == [("softmax", "sdpa")]
 
 
 def test_one_chunk_runs_no_state_work() -> None:
     """gpt2-small at 256 tokens, one chunk: QK^T and AV of the causal pairs, 2 (64 + 64) FLOPs each in 12 heads."""
-    (power,) = plan_of(catalogue_spec("gpt2-small"), against="none").subjects
+    (power,) = workload_of(catalogue_spec("gpt2-small"), against="none").subjects
     pairs = 256 * 257 // 2
-    assert power.state_flops("forward", 256, executed=True) == 12 * 2 * (64 + 64) * pairs
-    assert power.state_flops("train", 256, executed=True) == 3 * 12 * 2 * (64 + 64) * pairs
+    assert state_flops(power, Point("state", "forward", 256), executed=True) == 12 * 2 * (64 + 64) * pairs
+    assert state_flops(power, Point("state", "train", 256), executed=True) == 3 * 12 * 2 * (64 + 64) * pairs
     # Of 600 tokens, in chunks of 256, 256 and 88, the last 344 ask and the first 512 are added: 36 pairs of tiles of
     # 64 products each, and 64 values with the normaliser.
     pairs = 2 * pairs + 88 * 89 // 2
     state = 2 * 12 * 36 * 64 * 65 * (344 + 512)
-    assert power.state_flops("forward", 600, executed=True) == 12 * 2 * (64 + 64) * pairs + state
+    assert state_flops(power, Point("state", "forward", 600), executed=True) == 12 * 2 * (64 + 64) * pairs + state
     # What recommend counts is the recurrence for every token.
-    assert power.state_flops("forward", 256, executed=False) == 256 * 2 * 2 * 12 * 2080 * 65
+    assert state_flops(power, Point("state", "forward", 256), executed=False) == 256 * 2 * 2 * 12 * 2080 * 65

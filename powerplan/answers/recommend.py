@@ -1,0 +1,227 @@
+"""What to train at a context: the window, degree, heads or layer mix that balances a model, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from powerplan.answers.base import Answer, Contexts, Model, read_contexts, read_model
+from powerplan.dump import spec_to_yaml
+from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.hardware import Device, find_device
+from powerplan.measured import MeasuredTimes, read_profile
+from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.report.reasons import why
+from powerplan.report.recommend import recommend_report, solve_report
+from powerplan.report.render import Report
+from powerplan.search import SELECTABLE, Candidate, Limits, Recommendation, Request, Solution
+from powerplan.search import recommend as search
+from powerplan.search import solve as search_backwards
+from powerplan.search.ranking import Keep, Side
+from powerplan.search.solve import Unknown
+from powerplan.units import parse_bytes, parse_context, parse_count, parse_integer, parse_ratio
+
+LM_HEAD = "lm-head"
+"""The word of `exclude` for the FLOPs of the LM head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendAnswer(Answer):
+    """What to train, the recommended candidate first.
+
+    recommendation: all that the search found, with the request that it respects.
+    """
+
+    recommendation: Recommendation
+
+    @property
+    def recommended(self) -> Candidate:
+        """The first candidate: its `spec` is the model to train."""
+        return self.recommendation.recommended
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The best candidate of each sort, in order."""
+        return self.recommendation.candidates
+
+    def why(self, place: int = 0) -> str:
+        """Return why the candidate at `place` (from 0) stands there."""
+        return why(self.recommendation, place)
+
+    def to_yaml(self, place: int = 0) -> str:
+        """Return the model of the candidate at `place` (from 0) as a powerplan YAML."""
+        return spec_to_yaml(self.candidates[place].spec)
+
+    def _report(self) -> Report:
+        return recommend_report(self.recommendation)
+
+
+def recommend(
+    model: Model,
+    context: Contexts = "64k",
+    *,
+    target: str | float = "1:1",
+    max_state: int | str | None = None,
+    max_decode_bytes: int | str | None = None,
+    flops: int | float | str | None = None,
+    tokens: int | float | str | None = None,
+    gpu: str | Device | None = None,
+    devices: int | str = 1,
+    keep: Keep = "weights",
+    only: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    prefer: Side | None = None,
+    measured: str | Path | MeasuredTimes | None = None,
+    top: int | str = 6,
+    mixer: str | None = None,
+    form: Form = "recurrent",
+    causal: Causal = "exact",
+    lm_head: bool = True,
+    dtype: str = "bf16",
+) -> RecommendAnswer:
+    """Return which mixers, windows, heads or layer mix balance a model, as `powerplan recommend` prints it.
+
+    Args:
+        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        context: tokens, as 65536, "64k" or a list of them; of several the worst decides.
+        target: the weight-state FLOP ratio that is wanted, as "3:1" or 3.
+        max_state: bytes of state per sequence at most, as "512MiB".
+        max_decode_bytes: bytes moved per decoded token at most, weights and state, at batch 1.
+        flops: training FLOPs that must suffice, for `tokens` tokens or for one sequence.
+        tokens: training tokens that `flops` must pay for.
+        gpu: the exact name of a device, whose memory must hold weights and state; its rates give times.
+        devices: how many devices hold them together.
+        keep: "weights" keeps width, depth and FFN; "flops" resizes candidates to the FLOPs per token of the model.
+        only: families or kinds to use, such as "power,window" or ["power", "mix"].
+        exclude: families or kinds to leave out; "lm-head" leaves out the head's FLOPs, as lm_head=False does.
+        prefer: the side, "weights" or "state", that should be the heavier one where one must be.
+        measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
+        top: how many sorts of candidates are returned, besides those that always are.
+        mixer: the mixer to put into every layer first, such as "power:p=2".
+        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
+        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
+        lm_head: whether the output projection counts as weight FLOPs.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+
+    Returns:
+        The answer: `recommended.spec` is the model to train, `recommended.row` its numbers.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+        InfeasibleError: no candidate meets the limits; the message names the one that binds, and by how much.
+
+    Example:
+        >>> answer = recommend("gpt2-small", "64k")
+        >>> answer.recommended.label
+        '9 power p=2 6x128 + 3 power p=2'
+    """
+    contexts, ratio = read_contexts(context), _ratio(target)
+    count, sorts = (
+        parse_integer(str(devices), parameter("devices"), 1, 10**7),
+        parse_integer(str(top), parameter("top"), 1, 1000),
+    )
+    limits = Limits(
+        max_state=None if max_state is None else parse_bytes(str(max_state), parameter("max_state")),
+        max_decode=None
+        if max_decode_bytes is None
+        else parse_bytes(str(max_decode_bytes), parameter("max_decode_bytes")),
+        flops=None if flops is None else parse_count(str(flops), parameter("flops"), "a count of FLOPs"),
+        tokens=None if tokens is None else parse_count(str(tokens), parameter("tokens"), "a count of tokens"),
+        device=find_device(gpu) if isinstance(gpu, str) else gpu,
+        devices=count,
+    )
+    selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
+    loaded = read_model(model, mixer)
+    profile = (
+        measured if isinstance(measured, MeasuredTimes | None) else read_profile(str(measured), parameter("measured"))
+    )
+    request = Request(
+        contexts=contexts,
+        target=ratio,
+        limits=limits,
+        only=selected,
+        exclude=[word for word in excluded if word != LM_HEAD],
+        prefer=prefer,
+        keep=keep,
+        convention=Convention(causal, form, lm_head and LM_HEAD not in excluded),
+        dtype=dtype,
+        profile=profile,
+        top=sorts,
+    )
+    recommendation = search(loaded.spec, request)
+    notes = list(loaded.notes)
+    if profile is not None and recommendation.recommended.times is None:
+        notes.append(
+            f"{profile.label}: no device of the catalogue and no rates of it, so times need {parameter('gpu')}"
+        )
+    elif profile is not None and limits.device is not None and (remark := profile.elsewhere(limits.device.name)):
+        notes.append(remark)
+    return RecommendAnswer(recommendation=recommendation, notes=tuple(notes))
+
+
+def _ratio(target: str | float) -> Fraction:
+    return parse_ratio(target if isinstance(target, str) else f"{target}:1", parameter("target"))
+
+
+def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
+    """Return the words of a list such as "power,window", sorted; raises InputError for one that is not known."""
+    allowed = [*SELECTABLE, *more]
+    words = [word.strip() for word in (kinds.split(",") if isinstance(kinds, str) else kinds)]
+    for word in words:
+        if word not in allowed:
+            raise InputError(f"{shown(word)} is not known{allowed_values(word, allowed)}", parameter(name))
+    return sorted(set(words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveAnswer(Answer):
+    """The largest context, window or degree that keeps a ratio.
+
+    solution: the value, and the numbers there and at the next one.
+    name, context, target: the model, the tokens and the ratio that were asked about.
+    """
+
+    solution: Solution
+    name: str
+    context: int
+    target: Fraction
+
+    def _report(self) -> Report:
+        return solve_report(self.solution, self.name, self.context, self.target)
+
+
+def solve(
+    model: Model,
+    unknown: Unknown,
+    context: int | str = "64k",
+    *,
+    target: str | float = "1:1",
+    mixer: str | None = None,
+    form: Form = "recurrent",
+    causal: Causal = "exact",
+    lm_head: bool = True,
+    dtype: str = "bf16",
+) -> SolveAnswer:
+    """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
+
+    Args:
+        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        unknown: "context", "window" or "p", of every layer.
+        context: tokens at which windows and degrees are judged.
+        target: the weight-state FLOP ratio to keep, as "3:1" or 3.
+        mixer, form, causal, lm_head, dtype: as for recommend.
+
+    Raises:
+        InputError: an argument cannot be used, or the question does not fit the model.
+        InfeasibleError: no value gives the ratio.
+
+    Example:
+        >>> solve("gpt2-small", "context").solution.value
+        13403
+    """
+    at, ratio = parse_context(str(context), parameter("context")), _ratio(target)
+    loaded = read_model(model, mixer)
+    solution = search_backwards(loaded.spec, unknown, at, ratio, Convention(causal, form, lm_head), dtype)
+    return SolveAnswer(solution=solution, name=loaded.spec.name, context=at, target=ratio, notes=loaded.notes)

@@ -1,0 +1,206 @@
+"""From the options of `powerplan profile` to the workload that they ask for."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import msgspec
+
+from powerplan.accounting import positions_text
+from powerplan.dims import KERNEL_DEGREES
+from powerplan.errors import InputError, allowed_values, shown
+from powerplan.mixers import GroupedHeads, Mixer
+from powerplan.profile.names import distinct_names
+from powerplan.profile.result import PASSES
+from powerplan.profile.workload import TimedMixer, Workload
+from powerplan.spec import Layer, ModelSpec
+from powerplan.swap import Swap, parse_swap, swapped
+from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.windows import can_swap, same_state_window
+from powerplan.units import parse_integers
+
+IMPLS = ("auto", "torch", "triton", "recurrent", "reference")
+"""Implementations of power attention, as `power_attention` names them."""
+
+BASELINES = ("softmax", "window", "linear")
+"""Values of `--against`."""
+
+CPU_CONTEXTS = (1024, 4096, 16384)
+"""Contexts that are timed on a processor where the user gives none."""
+
+GPU_CONTEXTS = (4096, 16384, 65536, 262144)
+"""Contexts that are timed on a GPU where the user gives none."""
+
+TIMED_FAMILIES = ("attention", "window", "power", "linear")
+"""Families of mixers that can be run and checked."""
+
+
+def workload_of(
+    spec: ModelSpec,
+    *,
+    degrees: str | None = None,
+    mixer: str | None = None,
+    against: str = "softmax,window",
+    impl: str = "auto",
+    passes: tuple[str, ...] = ("forward", "train"),
+    contexts: list[int] | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    batch: int = 1,
+    chunk_sizes: tuple[int, ...] = (),
+    breakdown: bool = False,
+) -> Workload:
+    """Return the workload that the options of `powerplan profile` describe.
+
+    Args:
+        spec: The model. Of its layers the most frequent one is timed.
+        degrees: `--p`, degrees of power attention such as "2,3".
+        mixer: `--mixer`, in place of `degrees`. Without both, the model's own power and linear attention is timed; a
+            model without any gets power attention of degree 2.
+        against: `--against`, a list of BASELINES, or "none".
+        impl: `--impl`, a list of IMPLS.
+        passes: Keys of PASSES, in their order.
+        contexts: Tokens of each sequence; None for contexts that fit the time limit.
+        device: "cpu", "cuda" or "cuda:1".
+        dtype: "fp32", "bf16" or "fp16"; None for bf16 on a GPU and fp32 on a processor.
+        batch: Sequences that a run processes at once.
+        chunk_sizes: Further chunk sizes to time power attention with, in tokens.
+        breakdown: Whether to show where the time of a run goes.
+
+    Returns:
+        The workload. Its notes say what was assumed or changed.
+
+    Raises:
+        InputError: If an option is unknown, out of range or contradicts another, or the model's mixers have no heads.
+    """
+    if degrees is not None and mixer is not None:
+        raise InputError("--p and --mixer both say which mixer to measure; give one of them")
+    if not can_swap(spec):
+        raise InputError(f"{spec.name} has layers whose mixer has no heads that another could take", "MODEL")
+    against_names = parse_names(against, "--against", (*BASELINES, "none"))
+    impls = parse_names(impl, "--impl", IMPLS)
+    gpu = device.startswith("cuda")
+    impls = list(dict.fromkeys(("triton" if gpu else "torch") if name == "auto" else name for name in impls))
+    notes: list[str] = []
+    mixers: list[GroupedHeads] = []
+    for requested in _requested_mixers(spec, degrees, mixer, notes):
+        kernel_mixer = _as_kernels_run(requested, notes)
+        mixers += [kernel_mixer] if kernel_mixer not in mixers else []
+    baselines = [pair for pair in _baselines(spec, mixers[0], against_names, gpu) if pair[0] not in mixers]
+    names = distinct_names([*mixers, *(baseline for baseline, _ in baselines)])
+    subjects: list[TimedMixer] = []
+    for subject in mixers:
+        own_impls = [_softmax_impl(gpu)] if subject.degree is None else impls
+        for own in own_impls:
+            name = f"{names[subject]} {own}" if len(own_impls) > 1 else names[subject]
+            subjects.append(TimedMixer(name, subject, own))
+    if any(getattr(own, "sinks", False) for own in spec.mixers()):
+        notes.append("attention sinks are not timed: they are left out of the layer")
+    layer, positions = _most_frequent_layer(spec)
+    return Workload(
+        spec=spec,
+        layer=layer,
+        positions=positions,
+        subjects=tuple(subjects),
+        baselines=tuple(TimedMixer(names[baseline], baseline, own) for baseline, own in baselines),
+        passes=passes,
+        contexts=tuple(sorted(contexts)) if contexts else (GPU_CONTEXTS if gpu else CPU_CONTEXTS),
+        device=device,
+        dtype=dtype or ("bf16" if gpu else "fp32"),
+        batch=batch,
+        chunk_sizes=chunk_sizes,
+        breakdown=breakdown,
+        notes=tuple(notes),
+        may_shorten=not contexts,
+    )
+
+
+def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
+    """Return the names in a list such as "softmax,window"; raises InputError for a name that is not allowed."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"{shown(name)} is not known{allowed_values(name, allowed)}", where)
+    return list(dict.fromkeys(names))
+
+
+def parse_chunk_sizes(text: str, where: str = "--chunk-size") -> tuple[int, ...]:
+    """Return the chunk sizes in "256,512"; none for "auto", the implementation's own."""
+    return () if text.strip() == "auto" else tuple(parse_integers(text, where, 1, 2**20))
+
+
+def parse_passes(text: str, where: str = "--pass") -> tuple[str, ...]:
+    """Return the passes in "forward,train" in the order of PASSES; raises InputError for one that is not known."""
+    names = parse_names(text, where, tuple(PASSES))
+    return tuple(name for name in PASSES if name in names)
+
+
+def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, notes: list[str]) -> list[GroupedHeads]:
+    """Return the mixers that `--p` or `--mixer` asks for; without either, the model's own power or linear attention."""
+    if mixer is not None:
+        return [_swapped_in(spec, parse_swap(mixer), notes)]
+    if degrees is None:
+        own = [known for known in spec.mixers() if known.degree is not None and _can_be_timed(known)]
+        if own:
+            return own
+        notes.append("no --p given: power p=2 assumed")
+    powers = [2] if degrees is None else parse_integers(degrees, "--p", KERNEL_DEGREES[0], KERNEL_DEGREES[-1])
+    heads = replacement_heads(spec)
+    return [_swapped_in(spec, Swap.power(p, heads, normalize=p % 2 == 0), notes) for p in powers]
+
+
+def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
+    """Return the mixer that `swap` puts in the layer. Raises InputError for a kind that is not timed."""
+    changed, remarks = swapped(spec, swap)
+    mixer = _most_frequent_layer(changed)[0].mixer
+    assert mixer is not None
+    if not _can_be_timed(mixer):
+        raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention", "--mixer")
+    notes += [remark for remark in remarks if remark not in notes]
+    return mixer
+
+
+def _can_be_timed(mixer: Mixer) -> TypeGuard[GroupedHeads]:
+    return mixer.family in TIMED_FAMILIES
+
+
+def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
+    """Return `mixer` without what no implementation has: sinks, and the normaliser of an odd degree."""
+    if getattr(mixer, "sinks", False):
+        return msgspec.structs.replace(mixer, sinks=False)
+    if mixer.kernel_problem is None:
+        return mixer
+    if mixer.degree not in KERNEL_DEGREES:
+        degrees = f"degrees {KERNEL_DEGREES[0]} to {KERNEL_DEGREES[-1]}"
+        raise InputError(f"p={mixer.degree}: the kernels run {degrees}", "--mixer")
+    note = f"p={mixer.degree} is measured without the normaliser: weights of odd degrees have both signs"
+    notes += [note] if note not in notes else []
+    return msgspec.structs.replace(mixer, normalize=False)
+
+
+def _softmax_impl(gpu: bool) -> str:
+    """Return what runs windows, and softmax attention as a subject: FlexAttention on a GPU, else SDPA (in blocks)."""
+    return "flex" if gpu else "sdpa"
+
+
+def _baselines(spec: ModelSpec, subject: GroupedHeads, names: list[str], gpu: bool) -> list[tuple[GroupedHeads, str]]:
+    """Return the baselines `names` in the heads of `subject`, and the model's own windows; each with what runs it."""
+    heads = subject.own_heads()
+    base = Workload(spec, *_most_frequent_layer(spec), (), (), (), (), "", "").one_layer(subject)
+    swaps: list[tuple[Swap, str]] = []
+    if "softmax" in names:
+        swaps.append((Swap.attention(heads), "sdpa"))
+    if "window" in names:
+        windows = [own.window_size for own in spec.mixers() if own.family == "window"]
+        for size in dict.fromkeys(filter(None, [same_state_window(base), *windows])):
+            swaps.append((Swap.attention(heads, size), _softmax_impl(gpu)))
+    if "linear" in names:
+        swaps.append((Swap.of("linear", heads), "triton" if gpu else "torch"))
+    return [(_as_kernels_run(_swapped_in(base, swap, []), []), impl) for swap, impl in swaps]
+
+
+def _most_frequent_layer(spec: ModelSpec) -> tuple[Layer, str]:
+    """Return the layer with a mixer that the model has most often, and where the model has it, in words."""
+    uses = [use for use in spec.layer_uses() if use.layer.mixer is not None]
+    use = max(uses, key=lambda use: use.count)
+    return use.layer, positions_text(use.positions)

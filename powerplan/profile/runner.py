@@ -1,0 +1,126 @@
+"""Times one point: prepares the runs of the mixers, warms them up, and repeats them in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from powerplan.profile.machine import Machine
+from powerplan.profile.memory import bytes_needed, is_out_of_memory, peak_of
+from powerplan.profile.record import Record, measurement
+from powerplan.profile.runs import prepare
+from powerplan.profile.scheduler import LONG_RUN_S, Allowance, Scheduler
+from powerplan.profile.timing import Clock, Run, sample_until_settled, spread
+from powerplan.profile.workload import Point, TimedMixer, Workload
+from powerplan.units import format_bytes
+
+TOO_LONG = "too long for the time that was left"
+"""The reason of a run that is missing because it would not fit the time limit."""
+
+MAX_PROFILED_STEPS = 1000
+"""Most chunks, or tokens one by one, of a run whose memory is watched by torch's profiler on a processor.
+
+Each step makes dozens of events.
+"""
+
+
+class Runner:
+    """Times the runs of a workload on one machine, in at most `memory_limit` bytes a run.
+
+    decoding_clock: the clock for decoding steps, where it is not the machine's. tell: is told what runs now.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        machine: Machine,
+        scheduler: Scheduler,
+        record: Record,
+        memory_limit: int,
+        decoding_clock: Clock | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.workload = workload
+        self.machine = machine
+        self.scheduler = scheduler
+        self.record = record
+        self.memory_limit = memory_limit
+        self.decoding_clock = decoding_clock or machine.clock
+        self.tell = tell
+
+    def time(self, point: Point, mixers: Sequence[TimedMixer], allowance: Allowance) -> dict[TimedMixer, float]:
+        """Time the mixers at one point in turns, record the times and what could not be timed, and return the medians.
+
+        An interrupt or an error keeps the samples that were taken until then.
+        """
+        runs: dict[TimedMixer, Run] = {}
+        samples: dict[TimedMixer, list[float]] = {}
+        peaks: dict[TimedMixer, int] = {}
+        medians: dict[TimedMixer, float] = {}
+        try:
+            for timed in mixers:
+                if self._fits(timed, point, allowance.one_run):
+                    self.tell(f"{point.describe()}: {timed.name}")
+                    with self._recording_out_of_memory(point, timed.name):
+                        runs[timed] = self._warmed_up(timed, point, samples, peaks)
+            names = ", ".join(timed.name for timed in runs)
+            self.tell(f"{point.describe()}: {names}")
+            with self._recording_out_of_memory(point, names):
+                seconds = allowance.repeats - sum(map(sum, samples.values()))
+                sample_until_settled(runs, self._clock(point), seconds, samples)
+        finally:
+            for timed in mixers:
+                if samples.get(timed):
+                    times = spread(samples[timed])
+                    medians[timed] = times.median
+                    self.scheduler.observe(timed, point, times.median)
+                    row = measurement(self.workload, self.machine, timed, point, times, peaks.get(timed))
+                    self.record.rows.append(row)
+        return medians
+
+    def _clock(self, point: Point) -> Clock:
+        return self.decoding_clock if point.decodes else self.machine.clock
+
+    def _fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
+        """Whether a run fits into the memory and into `seconds`; a run that does not is recorded as missing."""
+        needed = bytes_needed(self.workload, timed, point)
+        if needed > self.memory_limit:
+            limit = format_bytes(self.memory_limit)
+            reason = f"it would take about {format_bytes(needed)}, and the limit is {limit}"
+            self.record.miss_run(point, timed.name, reason)
+            return False
+        if not self.scheduler.fits(timed, point, seconds):
+            self.record.miss_run(point, timed.name, TOO_LONG, self.scheduler.expected(timed, point))
+            return False
+        return True
+
+    def _warmed_up(
+        self, timed: TimedMixer, point: Point, samples: dict[TimedMixer, list[float]], peaks: dict[TimedMixer, int]
+    ) -> Run:
+        """Prepare a run and do it once, with its peak memory measured; a long one on a processor counts as a sample."""
+        run, clock = prepare(self.workload, timed, point), self._clock(point)
+        on_processor = not self.workload.on_gpu
+        chunk = 1 if timed.impl == "recurrent" else timed.chunk_size
+        steps = point.context / chunk if chunk and point.part in ("state", "layer") else 0
+        if on_processor and steps > MAX_PROFILED_STEPS:
+            run()
+            return run
+        times: list[float] = []
+        peaks[timed] = peak_of(lambda: times.append(clock(run)), self.workload.device)
+        if on_processor and times[0] >= LONG_RUN_S:
+            samples[timed] = times
+        return run
+
+    @contextmanager
+    def _recording_out_of_memory(self, point: Point, name: str) -> Iterator[None]:
+        """Record an out-of-memory error as missing, and go on."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.record.miss_run(point, name, "out of memory")
+            if self.workload.on_gpu:
+                import torch
+
+                torch.cuda.empty_cache()

@@ -1,0 +1,152 @@
+"""What is timed next, and for how long, so that a profile ends within its time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from powerplan.profile.costs import projection_flops, run_costs
+from powerplan.profile.machine import Machine
+from powerplan.profile.workload import Point, TimedMixer, Workload
+
+STAGE_SHARES = {"weights": 0.12, "state": 0.5, "crossover": 0.45, "chunks": 0.6, "layers": 0.9}
+"""Share of the time left that each stage may take. The stages follow one another in this order."""
+
+MAX_WEIGHT_TOKENS = 2048
+"""Most tokens at which projections and FFN are timed: their time per token does not depend on the context."""
+
+MIN_WEIGHT_TOKENS = 64
+"""Fewest tokens at which projections and FFN are timed."""
+
+WEIGHT_RUNS = 20
+"""Projections and FFN are timed at as many tokens as let this many of their runs fit into the time of their stage."""
+
+SHORTEST_CONTEXT = 64
+"""The shortest context that is chosen where the user gave none."""
+
+FIRST_CONTEXT_SHARE = 0.06
+"""Contexts that the user did not give are shortened until a run at the first takes this share of the time left."""
+
+FIRST_GUESS = 4.0
+"""Until a similar run has been timed, expect a run to take this many times its roofline time."""
+
+LONG_RUN_S = 1.0
+"""A first run of this many seconds or more counts as a sample on a processor; a shorter one only warms up."""
+
+
+@dataclass
+class TimeLimit:
+    """The seconds that a profile may take, from now on."""
+
+    seconds: float
+    start: float = field(default_factory=lambda: time.monotonic())
+
+    def passed(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self.start
+
+    def left(self) -> float:
+        """Return the seconds that are left, negative past the limit."""
+        return self.seconds - self.passed()
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The seconds that all repeats at a point may take together, and the most that a single run may take."""
+
+    repeats: float
+    one_run: float
+
+
+class Scheduler:
+    """Orders the points of a workload, and gives each a share of the time that is left.
+
+    How long a run will take is its roofline time, times the factor by which the most similar run missed its own.
+    """
+
+    def __init__(self, workload: Workload, machine: Machine, limit: TimeLimit) -> None:
+        self.workload = workload
+        self.machine = machine
+        self.limit = limit
+        self._slowdowns: dict[tuple[str, str, str], float] = {}
+        """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
+
+    def contexts(self, subjects: Sequence[TimedMixer]) -> list[int]:
+        """Return the workload's contexts; where the user gave none, divided by 4 until a run of the first is short."""
+        contexts = list(self.workload.contexts)
+        while self.workload.may_shorten and subjects and contexts[0] > SHORTEST_CONTEXT:
+            points = [Point("state", pass_name, contexts[0]) for pass_name in self.workload.passes]
+            if max(self.expected(subjects[0], point) for point in points) < self.limit.left() * FIRST_CONTEXT_SHARE:
+                break
+            contexts = [context // 4 for context in contexts]
+        return contexts
+
+    def state_points(self, contexts: Sequence[int]) -> list[Point]:
+        """Return the points at which mixers alone are timed: decoding first, since it takes milliseconds a run.
+
+        The other passes follow by rising context, as long ones may use up the time.
+        """
+        points = [Point("state", pass_name, context) for context in contexts for pass_name in self.workload.passes]
+        return sorted(points, key=lambda point: not point.decodes)
+
+    def weight_point(self, part: str, pass_name: str) -> Point:
+        """Return the point at which projections or the FFN are timed: as many tokens as suit the time, 64 to 2,048."""
+        if pass_name == "decode":
+            return Point(part, pass_name, 1)
+        workload = self.workload
+        per_token = max((projection_flops(timed, workload.spec.hidden_size) for timed in workload.mixers), default=0)
+        passes = Point(part, pass_name, 1).forward_passes
+        flops = (per_token + workload.ffn_flops()) * workload.batch * passes
+        seconds = self.limit.left() * STAGE_SHARES["weights"] / WEIGHT_RUNS
+        affordable = seconds * self.machine.matmul_flops_per_s / flops
+        tokens = MAX_WEIGHT_TOKENS
+        while tokens > MIN_WEIGHT_TOKENS and tokens > affordable:
+            tokens //= 2
+        return Point(part, pass_name, tokens)
+
+    def weight_allowance(self) -> Allowance:
+        """Return the time for projections or the FFN in one pass."""
+        left = self.limit.left()
+        return Allowance(STAGE_SHARES["weights"] * left / len(self.workload.passes) / 2, one_run=left / 4)
+
+    def allot(self, stage: str, points: Sequence[Point]) -> Iterator[tuple[Point, Allowance]]:
+        """Yield each point with its share of the stage's time; time that one does not use goes to those after it."""
+        remaining = self.stage_timer(STAGE_SHARES[stage])
+        for index, point in enumerate(points):
+            seconds = remaining()
+            yield point, Allowance(seconds / (len(points) - index), one_run=seconds)
+
+    def stage_timer(self, share: float) -> Callable[[], float]:
+        """Return a function for the seconds left of a stage that starts now and may take `share` of the time left."""
+        end = self.limit.left() * (1 - share)
+        return lambda: self.limit.left() - end
+
+    def fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
+        """Whether a run is expected to fit into `seconds`, a short one twice since it needs a warm-up."""
+        expected = self.expected(timed, point)
+        return (expected if expected >= LONG_RUN_S else 2 * expected) <= seconds
+
+    def expected(self, timed: TimedMixer, point: Point) -> float:
+        """Return the seconds that a run should take, by its FLOPs and by how slow the most similar run was."""
+        part, pass_name, _ = point
+        similar = [(part, timed.name, pass_name), (part, timed.name, "forward"), (part, "", pass_name)]
+        if part == "layer":
+            similar.append(("state", timed.name, pass_name))
+        slowdown = next((self._slowdowns[key] for key in similar if key in self._slowdowns), FIRST_GUESS)
+        return self._roofline(timed, point) * slowdown
+
+    def observe(self, timed: TimedMixer, point: Point, seconds: float) -> None:
+        """Learn from a run that took `seconds` how long similar ones will take."""
+        slowdown = seconds / self._roofline(timed, point)
+        self._slowdowns[point.part, timed.name, point.pass_name] = slowdown
+        self._slowdowns[point.part, "", point.pass_name] = slowdown
+
+    def expect_like(self, timed: TimedMixer, known: TimedMixer, pass_name: str) -> None:
+        """Expect the mixer alone to be as slow as `known`, until it has been timed itself."""
+        slowdown = self._slowdowns.get(("state", known.name, pass_name), FIRST_GUESS)
+        self._slowdowns.setdefault(("state", timed.name, pass_name), slowdown)
+
+    def _roofline(self, timed: TimedMixer, point: Point) -> float:
+        flops, moved_bytes = run_costs(self.workload, timed, point, executed=True)
+        return self.machine.peak.roofline_s(float(flops), float(moved_bytes))

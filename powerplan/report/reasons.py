@@ -1,0 +1,145 @@
+"""Why each candidate of a recommendation stands where it does, in sentences."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from powerplan.balance import verdict_of
+from powerplan.search import Candidate, Recommendation
+from powerplan.search.choices import NAMED_KINDS, Choice
+from powerplan.search.labels import choice_label
+from powerplan.search.layer_plan import LayerPlan
+from powerplan.search.ranking import Keep
+from powerplan.search.trials import Excess
+
+LEGEND = "6x128: 6 heads of 128, else the model's own; /8: 8 key/value heads."
+
+
+def why(answer: Recommendation, place: int) -> str:
+    """Return the sentence of the candidate at `place` (from 0), without a full stop."""
+    candidate, keep = answer.candidates[place], answer.request.keep
+    plan = candidate.plan
+    parts = [demand.describe() for demand in candidate.unmet]
+    parts.append(_balance(candidate, answer.request.target))
+    if plan.unchanged:
+        parts += _as_it_is(candidate, answer)
+    else:
+        for choice, excess in zip(plan.choices, candidate.excess, strict=True):
+            parts += _choice(choice, excess, keep)
+        ahead = answer.candidates[:place]
+        if plan.families == {"window"} and any("power" in other.plan.families for other in ahead):
+            parts.append("power learns more from the same state (arXiv 2507.04239, 5.1)")
+        if plan.is_mix:
+            parts.append(_pattern(plan, keep))
+    if keep == "weights" and any(choice.fewer_kv_heads or choice.family in NAMED_KINDS for choice in plan.choices):
+        change = Fraction(candidate.row.weight_flops, answer.base.weight_flops) - 1
+        parts.append(f"weight FLOPs {float(change):+.1%}" if change else "")
+    return "; ".join(dict.fromkeys(part for part in parts if part))
+
+
+def gain(answer: Recommendation) -> str:
+    """Return what the recommended candidate saves against the model as it is.
+
+    Where the model is best left as it is: what the next candidate would save. "" where nothing is to be said.
+    """
+    if answer.request.keep == "flops":
+        return ""
+    winner, base = answer.recommended, answer.base.row(answer.contexts[-1], answer.request.dtype)
+    if winner.plan.unchanged:
+        others = answer.candidates[1:2]
+        if not others or not others[0].balanced:
+            return ""
+        share = 1 - others[0].row.flops / winner.row.flops
+        change = "save" if share > 0 else "add"
+        return f"{others[0].label} would {change} {abs(float(share)):.0%} of the FLOPs"
+    flops = base.flops / winner.row.flops
+    state = base.state_bytes / (winner.row.state_bytes or Fraction(1, 2))
+    fewer = _change(flops).replace("less", "fewer")
+    return f"{fewer} FLOPs per token and {_change(state)} state than as it is"
+
+
+def _times(ratio: Fraction | float) -> str:
+    value = float(ratio)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _change(ratio: Fraction) -> str:
+    """Return "2.93x less" or "1.2x more", for how many times less a thing has become."""
+    return f"{_times(ratio)}x less" if ratio >= 1 else f"{_times(1 / ratio)}x more"
+
+
+def _name(choice: Choice, keep: Keep) -> str:
+    """Return a choice in a sentence; its number of heads is another one where the model is resized."""
+    heads = choice.mixers[0].own_heads()
+    if keep == "weights" or heads is None:
+        return choice_label(choice)
+    return f"{choice.mixers[0].describe()} d={heads.head_dim}"
+
+
+def _balance(candidate: Candidate, target: Fraction) -> str:
+    ratio = candidate.row.wsfr
+    if ratio is None:
+        return "no state"
+    if candidate.balanced:
+        return "balanced"
+    if candidate.near:
+        return "near enough to the target to stay"
+    # Over several contexts a candidate may be off target though it is balanced at the longest.
+    relative = ratio / target
+    side, other = ("weight", "state") if relative > 1 else ("state", "weight")
+    than = f"than {other}" if target == 1 else "than the target asks"
+    return f"{_times(verdict_of(ratio, target).times)}x more {side} {than}"
+
+
+def _as_it_is(candidate: Candidate, answer: Recommendation) -> list[str]:
+    parts = []
+    if answer.balanced_context is not None:
+        parts.append(f"on target at {answer.balanced_context:,} tokens")
+    ratio = candidate.row.wsfr
+    every_key = all(mixer.keeps_every_key for mixer in candidate.plan.scope.distinct)
+    if ratio is not None and ratio > answer.request.target and every_key:
+        parts.append("it keeps every key, so no other mixer has a state to add: what is free is a longer context")
+    if not answer.movable:
+        parts.append("no layer can take another mixer at the same weights (--mixer asks what one would make of it)")
+    if candidate.wasteful:
+        parts.append("softmax attention takes fewer FLOPs, or bytes, at this context")
+    return parts
+
+
+def _choice(choice: Choice, excess: Excess, keep: Keep) -> list[str]:
+    parts, mixer = [], choice.mixers[0]
+    if excess.flops > 1:
+        parts.append(f"{_name(choice, keep)} takes {_times(excess.flops)}x the FLOPs of softmax attention here")
+    elif excess.bytes > 1:
+        parts.append(f"{_name(choice, keep)} takes {_times(excess.bytes)}x the bytes of keeping every key here")
+    size = mixer.features_size()
+    if size is not None and not excess.wasteful:
+        window = size.recurrent // size.entry
+        parts.append(f"{_name(choice, keep)} holds as much as a window of {window:,} tokens")
+    if mixer.kernel_problem is not None:
+        parts.append(mixer.kernel_problem)
+    elif choice.degree and choice.degree > 1 and choice.degree % 2:
+        parts.append("odd degree, so normalize: false (weights of both signs)")
+    return parts
+
+
+def _pattern(plan: LayerPlan, keep: Keep) -> str:
+    assert plan.other is not None
+    layers, count = plan.layers, plan.count
+    every, share = layers // count, Fraction(count, layers)
+    if count == 1:
+        place = "the last layer"
+    elif layers // every == count:
+        place = f"every {_ordinal(every)} layer ({every - 1}:1)"
+    elif plan.regular:
+        place = f"{share.numerator} of every {share.denominator} layers"
+    elif keep == "flops":
+        place = f"{count / layers:.0%} of the layers, spread"
+    else:
+        place = f"{count} of {layers} layers, spread"
+    return f"{_name(plan.other, keep)} in {place}"
+
+
+def _ordinal(number: int) -> str:
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"

@@ -1,0 +1,9 @@
+"""What to train at a context: candidates for the layers of a model, searched and ranked. Pure functions."""
+
+from __future__ import annotations
+
+from powerplan.search.limits import Limits
+from powerplan.search.recommendation import SELECTABLE, Candidate, Chunk, Recommendation, Request, recommend
+from powerplan.search.solve import Solution, solve
+
+__all__ = ["SELECTABLE", "Candidate", "Chunk", "Limits", "Recommendation", "Request", "Solution", "recommend", "solve"]

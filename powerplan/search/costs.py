@@ -1,0 +1,162 @@
+"""What a choice costs per layer, in whole numbers, so that a plan is a sum and no model is built for a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from operator import add
+
+import msgspec
+
+from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.mixers import Convention, Mixer
+from powerplan.mixers.base import total
+from powerplan.search.choices import Choice, Scope
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """The cost of one layer's mixer, of several layers, or of a whole model. Costs add up, exactly.
+
+    weight_flops: weight FLOPs per token.
+    parameters: stored parameters.
+    state_elements: elements of the state of one sequence, at the longest context.
+    state_half_bytes, decode_half_bytes: bytes of that state, and state bytes moved to decode one token at batch 1, in
+        halves of a byte, since int4 has half a byte per element.
+    scaled_state_flops: for each context t, 2t times the state FLOPs per token. Means over causal keys are whole then.
+    """
+
+    weight_flops: int
+    parameters: int
+    state_elements: int
+    state_half_bytes: int
+    decode_half_bytes: int
+    scaled_state_flops: tuple[int, ...]
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weight_flops + other.weight_flops,
+            self.parameters + other.parameters,
+            self.state_elements + other.state_elements,
+            self.state_half_bytes + other.state_half_bytes,
+            self.decode_half_bytes + other.decode_half_bytes,
+            tuple(map(add, self.scaled_state_flops, other.scaled_state_flops)),
+        )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + other * -1
+
+    def __mul__(self, count: int) -> Cost:
+        return Cost(
+            self.weight_flops * count,
+            self.parameters * count,
+            self.state_elements * count,
+            self.state_half_bytes * count,
+            self.decode_half_bytes * count,
+            tuple(flops * count for flops in self.scaled_state_flops),
+        )
+
+    @property
+    def state_bytes(self) -> Fraction:
+        """Bytes of the state of one sequence at the longest context."""
+        return Fraction(self.state_half_bytes, 2)
+
+    @property
+    def decode_bytes(self) -> Fraction:
+        """State bytes moved to decode one token at the end of the longest context, batch 1."""
+        return Fraction(self.decode_half_bytes, 2)
+
+
+@dataclass(frozen=True)
+class CostBasis:
+    """Under what costs are counted: contexts (rising, in tokens), convention, dtype of weights and cache."""
+
+    contexts: tuple[int, ...]
+    convention: Convention
+    dtype: str
+
+    @property
+    def longest(self) -> int:
+        """The longest context, which limits, windows and state refer to."""
+        return self.contexts[-1]
+
+    def flops_per_token(self, cost: Cost) -> Fraction:
+        """Return the forward FLOPs per token at the longest context, weights and state."""
+        return cost.weight_flops + Fraction(cost.scaled_state_flops[-1], 2 * self.longest)
+
+    def wsfr(self, cost: Cost, index: int = -1) -> Fraction | None:
+        """Return the weight-state FLOP ratio at one of the contexts; None without state."""
+        state = cost.scaled_state_flops[index]
+        return Fraction(2 * self.contexts[index] * cost.weight_flops, state) if state else None
+
+    def of_mixer(self, mixer: Mixer, hidden: int) -> Cost:
+        """Return the cost of one layer's mixer in a model of this hidden size."""
+        width = DTYPE_BYTES[self.dtype]
+        matmul = int(total(mixer.matmul_terms(hidden)))
+        outside = total((*mixer.other_terms(hidden), *mixer.idle_terms(hidden)))
+        return Cost(
+            weight_flops=2 * matmul,
+            parameters=matmul + int(outside),
+            state_elements=mixer.state_size(self.longest).elements,
+            state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, width)),
+            decode_half_bytes=_whole(2 * mixer.decode_bytes(self.longest, width)),
+            scaled_state_flops=tuple(
+                _whole(2 * t * total(mixer.state_flops_terms(t, self.convention))) for t in self.contexts
+            ),
+        )
+
+    def of_model(self, accounting: Accounting) -> Cost:
+        """Return the cost of a whole model."""
+        rows = [accounting.row(context, self.dtype) for context in self.contexts]
+        last = rows[-1]
+        return Cost(
+            weight_flops=last.weight_flops,
+            parameters=accounting.total_parameters.with_embeddings,
+            state_elements=last.state_elements,
+            state_half_bytes=_whole(2 * last.state_bytes),
+            decode_half_bytes=_whole(2 * last.decode_state_bytes),
+            scaled_state_flops=tuple(_whole(2 * row.context * row.state_flops) for row in rows),
+        )
+
+    def nothing(self) -> Cost:
+        """Return the cost of no layer at all."""
+        return Cost(0, 0, 0, 0, 0, (0,) * len(self.contexts))
+
+
+def _whole(value: int | Fraction) -> int:
+    exact = Fraction(value)
+    assert exact.denominator == 1, f"{value} is not whole"
+    return exact.numerator
+
+
+class ScopeCosts:
+    """The costs of plans over one scope of a model.
+
+    rest: what is left of the model's cost without the mixers of the scope.
+    """
+
+    def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
+        self.scope, self.basis = scope, basis
+        self.hidden = accounting.spec.hidden_size
+        self._by_mixer: dict[Mixer, Cost] = {}
+        self.rest = basis.of_model(accounting) - self._sum(scope.distinct, scope.counts)
+
+    def of(self, mixer: Mixer) -> Cost:
+        """Return the cost of a mixer in one layer."""
+        if mixer not in self._by_mixer:
+            self._by_mixer[mixer] = self.basis.of_mixer(mixer, self.hidden)
+        return self._by_mixer[mixer]
+
+    def uniform(self, choice: Choice) -> Cost:
+        """Return the cost of the model with `choice` in every layer of the scope."""
+        return self.rest + self.layers(choice, self.scope.counts)
+
+    def layers(self, choice: Choice, counts: tuple[int, ...]) -> Cost:
+        """Return the cost of `choice` in `counts` layers of each distinct mixer of the scope."""
+        return self._sum(choice.mixers, counts)
+
+    def _sum(self, mixers: Iterable[Mixer], counts: Iterable[int]) -> Cost:
+        cost = self.basis.nothing()
+        for mixer, count in zip(mixers, counts, strict=True):
+            cost += self.of(mixer) * count
+        return cost

@@ -1,0 +1,201 @@
+"""The search: every choice in all layers, and every pair of choices in every proportion, as sums of whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import combinations
+from typing import NamedTuple
+
+from powerplan.accounting import Accounting, last_within
+from powerplan.search.choices import (
+    WINDOWS,
+    Choice,
+    Scope,
+    choice_of,
+    keeping_every_key,
+    mix_choices,
+    named_choices,
+    scopes,
+    staying,
+    uniform_choices,
+    whole_scope,
+)
+from powerplan.search.costs import Cost, CostBasis, ScopeCosts
+from powerplan.search.layer_plan import LayerPlan, exception_places
+from powerplan.spec import ModelSpec
+from powerplan.swap import Swap
+from powerplan.swap.shapes import common_shape, replacement_heads
+
+EVERY_PROPORTION = 128
+"""Layers up to which a mix is tried in every proportion; deeper models are tried in 64ths."""
+
+MOST_FLOPS_IN_A_MIX = 8
+"""A layer that costs this many times the FLOPs of softmax attention has no place in a mix."""
+
+
+class Trial(NamedTuple):
+    """A plan, its cost, and whether one of its choices costs more than keeping every key (see `Excess`)."""
+
+    plan: LayerPlan
+    cost: Cost
+    wasteful: bool
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How many times the FLOPs and bytes of softmax attention a choice takes, per layer at the longest context.
+
+    A bounded state that takes more FLOPs than attending to every key, or more bytes than keeping them, buys nothing.
+    Sparse attention keeps every key, and more, on purpose: it saves FLOPs, and its bytes do not count here.
+    """
+
+    flops: Fraction
+    bytes: Fraction
+
+    @property
+    def wasteful(self) -> bool:
+        return self.flops > 1 or self.bytes > 1
+
+
+class Search:
+    """All candidates of one model at one list of contexts."""
+
+    def __init__(
+        self,
+        accounting: Accounting,
+        basis: CostBasis,
+        target: Fraction,
+        admits: Callable[[LayerPlan], bool],
+        named_kinds: Iterable[str] = (),
+    ) -> None:
+        """Prepare a search.
+
+        Args:
+            accounting: the model as it is, in the convention of `basis`.
+            basis: the contexts, convention and dtype of all costs.
+            target: the weight-state FLOP ratio that is wanted.
+            admits: whether a plan may be a candidate.
+            named_kinds: those of NAMED_KINDS that are candidates too.
+        """
+        self.accounting, self.basis, self.target, self.admits = accounting, basis, target, admits
+        self.spec: ModelSpec = accounting.spec
+        self.scopes = scopes(self.spec)
+        self.named_kinds = tuple(named_kinds)
+        self._excess: dict[Choice, Excess] = {}
+        self._costs: dict[Scope, ScopeCosts] = {}
+        self.as_is = self._as_is()
+
+    def _as_is(self) -> Trial:
+        scope = whole_scope(self.spec)
+        choice = staying(scope.distinct)
+        wasteful = bool(self.scopes) and self.scopes[0] == scope and self.excess(scope, choice).wasteful
+        return Trial(LayerPlan(scope, choice), self.basis.of_model(self.accounting), wasteful)
+
+    @cached_property
+    def own_head_dim(self) -> int | None:
+        """The head dim of the layers, where they have one in common."""
+        shape = common_shape(self.as_is.plan.scope.distinct, self.spec.hidden_size)
+        return shape.head_dim if shape else None
+
+    def costs(self, scope: Scope) -> ScopeCosts:
+        if scope not in self._costs:
+            self._costs[scope] = ScopeCosts(self.accounting, scope, self.basis)
+        return self._costs[scope]
+
+    def trials(self) -> list[Trial]:
+        """Return every candidate that is admitted, the model as it is first."""
+        trials = [self.as_is] if self.admits(self.as_is.plan) else []
+        for scope in self.scopes:
+            trials.extend(self._uniform(scope))
+            trials.extend(self._mixes(scope))
+        return trials
+
+    def _uniform(self, scope: Scope) -> Iterator[Trial]:
+        costs = self.costs(scope)
+        balanced = self.balanced_window(scope)
+        windows = [window for window in WINDOWS if window < self.basis.longest]
+        if balanced is not None:
+            windows = sorted({balanced, balanced + 1, *windows})
+        choices = (*uniform_choices(self.spec, scope, windows), *named_choices(self.spec, scope, self.named_kinds))
+        for choice in choices:
+            plan = LayerPlan(scope, choice)
+            if choice.mixers != scope.distinct and self.admits(plan):
+                yield Trial(plan, costs.uniform(choice), self.excess(scope, choice).wasteful)
+
+    def _mixes(self, scope: Scope) -> Iterator[Trial]:
+        costs, layers = self.costs(scope), len(scope.positions)
+        choices = [
+            choice
+            for choice in (
+                *mix_choices(self.spec, scope, self.basis.longest),
+                *named_choices(self.spec, scope, self.named_kinds),
+            )
+            if self.admits(LayerPlan(scope, choice, choice, 0))
+            and self.excess(scope, choice).flops <= MOST_FLOPS_IN_A_MIX
+        ]
+        splits = [(count, *self._split(scope, count)) for count in _exception_counts(layers)]
+        # For each choice and split: its cost as the rest of the layers, and as the exceptions.
+        parts = {
+            choice: [(costs.layers(choice, most), costs.layers(choice, few)) for _, most, few in splits]
+            for choice in choices
+        }
+        for first, second in combinations(choices, 2):
+            wasteful = self.excess(scope, first).wasteful or self.excess(scope, second).wasteful
+            for (count, _, _), first_costs, second_costs in zip(splits, parts[first], parts[second], strict=True):
+                if 2 * count <= layers:
+                    cost = costs.rest + first_costs[0] + second_costs[1]
+                    yield Trial(LayerPlan(scope, first, second, count), cost, wasteful)
+                if 2 * count < layers:
+                    cost = costs.rest + first_costs[1] + second_costs[0]
+                    yield Trial(LayerPlan(scope, second, first, count), cost, wasteful)
+
+    def _split(self, scope: Scope, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return how many layers of each distinct mixer are among the rest, and among the `count` exceptions."""
+        exceptions = [scope.mixers[index] for index in exception_places(len(scope.positions), count)]
+        few = tuple(exceptions.count(mixer) for mixer in scope.distinct)
+        return tuple(map(int.__sub__, scope.counts, few)), few
+
+    def split(self, plan: LayerPlan) -> list[tuple[int, ...]]:
+        """Return for each choice of a plan in how many layers of each distinct mixer it stands."""
+        return list(self._split(plan.scope, plan.count)) if plan.is_mix else [plan.scope.counts]
+
+    def excess(self, scope: Scope, choice: Choice) -> Excess:
+        """Return how a choice compares with softmax attention in the same layers."""
+        if choice not in self._excess:
+            costs = self.costs(scope)
+            full = keeping_every_key(self.spec, scope.distinct)
+            flops, sizes = [], []
+            for mixer, other in zip(choice.mixers, full.mixers, strict=True):
+                cost, softmax = costs.of(mixer), costs.of(other)
+                flops.append(Fraction(cost.scaled_state_flops[-1], softmax.scaled_state_flops[-1]))
+                sizes.append(Fraction(0 if mixer.sparse_reads else cost.state_half_bytes, softmax.state_half_bytes))
+            self._excess[choice] = Excess(max(flops), max(sizes))
+        return self._excess[choice]
+
+    def softmax_ratio(self, index: int) -> float:
+        """Return the ratio at one of the contexts if every layer that can be swapped kept every key; 0 if none can."""
+        if not self.scopes:
+            return 0.0
+        scope = self.scopes[0]
+        ratio = self.basis.wsfr(self.costs(scope).uniform(keeping_every_key(self.spec, scope.distinct)), index)
+        return float(ratio) if ratio is not None else 0.0
+
+    def balanced_window(self, scope: Scope) -> int | None:
+        """Return the longest window in all layers of a scope that leaves the weights `target` times the state."""
+        costs, heads, longest = self.costs(scope), replacement_heads(self.spec), self.basis.longest
+
+        def light(window: int) -> bool:
+            cost = costs.uniform(choice_of(self.spec, Swap.attention(heads, window), scope.distinct))
+            return 2 * longest * cost.weight_flops >= self.target * cost.scaled_state_flops[-1]
+
+        return last_within(light, longest) if longest > 1 else None
+
+
+def _exception_counts(layers: int) -> list[int]:
+    """Return the numbers of exceptions that are tried, up to half of the layers."""
+    if layers <= EVERY_PROPORTION:
+        return list(range(1, layers // 2 + 1))
+    return sorted({round(Fraction(layers * part, 64)) for part in range(1, 33)})

@@ -1,0 +1,77 @@
+"""A swap as `--mixer` takes it, read and written: attention, window:4096, power:p=2,gated=true."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.mixers import MIXERS
+from powerplan.spec import LENGTHS
+from powerplan.swap.value import Swap
+from powerplan.units import parse_context
+
+AS_IS = "as it is"
+"""The text that stands for no swap."""
+
+KINDS = sorted(MIXERS)
+
+_FLAGS = {"true": True, "false": False}
+
+
+def swap_text(swap: Swap | None) -> str:
+    """Return a swap as `--mixer` takes it; "as it is" for none."""
+    if swap is None:
+        return AS_IS
+    if swap.kind == "attention" and swap.fields.keys() == {"window"}:
+        return f"window:{swap.fields['window']}"
+    settings = (f"{field}={str(value).lower()}" for field, value in swap.settings)
+    return f"{swap.kind}:{','.join(settings)}" if swap.settings else swap.kind
+
+
+def parse_swap(text: str) -> Swap:
+    """Return the swap that a text describes.
+
+    Args:
+        text: a kind, or kind:field=value,...; "window:4096" is attention with that window. Lengths may be sizes ("4k").
+
+    Raises:
+        InputError: for an unknown kind or field, a field that is set twice, power without p, a window without its size.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if kind == "window" and not rest:
+        raise InputError("window needs its size; write window:4096", parameter("mixer"))
+    if kind == "window":
+        return Swap.attention(window=parse_context(rest, f"{parameter('mixer')} window"))
+    if kind not in KINDS:
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", parameter("mixer"))
+    settings: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        field, equals, value = part.partition("=")
+        field = field.strip()
+        allowed = sorted(MIXERS[kind].__struct_fields__)
+        if not equals:
+            example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else _example(kind)
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", parameter("mixer"))
+        if field not in allowed:
+            raise InputError(
+                f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", parameter("mixer")
+            )
+        if field in settings:
+            raise InputError(f"{field} is set twice", parameter("mixer"))
+        settings[field] = (
+            parse_context(value, f"{parameter('mixer')} {field}") if field in LENGTHS else _value(value.strip())
+        )
+    if kind == "power" and "p" not in settings:
+        raise InputError("power needs its degree; write power:p=2", parameter("mixer"))
+    return Swap(kind, tuple(settings.items()))
+
+
+def _example(kind: str) -> str:
+    return "p=2" if kind == "power" else "heads=8"
+
+
+def _value(text: str) -> Any:
+    if text in _FLAGS:
+        return _FLAGS[text]
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text

@@ -1,0 +1,68 @@
+"""Windows that balance a model, and windows and contexts that hold as much as its state."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from powerplan.accounting import Accounting, last_within
+from powerplan.mixers import Convention
+from powerplan.mixers.base import total
+from powerplan.spec import ModelSpec
+from powerplan.swap.rebuild import first_relative, rebuilt, swapped
+from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.value import Swap
+
+
+def can_swap(spec: ModelSpec) -> bool:
+    """Whether a model has mixers, and another kind can take the place of each of them at the same weights."""
+    mixers = spec.mixers()
+    return bool(mixers) and all(mixer.swappable for mixer in mixers)
+
+
+def balanced_window(
+    spec: ModelSpec, context: int, convention: Convention, target: Fraction = Fraction(1)
+) -> int | None:
+    """Return the longest window, in tokens, which in every layer leaves the weights `target` times the state FLOPs.
+
+    Exact search over integers below `context`. None where one key is too many, or the whole context is light enough,
+    or a mixer cannot be swapped.
+    """
+    if context < 2 or not can_swap(spec):
+        return None
+    shape = replacement_heads(spec)
+    relative = first_relative(spec, "attention")
+    narrowest, _ = swapped(spec, Swap.attention(shape, window=1))
+    limit = Accounting(narrowest, convention).weight_flops / target
+
+    def state_flops(window: int) -> Fraction:
+        # Every step of the search builds mixers only, and no model.
+        swap, flops = Swap.attention(shape, window), Fraction(0)
+        for mixer, count in spec.mixer_counts():
+            changed, _ = rebuilt(mixer, swap, spec.hidden_size, relative)
+            flops += total(changed.state_flops_terms(context, convention)) * count
+        return flops
+
+    return last_within(lambda window: state_flops(window) <= limit, context)
+
+
+def same_state_window(spec: ModelSpec) -> int | None:
+    """Return the window, in tokens, whose keys and values have as many elements as the recurrent state of a model.
+
+    Rounded down, without the normaliser, as `powerplan dims` has it. None unless every layer has a state of features
+    (power, linear).
+    """
+    sizes = [(mixer.features_size(), count) for mixer, count in spec.mixer_counts()]
+    state = entry = 0
+    for size, count in sizes:
+        if size is None:
+            return None
+        state, entry = state + size.recurrent * count, entry + size.entry * count
+    return state // entry if entry else None
+
+
+def cache_context(spec: ModelSpec, elements: int) -> int | None:
+    """Return the longest context whose state has at most `elements`; None where the state does not grow past them."""
+    mixers = spec.mixer_counts()
+    return last_within(
+        lambda context: sum(mixer.state_size(context).elements * count for mixer, count in mixers) <= elements, 2**50
+    )

@@ -1,0 +1,191 @@
+"""What a training budget buys: FLOPs to tokens, sequences, steps and days, and what other mixers would make of it.
+
+Training takes 3 times the forward FLOPs of docs/accounting.md: the backward pass takes twice the forward pass, and
+recomputation is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from powerplan.accounting import Accounting, Row
+from powerplan.hardware import Peak
+from powerplan.measured import MeasuredTimes, Unmeasured
+from powerplan.spec import ModelSpec
+from powerplan.swap import Swap, swapped
+from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.windows import balanced_window, cache_context, can_swap, same_state_window
+from powerplan.units import format_figure
+
+TRAINING_PASSES = 3
+"""Training FLOPs per forward FLOP."""
+
+TOKENS_PER_PARAMETER = 20
+"""Training tokens per active parameter that are compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556, Table 3)."""
+
+RULE = "about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)"
+
+FAR_FROM_RULE = 4
+"""Factor from the rule at which a warning is due: to either side, the loss at equal FLOPs is then clearly worse."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast training runs: a device, the share of its peak that is reached (MFU), and how many work at once."""
+
+    peak: Peak
+    mfu: Fraction
+    devices: int = 1
+
+    @property
+    def flops_per_s(self) -> Fraction:
+        """FLOP/s of one device."""
+        return self.peak.flops_per_s * self.mfu
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A training budget in FLOPs, put into tokens of one model at one context."""
+
+    accounting: Accounting
+    row: Row
+    total_flops: Fraction
+
+    @property
+    def train_flops_per_token(self) -> Fraction:
+        return train_flops(self.row)
+
+    @property
+    def tokens(self) -> int:
+        """Whole tokens that the budget buys."""
+        return int(self.total_flops // self.train_flops_per_token)
+
+    @property
+    def sequences(self) -> int:
+        """Whole sequences of the context."""
+        return self.tokens // self.row.context
+
+    def steps(self, batch_tokens: int) -> int:
+        """Return the optimiser steps of `batch_tokens` each, the last one perhaps short."""
+        return -(-self.tokens // batch_tokens)
+
+    @property
+    def parameters(self) -> int:
+        """Active parameters, embeddings included: the rule of 20 tokens refers to them."""
+        return self.accounting.active_parameters.with_embeddings
+
+    def warnings(self) -> list[str]:
+        """Return what is odd about this budget for this model, in a sentence each."""
+        warnings = []
+        per_parameter = Fraction(self.tokens, self.parameters)
+        figure = f"{format_figure(per_parameter)} tokens per active parameter"
+        if not self.sequences:
+            warnings.append(f"the budget does not buy one sequence of {self.row.context:,} tokens")
+        if per_parameter * FAR_FROM_RULE < TOKENS_PER_PARAMETER:
+            warnings.append(f"{figure} are few: {RULE}; a smaller model would learn more")
+        elif per_parameter > TOKENS_PER_PARAMETER * FAR_FROM_RULE:
+            remark = "a bigger model would learn more, this one is cheaper to serve"
+            warnings.append(f"{figure} are many: {RULE}; {remark}")
+        return warnings
+
+
+def train_flops(row: Row) -> Fraction:
+    """Return the training FLOPs per token at `row`."""
+    return TRAINING_PASSES * (row.weight_flops + row.state_flops)
+
+
+def budget_of(
+    accounting: Accounting,
+    context: int,
+    *,
+    flops: Fraction | None = None,
+    tokens: int | None = None,
+    dtype: str = "bf16",
+) -> Budget:
+    """Return the budget of `flops`, or of `tokens`; of 20 tokens per active parameter where neither is given."""
+    row = accounting.row(context, dtype)
+    if flops is None:
+        tokens = tokens or TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
+        flops = tokens * train_flops(row)
+    return Budget(accounting, row, Fraction(flops))
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """The same total FLOPs with another mixer in every layer.
+
+    swap: the other mixer; None for the model as it is.
+    same_state_window, same_state_context: the window, and the context of the model as it is, whose keys and values have
+        as many elements as this recurrent state; None where there is none.
+    """
+
+    swap: Swap | None
+    budget: Budget
+    same_state_window: int | None
+    same_state_context: int | None
+
+
+def alternatives(budget: Budget, dtype: str = "bf16") -> list[Alternative]:
+    """Return the model as it is, then softmax, the balanced window, power of degree 2 and 3, and linear attention.
+
+    All have the same total FLOPs and, as far as heads allow (MLA), the same weights. Models with a mixer that no other
+    can replace stand alone.
+    """
+    base, context = budget.accounting, budget.row.context
+    alternatives = [Alternative(None, budget, same_state_window(base.spec), None)]
+    if not can_swap(base.spec):
+        return alternatives
+    for swap in _swaps(base, context):
+        spec, _ = swapped(base.spec, swap)
+        accounting = Accounting(spec, base.convention)
+        row = accounting.row(context, dtype)
+        window = same_state_window(spec)
+        same_context = cache_context(base.spec, row.state_elements) if window is not None else None
+        alternatives.append(
+            Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context),
+        )
+    return alternatives
+
+
+def _swaps(base: Accounting, context: int) -> list[Swap]:
+    mixers, heads = base.spec.mixers(), replacement_heads(base.spec)
+    swaps = [] if all(mixer.keeps_every_key for mixer in mixers) else [Swap("attention")]
+    window = balanced_window(base.spec, context, base.convention)
+    if window is not None:
+        swaps.append(Swap.attention(heads, window))
+    if not all(mixer.degree == 2 for mixer in mixers):
+        swaps.append(Swap.power(2, heads))
+    return [*swaps, Swap.power(3, heads), Swap.of("linear", heads)]
+
+
+@dataclass(frozen=True)
+class TrainingTime:
+    """How the time of a budget is found.
+
+    measured: seconds of one device per training token, where a saved profile has the times of all mixers; their source
+    is its file and device. Else the throughput decides.
+    missing: what the saved profile lacks.
+    """
+
+    throughput: Throughput
+    measured: float | None = None
+    source: str | None = None
+    missing: Unmeasured | None = None
+
+    def device_seconds(self, budget: Budget) -> float:
+        """Return the seconds of one device for the whole budget."""
+        if self.measured is not None:
+            return self.measured * budget.tokens
+        return float(budget.total_flops / self.throughput.flops_per_s)
+
+
+def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: MeasuredTimes | None) -> TrainingTime:
+    """Return how long training takes: mixers as measured, and weights at the throughput."""
+    if profile is None:
+        return TrainingTime(throughput)
+    mixers = profile.model_training_time(spec, row.context)
+    if isinstance(mixers, Unmeasured):
+        return TrainingTime(throughput, source=profile.label, missing=mixers)
+    weights = float(TRAINING_PASSES * row.weight_flops / throughput.flops_per_s)
+    return TrainingTime(throughput, mixers + weights, profile.label)
