@@ -135,11 +135,11 @@ EXPORTS = [
 
 def test_commands_and_options() -> None:
     group = typer.main.get_command(app)
-    found = {
+    options = {
         name: [option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])]
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
-    assert found == COMMANDS
+    assert options == COMMANDS
 
 
 KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
