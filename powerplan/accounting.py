@@ -1,4 +1,4 @@
-"""Sums over a model: parameters, weight and state FLOPs, state, decode bytes. Parts equal the total, exactly.
+"""The counts of a model: parameters, weight and state FLOPs, state, bytes per decoded token. Parts sum to the total.
 
 One convention for every number (docs/accounting.md): matmul FLOPs, 2 per multiply-add, forward, per token, averaged
 over a sequence of t tokens from an empty state.
@@ -28,20 +28,22 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """A count in three conventions, since publishers differ.
-
-    with_embeddings: all, a tied matrix once. without_input_embedding: less the look-up table and the position table,
-    unless the table is the LM head too. without_embeddings: less the LM head as well.
-    """
+    """A number of parameters in the three conventions that publishers follow."""
 
     with_embeddings: int
+    """All parameters; a matrix that is both input embedding and LM head counts once."""
     without_input_embedding: int
+    """Without the input embedding, unless it is the LM head too, and without learned positions."""
     without_embeddings: int
+    """Without the LM head as well."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One summand of a model's FLOPs: all terms of one name in one kind of layer (or in the model, layers None)."""
+    """The FLOPs per token of one component, such as "attention", in one kind of layer.
+
+    use: the layers of that kind; None where the FLOPs are those of the whole model.
+    """
 
     name: str
     use: LayerUse | None
@@ -54,15 +56,22 @@ class Component:
 
 @dataclass(frozen=True)
 class Row:
-    """The answer at one context. FLOPs per token; state per sequence; bytes moved to decode one token at batch 1."""
+    """The numbers of a model at one context."""
 
     context: int
+    """Tokens of the sequence."""
     weight_flops: int
+    """Forward matmul FLOPs per token between activations and weights."""
     state_flops: Fraction
+    """Forward matmul FLOPs per token between activations and state, averaged over the sequence."""
     state_elements: int
+    """Elements of one sequence's state at the end of the context: key/value cache and recurrent state."""
     state_bytes: Fraction
+    """Bytes of that state; recurrent state is fp32."""
     decode_weight_bytes: Fraction
+    """Bytes of weights that are read to decode one token at batch 1."""
     decode_state_bytes: Fraction
+    """Bytes of state that are read and written to decode one token at batch 1."""
 
     @property
     def flops(self) -> Fraction:
@@ -71,12 +80,17 @@ class Row:
 
     @property
     def wsfr(self) -> Fraction | None:
-        """Weight-state FLOP ratio; None for a model without state."""
+        """The weight-state FLOP ratio, weight_flops / state_flops; None for a model without state."""
         return Fraction(self.weight_flops) / self.state_flops if self.state_flops else None
 
 
 class Accounting:
-    """All counts of one model under one convention."""
+    """All counts of one model under one convention.
+
+    Args:
+        spec: the model.
+        convention: what is counted; Convention() where None.
+    """
 
     def __init__(self, spec: ModelSpec, convention: Convention | None = None) -> None:
         self.spec = spec
@@ -85,7 +99,7 @@ class Accounting:
 
     @cached_property
     def total_parameters(self) -> Parameters:
-        """Every parameter that is stored, all experts included."""
+        """All parameters that are stored, those of every expert included."""
         return self._parameters(idle=True)
 
     @cached_property
@@ -115,28 +129,28 @@ class Accounting:
 
     @cached_property
     def weight_flops(self) -> int:
-        """Weight FLOPs per token: 2 for every matmul parameter that the token touches."""
+        """The weight FLOPs per token: 2 for every matmul parameter that the token touches."""
         return sum(component.weight_flops for component in self._weight_components())
 
-    def state_flops(self, context: int) -> Fraction:
-        """State FLOPs per token, averaged over a sequence of `context` tokens."""
+    def state_flops(self, context: int | str) -> Fraction:
+        """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
         return sum((component.state_flops for component in self._state_components(context)), Fraction(0))
 
-    def wsfr(self, context: int) -> Fraction | None:
-        """Weight-state FLOP ratio at `context`; None for a model without state."""
+    def wsfr(self, context: int | str) -> Fraction | None:
+        """Return the weight-state FLOP ratio at `context`, in tokens; None for a model without state."""
         state = self.state_flops(context)
         return Fraction(self.weight_flops) / state if state else None
 
-    def components(self, context: int) -> list[Component]:
-        """Return the summands by name, over all layers, weights first."""
+    def components(self, context: int | str) -> list[Component]:
+        """Return the FLOPs of each component by its name, summed over all layers, weights first."""
         merged: dict[str, Component] = {}
         for component in (*self._weight_components(), *self._state_components(context)):
             known = merged.get(component.name)
             merged[component.name] = known.merged(component) if known else component
         return list(merged.values())
 
-    def layers(self, context: int) -> list[Component]:
-        """Return one summand for each kind of layer, and one for the LM head; `use` says which layers."""
+    def layers(self, context: int | str) -> list[Component]:
+        """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
         parts: dict[LayerUse | None, Component] = {}
         for component in (*self._weight_components(), *self._state_components(context)):
             name = component.use.layer.describe() if component.use else component.name
@@ -148,24 +162,27 @@ class Accounting:
         return list(parts.values())
 
     def _weight_components(self) -> list[Component]:
-        hidden = self.spec.hidden_size
-        found = []
-        for use in self.uses:
-            for block in (use.layer.mixer, use.layer.ffn):
-                for item in block.matmul_terms(hidden) if block is not None else ():
-                    found.append(Component(item.component, use, 2 * _integer(item.value) * use.count, Fraction(0)))
-        if self.convention.lm_head:
-            for item in self.spec.head_terms():
-                found.append(Component(item.component, None, 2 * _integer(item.value), Fraction(0)))
-        return found
+        terms = [
+            (term, use)
+            for use in self.uses
+            for block in (use.layer.mixer, use.layer.ffn)
+            if block is not None
+            for term in block.matmul_terms(self.spec.hidden_size)
+        ]
+        head = self.spec.head_terms() if self.convention.lm_head else ()
+        return [
+            *(Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0)) for term, use in terms),
+            *(Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in head),
+        ]
 
-    def _state_components(self, context: int) -> list[Component]:
-        found = []
-        for use in self.uses:
-            if use.layer.mixer is not None:
-                for item in use.layer.mixer.state_flops_terms(context, self.convention):
-                    found.append(Component(item.component, use, 0, Fraction(item.value) * use.count))
-        return found
+    def _state_components(self, context: int | str) -> list[Component]:
+        tokens = context_of(context)
+        return [
+            Component(term.component, use, 0, Fraction(term.value) * use.count)
+            for use in self.uses
+            if use.layer.mixer is not None
+            for term in use.layer.mixer.state_flops_terms(tokens, self.convention)
+        ]
 
     def row(self, context: int | str, dtype: str = "bf16") -> Row:
         """Return the model's numbers at one context.
@@ -184,7 +201,7 @@ class Accounting:
             >>> from powerplan.load import catalogue_spec
             >>> row = Accounting(catalogue_spec("gpt2-small")).row("64k")
             >>> row.context, float(row.wsfr)
-            (65536, 0.204526964305231)
+            (65536, 0.20452695932577525)
         """
         if dtype not in DTYPE_BYTES:
             raise InputError(f"dtype must be {', '.join(DTYPE_BYTES)}, and is {dtype!r}")
@@ -205,9 +222,9 @@ class Accounting:
 
     @cached_property
     def grows_with_context(self) -> bool:
-        """Whether state FLOPs never fall as the context grows.
+        """Whether state FLOPs per token never fall as the context grows.
 
-        They can in chunked forms, after a full chunk, and with mixers that are not `steady`.
+        They can fall in chunked forms, after a full chunk, and with mixers that are not `steady`.
         """
         mixers = self.spec.mixers()
         if self.convention.form == "recurrent":
@@ -217,8 +234,8 @@ class Accounting:
     def balanced_context(self, target: Fraction = Fraction(1)) -> int | None:
         """Return the longest context, in tokens, at which weight FLOPs are `target` times the state FLOPs or more.
 
-        Exact search over integers. None where there is none: the state is too heavy at one token already, or never
-        catches up with the weights; and None unless `grows_with_context`.
+        The search is exact, over integers. The result is None where no context balances, as the state is too heavy at
+        one token already or never catches up with the weights, and None unless `grows_with_context`.
         """
         if not self.grows_with_context:
             return None
@@ -233,9 +250,9 @@ class Accounting:
 
 
 def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
-    """Return the largest of 1..highest - 1 for which `holds`, which is true up to some number and false beyond.
+    """Return the largest number below `highest` for which `holds`, a test that is true up to some number only.
 
-    None where it is false at 1 already, or true at `highest` still.
+    The result is None where the test is false at 1 already, or still true at `highest`.
     """
     if not holds(1) or holds(highest):
         return None
@@ -248,7 +265,11 @@ def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
 
 @dataclass(frozen=True)
 class Explained:
-    """One line of an explanation: a quantity of a component, per layer, and how many layers have it."""
+    """One formula of an explanation: a quantity of one layer's component, and how many layers have it.
+
+    scope: the layers, in words. quantity: what the formula gives, with its unit. factor: what the term is multiplied
+    with, 2 FLOPs for each parameter. count: how many layers have it. source: where the formula was published.
+    """
 
     scope: str
     quantity: str
@@ -263,37 +284,37 @@ class Explained:
 
 
 def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Explained]:
-    """Return every formula with the numbers put in: parameters, weight FLOPs, state and state FLOPs, by layer kind."""
+    """Return every formula with the numbers put in: parameters, weight FLOPs, state and state FLOPs, by layer kind.
+
+    Args:
+        spec: the model.
+        context: tokens, for the state and its FLOPs.
+        convention: what is counted.
+    """
     lines: list[Explained] = []
+
+    def add(scope: str, quantity: str, factor: int, terms: Sequence[Term], count: int = 1, source: str = "") -> None:
+        lines.extend(Explained(scope, quantity, term, count, factor, source) for term in terms)
+
+    weights, parameters = "weight FLOPs per token", "parameters outside matmuls"
     for use in spec.layer_uses():
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
         for block in (use.layer.mixer, use.layer.ffn):
             if block is None:
                 continue
-            groups: list[tuple[str, int, Sequence[Term]]] = [
-                ("weight FLOPs per token", 2, block.matmul_terms(spec.hidden_size)),
-                ("parameters outside matmuls", 1, block.other_terms(spec.hidden_size)),
-                ("parameters not touched", 1, block.idle_terms(spec.hidden_size)),
-            ]
+            add(scope, weights, 2, block.matmul_terms(spec.hidden_size), use.count, block.source)
+            add(scope, parameters, 1, block.other_terms(spec.hidden_size), use.count, block.source)
+            add(scope, "parameters not touched", 1, block.idle_terms(spec.hidden_size), use.count, block.source)
             if block is use.layer.mixer:
-                groups.append(("state elements", 1, use.layer.mixer.state_terms(context)))
-                groups.append(("state FLOPs per token", 1, use.layer.mixer.state_flops_terms(context, convention)))
-            for quantity, factor, terms in groups:
-                lines.extend(Explained(scope, quantity, item, use.count, factor, block.source) for item in terms)
-        lines.extend(
-            Explained(scope, "parameters outside matmuls", item, use.count, 1, "") for item in spec.norm_terms()
-        )
-    outside = (
-        *spec.embedding_terms(),
-        *spec.position_terms(),
-        *spec.embedding_norm_terms(),
-        *spec.final_norm_terms(),
-    )
-    model: list[tuple[str, int, Sequence[Term]]] = [("parameters outside matmuls", 1, outside)]
+                mixer = use.layer.mixer
+                add(scope, "state elements", 1, mixer.state_terms(context), use.count, mixer.source)
+                flops = mixer.state_flops_terms(context, convention)
+                add(scope, "state FLOPs per token", 1, flops, use.count, mixer.source)
+        add(scope, parameters, 1, spec.norm_terms(), use.count)
+    for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
+        add("model", parameters, 1, terms)
     if convention.lm_head:
-        model.append(("weight FLOPs per token", 2, spec.head_terms()))
-    for quantity, factor, terms in model:
-        lines.extend(Explained("model", quantity, item, 1, factor, "") for item in terms)
+        add("model", weights, 2, spec.head_terms())
     return lines
 
 

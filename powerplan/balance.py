@@ -33,6 +33,10 @@ def verdict_of(ratio: Fraction, target: Fraction | int = 1) -> Verdict:
     Args:
         ratio: weight FLOPs per token divided by state FLOPs per token, above 0.
         target: the ratio that is wanted, above 0; 1 means as many weight as state FLOPs.
+
+    Example:
+        >>> verdict_of(Fraction(1, 5))
+        Verdict(side='state', times=Fraction(5, 1))
     """
     if is_balanced(ratio, target):
         return Verdict("balanced", _excess(ratio, target))

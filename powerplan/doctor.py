@@ -1,4 +1,4 @@
-"""What this machine has. The only planning-side module that loads torch, inside its function and if installed."""
+"""What this machine has: packages, processor, memory, accelerators. It imports torch, if that is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from powerplan.version import __version__
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination: `ok` is None for a plain fact."""
+    """One line of the examination.
+
+    what: what was looked for. found: what is there. ok: whether that suffices, None for a plain fact. remedy: how to
+    get what is missing.
+    """
 
     what: str
     found: str
@@ -23,7 +27,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return what planning and running layers need, what is there, and how to get what is not."""
+    """Return what planning and running layers need, whether this machine has it, and how to get what is missing."""
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -44,8 +48,12 @@ def _package(name: str, remedy: str | None = None) -> Finding:
 
 
 def _triton() -> Finding:
-    found = _package("triton")
-    return found if found.ok else Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
+    installed = _package("triton")
+    return (
+        installed
+        if installed.ok
+        else Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
+    )
 
 
 def _no_tensors() -> Finding:
@@ -60,8 +68,8 @@ def _accelerators() -> list[Finding]:
             return [Finding("accelerator", "none; layers run on the processor", ok=None)]
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     except Exception as error:  # A broken driver or a torch built for another machine fails in many ways.
-        found = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[0]
-        return [Finding("torch", f"does not work: {found}", ok=False, remedy="reinstall torch for this machine")]
+        reason = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[0]
+        return [Finding("torch", f"does not work: {reason}", ok=False, remedy="reinstall torch for this machine")]
     return [
         Finding(
             f"accelerator {index}",

@@ -138,15 +138,15 @@ def _pieces(value: object, limit: int) -> Iterator[str]:
         yield "null" if value is None else str(value).lower()
     elif isinstance(value, dict):
         yield "{"
-        for index, (key, item) in enumerate(value.items()):
+        for index, (key, inner) in enumerate(value.items()):
             yield f"{', ' if index else ''}{str(key)[:limit]}: "
-            yield from _pieces(item, limit)
+            yield from _pieces(inner, limit)
         yield "}"
     elif isinstance(value, (list, tuple)):
         yield "["
-        for index, item in enumerate(value):
+        for index, inner in enumerate(value):
             yield ", " if index else ""
-            yield from _pieces(item, limit)
+            yield from _pieces(inner, limit)
         yield "]"
     else:
         try:

@@ -1,4 +1,4 @@
-"""Device rates as data: exact names and aliases, a source on every row, an error for anything else."""
+"""The rates and memory of known devices, read from hardware.yaml, where every row names its source."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Seconds = TypeVar("Seconds", Fraction, float)
 
 
 class Device(Part, frozen=True, kw_only=True):
-    """Published peak rates of one accelerator.
+    """The published peak rates of one accelerator.
 
-    Dense matrix rates in TFLOP/s (no structured sparsity), memory in GB (10^9 bytes), bandwidths in GB/s, the link's
-    per direction. None where the device has no such unit or no source was found. verify: the sources disagree or
-    are second-hand. measured: what was seen on a real device, where somebody looked.
+    Matrix rates are dense (no structured sparsity), in TFLOP/s; memory is in GB (10^9 bytes), bandwidths in GB/s, that
+    of the link per direction. A rate is None where the device has no such unit or no source was found.
+    measured: what was seen on a real device. verify: whether the sources disagree or are second-hand.
     """
 
     name: str
@@ -53,12 +53,12 @@ QUANTITIES: dict[str, tuple[str, str, float]] = {
     "link_gbs": ("link, per direction", "B/s", 1e9),
     "multiprocessors": ("multiprocessors", "1", 1),
 }
-"""Field of Device: what it is, its SI unit, and the factor from the field to that unit."""
+"""For each quantity of a Device: its name in words, its SI unit, and the factor from the field to that unit."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device does at most: FLOP/s of matrix products, bytes/s of its memory; `kind` says what these are."""
+    """The highest rates of a device: FLOP/s of matrix products, bytes/s of its memory. kind: which rates they are."""
 
     name: str
     flops_per_s: Fraction
@@ -71,7 +71,10 @@ class Peak:
 
 
 def peak_of(device: Device) -> Peak:
-    """Return the dense bf16 matrix rate and the bandwidth of a device; raises InputError where it has no such rate."""
+    """Return the dense bf16 matrix rate and the memory bandwidth of a device.
+
+    Raises InputError where the catalogue has no bf16 matrix rate of the device.
+    """
     rate, bandwidth = si_value(device, "bf16_tflops"), si_value(device, "memory_gbs")
     if rate is None or bandwidth is None:
         raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
@@ -80,16 +83,16 @@ def peak_of(device: Device) -> Peak:
 
 @cache
 def devices() -> dict[str, Device]:
-    """Return all known devices by name, in the file's order."""
+    """Return all known devices by their names, in the order of hardware.yaml."""
     text = (files("powerplan") / "hardware.yaml").read_text(encoding="utf-8")
     rows = parse_yaml(text, "hardware.yaml").data["devices"]
     return {row["name"]: msgspec.convert(row, Device) for row in rows}
 
 
 def find_device(name: str) -> Device:
-    """Return a device by its exact name or alias; case and spaces against dashes do not matter.
+    """Return a device by its exact name or alias. Upper case counts as lower case, and a space as a dash.
 
-    Raises InputError for anything else: rates are never guessed from a part of a name.
+    Raises InputError for any other name, as rates are never guessed from a part of a name.
     """
     wanted = _folded(name)
     known: dict[str, Device] = {}
@@ -107,7 +110,7 @@ def _folded(name: str) -> str:
 
 
 def si_value(device: Device, field: str) -> int | float | None:
-    """Return a quantity of QUANTITIES in SI units, an integer where it is one."""
+    """Return a quantity of QUANTITIES in its SI unit, as an integer where it is whole; None where it is unknown."""
     value: float | None = getattr(device, field)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and never over another without being asked."""
+"""Writing files: whole or not at all, and over an existing file only where the user asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from powerplan.errors import InputError, MachineError
 
 
 def check_target(path: str, force: bool, where: str) -> None:
-    """Raise InputError where `path` cannot be written: it exists and `force` is not set, or has no folder."""
+    """Raise InputError where `path` cannot be written: its folder is missing, or it exists and `force` is not set."""
     target = Path(path)
     if not path.strip():
         raise InputError("is empty; give a file", where)
@@ -23,7 +23,7 @@ def check_target(path: str, force: bool, where: str) -> None:
 
 
 def write_whole(path: str, content: bytes, force: bool, where: str) -> None:
-    """Write a file through a temporary one beside it, so that nobody ever finds half of it."""
+    """Write a file through a temporary one in the same folder, so that no reader ever finds half of it."""
     check_target(path, force, where)
     target = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Sizes as people write them (64k, 1M), and numbers as people read them (247.1M, 36 MiB, 1:4.89)."""
+"""Numbers as people write them (64k, 1M) and read them (247.1M, 36 MiB, 1:4.89), each with its unit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from fractions import Fraction
 from powerplan.errors import InputError, shown
 
 MAX_CONTEXT = 2**50
-"""Longest context accepted, in tokens: far past any machine, and still exact as a float."""
+"""Longest context that is accepted, in tokens. It is far beyond any machine, and still exact as a float."""
 
 _CONTEXT = re.compile(
     r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<suffix>[kKmMgG]?)"
 )
 _LONGEST = 100
-"""Characters of a size: Python refuses to read a number of thousands of digits."""
+"""Longest text of a number, in characters: Python refuses to read a number of thousands of digits."""
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def _matched(pattern: re.Pattern[str], text: str, where: str | None, wanted: str) -> re.Match[str]:
+    """Return the match of a whole text; raises InputError, which says what was wanted, where there is none."""
+    match = pattern.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        raise InputError(f"{shown(text)} is not {wanted}", where)
+    return match
 
 
 def parse_context(text: str, where: str | None = None) -> int:
@@ -24,9 +32,7 @@ def parse_context(text: str, where: str | None = None) -> int:
     Suffixes k, M and G are powers of 1,024, in either case. Raises InputError for anything else, for a
     fraction of a token, for 0, and past 2^50.
     """
-    match = _CONTEXT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-    if match is None:
-        raise InputError(f"{shown(text)} is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)", where)
+    match = _matched(_CONTEXT, text, where, "a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)")
     number = match["number"].replace("_", "").replace(",", "")
     size = Fraction(number) * _BINARY[match["suffix"].lower()]
     if size.denominator != 1:
@@ -53,7 +59,7 @@ def context_of(value: int | str, where: str | None = None) -> int:
 def parse_contexts(text: str, where: str | None = None) -> list[int]:
     """Return the sizes of a list such as "1k,8k,64k", in its order and without repeats.
 
-    "65,536" is refused: it reads as one context with a thousands separator, and as the two contexts 65 and 536.
+    "65,536" is refused, as it could be one context with a thousands separator or the two contexts 65 and 536.
     """
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", text.strip()):
         whole = text.strip().replace(",", "")
@@ -87,7 +93,7 @@ def _integer(text: str, where: str, low: int, high: int, write: str) -> int:
 _COUNT = re.compile(r"(?P<number>[0-9]+(?:[,_][0-9]{3})*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)(?P<suffix>[kKMmGBbTtPE]?)")
 _DECIMAL = {"": 0, "k": 3, "m": 6, "g": 9, "b": 9, "t": 12, "p": 15, "e": 18}
 MAX_COUNT = 10**40
-"""Largest count of FLOPs or tokens accepted: all computing done on earth so far is some 10^29."""
+"""Largest count of FLOPs or tokens that is accepted. All computing on earth so far took about 10^29 FLOPs."""
 
 
 def parse_count(text: str, where: str | None = None, of: str = "a count") -> int:
@@ -95,9 +101,7 @@ def parse_count(text: str, where: str | None = None, of: str = "a count") -> int
 
     Raises InputError for anything else, for a fraction, for 0, and past 10^40.
     """
-    match = _COUNT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-    if match is None:
-        raise InputError(f"{shown(text)} is not {of}; write 1e21, 300B (=3e11) or 1.5T", where)
+    match = _matched(_COUNT, text, where, f"{of}; write 1e21, 300B (=3e11) or 1.5T")
     number = Fraction(match["number"].replace("_", "").replace(",", "")) * 10 ** _DECIMAL[match["suffix"].lower()]
     if number.denominator != 1:
         raise InputError(f"{shown(text)} is not a whole number", where)
@@ -121,9 +125,7 @@ def parse_bytes(text: str, where: str | None = None) -> int:
 
     Raises InputError for anything else, for 0, and past 2^80; a fraction of a byte is rounded down.
     """
-    match = _BYTES.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-    if match is None:
-        raise InputError(f"{shown(text)} is not a size in bytes; write 512MiB, 2GB (=2e9) or 1048576", where)
+    match = _matched(_BYTES, text, where, "a size in bytes; write 512MiB, 2GB (=2e9) or 1048576")
     unit = match["unit"].lower()
     base = 1000 if len(unit) == 2 and unit[1] == "b" else 1024
     exponent = "kmgtp".find(unit[0]) + 1 if unit and unit != "b" else 0
@@ -138,9 +140,7 @@ _SECONDS = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,6})?)\s?(?P<unit>s|min
 
 def parse_seconds(text: str, where: str | None = None) -> float:
     """Return seconds from "90", "90s", "5min" or "1.5h", 1 second to a day. Raises InputError for anything else."""
-    match = _SECONDS.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-    if match is None:
-        raise InputError(f"{shown(text)} is not a time; write 90 (seconds), 5min or 1h", where)
+    match = _matched(_SECONDS, text, where, "a time; write 90 (seconds), 5min or 1h")
     seconds = float(match["number"]) * {"": 1, "s": 1, "min": 60, "h": 3600}[match["unit"]]
     if not 1 <= seconds <= 86400:
         raise InputError(f"{shown(text)} is out of range; allowed are 1 s to 24 h", where)
@@ -152,20 +152,19 @@ _RATIO = re.compile(r"(?P<weight>[0-9]{1,9}(?:\.[0-9]{1,9})?):(?P<state>[0-9]{1,
 
 def parse_ratio(text: str, where: str | None = None) -> Fraction:
     """Return a weight-state FLOP ratio from "1:1", "3:1" or "1:2.5". Raises InputError for anything else, and for 0."""
-    match = _RATIO.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"{shown(text)} is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)", where)
+    match = _matched(_RATIO, text, where, "a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)")
     weight, state = Fraction(match["weight"]), Fraction(match["state"])
     if not weight or not state:
         raise InputError(f"{shown(text)} has a side of 0; both sides of a ratio are more than 0", where)
     return weight / state
 
 
+_SHARE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(%?)")
+
+
 def parse_share(text: str, where: str | None = None) -> Fraction:
     """Return a share from "0.4" or "40%", more than 0 and at most 1. Raises InputError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(%?)", text.strip())
-    if match is None:
-        raise InputError(f"{shown(text)} is not a share; write 0.4 or 40%", where)
+    match = _matched(_SHARE, text, where, "a share; write 0.4 or 40%")
     share = Fraction(match[1]) / (100 if match[2] else 1)
     if not 0 < share <= 1:
         raise InputError(f"{shown(text)} is out of range; a share is more than 0 and at most 1 (100%)", where)
@@ -195,7 +194,7 @@ def format_bytes(value: int | Fraction) -> str:
 
 
 def _scaled(value: int | Fraction, base: int, suffixes: tuple[str, ...], gap: str) -> str:
-    """Four figures and the first suffix that leaves fewer than `base` of it."""
+    """Return a number with four figures and the first suffix under which it is less than `base`."""
     for exponent, suffix in enumerate(suffixes):
         rounded = float(f"{float(Fraction(value) / base**exponent):.4g}")
         if rounded < base or suffix == suffixes[-1]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from specs import contexts, head_fields, layers, mixers, powers, specs, windows
 
 from powerplan.accounting import Accounting, explain, positions_text
+from powerplan.balance import Verdict, is_balanced, verdict_of
 from powerplan.dims import spow_dim, tiled_spow_dim
 from powerplan.ffn import MLP
 from powerplan.load import catalogue_spec
@@ -57,6 +58,14 @@ def test_gpt2_small_balances_where_published(lm_head: bool, context: int) -> Non
     accounting = Accounting(catalogue_spec("gpt2-small"), Convention(lm_head=lm_head))
     assert accounting.balanced_context() == context
     assert accounting.state_flops(context) <= accounting.weight_flops < accounting.state_flops(context + 1)
+
+
+def test_balanced_means_within_5_percent_of_the_target() -> None:
+    assert all(is_balanced(ratio) for ratio in (Fraction(19, 20), Fraction(1), Fraction(20, 19)))
+    assert not any(is_balanced(ratio) for ratio in (Fraction(94, 100), Fraction(106, 100)))
+    assert verdict_of(Fraction(3), target=Fraction(3)) == Verdict("balanced", Fraction(1))
+    assert verdict_of(Fraction(3)) == Verdict("weight", Fraction(3))
+    assert verdict_of(Fraction(3), target=Fraction(6)) == Verdict("state", Fraction(2))
 
 
 def test_models_that_never_balance() -> None:
@@ -326,9 +335,9 @@ def test_every_letter_has_a_meaning(mixer: Any, context: int, form: Any) -> None
         *mixer.state_terms(context),
         *mixer.state_flops_terms(context, Convention(form=form)),
     )
-    for item in terms:
-        assert set(re.findall(r"[A-Za-z_]+", item.formula)) <= set(SYMBOLS)
-        numbers = item.substituted().replace("·", "*").replace(",", "")
+    for term in terms:
+        assert set(re.findall(r"[A-Za-z_]+", term.formula)) <= set(SYMBOLS)
+        numbers = term.substituted().replace("·", "*").replace(",", "")
         assert eval(re.sub(r"(?<![\w.])(\d+)/(\d+)", r"Fraction(\1, \2)", numbers)) == pytest.approx(
-            item.value, rel=1e-9
+            term.value, rel=1e-9
         )

@@ -213,7 +213,7 @@ def test_hardware_gives_unit_and_source(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_doctor_reports_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    findings = {item["what"]: item for item in run_json(capsys, "doctor")["findings"]}
+    findings = {finding["what"]: finding for finding in run_json(capsys, "doctor")["findings"]}
     assert findings["powerplan"]["found"] == __version__
     assert findings["planning commands"]["ok"] is True
     assert f"{len(os.sched_getaffinity(0))} cores" in findings["processor"]["found"]

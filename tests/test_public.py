@@ -121,9 +121,11 @@ EXPORTS = [
     "PowerplanError",
     "Row",
     "__version__",
+    "budget",
     "compare",
     "decode",
     "load_model",
+    "recommend",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
@@ -133,11 +135,11 @@ EXPORTS = [
 
 def test_commands_and_options() -> None:
     group = typer.main.get_command(app)
-    found = {
+    options = {
         name: [option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])]
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
-    assert found == COMMANDS
+    assert options == COMMANDS
 
 
 KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]

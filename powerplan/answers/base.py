@@ -13,7 +13,6 @@ from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.load import LoadedModel, load_model
 from powerplan.report.render import Format, Report, render
 from powerplan.spec import ModelSpec
-from powerplan.swap import with_mixer
 from powerplan.units import context_of, parse_contexts
 
 Model = str | Path | ModelSpec | LoadedModel
@@ -76,6 +75,8 @@ def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if mixer is None:
         return loaded
+    from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
+
     spec, notes = with_mixer(loaded.spec, mixer)
     return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
 

@@ -92,7 +92,7 @@ def budget(
     Example:
         >>> answer = budget("gpt2-small", "64k", flops=1e21, gpu="h100-sxm", devices=8)
         >>> answer.budget.tokens, round(answer.gpu_hours)
-        (229084322, 702)
+        (229088454035, 702)
     """
     at = parse_context(str(context), parameter("context"))
     budgets = {"flops": flops, "tokens": tokens, "gpu_hours": gpu_hours}

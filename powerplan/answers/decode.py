@@ -73,6 +73,9 @@ def decode(
         3
     """
     contexts = read_contexts(context)
+    several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
+    if not several:
+        raise InputError("decode needs one model or more", "models")
     check_choice(twin, ("mla", "attention"), "twin")
     sizes = batch if isinstance(batch, (int, str)) else ",".join(map(str, batch))
     batches = tuple(parse_integers(str(sizes), parameter("batch"), 1, MAX_BATCH))
@@ -84,7 +87,7 @@ def decode(
         peak_of(fleet.device)  # A device without the rates that times need is refused before a model is read.
     served: list[Served] = []
     notes: list[str] = []
-    for model in [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models:
+    for model in several:
         loaded = read_model(model, mixer)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)

@@ -7,25 +7,19 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, complete_device, complete_model
+from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument
 from powerplan.report.render import Format
 
 
 def models(
     model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="A catalogue name, or a file or folder as for wsfr; all built-in models where left out.",
-            autocompletion=complete_model,
-            show_default=False,
-        ),
+        str | None, model_argument("One model, as for wsfr; without it the table of all built-in models.", "[MODEL]")
     ] = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
     output: FormatOption = Format.table,
 ) -> None:
-    """The built-in models; one in detail; any model as an editable spec."""
+    """The built-in models, one model in detail, or any model as a YAML to edit."""
     from powerplan.accounting import Accounting
     from powerplan.answers.base import read_model
     from powerplan.dump import spec_to_yaml
@@ -56,14 +50,14 @@ def hardware(
         str | None,
         typer.Argument(
             metavar="[DEVICE]",
-            help="An exact name or alias, such as h100-sxm; all devices where left out.",
+            help="The exact name or alias of one device, such as h100-sxm; without it the table of all devices.",
             autocompletion=complete_device,
             show_default=False,
         ),
     ] = None,
     output: FormatOption = Format.table,
 ) -> None:
-    """Peak rates of known devices, each with unit and source."""
+    """Peak rates of the devices that powerplan knows, each with its unit and source."""
     from powerplan.hardware import devices, find_device
     from powerplan.report.catalogue import device_report, devices_report
 

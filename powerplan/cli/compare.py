@@ -6,39 +6,19 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import (
-    Causal,
-    CausalOption,
-    Dtype,
-    DtypeOption,
-    ExcludeOption,
-    Form,
-    FormatOption,
-    FormOption,
-    MixerOption,
-    complete_model,
-)
+from powerplan.cli import options, say
 from powerplan.report.render import Format
 
 
 def compare(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="Two or more models, as for wsfr.",
-            autocompletion=complete_model,
-            show_default=False,
-        ),
-    ],
+    models: Annotated[list[str], options.model_argument("Two or more models, as for wsfr.", "MODEL...")],
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
-    mixer: MixerOption = None,
-    form: FormOption = Form.recurrent,
-    causal: CausalOption = Causal.exact,
-    exclude: ExcludeOption = None,
-    dtype: DtypeOption = Dtype.bf16,
-    output: FormatOption = Format.table,
+    mixer: options.MixerOption = None,
+    form: options.FormOption = options.Form.recurrent,
+    causal: options.CausalOption = options.Causal.exact,
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = options.Dtype.bf16,
+    output: options.FormatOption = Format.table,
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
     from powerplan.answers.compare import compare as compare_models

@@ -12,19 +12,19 @@ from powerplan.report.render import Format
 
 
 def dims(
-    head_dim: Annotated[str, typer.Option(help="Head dims d: 64, or a list such as 32,64,128.")] = "64",
+    head_dim: Annotated[str, typer.Option(help="Head dims: 64, or a list such as 32,64,128.")] = "64",
     p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
-    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Tile of the tiled embedding.")] = "8",
+    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
     v_head_dim: Annotated[
-        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where not given.")
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="States of these mixers beside power attention's instead: kda,mamba2 or all."),
+        typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all."),
     ] = None,
     output: FormatOption = Format.table,
 ) -> None:
-    """Dimensions of the power embeddings: tpow, spow and tiled spow, savings, state, the window of the same state."""
+    """Dimensions of the power embeddings: tpow, spow and tiled spow, the state, and the window of the same state."""
     from powerplan.mixers.power import MAX_DEGREE
     from powerplan.report.dims import dims_report, states_report
     from powerplan.units import parse_integer, parse_integers

@@ -10,7 +10,7 @@ from powerplan.report.render import Format
 
 
 def doctor(output: FormatOption = Format.table) -> None:
-    """What this machine can run: Python, processor, memory, torch, Triton, accelerators."""
+    """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
     from powerplan.doctor import examine
     from powerplan.report.doctor import doctor_report
 

@@ -26,23 +26,17 @@ def complete_device(incomplete: str) -> list[str]:
     return [name for name in devices() if name.startswith(incomplete.lower())]
 
 
+def model_argument(text: str, metavar: str = "MODEL") -> Any:
+    """Return a typer argument that names a model, or several, with a help text."""
+    return typer.Argument(metavar=metavar, help=text, autocompletion=complete_model, show_default=False)
+
+
 Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A powerplan YAML, a Hugging Face config.json or its folder, or a name that powerplan models lists.",
-        autocompletion=complete_model,
-        show_default=False,
-    ),
+    str, model_argument("A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.")
 ]
 OptionalModel = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="The model, as for wsfr. Where it is left out: ./model.yaml if that exists, else gpt2-small.",
-        autocompletion=complete_model,
-        show_default=False,
-    ),
+    model_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
 ]
 DEFAULT_FILE, DEFAULT_MODEL = "model.yaml", "gpt2-small"
 MixerOption = Annotated[

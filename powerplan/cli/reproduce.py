@@ -23,13 +23,13 @@ def reproduce(
         str,
         typer.Argument(
             metavar="[NAME]",
-            help="table2, table3, figure2, table4, power-speed, kimi, hybrids or all.",
+            help="A set of figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, or all.",
             autocompletion=complete_set,
         ),
     ] = "all",
     output: FormatOption = Format.table,
 ) -> None:
-    """Published figures beside what powerplan computes, under each named convention: agreement, or the gap and why."""
+    """Published figures beside what powerplan computes under each named convention, with the gap and its reason."""
     from powerplan.report.reproduce import reproduce_report
     from powerplan.reproduce import reproduce as compare
 

@@ -6,37 +6,24 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import (
-    Causal,
-    CausalOption,
-    Dtype,
-    DtypeOption,
-    ExcludeOption,
-    Form,
-    FormatOption,
-    FormOption,
-    MixerOption,
-    Model,
-    choice_option,
-)
+from powerplan.cli import options, say
 from powerplan.report.render import Format
 from powerplan.report.wsfr import By
 
 
 def wsfr(
-    model: Model,
+    model: options.Model,
     ctx: Annotated[
         str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,8k,64k,1M.")
     ] = "1k,8k,64k,1M",
-    mixer: MixerOption = None,
-    by: Annotated[By | None, choice_option(By, "Split every context by component or by layer.")] = None,
+    mixer: options.MixerOption = None,
+    by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
-    form: FormOption = Form.recurrent,
-    causal: CausalOption = Causal.exact,
-    exclude: ExcludeOption = None,
-    dtype: DtypeOption = Dtype.bf16,
-    output: FormatOption = Format.table,
+    form: options.FormOption = options.Form.recurrent,
+    causal: options.CausalOption = options.Causal.exact,
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = options.Dtype.bf16,
+    output: options.FormatOption = Format.table,
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     from powerplan.answers.wsfr import wsfr as wsfr_of

@@ -63,16 +63,13 @@ def model_report(accounting: Accounting) -> Report:
             for use in accounting.uses
         ],
     }
-    rows = [
-        {"key": "parameters", "value": f"{total.with_embeddings:,}"},
-        {"key": "  without input embedding", "value": f"{total.without_input_embedding:,}"},
-        {"key": "  without embeddings", "value": f"{total.without_embeddings:,}"},
-    ]
-    if active != total:
+    counts = [("parameters", total)] if active == total else [("parameters", total), ("active parameters", active)]
+    rows = []
+    for label, count in counts:
         rows += [
-            {"key": "active parameters", "value": f"{active.with_embeddings:,}"},
-            {"key": "  without input embedding", "value": f"{active.without_input_embedding:,}"},
-            {"key": "  without embeddings", "value": f"{active.without_embeddings:,}"},
+            {"key": label, "value": f"{count.with_embeddings:,}"},
+            {"key": "  without input embedding", "value": f"{count.without_input_embedding:,}"},
+            {"key": "  without embeddings", "value": f"{count.without_embeddings:,}"},
         ]
     rows += [
         {"key": "hidden size", "value": f"{spec.hidden_size:,}"},

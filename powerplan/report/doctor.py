@@ -1,4 +1,4 @@
-"""`powerplan doctor`."""
+"""The report of `powerplan doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One result, four formats: a table for people, JSON with raw numbers, CSV, markdown."""
+"""Reports, and their text in four formats: a table for people, markdown, and JSON and CSV with raw numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Format(StrEnum):
 def plain(value: Any) -> str:
     """Show a value as it is, a list with semicolons; nothing for None."""
     if isinstance(value, list):
-        return "; ".join(str(item) for item in value)
+        return "; ".join(map(str, value))
     return "" if value is None else str(value)
 
 
@@ -32,7 +32,11 @@ def grouped(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the key of its raw value in each row, its heading, and how a person sees the value."""
+    """A column of a table.
+
+    key: where each row holds the raw value. heading: what stands above, in one line or more. show: the text that a
+    person sees in place of the value. left: whether the texts are aligned to the left.
+    """
 
     key: str
     heading: str
@@ -42,9 +46,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Report:
-    """A result ready to print. `payload` is the JSON; `rows` are the table's raw values, lines stand around.
+    """A result that is ready to print.
 
-    sections: reports that stand one after the other where a table is asked for, in place of this one's.
+    schema: the name and version of the JSON. payload: the rest of the JSON. columns, rows: the table, with raw values.
+    before, after: lines around the table. sections: reports whose tables are printed, one after another, instead of
+    this one's; JSON and CSV are always this one's.
     """
 
     schema: str
@@ -80,7 +86,7 @@ def _csv(report: Report) -> str:
 
 
 def _on_one_line(heading: str) -> str:
-    """Return a heading without its line breaks, and without the hyphens of words that they divide."""
+    """Return a heading on one line: line breaks become spaces, and words that they divide become whole."""
     return heading.replace("-\n", "").replace("\n", " ")
 
 

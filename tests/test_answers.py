@@ -1,0 +1,140 @@
+"""The answers of `import powerplan`: they print what the commands print, and every example in docstrings is true."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import powerplan
+from powerplan.answers.base import Answer
+from powerplan.cli import main
+from powerplan.errors import InputError
+from powerplan.hardware import find_device
+from powerplan.load import load_model
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+KIMI = "kimi-linear-48b-a3b"
+
+MODULES = [
+    "accounting",
+    "balance",
+    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "recommend")),
+]
+ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "wsfr gpt2-small": ("wsfr", {"model": "gpt2-small"}),
+    "wsfr gemma-2-9b --ctx 8k,64k --by layer --form chunked": (
+        "wsfr",
+        {"model": "gemma-2-9b", "context": [8192, "64k"], "by": "layer", "form": "chunked"},
+    ),
+    "wsfr llama-3-8b --ctx 64k --explain --causal full --exclude lm-head --dtype fp8": (
+        "wsfr",
+        {"model": "llama-3-8b", "context": 65536, "explain": True, "causal": "full", "lm_head": False, "dtype": "fp8"},
+    ),
+    "compare gpt2-small llama-3-8b --mixer power:p=2": (
+        "compare",
+        {"models": ["gpt2-small", "llama-3-8b"], "mixer": "power:p=2"},
+    ),
+    f"decode {KIMI} --ctx 1M --batch 1,8 --twin mla": (
+        "decode",
+        {"models": KIMI, "context": "1M", "batch": [1, 8], "twin": "mla"},
+    ),
+    "budget gpt2-small --flops 1e21 --gpu h100-sxm --devices 8": (
+        "budget",
+        {"model": "gpt2-small", "flops": 1e21, "gpu": "h100-sxm", "devices": 8},
+    ),
+    "recommend gpt2-small --ctx 64k": ("recommend", {"model": "gpt2-small", "context": "64k"}),
+    "decode gpt2-small gpt2-xl --gpu h100-sxm --devices 2 --batch 4": (
+        "decode",
+        {"models": ["gpt2-small", "gpt2-xl"], "gpu": "h100-sxm", "devices": 2, "batch": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ANSWERS, ids=lambda text: text[:50])
+def test_an_answer_is_what_the_command_prints(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, arguments = ANSWERS[command]
+    answer: Answer = getattr(powerplan, name)(**arguments)
+    formats = {"table": str(answer), "json": answer.to_json(), "csv": answer.to_csv(), "markdown": answer.to_markdown()}
+    for form, text in formats.items():
+        if form == "csv" and "--explain" in command:
+            continue  # The command line refuses these two together.
+        assert main([*command.split(), "--format", form]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == f"{text}\n"
+        assert printed.err == "".join(f"note: {note}\n" for note in answer.notes)
+    assert answer.to_dict() == json.loads(formats["json"])
+    assert answer._repr_markdown_() == formats["markdown"]
+
+
+def test_models_and_contexts_may_be_given_in_several_ways() -> None:
+    loaded = load_model("gpt2-small")
+    for model in ("gpt2-small", loaded, loaded.spec):
+        for context in (65_536, "64k", [65_536], ["64k", 65_536], range(65_536, 65_537)):
+            assert [row.context for row in powerplan.wsfr(model, context).rows] == [65_536]
+    assert powerplan.decode(loaded, gpu=find_device("h100-sxm")).notes == ()
+    assert powerplan.wsfr("gpt2-small", mixer="power:p=2").model.name == "gpt2-small with power:p=2"
+    assert powerplan.Accounting(loaded.spec).row("128k").context == 131_072
+
+
+def test_notes_of_several_models_name_them() -> None:
+    notes = powerplan.decode("deepseek-v3", mixer="power:p=2").notes
+    assert notes == (
+        "deepseek-v3 with power:p=2: MLA's low-rank projections become full ones of the same heads: "
+        "the weights change too",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("wsfr", {"model": ""}, "model: is empty; give a file, a folder with a config.json, or a catalogue name"),
+        ("wsfr", {"model": "gpt2", "context": "64q"}, "context: '64q' is not a size in tokens; write 65536, .*"),
+        ("wsfr", {"model": "gpt2", "context": 1.5}, "context: 1.5 is not a context; write tokens, as 65536 or '64k'"),
+        ("wsfr", {"model": "gpt2", "context": [True]}, "context: true is not a context; .*"),
+        ("wsfr", {"model": "gpt2", "context": []}, "context: is empty; .*"),
+        ("wsfr", {"model": "gpt2", "context": 0}, "context: a context is 1 to [0-9,]+ tokens, and is 0"),
+        ("wsfr", {"model": "gpt2", "mixer": "kdb"}, "mixer: 'kdb' is not a mixer; did you mean kda.*"),
+        ("wsfr", {"model": "gpt2", "by": "layers"}, "by: 'layers' is not known; did you mean layer.*"),
+        ("wsfr", {"model": "gpt2", "form": "chunk"}, "form must be recurrent or chunked, and is 'chunk'"),
+        ("wsfr", {"model": "gpt2", "dtype": "int2"}, "dtype must be fp32, bf16, fp16, fp8, int4, and is 'int2'"),
+        ("compare", {"models": ["gpt2"]}, "models: compare needs a list of two models or more"),
+        ("compare", {"models": "gpt2"}, "models: compare needs a list of two models or more"),
+        ("decode", {"models": []}, "models: decode needs one model or more"),
+        ("decode", {"models": "gpt2", "batch": 0}, "batch: 0 is out of range; allowed are 1 to 65,536"),
+        ("decode", {"models": "gpt2", "batch": [1, 2.0]}, "batch: '2.0' is not an integer; .*"),
+        ("decode", {"models": "gpt2", "devices": 2}, "devices needs the device; such as gpu='h100-sxm'"),
+        ("decode", {"models": "gpt2", "gpu": "h10"}, "'h10' is not a known device.*"),
+        ("decode", {"models": "gpt2", "twin": "kda"}, "twin: 'kda' is not known; allowed are mla, attention"),
+        ("decode", {"models": "gpt2", "twin": "attention"}, "twin attention: gpt2-small has attention in every .*"),
+    ],
+)
+def test_an_error_names_the_parameter(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}$"):
+        getattr(powerplan, name)(**arguments)
+
+
+@pytest.mark.parametrize("context", [1.5, True, None, "x"])
+def test_a_row_refuses_what_is_no_context(context: Any) -> None:
+    with pytest.raises(InputError, match=r"is not a (context|size in tokens)"):
+        powerplan.Accounting(load_model("gpt2-small").spec).row(context)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings_are_true(module: str) -> None:
+    results = doctest.testmod(import_module(f"powerplan.{module}"))
+    assert results.failed == 0
+    assert results.attempted > 0
+
+
+def test_examples_of_the_page_are_true() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, PAGE.name, str(PAGE), 0)
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
+    assert result.attempted >= 20
