@@ -1,4 +1,4 @@
-"""Softmax attention: multi-head, grouped-query, multi-query, with or without a sliding window."""
+"""Softmax attention: multi-head, grouped-query and multi-query, with or without a sliding window."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     sinks: bool = False
 
     def kept(self, context: int) -> int:
+        """Return the number of tokens whose keys and values are kept."""
         return context if self.window is None else min(context, self.window)
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:

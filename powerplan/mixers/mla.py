@@ -12,8 +12,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     parameters in matmuls: mq + qH(n + r), or mH(n + r) without q_lora_rank; m(L + r) + LH(n + v) + Hvm
     state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
-    decoding one token: 2H(2L + r)t, in absorbed form: queries meet the latents, which are not expanded
-    bias: on the two down-projections and the output projection (attention_bias in DeepSeek's code).
+    decoding one token: 2H(2L + r)t, in absorbed form: queries attend to the latents, which are not expanded
+    bias: on both down-projections and the output projection (attention_bias in DeepSeek's code).
     """
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"

@@ -1,4 +1,4 @@
-"""Power attention of degree p, and linear attention, which is its case p = 1 without the normaliser."""
+"""Power attention of degree p, and linear attention: its case p = 1 without the normaliser."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from powerplan.mixers.base import Convention, Rational, Size, StateSize, Term, W
 from powerplan.mixers.heads import GroupedHeads
 
 MAX_DEGREE = 16
-"""Highest degree accepted; at d = 64 its state has 10^16 elements per head, past any use."""
+"""The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""
 
 
 class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
-    """Attention through a feature map phi of dimension D: state G D (v + z), with z = 1 where a normaliser is kept.
+    """Attention through a feature map phi of dimension D: state GD(v + z), with z = 1 if a normaliser is kept.
 
-    parameters in matmuls: GQA's, plus mG for the gate (one log-gate per key/value head, with a bias where `bias`)
-    recurrent form, FLOPs per token: 2HD(v + z) to query the state and 2GD(v + z) to update it
-    chunked form: D of the tiled embedding, no query in the first (empty) chunk, plus 2H(k + v) mean_keys in chunks
+    parameters in matmuls: those of GQA, plus mG for the gate (one log-gate per key/value head, G biases if `bias`)
+    state FLOPs per token: 2HD(v + z) to query the state and 2GD(v + z) to update it. Chunked: D is that of the tiled
+    embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
     """
 
     chunked_differs: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
 
     @property
     def executed_dim(self) -> int:
-        """Dimension of phi as a chunked kernel executes it."""
+        """The dimension of phi in a chunked kernel."""
         raise NotImplementedError
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
@@ -86,10 +86,10 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
 
 
 class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="power"):
-    """Power attention: weights (q.k)^p, D = C(k+p-1, p), so the degree sets the state size without parameters.
+    """Power attention: weights (q.k)^p and D = C(k+p-1, p). The degree sets the size of the state, without parameters.
 
-    normalize: divide by the sum of weights, one more column of state. tile: block of the tiled embedding, in the
-    chunked form.
+    normalize: divide by the sum of weights, which takes one more column of state.
+    tile: features in a tile of the tiled embedding, which the chunked form executes.
     """
 
     source: ClassVar[str] = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"

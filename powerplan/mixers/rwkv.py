@@ -1,4 +1,4 @@
-"""RWKV-7: a generalised delta rule with a decay per channel."""
+"""RWKV-7: a generalised delta rule with a decay for each key channel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from powerplan.mixers.linear import ChunkedState
 class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv7"):
     """RWKV-7's time mix: S = S (diag(w) + a b^T) + v k^T, with decay w, a and b from the data.
 
-    parameters in matmuls: 2mHk + 2mHv, and (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
-    value residual and output gate; token shifts, key weights, biases of the ranks and the output norm more
+    parameters in matmuls: 2mHk + 2mHv, (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
+    value residual and output gate; outside: token shifts, key weights, biases of the ranks, the output norm
     state: Hkv, and the last inputs of the time mix and of the channel mix, Hk each (Hk is the hidden size in RWKV)
-    state FLOPs per token: 9Hkv: 1 for the decay, 2 each for S a, its outer product with b, that of v and k, the query
+    state FLOPs per token: 9Hkv: 1 for the decay, and 2 each for S a, (S a) b^T, v k^T and the query
     Chunked (WY form): 4Hkv late + 4Hkv + 2H((2k + v) earlier + 3(k + v) keys) + H solve
     value_rank: left out in the first layer, which has no value residual.
-    channel_mix: the layer's FFN is RWKV's, a plain MLP behind a token shift that is counted here: m weights, Hk state.
+    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: m weights, and Hk of state.
     Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
     """
 
@@ -39,7 +39,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
 
     @classmethod
     def one_head(cls, head_dim: int, v_head_dim: int) -> RWKV7:
-        """Return one head; its ranks, which have no part in the state, are 1."""
+        """Return one head of these dims; its ranks are 1, as they do not change the state."""
         return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:

@@ -1,4 +1,4 @@
-"""States of many parts: gated slot attention, whose slots are read by softmax, and sparse state expansion."""
+"""States of several parts: the slots of gated slot attention, the partitions of sparse state expansion."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
 
 
 class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="sse"):
-    """Sparse state expansion over gated linear attention: one shared state and B partitions; a token writes and reads
-    the shared one and `top_k` (`chosen`) of the partitions.
+    """Sparse state expansion over gated linear attention: one shared state and B partitions of the same size.
+
+    A token reads and writes the shared state and `top_k` of the partitions (`chosen` in the formulas).
 
     parameters in matmuls: m(2Hk + Hv) + Hvm; low-rank queries and keys of the partitions 2(mv + vHk), two decay gates
     2(mu + uHk), output gate mv + vHv, router mB; the decay gates have 2Hk biases      state: (1 + B)Hkv
     state FLOPs per token: 5(1 + chosen)Hkv, one of them the decay; a partition that is not chosen costs nothing
     Chunked: 2Hkv(late + chosen) + 2(1 + chosen)(Hkv + H(k + v) keys), as if each partition's tokens filled its chunks.
-    Not checked against the authors' code, which is not public: the layer is read from a re-implementation on
-    flash-linear-attention (SSEGLA); the gated DeltaNet variant is not known here.
+    Not checked against the authors' code, which is not public. The layer follows a re-implementation on
+    flash-linear-attention (SSEGLA); its gated DeltaNet variant is not supported.
     """
 
     source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"

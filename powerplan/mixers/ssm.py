@@ -1,11 +1,23 @@
-"""State space models: Mamba, Mamba-2, and log-linear attention over Mamba-2."""
+"""State space models: Mamba, Mamba-2, and log-linear attention on top of Mamba-2."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Width, Window, problem, term
+from powerplan.mixers.base import (
+    Convention,
+    Mixer,
+    Rational,
+    Size,
+    StateSize,
+    Term,
+    Width,
+    Window,
+    problem,
+    term,
+    total,
+)
 from powerplan.mixers.linear import ChunkedState
 
 
@@ -15,8 +27,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     parameters in matmuls: 2mI + WI + I(R + 2N) + RI + Im; A, D and the biases of step size and convolution IN + 3I more
     state: IN, and (W - 1)I of the convolution
     state FLOPs per token: 6IN: 1 for step size times A (its exponential is not counted), 1 for the decay, 2 for the
-    update, 2 for the output. A scan does the same work: both forms are equal.
-    bias: of the two projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
+    update, 2 for the output. A scan does the same work, so both forms are equal.
+    bias: of both projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
     Checked against transformers' Mamba and Jamba.
     """
 
@@ -86,8 +98,8 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     parameters in matmuls: m(2I + 2gN + H) + W(I + 2gN) + Im; A, D and the bias of the step size are 3H more
     state: IN, and (W - 1)(I + 2gN) of the convolution      state FLOPs per token: 5IN, one of them the decay
     Chunked (SSD): 2IN late + 2IN + 2(gN + I) keys, chunks of 256.
-    bias: of the two projections. gated_norm: an RMSNorm before the output projection, I weights.
-    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm allocates W, not W - 1, inputs of the convolution.
+    bias: of both projections. gated_norm: an RMSNorm before the output projection, I weights.
+    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
     """
 
     source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
@@ -135,7 +147,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
 
     @property
     def projected(self) -> str:
-        """Formula of the input projection's width."""
+        """Formula of the width of the input projection."""
         return "2*I + 2*g*N + H"
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
@@ -147,7 +159,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
 
     def state_size(self, context: int) -> StateSize:
         terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=sum(int(item.value) for item in terms[1:]))
+        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         symbols = self.symbols()
@@ -172,14 +184,14 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
 class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_linear"):
     """Log-linear attention over Mamba-2: a state for each level of a Fenwick tree over the past, weighted per token.
 
-    Token i (from 0) meets one state for each 1 bit of i, and itself; merging states is elementwise and not counted.
+    Token i (from 0) queries one state for each 1 bit of i, and itself. To merge states is elementwise and not counted.
     parameters in matmuls: Mamba-2's, and mH max_levels for the weights of the levels; H max_levels more outside
     state: IN for each bit of t, and Mamba-2's convolution
-    state FLOPs per token: 2IN to update, 3IN for each state it meets (1 to decay, 2 to query), 2IN for itself;
-    `asked` is the mean number of 1 bits, or of all bits under --causal full. Chunked: the same over whole chunks,
-    2IN asked + 2IN + 2(gN + I) keys.
-    max_levels bounds the context: 15 for 16,384 tokens. Longer ones are counted as if there were more.
-    Parameters checked against flash-linear-attention; its gated DeltaNet variant is not known here.
+    state FLOPs per token: 2IN to update, 3IN for each state that it queries (1 to decay, 2 to query), 2IN for itself.
+    `asked` is the mean number of these states: 1 bits of i, or all bits under --causal full. Chunked: the same over
+    whole chunks, 2IN asked + 2IN + 2(gN + I) keys.
+    max_levels bounds the context: 15 for 16,384 tokens. Longer contexts are counted as if there were more levels.
+    Parameters checked against flash-linear-attention; its gated DeltaNet variant is not supported.
     """
 
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
@@ -224,7 +236,7 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
 
 
 def mean_levels(context: int, chunk_size: int, every: bool) -> Fraction:
-    """Return the mean number of 1 bits (`every`: of bits) in the index of a token's chunk, over `context` tokens."""
+    """Return the mean number of 1 bits in the index of a token's chunk; of all bits of the last index if `every`."""
     whole, rest = divmod(context, chunk_size)
     chunks = whole + (rest > 0)
     if every:
