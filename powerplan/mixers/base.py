@@ -327,6 +327,12 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
         raise NotImplementedError
 
+    def step_terms(self, symbols: Mapping[str, Rational], **formulas: str) -> tuple[Term, ...]:
+        """Return a term for each step of the computation; the keywords name the steps: query_state, update_state ..."""
+        return tuple(
+            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
+        )
+
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
         """Return the state FLOPs to decode one token at position `context`, which attends to all keys before it."""
         return self.state_flops_terms(context, Convention(causal="full"))

@@ -35,6 +35,10 @@ class ChunkedState(Mixer, frozen=True, kw_only=True):
 
     chunk_size: Window = 64
 
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        """Return the letters of this layer; m is `hidden`."""
+        raise NotImplementedError
+
     def chunk_symbols(self, context: int, convention: Convention) -> dict[str, Rational]:
         """Return the letters that only the chunked form has."""
         chunk, causal = self.chunk_size, convention.causal
@@ -45,6 +49,21 @@ class ChunkedState(Mixer, frozen=True, kw_only=True):
             "late": Fraction(max(0, context - chunk), context),
             "solve": mean_solve(context, causal, chunk),
         }
+
+    def state_size(self, context: int) -> StateSize:
+        terms = self.state_terms(context)
+        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
+
+    def recurrent_terms(self, **formulas: str) -> tuple[Term, ...]:
+        """Return the terms of the recurrent form: `step_terms` with the letters of this layer."""
+        return self.step_terms(self.symbols(), **formulas)
+
+    def chunked_terms(
+        self, context: int, convention: Convention, query: str, update: str, within: str
+    ) -> tuple[Term, ...]:
+        """Return the terms of the chunked form: to query the state, to update it, and attention within chunks."""
+        symbols = self.symbols() | self.chunk_symbols(context, convention)
+        return self.step_terms(symbols, query_state=f"{query}*late", update_state=update, within_chunks=within)
 
 
 class MatrixState(ChunkedState, frozen=True, kw_only=True):
@@ -67,9 +86,8 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     conv_bias: bool = False
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        """Return the letters of this layer; m only if `hidden` is given."""
         letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "W": self.conv_size}
-        return letters | {"m": hidden} if hidden else letters
+        return letters | {"m": hidden}
 
     @property
     def convolved(self) -> str:
@@ -102,28 +120,6 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
         if self.conv_size:
             terms.append(term("short convolutions", f"(W - 1)*({self.convolved})", self.symbols()))
         return tuple(terms)
-
-    def state_size(self, context: int) -> StateSize:
-        terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
-
-    def recurrent_terms(self, **formulas: str) -> tuple[Term, ...]:
-        """Return a term for each step of the recurrence; the keywords name the steps: decay_state, query_state ..."""
-        symbols = self.symbols()
-        return tuple(
-            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
-        )
-
-    def chunked_terms(
-        self, context: int, convention: Convention, query: str, update: str, within: str
-    ) -> tuple[Term, ...]:
-        """Return the terms of the chunked form: to query the state, to update it, and attention within chunks."""
-        symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return (
-            term(f"{self.describe()}: query state", f"{query}*late", symbols),
-            term(f"{self.describe()}: update state", update, symbols),
-            term(f"{self.describe()}: within chunks", within, symbols),
-        )
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         if convention.form == "chunked":

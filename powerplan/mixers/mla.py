@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, mean_keys, term
+from powerplan.mixers.base import Convention, Mixer, Size, StateSize, Term, mean_keys, term
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
@@ -27,14 +27,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     bias: bool = False
 
     def mla_symbols(self, hidden: int) -> dict[str, int]:
-        symbols = {
-            "m": hidden,
-            "H": self.heads,
-            "L": self.kv_lora_rank,
-            "n": self.qk_nope_head_dim,
-            "r": self.qk_rope_head_dim,
-            "v": self.v_head_dim,
-        }
+        symbols = {"m": hidden, "H": self.heads, "L": self.kv_lora_rank}
+        symbols |= {"n": self.qk_nope_head_dim, "r": self.qk_rope_head_dim, "v": self.v_head_dim}
         return symbols if self.q_lora_rank is None else symbols | {"q": self.q_lora_rank}
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
@@ -61,14 +55,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
         return StateSize(cache=entry * context, entry=entry)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols: dict[str, Rational] = {
-            "H": self.heads,
-            "n": self.qk_nope_head_dim,
-            "r": self.qk_rope_head_dim,
-            "v": self.v_head_dim,
-            "keys": mean_keys(context, convention.causal),
-        }
-        return (term("mla", "2*H*(n + r + v)*keys", symbols),)
+        keys = {"keys": mean_keys(context, convention.causal)}
+        return (term("mla", "2*H*(n + r + v)*keys", {**self.mla_symbols(0), **keys}),)
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
         symbols = {"H": self.heads, "L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}

@@ -30,16 +30,18 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
 
     @property
     def degree(self) -> int:
-        raise NotImplementedError
+        """The degree of phi; 1 is the identity."""
+        return 1
 
     @property
     def has_normaliser(self) -> bool:
-        raise NotImplementedError
+        """Whether the state has a column for the sum of weights."""
+        return False
 
     @property
     def executed_dim(self) -> int:
         """The dimension of phi in a chunked kernel."""
-        raise NotImplementedError
+        return self.head_dim
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         terms = super().matmul_terms(hidden)
@@ -54,8 +56,8 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         return self.chunk_size or default_chunk_size(self.head_dim, self.degree)
 
     def feature_symbols(self, dim: int) -> dict[str, Rational]:
-        normaliser = int(self.has_normaliser)
-        return {"H": self.heads, "G": self.kv_heads, "D": dim, "v": self.v_head_dim, "z": normaliser}
+        letters: dict[str, Rational] = {"H": self.heads, "G": self.kv_heads, "D": dim, "k": self.head_dim}
+        return letters | {"v": self.v_head_dim, "z": int(self.has_normaliser)}
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         return (term(self.describe(), "G*D*(v + z)", self.feature_symbols(spow_dim(self.head_dim, self.degree))),)
@@ -65,23 +67,17 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         return StateSize(recurrent=self.kv_heads * spow_dim(self.head_dim, self.degree) * columns)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        query, update = f"{self.describe()}: query state", f"{self.describe()}: update state"
+        query, update = "2*H*D*(v + z)", "2*G*D*(v + z)"
         if convention.form == "recurrent":
             symbols = self.feature_symbols(spow_dim(self.head_dim, self.degree))
-            return (term(query, "2*H*D*(v + z)", symbols), term(update, "2*G*D*(v + z)", symbols))
-        symbols = self.feature_symbols(self.executed_dim)
+            return self.step_terms(symbols, query_state=query, update_state=update)
         chunk = self.effective_chunk_size()
-        late = Fraction(max(0, context - chunk), context)
-        within: dict[str, Rational] = {
-            "H": self.heads,
-            "k": self.head_dim,
-            "v": self.v_head_dim,
+        symbols = self.feature_symbols(self.executed_dim) | {
+            "late": Fraction(max(0, context - chunk), context),
             "keys": mean_keys_in_chunks(context, convention.causal, chunk),
         }
-        return (
-            term(query, "2*H*D*(v + z)*late", symbols | {"late": late}),
-            term(update, "2*G*D*(v + z)", symbols),
-            term(f"{self.describe()}: within chunks", "2*H*(k + v)*keys", within),
+        return self.step_terms(
+            symbols, query_state=f"{query}*late", update_state=update, within_chunks="2*H*(k + v)*keys"
         )
 
 
@@ -118,18 +114,6 @@ class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag=
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
     source: ClassVar[str] = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
-
-    @property
-    def degree(self) -> int:
-        return 1
-
-    @property
-    def has_normaliser(self) -> bool:
-        return False
-
-    @property
-    def executed_dim(self) -> int:
-        return self.head_dim
 
     def describe(self) -> str:
         return "linear"

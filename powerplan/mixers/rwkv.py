@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Convention, Rational, Size, StateSize, Term, term
+from powerplan.mixers.base import SAME, Convention, Rational, Size, Term, term
 from powerplan.mixers.linear import ChunkedState
 
 
@@ -69,27 +69,16 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         shifts = "2*H*k" if self.channel_mix else "H*k"
         return (term(self.describe(), "H*k*v", symbols), term("token shifts", shifts, symbols))
 
-    def state_size(self, context: int) -> StateSize:
-        state, shifts = self.state_terms(context)
-        return StateSize(recurrent=int(state.value), recent=int(shifts.value))
-
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        read, query, update = (f"rwkv7: {step} state" for step in ("read", "query", "update"))
+        read, update = "2*H*k*v", "4*H*k*v"
         if convention.form == "recurrent":
-            return (
-                term("rwkv7: decay state", "H*k*v", symbols),
-                term(read, "2*H*k*v", symbols),
-                term(update, "4*H*k*v", symbols),
-                term(query, "2*H*k*v", symbols),
-            )
-        symbols |= self.chunk_symbols(context, convention)
-        within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
-        return (
-            term(read, "2*H*k*v*late", symbols),
-            term(update, "4*H*k*v", symbols),
-            term(query, "2*H*k*v*late", symbols),
-            term("rwkv7: within chunks", within, symbols),
+            return self.recurrent_terms(decay_state="H*k*v", read_state=read, update_state=update, query_state=read)
+        return self.step_terms(
+            self.symbols() | self.chunk_symbols(context, convention),
+            read_state=f"{read}*late",
+            update_state=update,
+            query_state=f"{read}*late",
+            within_chunks="2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve",
         )
 
     def describe(self) -> str:

@@ -96,10 +96,11 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
             twice = "2*(1 + chosen)*H*k*v"
             return self.recurrent_terms(decay_state="(1 + chosen)*H*k*v", query_state=twice, update_state=twice)
         symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return (
-            term(f"{self.describe()}: query state", "2*H*k*v*(late + chosen)", symbols),
-            term(f"{self.describe()}: update state", "2*(1 + chosen)*H*k*v", symbols),
-            term(f"{self.describe()}: within chunks", "2*(1 + chosen)*H*(k + v)*keys", symbols),
+        return self.step_terms(
+            symbols,
+            query_state="2*H*k*v*(late + chosen)",
+            update_state="2*(1 + chosen)*H*k*v",
+            within_chunks="2*(1 + chosen)*H*(k + v)*keys",
         )
 
     def describe(self) -> str:

@@ -16,7 +16,6 @@ from powerplan.mixers.base import (
     Window,
     problem,
     term,
-    total,
 )
 from powerplan.mixers.linear import ChunkedState
 
@@ -80,12 +79,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         return StateSize(recurrent=self.inner_size * self.state_dim, recent=recent)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        return (
-            term("mamba1: decay state", "I*N + I*N", symbols),
-            term("mamba1: update state", "2*I*N", symbols),
-            term("mamba1: query state", "2*I*N", symbols),
-        )
+        return self.step_terms(self.symbols(), decay_state="I*N + I*N", update_state="2*I*N", query_state="2*I*N")
 
     def describe(self) -> str:
         return "mamba1"
@@ -157,25 +151,10 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
             terms.append(term("short convolutions", "(W - 1)*(I + 2*g*N)", symbols))
         return tuple(terms)
 
-    def state_size(self, context: int) -> StateSize:
-        terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
-
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        query, update = f"{self.describe()}: query state", f"{self.describe()}: update state"
-        if convention.form == "recurrent":
-            return (
-                term(f"{self.describe()}: decay state", "I*N", symbols),
-                term(query, "2*I*N", symbols),
-                term(update, "2*I*N", symbols),
-            )
-        symbols |= self.chunk_symbols(context, convention)
-        return (
-            term(query, "2*I*N*late", symbols),
-            term(update, "2*I*N", symbols),
-            term(f"{self.describe()}: within chunks", "2*(g*N + I)*keys", symbols),
-        )
+        if convention.form == "chunked":
+            return self.chunked_terms(context, convention, "2*I*N", "2*I*N", "2*(g*N + I)*keys")
+        return self.recurrent_terms(decay_state="I*N", query_state="2*I*N", update_state="2*I*N")
 
     def describe(self) -> str:
         return self.kind.replace("_", "-")
@@ -220,19 +199,13 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         chunk = self.chunk_size if convention.form == "chunked" else 1
         symbols = self.symbols() | {"asked": mean_levels(context, chunk, convention.causal == "full")}
+        query, update = "2*I*N*asked", "2*I*N"
         if convention.form == "recurrent":
-            return (
-                term("log-linear: decay state", "I*N*asked", symbols),
-                term("log-linear: query state", "2*I*N*asked", symbols),
-                term("log-linear: update state", "2*I*N", symbols),
-                term("log-linear: own token", "2*I*N", symbols),
+            return self.step_terms(
+                symbols, decay_state="I*N*asked", query_state=query, update_state=update, own_token=update
             )
         symbols |= self.chunk_symbols(context, convention)
-        return (
-            term("log-linear: query state", "2*I*N*asked", symbols),
-            term("log-linear: update state", "2*I*N", symbols),
-            term("log-linear: within chunks", "2*(g*N + I)*keys", symbols),
-        )
+        return self.step_terms(symbols, query_state=query, update_state=update, within_chunks="2*(g*N + I)*keys")
 
 
 def mean_levels(context: int, chunk_size: int, every: bool) -> Fraction:
