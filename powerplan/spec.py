@@ -210,14 +210,8 @@ def _written_out(group: Any, hidden: Any) -> Any:
             except InputError:
                 continue
     heads, kind = mixer.get("heads"), mixer.get("kind")
-    if (
-        "head_dim" not in mixer
-        and _is_count(heads)
-        and _is_count(hidden)
-        and hidden % heads == 0
-        and isinstance(kind, str)
-        and kind in SIZED
-    ):
+    lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
+    if lacks_head_dim and _is_count(heads) and _is_count(hidden) and hidden % heads == 0:
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 

@@ -29,9 +29,7 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         terms = super().other_terms(hidden)
-        if self.sinks:
-            terms += (term("sinks", "H", self.head_symbols(hidden)),)
-        return terms
+        return (*terms, term("sinks", "H", self.head_symbols(hidden))) if self.sinks else terms
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "kept": self.kept(context)}

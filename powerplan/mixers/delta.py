@@ -54,6 +54,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     """
 
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
+    convolved: ClassVar[str] = "2*J*k + H*v"
 
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
@@ -62,10 +63,6 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     def check(self) -> None:
         if self.heads % self.key_heads:
             raise problem("key_heads", f"key_heads {self.key_heads} does not divide heads {self.heads}")
-
-    @property
-    def convolved(self) -> str:
-        return "2*J*k + H*v"
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         return super().symbols(hidden) | {"J": self.key_heads}

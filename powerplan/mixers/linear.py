@@ -73,8 +73,11 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     output_norm: "head" has v weights, "full" Hv, "none" none.
     conv_size: width of the causal depthwise convolutions on queries, keys and values; 0 if there are none.
     conv_bias: whether these convolutions have biases.
+    state_formula: the elements of the state. convolved: the channels of the convolutions.
     """
 
+    state_formula: ClassVar[str] = "H*k*v"
+    convolved: ClassVar[str] = "2*H*k + H*v"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
     heads: Size
@@ -88,11 +91,6 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "W": self.conv_size}
         return letters | {"m": hidden}
-
-    @property
-    def convolved(self) -> str:
-        """Formula of the number of channels of the short convolutions."""
-        return "2*H*k + H*v"
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         symbols = self.symbols(hidden)
@@ -116,7 +114,7 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
         return tuple(terms)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
-        terms = [term(self.describe(), "H*k*v", self.symbols())]
+        terms = [term(self.describe(), self.state_formula, self.symbols())]
         if self.conv_size:
             terms.append(term("short convolutions", f"(W - 1)*({self.convolved})", self.symbols()))
         return tuple(terms)

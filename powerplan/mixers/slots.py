@@ -19,6 +19,7 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     """
 
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
+    state_formula: ClassVar[str] = "H*M*(k + v)"
 
     slots: Size = 64
     output_gate: bool = False
@@ -29,9 +30,6 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().matmul_terms(hidden), term("forget gate", "m*H*M", self.symbols(hidden)))
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term(self.describe(), "H*M*(k + v)", self.symbols()), *super().state_terms(context)[1:])
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         touch = "2*H*M*(k + v)"
@@ -57,6 +55,7 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     """
 
     source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
+    state_formula: ClassVar[str] = "(1 + B)*H*k*v"
 
     partitions: Size = 4
     top_k: Size = 1
@@ -83,9 +82,6 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().other_terms(hidden), term("biases", "2*H*k", self.symbols(hidden)))
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term(self.describe(), "(1 + B)*H*k*v", self.symbols()), *super().state_terms(context)[1:])
 
     def state_size(self, context: int) -> StateSize:
         touched = (1 + self.top_k) * self.heads * self.head_dim * self.v_head_dim

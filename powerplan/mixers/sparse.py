@@ -173,11 +173,8 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         causal = convention.causal
-        symbols: dict[str, Rational] = {
-            **self.mla_symbols(0),
-            "keys": mean_keys(context, causal),
-            "top": mean_keys(context, causal, self.top_k),
-        }
+        means = {"keys": mean_keys(context, causal), "top": mean_keys(context, causal, self.top_k)}
+        symbols: dict[str, Rational] = {**self.mla_symbols(0), **means}
         return (term("dsa: indexer", "2*X*x*keys", symbols), term("dsa: attention", "2*H*(2*L + r)*top", symbols))
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:

@@ -92,11 +92,13 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     parameters in matmuls: m(2I + 2gN + H) + W(I + 2gN) + Im; A, D and the bias of the step size are 3H more
     state: IN, and (W - 1)(I + 2gN) of the convolution      state FLOPs per token: 5IN, one of them the decay
     Chunked (SSD): 2IN late + 2IN + 2(gN + I) keys, chunks of 256.
-    bias: of both projections. gated_norm: an RMSNorm before the output projection, I weights.
+    bias: of both projections, m and the channels of the input projection, whose formula is `projected`.
+    gated_norm: an RMSNorm before the output projection, I weights.
     Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
     """
 
     source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+    projected: ClassVar[str] = "2*I + 2*g*N + H"
 
     heads: Size
     head_dim: Size = 64
@@ -139,11 +141,6 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
             terms.append(term("output norm", "I", symbols))
         return tuple(terms)
 
-    @property
-    def projected(self) -> str:
-        """Formula of the width of the input projection."""
-        return "2*I + 2*g*N + H"
-
     def state_terms(self, context: int) -> tuple[Term, ...]:
         symbols = self.symbols()
         terms = [term(self.describe(), "I*N", symbols)]
@@ -175,16 +172,13 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
 
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
     steady: ClassVar[bool] = False
+    projected: ClassVar[str] = Mamba2.projected + " + H*levels"
 
     chunk_size: Window = 64
     max_levels: Size = 15
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         return super().symbols(hidden) | {"levels": self.max_levels}
-
-    @property
-    def projected(self) -> str:
-        return super().projected + " + H*levels"
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().matmul_terms(hidden), term("level weights", "m*H*levels", self.symbols(hidden)))
