@@ -112,10 +112,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def parse_yaml(text: str, name: str) -> Document:
-    """Parse one YAML document of mappings, lists and scalars (YAML 1.2: no dates, no octal numbers, no yes and no).
-
-    Raises InputError, with `name` and the place, for what is not valid YAML or more than plain data.
-    """
+    """Parse one YAML document of mappings, lists and scalars (YAML 1.2 core: no dates, no octal numbers, no yes/no)."""
     builder = _YamlBuilder(name)
     if match := _NOT_YAML.search(text):
         what = f"a control character, {shown(match[0])}," if len(match[0]) == 1 else "a %TAG directive"

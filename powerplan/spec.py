@@ -248,7 +248,6 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
 
 
 def _repeats(layers: list[Layer], start: int, period: int) -> int:
-    """Return how often the `period` layers from `start` on stand one after the other."""
     stop = start + period
     while stop < len(layers) and layers[stop] == layers[stop - period]:
         stop += 1
