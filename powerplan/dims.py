@@ -1,6 +1,6 @@
-"""Dimensions of the power embeddings: the only definition, used by the accounting and by the kernels.
+"""Dimensions of the power embeddings. Accounting and kernels both take them from here.
 
-The symmetric power of degree p maps x of dimension d to phi(x) with phi(q).phi(k) = (q.k)^p
+The power embedding of degree p maps x of dimension d to phi(x) with phi(q).phi(k) = (q.k)^p
 (Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Attention", arXiv 2507.04239).
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from math import comb
 
 KERNEL_DEGREES = (1, 2, 3, 4)
-"""Degrees that powerplan.kernels executes; odd ones without the normaliser, since their weights have both signs."""
+"""Degrees that powerplan.kernels runs. Odd degrees need normalize=False: their weights have both signs."""
 
 
 def tpow_dim(d: int, p: int) -> int:
-    """Return d^p, the dimension of the full tensor power."""
+    """Return d^p, the dimension of the full tensor power: one entry for each sequence of p indices."""
     return int(d**p)
 
 
@@ -26,10 +26,11 @@ def spow_dim(d: int, p: int) -> int:
 
 
 def tiled_spow_dim(d: int, p: int, tile: int) -> int:
-    """Return C(n+p-1, p) tile^p with n = ceil(d/tile): the symmetric power of tiles, dense within a tile.
+    """Return C(n+p-1, p) tile^p with n = ceil(d/tile), the dimension of the tiled symmetric power.
 
-    This is what a kernel executes that works on blocks of `tile` features; a `d` that is no multiple of
-    `tile` is padded. Between spow (tile 1) and tpow (tile d). Source: arXiv 2507.04239 (tiled spow).
+    It is the symmetric power over n tiles and the tensor power within them: what a kernel executes that works on blocks
+    of `tile` features. It lies between spow (tile 1) and tpow (tile d). If `tile` does not divide d, d is padded.
+    Source: arXiv 2507.04239 (tiled spow).
     """
     return comb(-(-d // tile) + p - 1, p) * int(tile**p)
 
@@ -62,18 +63,21 @@ def chunked_power_flops(
     with_state: bool = False,
     want_state: bool = True,
 ) -> int:
-    """Return the matmul FLOPs of chunked power attention over one sequence of `tokens`, forward, 2 per multiply-add.
+    """Return the matmul FLOPs of a forward pass of chunked power attention over one sequence, 2 per multiply-add.
 
-    2 H D (V + z) to query the state for each token after the first chunk (for all `with_state`, an initial one),
-    2 G D (V + z) to update it for each token, and 2 H (K + V) for each pair of tokens of one chunk, the masked half
-    included; D is the tiled dimension, z counts the normaliser. Per token this is the planner's chunked form under
-    `--causal full`, which counts the state after the last token, as what comes next would need it. Without `want_state`
-    nobody reads it, and the kernels do not add the last chunk. Source: arXiv 2507.04239, Appendix F (the stages).
+    To query the state takes 2 H D (V + z) per token, to update it 2 G D (V + z), and attention within a chunk takes
+    2 H (K + V) per pair of tokens, the masked half included. D is the tiled dimension; z is 1 with the normaliser.
+    Per token this is the planner's chunked form under `--causal full`. Source: arXiv 2507.04239, Appendix F (stages).
+
+    Args:
+        tokens: length of the sequence.
+        with_state: there is a state before the first token; without one, the first chunk does not query it.
+        want_state: the state after the last token is returned; if not, the last chunk is not added to it.
     """
     dim = head_dim if p == 1 else tiled_spow_dim(head_dim, p, tile)
     columns = v_head_dim + int(normalize)
     whole, rest = divmod(tokens, chunk_size)
-    asking = tokens if with_state else max(0, tokens - chunk_size)
-    adding = tokens if want_state else max(0, tokens - (rest or chunk_size))
-    state = 2 * dim * columns * (heads * asking + kv_heads * adding)
+    querying = tokens if with_state else max(0, tokens - chunk_size)
+    updating = tokens if want_state else max(0, tokens - (rest or chunk_size))
+    state = 2 * dim * columns * (heads * querying + kv_heads * updating)
     return state + 2 * heads * (head_dim + v_head_dim) * (whole * chunk_size**2 + rest**2)

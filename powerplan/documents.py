@@ -1,6 +1,7 @@
-"""YAML and JSON files as plain data that remembers where every value stood, so that an error can say it.
+"""Reads YAML and JSON files as plain data, with the line and column of every value for error messages.
 
-Nothing in a file runs: YAML tags are refused, aliases are counted, sizes and depths are bounded.
+Nothing in a file is executed: YAML tags are refused. The size, the depth and the number of values are limited, and an
+alias counts as often as it is used.
 """
 
 from __future__ import annotations
@@ -20,16 +21,28 @@ import yaml
 from powerplan.errors import InputError, shown
 
 MAX_BYTES = 2**20
+"""The largest file that is read."""
+
 MAX_DEPTH = 60
+"""The most mappings and lists within each other."""
+
 MAX_VALUES = 100_000
+"""The most values in a document, aliases expanded."""
 
 Step = str | int
+"""One step of a path in the data: a key or an index."""
+
 Place = tuple[int, int]
+"""Line and column, from 1."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A value of a document and its place (line and column from 1)."""
+    """A value of a document and its place.
+
+    size: how many values it holds, itself included. depth: how many levels it has.
+    children: nodes of its values, by key or index. keys: the places of its keys.
+    """
 
     value: Any
     place: Place
@@ -41,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Document:
-    """The data of a file, and the way from a path in the data back to file:line:column."""
+    """The data of a file, and the places of all values. name: the file, as errors name it."""
 
     name: str
     data: Any
@@ -50,7 +63,7 @@ class Document:
     def where(self, path: Sequence[Step] = (), at_key: bool = False) -> str:
         """Return "file:line:column" of the value at `path`, or of the nearest value above it that exists.
 
-        With `at_key` the place of the key itself, where the last step is a key of a mapping.
+        at_key: return the place of the last step's key instead of its value.
         """
         node, place = self.root, self.root.place
         for index, step in enumerate(path):
@@ -65,7 +78,7 @@ class Document:
 
 
 def read_text(path: Path, name: str | None = None) -> str:
-    """Return the text of a UTF-8 file of at most 1 MiB; raises InputError that names the file otherwise."""
+    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError, which calls the file `name`."""
     name = name or str(path)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -90,7 +103,7 @@ def read_text(path: Path, name: str | None = None) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for a named pipe's writer: where there is none, the pipe reads as empty."""
+    """Open a file without waiting: a named pipe that nobody writes to is read as empty."""
     at_once = getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags | at_once)
     if at_once:
@@ -99,7 +112,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def parse_yaml(text: str, name: str) -> Document:
-    """Parse one YAML document of mappings, lists and plain scalars (YAML 1.2 core: no dates, no octal, no yes/no)."""
+    """Parse one YAML document of mappings, lists and scalars (YAML 1.2 core: no dates, no octal numbers, no yes/no)."""
     builder = _YamlBuilder(name)
     if match := _NOT_YAML.search(text):
         what = f"a control character, {shown(match[0])}," if len(match[0]) == 1 else "a %TAG directive"
@@ -114,11 +127,11 @@ def parse_yaml(text: str, name: str) -> Document:
     return builder.document()
 
 
-# The C parser reads the catalogue's 30 lines in a fifth of the time of the pure one; some builds of PyYAML lack it.
+# The C parser takes a fifth of the time of the Python parser for a model of 30 lines; some builds of PyYAML lack it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Characters that YAML forbids, which the parser would report without their line; and the one directive of which a
-# megabyte would keep the parser busy for seconds.
+# Characters that YAML forbids, since the parser reports them without their line; and %TAG directives, since a megabyte
+# of them takes the parser seconds.
 _NOT_YAML = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|(?:(?<=[\n\r\x85\u2028\u2029])|\\A)%TAG"
 )
@@ -126,7 +139,7 @@ _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def _place(text: str, index: int) -> Place:
-    """Return line and column of a character, with the line breaks of YAML."""
+    """Return line and column of a character; lines end where YAML ends them."""
     line, start = 1, 0
     for match in _LINE_BREAK.finditer(text, 0, index):
         line, start = line + 1, match.end()
@@ -134,23 +147,23 @@ def _place(text: str, index: int) -> Place:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputError:
-    """Say in plain words what the parser stumbled over, and where."""
+    """Return the error for what the parser reports, in plain words and with its place."""
     mark = error.problem_mark or error.context_mark
     if mark is None:
         return InputError(f"is not valid YAML: {error.problem or error.context}", name)
     problem = error.problem or error.context or "it cannot be read"
-    found = text[mark.index : mark.index + 1]
+    character = text[mark.index : mark.index + 1]
     if problem.startswith("found character") and problem.endswith("that cannot start any token"):
         tab = "a tab stands here; YAML is indented with spaces"
-        problem = tab if found == "\t" else f"a value cannot begin with {found}; put it in quotes"
+        problem = tab if character == "\t" else f"a value cannot begin with {character}; put it in quotes"
     elif problem.startswith("mapping values are not allowed"):
         problem = "a key cannot stand here; check the indentation, and put a text that contains ': ' in quotes"
     elif problem.endswith("<document start>"):
         problem = "the document has ended, and more stands here; check the indentation"
     elif error.context and error.context_mark:
         context, advice = error.context, "; check the indentation" if "block" in error.context else ""
-        for term, words in _PLAIN_WORDS.items():
-            context = context.replace(term, words)
+        for term, plain in _PLAIN_WORDS.items():
+            context = context.replace(term, plain)
         problem = f"{problem}, {context} that begins at line {error.context_mark.line + 1}{advice}"
     return InputError(f"is not valid YAML: {problem}", f"{name}:{mark.line + 1}:{mark.column + 1}")
 
@@ -168,7 +181,7 @@ _PLAIN_WORDS = {
     "quoted scalar": "quoted text",
     "simple key": "key",
 }
-"""What the parser's terms are to people."""
+"""Terms of the parser, and the words for them in error messages."""
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -183,7 +196,7 @@ _SPECIAL: dict[str, Any] = {
 
 
 def plain_scalar(text: str) -> Any:
-    """Return the value of a scalar without quotes; raises ValueError for an integer of thousands of digits."""
+    """Return the value of a scalar without quotes. Raises ValueError for an integer of thousands of digits."""
     if text in _SPECIAL:
         return _SPECIAL[text]
     if _INT.fullmatch(text):
@@ -194,7 +207,7 @@ def plain_scalar(text: str) -> Any:
 
 
 class _Builder:
-    """Builds nodes with a stack of its own, so that depth cannot exhaust Python's."""
+    """Builds the nodes of a document. It has its own stack: a deep document cannot exhaust Python's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -211,21 +224,21 @@ class _Builder:
         return Document(self.name, self.root.value, self.root)
 
     def begin(self, empty: dict[str, Any] | list[Any], place: Place, anchor: str | None = None) -> None:
-        """Open a mapping or a list; what is added from now on belongs to it."""
+        """Open a mapping or a list, to which everything belongs that is added until `end`."""
         if len(self.open) >= MAX_DEPTH:
             raise self.fail(f"is nested more than {MAX_DEPTH} levels deep", place)
         self.open.append((Node(empty, place), anchor))
         self.pending_key.append(None)
 
     def end(self) -> tuple[Node, str | None]:
-        """Close the innermost mapping or list, and add it to the one around it."""
+        """Close the innermost mapping or list and add it to the one around it; return it and its anchor."""
         node, anchor = self.open.pop()
         self.pending_key.pop()
         self.add(node, node.place)
         return node, anchor
 
     def scalar(self, read: Callable[[str], Any], text: str, place: Place) -> Node:
-        """Add the value that `read` makes of `text`."""
+        """Add the scalar `read(text)`."""
         try:
             node = Node(read(text), place)
         except ValueError:
@@ -236,7 +249,7 @@ class _Builder:
         return node
 
     def add(self, node: Node, place: Place) -> None:
-        """Put a finished node where it belongs: the root, a list, or a mapping's next key or value."""
+        """Add a finished node as the root, to a list, or as the next key or value of a mapping."""
         if not self.open:
             self.root = node
             return
@@ -274,7 +287,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _YamlBuilder(_Builder):
-    """Builds nodes from YAML's parser events."""
+    """Builds nodes from the events of the YAML parser."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -297,7 +310,7 @@ class _YamlBuilder(_Builder):
                 self.anchors[anchor] = node
 
     def anchored(self, anchor: str, place: Place) -> Node:
-        """Return what an alias stands for."""
+        """Return the node that an alias stands for."""
         alias = f"alias *{anchor[:60]}"
         if anchor not in self.anchors:
             raise self.fail(f"{alias} has no anchor before it", place)
@@ -319,7 +332,7 @@ class _YamlBuilder(_Builder):
         self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
 
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
-        """Put a value under a key. Merge key `<<`: take over what this mapping does not set itself."""
+        """Put a value under a key of a mapping; `<<` merges the keys that the mapping does not have itself."""
         if key != "<<":
             super().put(parent, key, place, node)
             return
@@ -334,11 +347,11 @@ class _YamlBuilder(_Builder):
 
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|[^\s\[\]{},:"]+', re.DOTALL)
-"""A string, a bracket, or a number or word, in text that is JSON."""
+"""A string, a bracket, a number or a word, in text that is known to be JSON."""
 
 
 def parse_json(text: str, name: str) -> Document:
-    """Parse a JSON document; duplicate keys are refused, as they are in YAML."""
+    """Parse a JSON document. Raises InputError, with `name` and the place; duplicate keys are refused, as in YAML."""
     if not text.strip():
         raise InputError("is empty", name)
     try:
@@ -347,7 +360,7 @@ def parse_json(text: str, name: str) -> Document:
         problem = error.msg.removesuffix(" at")
         raise InputError(f"is not valid JSON: {problem}", f"{name}:{error.lineno}:{error.colno}") from None
     except RecursionError:
-        pass  # What was read so far is JSON, and the builder meets its own bound long before the end of it.
+        pass  # json cannot read this deep; the builder below stops at MAX_DEPTH and says so.
     builder = _Builder(name)
     line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
     for match in _JSON_TOKEN.finditer(text):

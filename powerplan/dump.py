@@ -1,4 +1,4 @@
-"""ModelSpec to YAML that a person can edit: defaults left out, a mixer or an FFN on one line."""
+"""Writes a ModelSpec as YAML for people to edit: without defaults, each mixer and FFN on one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from powerplan.spec import Layer, ModelSpec
 
 
 class _Line(dict[str, Any]):
-    """A mapping that is written on one line."""
+    """A mapping that is written on one line, in braces."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,7 +26,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Quote what this package's reader takes for a number or a flag: PyYAML's own rules are those of YAML 1.1."""
+    """Quote a text that our parser would read as a number or a flag; PyYAML quotes by the rules of YAML 1.1."""
     try:
         plain = plain_scalar(text) == text
     except ValueError:
@@ -41,7 +41,7 @@ _Dumper.add_representer(
 
 
 def spec_to_yaml(spec: ModelSpec) -> str:
-    """Return YAML that reads back to an equal spec."""
+    """Return YAML that is read as an equal spec."""
     data: dict[str, Any] = {"name": spec.name}
     for key in ("aliases", "published", "source", "note"):
         value = getattr(spec, key)

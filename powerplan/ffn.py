@@ -1,4 +1,4 @@
-"""Feed-forward networks: dense MLPs and mixtures of experts. They have weights and no state."""
+"""Feed-forward networks: dense MLPs and mixtures of experts, which have weights and no state."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
 
 
 class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
-    """Mixture of E experts of width f, `top_k` (a) active per token, plus shared experts of total width s.
+    """Mixture of E experts of width f, of which `top_k` (a) are active per token, and shared experts of total width s.
 
-    Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared 3ms; `shared_gate`
-    adds m. The other E - a experts are stored and not touched. `bias` counts on each expert, `router_bias` E.
+    Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared experts 3ms (2ms plain), and
+    m for a `shared_gate`. The other E - a experts are stored and not used by the token.
+    bias: on every routed expert. router_bias: E parameters.
     """
 
     source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
@@ -61,20 +62,13 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
             raise problem("shared_gate", "shared_gate is set, and there is no shared expert to gate")
 
     def moe_symbols(self, hidden: int) -> dict[str, int]:
-        return {
-            "m": hidden,
-            "E": self.experts,
-            "a": self.top_k,
-            "f": self.intermediate_size,
-            "s": self.shared_intermediate_size,
-        }
+        symbols = {"m": hidden, "E": self.experts, "a": self.top_k}
+        return symbols | {"f": self.intermediate_size, "s": self.shared_intermediate_size}
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         symbols = self.moe_symbols(hidden)
-        terms = [
-            term("router", "m*E", symbols),
-            term("active experts", "a*3*m*f" if self.gated else "a*2*m*f", symbols),
-        ]
+        active = "a*3*m*f" if self.gated else "a*2*m*f"
+        terms = [term("router", "m*E", symbols), term("active experts", active, symbols)]
         if self.shared_intermediate_size:
             terms.append(term("shared experts", "3*m*s" if self.gated else "2*m*s", symbols))
         if self.shared_gate:

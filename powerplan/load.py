@@ -1,4 +1,4 @@
-"""MODEL, as it is written on the command line, to a ModelSpec: a YAML file, a config.json or its folder, a name."""
+"""Reads a model from what a user writes: a YAML file, a config.json or its folder, or a name of the catalogue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A spec, the place it came from, and remarks on the reading that a user should see."""
+    """A spec, the file or catalogue entry that it was read from, and remarks that the user should see."""
 
     spec: ModelSpec
     origin: str
@@ -27,9 +27,14 @@ class LoadedModel:
 
 
 def load_model(model: str | Path) -> LoadedModel:
-    """Read a model: path to a powerplan YAML, to a config.json or the folder that holds it, or a catalogue name.
+    """Read a model.
 
-    A path that exists goes before a name. Raises InputError for what cannot be read, is unknown, or is inconsistent.
+    Args:
+        model: the path of a powerplan YAML, of a config.json or of the folder that holds it; or a catalogue name or
+            alias. A file that exists is preferred to a name.
+
+    Raises:
+        InputError: the model is not known, cannot be read, or is wrong in itself.
     """
     text = str(model)
     if not text.strip():
@@ -48,7 +53,7 @@ def load_model(model: str | Path) -> LoadedModel:
     if name is not None:
         return LoadedModel(catalogue_spec(name), f"catalogue: {name}")
     if path.suffix.lower() in (*YAML_SUFFIXES, ".json"):
-        return load_file(path)  # Says why it cannot be read.
+        return load_file(path)  # Raises the error that says why it cannot be read.
     if path.is_absolute() or text.startswith(("./", "../", "~")):
         raise InputError("no such file or folder", text)
     hint = did_you_mean(text, known_names(), count=3, cutoff=0.4)
@@ -56,7 +61,7 @@ def load_model(model: str | Path) -> LoadedModel:
 
 
 def _mode(path: Path) -> int:
-    """Return the mode of what stands at `path`, or 0 where nothing does, or nothing that can be looked at."""
+    """Return the mode of the file or folder at `path`, or 0 if there is none, or none that can be looked at."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
@@ -64,7 +69,7 @@ def _mode(path: Path) -> int:
 
 
 def load_file(path: Path) -> LoadedModel:
-    """Read one file: a Hugging Face config where the suffix is .json or an object begins it, else a powerplan YAML."""
+    """Read a file: a Hugging Face config if its suffix is .json or it begins like an object, else a powerplan YAML."""
     document_text = read_text(path)
     looks_like_json = re.match(r'\s*\{\s*"', document_text) is not None
     if path.suffix.lower() == ".json" or (looks_like_json and path.suffix.lower() not in YAML_SUFFIXES):
@@ -98,7 +103,7 @@ def catalogue_names() -> tuple[str, ...]:
 
 
 def catalogue_text(name: str) -> str:
-    """Return the YAML of a built-in model, as it stands in the catalogue."""
+    """Return the YAML of a built-in model."""
     return (files("powerplan.models") / "catalogue" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -110,20 +115,21 @@ def catalogue_spec(name: str) -> ModelSpec:
 
 @cache
 def aliases() -> dict[str, str]:
-    """Return catalogue names by alias, in lower case."""
+    """Return the catalogue name of every alias; aliases are in lower case."""
     return {alias.lower(): name for name in catalogue_names() for alias in catalogue_spec(name).aliases}
 
 
 def known_names() -> list[str]:
-    """Return all names that `powerplan` accepts: catalogue names and aliases."""
+    """Return all names of built-in models: catalogue names, then aliases."""
     return [*catalogue_names(), *aliases()]
 
 
 def find_name(text: str) -> str | None:
     """Return the catalogue name that `text` means, or None. Case and a leading "organisation/" do not matter."""
-    wanted = text.strip().lower()
-    inside = re.fullmatch(r"[a-z0-9][\w.-]*/([^/]+)", wanted)  # Not a path: ../gpt2-small is a file that is missing.
-    for candidate in (wanted, inside[1]) if inside else (wanted,):
+    name = text.strip().lower()
+    # ../gpt2-small is a path, and not a name in an organisation.
+    in_organisation = re.fullmatch(r"[a-z0-9][\w.-]*/([^/]+)", name)
+    for candidate in (name, in_organisation[1]) if in_organisation else (name,):
         if candidate in catalogue_names():
             return candidate
         if candidate in aliases():

@@ -1,4 +1,4 @@
-"""The JSON schema of a spec."""
+"""The JSON schema of a spec, for editors and other tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIZE = {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1
 def spec_schema() -> dict[str, Any]:
     """Return the JSON schema (2020-12) of a powerplan YAML.
 
-    head_dim is not required where it may be left out, and lengths in tokens may be sizes such as "4k".
+    It accepts the shorthand of a YAML: head_dim may be left out (SIZED), and lengths may be sizes such as "4k".
     """
     schema = msgspec.json.schema(ModelSpec)
     for kind, mixer in MIXERS.items():

@@ -1,4 +1,4 @@
-"""ModelSpec: a model as powerplan sees it. Mixers and FFNs in layers, embeddings, norms; validated when built."""
+"""ModelSpec: what powerplan knows of a model, that is layers of mixers and FFNs, embeddings and norms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from powerplan.mixers.base import Part, Size, Term, problem, term
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
+"""The most layers that a model may have."""
+
 MAX_NAME = 200
+"""The longest name of a model, in characters."""
 
 
 class Norm(Part, frozen=True, kw_only=True):
-    """Normalisation of the residual stream.
+    """Norms of the residual stream.
 
-    rmsnorm has m weights, layernorm m weights and m biases (`bias: false` drops these), none has no parameters.
-    per_layer counts the norms of one layer; final is the one before the LM head, embedding one behind the embedding.
+    kind: an rmsnorm has m weights, a layernorm m weights and m biases (none with `bias: false`), none no parameters.
+    per_layer: how many norms one layer has. final: one before the LM head. embedding: one after the embedding.
     """
 
     kind: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
@@ -33,7 +36,7 @@ class Norm(Part, frozen=True, kw_only=True):
 
     @property
     def vectors(self) -> int:
-        """Parameters of one norm, in units of the hidden size."""
+        """The parameters of one norm, in multiples of the hidden size."""
         return {"none": 0, "rmsnorm": 1, "layernorm": 1 + int(self.bias)}[self.kind]
 
 
@@ -52,7 +55,7 @@ class Layer(Part, frozen=True, kw_only=True):
 
 
 class LayerGroup(Part, frozen=True, kw_only=True):
-    """`repeat` copies of one layer (`mixer`, `ffn`), or of a `pattern` of layers in turn."""
+    """A layer (`mixer`, `ffn`) that is repeated, or a `pattern` of layers that is repeated as a whole."""
 
     repeat: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)] = 1
     mixer: AnyMixer | None = None
@@ -68,13 +71,13 @@ class LayerGroup(Part, frozen=True, kw_only=True):
 
     @property
     def period(self) -> tuple[Layer, ...]:
-        """The layers that are repeated."""
+        """The layers of one repetition."""
         return self.pattern if self.pattern is not None else (Layer(mixer=self.mixer, ffn=self.ffn),)
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """One kind of layer, and the positions (from 0) at which a model has it."""
+    """A layer of a model and all positions (from 0) at which the model has it."""
 
     layer: Layer
     positions: tuple[range, ...]
@@ -87,8 +90,8 @@ class LayerUse:
 class ModelSpec(Part, frozen=True, kw_only=True):
     """A decoder-only language model.
 
-    position_embeddings is the length of a learned position table; leave it out for RoPE, NoPE or ALiBi.
-    aliases, published, source and note describe a catalogue entry and change no number.
+    position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
+    aliases, published, source, note: describe an entry of the catalogue; they change no number.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
@@ -151,7 +154,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
         return sorted(positions.items(), key=lambda layer: layer[0])
 
     def embedding_terms(self) -> tuple[Term, ...]:
-        """Return the parameters of the input embedding: a look-up, no FLOPs."""
+        """Return the parameters of the input embedding, which is a look-up without FLOPs."""
         return (term("embedding", "V*m", self._symbols()),)
 
     def position_terms(self) -> tuple[Term, ...]:
@@ -161,7 +164,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
         return (term("position table", "T*m", {"T": self.position_embeddings, "m": self.hidden_size}),)
 
     def head_terms(self) -> tuple[Term, ...]:
-        """Return the matmul parameters of the LM head; tied, they are the embedding's and cost FLOPs too."""
+        """Return the matmul parameters of the LM head; a tied embedding takes FLOPs as the LM head all the same."""
         return (term("lm head", "V*m", self._symbols()),)
 
     def norm_terms(self) -> tuple[Term, ...]:
@@ -173,7 +176,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
         return self._norms("final norm", int(self.norm.final))
 
     def embedding_norm_terms(self) -> tuple[Term, ...]:
-        """Return the parameters of the norm behind the embedding (RWKV has one)."""
+        """Return the parameters of the norm after the embedding, which RWKV has."""
         return self._norms("embedding norm", int(self.norm.embedding))
 
     def _norms(self, component: str, count: int) -> tuple[Term, ...]:
@@ -195,15 +198,15 @@ class ModelSpec(Part, frozen=True, kw_only=True):
                 (layer,) = (layer_of(layer) for layer in group.period)
                 groups.append(LayerGroup(repeat=group.repeat, mixer=layer.mixer, ffn=layer.ffn))
             else:
-                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(layer_of(item) for item in group.pattern)))
+                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(map(layer_of, group.pattern))))
         return msgspec.structs.replace(self, layers=tuple(groups))
 
 
 def with_defaults(data: Any) -> Any:
-    """Return the data of a spec with its shorthand written out; what is not understood is left for the validation.
+    """Return the data of a spec with its shorthand written out: sizes such as "4k" and head dims that are left out.
 
-    A mixer with heads and without head_dim gets hidden_size / heads where that divides and the kind has no head_dim of
-    its own; window and other lengths may be sizes such as "4k".
+    A missing head_dim becomes hidden_size / heads if that is whole and the kind needs one (SIZED). What is wrong in the
+    data stays as it is, for the validation to report.
     """
     if not isinstance(data, dict) or not isinstance(data.get("layers"), (list, tuple)):
         return data
@@ -226,20 +229,14 @@ def _written_out(group: Any, hidden: Any) -> Any:
             except InputError:
                 continue
     heads, kind = mixer.get("heads"), mixer.get("kind")
-    if (
-        "head_dim" not in mixer
-        and _is_count(heads)
-        and _is_count(hidden)
-        and hidden % heads == 0
-        and isinstance(kind, str)
-        and kind in SIZED
-    ):
+    lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
+    if lacks_head_dim and _is_count(heads) and _is_count(hidden) and hidden % heads == 0:
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 
 
 LENGTHS = ("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size")
-"""Fields of mixers that are lengths in tokens: a spec may write them as sizes such as "4k"."""
+"""Fields of mixers that are lengths in tokens, which a spec may write as sizes such as "4k"."""
 
 
 def _is_count(value: Any) -> bool:
@@ -247,9 +244,9 @@ def _is_count(value: Any) -> bool:
 
 
 def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:
-    """Return groups that spell out `layers` in few lines: runs of equal layers, and repeated patterns.
+    """Return `layers` as groups of equal layers and of repeated patterns of up to `longest_period` layers.
 
-    Greedy from the front: at each place the pattern that covers the most layers, the shortest of those.
+    Greedy from the front: each group takes the pattern that covers the most layers, and the shortest of those.
     """
     groups = []
     start = 0

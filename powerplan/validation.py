@@ -1,4 +1,4 @@
-"""Turns what is wrong with a spec into one message: where, what stands there, what is allowed, what is near."""
+"""Validates specs. The error names the place, the value that stands there, what is allowed, and near spellings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from powerplan.units import parse_context
 
 
 def validate(document: Document) -> ModelSpec:
-    """Return the spec that `document` holds; raises InputError with file:line:column of the first mistake."""
+    """Return the spec that `document` holds. Raises InputError with file:line:column of the first mistake."""
     if not isinstance(document.data, dict):
-        found = _TYPES.get(type(document.data).__name__, "a value")
+        given = _TYPES.get(type(document.data).__name__, "a value")
         raise InputError(
-            f"a spec is a mapping with name, hidden_size, layers ..., and this is {found}", document.where()
+            f"a spec is a mapping with name, hidden_size, layers ..., and this is {given}", document.where()
         )
     data = with_defaults(document.data)
-    if "layers" in data:  # Last, since what is wrong with a layer may follow from what is wrong above it.
+    if "layers" in data:  # Checked last: a mistake in another key may be the reason for one in a layer.
         data = {key: value for key, value in data.items() if key != "layers"} | {"layers": data["layers"]}
     try:
         return msgspec.convert(data, ModelSpec)
@@ -34,6 +34,7 @@ def validate(document: Document) -> ModelSpec:
 
 
 def _located(message: str, document: Document) -> InputError:
+    """Return the error for a message of msgspec's, at its place in the document."""
     text, path = _split(message, document.data)
     if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
         keys = allowed_keys(document.data, path)
@@ -55,7 +56,7 @@ def _located(message: str, document: Document) -> InputError:
 
 
 def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
-    """Return what is wrong with a word that stands where another thing is wanted, where there is a better answer."""
+    """Return a better message than msgspec's for a word in the place of a size, a mapping or a kind, or None."""
     step = path[-1]
     if step in LENGTHS:
         try:
@@ -71,32 +72,32 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
     return None
 
 
-def plain_problem(text: str, value: Any, words: Sequence[str] = ()) -> str:
-    """Return a sentence for a message of msgspec's about `value`; `words` are the allowed ones where it is a choice."""
-    if text.startswith(("Invalid enum value", "Invalid value")) or (words and text.startswith("Expected")):
-        return f"{shown(value)} is not known{allowed_values(value, words)}"
-    if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", text):
+def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
+    """Return in plain words what msgspec's `message` says of a value; `allowed`: the words that it may be, if any."""
+    if message.startswith(("Invalid enum value", "Invalid value")) or (allowed and message.startswith("Expected")):
+        return f"{shown(value)} is not known{allowed_values(value, allowed)}"
+    if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
         return f"{shown(value)} is out of range; allowed is {word} {_grouped(match[2])}"
-    if match := re.match(r"Expected `(array|str)` of length >= 1$", text):
+    if match := re.match(r"Expected `(array|str)` of length >= 1$", message):
         return "is empty; at least one is needed" if match[1] == "array" else "is empty"
-    if match := re.match(r"Expected `str` of length <= (\d+)$", text):
+    if match := re.match(r"Expected `str` of length <= (\d+)$", message):
         return f"is longer than {match[1]} characters"
-    if match := re.match(r"Expected `([^`]*)`, got `", text):
-        wanted = [name.strip() for name in match[1].split("|") if name.strip() != "null"]
-        return f"{shown(value)} is not {' or '.join(_TYPES.get(name, name) for name in wanted)}{_remedy(value, wanted)}"
-    return text
+    if match := re.match(r"Expected `([^`]*)`, got `", message):
+        types = [name.strip() for name in match[1].split("|") if name.strip() != "null"]
+        return f"{shown(value)} is not {' or '.join(_TYPES.get(name, name) for name in types)}{_remedy(value, types)}"
+    return message
 
 
-def _remedy(value: Any, wanted: Sequence[str]) -> str:
-    """Return how to write `value` as what is wanted, where that is plain; else ""."""
-    if "int" in wanted and isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
+def _remedy(value: Any, types: Sequence[str]) -> str:
+    """Return how to write a value so that it has one of `types`, or "" if that is not clear."""
+    if "int" in types and isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
         return f"; write {value} without quotes"
-    if "int" in wanted and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    if "int" in types and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"; write {int(value)}"
-    if "bool" in wanted and value in ("true", "false"):
+    if "bool" in types and value in ("true", "false"):
         return f"; write {value} without quotes"
-    if "str" in wanted and isinstance(value, (bool, int, float)):
+    if "str" in types and isinstance(value, (bool, int, float)):
         return "; put it in quotes"
     return ""
 
@@ -112,6 +113,7 @@ _TYPES = {
     "dict": "a mapping",
     "NoneType": "empty",
 }
+"""Types of msgspec, JSON and Python, in the words of an error message."""
 
 
 def _grouped(number: str) -> str:
@@ -119,16 +121,17 @@ def _grouped(number: str) -> str:
 
 
 def _split(message: str, data: Any) -> tuple[str, list[Step]]:
-    """Return what msgspec says and the path at which it says so."""
+    """Return msgspec's message without its place, and the place as a path in the data."""
     at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
-    text, found, where = message.rpartition(" - at `$")
-    if not found or (at_top and at_top[1] in data):  # A key can hold anything, " - at `$" too.
+    text, separator, where = message.rpartition(" - at `$")
+    if not separator or (at_top and at_top[1] in data):  # An unknown key may contain " - at `$" itself.
         return message, []
     steps = re.findall(r"\.(\w+)|\[(\d+)\]", where.rstrip("`"))
     return text, [int(index) if index else name for name, index in steps]
 
 
 def _missing(name: str, document: Document, path: list[Step]) -> InputError:
+    """Return the error for a required field that the mapping at `path` does not have."""
     where = document.where(path)
     if name == "kind":
         kinds = allowed_words(document.data, [*path, name])
@@ -167,7 +170,7 @@ _NESTED: dict[str, type[Part]] = {"norm": Norm, "layers": LayerGroup, "pattern":
 
 
 def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:
-    """Return the class of the part at `path`, or None where its kind is not known."""
+    """Return the class of the part of a spec at `path`, or None if its kind is not known."""
     part: type[Part] | None = ModelSpec
     for index, step in enumerate(path):
         if isinstance(step, str):
@@ -183,13 +186,13 @@ def _field_names(data: Any, path: Sequence[Step]) -> list[str]:
 
 
 def allowed_keys(data: Any, path: Sequence[Step]) -> list[str]:
-    """Return the keys that a mapping at `path` of a spec may have, sorted."""
+    """Return the keys that the mapping at `path` of a spec may have, sorted."""
     is_block = bool(path) and path[-1] in ("mixer", "ffn")
     return sorted([*_field_names(data, path), *(["kind"] if is_block else [])])
 
 
 def allowed_words(data: Any, path: Sequence[Step]) -> list[str]:
-    """Return the words that the field at `path` may be, empty where it is not a choice of words."""
+    """Return the words that the field at `path` of a spec may be; empty if it is not a choice of words."""
     if not path or not isinstance(path[-1], str):
         return []
     if path[-1] == "kind" and len(path) > 1 and path[-2] in ("mixer", "ffn"):
@@ -199,7 +202,7 @@ def allowed_words(data: Any, path: Sequence[Step]) -> list[str]:
 
 
 def words_of(part: type[Part], field: str) -> list[str]:
-    """Return the words that a field of a part may be: true and false where it may be a flag too."""
+    """Return the words that a field may be, with true and false if it may also be a flag; empty if it has no words."""
     if field not in part.__struct_fields__:
         return []
     kind = get_type_hints(part)[field]

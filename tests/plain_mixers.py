@@ -60,8 +60,8 @@ def delta_steps(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | N
     for i in range(q.shape[1]):
         if decay is not None:
             state = tally.times(state, row(decay, i).transpose(1, 2))
-        found = row(k, i) @ state
-        state = state + row(k, i).transpose(1, 2) @ (row(beta, i) * (row(v, i) - found))
+        predicted = row(k, i) @ state
+        state = state + row(k, i).transpose(1, 2) @ (row(beta, i) * (row(v, i) - predicted))
         outs.append(row(q, i) @ state)
     return torch.cat(outs, 1)
 
@@ -98,9 +98,9 @@ def rwkv7_steps(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Te
     """S = diag(w) S + b (a S) + k v, o = q S; a, b, decay: [H, T, k]."""
     state, outs = q.new_zeros(q.shape[0], k.shape[2], v.shape[2]), []
     for i in range(q.shape[1]):
-        found = row(a, i) @ state
+        read = row(a, i) @ state
         state = tally.times(state, row(decay, i).transpose(1, 2))
-        state = state + row(b, i).transpose(1, 2) @ found + row(k, i).transpose(1, 2) @ row(v, i)
+        state = state + row(b, i).transpose(1, 2) @ read + row(k, i).transpose(1, 2) @ row(v, i)
         outs.append(row(q, i) @ state)
     return torch.cat(outs, 1)
 
@@ -115,15 +115,15 @@ def rwkv7_chunks(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: T
         before = (grown - log).exp()
         up, down = grown.exp(), (-grown).exp()
         inverse = unit_inverse(((ac * before) @ (bc * down).transpose(1, 2)).tril(-1))
-        found = inverse @ (((ac * before) @ (kc * down).transpose(1, 2)).tril(-1) @ vc)
-        heard = inverse @ (ac * before)
+        read = inverse @ (((ac * before) @ (kc * down).transpose(1, 2)).tril(-1) @ vc)
+        readers = inverse @ (ac * before)
         if state is not None:
-            found = found + heard @ state
+            read = read + readers @ state
         out = ((qc * up) @ (kc * down).transpose(1, 2)).tril() @ vc
-        out = out + ((qc * up) @ (bc * down).transpose(1, 2)).tril() @ found
+        out = out + ((qc * up) @ (bc * down).transpose(1, 2)).tril() @ read
         outs.append(out if state is None else out + (qc * up) @ state)
         last = (grown[:, -1:] - grown).exp()
-        update = (kc * last).transpose(1, 2) @ vc + (bc * last).transpose(1, 2) @ found
+        update = (kc * last).transpose(1, 2) @ vc + (bc * last).transpose(1, 2) @ read
         state = update if state is None else state * up[:, -1:].transpose(1, 2) + update
     return torch.cat(outs, 1)
 
@@ -187,8 +187,8 @@ def mamba2_chunks(c: Tensor, b: Tensor, x: Tensor, decay: Tensor, chunk: int) ->
         grown = log.cumsum(1)
         span = (grown - grown.transpose(1, 2)).tril().exp().tril()
         within = (by_group(cc @ bc.transpose(1, 2), heads) * span) @ xc
-        asked = by_group(cc, heads) * grown.exp()
-        outs.append(within if state is None else within + asked @ state)
+        queries = by_group(cc, heads) * grown.exp()
+        outs.append(within if state is None else within + queries @ state)
         update = (by_group(bc, heads) * (grown[:, -1:] - grown).exp()).transpose(1, 2) @ xc
         state = update if state is None else state * grown[:, -1:].exp() + update
     return torch.cat(outs, 1)

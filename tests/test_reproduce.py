@@ -22,7 +22,7 @@ NAMES = ["table2", "table3", "figure2", "table4", "power-speed", "kimi", "hybrid
 
 def computed(name: str) -> dict[str, Comparison]:
     (result,) = reproduce(name)
-    return {item.figure.key: item for item in result.comparisons}
+    return {comparison.figure.key: comparison for comparison in result.comparisons}
 
 
 def as_ratio(value: Fraction) -> float:
@@ -45,23 +45,23 @@ def test_all_sets_are_there() -> None:
     ],
 )
 def test_table_2_softmax(convention: str, ratios: list[float]) -> None:
-    found = computed("table2")
-    values = [found[f"attention-{t}"].computed[convention] for t in (1024, 8192, 65_536, 1_000_000)]
+    comparisons = computed("table2")
+    values = [comparisons[f"attention-{t}"].computed[convention] for t in (1024, 8192, 65_536, 1_000_000)]
     assert [as_ratio(value) for value in values] == pytest.approx(ratios, rel=6e-3)
 
 
 def test_table_2_by_hand() -> None:
     """GPT-2: 12 layers of 768, vocabulary 50,257; the paper's accounting written out."""
-    found, width, layers, head = computed("table2"), 768, 12, 2 * 50_257 * 768
+    comparisons, width, layers, head = computed("table2"), 768, 12, 2 * 50_257 * 768
     for context in (1024, 8192, 65_536, 1_000_000):
         weights, keys = 20 * width**2 * layers + head, min(context, 8192)
-        assert found[f"attention-{context}"].computed["paper"] == Fraction(weights, 3 * context * width * layers)
-        assert found[f"window-{context}"].computed["paper"] == Fraction(weights, 3 * keys * width * layers)
-        assert found[f"linear-{context}"].computed["paper"] == Fraction(20 * width, 4 * 64 + 2 * 128) == 30
-    assert "paper" in found["attention-65536"].agrees
-    assert found["attention-1000000"].agrees == []
-    assert found["attention-1000000"].nearest[0] == "paper"
-    assert [name for name in ("default", "headless", "full") if name in found["linear-1024"].agrees] == []
+        assert comparisons[f"attention-{context}"].computed["paper"] == Fraction(weights, 3 * context * width * layers)
+        assert comparisons[f"window-{context}"].computed["paper"] == Fraction(weights, 3 * keys * width * layers)
+        assert comparisons[f"linear-{context}"].computed["paper"] == Fraction(20 * width, 4 * 64 + 2 * 128) == 30
+    assert "paper" in comparisons["attention-65536"].agrees
+    assert comparisons["attention-1000000"].agrees == []
+    assert comparisons["attention-1000000"].nearest[0] == "paper"
+    assert [name for name in ("default", "headless", "full") if name in comparisons["linear-1024"].agrees] == []
 
 
 def test_no_convention_gives_all_of_table_2() -> None:
@@ -72,58 +72,63 @@ def test_no_convention_gives_all_of_table_2() -> None:
 
 
 def test_table_3_is_exact() -> None:
-    found = computed("table3")
-    assert all(item.agrees for item in found.values())
-    assert [found[f"spow-{p}"].computed["exact"] for p in range(2, 7)] == [spow_dim(64, p) for p in range(2, 7)]
-    assert [key for key, item in found.items() if "exact" not in item.agrees] == ["savings-3"]
+    comparisons = computed("table3")
+    assert all(comparison.agrees for comparison in comparisons.values())
+    assert [comparisons[f"spow-{p}"].computed["exact"] for p in range(2, 7)] == [spow_dim(64, p) for p in range(2, 7)]
+    assert [key for key, comparison in comparisons.items() if "exact" not in comparison.agrees] == ["savings-3"]
 
 
 def test_figure_2_has_no_single_convention() -> None:
     (result,) = reproduce("figure2")
     assert all(result.agreeing(name)[0] < len(result.comparisons) for name in result.figures.conventions)
-    found = computed("figure2")
-    assert as_ratio(found["state-heavy"].computed["default"]) == pytest.approx(-4.126, rel=1e-3)
-    assert as_ratio(found["state-heavy"].computed["bare"]) == pytest.approx(-17.4545, rel=1e-4)
-    assert found["weight-heavy"].computed["bare"] == 120
-    spread = found["equal-flops"].computed
+    comparisons = computed("figure2")
+    assert as_ratio(comparisons["state-heavy"].computed["default"]) == pytest.approx(-4.126, rel=1e-3)
+    assert as_ratio(comparisons["state-heavy"].computed["bare"]) == pytest.approx(-17.4545, rel=1e-4)
+    assert comparisons["weight-heavy"].computed["bare"] == 120
+    spread = comparisons["equal-flops"].computed
     assert float(spread["bare"]) == pytest.approx(1030.88128 / 851.443712)
     assert float(spread["default"]) == pytest.approx(1155.34592 / 500.25984)
 
 
 def test_table_4_and_the_window_of_equal_state() -> None:
-    found = computed("table4")
-    assert found["batch"].computed["exact"] == 1
-    assert found["state"].computed == {"exact": Fraction(133_120, 131_072), "normalised": Fraction(2080 * 65, 131_072)}
+    comparisons = computed("table4")
+    assert comparisons["batch"].computed["exact"] == 1
+    assert comparisons["state"].computed == {
+        "exact": Fraction(133_120, 131_072),
+        "normalised": Fraction(2080 * 65, 131_072),
+    }
 
 
 def test_speeds_are_not_what_flops_promise() -> None:
-    found = computed("power-speed")
+    comparisons = computed("power-speed")
     softmax = 2 * 128 * Fraction(65_537, 2)
-    assert found["d64"].computed["recurrent"] == softmax / (4 * 2080 * 65)
-    assert found["d32"].computed["recurrent"] == (2 * 64 * Fraction(65_537, 2)) / (4 * 528 * 33)
-    assert all(not item.agrees for item in found.values())
+    assert comparisons["d64"].computed["recurrent"] == softmax / (4 * 2080 * 65)
+    assert comparisons["d32"].computed["recurrent"] == (2 * 64 * Fraction(65_537, 2)) / (4 * 528 * 33)
+    assert all(not comparison.agrees for comparison in comparisons.values())
     (result,) = reproduce("power-speed")
     assert result.remarks()[0].startswith("Measured over promised, 25% (head dim 64) and 21% (head dim 32)")
 
 
 def test_kimi_linear() -> None:
-    found = {key: item.computed for key, item in computed("kimi").items()}
-    assert [round(float(value), 2) for value in found["total"].values()] == [49.12, 48.37]
-    assert [round(float(value), 2) for value in found["active"].values()] == [3.48, 2.73]
-    assert found["cache"]["cache bytes"] == Fraction(-2000, 27)
+    values = {key: comparison.computed for key, comparison in computed("kimi").items()}
+    assert [round(float(value), 2) for value in values["total"].values()] == [49.12, 48.37]
+    assert [round(float(value), 2) for value in values["active"].values()] == [3.48, 2.73]
+    assert values["cache"]["cache bytes"] == Fraction(-2000, 27)
     assert figure_sets()["kimi"].figures[3].number == 6 * 128**2 + 3 * 64 * 128 + 64**2
     assert figure_sets()["kimi"].figures[4].number == 2 * 2**20 * 128
     layers = [use.layer.mixer for use in catalogue_spec("kimi-linear-48b-a3b").layer_uses()]
     (chunk_size,) = {mixer.chunk_size for mixer in layers if isinstance(mixer, KDA)}
     assert chunk_size == 64  # C of equation 13
-    assert found["eq13"]["recurrent"] == 7 * 128**2
-    assert found["eq14"] == {"attention": 2 * 128 * (2**20 + 1), "mla": 320 * (2**20 + 1)}
-    assert float(found["prefill"]["prompt FLOPs"]) == pytest.approx(3.66, abs=0.005)
-    assert found["decode"]["cache bytes"] == Fraction(27, 7)
-    assert float(found["cache"]["state bytes"]) == pytest.approx(100 * (1 / float(found["decode"]["state bytes"]) - 1))
-    kept, moved = (round(float(found["decode"][name]), 2) for name in ("state bytes", "state bytes moved"))
+    assert values["eq13"]["recurrent"] == 7 * 128**2
+    assert values["eq14"] == {"attention": 2 * 128 * (2**20 + 1), "mla": 320 * (2**20 + 1)}
+    assert float(values["prefill"]["prompt FLOPs"]) == pytest.approx(3.66, abs=0.005)
+    assert values["decode"]["cache bytes"] == Fraction(27, 7)
+    assert float(values["cache"]["state bytes"]) == pytest.approx(
+        100 * (1 / float(values["decode"]["state bytes"]) - 1)
+    )
+    kept, moved = (round(float(values["decode"][name]), 2) for name in ("state bytes", "state bytes moved"))
     assert (kept, moved) == (3.84, 3.82)  # The former is what `decode --twin mla` prints.
-    assert max(found["decode"].values()) < 4
+    assert max(values["decode"].values()) < 4
     (result,) = reproduce("kimi")
     assert result.remarks() == [
         "Computed, not published: cache 8.46 GB, and 32.61 GB for the twin; recurrent state 10.49M elements in fp32, "
@@ -133,12 +138,12 @@ def test_kimi_linear() -> None:
 
 
 def test_hybrids_agree_under_one_convention_or_another() -> None:
-    found = computed("hybrids")
-    assert all(item.agrees for item in found.values())
-    assert found["minimax-text-01-active"].agrees == ["body"]
-    assert found["gpt-oss-20b-active"].agrees == ["head"]
-    assert found["llama-2-7b-cache"].computed["GiB"] == 128
-    assert found["llama-2-7b-cache"].agrees == ["GiB"]
+    comparisons = computed("hybrids")
+    assert all(comparison.agrees for comparison in comparisons.values())
+    assert comparisons["minimax-text-01-active"].agrees == ["body"]
+    assert comparisons["gpt-oss-20b-active"].agrees == ["head"]
+    assert comparisons["llama-2-7b-cache"].computed["GiB"] == 128
+    assert comparisons["llama-2-7b-cache"].agrees == ["GiB"]
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))

@@ -1,4 +1,4 @@
-"""Sequence mixers, one class per kind. A new kind is one class here and one entry in MIXERS."""
+"""Sequence mixers, one class for each kind. docs/extending.md lists what belongs to a new kind."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from powerplan.mixers.slots import GSA, SparseStateExpansion
 from powerplan.mixers.sparse import DSA, NSA, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
+# The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
 AnyMixer = (
     Attention
     | MLA
@@ -55,7 +56,7 @@ SIZED = frozenset(
     if ("head_dim", msgspec.NODEFAULT)
     in zip(mixer.__struct_fields__[::-1], mixer.__struct_defaults__[::-1], strict=False)
 )
-"""Kinds whose head_dim may be left out of a spec where the hidden size is a multiple of the heads."""
+"""Kinds that need a head_dim; a spec may leave it out if hidden_size is a multiple of heads."""
 
 __all__ = [
     "DSA",

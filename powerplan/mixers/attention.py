@@ -1,4 +1,4 @@
-"""Softmax attention: multi-head, grouped-query, multi-query, with or without a sliding window."""
+"""Softmax attention: multi-head, grouped-query and multi-query, with or without a sliding window."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         return self.kind if self.window is None else f"window {self.window:,}"
 
     def kept(self, context: int) -> int:
+        """Return the number of tokens whose keys and values are kept."""
         return context if self.window is None else min(context, self.window)
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         terms = super().other_terms(hidden)
-        if self.sinks:
-            terms += (term("sinks", "H", self.head_symbols(hidden)),)
-        return terms
+        return (*terms, term("sinks", "H", self.head_symbols(hidden))) if self.sinks else terms
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "kept": self.kept(context)}

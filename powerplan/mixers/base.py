@@ -1,7 +1,7 @@
-"""What every mixer and FFN answers, and the formulas that they answer with.
+"""The base classes of mixers and FFNs, and the formulas that their parameters, FLOPs and states are given by.
 
 A formula is Python arithmetic kept as text. The same text is evaluated for the number and printed by `--explain`,
-so what is explained cannot differ from what is computed. Values are ints and Fractions: exact, never a float.
+so the explanation cannot differ from the computation. Values are ints and Fractions: exact, never a float.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Causal = Literal["exact", "full"]
 Form = Literal["recurrent", "chunked"]
 
 MAX_SIZE = 10**9
-"""Largest width, count or vocabulary accepted in a spec; a larger one is a typing error, not a model."""
+"""The largest width, count or vocabulary that a spec may have; a larger number is a mistake, not a model."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
 """A width or a count."""
 
 Width = Annotated[int, msgspec.Meta(ge=0, le=1024)]
-"""The width of a short convolution, 0 where there is none."""
+"""The width of a short convolution in tokens; 0 stands for no convolution."""
 
 Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
-"""A length in tokens; a YAML may write it as a size such as "4k"."""
+"""A length in tokens; a spec may write it as a size such as "4k"."""
 
 SAME = 0
-"""Default of a size that is taken from another field: `same_as` says from which."""
+"""Default of a size that is the same as another field's; `Part.same_as` names that field."""
 
 SYMBOLS = {
     "m": "hidden size",
@@ -87,15 +87,15 @@ SYMBOLS = {
     "a": "active experts",
     "s": "width of the shared experts",
 }
-"""What the letters of the formulas stand for."""
+"""What each letter of a formula stands for. A formula with any other letter is refused when it is evaluated."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What is counted: the same for every number of one answer.
+    """How FLOPs are counted; docs/accounting.md has the details.
 
-    causal: "exact" counts the mean keys of a causal mask, "full" the whole context (or window) for every query.
-    form: "recurrent" is the cost proportional to state size; "chunked" what a chunked kernel executes.
+    causal: "exact" counts the keys that a causal mask leaves, on average; "full" counts every key for every query.
+    form: "recurrent" counts in proportion to the size of the state; "chunked" counts what a chunked kernel executes.
     lm_head: whether the output projection to the vocabulary counts as weight FLOPs.
     """
 
@@ -111,7 +111,7 @@ class Convention:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: the component it belongs to, its formula, the numbers put in, and the value."""
+    """One summand: the component that it belongs to, its formula, the values of the letters, and its own value."""
 
     component: str
     formula: str
@@ -142,22 +142,28 @@ def _compiled(formula: str) -> CodeType:
 
 
 def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
-    """Evaluate `formula` (a constant of this package, never user input) over `symbols` into a Term."""
+    """Evaluate a formula exactly.
+
+    Args:
+        component: what the value belongs to, such as "projections".
+        formula: arithmetic over letters of SYMBOLS; a constant of this package, never user input.
+        symbols: the values of the letters.
+    """
     value = eval(_compiled(formula), {"__builtins__": {}}, dict(symbols))
     assert isinstance(value, (int, Fraction)), f"{formula} is not exact: {value!r}"
     return Term(component, formula, symbols, value)
 
 
 def total(terms: tuple[Term, ...]) -> Rational:
-    """Return the sum of the terms' values, exact."""
-    return sum((item.value for item in terms), 0)
+    """Return the exact sum of the values of `terms`."""
+    return sum((summand.value for summand in terms), 0)
 
 
 def mean_keys(context: int, causal: Causal, window: int | None = None) -> Fraction:
-    """Return the mean number of keys that a query attends to, over the positions of one sequence.
+    """Return the mean number of keys that a query attends to, over all t positions of one sequence.
 
-    Exact causal: (t+1)/2 without a window; with a window of w keys (the token itself included), w <= t:
-    w(w+1)/(2t) + (t-w)w/t. A window longer than the context is no window. "full": t, or min(t, w).
+    "exact" is (t+1)/2; with a window of w keys, the token itself included, it is w(w+1)/(2t) + (t-w)w/t.
+    "full" is t, or w with a window. A window longer than the context counts as no window.
     """
     t = context
     w = t if window is None else min(window, t)
@@ -167,7 +173,7 @@ def mean_keys(context: int, causal: Causal, window: int | None = None) -> Fracti
 
 
 def mean_keys_in_chunks(context: int, causal: Causal, chunk_size: int) -> Fraction:
-    """Return the mean number of keys of a query's own chunk, over a sequence in chunks (the last may be short)."""
+    """Return the mean number of keys that a query attends to in its own chunk; the last chunk may be short."""
     t = context
     c = min(chunk_size, t)
     whole, rest = divmod(t, c)
@@ -177,10 +183,10 @@ def mean_keys_in_chunks(context: int, causal: Causal, chunk_size: int) -> Fracti
 
 
 def mean_solve(context: int, causal: Causal, chunk_size: int) -> Fraction:
-    """Return the mean FLOPs per token of inverting each chunk's unit triangular matrix by forward substitution.
+    """Return the mean FLOPs per token to invert the unit triangular matrix of each chunk by forward substitution.
 
-    Row i of a chunk (from 0) is multiplied by the i rows above it: 2 i^2 FLOPs as a dense product ("full"), i (i - 1)
-    without the zeros above their diagonals ("exact"), so about 2c^2/3 and c^2/3 a token.
+    Row i of a chunk (from 0) is multiplied by the i rows above it. As a dense product ("full") that takes 2 i^2 FLOPs,
+    and i (i - 1) without the zeros above their diagonals ("exact"): about 2c^2/3 and c^2/3 per token.
     """
 
     def chunk(c: int) -> int:
@@ -194,10 +200,12 @@ def mean_solve(context: int, causal: Causal, chunk_size: int) -> Fraction:
 class StateSize:
     """State of one sequence in one layer, in elements.
 
-    cache grows with the context (keys and values, in the cache's dtype); entry is what one token appends to it.
-    recurrent is of constant size, kept in fp32, read and written at every token.
-    recent is what short convolutions and token shifts keep of the last tokens: constant, in the cache's dtype.
-    looked_up and touched: the part of cache and of recurrent that one token reads, where it is not all of it.
+    cache: keys and values, which grow with the context; in the cache's dtype.
+    entry: what one token appends to the cache.
+    recurrent: the recurrent state, in fp32; every token reads and writes it.
+    recent: inputs of the last tokens, kept for short convolutions and token shifts; in the cache's dtype.
+    looked_up: the part of `cache` that one token reads; None stands for all of it.
+    touched: the part of `recurrent` that one token reads and writes; None stands for all of it.
     """
 
     cache: int = 0
@@ -217,10 +225,10 @@ RECURRENT_BYTES = 4
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A piece of a spec, immutable and validated when built: types are strict, unknown keys are refused.
+    """A part of a spec: immutable, and validated when it is built. Types are strict and unknown keys are refused.
 
-    same_as: fields that take the value of another, in this order, where they are SAME.
-    Raises InputError ("field: what is wrong") when built in Python; validation.py gives file:line:column for a file.
+    same_as: for fields with the default SAME, the field whose value they take; filled in this order.
+    Building a part raises InputError("field: problem"). For a file, validation.py adds file:line:column.
     """
 
     same_as: ClassVar[Mapping[str, str]] = {}
@@ -235,16 +243,16 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         self.check()
 
     def fill(self) -> None:
-        """Give fields that are SAME as another their value."""
+        """Give each field that is SAME the value of the field that `same_as` names."""
         for name, other in self.same_as.items():
             if getattr(self, name) == SAME:
                 self.set_field(name, getattr(self, other))
 
     def check(self) -> None:
-        """Raise `problem` where fields contradict each other."""
+        """Raise a `problem` if fields contradict each other."""
 
     def set_field(self, name: str, value: Any) -> None:
-        """Set a field while the part is being built; a part is frozen from then on."""
+        """Set a field while the part is being built; afterwards it is frozen."""
         msgspec.structs.force_setattr(self, name, value)
 
 
@@ -255,11 +263,9 @@ def _field_types(part: type[Part]) -> dict[str, Any]:
 
 
 class Block(Part, frozen=True, kw_only=True):
-    """A mixer or an FFN: a part that has parameters. `hidden` is the model's hidden size m throughout.
+    """A mixer or an FFN: a part of a spec that has parameters.
 
-    matmul_terms: parameters that a token's activations are multiplied with; 2 FLOPs each are the weight FLOPs.
-    other_terms: parameters that a token touches outside matrix products (norms, biases, sinks).
-    idle_terms: parameters that are stored but not touched by a token (experts that are not chosen).
+    source: papers and code that the formulas follow, with section and equation; `--explain` prints it.
     """
 
     source: ClassVar[str] = ""
@@ -286,24 +292,30 @@ class Block(Part, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **sizes)
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        """Return the parameters that activations are multiplied with, for hidden size m = `hidden`.
+
+        Each takes 2 weight FLOPs per token.
+        """
         raise NotImplementedError
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
+        """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
         return ()
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
+        """Return the parameters that are stored and that a token does not use: experts that are not chosen."""
         return ()
 
     def describe(self) -> str:
-        """Return the part in a few words, such as "attention, window 4096"."""
+        """Return the name that reports use, such as "attention, window 4,096"."""
         raise NotImplementedError
 
 
 class Mixer(Block, frozen=True, kw_only=True):
-    """A sequence mixer: the part of a layer that has state.
+    """A sequence mixer: the part of a layer that has a state.
 
-    chunked_differs: whether the chunked form executes other FLOPs than the recurrent form counts.
-    steady: whether the recurrent form's state FLOPs never fall as the context grows.
+    chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
+    steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
     """
 
     chunked_differs: ClassVar[bool] = False
@@ -426,9 +438,9 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     @classmethod
     def one_head(cls, head_dim: int, v_head_dim: int) -> Mixer | None:
-        """Return a mixer of this kind with one head of these key and value dims, everything else as by default.
+        """Return a mixer of this kind that has one head of these key and value dims, and defaults for the rest.
 
-        None where these dims do not decide the size of the state: power attention needs its degree, MLA its ranks.
+        None if these dims do not determine the state: power attention also needs its degree, and MLA its ranks.
         """
         required = {field.name for field in msgspec.structs.fields(cls) if field.required}
         if required != {"heads", "head_dim"} or "v_head_dim" not in cls.__struct_fields__:
@@ -437,31 +449,37 @@ class Mixer(Block, frozen=True, kw_only=True):
         return build(heads=1, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
-        """Return the terms of the state's elements for one sequence of `context` tokens."""
+        """Return the elements of the state of one sequence of `context` tokens, as formulas."""
         raise NotImplementedError
 
     def state_size(self, context: int) -> StateSize:
-        """Return the state of one sequence of `context` tokens, in elements."""
+        """Return the elements of the state of one sequence of `context` tokens, by how they are kept."""
         raise NotImplementedError
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        """Return the terms of the state FLOPs per token, averaged over a sequence of `context` tokens."""
+        """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
         raise NotImplementedError
 
+    def step_terms(self, symbols: Mapping[str, Rational], **formulas: str) -> tuple[Term, ...]:
+        """Return a term for each step of the computation; the keywords name the steps: query_state, update_state ..."""
+        return tuple(
+            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
+        )
+
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
-        """Return the terms of the state FLOPs to decode one token at position `context`: it meets every key."""
+        """Return the state FLOPs to decode one token at position `context`, which attends to all keys before it."""
         return self.state_flops_terms(context, Convention(causal="full"))
 
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        """Return the bytes of the state, with `cache_bytes` per cached element and fp32 recurrent state."""
+        """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
         size = self.state_size(context)
         return (size.cache + size.recent) * cache_bytes + size.recurrent * RECURRENT_BYTES
 
     def decode_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        """Return the state bytes moved to decode one token at position `context`, batch 1.
+        """Return the bytes of state that are read and written to decode one token at position `context`, batch 1.
 
-        The cache, or what is looked up of it, is read once and one entry is appended; recurrent state, or what is
-        touched of it, and the inputs of short convolutions are read and written.
+        Of the cache, the part that is looked up is read once and one entry is appended. The part of the recurrent state
+        that the token touches and the inputs of short convolutions are read and written.
         """
         size = self.state_size(context)
         touched = size.recurrent if size.touched is None else size.touched
@@ -469,12 +487,12 @@ class Mixer(Block, frozen=True, kw_only=True):
         return self.decode_cache_bytes(context, cache_bytes) + constant
 
     def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        """Return the part of `decode_bytes` that is the cache's."""
+        """Return the part of `decode_bytes` that belongs to the cache."""
         size = self.state_size(context)
         read = size.cache if size.looked_up is None else size.looked_up
         return (read + size.entry) * cache_bytes
 
 
 def problem(field: str, message: str) -> InputError:
-    """Return an error to raise in `check`; it is reported at `field`."""
+    """Return the error that `check` raises for a field; for a file it is reported at the place of that field."""
     return InputError(f"{field}: {message}")

@@ -1,4 +1,4 @@
-"""Delta rules: the state is corrected by what it predicts. DeltaNet, gated DeltaNet, Kimi delta attention."""
+"""Delta rules, which correct the value that the state predicts for a key: DeltaNet, gated DeltaNet, KDA."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from powerplan.mixers.linear import MatrixState
 class DeltaRule(MatrixState, frozen=True, kw_only=True):
     """H heads with a state of k x v: S = S (I - b k k^T) + b v k^T, with short convolutions.
 
-    Recurrent: 2Hkv each to read the value that the key finds, to correct it, and to query the state.
+    Recurrent: 2Hkv each to read the value that the state predicts for the key, to correct it, and to query the state.
     Chunked (WY form): K K^T below the diagonal, its unit triangular inverse T, T K, T V, Q K^T and its product with the
-    corrected values are 2H(k earlier + 2(k + v) keys) + H solve; the state is asked twice, 4Hkv late, and updated
+    corrected values take 2H(k earlier + 2(k + v) keys) + H solve. The state is queried twice, 4Hkv late, and updated
     once, 2Hkv.
     """
 
@@ -49,11 +49,12 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     parameters in matmuls: m(2Jk + Hv + 2H) + Hvm + mHv + W(2Jk + Hv); A and dt biases are 2H more
     state: Hkv, and (W - 1)(2Jk + Hv) of the convolutions      state FLOPs per token: 7Hkv, one of them the decay
-    Chunked: as DeltaNet. key_heads: Qwen3-Next shares one query and key head between two value heads.
+    Chunked: as DeltaNet. key_heads: in Qwen3-Next two value heads share one query and key head.
     Checked against transformers' Qwen3-Next and flash-linear-attention.
     """
 
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
+    convolved: ClassVar[str] = "2*J*k + H*v"
 
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
@@ -65,10 +66,6 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def whole_widths(self) -> dict[str, int]:
         return {"heads": self.heads, "key_heads": self.key_heads}
-
-    @property
-    def convolved(self) -> str:
-        return "2*J*k + H*v"
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         return super().symbols(hidden) | {"J": self.key_heads}
@@ -92,9 +89,9 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
 
     parameters in matmuls: m(2Jk + Hv + H) + Hvm + (mu + uHk) + (mu + uHv) + W(2Jk + Hv); A and dt biases H + Hk more
     state: Hkv, and (W - 1)(2Jk + Hv) of the convolutions      state FLOPs per token: 7Hkv, one of them the decay
-    Chunked: as DeltaNet. The paper's equation 13 counts 6k^2 + 3ck + c^2 per head and token: three of the five
+    Chunked: as DeltaNet. Equation 13 of the paper counts 6k^2 + 3ck + c^2 per head and token: three of the five
     products within a chunk, and c^2 for the inverse, which takes about c^2/3.
-    gate_bias: biases of the output gate (flash-linear-attention has them, Kimi Linear not).
+    gate_bias: biases of the output gate; flash-linear-attention has them, Kimi Linear does not.
     Checked against transformers' Kimi Linear and flash-linear-attention.
     """
 

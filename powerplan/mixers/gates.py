@@ -1,4 +1,4 @@
-"""Softmax attention with gates on its scores: the Forgetting Transformer."""
+"""Softmax attention whose scores are gated: the Forgetting Transformer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
 
     parameters in matmuls: attention's, and mH for the gate, with H biases
     state: (G(k + v) + H) min(t, w), the cumulative log-gate of each head beside keys and values
-    state FLOPs per token: 2H(k + v) keys, as attention: the decay is added to the scores, elementwise
-    Parameters checked against flash-linear-attention; the Pro block's key and value shift is not counted.
+    state FLOPs per token: 2H(k + v) keys, as attention; the decay is added to the scores, which is elementwise
+    Parameters checked against flash-linear-attention. The key and value shift of the Pro block is not counted.
     """
 
     source: ClassVar[str] = (

@@ -1,4 +1,4 @@
-"""Projections shared by the mixers that have query heads and key/value heads."""
+"""Projections of the mixers that have query heads and key/value heads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from powerplan.mixers.shape import HeadShape, Inherited
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """H query heads in groups that share G key/value heads (GQA; G = H is MHA, G = 1 is MQA).
 
-    kv_heads is the same as heads, and v_head_dim as head_dim, where they are left out.
-    bias: true for query, key, value and output (and gate) projections, "qkv" for all but the output's.
-    qk_norm: "head" is an RMSNorm over each head (weights of k for queries and k for keys), "full" one over all heads.
-    output_gate: a projection of the hidden state that multiplies the output, H v wide.
+    kv_heads, v_head_dim: the same as heads and head_dim where left out.
+    bias: true for query, key, value, gate and output projections, "qkv" for all but the output projection.
+    qk_norm: "head" is an RMSNorm over each head, 2k weights; "full" is one over all heads, (H + G)k weights.
+    output_gate: a projection of the hidden state, Hv wide, that multiplies the output.
     """
 
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}

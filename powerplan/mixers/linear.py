@@ -1,4 +1,4 @@
-"""Linear attention with a decay: one matrix of state per head. RetNet, lightning attention, gated linear attention."""
+"""Linear attention with a decay, one matrix of state per head: RetNet, lightning attention, gated linear attention."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ from powerplan.mixers.base import (
     mean_keys_in_chunks,
     mean_solve,
     term,
+    total,
 )
 from powerplan.mixers.heads import plain_heads_of
 from powerplan.mixers.shape import Inherited
 
 
 class ChunkedState(Mixer, frozen=True, kw_only=True):
-    """A mixer whose state has a fixed size, computed token by token or in chunks of `chunk_size` tokens.
+    """A mixer with a recurrent state, computed token by token or in chunks of `chunk_size` tokens.
 
-    Chunked, as for power attention: the first chunk asks no state, and attention within chunks is added. Decays are
-    elementwise there, and not counted; the recurrent form counts 1 FLOP per element of state for a decay that depends
-    on the data, which every token has to apply.
+    Chunked, as in power attention: tokens of the first chunk do not query the state, and attention within chunks is
+    added. A decay that depends on the data costs 1 FLOP per element of state in the recurrent form, where every token
+    applies it. In the chunked form decays are elementwise work on the keys and queries, and not counted.
     """
 
     chunked_differs: ClassVar[bool] = True
 
     chunk_size: Window = 64
 
+    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
+        """Return the letters of this layer; m is `hidden`."""
+        raise NotImplementedError
+
     def chunk_symbols(self, context: int, convention: Convention) -> dict[str, Rational]:
+        """Return the letters that only the chunked form has."""
         chunk, causal = self.chunk_size, convention.causal
         keys = mean_keys_in_chunks(context, causal, chunk)
         return {
@@ -46,15 +52,34 @@ class ChunkedState(Mixer, frozen=True, kw_only=True):
             "solve": mean_solve(context, causal, chunk),
         }
 
+    def state_size(self, context: int) -> StateSize:
+        terms = self.state_terms(context)
+        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
+
+    def recurrent_terms(self, **formulas: str) -> tuple[Term, ...]:
+        """Return the terms of the recurrent form: `step_terms` with the letters of this layer."""
+        return self.step_terms(self.symbols(), **formulas)
+
+    def chunked_terms(
+        self, context: int, convention: Convention, query: str, update: str, within: str
+    ) -> tuple[Term, ...]:
+        """Return the terms of the chunked form: to query the state, to update it, and attention within chunks."""
+        symbols = self.symbols() | self.chunk_symbols(context, convention)
+        return self.step_terms(symbols, query_state=f"{query}*late", update_state=update, within_chunks=within)
+
 
 class MatrixState(ChunkedState, frozen=True, kw_only=True):
-    """H heads with a state of k x v each, and what such layers share.
+    """H heads with a state of k x v each, and the projections, convolutions and norms that such layers share.
 
     parameters in matmuls: m(2Hk + Hv) + Hvm, output gate mHv, short convolutions W(2Hk + Hv)
     output_norm: "head" has v weights, "full" Hv, "none" none.
-    conv_size: width of the causal depthwise convolutions on queries, keys and values, 0 without; conv_bias theirs.
+    conv_size: width of the causal depthwise convolutions on queries, keys and values; 0 if there are none.
+    conv_bias: whether these convolutions have biases.
+    state_formula: the elements of the state. convolved: the channels of the convolutions.
     """
 
+    state_formula: ClassVar[str] = "H*k*v"
+    convolved: ClassVar[str] = "2*H*k + H*v"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
     heads: Size
@@ -72,14 +97,8 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
         return plain_heads_of(self, kind)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        """Return the letters of this layer; the hidden size where a formula needs it."""
         letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "W": self.conv_size}
-        return letters | {"m": hidden} if hidden else letters
-
-    @property
-    def convolved(self) -> str:
-        """Formula of the channels that the short convolutions run over."""
-        return "2*H*k + H*v"
+        return letters | {"m": hidden}
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         symbols = self.symbols(hidden)
@@ -103,32 +122,10 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
         return tuple(terms)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
-        terms = [term(self.describe(), "H*k*v", self.symbols())]
+        terms = [term(self.describe(), self.state_formula, self.symbols())]
         if self.conv_size:
             terms.append(term("short convolutions", f"(W - 1)*({self.convolved})", self.symbols()))
         return tuple(terms)
-
-    def state_size(self, context: int) -> StateSize:
-        terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=sum(int(item.value) for item in terms[1:]))
-
-    def recurrent_terms(self, **formulas: str) -> tuple[Term, ...]:
-        """Return a term for each step of the recurrence, named in words: update_state, query_state ..."""
-        symbols = self.symbols()
-        return tuple(
-            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
-        )
-
-    def chunked_terms(
-        self, context: int, convention: Convention, query: str, update: str, within: str
-    ) -> tuple[Term, ...]:
-        """Return the terms of the chunked form: the state asked and updated, and attention within chunks."""
-        symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return (
-            term(f"{self.describe()}: query state", f"{query}*late", symbols),
-            term(f"{self.describe()}: update state", update, symbols),
-            term(f"{self.describe()}: within chunks", within, symbols),
-        )
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         if convention.form == "chunked":
@@ -144,8 +141,8 @@ class RetNet(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="retn
 
     parameters in matmuls: m(2Hk + 2Hv) + Hvm, the output gate included      state: Hkv elements
     state FLOPs per token: 4Hkv; the fixed decay folds into queries and keys. Chunked: 2Hkv late + 2Hkv + 2H(k + v) keys
-    output_norm: none in torchscale, whose group norm has no weights; flash-linear-attention has one weight per value
-    channel of a head. Parameters checked against both.
+    output_norm: none in torchscale, whose group norm has no weights; "head" in flash-linear-attention.
+    Parameters checked against both.
     """
 
     source: ClassVar[str] = "Sun et al. 2023, arXiv 2307.08621, equations 6 to 8; torchscale, multiscale_retention.py"

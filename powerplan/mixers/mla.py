@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import gcd
 from typing import Any, ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, mean_keys, term, total
+from powerplan.mixers.base import Convention, Mixer, Size, StateSize, Term, mean_keys, term, total
 from powerplan.mixers.shape import HeadShape, Inherited
 
 
@@ -15,8 +15,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     parameters in matmuls: mq + qH(n + r), or mH(n + r) without q_lora_rank; m(L + r) + LH(n + v) + Hvm
     state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
-    decoding one token: 2H(2L + r)t, in absorbed form: queries meet the latents, which are not expanded
-    bias: on the two down-projections and the output projection (attention_bias in DeepSeek's code).
+    decoding one token: 2H(2L + r)t, in absorbed form: queries attend to the latents, which are not expanded
+    bias: on both down-projections and the output projection (attention_bias in DeepSeek's code).
     """
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
@@ -38,14 +38,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
         return True
 
     def mla_symbols(self, hidden: int) -> dict[str, int]:
-        symbols = {
-            "m": hidden,
-            "H": self.heads,
-            "L": self.kv_lora_rank,
-            "n": self.qk_nope_head_dim,
-            "r": self.qk_rope_head_dim,
-            "v": self.v_head_dim,
-        }
+        symbols = {"m": hidden, "H": self.heads, "L": self.kv_lora_rank}
+        symbols |= {"n": self.qk_nope_head_dim, "r": self.qk_rope_head_dim, "v": self.v_head_dim}
         return symbols if self.q_lora_rank is None else symbols | {"q": self.q_lora_rank}
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
@@ -72,14 +66,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
         return StateSize(cache=entry * context, entry=entry)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols: dict[str, Rational] = {
-            "H": self.heads,
-            "n": self.qk_nope_head_dim,
-            "r": self.qk_rope_head_dim,
-            "v": self.v_head_dim,
-            "keys": mean_keys(context, convention.causal),
-        }
-        return (term("mla", "2*H*(n + r + v)*keys", symbols),)
+        keys = {"keys": mean_keys(context, convention.causal)}
+        return (term("mla", "2*H*(n + r + v)*keys", {**self.mla_symbols(0), **keys}),)
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
         symbols = {"H": self.heads, "L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}

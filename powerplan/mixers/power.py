@@ -1,4 +1,4 @@
-"""Power attention of degree p, and linear attention, which is its case p = 1 without the normaliser."""
+"""Power attention of degree p, and linear attention: its case p = 1 without the normaliser."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, 
 from powerplan.mixers.heads import GroupedHeads
 
 MAX_DEGREE = 16
-"""Highest degree accepted; at d = 64 its state has 10^16 elements per head, past any use."""
+"""The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""
 
 
 class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
-    """Attention through a feature map phi of dimension D: state G D (v + z), with z = 1 where a normaliser is kept.
+    """Attention through a feature map phi of dimension D: state GD(v + z), with z = 1 if a normaliser is kept.
 
-    parameters in matmuls: GQA's, plus mG for the gate (one log-gate per key/value head, with a bias where `bias`)
-    recurrent form, FLOPs per token: 2HD(v + z) to query the state and 2GD(v + z) to update it
-    chunked form: D of the tiled embedding, no query in the first (empty) chunk, plus 2H(k + v) mean_keys in chunks
+    parameters in matmuls: those of GQA, plus mG for the gate (one log-gate per key/value head, G biases if `bias`)
+    state FLOPs per token: 2HD(v + z) to query the state and 2GD(v + z) to update it. Chunked: D is that of the tiled
+    embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
     """
 
     chunked_differs: ClassVar[bool] = True
@@ -30,16 +30,18 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
 
     @property
     def degree(self) -> int:
-        raise NotImplementedError
+        """The degree of phi; 1 is the identity."""
+        return 1
 
     @property
     def has_normaliser(self) -> bool:
-        raise NotImplementedError
+        """Whether the state has a column for the sum of weights."""
+        return False
 
     @property
     def executed_dim(self) -> int:
-        """Dimension of phi as a chunked kernel executes it."""
-        raise NotImplementedError
+        """The dimension of phi in a chunked kernel."""
+        return self.head_dim
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         terms = super().matmul_terms(hidden)
@@ -66,8 +68,8 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         return FeatureAttention
 
     def feature_symbols(self, dim: int) -> dict[str, Rational]:
-        normaliser = int(self.has_normaliser)
-        return {"H": self.heads, "G": self.kv_heads, "D": dim, "v": self.v_head_dim, "z": normaliser}
+        letters: dict[str, Rational] = {"H": self.heads, "G": self.kv_heads, "D": dim, "k": self.head_dim}
+        return letters | {"v": self.v_head_dim, "z": int(self.has_normaliser)}
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         return (term(self.describe(), "G*D*(v + z)", self.feature_symbols(spow_dim(self.head_dim, self.degree))),)
@@ -77,31 +79,25 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         return StateSize(recurrent=self.kv_heads * spow_dim(self.head_dim, self.degree) * columns)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        query, update = f"{self.describe()}: query state", f"{self.describe()}: update state"
+        query, update = "2*H*D*(v + z)", "2*G*D*(v + z)"
         if convention.form == "recurrent":
             symbols = self.feature_symbols(spow_dim(self.head_dim, self.degree))
-            return (term(query, "2*H*D*(v + z)", symbols), term(update, "2*G*D*(v + z)", symbols))
-        symbols = self.feature_symbols(self.executed_dim)
+            return self.step_terms(symbols, query_state=query, update_state=update)
         chunk = self.effective_chunk_size()
-        late = Fraction(max(0, context - chunk), context)
-        within: dict[str, Rational] = {
-            "H": self.heads,
-            "k": self.head_dim,
-            "v": self.v_head_dim,
+        symbols = self.feature_symbols(self.executed_dim) | {
+            "late": Fraction(max(0, context - chunk), context),
             "keys": mean_keys_in_chunks(context, convention.causal, chunk),
         }
-        return (
-            term(query, "2*H*D*(v + z)*late", symbols | {"late": late}),
-            term(update, "2*G*D*(v + z)", symbols),
-            term(f"{self.describe()}: within chunks", "2*H*(k + v)*keys", within),
+        return self.step_terms(
+            symbols, query_state=f"{query}*late", update_state=update, within_chunks="2*H*(k + v)*keys"
         )
 
 
 class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="power"):
-    """Power attention: weights (q.k)^p, D = C(k+p-1, p), so the degree sets the state size without parameters.
+    """Power attention: weights (q.k)^p and D = C(k+p-1, p). The degree sets the size of the state, without parameters.
 
-    normalize: divide by the sum of weights, one more column of state. tile: block of the tiled embedding, in the
-    chunked form.
+    normalize: divide by the sum of weights, which takes one more column of state.
+    tile: features in a tile of the tiled embedding, which the chunked form executes.
     """
 
     source: ClassVar[str] = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"
@@ -138,18 +134,6 @@ class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag=
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
     source: ClassVar[str] = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
-
-    @property
-    def degree(self) -> int:
-        return 1
-
-    @property
-    def has_normaliser(self) -> bool:
-        return False
-
-    @property
-    def executed_dim(self) -> int:
-        return self.head_dim
 
     def describe(self) -> str:
         return "linear"

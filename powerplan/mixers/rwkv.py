@@ -1,4 +1,4 @@
-"""RWKV-7: a generalised delta rule with a decay per channel."""
+"""RWKV-7: a generalised delta rule with a decay for each key channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Convention, Rational, Size, StateSize, Term, term
+from powerplan.mixers.base import SAME, Convention, Rational, Size, Term, term
 from powerplan.mixers.heads import plain_heads_of
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
@@ -15,13 +15,13 @@ from powerplan.mixers.shape import Inherited
 class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv7"):
     """RWKV-7's time mix: S = S (diag(w) + a b^T) + v k^T, with decay w, a and b from the data.
 
-    parameters in matmuls: 2mHk + 2mHv, and (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
-    value residual and output gate; token shifts, key weights, biases of the ranks and the output norm more
+    parameters in matmuls: 2mHk + 2mHv, (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
+    value residual and output gate; outside: token shifts, key weights, biases of the ranks, the output norm
     state: Hkv, and the last inputs of the time mix and of the channel mix, Hk each (Hk is the hidden size in RWKV)
-    state FLOPs per token: 9Hkv: 1 for the decay, 2 each for S a, its outer product with b, that of v and k, the query
+    state FLOPs per token: 9Hkv: 1 for the decay, and 2 each for S a, (S a) b^T, v k^T and the query
     Chunked (WY form): 4Hkv late + 4Hkv + 2H((2k + v) earlier + 3(k + v) keys) + H solve
     value_rank: left out in the first layer, which has no value residual.
-    channel_mix: the layer's FFN is RWKV's, a plain MLP behind a token shift that is counted here: m weights, Hk state.
+    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: m weights, and Hk of state.
     Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
     """
 
@@ -61,7 +61,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
 
     @classmethod
     def one_head(cls, head_dim: int, v_head_dim: int) -> RWKV7:
-        """Return one head; its ranks, which have no part in the state, are 1."""
+        """Return one head of these dims; its ranks are 1, as they do not change the state."""
         return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
@@ -91,27 +91,16 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         shifts = "2*H*k" if self.channel_mix else "H*k"
         return (term(self.describe(), "H*k*v", symbols), term("token shifts", shifts, symbols))
 
-    def state_size(self, context: int) -> StateSize:
-        state, shifts = self.state_terms(context)
-        return StateSize(recurrent=int(state.value), recent=int(shifts.value))
-
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        read, query, update = (f"rwkv7: {step} state" for step in ("read", "query", "update"))
+        read, update = "2*H*k*v", "4*H*k*v"
         if convention.form == "recurrent":
-            return (
-                term("rwkv7: decay state", "H*k*v", symbols),
-                term(read, "2*H*k*v", symbols),
-                term(update, "4*H*k*v", symbols),
-                term(query, "2*H*k*v", symbols),
-            )
-        symbols |= self.chunk_symbols(context, convention)
-        within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
-        return (
-            term(read, "2*H*k*v*late", symbols),
-            term(update, "4*H*k*v", symbols),
-            term(query, "2*H*k*v*late", symbols),
-            term("rwkv7: within chunks", within, symbols),
+            return self.recurrent_terms(decay_state="H*k*v", read_state=read, update_state=update, query_state=read)
+        return self.step_terms(
+            self.symbols() | self.chunk_symbols(context, convention),
+            read_state=f"{read}*late",
+            update_state=update,
+            query_state=f"{read}*late",
+            within_chunks="2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve",
         )
 
     def describe(self) -> str:

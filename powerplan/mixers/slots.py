@@ -1,4 +1,4 @@
-"""States of many parts: gated slot attention, whose slots are read by softmax, and sparse state expansion."""
+"""States of several parts: the slots of gated slot attention, the partitions of sparse state expansion."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     """
 
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
+    state_formula: ClassVar[str] = "H*M*(k + v)"
 
     slots: Size = 64
     output_gate: bool = False
@@ -29,9 +30,6 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().matmul_terms(hidden), term("forget gate", "m*H*M", self.symbols(hidden)))
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term(self.describe(), "H*M*(k + v)", self.symbols()), *super().state_terms(context)[1:])
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         touch = "2*H*M*(k + v)"
@@ -44,18 +42,20 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
 
 
 class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="sse"):
-    """Sparse state expansion over gated linear attention: one shared state and B partitions; a token writes and reads
-    the shared one and `top_k` (`chosen`) of the partitions.
+    """Sparse state expansion over gated linear attention: one shared state and B partitions of the same size.
+
+    A token reads and writes the shared state and `top_k` of the partitions (`chosen` in the formulas).
 
     parameters in matmuls: m(2Hk + Hv) + Hvm; low-rank queries and keys of the partitions 2(mv + vHk), two decay gates
     2(mu + uHk), output gate mv + vHv, router mB; the decay gates have 2Hk biases      state: (1 + B)Hkv
     state FLOPs per token: 5(1 + chosen)Hkv, one of them the decay; a partition that is not chosen costs nothing
     Chunked: 2Hkv(late + chosen) + 2(1 + chosen)(Hkv + H(k + v) keys), as if each partition's tokens filled its chunks.
-    Not checked against the authors' code, which is not public: the layer is read from a re-implementation on
-    flash-linear-attention (SSEGLA); the gated DeltaNet variant is not known here.
+    Not checked against the authors' code, which is not public. The layer follows a re-implementation on
+    flash-linear-attention (SSEGLA); its gated DeltaNet variant is not supported.
     """
 
     source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
+    state_formula: ClassVar[str] = "(1 + B)*H*k*v"
 
     partitions: Size = 4
     top_k: Size = 1
@@ -83,9 +83,6 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().other_terms(hidden), term("biases", "2*H*k", self.symbols(hidden)))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term(self.describe(), "(1 + B)*H*k*v", self.symbols()), *super().state_terms(context)[1:])
-
     def state_size(self, context: int) -> StateSize:
         touched = (1 + self.top_k) * self.heads * self.head_dim * self.v_head_dim
         return replace(super().state_size(context), touched=touched)
@@ -95,10 +92,11 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
             twice = "2*(1 + chosen)*H*k*v"
             return self.recurrent_terms(decay_state="(1 + chosen)*H*k*v", query_state=twice, update_state=twice)
         symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return (
-            term(f"{self.describe()}: query state", "2*H*k*v*(late + chosen)", symbols),
-            term(f"{self.describe()}: update state", "2*(1 + chosen)*H*k*v", symbols),
-            term(f"{self.describe()}: within chunks", "2*(1 + chosen)*H*(k + v)*keys", symbols),
+        return self.step_terms(
+            symbols,
+            query_state="2*H*k*v*(late + chosen)",
+            update_state="2*(1 + chosen)*H*k*v",
+            within_chunks="2*(1 + chosen)*H*(k + v)*keys",
         )
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Sparse attention: softmax over a part of the cache that the query picks. NSA, MoBA, DeepSeek sparse attention."""
+"""Sparse attention, softmax over the part of the cache that a query picks: NSA, MoBA, DeepSeek sparse attention."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from powerplan.mixers.shape import Inherited
 
 
 def whole_blocks(context: int, block: int, stride: int) -> int:
-    """Return how many blocks of `block` tokens, one every `stride`, lie within `context` tokens."""
+    """Return how many blocks of `block` tokens, one every `stride` tokens, lie within `context` tokens."""
     return (context - block) // stride + 1 if context >= block else 0
 
 
 def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fraction:
-    """Return the mean number of whole blocks at or before a query, over one sequence; "full": all of them."""
+    """Return the mean number of whole blocks that end at or before a query; "full" counts all blocks."""
     count = whole_blocks(context, block, stride)
     if causal == "full":
         return Fraction(count)
@@ -37,16 +37,16 @@ def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fracti
 
 
 class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
-    """Native sparse attention: compressed blocks, picked blocks and a window, each attended to, mixed by three gates.
+    """Native sparse attention: attention to compressed blocks, to picked blocks and to a window, mixed by three gates.
 
-    Blocks of `compress_size` tokens, one every `compress_stride`, become one key and value each; their scores pick
-    `select_count` blocks of `select_size`; the window is the last `window` keys.
+    Each block of `compress_size` tokens, one every `compress_stride`, is compressed to one key and value. Their scores
+    pick `select_count` blocks of `select_size` tokens. The window is the last `window` keys.
     parameters in matmuls: attention's, and 3mH for the gates      state: G(k + v)(t + blocks)
     state FLOPs per token: 2H(k + v)(blocks + picked + near): mean compressed blocks, min(i, select_count x select_size)
-    and the window's keys. Choosing by scores at hand costs nothing more. One token looks up no more than that.
-    As in flash-linear-attention (checked for parameters), compression is a mean, and the branches share keys and
-    values; the paper's learned compression and separate keys and values have no public code of its authors, and are
-    not counted.
+    and the keys in the window. Picking blocks adds no FLOPs, as the scores are there. One token looks up these keys.
+    As in flash-linear-attention, against which parameters are checked, compression is a mean, and the branches share
+    keys and values. The paper learns the compression and has keys and values for each branch; there is no public code
+    of its authors, and this is not counted.
     """
 
     source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
@@ -63,6 +63,7 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
         return (*super().matmul_terms(hidden), term("branch gates", "3*m*H", self.head_symbols(hidden)))
 
     def compressed(self, context: int) -> int:
+        """Return the number of compressed blocks in a context."""
         return whole_blocks(context, self.compress_size, self.compress_stride)
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
@@ -93,10 +94,10 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
 
 
 class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"):
-    """Mixture of block attention: a query scores the mean key of each earlier block and attends to the best `top_k`,
-    its own block among them.
+    """Mixture of block attention: a query scores the mean key of each earlier block, and attends to the best blocks.
 
-    parameters in matmuls: attention's; the choice has none      state: G(k + v)t, and Gk for each whole block's mean
+    It attends to `top_k` blocks, its own block among them.
+    parameters in matmuls: attention's      state: G(k + v)t, and Gk for the mean key of each whole block
     state FLOPs per token: 2Hk blocks to score, 2H(k + v) picked to attend: mean earlier blocks, and
     min(i, top_k x block_size); the query's own block counts whole once top_k blocks exist.
     output_norm: an RMSNorm of v weights (flash-linear-attention, checked for parameters; not in the paper).
@@ -141,7 +142,7 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
 
 
 def mean_earlier_blocks(context: int, causal: Causal, block: int) -> Fraction:
-    """Return the mean number of blocks before the query's own; "full": all blocks but the last, for every query."""
+    """Return the mean number of blocks before a query's own; "full" counts all blocks but the last."""
     whole, rest = divmod(context, block)
     if causal == "full":
         return Fraction((context - 1) // block)
@@ -153,9 +154,9 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     parameters in matmuls: MLA's, and qXx + mx + mX of the indexer; its key norm has 2x
     state: (L + r)t, and xt of the indexer's keys
-    state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k); the
-    weighted sum of the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
-    Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the indexer's bytes.
+    state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k) keys;
+    the weighted sum over the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
+    Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the bytes of the indexer.
     """
 
     source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
@@ -193,11 +194,8 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         causal = convention.causal
-        symbols: dict[str, Rational] = {
-            **self.mla_symbols(0),
-            "keys": mean_keys(context, causal),
-            "top": mean_keys(context, causal, self.top_k),
-        }
+        means = {"keys": mean_keys(context, causal), "top": mean_keys(context, causal, self.top_k)}
+        symbols: dict[str, Rational] = {**self.mla_symbols(0), **means}
         return (term("dsa: indexer", "2*X*x*keys", symbols), term("dsa: attention", "2*H*(2*L + r)*top", symbols))
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:

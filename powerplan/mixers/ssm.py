@@ -1,4 +1,4 @@
-"""State space models: Mamba, Mamba-2, and log-linear attention over Mamba-2."""
+"""State space models: Mamba, Mamba-2, and log-linear attention on top of Mamba-2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from fractions import Fraction
 from math import gcd
 from typing import ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Width, Window, problem, term
+from powerplan.mixers.base import (
+    Convention,
+    Mixer,
+    Rational,
+    Size,
+    StateSize,
+    Term,
+    Width,
+    Window,
+    problem,
+    term,
+)
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
 
@@ -17,8 +28,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     parameters in matmuls: 2mI + WI + I(R + 2N) + RI + Im; A, D and the biases of step size and convolution IN + 3I more
     state: IN, and (W - 1)I of the convolution
     state FLOPs per token: 6IN: 1 for step size times A (its exponential is not counted), 1 for the decay, 2 for the
-    update, 2 for the output. A scan does the same work: both forms are equal.
-    bias: of the two projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
+    update, 2 for the output. A scan does the same work, so both forms are equal.
+    bias: of both projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
     Checked against transformers' Mamba and Jamba.
     """
 
@@ -80,12 +91,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         return StateSize(recurrent=self.inner_size * self.state_dim, recent=recent)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        return (
-            term("mamba1: decay state", "I*N + I*N", symbols),
-            term("mamba1: update state", "2*I*N", symbols),
-            term("mamba1: query state", "2*I*N", symbols),
-        )
+        return self.step_terms(self.symbols(), decay_state="I*N + I*N", update_state="2*I*N", query_state="2*I*N")
 
     def describe(self) -> str:
         return "mamba1"
@@ -98,11 +104,13 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     parameters in matmuls: m(2I + 2gN + H) + W(I + 2gN) + Im; A, D and the bias of the step size are 3H more
     state: IN, and (W - 1)(I + 2gN) of the convolution      state FLOPs per token: 5IN, one of them the decay
     Chunked (SSD): 2IN late + 2IN + 2(gN + I) keys, chunks of 256.
-    bias: of the two projections. gated_norm: an RMSNorm before the output projection, I weights.
-    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm allocates W, not W - 1, inputs of the convolution.
+    bias: of both projections, m and the channels of the input projection, whose formula is `projected`.
+    gated_norm: an RMSNorm before the output projection, I weights.
+    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
     """
 
     source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+    projected: ClassVar[str] = "2*I + 2*g*N + H"
 
     heads: Size
     head_dim: Size = 64
@@ -157,11 +165,6 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
             terms.append(term("output norm", "I", symbols))
         return tuple(terms)
 
-    @property
-    def projected(self) -> str:
-        """Formula of the input projection's width."""
-        return "2*I + 2*g*N + H"
-
     def state_terms(self, context: int) -> tuple[Term, ...]:
         symbols = self.symbols()
         terms = [term(self.describe(), "I*N", symbols)]
@@ -169,25 +172,10 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
             terms.append(term("short convolutions", "(W - 1)*(I + 2*g*N)", symbols))
         return tuple(terms)
 
-    def state_size(self, context: int) -> StateSize:
-        terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=sum(int(item.value) for item in terms[1:]))
-
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        query, update = f"{self.describe()}: query state", f"{self.describe()}: update state"
-        if convention.form == "recurrent":
-            return (
-                term(f"{self.describe()}: decay state", "I*N", symbols),
-                term(query, "2*I*N", symbols),
-                term(update, "2*I*N", symbols),
-            )
-        symbols |= self.chunk_symbols(context, convention)
-        return (
-            term(query, "2*I*N*late", symbols),
-            term(update, "2*I*N", symbols),
-            term(f"{self.describe()}: within chunks", "2*(g*N + I)*keys", symbols),
-        )
+        if convention.form == "chunked":
+            return self.chunked_terms(context, convention, "2*I*N", "2*I*N", "2*(g*N + I)*keys")
+        return self.recurrent_terms(decay_state="I*N", query_state="2*I*N", update_state="2*I*N")
 
     def describe(self) -> str:
         return self.kind.replace("_", "-")
@@ -196,28 +184,25 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
 class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_linear"):
     """Log-linear attention over Mamba-2: a state for each level of a Fenwick tree over the past, weighted per token.
 
-    Token i (from 0) meets one state for each 1 bit of i, and itself; merging states is elementwise and not counted.
+    Token i (from 0) queries one state for each 1 bit of i, and itself. To merge states is elementwise and not counted.
     parameters in matmuls: Mamba-2's, and mH max_levels for the weights of the levels; H max_levels more outside
     state: IN for each bit of t, and Mamba-2's convolution
-    state FLOPs per token: 2IN to update, 3IN for each state it meets (1 to decay, 2 to query), 2IN for itself;
-    `asked` is the mean number of 1 bits, or of all bits under --causal full. Chunked: the same over whole chunks,
-    2IN asked + 2IN + 2(gN + I) keys.
-    max_levels bounds the context: 15 for 16,384 tokens. Longer ones are counted as if there were more.
-    Parameters checked against flash-linear-attention; its gated DeltaNet variant is not known here.
+    state FLOPs per token: 2IN to update, 3IN for each state that it queries (1 to decay, 2 to query), 2IN for itself.
+    `asked` is the mean number of these states: 1 bits of i, or all bits under --causal full. Chunked: the same over
+    whole chunks, 2IN asked + 2IN + 2(gN + I) keys.
+    max_levels bounds the context: 15 for 16,384 tokens. Longer contexts are counted as if there were more levels.
+    Parameters checked against flash-linear-attention; its gated DeltaNet variant is not supported.
     """
 
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
     steady: ClassVar[bool] = False
+    projected: ClassVar[str] = Mamba2.projected + " + H*levels"
 
     chunk_size: Window = 64
     max_levels: Size = 15
 
     def symbols(self, hidden: int = 0) -> dict[str, Rational]:
         return super().symbols(hidden) | {"levels": self.max_levels}
-
-    @property
-    def projected(self) -> str:
-        return super().projected + " + H*levels"
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         return (*super().matmul_terms(hidden), term("level weights", "m*H*levels", self.symbols(hidden)))
@@ -232,23 +217,17 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         chunk = self.chunk_size if convention.form == "chunked" else 1
         symbols = self.symbols() | {"asked": mean_levels(context, chunk, convention.causal == "full")}
+        query, update = "2*I*N*asked", "2*I*N"
         if convention.form == "recurrent":
-            return (
-                term("log-linear: decay state", "I*N*asked", symbols),
-                term("log-linear: query state", "2*I*N*asked", symbols),
-                term("log-linear: update state", "2*I*N", symbols),
-                term("log-linear: own token", "2*I*N", symbols),
+            return self.step_terms(
+                symbols, decay_state="I*N*asked", query_state=query, update_state=update, own_token=update
             )
         symbols |= self.chunk_symbols(context, convention)
-        return (
-            term("log-linear: query state", "2*I*N*asked", symbols),
-            term("log-linear: update state", "2*I*N", symbols),
-            term("log-linear: within chunks", "2*(g*N + I)*keys", symbols),
-        )
+        return self.step_terms(symbols, query_state=query, update_state=update, within_chunks="2*(g*N + I)*keys")
 
 
 def mean_levels(context: int, chunk_size: int, every: bool) -> Fraction:
-    """Return the mean number of 1 bits (`every`: of bits) in the index of a token's chunk, over `context` tokens."""
+    """Return the mean number of 1 bits in the index of a token's chunk; of all bits of the last index if `every`."""
     whole, rest = divmod(context, chunk_size)
     chunks = whole + (rest > 0)
     if every:

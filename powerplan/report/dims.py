@@ -1,4 +1,4 @@
-"""`powerplan dims`: dimensions of the power embeddings, and states of all mixers that keep one of fixed size."""
+"""`powerplan dims`: dimensions of the power embeddings, and the states of mixers whose state has a fixed size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from powerplan.units import MAX_CONTEXT, format_bytes
 
 
 def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
-    """Return the dimensions of the power embeddings, and the state that they give one key/value head."""
+    """Return the dimensions of the power embeddings, and the state of one key/value head with each of them."""
     rows = []
     for d in head_dims:
         for p in degrees:
@@ -76,7 +76,7 @@ KINDS = _kinds_of_fixed_state()
 
 
 def parse_kinds(text: str) -> list[str]:
-    """Return the kinds of a --kind option: a list of them, or all."""
+    """Return the kinds that --kind names: "all", or a list. Raises InputError for a kind that is not in KINDS."""
     kinds = [kind.strip() for kind in text.split(",")]
     if kinds == ["all"]:
         return KINDS
@@ -90,7 +90,7 @@ def parse_kinds(text: str) -> list[str]:
 
 
 def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: int | None, kinds: str) -> Report:
-    """Return the state that each kind gives one head, smallest first, power attention of each degree among them."""
+    """Return the state of one head for each kind and for power attention of each degree, the smallest first."""
     rows = []
     for d in head_dims:
         v = v_head_dim or d
@@ -115,21 +115,16 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
     return Report("powerplan.dims/1", {"states": rows}, columns, rows, after=after)
 
 
-def _per_head(formula: str) -> str:
-    """Return the formula of a layer's state without the factor of its heads, which are one here."""
-    return re.sub(r"\b[HG]\*", "", formula)
-
-
 def _state_row(mixer: Mixer, d: int, v: int) -> dict[str, Any]:
     elements = mixer.state_size(1).recurrent
-    kept = elements // (v + 1) * v if isinstance(mixer, Power) else elements
+    without_normaliser = elements // (v + 1) * v if isinstance(mixer, Power) else elements
     return {
         "head_dim": d,
         "v_head_dim": v,
         "kind": mixer.kind,
         "mixer": mixer.describe(),
-        "formula": _per_head(mixer.state_terms(1)[0].formula),
+        "formula": re.sub(r"\b[HG]\*", "", mixer.state_terms(1)[0].formula),  # The number of heads is 1.
         "state_elements": elements,
         "state_bytes": RECURRENT_BYTES * elements,
-        "same_state_window": kept // (d + v),
+        "same_state_window": without_normaliser // (d + v),
     }

@@ -1,4 +1,4 @@
-"""`powerplan reproduce`: each set of published figures as a table of its own, all as one in JSON and CSV."""
+"""`powerplan reproduce`: a table for each set of published figures; JSON and CSV hold all sets."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from powerplan.reproduce import Comparison, Figure, SetResult
 from powerplan.units import json_number
 
 SCHEMA = "powerplan.reproduce/1"
+
 WIDTH = 98
-WIDEST = 5
-"""Conventions that stand side by side; more of them stand below each other."""
+"""Characters in a line of text around the tables."""
+
+MOST_COLUMNS = 5
+"""Up to this many conventions are columns of the table; more of them are rows."""
 
 AGREES = "*"
+"""Marks a computed value that prints as the published one."""
 
 
 def reproduce_report(results: Sequence[SetResult]) -> Report:
-    """Return the report of the compared sets."""
+    """Return the report of these sets: one section for each, and all of them as one payload and one list of rows."""
     payload = {"sets": [_set(result) for result in results]}
     rows = [
         {
             "set": result.figures.name,
-            "figure": item.figure.key,
-            "unit": item.figure.unit,
-            "published": json_number(item.figure.number),
+            "figure": comparison.figure.key,
+            "unit": comparison.figure.unit,
+            "published": json_number(comparison.figure.number),
             "convention": name,
             "computed": json_number(value),
-            "agrees": name in item.agrees,
+            "agrees": name in comparison.agrees,
         }
         for result in results
-        for item in result.comparisons
-        for name, value in item.computed.items()
+        for comparison in result.comparisons
+        for name, value in comparison.computed.items()
     ]
     columns = [Column(key, key) for key in ("set", "figure", "unit", "published", "convention", "computed", "agrees")]
     return Report(SCHEMA, payload, columns, rows, sections=[_section(result) for result in results])
@@ -49,12 +53,12 @@ def _set(result: SetResult) -> dict[str, Any]:
         "agreeing": {name: result.agreeing(name)[0] for name in result.figures.conventions},
         "why": result.figures.why,
         "remarks": result.remarks(),
-        "figures": [_figure(item, result.figures.source) for item in result.comparisons],
+        "figures": [_figure(comparison, result.figures.source) for comparison in result.comparisons],
     }
 
 
-def _figure(item: Comparison, source: str) -> dict[str, Any]:
-    figure, (nearest, gap) = item.figure, item.nearest
+def _figure(comparison: Comparison, source: str) -> dict[str, Any]:
+    figure, (nearest, gap) = comparison.figure, comparison.nearest
     return {
         "key": figure.key,
         "what": figure.what,
@@ -62,8 +66,8 @@ def _figure(item: Comparison, source: str) -> dict[str, Any]:
         "published": json_number(figure.number),
         "printed": figure.printed(),
         "source": figure.source or source,
-        "computed": {name: json_number(value) for name, value in item.computed.items()},
-        "agrees": item.agrees,
+        "computed": {name: json_number(value) for name, value in comparison.computed.items()},
+        "agrees": comparison.agrees,
         "nearest": nearest,
         "gap": gap,
     }
@@ -73,28 +77,29 @@ def _section(result: SetResult) -> Report:
     figures = result.figures
     before = [*_wrapped(f"{figures.name}: {figures.title}"), *_wrapped(f"published in: {figures.source}")]
     named = list(figures.conventions)
-    wide = len(named) <= WIDEST
-    rows = [row for item in result.comparisons for row in ([_wide(item)] if wide else _long(item))]
+    side_by_side = len(named) <= MOST_COLUMNS
+    rows: list[dict[str, Any]] = []
+    for comparison in result.comparisons:
+        rows += [_as_row(comparison)] if side_by_side else _as_rows(comparison)
     columns = [Column("what", "figure", left=True), Column("published", "pub-\nlished")]
-    if wide:
+    if side_by_side:
         columns += [Column(name, name) for name in named]
     else:
         columns += [Column("computed", "computed"), Column("convention", "as", left=True)]
     columns.append(Column("gap", "nearest", left=False))
-    after = _wrapped(f"{AGREES} prints as published: {_counts(result) if wide else _count(result)}. {figures.why}")
+    after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
     for name, meaning in figures.conventions.items():
         after += textwrap.wrap(f"{name}: {meaning}", WIDTH, initial_indent="  ", subsequent_indent="    ")
     return Report(SCHEMA, {}, columns, rows, before=before, after=after)
 
 
-def _counts(result: SetResult) -> str:
-    hits = [(name, *result.agreeing(name)) for name in result.figures.conventions]
-    return ", ".join(f"{name} {agreeing} of {values}" for name, agreeing, values in hits)
-
-
-def _count(result: SetResult) -> str:
-    return f"{sum(bool(item.agrees) for item in result.comparisons)} of {len(result.comparisons)} figures"
+def _agreement(result: SetResult, by_convention: bool) -> str:
+    """Return how many figures agree: under each convention, or under any of them."""
+    if not by_convention:
+        return f"{sum(bool(one.agrees) for one in result.comparisons)} of {len(result.comparisons)} figures"
+    counts = [(name, *result.agreeing(name)) for name in result.figures.conventions]
+    return ", ".join(f"{name} {agreeing} of {computed}" for name, agreeing, computed in counts)
 
 
 def _wrapped(text: str) -> list[str]:
@@ -102,7 +107,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:
-    """Return a computed value with more digits than are published, marked where it prints the same."""
+    """Return a computed value with more digits than are published, and a mark if it prints the same."""
     whole = figure.unit != "ratio" and value.denominator == 1
     digits = 0 if whole else figure.decimals + 1 if figure.unit in ("ratio", "x") else max(2, figure.decimals)
     text = figure.show(value, digits)
@@ -111,31 +116,33 @@ def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:
     return f"{text} {AGREES if agrees else ' '}"
 
 
-def _gap(item: Comparison) -> str:
-    """Return by how much the nearest value misses, where none agrees."""
-    gap = item.nearest[1]
-    if item.agrees:
+def _gap(comparison: Comparison) -> str:
+    """Return the relative deviation of the nearest value, or "" if a value agrees."""
+    gap = comparison.nearest[1]
+    if comparison.agrees:
         return ""
     if abs(gap) < 1e-3:
         return "under 0.1%"
     return f"{gap:+.1%}" if abs(gap) < 0.1 else f"{gap:+.0%}"
 
 
-def _wide(item: Comparison) -> dict[str, Any]:
-    agreeing = item.agrees
-    row: dict[str, Any] = {"what": item.figure.what, "published": item.figure.printed()}
+def _as_row(comparison: Comparison) -> dict[str, Any]:
+    agreeing = comparison.agrees
+    row: dict[str, Any] = {"what": comparison.figure.what, "published": comparison.figure.printed()}
     if not agreeing:
-        row["gap"] = f"{item.nearest[0]} {_gap(item)}"
-    return row | {name: _cell(item.figure, value, name in agreeing) for name, value in item.computed.items()}
+        row["gap"] = f"{comparison.nearest[0]} {_gap(comparison)}"
+    return row | {
+        name: _cell(comparison.figure, value, name in agreeing) for name, value in comparison.computed.items()
+    }
 
 
-def _long(item: Comparison) -> list[dict[str, Any]]:
-    agreeing, rows = item.agrees, []
-    for place, (name, value) in enumerate(item.computed.items()):
-        row = {"computed": _cell(item.figure, value, name in agreeing), "convention": name}
+def _as_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    agreeing, rows = comparison.agrees, []
+    for place, (name, value) in enumerate(comparison.computed.items()):
+        row = {"computed": _cell(comparison.figure, value, name in agreeing), "convention": name}
         if not place:
-            row |= {"what": item.figure.what, "published": item.figure.printed()}
-        if name == item.nearest[0]:
-            row["gap"] = _gap(item)
+            row |= {"what": comparison.figure.what, "published": comparison.figure.printed()}
+        if name == comparison.nearest[0]:
+            row["gap"] = _gap(comparison)
         rows.append(row)
     return rows

@@ -83,10 +83,8 @@ def _equation_13() -> Computed:
 def _equation_14() -> Computed:
     """Return the FLOPs of a head of softmax attention and of MLA, the mixer of all layers of the twin."""
     (mla,) = _kimi_and_twin()[1].accounting.spec.mixers()
-    return {
-        "attention": _per_head(Attention(heads=1, head_dim=128), RECURRENT),
-        "mla": _per_head(mla, RECURRENT),
-    }
+    attention = Attention(heads=1, head_dim=128)
+    return {"attention": _per_head(attention, RECURRENT), "mla": _per_head(mla, RECURRENT)}
 
 
 def _prefill() -> Computed:

@@ -5,7 +5,6 @@ One function for each set of figures: it takes a figure and returns a value for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
@@ -72,12 +71,8 @@ def _ratio(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
 def table3(figure: Figure) -> Computed:
     """Return a dimension of the power embeddings, or the share that spow saves: exact, and cut off as it is printed."""
     symmetric, full = spow_dim(figure.head_dim, figure.p), tpow_dim(figure.head_dim, figure.p)
-    values: dict[str, Callable[[], Fraction]] = {
-        "spow": lambda: Fraction(symmetric),
-        "tpow": lambda: Fraction(full),
-        "savings": lambda: 100 * (1 - Fraction(symmetric, full)),
-    }
-    value = values[figure.quantity]()
+    savings = 100 * (1 - Fraction(symmetric, full))
+    value = {"spow": Fraction(symmetric), "tpow": Fraction(full), "savings": savings}[figure.quantity]
     return {"exact": value, "cut": figure.cut(value)}
 
 

@@ -193,7 +193,7 @@ WITHIN: dict[str, tuple[int, int, bool]] = {
 def test_chunked_form_without_what_masks_cover(kind: str, tokens: int) -> None:
     mixer, _ = CHUNKS[kind]
     terms = mixer.state_flops_terms(tokens, Convention("exact", "chunked"))
-    within = sum(item.value for item in terms if item.component.endswith("within chunks"))
+    within = sum(one.value for one in terms if one.component.endswith("within chunks"))
     assert within * tokens == HEADS * masked(tokens, *WITHIN[kind])
 
 
@@ -207,20 +207,20 @@ def test_mamba2_within_chunks_without_what_masks_cover(tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 16, TOKENS, 64])
 @pytest.mark.parametrize("causal", ["exact", "full"])
 def test_log_linear_in_chunks(tokens: int, causal: Causal) -> None:
-    """The states that a chunk asks are the 1 bits of its index; under `full`, all bits of the last chunk's."""
+    """The states that a chunk queries are the 1 bits of its index; under `full`, all bits of the last chunk's."""
     mixer = LogLinear(**SSM, chunk_size=CHUNK)
     q, k, v, decay = (x[:, :tokens] for x in (normal(4, 64, K), normal(4, 64, K), normal(4, 64, V), gates(4, 64, 1)))
     weight = torch.sigmoid(normal(4, 64, 8))[:, :tokens]
     flops, result = counted(lambda tally: plain.log_linear_chunks(q, k, v, decay, weight, CHUNK))
     torch.testing.assert_close(result, plain.log_linear_dense(q, k, v, decay, weight), rtol=1e-9, atol=1e-9)
-    asked, update, within = mixer.state_flops_terms(tokens, Convention(causal, "chunked"))
+    query, update, within = mixer.state_flops_terms(tokens, Convention(causal, "chunked"))
     inner = 4 * V * K
     chunks = [min(CHUNK, tokens - start) for start in range(0, tokens, CHUNK)]
     levels = [
         index.bit_count() if causal == "exact" else (len(chunks) - 1).bit_length() for index in range(len(chunks))
     ]
     states = sum(2 * inner * level * rows for level, rows in zip(levels, chunks, strict=True))
-    assert asked.value * tokens == states
+    assert query.value * tokens == states
     assert update.value == 2 * inner
     if causal == "full":
         # The plain one multiplies C and B per head, not per group, and meets the states that are not empty.
@@ -238,9 +238,9 @@ def test_log_linear_is_what_its_definition_says() -> None:
 def test_log_linear_keeps_a_state_for_each_bit(tokens: int) -> None:
     mixer = LogLinear(**SSM, conv_size=0)
     assert mixer.state_size(tokens).recurrent == len(f"{tokens:b}") * 4 * V * K
-    asked = sum(index.bit_count() for index in range(tokens))
-    terms = {item.component: item.value for item in mixer.state_flops_terms(tokens, Convention())}
-    assert terms["log-linear: query state"] * tokens == 2 * 4 * V * K * asked
+    queried = sum(index.bit_count() for index in range(tokens))
+    terms = {one.component: one.value for one in mixer.state_flops_terms(tokens, Convention())}
+    assert terms["log-linear: query state"] * tokens == 2 * 4 * V * K * queried
 
 
 def test_sparse_state_expansion_in_chunks_is_gla_on_more_tokens() -> None:
@@ -248,10 +248,10 @@ def test_sparse_state_expansion_in_chunks_is_gla_on_more_tokens() -> None:
     sse = SparseStateExpansion(**CHUNKED, partitions=4, top_k=2)
     gla = GLA(**CHUNKED)
     convention = Convention("exact", "chunked")
-    query, update, within = (item.value for item in gla.state_flops_terms(TOKENS, convention))
-    asked, updated, inside = (item.value for item in sse.state_flops_terms(TOKENS, convention))
+    query, update, within = (one.value for one in gla.state_flops_terms(TOKENS, convention))
+    queried, updated, inside = (one.value for one in sse.state_flops_terms(TOKENS, convention))
     assert (updated, inside) == (3 * update, 3 * within)
-    assert asked == query + 2 * 2 * HEADS * K * V
+    assert queried == query + 2 * 2 * HEADS * K * V
 
 
 def test_published_flops_of_kda_beside_the_count() -> None:

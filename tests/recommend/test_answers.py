@@ -326,9 +326,7 @@ def test_a_profile_of_an_unknown_device_gives_chunks_only(capsys: pytest.Capture
     assert main(["recommend", "gpt2-small", "--ctx", "64k", "--measured", str(path), "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert "train_s_per_token" not in json.loads(captured.out)["recommended"]
-    assert (
-        captured.err == f"note: {path} (cpu): no device of the catalogue and no rates of it, so times need --gpu\n"
-    )
+    assert captured.err == f"note: {path} (cpu): no device of the catalogue and no rates of it, so times need --gpu\n"
 
 
 def test_a_profile_of_any_device_gives_its_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
