@@ -23,7 +23,7 @@ def rope_cos_sin(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x [B, T, H, d] rotated by the angles of its positions, in x's dtype; the last feature of an odd d stays."""
+    """Return x [B, T, H, d] rotated by its positions' angles, in x's dtype. The last feature of an odd d stays."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # [T, 1, d / 2]

@@ -139,7 +139,7 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor |
 
 
 def lse_argument() -> dict[str, Any]:
-    """Return the argument that asks FlexAttention for the log-sum-exp: `return_aux`, or before torch 2.9 `return_lse`."""
+    """Return the argument that asks FlexAttention for the log-sum-exp; torch 2.9 has given it another name."""
     from torch.nn.attention import flex_attention
 
     request = getattr(flex_attention, "AuxRequest", None)

@@ -29,7 +29,7 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class GroupedHeadsMixer(SequenceMixer):
-    """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (defined by subclasses), `merge` the heads."""
+    """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (by the subclass), `merge` the heads."""
 
     def __init__(self, mixer: GroupedHeads, hidden_size: int, *, rope: bool, **factory_kwargs: Any) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class GroupedHeadsMixer(SequenceMixer):
         raise NotImplementedError
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:
-        """Return the output [B, T, m] of the heads' outputs `out` [B, T, H, V], gated by x [B, T, m] if there is a gate."""
+        """Return the output [B, T, m] from the heads' outputs `out` [B, T, H, V]; x [B, T, m] makes the output gate."""
         out = out.flatten(-2)
         if self.output_gate is not None:
             out = out * self.output_gate(x).sigmoid()

@@ -24,7 +24,7 @@ class MatrixMixerState(NamedTuple):
 
 
 class MatrixMixer(SequenceMixer):
-    """[B, T, m] -> [B, T, m]: project, convolve, `mix` (defined by subclasses), normalise each head or all, gate.
+    """[B, T, m] -> [B, T, m]: project, convolve, `mix` (by the subclass), normalise each head or all, gate.
 
     The norm has no weights where the mixer's output_norm is "none".
     """
@@ -82,8 +82,8 @@ class MatrixMixer(SequenceMixer):
     ) -> tuple[Tensor, Any]:
         """Return the heads' outputs [B, T, H, V], and their state after these tokens.
 
-        x: [B, T, m], from which gates are made; q, k: [B, T, J, K]; v: [B, T, H, V]. state: what an earlier call returned
-        for the tokens before these; None if there are none.
+        x: [B, T, m], from which gates are made. q, k: [B, T, J, K]. v: [B, T, H, V]. state: what an earlier call
+        returned for the tokens before these; None if there are none.
         """
         raise NotImplementedError
 

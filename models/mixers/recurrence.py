@@ -200,7 +200,7 @@ def _above_diagonal(x: Tensor) -> Tensor:
 
 
 def _full_and_rest(length: int, size: int) -> list[tuple[int, int, int]]:
-    """Return start, stop and piece size of the tokens in full pieces of `size`, and of the tokens that are left over."""
+    """Return start, stop and piece size, for the tokens in full pieces of `size` and for those that are left over."""
     full = length // size * size
     return [span for span in ((0, full, size), (full, length, length - full)) if span[0] < span[1]]
 

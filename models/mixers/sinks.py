@@ -55,7 +55,7 @@ def rescale_for_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
 
 
 def flash_with_sinks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Return attention with sinks by the CPU's flash attention, which takes equal K and V: the smaller one is padded."""
+    """Return attention with sinks by the CPU's flash attention, which needs equal K and V: the smaller is padded."""
     scale, width, v_head_dim = q.shape[-1] ** -0.5, max(q.shape[-1], v.shape[-1]), v.shape[-1]
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
