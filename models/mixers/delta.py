@@ -41,8 +41,8 @@ class Decay(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         rate = self.a_log.to(dtype).exp()
-        steps = self.project(x).to(dtype).unflatten(-1, self.dt_bias.shape) + self.dt_bias.to(dtype)
-        return -(rate if steps.ndim == 3 else rate[:, None]) * F.softplus(steps)
+        inputs = self.project(x).to(dtype).unflatten(-1, self.dt_bias.shape) + self.dt_bias.to(dtype)
+        return -(rate if inputs.ndim == 3 else rate[:, None]) * F.softplus(inputs)
 
     @torch.no_grad()
     def init_weights(self, _std: float) -> None:
