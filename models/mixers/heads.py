@@ -17,9 +17,9 @@ from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
 
 INITIAL_GATE = 0.999
-"""The first value of every gate: the share of the past that is kept per token, as in the training code of arXiv
-2507.04239 (power-attention, train/model.py). A plain sigmoid would begin at 0.5. That forgets everything within a few
-tokens, and a model is slow to learn otherwise."""
+"""What every gate is with the first weights: the share of the past that is kept per token, as in the training code of
+arXiv 2507.04239 (power-attention, train/model.py). A plain sigmoid would begin at 0.5. Such a gate forgets everything
+within a few tokens, and a model is slow to learn a longer memory."""
 
 GATE_OFFSET = math.log(INITIAL_GATE / (1 - INITIAL_GATE))
 """Added before the sigmoid of every gate: sigmoid(GATE_OFFSET) is INITIAL_GATE, even for gates without a bias."""
@@ -48,9 +48,9 @@ class GroupedHeadsMixer(SequenceMixer):
         self.output_gate = nn.Linear(hidden_size, values, bias=bias, **factory_kwargs) if mixer.output_gate else None
         self.qk_norm = mixer.qk_norm
         if mixer.qk_norm != "none":
-            whole = mixer.qk_norm == "full"
-            self.q_norm = nn.RMSNorm(queries if whole else mixer.head_dim, eps=1e-6, **factory_kwargs)
-            self.k_norm = nn.RMSNorm(keys if whole else mixer.head_dim, eps=1e-6, **factory_kwargs)
+            all_heads = mixer.qk_norm == "full"
+            self.q_norm = nn.RMSNorm(queries if all_heads else mixer.head_dim, eps=1e-6, **factory_kwargs)
+            self.k_norm = nn.RMSNorm(keys if all_heads else mixer.head_dim, eps=1e-6, **factory_kwargs)
 
     def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
         out, state = self.mix(*self.project(x, past_tokens), state, return_state=return_state)

@@ -50,14 +50,14 @@ class MatrixMixer(SequenceMixer):
             ShortConvolution(2 * keys + values, width, mixer.conv_bias, **factory_kwargs) if width else None
         )
         self.output_gate = self.build_gate(mixer, hidden_size, **factory_kwargs) if mixer.output_gate else None
-        is_whole = mixer.output_norm == "full"
+        all_heads = mixer.output_norm == "full"
         self.output_norm = nn.RMSNorm(
-            values if is_whole else mixer.v_head_dim,
+            values if all_heads else mixer.v_head_dim,
             eps=1e-6,
             elementwise_affine=mixer.output_norm != "none",
             **factory_kwargs,
         )
-        self.norms_all_heads = is_whole
+        self.norms_all_heads = all_heads
 
     def build_gate(self, mixer: MatrixState, hidden_size: int, **factory_kwargs: Any) -> nn.Module:
         """Return the module [B, T, m] -> [B, T, H V] of the output gate."""

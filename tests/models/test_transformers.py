@@ -284,6 +284,13 @@ def test_it_can_be_changed_again() -> None:
     torch.testing.assert_close(model(tokens()).logits, powered()(tokens()).logits)
 
 
+def test_the_package_and_powerplan_models_have_the_same_names() -> None:
+    import powerplan.models
+    import powerplan.models.transformers as package
+
+    assert all(getattr(package, name) is getattr(powerplan.models, name) for name in package.__all__)
+
+
 def test_a_name_is_enough() -> None:
     register_power_attention()
     torch.manual_seed(0)
