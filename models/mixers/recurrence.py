@@ -132,11 +132,10 @@ def _chunks(
     j < i, and S the state before the chunk, the tokens add the values (I + A)^-1 beta (v - k S) = u - w S to the state.
     """
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)
-    total = cumsum[..., -1:, :]
     products = _DecayedProducts(k, cumsum)
+    q_from_start, total = q * cumsum.exp(), cumsum[..., -1:, :]
+    chunk_decay, k_to_end = total.exp().mT, (k * (total - cumsum).exp()).mT
     scores = products.with_keys(q).tril()
-    q_from_start, k_to_end = q * cumsum.exp(), (k * (total - cumsum).exp()).mT
-    chunk_decay = total.exp().mT
     u, w = v, None
     if beta is not None:
         lower = (beta * products.with_keys(k)).tril(-1)
