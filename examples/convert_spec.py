@@ -1,6 +1,7 @@
-"""A model with another mixer in place of attention: power p=2, or three windows to one power layer.
+"""Replace the attention of a model: by power attention (p=2), and by three windows for every power layer.
 
 Usage: python examples/convert_spec.py [MODEL] [CONTEXT] [OUT.yaml]
+Prints FLOPs and state of the three models, and writes the last one as a spec. Defaults: llama-3-8b 64k converted.yaml
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
 
 
-def mixed(spec: ModelSpec, *mixers: str) -> ModelSpec:
-    """Return `spec` with the mixers in turn, from its first layer on; heads and widths stay as they are."""
-    variants = [layers_of(with_mixer(spec, mixer)[0]) for mixer in mixers]
+def alternate(spec: ModelSpec, *mixers: str) -> ModelSpec:
+    """Return `spec` with the mixers in turn: the first one in layer 0, the second in layer 1, and so on, repeated."""
+    variants = [all_layers(with_mixer(spec, mixer)[0]) for mixer in mixers]
     layers = [variants[position % len(mixers)][position] for position in range(spec.layer_count)]
     return msgspec.structs.replace(
         spec, name=f"{spec.name}-mixed", layers=group_layers(layers), published=None, aliases=()
     )
 
 
-def layers_of(spec: ModelSpec) -> list[Layer]:
+def all_layers(spec: ModelSpec) -> list[Layer]:
+    """Return the layers of a model one by one, in order."""
     return [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
 
 
@@ -36,7 +38,7 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
     variants = {
         "as it is": spec,
         "power p=2": with_mixer(spec, "power:p=2")[0],
-        "3 windows : 1 power": mixed(spec, *["window:4096"] * 3, "power:p=2"),
+        "3 windows : 1 power": alternate(spec, *["window:4096"] * 3, "power:p=2"),
     }
     print(f"{spec.name} at {tokens:,} tokens: forward FLOPs per token, state per sequence\n")
     print(f"  {'layers':20}{'parameters':>12}{'weight FLOPs':>15}{'state FLOPs':>14}{'WSFR':>9}{'state':>12}")

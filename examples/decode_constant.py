@@ -1,6 +1,7 @@
-"""One more token after a long context: what a power state costs against a KV cache, measured here.
+"""Time one more token after a long context, with a KV cache and with the state of power attention.
 
 Usage: python examples/decode_constant.py [MODEL] [CONTEXTS]
+Runs one layer of the model on this CPU and prints bytes and milliseconds. Defaults: gpt2-small 1k,4k,16k
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, parse_contexts
 
 MIXERS = {"softmax, KV cache": "attention", "power p=2, state": "power:p=2"}
-TOKENS = 30
-"""Tokens decoded for one time: the fastest is printed."""
+REPEATS = 30
+"""Tokens that are decoded and timed one by one; the fastest time is printed."""
 
 
 @torch.no_grad()
 def decode(model: str, mixer: str, context: int) -> tuple[int, float]:
-    """Return the bytes that one layer's mixer keeps after `context` tokens, and seconds for each one more."""
+    """Return the bytes that the mixer of one layer keeps after `context` tokens, and the seconds for the next token."""
     spec = with_mixer(load_model(model).spec, mixer)[0]
-    attend, slot = build_layer(spec).mixer, Slot()
-    assert attend is not None
+    module, slot = build_layer(spec).mixer, Slot()
+    assert module is not None
     torch.manual_seed(0)
-    attend(torch.randn(1, context, spec.hidden_size), slot)
-    kept, seconds = Cache([slot]).nbytes, []
-    for _ in range(TOKENS):
+    module(torch.randn(1, context, spec.hidden_size), slot)
+    nbytes, seconds = Cache([slot]).nbytes, []
+    for _ in range(REPEATS):
         token = torch.randn(1, 1, spec.hidden_size)
         start = time.perf_counter()
-        attend(token, slot)
+        module(token, slot)
         seconds.append(time.perf_counter() - start)
-    return kept, min(seconds)
+    return nbytes, min(seconds)
 
 
 def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
     spec = load_model(model).spec
     uses = with_mixer(spec, MIXERS["softmax, KV cache"])[0].layer_uses()
     heads = next(use.layer.mixer for use in uses if isinstance(use.layer.mixer, GroupedHeads))
-    torch.set_num_threads(1)  # A token is too little work to share.
+    torch.set_num_threads(1)  # One token is too little work for several threads.
     print(f"decoding with one layer of {spec.name}: {heads.heads} heads of {heads.head_dim}, float32, one CPU thread\n")
     print("          " + "".join(f"{name:>26}" for name in MIXERS))
     print("  context " + f"{'kept':>14}{'a token':>12}" * len(MIXERS))
     for context in parse_contexts(contexts):
         line = f"{context:9,} "
         for mixer in MIXERS.values():
-            kept, seconds = decode(model, mixer, context)
-            line += f"{format_bytes(kept):>14}{1000 * seconds:9.2f} ms"
+            nbytes, seconds = decode(model, mixer, context)
+            line += f"{format_bytes(nbytes):>14}{1000 * seconds:9.2f} ms"
         print(line)
-    print(f"\nkept: bytes after the context, of one sequence; a token: fastest of {TOKENS}, with projections")
+    print(f"\nkept: bytes after the context, of one sequence; a token: fastest of {REPEATS}, with projections")
 
 
 if __name__ == "__main__":

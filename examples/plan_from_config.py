@@ -1,6 +1,7 @@
-"""Where does a model (a config.json, a YAML or a catalogue name) stand, and with other mixers?
+"""Print the weight-state FLOP ratio (WSFR) and the state of a model, as it is and with other mixers.
 
 Usage: python examples/plan_from_config.py [MODEL] [CONTEXT]
+MODEL is a config.json, a YAML spec or a catalogue name. Defaults: llama-3-8b 64k
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_ratio, parse_context
 
 MIXERS = [None, "window:4096", "power:p=2", "linear"]
+"""The mixers to compare, as `--mixer` takes them. None is the model as it is."""
 
 
 def main(model: str = "llama-3-8b", context: str = "64k") -> None:

@@ -1,8 +1,11 @@
-"""In-context learning at equal FLOPs: softmax, windows, linear, power and a balanced mix, trained side by side.
+"""Train the same small model with five mixers at equal training FLOPs, and compare how well each uses its context.
 
 Usage: python examples/train_icl.py --out FOLDER [--preset laptop | tiny] [--tasks code,recall] ...
-`code`: bytes of Python's standard library, loss by position in the context. `recall`: keys and values, accuracy by
-distance. Sizes, states and FLOPs are powerplan's. The same command goes on where it was interrupted (docs/icl.md).
+
+The mixers are softmax attention, a sliding window, linear attention, power attention, and a mix of softmax and power
+layers. The task `code` predicts bytes of Python's standard library and shows the loss by position in the context. The
+task `recall` asks for the values of keys and shows the accuracy by distance. After an interruption the same command
+continues where it stopped. docs/icl.md describes the experiment and its results.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import torch
 
 from icl.plots import curve_plot, pyplot
 from icl.result import machine, result, table, task_record
-from icl.run import Place, Run, interruptible, label, result_path, task_of
+from icl.run import Run, RunEnvironment, build_task, interruptible, result_path, run_name
 from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
@@ -35,13 +38,15 @@ from powerplan.output import write_whole
 from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
 TASKS = ("code", "recall")
+"""The tasks that --tasks takes."""
+
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells: 128 plus the number of the signal SIGINT."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One task with its settings and models, ready to run."""
+    """One task with its settings and the models to train on it."""
 
     task: Task
     settings: TaskSettings
@@ -50,18 +55,18 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Job:
-    """One run, small enough to send to another process."""
+    """What another process needs to know to do one run."""
 
     task: str
     settings: TaskSettings
     mixer: str
     seed: int
     match: str
-    place: Place
+    environment: RunEnvironment
 
     @property
     def name(self) -> str:
-        return label(self.task, self.mixer, self.seed)
+        return run_name(self.task, self.mixer, self.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,127 +84,133 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, start: float) -> int:
     if options.plot:
         pyplot()  # before anything is trained
-    asked = _asked(options)
-    place = Place(_folder(options.out, asked), options.device, options.threads)
+    out = _prepare_folder(options.out, _run_settings(options))
+    environment = RunEnvironment(out, options.device, options.threads)
     experiments = [_experiment(name, settings, options) for name, settings in _settings(options).items()]
     jobs = [
-        Job(item.task.name, item.settings, model.mixer, seed, options.match, place)
-        for item in experiments
+        Job(experiment.task.name, experiment.settings, model.mixer, seed, options.match, environment)
+        for experiment in experiments
         for seed in range(options.seeds)
-        for model in item.models
+        for model in experiment.models
     ]
-    waiting = [job for job in jobs if not result_path(place.out, job.name).exists()]
-    _say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done")
-    _run_all(waiting, options.jobs)
+    waiting = [job for job in jobs if not result_path(out, job.name).exists()]
+    _report(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done")
+    run_jobs(waiting, options.jobs)
     records = []
-    for item in experiments:
-        own = [job for job in jobs if job.task == item.task.name]
-        runs = [json.loads(result_path(place.out, job.name).read_text(encoding="utf-8")) for job in own]
-        records.append(task_record(item.task, item.settings, options.match, item.models, runs))
+    for experiment in experiments:
+        names = [job.name for job in jobs if job.task == experiment.task.name]
+        runs = [json.loads(result_path(out, name).read_text(encoding="utf-8")) for name in names]
+        records.append(task_record(experiment.task, experiment.settings, options.match, experiment.models, runs))
     data = result(options.command, machine(options.device, options.threads, options.jobs), records)
-    target = place.out / "icl.json"
+    target = out / "icl.json"
     write_whole(str(target), f"{json.dumps(data, indent=1)}\n".encode(), True, "--out")
     for record in records:
         print(f"\n{record['task']}, context {record['settings']['context']:,}, {options.seeds} seeds, mean ± spread")
         print(table(record))
         if options.plot:
-            write_whole(str(place.out / f"icl-{record['task']}.png"), curve_plot(record), True, "--out")
-    _say(f"wrote {target} after {format_duration(time.monotonic() - start)}")
+            write_whole(str(out / f"icl-{record['task']}.png"), curve_plot(record), True, "--out")
+    _report(f"wrote {target} after {format_duration(time.monotonic() - start)}")
     return 0
 
 
 def _experiment(name: str, settings: TaskSettings, options: argparse.Namespace) -> Experiment:
-    task = task_of(name, settings)
+    task = build_task(name, settings)
     return Experiment(task, settings, variants(settings, options.mixers, task.vocabulary, name, options.match))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, TaskSettings]:
-    chosen = preset(options.preset)
-    changed = {name: getattr(options, name) for name in ("context", "batch", "steps", "flops")}
-    return {name: chosen[name].changed(**changed) for name in options.tasks}
+    by_task = preset(options.preset)
+    changes = {name: getattr(options, name) for name in ("context", "batch", "steps", "flops")}
+    return {name: by_task[name].changed(**changes) for name in options.tasks}
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what decides the numbers of a run, as JSON has it."""
-    chosen = {name: asdict(settings) for name, settings in _settings(options).items()}
-    return {"preset": options.preset, "match": options.match, "device": options.device, "tasks": chosen}
+def _run_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all settings that the numbers of a run depend on, as JSON data."""
+    tasks = {name: asdict(settings) for name, settings in _settings(options).items()}
+    return {"preset": options.preset, "match": options.match, "device": options.device, "tasks": tasks}
 
 
-def _folder(out: Path, asked: dict[str, Any]) -> Path:
-    """Return the folder of the results, made where it is missing; raises InputError where it cannot be used."""
+def _prepare_folder(out: Path, settings: dict[str, Any]) -> Path:
+    """Make the folder of the results, with the settings in it, and return it.
+
+    Raises InputError where the folder cannot be written to, or holds runs of other settings.
+    """
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made: {error.strerror}", "--out") from None
     if not os.access(out / "runs", os.W_OK):
         raise InputError(f"{out} cannot be written to", "--out")
-    known = out / "settings.json"
-    if known.exists():
-        if json.loads(known.read_text(encoding="utf-8")) != asked:
+    saved = out / "settings.json"
+    if saved.exists():
+        if json.loads(saved.read_text(encoding="utf-8")) != settings:
             raise InputError(f"{out} holds runs of other settings; give another folder", "--out")
     else:
-        write_whole(str(known), json.dumps(asked, indent=1).encode(), False, "--out")
+        write_whole(str(saved), json.dumps(settings, indent=1).encode(), False, "--out")
     return out
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def work(job: Job) -> None:
-    """Do one run from where it is."""
-    if job.place.threads is not None:
-        torch.set_num_threads(job.place.threads)
-    task = task_of(job.task, job.settings)
+def run_job(job: Job) -> None:
+    """Do one run, from its checkpoint if there is one."""
+    if job.environment.threads is not None:
+        torch.set_num_threads(job.environment.threads)
+    task = build_task(job.task, job.settings)
     (variant,) = variants(job.settings, (job.mixer,), task.vocabulary, job.task, job.match)
-    run = Run(task, variant, job.settings, job.seed, job.place)
-    with interruptible() as stop:
-        run.train(_say, stop)
+    run = Run(task, variant, job.settings, job.seed, job.environment)
+    with interruptible() as should_stop:
+        run.train(_report, should_stop)
     record = run.finish()
     last = next(value for value in reversed(record["values"]) if value is not None)
     rate = f"{record['tokens_per_s']:,.0f} tokens/s"
-    _say(f"{run.name}: {run.step:,} steps, {last:.3f} {task.unit} in the last bin, {rate}")
+    _report(f"{run.name}: {run.step:,} steps, {last:.3f} {task.unit} in the last bin, {rate}")
 
 
-def _worker(jobs: Sequence[Job], next_one: Synchronized[int]) -> None:
-    """Do what nobody has begun, one job after another; `next_one` counts what was begun."""
+def _worker(jobs: Sequence[Job], next_index: Synchronized[int]) -> None:
+    """Do one job after another that no process has begun. `next_index`, shared by all, is that of the next such job."""
     try:
         while True:
-            with next_one.get_lock():
-                index, next_one.value = next_one.value, next_one.value + 1
+            with next_index.get_lock():
+                index, next_index.value = next_index.value, next_index.value + 1
             if index >= len(jobs):
                 return
-            work(jobs[index])
+            run_job(jobs[index])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except PowerplanError as error:
-        _say(f"error: {error}")
+        _report(f"error: {error}")
         sys.exit(error.exit_code)
 
 
-def _run_all(jobs: Sequence[Job], at_once: int) -> None:
-    """Run every job, `at_once` of them side by side in processes; when interrupted, raise once all have stopped."""
+def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
+    """Do all jobs, `at_once` of them at a time, each in a process of its own if that is more than one.
+
+    Raises MachineError where a process fails, and KeyboardInterrupt after Ctrl-C, once all processes have stopped.
+    """
     if at_once == 1 or len(jobs) < 2:
         for job in jobs:
-            work(job)
+            run_job(job)
         return
     context = multiprocessing.get_context("spawn")
-    next_one = context.Value("i", 0)
-    workers = [context.Process(target=_worker, args=(jobs, next_one)) for _ in range(at_once)]
+    next_index = context.Value("i", 0)
+    workers = [context.Process(target=_worker, args=(jobs, next_index)) for _ in range(at_once)]
     for worker in workers:
         worker.start()
-    left = list(workers)
+    running = list(workers)
     try:
-        while left:
-            wait([worker.sentinel for worker in left])
-            for worker in [worker for worker in left if not worker.is_alive()]:
-                left.remove(worker)
+        while running:
+            wait([worker.sentinel for worker in running])
+            for worker in [worker for worker in running if not worker.is_alive()]:
+                running.remove(worker)
                 if worker.exitcode == INTERRUPTED:
                     raise KeyboardInterrupt
                 if worker.exitcode:
                     raise MachineError(f"a run ended with exit code {worker.exitcode}; what it said is above")
     finally:
-        for worker in left:
+        for worker in running:
             if worker.pid is not None and worker.is_alive():
                 os.kill(worker.pid, signal.SIGINT)
         for worker in workers:
@@ -209,20 +220,26 @@ def _run_all(jobs: Sequence[Job], at_once: int) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FOLDER", help="results, and what a later call goes on from")
-    add("--preset", default="laptop", help="laptop (what docs/icl.md shows) or tiny (seconds)")
-    add("--tasks", default=",".join(TASKS), metavar="LIST", help=f"of {', '.join(TASKS)}")
-    add("--mixers", default=",".join(MIXERS), metavar="LIST", help=f"of {', '.join(MIXERS)}")
-    add("--context", help="tokens, a power of two; 1k to 16k say something")
-    add("--match", default="flops", help="flops: equal training FLOPs (default); tokens: equal tokens")
-    add("--steps", help="optimiser steps of softmax attention; its FLOPs are the budget of all")
-    add("--flops", help="that budget itself, 1e14")
-    add("--batch", help="sequences in a step")
-    add("--seeds", default="3", help="runs of each mixer")
-    add("--device", default="cpu", help="cpu or cuda; bf16 autocast on the latter")
-    add("--threads", help="of a run on a CPU; 1 with several --jobs")
-    add("--jobs", default="1", help="runs at a time, in processes of their own")
-    add("--plot", action="store_true", help="draw the curves into FOLDER, one figure for each task")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of results and checkpoints; made if it is missing",
+    )
+    add("--preset", default="laptop", help="laptop: the results of docs/icl.md; tiny: seconds, for a try")
+    add("--tasks", default=",".join(TASKS), metavar="LIST", help=f"some of {', '.join(TASKS)}; all by default")
+    add("--mixers", default=",".join(MIXERS), metavar="LIST", help=f"some of {', '.join(MIXERS)}; all by default")
+    add("--context", help="tokens of a sequence, a power of two from 64 to 16k; by preset")
+    add("--match", default="flops", help="what all mixers get the same amount of: training flops (default) or tokens")
+    add("--steps", help="training steps of softmax attention; their FLOPs are the budget of every mixer")
+    add("--flops", help="the budget of every mixer in FLOPs, such as 1e14, in place of --steps")
+    add("--batch", help="sequences of a training step")
+    add("--seeds", default="3", help="runs of each mixer, which differ in their random seed (default 3)")
+    add("--device", default="cpu", help="cpu (default), or cuda with autocast to bf16")
+    add("--threads", help="CPU threads of a run; 1 by default with several --jobs")
+    add("--jobs", default="1", help="runs at the same time, each in a process of its own (default 1)")
+    add("--plot", action="store_true", help="also draw the curves, one figure per task, in FOLDER")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     options.command = shlex.join(["python", "examples/train_icl.py", *given])
@@ -250,7 +267,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _names(text: str, allowed: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the names of a list; raises InputError for one that is not allowed, or is there twice."""
+    """Return the names in a comma-separated list. Raises InputError for an unknown or a repeated name."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in allowed:

@@ -1,6 +1,7 @@
-"""A Llama of transformers with power attention, trained a little: it writes from a constant cache.
+"""Train a small Llama of transformers with power attention, and let it write with a cache of constant size.
 
 Usage: python examples/transformers_power.py [STEPS]
+Prints the training loss, a text, and the bytes of the cache at several contexts. Default: 80 steps
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from powerplan.errors import PowerplanError
 from powerplan.models import PowerCache, use_power_attention
 from powerplan.units import format_bytes, parse_integer
 
+WINDOW = 128
+"""Tokens of one training sequence."""
+
 TEXT = "the past folds into a state of constant size, and every token costs the same. " * 8
+"""What the model learns to write."""
 
 
 def build() -> LlamaForCausalLM:
@@ -34,12 +39,13 @@ def build() -> LlamaForCausalLM:
 
 
 def train(model: LlamaForCausalLM, steps: int) -> None:
+    """Train on TEXT and print the loss about five times."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     text = torch.tensor(list(TEXT.encode()))
     print("  step    loss")
     for step in range(steps + 1):
-        starts = torch.randint(len(text) - 128, (8,)).tolist()
-        batch = torch.stack([text[start : start + 128] for start in starts])
+        starts = torch.randint(len(text) - WINDOW, (8,)).tolist()
+        batch = torch.stack([text[start : start + WINDOW] for start in starts])
         loss = model(batch, labels=batch, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
@@ -51,7 +57,7 @@ def train(model: LlamaForCausalLM, steps: int) -> None:
 def main(steps: str = "80") -> None:
     last = parse_integer(steps, "STEPS", 0, 10**6)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # The matrices are too small to share.
+    torch.set_num_threads(1)  # The matrices are too small for several threads.
     model = build()
     count = sum(weight.numel() for weight in model.parameters())
     print(f"Llama, {count:,} parameters, attn_implementation={model.config._attn_implementation!r}, p=2, gated\n")
@@ -62,13 +68,13 @@ def main(steps: str = "80") -> None:
     print(f"\n> {bytes(out[0].tolist()).decode()}\n")
     print("  tokens      PowerCache    keys and values")
     for tokens in (100, 1_000, 10_000):
-        power, softmax = kept(model, tokens)
+        power, softmax = cache_bytes(model, tokens)
         print(f"{tokens:8,}    {format_bytes(power):>12}    {format_bytes(softmax):>15}")
 
 
 @torch.no_grad()
-def kept(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
-    """Return the bytes that PowerCache and DynamicCache keep after a prompt."""
+def cache_bytes(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
+    """Return the bytes of a PowerCache and of a DynamicCache after a prompt of `tokens` tokens."""
     power, softmax = PowerCache(model), DynamicCache(config=model.config)
     prompt = torch.randint(128, (1, tokens))
     for cache in (power, softmax):

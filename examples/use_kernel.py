@@ -1,7 +1,8 @@
-"""Power attention in a layer of your own: projections, gates, and a loss that goes down.
+"""Use the power attention kernel in a layer of your own, with projections and gates, and train it.
 
-The task needs a memory: after 32 pairs of a key and a value, say the value of each key.
+The task needs a memory. The model reads 32 pairs of a key and a value, then it must name the value of each key.
 Usage: python examples/use_kernel.py [STEPS]
+Prints loss and accuracy. Default: 40 steps
 """
 
 from __future__ import annotations
@@ -18,39 +19,44 @@ from powerplan.errors import PowerplanError
 from powerplan.kernels import power_attention
 from powerplan.units import parse_integer
 
-PAIRS, VALUES, WIDTH, HEADS, HEAD_DIM, BATCH = 32, 16, 64, 2, 16, 16
+PAIRS = 32  # keys, each stated once with a value
+VALUES = 16  # values that a key can have
+WIDTH = 64  # features of a token
+HEADS = 2
+HEAD_DIM = 16  # features of a head's queries, keys and values
+BATCH = 16  # sequences of a training step
 
 
 class PowerLayer(nn.Module):
-    """[B, T, WIDTH] -> [B, T, WIDTH]: what a softmax attention layer has, and one gate to a head."""
+    """[B, T, WIDTH] -> [B, T, WIDTH]: the projections of softmax attention, and one gate for each head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.qkv = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM)
         self.gate = nn.Linear(WIDTH, HEADS)
         self.out = nn.Linear(HEADS * HEAD_DIM, WIDTH)
-        nn.init.constant_(self.gate.bias, 6.0)  # sigmoid(6) = 0.998: at first it remembers nearly everything.
+        nn.init.constant_(self.gate.bias, 6.0)  # sigmoid(6) = 0.998: nearly everything is kept at first.
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (HEADS, HEAD_DIM)) for part in self.qkv(x).chunk(3, -1))  # [B, T, H, d] each
         log_g = F.logsigmoid(self.gate(x))  # [B, T, H], at most 0
         attended = power_attention(q, k, v, log_g, p=2)
-        assert isinstance(attended, Tensor)  # With return_state it would be a pair.
+        assert isinstance(attended, Tensor)  # With return_state=True it would be a tuple.
         out: Tensor = self.out(attended.flatten(-2))
         return out
 
 
 class Recall(nn.Module):
-    """Keys and values to tokens, the layer around a residual stream, and a guess of each value."""
+    """Embeddings of keys and values, one PowerLayer, and a linear map to the logits of the values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.keys, self.values = nn.Embedding(PAIRS, WIDTH), nn.Embedding(VALUES, WIDTH)
         self.norm, self.layer, self.head = nn.RMSNorm(WIDTH), PowerLayer(), nn.Linear(WIDTH, VALUES)
 
-    def forward(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
-        """Return logits [B, asked, VALUES] of the values that stood beside the keys `asked`."""
-        x = torch.cat((self.keys(keys) + self.values(values), self.keys(asked)), 1)
+    def forward(self, keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
+        """Return the logits [B, Q, VALUES] of the values that belong to the keys `queries` [B, Q]."""
+        x = torch.cat((self.keys(keys) + self.values(values), self.keys(queries)), 1)
         logits: Tensor = self.head(self.layer(self.norm(x)))
         return logits[:, keys.shape[1] :]
 
@@ -58,7 +64,7 @@ class Recall(nn.Module):
 def main(steps: str = "40") -> None:
     last = parse_integer(steps, "STEPS", 0, 10**6)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # The matrices are too small to share.
+    torch.set_num_threads(1)  # The matrices are too small for several threads.
     model = Recall()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     count, state = sum(weight.numel() for weight in model.parameters()), spow_dim(HEAD_DIM, 2)
@@ -67,16 +73,16 @@ def main(steps: str = "40") -> None:
     print(f"its memory: {HEADS} x {state} x {HEAD_DIM + 1} numbers, whatever the context\n")
     print("  step   loss    right")
     for step in range(last + 1):
-        keys, asked = torch.rand(2, BATCH, PAIRS).argsort(-1)
+        keys, queries = torch.rand(2, BATCH, PAIRS).argsort(-1)
         values = torch.randint(VALUES, keys.shape)
-        wanted = values.gather(1, keys.argsort(-1)).gather(1, asked)
-        logits = model(keys, values, asked)
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        targets = values.gather(1, keys.argsort(-1)).gather(1, queries)
+        logits = model(keys, values, queries)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % max(last // 10, 1) == 0:
-            right = (logits.argmax(-1) == wanted).float().mean().item()
+            right = (logits.argmax(-1) == targets).float().mean().item()
             bar = "#" * round(40 * right)
             print(f"{step:6,}  {loss.item():5.3f}  {right:6.1%}  {bar}")
     print(f"\nguessing: {math.log(VALUES):.3f}, {1 / VALUES:.1%}")

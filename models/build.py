@@ -1,4 +1,4 @@
-"""A layer or a model of a spec as an nn.Module, with as many parameters as the accounting says."""
+"""Build a layer or a model of a spec as an nn.Module. It has as many parameters as the accounting says."""
 
 from __future__ import annotations
 
@@ -24,23 +24,37 @@ def build_layer(
     dtype: torch.dtype | None = None,
     impl: str = "auto",
 ) -> ResidualLayer:
-    """Return one residual layer of `spec`, [B, T, hidden] -> [B, T, hidden], its weights torch's random ones.
+    """Build one residual layer of a model, [B, T, hidden_size] -> [B, T, hidden_size].
 
-    layer: a Layer of the spec, or its position from 0. impl: of power and linear attention, as in `power_attention`.
-    Queries and keys get RoPE where the model has no table of learned positions. Raises InputError for a position that
-    the model does not have, and for kinds of mixers that are not built.
+    Its weights are those that torch draws for each module. Queries and keys get RoPE where the spec has no table of
+    learned positions.
+
+    Args:
+        spec: The model that the layer belongs to: hidden size, norms and position embeddings come from it.
+        layer: A layer of the spec, or its position, from 0.
+        device: Where the weights are made. None stands for torch's default.
+        dtype: Dtype of the weights. None stands for torch's default.
+        impl: Implementation of power, linear and fixed-decay attention, as in `powerplan.kernels.power_attention`.
+
+    Returns:
+        The layer.
+
+    Raises:
+        InputError: The model has no such position, or the mixer or the number of norms cannot be built.
     """
     if isinstance(layer, int):
-        layer = _at(spec, layer)
-    settings: dict[str, Any] = {"device": device, "dtype": dtype}
-    hidden, rope = spec.hidden_size, spec.position_embeddings is None
-    mixer = None if layer.mixer is None else build_mixer(layer.mixer, hidden, rope=rope, impl=impl, **settings)
+        layer = _layer_at(spec, layer)
+    factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+    hidden_size, rope = spec.hidden_size, spec.position_embeddings is None
+    mixer = None
+    if layer.mixer is not None:
+        mixer = build_mixer(layer.mixer, hidden_size, rope=rope, impl=impl, **factory_kwargs)
     ffn: nn.Module | None = None
     if isinstance(layer.ffn, MLP):
-        ffn = DenseMLP(layer.ffn, hidden, **settings)
+        ffn = DenseMLP(layer.ffn, hidden_size, **factory_kwargs)
     elif layer.ffn is not None:
-        ffn = MixtureOfExperts(layer.ffn, hidden, **settings)
-    return ResidualLayer(mixer, ffn, spec.norm, hidden, **settings)
+        ffn = MixtureOfExperts(layer.ffn, hidden_size, **factory_kwargs)
+    return ResidualLayer(mixer, ffn, spec.norm, hidden_size, **factory_kwargs)
 
 
 def build_model(
@@ -50,23 +64,35 @@ def build_model(
     dtype: torch.dtype | None = None,
     impl: str = "auto",
 ) -> Decoder:
-    """Return the language model of `spec`: tokens [B, T] -> logits [B, T, vocabulary].
+    """Build the language model of a spec: tokens [B, T] -> logits [B, T, vocab_size].
 
-    Its weights are initialised by `Decoder.init_weights`, unless `device` is "meta", where they take no memory: then
-    `model.to_empty(device=...)` and `init_weights` follow, after sharding for example. Raises InputError as
-    `build_layer` does.
+    `Decoder.init_weights` draws its weights, except on the meta device, where weights take no memory. From there
+    `model.to_empty(device=...)` and `model.init_weights()` follow, for example after sharding.
+
+    Args:
+        spec: The model.
+        device: Where the weights are made. None stands for torch's default.
+        dtype: Dtype of the weights. None stands for torch's default.
+        impl: Implementation of power, linear and fixed-decay attention, as in `powerplan.kernels.power_attention`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: A layer cannot be built, as in `build_layer`.
     """
-    settings: dict[str, Any] = {"device": device, "dtype": dtype}
-    layers = {use.layer: use.positions for use in spec.layer_uses()}
-    order = {position: layer for layer, spans in layers.items() for span in spans for position in span}
-    built = [build_layer(spec, order[position], impl=impl, **settings) for position in range(spec.layer_count)]
-    model = Decoder(spec, built, **settings)
+    factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+    layer_at = {position: use.layer for use in spec.layer_uses() for span in use.positions for position in span}
+    layers = [
+        build_layer(spec, layer_at[position], impl=impl, **factory_kwargs) for position in range(spec.layer_count)
+    ]
+    model = Decoder(spec, layers, **factory_kwargs)
     if torch.device(device or "cpu").type != "meta":
         model.init_weights()
     return model
 
 
-def _at(spec: ModelSpec, position: int) -> Layer:
+def _layer_at(spec: ModelSpec, position: int) -> Layer:
     for use in spec.layer_uses():
         if any(position in span for span in use.positions):
             return use.layer

@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens so far: keys and values, power states, convolutions, one slot per layer."""
+"""What a model remembers of the tokens so far, one slot per layer: keys and values, power states, convolutions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor
 from powerplan.errors import InputError
 
 
-class Growing:
-    """Entries [B, S, ...] of the last S tokens, in a buffer with room for more: one more token copies nothing else.
+class GrowingBuffer:
+    """Entries [B, S, ...] of the last S tokens, in a buffer with free space: appending a token copies no other entry.
 
-    The room is as much as is kept whenever it runs out. Under autograd every call makes a buffer of its own.
+    A full buffer is replaced by one of twice the needed length, so that copying costs a constant amount per token. With
+    gradients enabled every append makes a new buffer, because autograd must keep the old one.
     """
 
     def __init__(self, entries: Tensor) -> None:
@@ -23,38 +24,44 @@ class Growing:
 
     @property
     def entries(self) -> Tensor:
-        """What is kept, [B, S, ...]."""
+        """All entries in order, [B, S, ...]: a view of the buffer."""
         return self.buffer[:, self.start : self.stop]
 
     def append(self, x: Tensor) -> Tensor:
-        """Put the entries of the next tokens, [B, T, ...], behind those that are kept, and return them all."""
-        kept, more = self.stop - self.start, x.shape[1]
+        """Append the entries of the next tokens [B, T, ...], and return all entries [B, S + T, ...]."""
+        length, added = self.stop - self.start, x.shape[1]
         if x.shape[0] != self.buffer.shape[0]:
             raise InputError(f"the cache remembers {self.buffer.shape[0]} sequences, and x has {x.shape[0]}")
         if torch.is_grad_enabled():
-            self.buffer, self.start, self.stop = torch.cat((self.entries, x), 1), 0, kept + more
+            self.buffer, self.start, self.stop = torch.cat((self.entries, x), 1), 0, length + added
             return self.buffer
-        frozen = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
-        if frozen or self.stop + more > self.buffer.shape[1]:
-            larger = x.new_empty(x.shape[0], 2 * (kept + more), *x.shape[2:])
-            larger[:, :kept] = self.entries
-            self.buffer, self.start, self.stop = larger, 0, kept
-        self.buffer[:, self.stop : self.stop + more] = x
-        self.stop += more
+        # A tensor made in inference mode cannot be written to outside of it.
+        is_read_only = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if is_read_only or self.stop + added > self.buffer.shape[1]:
+            larger = x.new_empty(x.shape[0], 2 * (length + added), *x.shape[2:])
+            larger[:, :length] = self.entries
+            self.buffer, self.start, self.stop = larger, 0, length
+        self.buffer[:, self.stop : self.stop + added] = x
+        self.stop += added
         return self.entries
 
-    def keep(self, window: int | None) -> None:
-        """Forget all but the last `window` tokens; None keeps all."""
+    def keep_last(self, window: int | None) -> None:
+        """Drop all entries but the last `window`; None drops nothing."""
         if window is None:
             return
         self.start = max(self.start, self.stop - window)
-        if self.start > 2 * window:  # A long first piece, of which little is kept.
+        if self.start > 2 * window:  # Mostly dropped entries, as after a long prompt: free their memory.
             self.buffer, self.start, self.stop = self.entries.clone(), 0, self.stop - self.start
 
 
 @dataclass
 class Slot:
-    """Memory of one mixer: how many tokens it has met, and what it keeps of them (None before)."""
+    """The memory of one mixer.
+
+    Attributes:
+        tokens: Tokens of each sequence that the mixer has processed.
+        state: What the mixer keeps of them; its type is the mixer's own. None before the first token.
+    """
 
     tokens: int = 0
     state: Any = None
@@ -62,9 +69,13 @@ class Slot:
 
 @dataclass
 class Cache:
-    """Memory of a model over B sequences of equal length; a model fills it with the first tokens it is given.
+    """The memory of a model over B sequences of equal length.
 
-    It is of constant size for recurrent mixers, grows with the context for attention, and up to the window for windows.
+    An empty cache is filled by the first call of the model that takes it. Its size is constant for recurrent mixers,
+    grows with the context for attention, and grows up to the window for windowed attention.
+
+    Attributes:
+        slots: One slot per layer, in order; empty before the first call.
     """
 
     slots: list[Slot] = field(default_factory=list)
@@ -76,14 +87,14 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of all tensors in the slots, without the free space of buffers."""
         return sum(x.numel() * x.element_size() for slot in self.slots for x in _tensors(slot.state))
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
-    elif isinstance(state, Growing):
+    elif isinstance(state, GrowingBuffer):
         yield state.entries
     elif isinstance(state, tuple):
         for part in state:

@@ -1,4 +1,7 @@
-"""The language model around the layers: embeddings, final norm, LM head."""
+"""The language model around the layers: embeddings, final norm, LM head.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -15,46 +18,57 @@ from powerplan.models.cache import Cache, Slot
 from powerplan.models.layers import ResidualLayer, build_norm
 from powerplan.spec import ModelSpec
 
-STANDARD_DEVIATION = 0.02
-"""Of weights, as in GPT-2 (Radford et al. 2019, section 2.3), which also divides the last ones of a branch by
-sqrt(2 layers)."""
+INIT_STD = 0.02
+"""Standard deviation of the first weights, as in GPT-2 (Radford et al. 2019, section 2.3)."""
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model: tokens [B, T] -> logits [B, T, V]. Made by `build_model`."""
+    """A decoder-only language model: tokens [B, T] -> logits [B, T, V]. `build_model` makes one.
 
-    def __init__(self, spec: ModelSpec, layers: Iterable[ResidualLayer], **settings: Any) -> None:
+    Args:
+        spec: The model that `layers` belong to.
+        layers: Its residual layers in order, as `build_layer` makes them.
+        **factory_kwargs: device and dtype of the other weights.
+    """
+
+    def __init__(self, spec: ModelSpec, layers: Iterable[ResidualLayer], **factory_kwargs: Any) -> None:
         super().__init__()
-        hidden = spec.hidden_size
+        hidden_size = spec.hidden_size
         self.spec = spec
-        self.embedding = nn.Embedding(spec.vocab_size, hidden, **settings)
+        self.embedding = nn.Embedding(spec.vocab_size, hidden_size, **factory_kwargs)
         table = spec.position_embeddings
-        self.positions = None if table is None else nn.Embedding(table, hidden, **settings)
-        self.embedding_norm = build_norm(spec.norm, hidden, **settings) if spec.norm.embedding else None
+        self.positions = None if table is None else nn.Embedding(table, hidden_size, **factory_kwargs)
+        self.embedding_norm = build_norm(spec.norm, hidden_size, **factory_kwargs) if spec.norm.embedding else None
         self.layers = nn.ModuleList(layers)
-        self.final_norm = build_norm(spec.norm, hidden, **settings) if spec.norm.final else None
-        self.lm_head = nn.Linear(hidden, spec.vocab_size, bias=False, **settings)
-        self._tie()
-        self.register_load_state_dict_post_hook(Decoder._tie)  # type: ignore[no-untyped-call]
+        self.final_norm = build_norm(spec.norm, hidden_size, **factory_kwargs) if spec.norm.final else None
+        self.lm_head = nn.Linear(hidden_size, spec.vocab_size, bias=False, **factory_kwargs)
+        self._tie_embeddings()
+        self.register_load_state_dict_post_hook(Decoder._tie_embeddings)  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the logits [B, T, V] of the token after each of `tokens` [B, T].
+        """Predict the token after each token.
 
-        With a cache, the tokens follow those that it remembers, and it remembers them too. Raises InputError where they
-        outgrow the table of learned positions.
+        Args:
+            tokens: Token ids [B, T], int64.
+            cache: Memory of the tokens before these, to which these are added. None: there are none, and none are kept.
+
+        Returns:
+            Logits [B, T, V].
+
+        Raises:
+            InputError: There are more tokens than learned positions.
         """
         slots: list[Slot | None] = [None] * len(self.layers)
-        seen = 0
+        past_tokens = 0
         if cache is not None:
             cache.slots = cache.slots or [Slot() for _ in self.layers]
-            slots, seen = list(cache.slots), cache.tokens
+            slots, past_tokens = list(cache.slots), cache.tokens
         x = self.embedding(tokens)
         if self.positions is not None:
-            last = seen + tokens.shape[1]
-            if last > self.positions.num_embeddings:
-                table = self.positions.num_embeddings
-                raise InputError(f"{last:,} tokens do not fit the {table:,} learned positions of {self.spec.name}")
-            x = x + self.positions(torch.arange(seen, last, device=tokens.device))
+            total, table = past_tokens + tokens.shape[1], self.positions.num_embeddings
+            if total > table:
+                raise InputError(f"{total:,} tokens do not fit the {table:,} learned positions of {self.spec.name}")
+            x = x + self.positions(torch.arange(past_tokens, total, device=tokens.device))
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         for layer, slot in zip(self.layers, slots, strict=True):
@@ -65,40 +79,52 @@ class Decoder(nn.Module):
         return logits
 
     def _apply(self, fn: Any, recurse: bool = True) -> Decoder:
-        """Change all tensors by `fn`, as to, to_empty and others do; what leaves the meta device is tied again."""
+        """Apply `fn` to all tensors, as `to` and `to_empty` do, and tie the embeddings again.
+
+        A tensor that leaves the meta device is a new one, so embedding and LM head would no longer share it.
+        """
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tie()
+        self._tie_embeddings()
         return self
 
-    def _tie(self, *_: Any) -> None:
+    def _tie_embeddings(self, *_: Any) -> None:
         if self.spec.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Return the cross entropy [B, T - 1] in nats of each token after the first, given those before it."""
+        """Return the cross entropy of each token after the first, given the tokens before it.
+
+        Args:
+            tokens: Token ids [B, T], int64.
+
+        Returns:
+            Cross entropies [B, T - 1] in nats, float32.
+        """
         logits = self(tokens[:, :-1])
         return F.cross_entropy(logits.transpose(1, 2).float(), tokens[:, 1:], reduction="none")
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw all weights anew, in place: matrices normal with 0.02, those that end a branch less, norms 1.
+        """Draw all weights anew, in place.
 
-        Modules with weights of another kind (decays, convolutions, sinks, experts) have an `init_weights` of their own.
+        Matrices are normal with standard deviation INIT_STD, norms 1, biases 0. Modules with weights of another kind
+        (decays, convolutions, sinks, experts) have an `init_weights` of their own. The last matrices of each residual
+        branch are divided by sqrt(2 layers), as in GPT-2 (Radford et al. 2019, section 2.3).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                module.weight.normal_(std=STANDARD_DEVIATION)
+                module.weight.normal_(std=INIT_STD)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
-                module.weight.normal_(std=STANDARD_DEVIATION)
+                module.weight.normal_(std=INIT_STD)
             elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
                 module.reset_parameters()
         for module in self.modules():
-            own = getattr(module, "init_weights", None)
-            if module is not self and own is not None:
-                own(STANDARD_DEVIATION)
-        shrink = 1 / math.sqrt(2 * len(self.layers))
+            init_own_weights = getattr(module, "init_weights", None)
+            if module is not self and init_own_weights is not None:
+                init_own_weights(INIT_STD)
+        branch_scale = 1 / math.sqrt(2 * len(self.layers))
         for name, weight in self.named_parameters():
             if name.endswith(("o_proj.weight", ".down.weight", "experts.down")):
-                weight.mul_(shrink)
+                weight.mul_(branch_scale)

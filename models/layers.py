@@ -1,4 +1,7 @@
-"""What stands around a mixer: norms, MLP, and the residual layer."""
+"""What stands around a mixer: norms, MLP, and the residual layer.
+
+Shapes: B batch, T tokens, m hidden size.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from powerplan.models.cache import Slot
 from powerplan.spec import Norm
 
 
-def build_norm(norm: Norm, hidden: int, **settings: Any) -> nn.Module:
-    """Return one norm over the hidden size; settings are device and dtype."""
+def build_norm(norm: Norm, hidden_size: int, **factory_kwargs: Any) -> nn.Module:
+    """Return one norm over the hidden size; factory_kwargs are device and dtype."""
     if norm.kind == "none":
         return nn.Identity()
     if norm.kind == "rmsnorm":
-        return nn.RMSNorm(hidden, eps=1e-6, **settings)
-    return nn.LayerNorm(hidden, bias=norm.bias, **settings)
+        return nn.RMSNorm(hidden_size, eps=1e-6, **factory_kwargs)
+    return nn.LayerNorm(hidden_size, bias=norm.bias, **factory_kwargs)
 
 
 class DenseMLP(nn.Module):
     """SwiGLU (gated: up, gate and down) or a plain GELU MLP (up and down). [B, T, m] -> [B, T, m]."""
 
-    def __init__(self, ffn: MLP, hidden: int, **settings: Any) -> None:
+    def __init__(self, ffn: MLP, hidden_size: int, **factory_kwargs: Any) -> None:
         super().__init__()
         width = ffn.intermediate_size
-        self.up = nn.Linear(hidden, width, bias=ffn.bias, **settings)
-        self.gate = nn.Linear(hidden, width, bias=ffn.bias, **settings) if ffn.gated else None
-        self.down = nn.Linear(width, hidden, bias=ffn.bias, **settings)
+        self.up = nn.Linear(hidden_size, width, bias=ffn.bias, **factory_kwargs)
+        self.gate = nn.Linear(hidden_size, width, bias=ffn.bias, **factory_kwargs) if ffn.gated else None
+        self.down = nn.Linear(width, hidden_size, bias=ffn.bias, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
@@ -40,14 +43,24 @@ class DenseMLP(nn.Module):
 
 
 class ResidualLayer(nn.Module):
-    """Parts (a mixer, an FFN, or both) on a residual stream [B, T, m], each with the norms that the spec counts.
+    """A mixer, an FFN, or both in a row, on a residual stream [B, T, m], with the number of norms that the spec has.
 
-    As many norms as parts stand before them; twice as many, before and after; one for two parts feeds both at once.
-    Raises InputError for another number.
+    With as many norms as parts, each part has one before it. With twice as many, each has one before and one after it.
+    With one norm for two parts, both parts read its output and run in parallel.
+
+    Args:
+        mixer: Module [B, T, m] -> [B, T, m] with a `slot`, or None.
+        ffn: Module [B, T, m] -> [B, T, m], or None.
+        norm: The norms of the spec.
+        hidden_size: m.
+        **factory_kwargs: device and dtype of the norms.
+
+    Raises:
+        InputError: Another number of norms.
     """
 
     def __init__(
-        self, mixer: nn.Module | None, ffn: nn.Module | None, norm: Norm, hidden: int, **settings: Any
+        self, mixer: nn.Module | None, ffn: nn.Module | None, norm: Norm, hidden_size: int, **factory_kwargs: Any
     ) -> None:
         super().__init__()
         self.mixer, self.ffn = mixer, ffn
@@ -56,21 +69,26 @@ class ResidualLayer(nn.Module):
         if norm.per_layer not in allowed:
             numbers = ", ".join(map(str, sorted(allowed)))
             raise InputError(f"norm.per_layer: {norm.per_layer} norms in a layer are not built; allowed are {numbers}")
-        self.parallel = parts == 2 and norm.per_layer == 1
-        before = 1 if self.parallel else min(norm.per_layer, parts)
-        self.before = nn.ModuleList(build_norm(norm, hidden, **settings) for _ in range(before))
-        self.after = nn.ModuleList(build_norm(norm, hidden, **settings) for _ in range(norm.per_layer - before))
+        self.is_parallel = parts == 2 and norm.per_layer == 1
+        before = 1 if self.is_parallel else min(norm.per_layer, parts)
+        self.before = nn.ModuleList(build_norm(norm, hidden_size, **factory_kwargs) for _ in range(before))
+        self.after = nn.ModuleList(
+            build_norm(norm, hidden_size, **factory_kwargs) for _ in range(norm.per_layer - before)
+        )
 
     def forward(self, x: Tensor, slot: Slot | None = None) -> Tensor:
-        """Return the stream after this layer; with a slot, its mixer goes on from what the slot remembers."""
+        """Return the stream [B, T, m] after this layer.
+
+        With a slot, the tokens of x follow those in it, and the mixer adds them to it.
+        """
         mixer = None if self.mixer is None else partial(self.mixer, slot=slot)
         parts = [part for part in (mixer, self.ffn) if part is not None]
-        if self.parallel:
-            read = self.before[0](x)
+        if self.is_parallel:
+            normed = self.before[0](x)
             for part in parts:
-                x = x + part(read)
+                x = x + part(normed)
             return x
         for index, part in enumerate(parts):
-            change = part(self.before[index](x) if self.before else x)
-            x = x + (self.after[index](change) if self.after else change)
+            out = part(self.before[index](x) if self.before else x)
+            x = x + (self.after[index](out) if self.after else out)
         return x

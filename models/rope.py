@@ -6,22 +6,24 @@ import torch
 from torch import Tensor
 
 BASE = 10_000.0
+"""The base of the angles, section 3.3 of the paper."""
 
 
-def angles(seen: int, tokens: int, head_dim: int, device: torch.device, base: float = BASE) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines [T, head_dim // 2] in float32: position t turns pair i by t base^(-2i / head_dim).
+def rope_cos_sin(
+    past_tokens: int, tokens: int, head_dim: int, device: torch.device, base: float = BASE
+) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, each [T, head_dim // 2] in float32, for `tokens` tokens after `past_tokens` others.
 
-    The positions are those of `tokens` tokens after `seen` others.
+    At position t the pair of features i is rotated by the angle t base^(-2i / head_dim).
     """
-    steps = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
-    turns = torch.arange(seen, seen + tokens, device=device, dtype=torch.float32)[:, None] * base ** (
-        -2 * steps / head_dim
-    )
-    return turns.cos(), turns.sin()
+    pairs = torch.arange(head_dim // 2, device=device, dtype=torch.float32)
+    positions = torch.arange(past_tokens, past_tokens + tokens, device=device, dtype=torch.float32)
+    angles = positions[:, None] * base ** (-2 * pairs / head_dim)
+    return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return [B, T, H, d] turned by its positions, in x's dtype; the last feature of an odd d stays."""
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [B, T, H, d] rotated by its positions' angles, in x's dtype. The last feature of an odd d stays."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # [T, 1, d / 2]

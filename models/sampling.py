@@ -21,11 +21,25 @@ def generate(
     generator: torch.Generator | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Return `tokens` more tokens after `prompt` [B, T], T >= 1, as [B, tokens].
+    """Continue a prompt by sampling one token after another.
 
-    temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn, from the `top_k`
-    likeliest where that is set. A token costs the same at any context for recurrent mixers. cache: goes on from what it
-    remembers, and remembers prompt and answer but for the last token. Raises InputError for sizes below these.
+    With recurrent mixers a new token costs the same at any context; with attention its cost grows with the context.
+
+    Args:
+        model: The language model, on the device of `prompt`.
+        prompt: Token ids [B, T], int64, T >= 1.
+        tokens: Number of new tokens, at least 1.
+        temperature: 0 takes the likeliest token. Above 0 a token is drawn from softmax(logits / temperature).
+        top_k: Draws from this many likeliest tokens alone. None draws from all.
+        generator: Source of random numbers. None stands for torch's default.
+        cache: Memory of earlier tokens, which the prompt then follows. Afterwards it holds the prompt and all new
+            tokens but the last. None starts from nothing.
+
+    Returns:
+        The new tokens [B, tokens], int64.
+
+    Raises:
+        InputError: An empty prompt, or an argument below its smallest value.
     """
     if prompt.ndim != 2 or not prompt.shape[1]:
         raise InputError(f"prompt must have the dims batch, tokens with at least one token, not {list(prompt.shape)}")
@@ -36,17 +50,17 @@ def generate(
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, and is {top_k}")
     cache = Cache() if cache is None else cache
-    found: list[Tensor] = []
-    fed = prompt
-    while len(found) < tokens:
-        logits = model(fed, cache)[:, -1].float()
-        fed = _choose(logits, temperature, top_k, generator)
-        found.append(fed)
-    return torch.cat(found, 1)
+    new_tokens: list[Tensor] = []
+    inputs = prompt
+    while len(new_tokens) < tokens:
+        logits = model(inputs, cache)[:, -1].float()
+        inputs = _sample(logits, temperature, top_k, generator)
+        new_tokens.append(inputs)
+    return torch.cat(new_tokens, 1)
 
 
-def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """Return one token [B, 1] by logits [B, V]."""
+def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Return one token [B, 1] for each row of logits [B, V]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None and top_k < logits.shape[-1]:

@@ -15,48 +15,61 @@ from typing import Any
 
 import torch
 
-SMALL: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 3, "vocab_size": 97, "tie_word_embeddings": False}
-HYBRID = {"layers": [1], "num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "window_size": 64}
+SMALL_CONFIG: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_hidden_layers": 3,
+    "vocab_size": 97,
+    "tie_word_embeddings": False,
+}
+"""Fields of every config, unless its case sets them."""
+
+HYBRID_ATTENTION = {"layers": [1], "num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "window_size": 64}
+"""Softmax attention in some layers of a hybrid model: the field `attn` of its config."""
+
 CASES: dict[str, list[dict[str, Any]]] = {
     "gla": [
         {"num_heads": 4},
         {"num_heads": 2, "expand_k": 1.0, "expand_v": 2.0, "use_output_gate": False},
         {"num_heads": 4, "use_short_conv": True, "conv_size": 3, "elementwise_affine": False},
-        {"num_heads": 4, "intermediate_size": 500, "tie_word_embeddings": True, "attn": HYBRID},
+        {"num_heads": 4, "intermediate_size": 500, "tie_word_embeddings": True, "attn": HYBRID_ATTENTION},
         {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 32000},
     ],
     "retnet": [
         {"num_heads": 4},
         {"num_heads": 6, "expand_v": 1.0, "use_output_gate": False, "hidden_ratio": 3},
-        {"num_heads": 4, "elementwise_affine": False, "attn": [HYBRID, HYBRID | {"layers": [2], "num_heads": 4}]},
+        {
+            "num_heads": 4,
+            "elementwise_affine": False,
+            "attn": [HYBRID_ATTENTION, HYBRID_ATTENTION | {"layers": [2], "num_heads": 4}],
+        },
         {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 32000},
     ],
     "delta_net": [
         {"num_heads": 4},
         {"num_heads": 2, "expand_k": 0.5, "expand_v": 2.0, "use_gate": True},
         {"num_heads": 4, "use_short_conv": False},
-        {"num_heads": 4, "conv_size": 7, "attn": HYBRID},
+        {"num_heads": 4, "conv_size": 7, "attn": HYBRID_ATTENTION},
         {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 32000},
     ],
     "gated_deltanet": [
         {"num_heads": 2, "head_dim": 64},
         {"num_heads": 2, "head_dim": 64, "num_v_heads": 6, "expand_v": 1.0},
         {"num_heads": 3, "head_dim": 32, "use_gate": False, "use_short_conv": False},
-        {"num_heads": 3, "head_dim": 32, "attn": HYBRID, "hidden_ratio": 5},
+        {"num_heads": 3, "head_dim": 32, "attn": HYBRID_ATTENTION, "hidden_ratio": 5},
         {"hidden_size": 2048, "num_hidden_layers": 21, "vocab_size": 32000},
     ],
     "kda": [
         {"num_heads": 2, "head_dim": 64},
         {"num_heads": 2, "head_dim": 32, "num_v_heads": 4, "expand_v": 2.0},
         {"num_heads": 2, "head_dim": 64, "use_short_conv": False},
-        {"num_heads": 2, "head_dim": 64, "attn": HYBRID},
+        {"num_heads": 2, "head_dim": 64, "attn": HYBRID_ATTENTION},
         {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 32000},
     ],
     "gsa": [
         {"num_heads": 4},
         {"num_heads": 4, "num_slots": 16, "elementwise_affine": False},
         {"num_heads": 2, "use_short_conv": True, "conv_size": 3},
-        {"num_heads": 4, "num_slots": None, "attn": HYBRID},
+        {"num_heads": 4, "num_slots": None, "attn": HYBRID_ATTENTION},
         {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 32000},
     ],
     "rwkv7": [
@@ -107,20 +120,22 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 12, "head_dim": 32, "n_groups": 3, "rmsnorm": False},
     ],
 }
+"""Cases of each family: the fields of a config that differ from SMALL_CONFIG."""
 
 
 def main() -> int:
+    """Build every case, count its parameters, and write configs and counts to the file of the command line."""
     warnings.simplefilter("ignore")
     fla: Any = importlib.import_module("fla")
     transformers: Any = importlib.import_module("transformers")
     # The layer refuses to be built without FlashAttention, which nothing here runs.
     importlib.import_module("fla.layers.attn").flash_attn_func = object()  # type: ignore[attr-defined]
-    own: Any = importlib.import_module("fla.models.mamba2")
-    classes = {"mamba2": (own.Mamba2Config, own.Mamba2ForCausalLM)}
+    mamba2: Any = importlib.import_module("fla.models.mamba2")
+    classes = {"mamba2": (mamba2.Mamba2Config, mamba2.Mamba2ForCausalLM)}
     rows = []
     for family, cases in CASES.items():
         for case in cases:
-            settings = SMALL | case
+            settings = SMALL_CONFIG | case
             if family in classes:
                 make_config, make_model = classes[family]
                 config = make_config(**{key: value for key, value in settings.items() if key != "num_heads"})
@@ -129,12 +144,12 @@ def main() -> int:
             with torch.device("meta"):
                 build = make_model if family in classes else transformers.AutoModelForCausalLM.from_config
                 model = build(config)
-            stated = settings | {"model_type": family}
+            fields = settings | {"model_type": family}
             if family == "rwkv7":
                 ranks = ("decay_low_rank_dim", "gate_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim")
-                stated |= {rank: getattr(config, rank) for rank in ranks}
+                fields |= {rank: getattr(config, rank) for rank in ranks}
             count = sum(parameter.numel() for parameter in model.parameters())
-            rows.append({"config": stated, "params": count})
+            rows.append({"config": fields, "params": count})
     data = {"made_with": f"flash-linear-attention {fla.__version__}, scripts/fla_counts.py", "models": rows}
     text = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     head = json.dumps(data["made_with"])

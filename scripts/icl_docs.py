@@ -17,24 +17,30 @@ from icl.plots import curve_plot  # noqa: E402
 from icl.result import read, table  # noqa: E402
 
 RESULTS = {"Equal FLOPs": "icl-cpu", "Equal tokens": "icl-tokens-cpu"}
-"""Heading and file under benchmarks/results of each result, in the page's order."""
+"""Heading of each result, and its file under benchmarks/results, in the order of the page."""
 
 PAGE = ROOT / "docs" / "icl.md"
+"""The page that is written."""
+
 IMAGES = ROOT / "docs" / "images"
+"""The folder of its figures."""
+
 MARK = "<!-- results: python scripts/icl_docs.py -->"
+"""The line of the page after which everything is generated."""
 
 
 def result_of(name: str) -> dict[str, Any]:
+    """Return the result in benchmarks/results that has this name."""
     return read(ROOT / "benchmarks" / "results" / f"{name}.json")
 
 
 def image(name: str, task: str) -> str:
-    """Return the file name of a figure."""
+    """Return the file name of the figure of a task."""
     return f"{name.removesuffix('-cpu')}-{task}.png"
 
 
 def section(title: str, name: str, data: Mapping[str, Any]) -> str:
-    """Return one result as Markdown: where it comes from, then a table and a figure for each task."""
+    """Return one result as Markdown: how it was made, then a table and a figure for each task."""
     machine, versions = data["machine"], data["versions"]
     threads = "thread" if machine["threads"] == 1 else "threads"
     lines = [
@@ -51,7 +57,7 @@ def section(title: str, name: str, data: Mapping[str, Any]) -> str:
 
 
 def page(text: str, sections: Sequence[str]) -> str:
-    """Return the page with what follows its mark, up to the end, replaced."""
+    """Return the page with everything after MARK replaced by `sections`."""
     before, mark, _ = text.partition(MARK)
     assert mark, f"{PAGE} has lost its mark"
     return "\n\n".join((f"{before}{MARK}", *sections)) + "\n"

@@ -19,14 +19,14 @@ import torch
 from icl.code import Code
 from icl.curves import Tally, bin_edges, over_seeds
 from icl.recall import KEYS, VALUES, Recall
-from icl.run import Place, Run, measured, task_of
+from icl.run import Run, RunEnvironment, build_task, measure_predictions
 from icl.settings import PRESETS, TaskSettings
 from icl.variants import MIXERS, variants
 from powerplan import Accounting
 from powerplan.errors import MachineError
 from powerplan.swap.windows import same_state_window
 from powerplan.training import train_flops
-from train_icl import Job, _run_all, main
+from train_icl import Job, main, run_jobs
 
 
 def script(name: str) -> ModuleType:
@@ -81,11 +81,11 @@ def check_task(task: dict[str, Any]) -> None:
         model = next(model for model in task["models"] if model["mixer"] == run["mixer"])
         assert run["steps"] == model["steps"] == len(run["training_losses"])
         assert len(run["values"]) == len(task["bin_edges"]) - 1
-    for found in task["summary"]:
-        values = [run["values"][-1] for run in task["runs"] if run["mixer"] == found["mixer"]]
+    for summary in task["summary"]:
+        values = [run["values"][-1] for run in task["runs"] if run["mixer"] == summary["mixer"]]
         if None not in values:
-            assert found["mean"][-1] == pytest.approx(sum(values) / 2)
-            assert found["spread"][-1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+            assert summary["mean"][-1] == pytest.approx(sum(values) / 2)
+            assert summary["spread"][-1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
 @pytest.mark.parametrize("name", ["code", "recall"])
@@ -122,13 +122,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, m
     with pytest.raises(KeyboardInterrupt):
         cut.train(lambda _: None, lambda: cut.step == 3)
     assert cut.step == 3
-    said: list[str] = []
+    reported: list[str] = []
     again = begin(tmp_path / "parts", task, mixer)
-    again.train(said.append)
-    assert said == [f"{task}-{mixer}-0: {cut.variant.steps} steps, from step 3 on"]
-    found = again.finish()
-    assert found["training_losses"] == whole["training_losses"]
-    assert found["values"] == whole["values"]
+    again.train(reported.append)
+    assert reported == [f"{task}-{mixer}-0: {cut.variant.steps} steps, from step 3 on"]
+    resumed = again.finish()
+    assert resumed["training_losses"] == whole["training_losses"]
+    assert resumed["values"] == whole["values"]
     assert not again.checkpoint.exists()
 
 
@@ -147,9 +147,9 @@ def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint(tmp_path: Path) -> Non
 
 def begin(out: Path, task: str, mixer: str) -> Run:
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    data = task_of(task, TINY[task])
+    data = build_task(task, TINY[task])
     (variant,) = variants(TINY[task], (mixer,), data.vocabulary, task, "flops")
-    return Run(data, variant, TINY[task], 0, Place(out))
+    return Run(data, variant, TINY[task], 0, RunEnvironment(out))
 
 
 def record(out: Path, task: str, mixer: str) -> dict[str, Any]:
@@ -190,8 +190,8 @@ def test_binning() -> None:
     edges = bin_edges(16)
     assert edges == [1, 2, 3, 4, 6, 8, 11, 17]
     tally = Tally(edges)
-    places = torch.arange(1, 17)
-    tally.add(places.float(), places)
+    positions = torch.arange(1, 17)
+    tally.add(positions.float(), positions)
     tally.add(torch.full((2,), 100.0), torch.tensor([1, 16]))
     expected = [(1 + 100) / 2, 2, 3, 4.5, 6.5, 9, (sum(range(11, 17)) + 100) / 7]
     assert tally.means() == pytest.approx(expected)
@@ -201,8 +201,8 @@ def test_binning() -> None:
 
 def test_loss_is_in_bits() -> None:
     targets = torch.tensor([[0, 1]])
-    assert measured("loss", torch.zeros(1, 2, 8), targets).tolist() == [[3.0, 3.0]]
-    assert measured("accuracy", torch.eye(2)[None], targets).tolist() == [[1.0, 1.0]]
+    assert measure_predictions("loss", torch.zeros(1, 2, 8), targets).tolist() == [[3.0, 3.0]]
+    assert measure_predictions("accuracy", torch.eye(2)[None], targets).tolist() == [[1.0, 1.0]]
 
 
 def test_recall_for_an_oracle_and_by_chance() -> None:
@@ -210,26 +210,26 @@ def test_recall_for_an_oracle_and_by_chance() -> None:
     task = Recall(settings)
     batch = task.held_out()
     assert batch.scored.sum().item() == 400 * (settings.context - task.statements)
-    # The oracle looks where `place` says that the statement stands: key k with value v is token k VALUES + v.
-    back = torch.arange(settings.context) - batch.place
+    # The oracle looks where `curve_x` says that the statement stands: key k with value v is token k VALUES + v.
+    back = torch.arange(settings.context) - batch.curve_x
     stated = batch.tokens.gather(1, back)
     assert torch.equal((stated // VALUES)[batch.scored], (batch.tokens - KEYS * VALUES)[batch.scored])
     answers = torch.nn.functional.one_hot(stated % VALUES, task.vocabulary).float()
-    assert measured("accuracy", answers, batch.targets)[batch.scored].mean() == 1
+    assert measure_predictions("accuracy", answers, batch.targets)[batch.scored].mean() == 1
     guesses = torch.zeros(*batch.tokens.shape, task.vocabulary)
     guesses[..., :VALUES] = torch.rand(*batch.tokens.shape, VALUES, generator=torch.Generator().manual_seed(0))
-    found = measured("accuracy", guesses, batch.targets)[batch.scored].mean().item()
+    guessed = measure_predictions("accuracy", guesses, batch.targets)[batch.scored].mean().item()
     # Guesses at the questions for one statement are right or wrong independently: an ordinary binomial spread.
-    assert abs(found - task.chance) < 5 * (task.chance / batch.scored.sum().item()) ** 0.5
-    assert batch.place[batch.scored].min() == 1
-    assert batch.place.max() > settings.context * 0.9
+    assert abs(guessed - task.chance) < 5 * (task.chance / batch.scored.sum().item()) ** 0.5
+    assert batch.curve_x[batch.scored].min() == 1
+    assert batch.curve_x.max() > settings.context * 0.9
     assert torch.equal(task.batch(3, 5).tokens, Recall(settings).batch(3, 5).tokens)
 
 
 def test_training_asks_about_few_statements_and_about_all() -> None:
     def counts(context: int) -> list[int]:
         task = Recall(replace(TINY["recall"], context=context))
-        return [int((task.batch(0, step).place[0] == 0).sum()) for step in range(6)]
+        return [int((task.batch(0, step).curve_x[0] == 0).sum()) for step in range(6)]
 
     assert counts(128) == [16, 8, 4, 2, 1, 16]
     assert counts(64) == [8, 4, 2, 1, 1, 8]
@@ -266,9 +266,9 @@ def test_refusals(arguments: str, message: str, tmp_path: Path, capsys: pytest.C
 def test_more_jobs_than_a_pipe_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each of two processes fails at its first job; none waits for the others to be handed out."""
     settings = replace(TINY["code"], context=2**30)
-    job = Job("code", settings, "power", 0, "flops", Place(tmp_path))
+    job = Job("code", settings, "power", 0, "flops", RunEnvironment(tmp_path))
     with pytest.raises(MachineError, match="a run ended with exit code 2"):
-        _run_all([job] * 500, 2)
+        run_jobs([job] * 500, 2)
     assert "has no training files of 1,073,741,825 bytes" in capfd.readouterr().err
 
 

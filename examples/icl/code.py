@@ -1,4 +1,7 @@
-"""The task `code`: bytes of the Python standard library that runs this, cut into contexts within one file each."""
+"""The task `code`: the source text of the Python standard library that runs this, byte by byte.
+
+Each sequence comes from a single file.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,24 @@ from icl.settings import TaskSettings
 from icl.tasks import Batch, generator
 from powerplan.errors import InputError
 
-LEFT_OUT = frozenset(
+EXCLUDED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 )
-"""Folders that are no code of the library: installed packages, tests, tables of characters, prose."""
+"""Folders that are not code of the library itself: installed packages, tests, tables of characters, prose."""
 
 HELD_OUT_PERCENT = 10
+"""Share of the files that are evaluated and never trained on."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file by its path in the library, with / between folders; its bytes; whether it is held out."""
+    """A file of the library.
+
+    Attributes:
+        path: Its path in the library, with / between folders.
+        content: Its bytes.
+        held_out: Whether it is evaluated and never trained on.
+    """
 
     path: str
     content: bytes
@@ -35,32 +45,32 @@ class File:
 
 
 def is_held_out(path: str) -> bool:
-    """Whether a file is evaluated and never trained on, by a hash of its path: the same on every machine."""
+    """Return whether a file is held out. A hash of its path decides, so the answer is the same on every machine."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
 def library_files(folder: Path, shortest: int) -> Iterator[File]:
-    """Yield the Python files under `folder` of at least `shortest` bytes, sorted by path, but for those LEFT_OUT."""
+    """Yield the Python files under `folder` of at least `shortest` bytes, sorted by path, without EXCLUDED_FOLDERS."""
     for path in sorted(folder.rglob("*.py")):
         relative = path.relative_to(folder)
-        if LEFT_OUT.isdisjoint(relative.parts) and path.is_file():
+        if EXCLUDED_FOLDERS.isdisjoint(relative.parts) and path.is_file():
             content = path.read_bytes()
             if len(content) >= shortest:
                 yield File(relative.as_posix(), content, is_held_out(relative.as_posix()))
 
 
 class Code:
-    """Contexts of T + 1 bytes, each from one file, so that all T bytes of context are of the same file.
+    """Pieces of T + 1 bytes, each from one file: T tokens, and the byte after each of them as its target.
 
-    An epoch cuts every training file into such pieces from an offset of its own, and shuffles them all. Held out:
-    pieces of other files, starting anywhere, so that every position sees the same kind of text.
+    An epoch cuts every training file into pieces, from a random offset on, and shuffles all pieces. The held-out pieces
+    come from other files and start anywhere in them, so that every position sees the same kind of text.
     """
 
     name = "code"
     vocabulary = 256
     measure = "loss"
     unit = "bits per byte"
-    over = "bytes of context"
+    x_label = "bytes of context"
 
     def __init__(self, settings: TaskSettings, folder: Path | None = None) -> None:
         self.length = settings.context + 1
@@ -69,11 +79,11 @@ class Code:
         files = list(library_files(self.folder, self.length))
         self.training = [file for file in files if not file.held_out]
         self.evaluated = [file for file in files if file.held_out]
-        for kind, found in (("training", self.training), ("held-out", self.evaluated)):
-            if not found:
+        for kind, some_files in (("training", self.training), ("held-out", self.evaluated)):
+            if not some_files:
                 raise InputError(f"{self.folder} has no {kind} files of {self.length:,} bytes", "--context")
         self._text = torch.frombuffer(bytearray(b"".join(file.content for file in self.training)), dtype=torch.uint8)
-        # Every epoch has as many pieces: all that fit into each file.
+        # Every epoch has the same number of pieces: as many as fit into each file.
         self._batches = sum(len(file.content) // self.length for file in self.training) // self.batch_size
         if not self._batches:
             raise InputError(
@@ -82,12 +92,12 @@ class Code:
         self._epoch: tuple[tuple[int, int], Tensor] | None = None
 
     def batch(self, seed: int, step: int) -> Batch:
-        epoch, place = divmod(step, self._batches)
-        starts = self._order(seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        epoch, index = divmod(step, self._batches)
+        starts = self._shuffled_starts(seed, epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         return self._batch(self._text[starts[:, None] + torch.arange(self.length)])
 
-    def _order(self, seed: int, epoch: int) -> Tensor:
-        """Return where the pieces of an epoch start; every epoch has as many."""
+    def _shuffled_starts(self, seed: int, epoch: int) -> Tensor:
+        """Return the positions in the text at which the pieces of an epoch start, in the order of training."""
         if self._epoch is None or self._epoch[0] != (seed, epoch):
             rng = generator(seed, epoch)
             starts, begin = [], 0
@@ -107,18 +117,18 @@ class Code:
 
     @cached_property
     def _pieces(self) -> Tensor:
-        """The held-out pieces, from anywhere in the files: those whose place has the smallest hashes."""
-        found: list[tuple[str, bytes]] = []
+        """The held-out pieces [held_out_count, T + 1]. A hash of path and start decides which ones are taken."""
+        hashed: list[tuple[str, bytes]] = []
         for file in self.evaluated:
             for start in range(0, len(file.content) - self.length + 1, self.length):
-                order = hashlib.sha256(f"{file.path}:{start}".encode()).hexdigest()
-                found.append((order, file.content[start : start + self.length]))
-        pieces = [piece for _, piece in sorted(found)[: self.held_out_count]]
+                digest = hashlib.sha256(f"{file.path}:{start}".encode()).hexdigest()
+                hashed.append((digest, file.content[start : start + self.length]))
+        pieces = [piece for _, piece in sorted(hashed)[: self.held_out_count]]
         return torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8).view(-1, self.length)
 
     def _batch(self, tokens: Tensor) -> Batch:
-        place = torch.arange(1, self.length).expand(tokens.shape[0], -1)
-        return Batch(tokens[:, :-1].long(), tokens[:, 1:].long(), place)
+        curve_x = torch.arange(1, self.length).expand(tokens.shape[0], -1)
+        return Batch(tokens[:, :-1].long(), tokens[:, 1:].long(), curve_x)
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -136,7 +146,7 @@ class Code:
         }
 
     def bigram_bits(self) -> float:
-        """Return the bits per held-out byte of a table of byte pairs, counted in the training files, plus one each."""
+        """Return the bits per held-out byte of a bigram model, which counts pairs in the training files (plus 1)."""
         counts = torch.ones(256, 256, dtype=torch.float64)
         text = self._text.long()
         counts += torch.bincount(text[:-1] * 256 + text[1:], minlength=256 * 256).view(256, 256)

@@ -1,4 +1,4 @@
-"""Curves over log-wide bins, and their mean and spread over seeds."""
+"""Measures in bins whose width grows with the position, and their mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PER_OCTAVE = 2
-"""Bins per doubling of the context or the distance."""
+BINS_PER_OCTAVE = 2
+"""Bins for each doubling of the position."""
 
 
 def bin_edges(context: int) -> list[int]:
-    """Return where the bins begin, and last where the last one ends: 1, 2, 3, 4, 6, 8, 11, 16 ... context + 1.
+    """Return where the bins begin, and at the end where the last bin ends: 1, 2, 3, 4, 6, 8, 11, 16 ... context + 1.
 
-    Two per octave: round(2^(i/2)), the whole numbers only once. A bin holds its first place and not the next one's.
+    The edges are round(2^(i / BINS_PER_OCTAVE)), each whole number once. A bin includes its first edge and excludes the
+    next one.
     """
-    octaves = round(math.log2(context) * PER_OCTAVE)
-    return [*sorted({round(2 ** (index / PER_OCTAVE)) for index in range(octaves)}), context + 1]
+    octaves = round(math.log2(context) * BINS_PER_OCTAVE)
+    return [*sorted({round(2 ** (index / BINS_PER_OCTAVE)) for index in range(octaves)}), context + 1]
 
 
 @dataclass
 class Tally:
-    """Sums and counts of a measure, by bin."""
+    """Sum and count of a measure in each bin."""
 
     edges: list[int]
 
@@ -33,27 +34,27 @@ class Tally:
         self.sums = torch.zeros(len(self.edges) - 1, dtype=torch.float64)
         self.counts = torch.zeros(len(self.edges) - 1, dtype=torch.long)
 
-    def add(self, values: Tensor, place: Tensor) -> None:
-        """Add `values` at their places, both [N]."""
-        index = torch.bucketize(place, torch.tensor(self.edges), right=True) - 1
+    def add(self, values: Tensor, curve_x: Tensor) -> None:
+        """Add `values` [N] to the bins of their positions `curve_x` [N]."""
+        index = torch.bucketize(curve_x, torch.tensor(self.edges), right=True) - 1
         self.sums.index_add_(0, index, values.double())
         self.counts.index_add_(0, index, torch.ones_like(index))
 
     def means(self) -> list[float | None]:
-        """Return the mean of each bin, None where nothing fell into it."""
+        """Return the mean of each bin, None for an empty bin."""
         pairs = zip(self.sums.tolist(), self.counts.tolist(), strict=True)
         return [total / count if count else None for total, count in pairs]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean, and the standard deviation of a sample (0 for one value)."""
+    """Return the mean and the sample standard deviation, which is 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def over_seeds(curves: Sequence[Sequence[float | None]]) -> list[tuple[float, float] | None]:
-    """Return mean and spread of each bin over the runs that have it; None where none has."""
-    found: list[tuple[float, float] | None] = []
+    """Return mean and spread of each bin over the runs with a value in it, None where no run has one."""
+    points: list[tuple[float, float] | None] = []
     for column in zip(*curves, strict=True):
         values = [value for value in column if value is not None]
-        found.append(mean_and_spread(values) if values else None)
-    return found
+        points.append(mean_and_spread(values) if values else None)
+    return points

@@ -1,4 +1,4 @@
-"""The curves of a result as a figure. matplotlib is imported when one is drawn."""
+"""The curves of a result as a figure. matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLES = {
     "power": ("#d55e00", "D", "-"),
     "mix": ("#0072b2", "v", "-"),
 }
-"""Colour, marker and line of each mixer; the colours of Okabe and Ito, which the colour-blind can tell apart."""
+"""Colour, marker and line style of each mixer. The colours are Okabe and Ito's, for colour-blind readers."""
 
 
 def pyplot() -> Any:
@@ -33,27 +33,35 @@ def pyplot() -> Any:
     return pyplot
 
 
-def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
-    """Return a PNG of one task's record: the measure over log-wide bins, mean and spread over seeds, for each mixer.
+def curve_plot(record: Mapping[str, Any], first: int = 0) -> bytes:
+    """Draw one task: the measure over the position, with mean and spread over the seeds, one curve per mixer.
 
-    drop: places below it are left out, where bins hold too few tokens or none.
+    Args:
+        record: A task of a result, as `icl.result.task_record` makes it.
+        first: Bins whose centre is below this position are left out.
+
+    Returns:
+        The figure as a PNG.
+
+    Raises:
+        MachineError: matplotlib is not installed.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     edges = record["bin_edges"]
     centres = [(low * (high - 1)) ** 0.5 for low, high in pairwise(edges)]
-    for model, found in zip(record["models"], record["summary"], strict=True):
+    for model, summary in zip(record["models"], record["summary"], strict=True):
         points = [
             (x, mean, spread)
-            for x, mean, spread in zip(centres, found["mean"], found["spread"], strict=True)
-            if mean is not None and x >= drop
+            for x, mean, spread in zip(centres, summary["mean"], summary["spread"], strict=True)
+            if mean is not None and x >= first
         ]
         x, mean, spread = zip(*points, strict=True)
         colour, marker, line = STYLES[model["mixer"]]
         axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=5, label=legend(model))
-        most = 1.0 if record["measure"] == "accuracy" else inf  # No share is more than all, whatever its spread.
+        highest = 1.0 if record["measure"] == "accuracy" else inf  # Mean plus spread of a share can exceed 1.
         low = [max(0.0, value - width) for value, width in zip(mean, spread, strict=True)]
-        high = [min(most, value + width) for value, width in zip(mean, spread, strict=True)]
+        high = [min(highest, value + width) for value, width in zip(mean, spread, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, value in record["data"]["baselines"].items():
         axes.axhline(value, color="0.5", linewidth=1, linestyle=":")
@@ -72,13 +80,14 @@ def curve_plot(record: Mapping[str, Any], drop: int = 0) -> bytes:
 
 
 def legend(model: Mapping[str, Any]) -> str:
-    """Return a mixer with its window, and its WSFR."""
+    """Return the name of a mixer, with its window and its WSFR."""
     name = model["mixer"] if model["window"] is None else f"{model['mixer']} {model['window']:,}"
     return name if model["wsfr"] is None else f"{name}, WSFR {format_ratio(model['wsfr'])}"
 
 
 def title(record: Mapping[str, Any]) -> str:
+    """Return the title of a figure: task, context, what is equal, and the number of seeds."""
     settings = record["settings"]
     equal = {"flops": "FLOPs", "tokens": "tokens"}[record["match"]]
-    seeds = max(found["seeds"] for found in record["summary"])
+    seeds = max(summary["seeds"] for summary in record["summary"])
     return f"{record['task']}: context {settings['context']:,}, equal {equal}, mean ± spread of {seeds} seeds"

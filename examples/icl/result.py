@@ -1,4 +1,4 @@
-"""The result of an experiment: one JSON file, versioned, and the table that a person reads."""
+"""The result of an experiment: a JSON file with a versioned schema, and the table that is printed."""
 
 from __future__ import annotations
 
@@ -30,27 +30,34 @@ from powerplan.training import train_flops
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 SCHEMA = "powerplan.icl/1"
+"""Name and version of the JSON schema."""
 
-PARTS = 50
-"""Points of the training curves in a result; the files of the runs have every step."""
+TRAINING_POINTS = 50
+"""Largest number of points of a training curve in a result. The files of the runs have every step."""
 
 
 def machine(device: str, threads: int | None, jobs: int) -> dict[str, Any]:
-    """Return what the experiment runs on."""
+    """Describe the machine that the experiment runs on."""
     if device.startswith("cuda"):
         return {"device": torch.cuda.get_device_name(device), "threads": None, "jobs": jobs}
     name = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"device": name, "threads": threads or torch.get_num_threads(), "jobs": jobs}
 
 
-def result(command: str, on: Mapping[str, Any], tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the whole result as JSON data; tasks are records of `task_record`, seconds those of all their runs."""
+def result(command: str, machine_record: Mapping[str, Any], tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the whole result as JSON data.
+
+    Args:
+        command: The command line.
+        machine_record: What `machine` returned.
+        tasks: The records of `task_record`. "seconds" is the sum over all their runs.
+    """
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("powerplan", "torch")},
-        "machine": dict(on),
+        "machine": dict(machine_record),
         "command": command,
         "seconds": round(sum(run["seconds"] for record in tasks for run in record["runs"]), 1),
         "tasks": list(tasks),
@@ -60,32 +67,32 @@ def result(command: str, on: Mapping[str, Any], tasks: Sequence[dict[str, Any]])
 def task_record(
     task: Task, settings: TaskSettings, match: str, models: Sequence[Variant], runs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return one task's data, models, runs, and mean and spread over the seeds."""
+    """Return one task as JSON data: its settings, models and runs, and mean and spread over the seeds."""
     edges = bin_edges(settings.context)
     return {
         "task": task.name,
         "measure": task.measure,
         "unit": task.unit,
-        "over": task.over,
+        "over": task.x_label,
         "bin_edges": edges,
         "match": match,
         "settings": asdict(settings),
         "data": task.describe(),
-        "models": [model_record(item) for item in models],
+        "models": [model_record(variant) for variant in models],
         "runs": [run | {"training_losses": thinned(run["training_losses"])} for run in runs],
-        "summary": [summary(item.mixer, runs) for item in models],
+        "summary": [summary(variant.mixer, runs) for variant in models],
     }
 
 
 def thinned(losses: Sequence[float]) -> list[float]:
-    """Return the means of up to PARTS equal parts of a run's losses, in nats."""
-    count = min(PARTS, len(losses))
+    """Return the mean losses, in nats, of up to TRAINING_POINTS equal parts of a run."""
+    count = min(TRAINING_POINTS, len(losses))
     cuts = [index * len(losses) // count for index in range(count + 1)]
     return [round(statistics.fmean(losses[start:stop]), 4) for start, stop in pairwise(cuts)]
 
 
 def model_record(variant: Variant) -> dict[str, Any]:
-    """Return what the accounting says of a model, raw; FLOPs per token are means over the context."""
+    """Return one model as JSON data, by the accounting. FLOPs per token are means over the context."""
     row = variant.row
     mixers = [use.layer.mixer for use in variant.spec.layer_uses()]
     windows = [mixer.window for mixer in mixers if isinstance(mixer, Attention) and mixer.window is not None]
@@ -110,7 +117,7 @@ def model_record(variant: Variant) -> dict[str, Any]:
 
 
 def summary(mixer: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean and spread (sample standard deviation) over the seeds, by bin."""
+    """Return mean and spread (sample standard deviation) over the seeds for each bin."""
     curves = [run["values"] for run in runs if run["mixer"] == mixer]
     points = over_seeds(curves)
     return {
@@ -122,7 +129,7 @@ def summary(mixer: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(record: Mapping[str, Any], form: str = "simple") -> str:
-    """Return the closing table of one task; form is tabulate's."""
+    """Return the table of one task's models. form: a table format of tabulate."""
     first, end = record["bin_edges"][-2:]
     head = [
         "mixer",
@@ -134,7 +141,7 @@ def table(record: Mapping[str, Any], form: str = "simple") -> str:
         f"{record['unit']}, {first:,} to {end - 1:,}",
     ]
     rows = []
-    for model, found in zip(record["models"], record["summary"], strict=True):
+    for model, points in zip(record["models"], record["summary"], strict=True):
         rows.append(
             [
                 model["mixer"] if model["window"] is None else f"{model['mixer']} {model['window']:,}",
@@ -143,14 +150,14 @@ def table(record: Mapping[str, Any], form: str = "simple") -> str:
                 format_ratio(Fraction(model["wsfr"])),
                 format_count(model["train_flops_per_token"]),
                 format_count(model["tokens"]),
-                "-" if found["mean"][-1] is None else f"{found['mean'][-1]:.3f} ± {found['spread'][-1]:.3f}",
+                "-" if points["mean"][-1] is None else f"{points['mean'][-1]:.3f} ± {points['spread'][-1]:.3f}",
             ]
         )
     return tabulate(rows, headers=head, tablefmt=form, disable_numparse=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return a saved result; raises InputError where the file is none."""
+    """Return a saved result. Raises InputError where the file is missing or holds something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

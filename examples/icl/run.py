@@ -1,4 +1,4 @@
-"""One training run: a mixer, a seed. It goes on from its checkpoint, and ends in one file."""
+"""One training run: one mixer, one seed. It continues from its checkpoint and writes one result file at the end."""
 
 from __future__ import annotations
 
@@ -27,34 +27,42 @@ from powerplan.models import Decoder, build_model
 from powerplan.output import write_whole
 from powerplan.units import format_duration
 
-WIDTH = 768
-"""Hidden size that the standard deviation of powerplan.models' weights is for: GPT-2's."""
+GPT2_HIDDEN_SIZE = 768
+"""The hidden size that the first weights of powerplan.models are meant for."""
 
-SAVE_S = 60.0
-SAY_S = 30.0
-"""Seconds between checkpoints, and between lines of progress."""
+SAVE_SECONDS = 60.0
+"""Seconds between checkpoints."""
 
-Say = Callable[[str], None]
+REPORT_SECONDS = 30.0
+"""Seconds between lines of progress."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run computes, and where it keeps its files."""
+class RunEnvironment:
+    """Where and how a run computes. Nothing here changes its numbers, apart from rounding.
+
+    Attributes:
+        out: Folder of the results; runs write to its folder runs/.
+        device: "cpu" or "cuda".
+        threads: Threads of torch on a CPU. None stands for torch's default.
+        save_seconds: Seconds between checkpoints.
+        report_seconds: Seconds between lines of progress.
+    """
 
     out: Path
     device: str = "cpu"
     threads: int | None = None
-    save_s: float = SAVE_S
-    say_s: float = SAY_S
+    save_seconds: float = SAVE_SECONDS
+    report_seconds: float = REPORT_SECONDS
 
 
-def task_of(name: str, settings: TaskSettings) -> Task:
-    """Return the task of that name."""
+def build_task(name: str, settings: TaskSettings) -> Task:
+    """Return the task with this name."""
     return Code(settings) if name == "code" else Recall(settings)
 
 
-def label(task: str, mixer: str, seed: int) -> str:
-    """Return the name of a run, and of its files."""
+def run_name(task: str, mixer: str, seed: int) -> str:
+    """Return the name of a run. Its files are named after it."""
     return f"{task}-{mixer}-{seed}"
 
 
@@ -64,10 +72,10 @@ def result_path(out: Path, name: str) -> Path:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield what says whether Ctrl-C or SIGTERM came: inside, they do not break off a step in the middle."""
+    """Yield a function that tells whether Ctrl-C or SIGTERM came. Inside, neither interrupts a training step."""
     caught: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda found, _: caught.append(found)) for number in signals]
+    before = [signal.signal(number, lambda signum, _: caught.append(signum)) for number in signals]
     try:
         yield lambda: bool(caught)
     finally:
@@ -76,56 +84,65 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 class Run:
-    """A model with its optimiser, its step and its losses: all that a checkpoint holds.
+    """A model with its optimiser, the number of steps done, and their losses: everything that a checkpoint holds.
 
-    Batches follow from seed and step, and nothing is drawn at random but the weights, so there is no other state. On a
-    CPU with as many threads, a run that was interrupted ends with the same bits; on a GPU within the order of its sums.
+    There is no other state: batches depend on seed and step alone, and only the first weights are random. On a CPU with
+    the same number of threads, an interrupted run ends with the same bits as one that was not. On a GPU the results
+    differ by the order of sums.
     """
 
-    def __init__(self, task: Task, variant: Variant, settings: TaskSettings, seed: int, place: Place) -> None:
-        self.task, self.variant, self.settings, self.seed, self.place = task, variant, settings, seed, place
-        self.name = label(task.name, variant.mixer, seed)
-        self.checkpoint = place.out / "runs" / f"{self.name}.pt"
+    def __init__(
+        self, task: Task, variant: Variant, settings: TaskSettings, seed: int, environment: RunEnvironment
+    ) -> None:
+        self.task, self.variant, self.settings, self.seed = task, variant, settings, seed
+        self.environment = environment
+        self.name = run_name(task.name, variant.mixer, seed)
+        self.checkpoint = environment.out / "runs" / f"{self.name}.pt"
         torch.manual_seed(seed)
         self.model = build_model(variant.spec)
-        prepare(self.model, settings.gain)
-        self.model.to(place.device)
-        self.optimizer = optimizer(self.model, settings, settings.rates[variant.mixer])
+        scale_weights(self.model, settings.gain)
+        self.model.to(environment.device)
+        self.optimizer = build_optimizer(self.model, settings, settings.rates[variant.mixer])
         self.step = 0
         self.seconds = 0.0
         self.losses: list[float] = []
 
-    def train(self, say: Say, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train up to the last step, and keep a checkpoint; raise KeyboardInterrupt after a step where `stop` says so.
+    def train(self, report: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Train from the checkpoint, or from the start, to the last step, and save checkpoints on the way.
 
-        A run that ends otherwise before its last step has the checkpoint of at most SAVE_S ago.
+        Args:
+            report: Called with lines of progress.
+            should_stop: Called after every step. If it returns True, a checkpoint is saved and the run ends.
+
+        Raises:
+            KeyboardInterrupt: `should_stop` returned True.
         """
         self.load()
-        say(f"{self.name}: {self.variant.steps:,} steps" + (f", from step {self.step:,} on" if self.step else ""))
-        saved = said = time.monotonic()
+        report(f"{self.name}: {self.variant.steps:,} steps" + (f", from step {self.step:,} on" if self.step else ""))
+        last_save = last_report = time.monotonic()
         while self.step < self.variant.steps:
-            before = time.monotonic()
-            self.one_step()
+            start = time.monotonic()
+            self.train_step()
             now = time.monotonic()
-            self.seconds += now - before
-            if stop():
+            self.seconds += now - start
+            if should_stop():
                 self.save()
                 raise KeyboardInterrupt
-            if now - saved > self.place.save_s:
+            if now - last_save > self.environment.save_seconds:
                 self.save()
-                saved = now
-            if now - said > self.place.say_s:
-                say(self.progress())
-                said = now
+                last_save = now
+            if now - last_report > self.environment.report_seconds:
+                report(self.progress())
+                last_report = now
         self.save()
 
-    def one_step(self) -> None:
-        """Update the weights once."""
+    def train_step(self) -> None:
+        """Train on the batch of the next step."""
         batch = self.task.batch(self.seed, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rates[self.variant.mixer] * self.schedule(self.step)
-        with autocast(self.place.device):
-            logits = self.model(batch.tokens.to(self.place.device))
+            group["lr"] = self.settings.rates[self.variant.mixer] * self.rate_share(self.step)
+        with autocast(self.environment.device):
+            logits = self.model(batch.tokens.to(self.environment.device))
         scored = batch.scored.to(logits.device)
         loss = F.cross_entropy(logits[scored].float(), batch.targets.to(logits.device)[scored])
         self.optimizer.zero_grad(set_to_none=True)
@@ -135,13 +152,13 @@ class Run:
         self.losses.append(loss.item())
         self.step += 1
 
-    def schedule(self, step: int) -> float:
-        """Return the share of the peak rate: linear warm-up, then a cosine down to a tenth."""
+    def rate_share(self, step: int) -> float:
+        """Return the learning rate of a step as a share of its peak: linear warm-up, then a cosine down to a tenth."""
         warmup = max(1, round(self.settings.warmup * self.variant.steps))
         if step < warmup:
             return (step + 1) / warmup
-        done = (step - warmup) / max(1, self.variant.steps - warmup)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        progress = (step - warmup) / max(1, self.variant.steps - warmup)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
     def save(self) -> None:
         state = {
@@ -158,7 +175,7 @@ class Run:
     def load(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.place.device, weights_only=True)
+        state = torch.load(self.checkpoint, map_location=self.environment.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
@@ -167,6 +184,7 @@ class Run:
         return self.step * self.settings.batch * self.settings.context / self.seconds if self.seconds else 0.0
 
     def progress(self) -> str:
+        """Return a line of progress: steps, mean loss of the last 20 steps, speed and time left."""
         recent = self.losses[-20:]
         left = self.seconds / self.step * (self.variant.steps - self.step)
         return (
@@ -175,7 +193,7 @@ class Run:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Return the record of a trained run, written as a whole; its checkpoint goes."""
+        """Evaluate the model, write the record of the run, delete the checkpoint, and return the record."""
         record = {
             "task": self.task.name,
             "mixer": self.variant.mixer,
@@ -184,27 +202,28 @@ class Run:
             "seconds": round(self.seconds, 1),
             "tokens_per_s": round(self.tokens_per_s(), 1),
             "training_losses": [round(loss, 4) for loss in self.losses],
-            "values": evaluate(self.model, self.task, self.settings, self.place.device),
+            "values": evaluate(self.model, self.task, self.settings, self.environment.device),
         }
-        path = result_path(self.place.out, self.name)
+        path = result_path(self.environment.out, self.name)
         write_whole(str(path), json.dumps(record).encode(), True, "--out")
         self.checkpoint.unlink(missing_ok=True)
         return record
 
 
 @torch.no_grad()
-def prepare(model: Decoder, gain: float) -> None:
-    """Fit the weights that `build_model` drew to a narrow model, times `gain`.
+def scale_weights(model: Decoder, gain: float) -> None:
+    """Multiply the matrices of all layers by `gain`, and by what a narrow model needs.
 
-    They have GPT-2's standard deviation, for a width of WIDTH; matrices of layers get that of the same share of width.
+    `build_model` draws weights with the standard deviation of GPT-2, which suits a hidden size of GPT2_HIDDEN_SIZE. The
+    factor sqrt(GPT2_HIDDEN_SIZE / hidden_size) gives the outputs of a narrower matrix the same size.
     """
     for module in model.layers.modules():
         if isinstance(module, nn.Linear):
-            module.weight.mul_(gain * math.sqrt(WIDTH / model.spec.hidden_size))
+            module.weight.mul_(gain * math.sqrt(GPT2_HIDDEN_SIZE / model.spec.hidden_size))
 
 
-def optimizer(model: nn.Module, settings: TaskSettings, rate: float) -> torch.optim.AdamW:
-    """Return AdamW, its decay on matrices alone."""
+def build_optimizer(model: nn.Module, settings: TaskSettings, rate: float) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices and none on vectors."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -212,26 +231,29 @@ def optimizer(model: nn.Module, settings: TaskSettings, rate: float) -> torch.op
 
 
 def autocast(device: str) -> AbstractContextManager[Any]:
-    """bf16 on a GPU, nothing on a CPU."""
+    """Return autocast to bf16 for a GPU, and a context that does nothing for a CPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else nullcontext()
 
 
 @torch.no_grad()
 def evaluate(model: Decoder, task: Task, settings: TaskSettings, device: str) -> list[float | None]:
-    """Return the task's measure on the held-out sequences, by bin."""
+    """Return the measure of the task on the held-out sequences, the mean of each bin of `bin_edges`."""
     tally = Tally(bin_edges(settings.context))
     held_out = task.held_out()
     for first in range(0, held_out.tokens.shape[0], settings.batch):
         part = held_out.part(slice(first, first + settings.batch))
         with autocast(device):
             logits = model(part.tokens.to(device)).float().cpu()
-        values = measured(task.measure, logits, part.targets)
-        tally.add(values[part.scored], part.place[part.scored])
+        values = measure_predictions(task.measure, logits, part.targets)
+        tally.add(values[part.scored], part.curve_x[part.scored])
     return tally.means()
 
 
-def measured(measure: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return [B, T] of logits [B, T, V] and targets [B, T]: bits of cross entropy, or whether the top is right."""
+def measure_predictions(measure: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the measure of each prediction [B, T], from logits [B, T, V] and targets [B, T].
+
+    measure: "loss" gives the cross entropy in bits; "accuracy" gives 1 where the largest logit is right, else 0.
+    """
     if measure == "accuracy":
         return (logits.argmax(-1) == targets).float()
     return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none") / math.log(2)

@@ -1,4 +1,4 @@
-"""What an experiment trains, and for how long: sizes by preset, and what the command line changes of them."""
+"""Sizes and training settings of each task, by preset. The command line can change some of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,29 @@ from typing import Any
 from powerplan.errors import InputError, allowed_values
 
 CONTEXTS = (64, 16_384)
-"""Shortest and longest context, in tokens; powers of two, since curves are binned by them."""
+"""Shortest and longest context in tokens. Contexts are powers of two, because the bins of the curves are."""
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Sizes of one task: the model around the mixers, its data, and AdamW.
+    """Settings of one task: the model around the mixers, the data, and the optimiser AdamW.
 
-    steps: of softmax attention; the FLOPs of them are what every mixer may spend under --match flops. held_out:
-    sequences that are evaluated. rates: the peak learning rate by mixer. gain: how much larger than GPT-2's, for their
-    width, the matrices in layers are at first.
+    Attributes:
+        context: Tokens of a sequence.
+        batch: Sequences of a training step.
+        steps: Training steps of softmax attention. Under --match flops their FLOPs are the budget of every mixer.
+        hidden_size: Features of a token.
+        layers: Layers.
+        heads: Attention heads of a layer.
+        head_dim: Features of a head.
+        intermediate_size: Width of the MLP.
+        held_out: Sequences that are evaluated.
+        rates: Peak learning rate of each mixer.
+        gain: Factor on the first weights of the matrices in layers, beyond `icl.run.scale_weights`.
+        flops: The budget of every mixer in FLOPs, in place of `steps`.
+        warmup: Share of the steps in which the learning rate rises.
+        weight_decay: Of matrices.
+        clip: Largest norm of the gradient.
     """
 
     context: int
@@ -36,13 +49,13 @@ class TaskSettings:
     weight_decay: float = 0.1
     clip: float = 1.0
 
-    def changed(self, **asked: Any) -> TaskSettings:
-        """Return these settings with what is not None of `asked` in their place."""
-        return replace(self, **{name: value for name, value in asked.items() if value is not None})
+    def changed(self, **options: Any) -> TaskSettings:
+        """Return these settings with the given options. An option of None changes nothing."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
 
 
 def check_context(context: int, where: str = "--context") -> int:
-    """Return `context`; raises InputError unless it is a power of two within CONTEXTS."""
+    """Return `context`. Raises InputError unless it is a power of two within CONTEXTS."""
     low, high = CONTEXTS
     if not low <= context <= high or context & (context - 1):
         raise InputError(f"{context:,} is not a power of two from {low} to {high:,}", where)
@@ -50,7 +63,7 @@ def check_context(context: int, where: str = "--context") -> int:
 
 
 def preset(name: str) -> dict[str, TaskSettings]:
-    """Return the settings of each task; raises InputError for an unknown preset."""
+    """Return the settings of each task. Raises InputError for an unknown preset."""
     if name not in PRESETS:
         raise InputError(f"{name!r} is not a preset{allowed_values(name, sorted(PRESETS))}", "--preset")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""What a task has to offer: batches that follow from a seed and a step, and held-out sequences."""
+"""What a task offers: training batches that depend on seed and step alone, and held-out sequences."""
 
 from __future__ import annotations
 
@@ -11,47 +11,58 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, T], and targets [B, T]: what is to be predicted at each.
+    """Sequences, what the model must predict at each token, and where each prediction belongs on the curve.
 
-    place [B, T]: what the curve is drawn over, bytes of context or the distance of what is recalled; 0 where the
-    prediction does not count.
+    Attributes:
+        tokens: Token ids [B, T], int64.
+        targets: The right prediction at each token [B, T], int64.
+        curve_x: Where each prediction counts on the x axis of the curve [B, T], int64: bytes of context, or tokens
+            since the statement. 0 means that the prediction does not count.
     """
 
     tokens: Tensor
     targets: Tensor
-    place: Tensor
+    curve_x: Tensor
 
     @property
     def scored(self) -> Tensor:
-        """Which predictions count, [B, T]."""
-        return self.place > 0
+        """Bool [B, T], true where the prediction counts."""
+        return self.curve_x > 0
 
     def part(self, rows: slice) -> Batch:
-        """Return some of the sequences."""
-        return Batch(self.tokens[rows], self.targets[rows], self.place[rows])
+        """Return the sequences `rows`."""
+        return Batch(self.tokens[rows], self.targets[rows], self.curve_x[rows])
 
 
 class Task(Protocol):
-    """A task. measure says what `Curve` holds of it: "loss" in bits per token, or "accuracy"."""
+    """A task.
+
+    Attributes:
+        name: Its name on the command line.
+        vocabulary: Number of token ids.
+        measure: What is evaluated: "loss" (bits per token) or "accuracy" (share of right predictions).
+        unit: The measure in words, the label of the y axis.
+        x_label: The label of the x axis.
+    """
 
     name: str
     vocabulary: int
     measure: str
     unit: str
-    over: str
+    x_label: str
 
     def batch(self, seed: int, step: int) -> Batch:
-        """Return the training batch of a step; the same for every mixer."""
+        """Return the training batch of a step. It is the same for every mixer."""
 
     def held_out(self) -> Batch:
-        """Return the sequences that are evaluated, the same for every run, in none of the training batches."""
+        """Return the sequences that are evaluated: the same in every run, and in no training batch."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the data are, for the result; baselines: what knows no context reaches, by name."""
+        """Describe the data as JSON for the result. "baselines" holds what simple predictors reach, by name."""
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """Return a generator of its own for each tuple of numbers (seed, step ...)."""
+    """Return a random generator that is seeded by `numbers`, such as seed and step."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)

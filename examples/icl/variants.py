@@ -1,6 +1,6 @@
-"""The models that are compared: one body, another mixer in its layers, and the steps that equal FLOPs buy.
+"""The models that are compared. They differ in the mixer of their layers, and in how many steps they are trained.
 
-Every size, state and FLOP count is powerplan's.
+powerplan computes all sizes, states and FLOPs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,25 @@ from powerplan.swap.windows import same_state_window
 from powerplan.training import Budget, budget_of
 
 MIXERS = ("softmax", "window", "linear", "power", "mix")
+"""The mixers that --mixers takes."""
+
 POWER = "power:p=2,gated=true"
+"""Power attention as `powerplan --mixer` takes it."""
+
 LINEAR = "linear:gated=true"
+"""Linear attention as `powerplan --mixer` takes it."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One mixer at one context: its model, the budget it may spend, and the whole optimiser steps that takes."""
+    """One of the models at one context.
+
+    Attributes:
+        mixer: Its mixer, one of MIXERS.
+        spec: The model.
+        budget: The training FLOPs that it may use.
+        step_tokens: Tokens of one training step.
+    """
 
     mixer: str
     spec: ModelSpec
@@ -39,6 +51,7 @@ class Variant:
 
     @property
     def steps(self) -> int:
+        """Training steps that use up the budget, the last one rounded up."""
         return self.budget.steps(self.step_tokens)
 
     @property
@@ -68,15 +81,15 @@ def body(settings: TaskSettings, vocabulary: int, name: str) -> ModelSpec:
 
 
 def spec_of(base: ModelSpec, mixer: str, context: int) -> ModelSpec:
-    """Return `base` with `mixer` in its layers.
+    """Return `base` with another mixer in its layers.
 
-    window: as long as keys and values fill the state of power attention of degree 2. mix: the mix of softmax and power
-    layers that `powerplan recommend` puts first for this context.
+    The window has the length at which its keys and values take as much state as power attention of degree 2. The mix is
+    the mix of softmax and power layers that `powerplan recommend` ranks first for this context.
     """
     power = with_mixer(base, POWER)[0]
     if mixer == "mix":
         answer = recommend(power, Request(contexts=[context], only=("mix", "attention", "power"), top=100))
-        return next(item.spec for item in answer.candidates if item.plan.is_mix)
+        return next(candidate.spec for candidate in answer.candidates if candidate.plan.is_mix)
     if mixer == "window":
         window = same_state_window(power)
         assert window is not None
@@ -89,19 +102,24 @@ def variants(
 ) -> tuple[Variant, ...]:
     """Return the models of a task.
 
-    match: "flops" gives every mixer as many steps as the FLOPs of softmax attention's buy (or settings.flops), the last
-    step rounded up; "tokens" gives all the same steps.
+    Args:
+        settings: Settings of the task.
+        mixers: Some of MIXERS.
+        vocabulary: Number of token ids.
+        name: Name of the specs.
+        match: "flops" gives every mixer the same training FLOPs: `settings.flops`, or what softmax attention uses in
+            `settings.steps` steps. "tokens" gives every mixer `settings.steps` steps.
     """
     base, context = body(settings, vocabulary, name), settings.context
     step_tokens = settings.batch * context
     tokens = settings.steps * step_tokens
     flops = Fraction(settings.flops or budget_of(Accounting(base), context, tokens=tokens).total_flops)
-    found = []
+    models = []
     for mixer in mixers:
         accounting = Accounting(spec_of(base, mixer, context))
         if match == "flops":
             budget = budget_of(accounting, context, flops=flops)
         else:
             budget = budget_of(accounting, context, tokens=tokens)
-        found.append(Variant(mixer, accounting.spec, budget, step_tokens))
-    return tuple(found)
+        models.append(Variant(mixer, accounting.spec, budget, step_tokens))
+    return tuple(models)

@@ -1,4 +1,4 @@
-"""Sequence mixers as modules, one class per kind of powerplan.mixers. A new kind is one class and one entry here."""
+"""Sequence mixers as modules, one class per kind of powerplan.mixers. A new kind is a class and an entry in BUILT."""
 
 from __future__ import annotations
 
@@ -39,19 +39,26 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     GatedDeltaNet: (GatedDeltaNetMixer, ()),
     KDA: (KimiDeltaAttention, ()),
 }
-"""The module of each kind that is built, and which of `build_mixer`'s choices it takes."""
+"""The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
 
-def build_mixer(mixer: Mixer, hidden: int, *, rope: bool, impl: str = "auto", **settings: Any) -> nn.Module:
-    """Return the module of `mixer`, [B, T, hidden] -> [B, T, hidden]; settings are device and dtype.
+def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any) -> nn.Module:
+    """Return the module of a mixer, [B, T, hidden_size] -> [B, T, hidden_size].
 
-    rope: turn queries and keys by their positions, where the kind has such. impl: of power and linear attention and
-    those with a fixed decay, as in `power_attention`. Raises InputError for a kind that is not built.
+    Args:
+        mixer: The mixer of a spec.
+        hidden_size: Features of a token.
+        rope: Whether queries and keys get RoPE, in kinds that have it.
+        impl: Implementation of power, linear and fixed-decay attention, as in `power_attention`.
+        **factory_kwargs: device and dtype.
+
+    Raises:
+        InputError: The kind of mixer cannot be built.
     """
-    found = BUILT.get(type(mixer))  # Exactly: kinds that derive from another need more than its projections.
-    if found is None:
+    entry = BUILT.get(type(mixer))  # The exact class: kinds that derive from another one need more than its weights.
+    if entry is None:
         kinds = ", ".join(str(kind.__struct_config__.tag) for kind in BUILT)
         raise InputError(f"{mixer.describe()} layers are not built; built are {kinds}")
-    module, takes = found
-    choices = {name: value for name, value in (("rope", rope), ("impl", impl)) if name in takes}
-    return module(mixer, hidden, **choices, **settings)
+    module_class, accepted = entry
+    options = {name: value for name, value in (("rope", rope), ("impl", impl)) if name in accepted}
+    return module_class(mixer, hidden_size, **options, **factory_kwargs)

@@ -1,4 +1,4 @@
-"""What every mixer module does: a whole sequence at once, or the next tokens after those in a slot of a cache."""
+"""What every mixer module does: process a whole sequence, or the next tokens after those in a slot of a cache."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from powerplan.models.cache import Slot
 
 
 class SequenceMixer(nn.Module):
-    """[B, T, m] -> [B, T, m]. A subclass says in `run` how tokens are mixed, and what is kept of them."""
+    """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
     def forward(self, x: Tensor, slot: Slot | None = None) -> Tensor:
-        """Mix the tokens of x; with a slot, they follow those that it remembers, and it remembers them too.
+        """Mix the tokens of x [B, T, m]. With a slot, they follow the tokens in it and are added to it.
 
-        Raises InputError where activation checkpointing calls again with a slot: it holds these tokens by then.
+        Raises InputError where activation checkpointing calls again with a slot, which holds these tokens by then.
         """
         if slot is None:
-            return self.run(x, 0, None, keep=False)[0]
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return self.run(x, 0, None, return_state=False)[0]
+        if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
-        out, slot.state = self.run(x, slot.tokens, slot.state, keep=True)
+        out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True)
         slot.tokens += x.shape[1]
         return out
 
-    def run(self, x: Tensor, seen: int, state: Any, *, keep: bool) -> tuple[Tensor, Any]:
-        """Return the output [B, T, m], and the new state where `keep` is set.
+    def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
+        """Return the output [B, T, m], and the state after these tokens (or anything, if not `return_state`).
 
-        seen: tokens before x, of which `state` (None where there are none) is what an earlier call kept.
+        past_tokens: how many tokens came before x. state: what an earlier call returned for them; None if there are
+        none.
         """
         raise NotImplementedError
+
+
+def _in_backward_pass() -> bool:
+    """Return whether autograd is running a backward pass. torch 2.13 has no public function that tells."""
+    return bool(torch._C._current_graph_task_id() != -1)

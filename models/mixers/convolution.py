@@ -11,24 +11,27 @@ from torch import Tensor, nn
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise causal convolution of `width` tokens, the token itself included. [B, T, C] -> [B, T, C]."""
+    """Depthwise causal convolution over `width` tokens, the current one included. [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, channels: int, width: int, bias: bool, **settings: Any) -> None:
+    def __init__(self, channels: int, width: int, bias: bool, **factory_kwargs: Any) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, 1, width, **settings))
-        self.bias = nn.Parameter(torch.empty(channels, **settings)) if bias else None
+        self.weight = nn.Parameter(torch.empty(channels, 1, width, **factory_kwargs))
+        self.bias = nn.Parameter(torch.empty(channels, **factory_kwargs)) if bias else None
         self.init_weights(1.0)
 
-    def forward(self, x: Tensor, recent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the output, and the last width - 1 inputs [B, width - 1, C]; recent: those before x, None for none."""
-        kept = self.weight.shape[2] - 1
-        x = F.pad(x, (0, 0, kept, 0)) if recent is None else torch.cat((recent, x), 1)
+    def forward(self, x: Tensor, past_inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the output [B, T, C], and the last width - 1 inputs [B, width - 1, C] for the next call.
+
+        past_inputs: the inputs [B, width - 1, C] before x, as the last call returned them; None stands for zeros.
+        """
+        past = self.weight.shape[2] - 1
+        x = F.pad(x, (0, 0, past, 0)) if past_inputs is None else torch.cat((past_inputs, x), 1)
         out = F.conv1d(x.mT, self.weight, self.bias, groups=x.shape[2])
-        return out.mT, x[:, x.shape[1] - kept :].clone()
+        return out.mT, x[:, x.shape[1] - past :].clone()
 
     @torch.no_grad()
     def init_weights(self, _std: float) -> None:
-        """Draw the weights as torch does for convolutions, uniform within 1 / sqrt(width): they are few, not small."""
+        """Draw the weights as torch does for convolutions, uniform within 1 / sqrt(width); biases are 0."""
         bound = 1 / math.sqrt(self.weight.shape[2])
         self.weight.uniform_(-bound, bound)
         if self.bias is not None:

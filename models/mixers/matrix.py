@@ -1,6 +1,6 @@
 """What mixers with a matrix of state per head share: projections, short convolutions, output norm and gate.
 
-Shapes: B batch, T time, m hidden size, H heads, J query and key heads, K key head dim, V value head dim.
+Shapes: B batch, T tokens, m hidden size, H heads, J query and key heads, K key head dim, V value head dim.
 """
 
 from __future__ import annotations
@@ -16,75 +16,80 @@ from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.mixers.convolution import ShortConvolution
 
 
-class Kept(NamedTuple):
-    """What is remembered: the state of the heads, and the last inputs of the short convolutions if there are any."""
+class MatrixMixerState(NamedTuple):
+    """The state of the heads, and the last inputs of the short convolutions (None without convolutions)."""
 
-    memory: Any
-    recent: Tensor | None
+    heads: Any
+    conv_inputs: Tensor | None
 
 
 class MatrixMixer(SequenceMixer):
-    """[B, T, m] -> [B, T, m]: project, convolve, `mix` (a subclass says how), normalise each head or all, gate.
+    """[B, T, m] -> [B, T, m]: project, convolve, `mix` (by the subclass), normalise each head or all, gate.
 
-    The norm has no weights where the mixer's output_norm is "none". `activated` says that queries, keys and values go
-    through SiLU even without convolutions (with them they always do), `sigmoid_gate` that the gate is no SiLU.
+    The norm has no weights where the mixer's output_norm is "none".
     """
 
     activated = False
-    sigmoid_gate = False
+    """Queries, keys and values go through SiLU. After convolutions they always do."""
 
-    def __init__(self, mixer: MatrixState, hidden: int, **settings: Any) -> None:
+    sigmoid_gate = False
+    """The output gate is a sigmoid and not SiLU."""
+
+    def __init__(self, mixer: MatrixState, hidden_size: int, **factory_kwargs: Any) -> None:
         super().__init__()
         self.heads, self.key_heads = mixer.heads, getattr(mixer, "key_heads", mixer.heads)
         self.head_dim, self.v_head_dim = mixer.head_dim, mixer.v_head_dim
         self.chunk_size = mixer.chunk_size
         keys, values = self.key_heads * mixer.head_dim, mixer.heads * mixer.v_head_dim
-        self.q_proj = nn.Linear(hidden, keys, bias=False, **settings)
-        self.k_proj = nn.Linear(hidden, keys, bias=False, **settings)
-        self.v_proj = nn.Linear(hidden, values, bias=False, **settings)
-        self.o_proj = nn.Linear(values, hidden, bias=False, **settings)
+        self.q_proj = nn.Linear(hidden_size, keys, bias=False, **factory_kwargs)
+        self.k_proj = nn.Linear(hidden_size, keys, bias=False, **factory_kwargs)
+        self.v_proj = nn.Linear(hidden_size, values, bias=False, **factory_kwargs)
+        self.o_proj = nn.Linear(values, hidden_size, bias=False, **factory_kwargs)
         width = mixer.conv_size
-        self.convolution = ShortConvolution(2 * keys + values, width, mixer.conv_bias, **settings) if width else None
-        self.output_gate = self.build_gate(mixer, hidden, **settings) if mixer.output_gate else None
-        whole = mixer.output_norm == "full"
+        self.convolution = (
+            ShortConvolution(2 * keys + values, width, mixer.conv_bias, **factory_kwargs) if width else None
+        )
+        self.output_gate = self.build_gate(mixer, hidden_size, **factory_kwargs) if mixer.output_gate else None
+        all_heads = mixer.output_norm == "full"
         self.output_norm = nn.RMSNorm(
-            values if whole else mixer.v_head_dim,
+            values if all_heads else mixer.v_head_dim,
             eps=1e-6,
             elementwise_affine=mixer.output_norm != "none",
-            **settings,
+            **factory_kwargs,
         )
-        self.whole_norm = whole
+        self.norms_all_heads = all_heads
 
-    def build_gate(self, mixer: MatrixState, hidden: int, **settings: Any) -> nn.Module:
-        """Return the module from the hidden state to the gate of all value channels."""
-        return nn.Linear(hidden, mixer.heads * mixer.v_head_dim, bias=False, **settings)
+    def build_gate(self, mixer: MatrixState, hidden_size: int, **factory_kwargs: Any) -> nn.Module:
+        """Return the module [B, T, m] -> [B, T, H V] of the output gate."""
+        return nn.Linear(hidden_size, mixer.heads * mixer.v_head_dim, bias=False, **factory_kwargs)
 
-    def run(self, x: Tensor, seen: int, state: Any, *, keep: bool) -> tuple[Tensor, Any]:
-        memory, recent = (None, None) if state is None else state
+    def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
+        heads_state, conv_inputs = (None, None) if state is None else state
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.convolution is not None:
             sizes = [part.shape[-1] for part in (q, k, v)]
-            joined, recent = self.convolution(torch.cat((q, k, v), -1), recent)
+            joined, conv_inputs = self.convolution(torch.cat((q, k, v), -1), conv_inputs)
             q, k, v = joined.split(sizes, -1)
         if self.activated or self.convolution is not None:
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
         q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
         v = v.unflatten(-1, (self.heads, self.v_head_dim))
-        out, memory = self.mix(x, q, k, v, seen, memory, keep=keep)
-        return self.merge(x, out), Kept(memory, recent) if keep else None
+        out, heads_state = self.mix(x, q, k, v, past_tokens, heads_state, return_state=return_state)
+        return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
 
     def mix(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: int, memory: Any, *, keep: bool
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        """Return [B, T, H, V], and the memory after these tokens.
+        """Return the heads' outputs [B, T, H, V], and their state after these tokens.
 
-        x: [B, T, m], for gates; q, k: [B, T, J, K]; v: [B, T, H, V]; memory: what came before, None for nothing.
+        x: [B, T, m], from which gates are made. q, k: [B, T, J, K]. v: [B, T, H, V]. state: what an earlier call
+        returned for the tokens before these; None if there are none.
         """
         raise NotImplementedError
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:
         """Return the heads' outputs [B, T, H, V] normalised, gated and back in the hidden size."""
-        out = self.output_norm(out.flatten(-2)) if self.whole_norm else self.output_norm(out).flatten(-2)
+        out = self.output_norm(out.flatten(-2)) if self.norms_all_heads else self.output_norm(out).flatten(-2)
         if self.output_gate is not None:
             gate = self.output_gate(x)
             out = out * (gate.sigmoid() if self.sigmoid_gate else F.silu(gate))

@@ -1,4 +1,7 @@
-"""Power attention, and linear attention as its degree 1, by powerplan.kernels."""
+"""Power attention, and linear attention as its degree 1, by powerplan.kernels.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, K key head dim, V value head dim.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from powerplan.errors import InputError
 from powerplan.kernels import power_attention, power_attention_step
 from powerplan.kernels.api import DEGREES
 from powerplan.mixers import FeatureAttention
-from powerplan.models.mixers.heads import HeadedMixer
+from powerplan.models.mixers.heads import GroupedHeadsMixer
 
 
-class PowerAttention(HeadedMixer):
-    """Power attention of the mixer's degree, gated and normalised as the mixer says; linear is p = 1."""
+class PowerAttention(GroupedHeadsMixer):
+    """Power attention of the mixer's degree, gated and normalised as the mixer says (arXiv 2507.04239)."""
 
     def __init__(
-        self, mixer: FeatureAttention, hidden: int, *, rope: bool, impl: str = "auto", **settings: Any
+        self, mixer: FeatureAttention, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any
     ) -> None:
-        super().__init__(mixer, hidden, rope=rope, **settings)
+        super().__init__(mixer, hidden_size, rope=rope, **factory_kwargs)
         if mixer.degree not in DEGREES:
             raise InputError(f"p={mixer.degree}: the kernels run degrees {DEGREES[0]} to {DEGREES[-1]}")
         if mixer.degree % 2 and mixer.has_normaliser:
@@ -28,15 +31,15 @@ class PowerAttention(HeadedMixer):
         self.chunk_size, self.impl = mixer.chunk_size, impl
 
     def mix(
-        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, keep: bool
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        settings: dict[str, Any] = {"p": self.p, "normalize": self.normalize}
+        options: dict[str, Any] = {"p": self.p, "normalize": self.normalize}
         if state is not None and q.shape[1] == 1:
-            last = None if log_g is None else log_g[:, 0]
-            out, state = power_attention_step(q[:, 0], k[:, 0], v[:, 0], last, state, **settings)
+            step_log_g = None if log_g is None else log_g[:, 0]
+            out, state = power_attention_step(q[:, 0], k[:, 0], v[:, 0], step_log_g, state, **options)
             return out[:, None], state
-        settings |= {"chunk_size": self.chunk_size, "impl": self.impl}
-        if not keep:
-            whole: Tensor = power_attention(q, k, v, log_g, **settings)  # type: ignore[assignment]
+        options |= {"chunk_size": self.chunk_size, "impl": self.impl}
+        if not return_state:
+            whole: Tensor = power_attention(q, k, v, log_g, **options)  # type: ignore[assignment]
             return whole, None
-        return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **settings)  # type: ignore[return-value]
+        return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]

@@ -10,42 +10,48 @@ from torch import Tensor
 from powerplan.kernels import power_attention, power_attention_step
 from powerplan.mixers import Lightning, RetNet
 from powerplan.models.mixers.matrix import MatrixMixer
-from powerplan.models.rope import angles, rotate
+from powerplan.models.rope import apply_rope, rope_cos_sin
 
 
 class FixedDecay(MatrixMixer):
-    """Linear attention whose state shrinks by exp(`log_decay`) at every token: power attention of degree 1, gated."""
+    """Linear attention whose state is multiplied by exp(`log_decay`) at every token: power attention of degree 1."""
 
     def __init__(
-        self, mixer: RetNet | Lightning, hidden: int, *, rope: bool = False, impl: str = "auto", **settings: Any
+        self,
+        mixer: RetNet | Lightning,
+        hidden_size: int,
+        *,
+        rope: bool = False,
+        impl: str = "auto",
+        **factory_kwargs: Any,
     ) -> None:
-        super().__init__(mixer, hidden, **settings)
+        super().__init__(mixer, hidden_size, **factory_kwargs)
         self.rope, self.impl = rope, impl
 
     def log_decay(self, device: torch.device) -> Tensor:
-        """Return the logarithms [H] of the decays, in float32."""
+        """Return the natural logarithms of the decays per token [H], float32, below 0."""
         raise NotImplementedError
 
     def mix(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: int, memory: Any, *, keep: bool
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
         if self.rope:
-            turns = angles(seen, x.shape[1], self.head_dim, x.device)
-            q, k = rotate(q, *turns), rotate(k, *turns)
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device)
+            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         log_g = self.log_decay(x.device).expand(*x.shape[:2], -1)
-        settings: dict[str, Any] = {"p": 1, "normalize": False}
-        if memory is not None and x.shape[1] == 1:
-            out, memory = power_attention_step(q[:, 0], k[:, 0], v[:, 0], log_g[:, 0], memory, **settings)
-            return out[:, None], memory
-        settings |= {"chunk_size": self.chunk_size, "impl": self.impl}
-        if not keep:
-            whole: Tensor = power_attention(q, k, v, log_g, **settings)  # type: ignore[assignment]
+        options: dict[str, Any] = {"p": 1, "normalize": False}
+        if state is not None and x.shape[1] == 1:
+            out, state = power_attention_step(q[:, 0], k[:, 0], v[:, 0], log_g[:, 0], state, **options)
+            return out[:, None], state
+        options |= {"chunk_size": self.chunk_size, "impl": self.impl}
+        if not return_state:
+            whole: Tensor = power_attention(q, k, v, log_g, **options)  # type: ignore[assignment]
             return whole, None
-        return power_attention(q, k, v, log_g, initial_state=memory, return_state=True, **settings)  # type: ignore[return-value]
+        return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
 
 class Retention(FixedDecay):
-    """Multi-scale retention: decay 1 - 2^(-5 - h) of head h, SiLU gate (arXiv 2307.08621, equation 8)."""
+    """Multi-scale retention with a SiLU gate: decay 1 - 2^(-5 - h) of head h, from 0 (arXiv 2307.08621, equation 8)."""
 
     def log_decay(self, device: torch.device) -> Tensor:
         heads = torch.arange(self.heads, device=device, dtype=torch.float32)
@@ -55,8 +61,8 @@ class Retention(FixedDecay):
 class LightningAttention(FixedDecay):
     """Lightning attention: SiLU on queries, keys and values, sigmoid gate, no positions (MiniMax-01, section 2.2).
 
-    Decay exp(-2^(-8 (h + 1) / H)) of head h: ALiBi's slopes, the same in all layers, where MiniMax-01 lowers them with
-    depth.
+    Head h, from 0, has the decay exp(-2^(-8 (h + 1) / H)): the slopes of ALiBi. All layers have the same decays here;
+    those of MiniMax-01 get weaker with depth.
     """
 
     activated = True

@@ -210,9 +210,8 @@ def _add_power_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     settings: PowerSettings = module.power_settings
     if (description := UNSUPPORTED_LAYER_TYPES.get(_layer_type(module))) is not None:
         raise InputError(f"power attention does not do {description}")
-    model_cache, position = kwargs.get("past_key_values"), module.layer_idx
-    has_layer = model_cache is not None and position < len(model_cache.layers)
-    cache_layer = model_cache.layers[position] if has_layer else None
+    cache_layers = getattr(kwargs.get("past_key_values"), "layers", ())
+    cache_layer = cache_layers[module.layer_idx] if module.layer_idx < len(cache_layers) else None
     if isinstance(cache_layer, PowerCacheLayer):
         kwargs = kwargs | {"past_key_values": None}
     elif settings.gated and cache_layer is not None and cache_layer.get_seq_length():

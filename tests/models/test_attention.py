@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from powerplan.models.mixers.attention import _wanted_lse, softmax_attention
-from powerplan.models.mixers.sinks import _by_definition, _by_flash, attend, rescaled
+from powerplan.models.mixers.attention import lse_argument, softmax_attention
+from powerplan.models.mixers.sinks import all_pairs_with_sinks, flash_with_sinks, rescale_for_sinks, sdpa_with_sinks
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None = None) -> Tensor:
@@ -57,23 +57,23 @@ def test_sinks_equal_the_definition(window: int | None, tokens: int, before: int
     torch.manual_seed(tokens)
     shapes = [(2, tokens, 4, 6), (2, before + tokens, 2, 6), (2, before + tokens, 2, values), (4,)]
     q, k, v, sinks = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
-    found, expected = softmax_attention(q, k, v, window, sinks), by_definition(q, k, v, window, sinks)
-    torch.testing.assert_close(found, expected)
-    grad = torch.randn_like(found)
+    out, expected = softmax_attention(q, k, v, window, sinks), by_definition(q, k, v, window, sinks)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
     torch.testing.assert_close(
-        torch.autograd.grad(found, (q, k, v, sinks), grad), torch.autograd.grad(expected, (q, k, v, sinks), grad)
+        torch.autograd.grad(out, (q, k, v, sinks), grad), torch.autograd.grad(expected, (q, k, v, sinks), grad)
     )
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_sinks_by_all_pairs_equal_those_by_flash(causal: bool) -> None:
-    """What GPUs use where a few tokens follow a cache."""
+    """GPUs use all pairs where a few tokens follow a cache."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
     sinks = torch.randn(4, dtype=torch.float64)
     mask = None if causal else torch.ones(9, 9, dtype=torch.bool).tril(2).triu(-3)
-    found = _by_definition(q, k, v, sinks, mask, causal)
-    torch.testing.assert_close(found, _by_flash(q, k, v, sinks, mask, causal))
+    out = all_pairs_with_sinks(q, k, v, sinks, mask, causal)
+    torch.testing.assert_close(out, flash_with_sinks(q, k, v, sinks, mask, causal))
 
 
 def test_flex_attention_gives_the_log_sum_exp_that_sinks_need() -> None:
@@ -81,6 +81,6 @@ def test_flex_attention_gives_the_log_sum_exp_that_sinks_need() -> None:
     q, k, v, sinks = torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8), torch.randn(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It says that it is not compiled.
-        out, lse = flex_attention(q, k, v, **_wanted_lse())  # type: ignore[misc]
-    found = rescaled(out, getattr(lse, "lse", lse), sinks)
-    torch.testing.assert_close(found, attend(q, k, v, sinks))
+        out, lse = flex_attention(q, k, v, **lse_argument())  # type: ignore[misc]
+    with_sinks = rescale_for_sinks(out, getattr(lse, "lse", lse), sinks)
+    torch.testing.assert_close(with_sinks, sdpa_with_sinks(q, k, v, sinks))

@@ -12,7 +12,7 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.mixers import MLA, Attention
 from powerplan.models import Cache, build_model, generate
-from powerplan.models.cache import Growing
+from powerplan.models.cache import GrowingBuffer
 
 GROWS = [kind for kind, mixer in MIXERS.items() if isinstance(mixer, (Attention, MLA)) and "window" not in kind]
 PIECES = {"prompt and tokens": [23, 1, 1, 1, 1], "all tokens": [1] * 27, "odd": [1, 9, 2, 14, 1], "no prompt": [0, 27]}
@@ -67,30 +67,32 @@ def test_generate(kind: str) -> None:
     torch.manual_seed(1)
     model = build_model(spec_of(MIXERS[kind], repeat=2), dtype=torch.float64)
     prompt, cache = torch.randint(9, (2, 8)), Cache()
-    found = generate(model, prompt, 6, cache=cache)
+    answer = generate(model, prompt, 6, cache=cache)
     before = cache.nbytes
-    whole = torch.cat((prompt, found), 1)
-    torch.testing.assert_close(model(whole[:, :-1])[:, 7:].argmax(-1), found)
-    generate(model, found[:, -1:], 5, cache=cache)
+    whole = torch.cat((prompt, answer), 1)
+    torch.testing.assert_close(model(whole[:, :-1])[:, 7:].argmax(-1), answer)
+    generate(model, answer[:, -1:], 5, cache=cache)
     assert (cache.nbytes > before) == (kind in GROWS)
 
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_what_grows_is_what_was_appended(window: int | None, differentiable: bool) -> None:
+def test_a_growing_buffer_holds_what_was_appended(window: int | None, differentiable: bool) -> None:
     """The last entries in order; without gradients a token is written behind the others, which stay where they are."""
     whole = torch.randn(2, 100, 3)
     with torch.set_grad_enabled(differentiable):
-        kept, start, places = Growing(whole[:, :7].clone()), 7, set()
-        kept.keep(window)
+        buffer, start, addresses = GrowingBuffer(whole[:, :7].clone()), 7, set()
+        buffer.keep_last(window)
         for length in (1, 1, 1, 4, 20, *[1] * 66):
             first = 0 if window is None else start - min(start, window)
-            torch.testing.assert_close(kept.append(whole[:, start : start + length]), whole[:, first : start + length])
-            kept.keep(window)
+            torch.testing.assert_close(
+                buffer.append(whole[:, start : start + length]), whole[:, first : start + length]
+            )
+            buffer.keep_last(window)
             start += length
-            places.add(kept.buffer.data_ptr())
-    torch.testing.assert_close(kept.entries, whole if window is None else whole[:, -window:])
+            addresses.add(buffer.buffer.data_ptr())
+    torch.testing.assert_close(buffer.entries, whole if window is None else whole[:, -window:])
     if not differentiable:
-        assert len(places) <= (5 if window is None else 16)
+        assert len(addresses) <= (5 if window is None else 16)
     if window is not None:
-        assert kept.buffer.shape[1] <= 50
+        assert buffer.buffer.shape[1] <= 50

@@ -18,8 +18,8 @@ def by_definition(module: MixtureOfExperts, x: Tensor, top_k: int) -> Tensor:
     """Every expert on every token, weighted by the softmax over the chosen; over all where one is chosen."""
     logits = module.router(x)
     chosen = logits >= logits.topk(top_k, -1).values[..., -1:]
-    of = logits if top_k == 1 else logits.masked_fill(~chosen, -torch.inf)
-    shares = of.softmax(-1).masked_fill(~chosen, 0)
+    competing = logits if top_k == 1 else logits.masked_fill(~chosen, -torch.inf)
+    shares = competing.softmax(-1).masked_fill(~chosen, 0)
     own, zero, out = module.experts, torch.zeros(()).to(x), 0
     for expert in range(shares.shape[-1]):
         inner = x @ own.up[expert].mT + (zero if own.up_bias is None else own.up_bias[expert])
@@ -27,8 +27,8 @@ def by_definition(module: MixtureOfExperts, x: Tensor, top_k: int) -> Tensor:
             inner = F.gelu(inner)
         else:
             inner = inner * F.silu(x @ own.gate[expert].mT + (zero if own.gate_bias is None else own.gate_bias[expert]))
-        found = inner @ own.down[expert].mT + (zero if own.down_bias is None else own.down_bias[expert])
-        out = out + shares[..., expert, None] * found
+        result = inner @ own.down[expert].mT + (zero if own.down_bias is None else own.down_bias[expert])
+        out = out + shares[..., expert, None] * result
     if module.shared is not None:
         shared = module.shared(x)
         out = out + (shared if module.shared_gate is None else shared * module.shared_gate(x).sigmoid())
@@ -43,10 +43,10 @@ def test_output_and_gradients_equal_the_definition(ffn: MoE) -> None:
     for weight in module.parameters():
         torch.nn.init.normal_(weight)
     x = torch.randn(2, 9, 7, dtype=torch.float64, requires_grad=True)
-    found, expected = module(x), by_definition(module, x, ffn.top_k)
-    torch.testing.assert_close(found, expected)
-    inputs, grad = [x, *module.parameters()], torch.randn_like(found)
-    own, other = (torch.autograd.grad(out, inputs, grad, retain_graph=True) for out in (found, expected))
+    out, expected = module(x), by_definition(module, x, ffn.top_k)
+    torch.testing.assert_close(out, expected)
+    inputs, grad = [x, *module.parameters()], torch.randn_like(out)
+    own, other = (torch.autograd.grad(result, inputs, grad, retain_graph=True) for result in (out, expected))
     torch.testing.assert_close(own, other)
 
 

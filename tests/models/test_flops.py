@@ -90,7 +90,7 @@ def unread(spec: ModelSpec, tokens: int) -> int:
         if isinstance(mixer, (FeatureAttention, RetNet, Lightning)):
             chunk = mixer.effective_chunk_size() if isinstance(mixer, FeatureAttention) else mixer.chunk_size
             terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
-            (update,) = [int(item.value) for item in terms if item.component.endswith("update state")]
+            (update,) = [int(term.value) for term in terms if term.component.endswith("update state")]
             less += use.count * update * (tokens % chunk or min(chunk, tokens))
     return less
 
@@ -100,9 +100,9 @@ def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     expected = tokens * (Fraction(accounting.weight_flops) + accounting.state_flops(tokens))
     model = build_model(spec, device=device)
     ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
-    found = executed(lambda: model(ids))
+    counted = executed(lambda: model(ids))
     more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens)
-    assert found == BATCH * (expected + more)
+    assert counted == BATCH * (expected + more)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -149,11 +149,11 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
     ids = torch.zeros(BATCH, 1, dtype=torch.long)
     elementwise = ("decay", "update") if isinstance(mixer, (FeatureAttention, RetNet, Lightning)) else ("decay",)
     terms = mixer.decode_flops_terms(seen + 1)
-    terms = tuple(item for item in terms if not any(word in item.component for word in elementwise))
+    terms = tuple(term for term in terms if not any(name in term.component for name in elementwise))
     with torch.no_grad():
         model(ids.expand(-1, seen), cache)
-        found = executed(lambda: model(ids, cache))
+        counted = executed(lambda: model(ids, cache))
     more = 0
     if isinstance(mixer, Attention) and mixer.sinks:
         more = 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * mixer.kept(seen + 1)
-    assert found == BATCH * (Accounting(spec).weight_flops + total(terms) + more)
+    assert counted == BATCH * (Accounting(spec).weight_flops + total(terms) + more)

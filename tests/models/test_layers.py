@@ -10,7 +10,7 @@ from powerplan.errors import InputError
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Forgetting, Mamba1, Power
 from powerplan.models import build_layer
-from powerplan.models.rope import angles, rotate
+from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.spec import ModelSpec, Norm
 
 
@@ -32,19 +32,19 @@ def test_every_weight_has_a_gradient_and_nothing_sees_the_future(kind: str) -> N
 @pytest.mark.parametrize("impl", ["reference", "recurrent", "torch"])
 def test_power_layers_take_an_implementation(impl: str) -> None:
     spec = spec_of(MIXERS["power"])
-    found, exact = build_layer(spec, dtype=torch.float64, impl=impl), build_layer(spec, dtype=torch.float64)
-    exact.load_state_dict(found.state_dict())
+    layer, exact = build_layer(spec, dtype=torch.float64, impl=impl), build_layer(spec, dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
     x = torch.randn(1, 33, 16, dtype=torch.float64)
-    torch.testing.assert_close(found(x), exact(x))
+    torch.testing.assert_close(layer(x), exact(x))
 
 
-def test_rope_turns_by_the_distance() -> None:
+def test_rope_depends_on_the_distance() -> None:
     q, k = torch.randn(1, 1, 1, 10, dtype=torch.float64), torch.randn(1, 1, 1, 10, dtype=torch.float64)
-    cos, sin = (x.double() for x in angles(0, 50, 10, torch.device("cpu")))
+    cos, sin = (x.double() for x in rope_cos_sin(0, 50, 10, torch.device("cpu")))
 
     def product(query: int, key: int) -> float:
-        turned = (rotate(x, cos[at : at + 1], sin[at : at + 1]) for x, at in ((q, query), (k, key)))
-        left, right = turned
+        rotated = (apply_rope(x, cos[at : at + 1], sin[at : at + 1]) for x, at in ((q, query), (k, key)))
+        left, right = rotated
         return float((left * right).sum())
 
     assert product(30, 10) == pytest.approx(product(45, 25), rel=1e-5)

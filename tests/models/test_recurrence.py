@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from powerplan.models.mixers.recurrence import _by_fla, _fla_takes, delta_rule, gated_linear, step
+from powerplan.models.mixers.recurrence import (
+    delta_rule,
+    delta_rule_by_fla,
+    fla_supports,
+    gated_linear_attention,
+    recurrent_step,
+)
 
 KINDS = ["deltanet", "gated_deltanet", "kda", "gla"]
 
@@ -22,19 +28,19 @@ def inputs(kind: str, tokens: int, dtype: torch.dtype = torch.float64, strongest
     """q, k [2, T, 3, 6], v [2, T, 3, 5], and what the kind needs besides; few decays are strong, most are weak."""
     torch.manual_seed(tokens)
     size = (2, tokens, 3)
-    found = {name: torch.randn(*size, 6, dtype=dtype) for name in "qk"} | {"v": torch.randn(*size, 5, dtype=dtype)}
-    found["k"] = found["k"] / found["k"].norm(dim=-1, keepdim=True)
+    tensors = {name: torch.randn(*size, 6, dtype=dtype) for name in "qk"} | {"v": torch.randn(*size, 5, dtype=dtype)}
+    tensors["k"] = tensors["k"] / tensors["k"].norm(dim=-1, keepdim=True)
     if kind != "gla":
-        found["beta"] = torch.rand(size, dtype=dtype)
+        tensors["beta"] = torch.rand(size, dtype=dtype)
     if kind != "deltanet":
         channels = size if kind == "gated_deltanet" else (*size, 6)
-        found["log_g"] = -strongest * torch.rand(channels, dtype=dtype) ** 3
-    return found
+        tensors["log_g"] = -strongest * torch.rand(channels, dtype=dtype) ** 3
+    return tensors
 
 
 def chunked(given: dict[str, Tensor], chunk_size: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if "beta" not in given:
-        return gated_linear(**given, state=state, chunk_size=chunk_size)
+        return gated_linear_attention(**given, state=state, chunk_size=chunk_size)
     return delta_rule(**{"log_g": None, **given}, state=state, chunk_size=chunk_size)
 
 
@@ -67,12 +73,12 @@ def test_chunks_equal_the_recurrence(kind: str, tokens: int, chunk_size: int) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_those_of_the_recurrence(kind: str) -> None:
     given = {name: x.requires_grad_() for name, x in inputs(kind, 45).items()}
-    found, expected = chunked(given, 20)[0], by_steps(given)
-    grad = torch.randn_like(found)
+    out, expected = chunked(given, 20)[0], by_steps(given)
+    grad = torch.randn_like(out)
     names = list(given)
     for name, own, other in zip(
         names,
-        torch.autograd.grad(found, [given[name] for name in names], grad),
+        torch.autograd.grad(out, [given[name] for name in names], grad),
         torch.autograd.grad(expected, [given[name] for name in names], grad),
         strict=True,
     ):
@@ -91,7 +97,7 @@ def test_states_go_on_in_pieces_and_steps(kind: str) -> None:
     for index in range(57, 60):
         assert state is not None
         one = {name: x[:, index] for name, x in given.items()}
-        out, state = step(**{"beta": None, "log_g": None, **one}, state=state)  # type: ignore[arg-type]
+        out, state = recurrent_step(**{"beta": None, "log_g": None, **one}, state=state)  # type: ignore[arg-type]
         outs.append(out[:, None])
     torch.testing.assert_close(torch.cat(outs, 1), whole)
     torch.testing.assert_close(state, last)
@@ -103,12 +109,12 @@ def test_strong_decays_stay_finite_in_float32(kind: str, strongest: float) -> No
     """Decays of up to exp(-300) a token count as exp(-20): zero beside anything in float32."""
     given = {name: x.requires_grad_() for name, x in inputs(kind, 200, torch.float32, strongest).items()}
     exact = {name: x.detach().double().requires_grad_() for name, x in given.items()}
-    found, expected = chunked(given, 64)[0], chunked(exact, 64)[0]
+    narrow, expected = chunked(given, 64)[0], chunked(exact, 64)[0]
     # Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two.
     allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
-    assert (found - expected).abs().max() <= allowed * expected.abs().max()
+    assert (narrow - expected).abs().max() <= allowed * expected.abs().max()
     grads = [
-        torch.autograd.grad(out.square().sum(), list(x.values())) for out, x in ((found, given), (expected, exact))
+        torch.autograd.grad(out.square().sum(), list(x.values())) for out, x in ((narrow, given), (expected, exact))
     ]
     for name, own, other in zip(given, *grads, strict=True):
         assert own.isfinite().all(), name
@@ -162,8 +168,11 @@ def test_arguments_of_flash_linear_attention(kind: str, monkeypatch: pytest.Monk
     arguments = {"log_g": None, **given}
     _, state = delta_rule(**arguments, state=None, chunk_size=64)
     for start in (None, state):
-        found, expected = _by_fla(**arguments, state=start), delta_rule(**arguments, state=start, chunk_size=64)
-        torch.testing.assert_close(found[1], expected[1], rtol=2**-8, atol=2**-8)  # beta in half precision
-        torch.testing.assert_close(found[0], expected[0], rtol=2**-6, atol=2**-6)
+        by_fla, expected = (
+            delta_rule_by_fla(**arguments, state=start),
+            delta_rule(**arguments, state=start, chunk_size=64),
+        )
+        torch.testing.assert_close(by_fla[1], expected[1], rtol=2**-8, atol=2**-8)  # beta in half precision
+        torch.testing.assert_close(by_fla[0], expected[0], rtol=2**-6, atol=2**-6)
     assert calls == [kind, kind]
-    assert not _fla_takes(given["q"], given["v"])
+    assert not fla_supports(given["q"], given["v"])

@@ -18,7 +18,7 @@ from two_processes import RATE, gradients, loss_of, run_in_two, small_model, sma
 
 from powerplan.errors import InputError
 from powerplan.models import Cache, Slot, build_model
-from powerplan.models.decoder import STANDARD_DEVIATION
+from powerplan.models.decoder import INIT_STD
 
 
 def step(model: Any, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -55,10 +55,10 @@ def test_autocast_rounds_as_it_does_around_softmax_attention() -> None:
             tokens = some_tokens(seed=seed)
             exact = model(tokens)
             with torch.autocast("cpu", torch.bfloat16):
-                found = model(tokens)
-            assert found.dtype == torch.bfloat16
-            assert found.isfinite().all()
-            worst = max(worst, ((found.float() - exact).square().mean() / exact.square().mean()).sqrt().item())
+                rounded = model(tokens)
+            assert rounded.dtype == torch.bfloat16
+            assert rounded.isfinite().all()
+            worst = max(worst, ((rounded.float() - exact).square().mean() / exact.square().mean()).sqrt().item())
         errors[kind] = worst
     assert errors["softmax"] > 2**-9  # A rounding of bfloat16: autocast did something.
     assert all(error <= 2 * errors["softmax"] for error in errors.values()), errors
@@ -159,4 +159,4 @@ def test_weights_are_drawn_in_shards(folder: Path) -> None:
             top, bottom = weight.chunk(2)
             assert weight.std().item() == pytest.approx(whole[name].std().item(), rel=0.25)
             assert top.shape != bottom.shape or not torch.equal(top, bottom)
-    assert drawn["embedding.weight"].std().item() == pytest.approx(STANDARD_DEVIATION, rel=0.1)
+    assert drawn["embedding.weight"].std().item() == pytest.approx(INIT_STD, rel=0.1)

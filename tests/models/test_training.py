@@ -40,9 +40,9 @@ def test_decays_begin_as_published() -> None:
     """A in [1, 16] and steps in [0.001, 0.1], so that log decays at an input of 0 lie between -1.6 and -0.001."""
     for kind in ("gated_deltanet", "kda"):
         decay = build_model(spec_of(MIXERS[kind])).layers[0].mixer.decay  # type: ignore[union-attr]
-        found = decay(torch.zeros(1, 1, 16))
-        assert found.max() <= -0.001 * (1 - 1e-4)
-        assert found.min() >= -1.6
+        log_g = decay(torch.zeros(1, 1, 16))
+        assert log_g.max() <= -0.001 * (1 - 1e-4)
+        assert log_g.min() >= -1.6
 
 
 def test_the_last_matrices_of_branches_begin_smaller() -> None:

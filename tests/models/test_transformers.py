@@ -18,6 +18,7 @@ from powerplan.models import PowerCache, power_class, register_power_attention, 
 
 transformers = pytest.importorskip("transformers")
 from hf_models import SHAPE, build, padding, powered, tokens  # noqa: E402
+from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask  # noqa: E402
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
 
@@ -65,27 +66,28 @@ def definition(
 def by_hand() -> Iterator[None]:
     """Within it, "power" is the definition above."""
 
-    def whole_mask(**kwargs: Any) -> Tensor:
-        found: Tensor = sdpa_mask(**(kwargs | {"allow_is_causal_skip": False}))
-        # Transformers lets queries at padding see all keys, against NaN of softmax.
+    def definition_mask(**kwargs: Any) -> Tensor:
+        mask: Tensor = sdpa_mask(**(kwargs | {"allow_is_causal_skip": False}))
+        # transformers lets queries at padding see all keys, because a softmax over none is NaN.
         padding = kwargs.get("attention_mask")
-        return found if padding is None else found & padding[:, None, None, :]
+        return mask if padding is None else mask & padding[:, None, None, :]
 
-    names = ALL_ATTENTION_FUNCTIONS._global_mapping, ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
-    kept = [names[0]["power"], names[1]["power"]]
-    names[0]["power"], names[1]["power"] = definition, whole_mask
+    forward, mask = ALL_ATTENTION_FUNCTIONS["power"], ALL_MASK_ATTENTION_FUNCTIONS["power"]
+    AttentionInterface.register("power", definition)
+    AttentionMaskInterface.register("power", definition_mask)
     try:
         yield
     finally:
-        names[0]["power"], names[1]["power"] = kept
+        AttentionInterface.register("power", forward)
+        AttentionMaskInterface.register("power", mask)
 
 
 def check_logits(model: Any, ids: Tensor, **inputs: Any) -> None:
-    found = model(ids, **inputs).logits
+    logits = model(ids, **inputs).logits
     with by_hand():
         exact = model(ids, **inputs).logits
-    shown = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-    torch.testing.assert_close(found[shown], exact[shown])
+    is_token = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    torch.testing.assert_close(logits[is_token], exact[is_token])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,14 +127,14 @@ def test_gradients_equal_those_of_the_definition(gated: bool) -> None:
         model(tokens(), labels=tokens(), attention_mask=padding("left")).loss.backward()
         return {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
-    found = gradients()
+    grads = gradients()
     with by_hand():
         exact = gradients()
-    torch.testing.assert_close(found, exact)
-    assert all(grad.abs().max() > 0 for grad in found.values())
-    assert any("g_proj" in name for name in found) == gated
+    torch.testing.assert_close(grads, exact)
+    assert all(grad.abs().max() > 0 for grad in grads.values())
+    assert any("g_proj" in name for name in grads) == gated
     model.activation_checkpointing_enable()
-    torch.testing.assert_close(gradients(), found)
+    torch.testing.assert_close(gradients(), grads)
 
 
 @pytest.mark.parametrize("gated", GATES)
@@ -140,10 +142,10 @@ def test_gradients_equal_those_of_the_definition(gated: bool) -> None:
 def test_padding_changes_nothing(gated: bool, side: str) -> None:
     model, mask, ids = powered(gated=gated), padding(side), tokens()
     own = mask[-1].bool()
-    places = mask.cumsum(1) - 1
-    found = model(ids, attention_mask=mask, position_ids=places.clamp(min=0)).logits
-    torch.testing.assert_close(found[-1, own], model(ids[-1:, own]).logits[0])
-    torch.testing.assert_close(found[:1], model(ids[:1]).logits)
+    positions = mask.cumsum(1) - 1
+    logits = model(ids, attention_mask=mask, position_ids=positions.clamp(min=0)).logits
+    torch.testing.assert_close(logits[-1, own], model(ids[-1:, own]).logits[0])
+    torch.testing.assert_close(logits[:1], model(ids[:1]).logits)
 
 
 def settings_of_generate(**changes: Any) -> dict[str, Any]:
@@ -158,9 +160,9 @@ def check_generation(model: Any, **settings: Any) -> None:
     if not model.config.power_gated:
         caches.append({})
     for cache in caches:
-        found = model.generate(tokens(), **cache, **settings)
-        assert found.sequences.tolist() == exact.sequences.tolist()
-        torch.testing.assert_close(found.logits, exact.logits)
+        generated = model.generate(tokens(), **cache, **settings)
+        assert generated.sequences.tolist() == exact.sequences.tolist()
+        torch.testing.assert_close(generated.logits, exact.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,17 +185,17 @@ def test_beams(gated: bool) -> None:
 @pytest.mark.parametrize("cuts", [(1, 1, 35), (20, 16, 1), (5, 32), (30, 7)])
 def test_prompts_in_pieces(cache: str, cuts: tuple[int, ...]) -> None:
     model, ids, mask = powered(), tokens(), padding("left")
-    places = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     memory = PowerCache(model) if cache == "PowerCache" else transformers.DynamicCache(config=model.config)
-    found, start = [], 0
+    outs, start = [], 0
     for count in cuts:
         at = slice(start, start + count)
         start += count
-        inputs = {"attention_mask": mask[:, :start], "position_ids": places[:, at]}
-        found.append(model(ids[:, at], past_key_values=memory, **inputs).logits)
+        inputs = {"attention_mask": mask[:, :start], "position_ids": positions[:, at]}
+        outs.append(model(ids[:, at], past_key_values=memory, **inputs).logits)
         assert memory.get_seq_length() == start
-    whole = model(ids, attention_mask=mask, position_ids=places).logits
-    torch.testing.assert_close(torch.cat(found, 1)[mask.bool()], whole[mask.bool()])
+    whole = model(ids, attention_mask=mask, position_ids=positions).logits
+    torch.testing.assert_close(torch.cat(outs, 1)[mask.bool()], whole[mask.bool()])
 
 
 def test_the_cache_does_not_grow() -> None:
@@ -216,22 +218,22 @@ def test_the_cache_selects_and_repeats_sequences() -> None:
     model(ids[:, :30], past_key_values=cache)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
-    found = model(ids[[2, 2, 0, 0], 30:], past_key_values=cache).logits
-    torch.testing.assert_close(found, model(ids[[2, 2, 0, 0]]).logits[:, 30:])
+    logits = model(ids[[2, 2, 0, 0], 30:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, model(ids[[2, 2, 0, 0]]).logits[:, 30:])
 
 
 @pytest.mark.parametrize("gated", GATES)
 def test_packed_sequences_do_not_see_each_other(gated: bool) -> None:
     model, ids, lengths = powered(gated=gated), tokens(1), (5, 1, 20, 11)
-    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     alone = torch.cat([model(part).logits for part in ids.split(lengths, 1)], 1)
-    torch.testing.assert_close(model(ids, position_ids=places, use_cache=False).logits, alone)
-    torch.testing.assert_close(model(ids, position_ids=places, cu_seq_lens_q=bounds).logits, alone)
-    two = torch.cat((places, torch.arange(37)[None]))
-    found = model(tokens(2), position_ids=two, use_cache=False).logits
+    torch.testing.assert_close(model(ids, position_ids=positions, use_cache=False).logits, alone)
+    torch.testing.assert_close(model(ids, position_ids=positions, cu_seq_lens_q=bounds).logits, alone)
+    two = torch.cat((positions, torch.arange(37)[None]))
+    logits = model(tokens(2), position_ids=two, use_cache=False).logits
     check_logits(model, tokens(2), position_ids=two, use_cache=False)
-    torch.testing.assert_close(found[1:], model(tokens(2)[1:]).logits)
+    torch.testing.assert_close(logits[1:], model(tokens(2)[1:]).logits)
 
 
 @pytest.mark.parametrize("gated", GATES)
@@ -282,6 +284,13 @@ def test_it_can_be_changed_again() -> None:
     torch.testing.assert_close(model(tokens()).logits, powered()(tokens()).logits)
 
 
+def test_the_package_and_powerplan_models_have_the_same_names() -> None:
+    import powerplan.models
+    import powerplan.models.transformers as package
+
+    assert all(getattr(package, name) is getattr(powerplan.models, name) for name in package.__all__)
+
+
 def test_a_name_is_enough() -> None:
     register_power_attention()
     torch.manual_seed(0)
@@ -322,8 +331,8 @@ def test_new_gates_forget_little(tmp_path: Path) -> None:
 def test_autocast_takes_norms_in_float32() -> None:
     model = powered("Qwen3", torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(tokens()).logits
-    assert found.isfinite().all()
+        logits = model(tokens()).logits
+    assert logits.isfinite().all()
 
 
 def test_compiled() -> None:

@@ -109,7 +109,7 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import powerplan.models
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
     with pytest.raises(ImportError, match=r"PowerCache needs transformers, .* pip install 'transformers>=5'"):
         _ = powerplan.models.PowerCache
