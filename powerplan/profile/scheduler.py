@@ -59,18 +59,18 @@ class Allowance:
     one_run: float
 
 
+@dataclass
 class Scheduler:
     """Orders the points of a workload, and gives each a share of the time that is left.
 
-    How long a run will take is its roofline time, times the factor by which the most similar run missed its own.
+    A run is expected to take its roofline time, times the factor by which the most similar run was slower than its own.
     """
 
-    def __init__(self, workload: Workload, machine: Machine, limit: TimeLimit) -> None:
-        self.workload = workload
-        self.machine = machine
-        self.limit = limit
-        self._slowdowns: dict[tuple[str, str, str], float] = {}
-        """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
+    workload: Workload
+    machine: Machine
+    limit: TimeLimit
+    _slowdowns: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
 
     def contexts(self, subjects: Sequence[TimedMixer]) -> list[int]:
         """Return the workload's contexts; where the user gave none, divided by 4 until a run of the first is short."""
