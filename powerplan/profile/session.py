@@ -23,7 +23,7 @@ MAX_CROSSOVER_S = 3.0
 """Most seconds for the repeats of both mixers at one context of a crossover search."""
 
 BREAKDOWN_RUNS = 3
-"""Runs that a breakdown takes: a warm-up, and one under the profiler, which slows it down."""
+"""A breakdown is expected to take as long as this many runs: a warm-up, and a run that the profiler slows down."""
 
 
 @dataclass
@@ -110,10 +110,12 @@ class Session:
         for timed in able:
             by_projections.setdefault(timed.projection_key, timed)
         for pass_name in self.workload.passes:
-            point, allowance = self.scheduler.weight_point("projections", pass_name), self.scheduler.weight_allowance()
-            self.runner.time(point, list(by_projections.values()), allowance)
+            point, seconds = self.scheduler.weight_point(pass_name), self.scheduler.weight_seconds()
+            distinct = list(by_projections.values())
+            self.runner.time(point, distinct, Allowance(seconds, one_run=self.limit.left() / 4))
             if self.workload.ffn is not None:
-                self.runner.time(point._replace(part="ffn"), able[:1], allowance)
+                point = point._replace(part="ffn")
+                self.runner.time(point, able[:1], Allowance(seconds, one_run=self.limit.left() / 4))
 
     def _crossover(self, pass_name: str) -> None:
         """Look for the context from which the first subject is faster than softmax attention."""
