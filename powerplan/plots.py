@@ -1,9 +1,9 @@
-"""Figures. matplotlib is an extra (`pip install 'powerplan[plot]'`), and imported only when one is drawn."""
+"""Figures for `--plot`. matplotlib is an extra (`pip install 'powerplan[plot]'`), imported only to draw one."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from powerplan.search import Recommendation
 from powerplan.units import format_ratio
 
 FORMATS = ("png", "svg", "pdf")
-CURVES = 6
-"""Candidates drawn: more lines than that cannot be told apart."""
+"""Formats of a figure, which are also the suffixes of its file."""
+
+MAX_CURVES = 6
+"""Most candidates that are drawn: more lines cannot be told apart."""
 
 
 def check_format(path: str, where: str) -> str:
@@ -44,9 +46,8 @@ def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     Both axes are logarithmic; the target and the contexts of the answer are marked.
     """
     pyplot = _pyplot()
-    shown = list(answer.candidates[:CURVES])
-    as_it_is = [item for item in answer.candidates if item.plan.unchanged]
-    shown += [item for item in as_it_is if item not in shown]
+    candidates = list(answer.candidates[:MAX_CURVES])
+    candidates += [other for other in answer.candidates if other.plan.unchanged and other not in candidates]
     contexts = _contexts(answer.contexts)
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     target = answer.request.target
@@ -56,37 +57,24 @@ def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     )
     for context in answer.contexts:
         axes.axvline(context, color="0.85", linewidth=1, zorder=0)
-    for place, item in enumerate(shown, 1):
-        accounting = Accounting(item.spec, answer.request.convention)
+    for number, candidate in enumerate(candidates, 1):
+        accounting = Accounting(candidate.spec, answer.request.convention)
         ratios = [accounting.wsfr(context) for context in contexts]
         points = [(context, float(ratio)) for context, ratio in zip(contexts, ratios, strict=True) if ratio is not None]
-        axes.plot(*zip(*points, strict=True), label=f"{place}. {item.label}", linewidth=2.5 if place == 1 else 1.3)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
-    axes.yaxis.set_major_formatter(lambda value, _: format_ratio(Fraction(value)))
-    axes.set_xlabel("context, tokens")
+        width = 2.5 if number == 1 else 1.3
+        axes.plot(*zip(*points, strict=True), label=f"{number}. {candidate.label}", linewidth=width)
+    _logarithmic_axes(axes, lambda value, _: format_ratio(Fraction(value)))
     axes.set_ylabel("weight FLOPs : state FLOPs")
     axes.set_title(answer.base.spec.name)
     axes.legend(fontsize="small")
     return _drawn(pyplot, figure, form)
 
 
-def _drawn(pyplot: Any, figure: Any, form: str) -> bytes:
-    buffer = io.BytesIO()
-    # Without a date in it, the same answer is the same file.
-    figure.savefig(
-        buffer, format=form, dpi=120, metadata={"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
-    )
-    pyplot.close(figure)
-    return buffer.getvalue()
-
-
 def profile_plot(profile: Profile, form: str) -> bytes:
-    """Return a figure of a profile: tokens per second of each mixer alone over the context, and the layer's time split.
+    """Return a figure of a profile, with two panels for each pass.
 
-    A panel for each pass above, both axes logarithmic, with crossovers marked; below it the shares of projections, FFN
-    and state in the layer's time at every context.
+    The upper one shows the tokens per second of each mixer alone over the context, both axes logarithmic, with the
+    crossovers marked; the lower one the shares of projections, FFN and state in the layer's time at every context.
     """
     pyplot = _pyplot()
     passes = list(dict.fromkeys(row.direction for row in profile.part("state")))
@@ -106,17 +94,13 @@ def _throughput(axes: Any, profile: Profile, direction: str) -> None:
     rows = [row for row in profile.part("state", direction) if row.tokens_per_s]
     for name in dict.fromkeys(row.name for row in rows):
         measured = [(row.context, row.tokens_per_s) for row in rows if row.name == name and row.tokens_per_s]
-        points = sorted(measured + _searched(profile, name, direction))
+        points = sorted(measured + _from_crossovers(profile, name, direction))
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    for item in profile.crossover:
-        if item.direction == direction and item.context is not None:
-            axes.axvline(item.context, color="0.7", linewidth=1, zorder=0)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
-    for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        place(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel("context, tokens")
+    for crossover in profile.crossover:
+        if crossover.direction == direction and crossover.context is not None:
+            axes.axvline(crossover.context, color="0.7", linewidth=1, zorder=0)
+    _logarithmic_axes(axes, lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_ylabel("tokens per second, mixer alone")
     axes.set_title(direction)
     axes.legend(fontsize="small")
@@ -139,27 +123,47 @@ def _time_split(axes: Any, profile: Profile, direction: str) -> None:
         axes.legend(fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
-def _searched(profile: Profile, name: str, direction: str) -> list[tuple[int, float]]:
-    """Return contexts and tokens per second of a mixer where its crossover was looked for."""
+def _from_crossovers(profile: Profile, name: str, direction: str) -> list[tuple[int, float]]:
+    """Return contexts and tokens per second of a mixer that were measured only to find its crossover."""
     known = {row.context for row in profile.part("state", direction) if row.name == name}
     points = []
-    for item in profile.crossover:
-        if item.direction == direction and name in (item.name, item.against):
-            for at in item.tried:
-                tokens = profile.batch * (1 if direction == "decode" else at.context)
-                if at.context not in known:
-                    points.append((at.context, tokens / (at.ms if name == item.name else at.against_ms) * 1000))
+    for crossover in profile.crossover:
+        if crossover.direction == direction and name in (crossover.name, crossover.against):
+            for times in crossover.tried:
+                tokens = profile.batch * (1 if direction == "decode" else times.context)
+                ms = times.ms if name == crossover.name else times.against_ms
+                if times.context not in known:
+                    points.append((times.context, tokens / ms * 1000))
     return points
 
 
+def _logarithmic_axes(axes: Any, show_y: Callable[[float, Any], str]) -> None:
+    """Make both axes logarithmic, the lower one a context in tokens."""
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
+    axes.yaxis.set_major_formatter(show_y)
+    axes.set_xlabel("context, tokens")
+
+
+def _drawn(pyplot: Any, figure: Any, form: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without a date in the file, the same answer makes the same bytes.
+    metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
+    figure.savefig(buffer, format=form, dpi=120, metadata=metadata)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
 def _contexts(marked: Sequence[int]) -> list[int]:
-    """Return powers of two from an eighth of the shortest context, 1k at most, to 16 times the longest."""
+    """Return `marked` and powers of two from an eighth of the shortest, at most 1k, to 16 times the longest."""
     low, high = min(1024, max(1, marked[0] // 8)), marked[-1] * 16
     sizes = [2**exponent for exponent in range(low.bit_length() - 1, high.bit_length())]
     return sorted({*sizes, *marked})
 
 
 def _size(tokens: int) -> str:
+    """Return a context as axes show it: "64k"."""
     for exponent, suffix in ((30, "G"), (20, "M"), (10, "k")):
         if tokens >= 2**exponent:
             return f"{tokens / 2**exponent:g}{suffix}"

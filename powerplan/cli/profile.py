@@ -22,10 +22,7 @@ def profile(
     command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
-        str | None,
-        typer.Option(
-            "--p", help="Degrees of power attention, such as 2 or 2,3. Without it the model's own mixers, or 2."
-        ),
+        str | None, typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2.")
     ] = None,
     ctx: Annotated[
         str | None, typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit.")
@@ -34,17 +31,10 @@ def profile(
         str, typer.Option("--pass", metavar="LIST", help="Any of forward, train (forward and backward), decode.")
     ] = "forward,train",
     against: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST",
-            help="What to compare with: any of softmax, window (with a state as large), linear; or none.",
-        ),
+        str, typer.Option(metavar="LIST", help="Compare with softmax, window (of equal state), linear; or none.")
     ] = "softmax,window",
     impl: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Implementations of power attention: auto, torch, triton, recurrent, reference."
-        ),
+        str, typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference.")
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[
@@ -52,35 +42,20 @@ def profile(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="INTEGER", help="Sequences that a run processes at once.")] = "1",
     chunk_size: Annotated[
-        str,
-        typer.Option(
-            "--chunk-size", metavar="LIST", help="Chunk sizes in tokens to compare, such as 256,512; or auto, for one."
-        ),
+        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none.")
     ] = "auto",
     mixer: Annotated[
-        str | None,
-        typer.Option(
-            "--mixer", help="A mixer in place of --p: power:p=2,gated=true, linear, attention or window:4096."
-        ),
+        str | None, typer.Option(help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.")
     ] = None,
-    breakdown: Annotated[
-        bool, typer.Option("--breakdown", help="Show which kernels or operators take a run's time.")
-    ] = False,
-    time_limit: Annotated[
-        str, typer.Option("--time-limit", metavar="TIME", help="For the whole profile: 60 (seconds), 5min, 1h.")
-    ] = "60",
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
+    time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",
     memory_limit: Annotated[
-        str | None, typer.Option("--memory-limit", help="For one run, such as 4GiB. Without it 70 % of what is free.")
+        str | None, typer.Option(help="For one run, such as 4GiB. Without it 70 % of the free memory.")
     ] = None,
-    save: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.", show_default=False)
-    ] = None,
-    show: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.", show_default=False)
-    ] = None,
+    save: Annotated[str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.")] = None,
+    show: Annotated[str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.")] = None,
     plot: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Draw throughput and time split: .png, .svg or .pdf.", show_default=False),
+        str | None, typer.Option(metavar="FILE", help="Draw throughput and time split: .png, .svg or .pdf.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     output: FormatOption = Format.table,

@@ -181,7 +181,7 @@ def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor
     if timed.feature is not None:
         from powerplan.kernels import power_attention
 
-        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))
+        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
         return out
     mixer = timed.mixer
     repeats, tokens = mixer.heads // mixer.kv_heads, q.shape[1]

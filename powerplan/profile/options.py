@@ -59,13 +59,9 @@ def workload_of(
             model without any gets power attention of degree 2.
         against: `--against`, a list of BASELINES, or "none".
         impl: `--impl`, a list of IMPLS.
-        passes: Keys of PASSES, in their order.
-        contexts: Tokens of each sequence; None for contexts that fit the time limit.
-        device: "cpu", "cuda" or "cuda:1".
-        dtype: "fp32", "bf16" or "fp16"; None for bf16 on a GPU and fp32 on a processor.
-        batch: Sequences that a run processes at once.
-        chunk_sizes: Further chunk sizes to time power attention with, in tokens.
-        breakdown: Whether to show where the time of a run goes.
+        passes, device, batch, chunk_sizes, breakdown: As in Workload.
+        contexts: As in Workload; None for contexts that fit the time limit.
+        dtype: As in Workload; None for bf16 on a GPU and fp32 on a processor.
 
     Returns:
         The workload. Its notes say what was assumed or changed.

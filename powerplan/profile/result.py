@@ -178,26 +178,12 @@ class Profile(SavedProfile, frozen=True, kw_only=True):
 
 
 def to_json(profile: Profile) -> bytes:
-    """Return the content of the file that `--save` writes.
-
-    Args:
-        profile: The profile to save.
-
-    Returns:
-        JSON of schema "powerplan.profile/1", as UTF-8 with a newline at its end.
-    """
+    """Return the file that `--save` writes: JSON of schema "powerplan.profile/1", in UTF-8."""
     return json.dumps(msgspec.to_builtins(profile), indent=1).encode() + b"\n"
 
 
 def load_profile(path: str, where: str = "--show") -> Profile:
-    """Read a profile that `--save` wrote, to print it again.
-
-    Args:
-        path: The file.
-        where: The option that named it, for error messages.
-
-    Returns:
-        The profile, all of it.
+    """Return the profile in a file that `--save` wrote; `where` is the option that named the file.
 
     Raises:
         InputError: If the file does not exist, is no saved profile, or is one of another version.

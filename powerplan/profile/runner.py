@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from powerplan.profile.machine import Machine
 from powerplan.profile.memory import bytes_needed, is_out_of_memory, peak_of
@@ -24,29 +25,20 @@ Each step makes dozens of events.
 """
 
 
+@dataclass
 class Runner:
     """Times the runs of a workload on one machine, in at most `memory_limit` bytes a run.
 
     decoding_clock: the clock for decoding steps, where it is not the machine's. tell: is told what runs now.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        machine: Machine,
-        scheduler: Scheduler,
-        record: Record,
-        memory_limit: int,
-        decoding_clock: Clock | None,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.workload = workload
-        self.machine = machine
-        self.scheduler = scheduler
-        self.record = record
-        self.memory_limit = memory_limit
-        self.decoding_clock = decoding_clock or machine.clock
-        self.tell = tell
+    workload: Workload
+    machine: Machine
+    scheduler: Scheduler
+    record: Record
+    memory_limit: int
+    decoding_clock: Clock | None
+    tell: Callable[[str], None]
 
     def time(self, point: Point, mixers: Sequence[TimedMixer], allowance: Allowance) -> dict[TimedMixer, float]:
         """Time the mixers at one point in turns, record the times and what could not be timed, and return the medians.
@@ -79,7 +71,7 @@ class Runner:
         return medians
 
     def _clock(self, point: Point) -> Clock:
-        return self.decoding_clock if point.decodes else self.machine.clock
+        return self.decoding_clock if point.decodes and self.decoding_clock else self.machine.clock
 
     def _fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
         """Whether a run fits into the memory and into `seconds`; a run that does not is recorded as missing."""

@@ -59,18 +59,18 @@ class Allowance:
     one_run: float
 
 
+@dataclass
 class Scheduler:
     """Orders the points of a workload, and gives each a share of the time that is left.
 
-    How long a run will take is its roofline time, times the factor by which the most similar run missed its own.
+    A run is expected to take its roofline time, times the factor by which the most similar run was slower than its own.
     """
 
-    def __init__(self, workload: Workload, machine: Machine, limit: TimeLimit) -> None:
-        self.workload = workload
-        self.machine = machine
-        self.limit = limit
-        self._slowdowns: dict[tuple[str, str, str], float] = {}
-        """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
+    workload: Workload
+    machine: Machine
+    limit: TimeLimit
+    _slowdowns: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
 
     def contexts(self, subjects: Sequence[TimedMixer]) -> list[int]:
         """Return the workload's contexts; where the user gave none, divided by 4 until a run of the first is short."""
@@ -90,25 +90,23 @@ class Scheduler:
         points = [Point("state", pass_name, context) for context in contexts for pass_name in self.workload.passes]
         return sorted(points, key=lambda point: not point.decodes)
 
-    def weight_point(self, part: str, pass_name: str) -> Point:
-        """Return the point at which projections or the FFN are timed: as many tokens as suit the time, 64 to 2,048."""
-        if pass_name == "decode":
-            return Point(part, pass_name, 1)
-        workload = self.workload
+    def weight_point(self, pass_name: str) -> Point:
+        """Return the point at which projections are timed, and the FFN likewise: as many tokens as suit the time."""
+        point, workload = Point("projections", pass_name, 1), self.workload
+        if point.decodes:
+            return point
         per_token = max((projection_flops(timed, workload.spec.hidden_size) for timed in workload.mixers), default=0)
-        passes = Point(part, pass_name, 1).forward_passes
-        flops = (per_token + workload.ffn_flops()) * workload.batch * passes
+        flops = (per_token + workload.ffn_flops()) * workload.batch * point.forward_passes
         seconds = self.limit.left() * STAGE_SHARES["weights"] / WEIGHT_RUNS
         affordable = seconds * self.machine.matmul_flops_per_s / flops
         tokens = MAX_WEIGHT_TOKENS
         while tokens > MIN_WEIGHT_TOKENS and tokens > affordable:
             tokens //= 2
-        return Point(part, pass_name, tokens)
+        return point._replace(context=tokens)
 
-    def weight_allowance(self) -> Allowance:
-        """Return the time for projections or the FFN in one pass."""
-        left = self.limit.left()
-        return Allowance(STAGE_SHARES["weights"] * left / len(self.workload.passes) / 2, one_run=left / 4)
+    def weight_seconds(self) -> float:
+        """Return the seconds for all repeats of the projections in one pass, and as many for the FFN."""
+        return STAGE_SHARES["weights"] * self.limit.left() / len(self.workload.passes) / 2
 
     def allot(self, stage: str, points: Sequence[Point]) -> Iterator[tuple[Point, Allowance]]:
         """Yield each point with its share of the stage's time; time that one does not use goes to those after it."""

@@ -23,17 +23,14 @@ MAX_CROSSOVER_S = 3.0
 """Most seconds for the repeats of both mixers at one context of a crossover search."""
 
 BREAKDOWN_RUNS = 3
-"""Runs that a breakdown takes: a warm-up, and one under the profiler, which slows it down."""
-
-Progress = Callable[[str, float], None]
-"""Is told what runs now, and the share of the time limit that has passed."""
+"""A breakdown is expected to take as long as this many runs: a warm-up, and a run that the profiler slows down."""
 
 
 @dataclass
 class Session:
     """Times a workload: checks every implementation first, then measures until the time limit.
 
-    Attributes:
+    Args:
         workload: What is timed.
         time_limit: Seconds for the whole profile. The checks are done even where they take longer.
         memory_limit: Bytes that one run may take; None for 70 % of the free memory.
@@ -43,7 +40,7 @@ class Session:
     workload: Workload
     time_limit: float = 60.0
     memory_limit: int | None = None
-    progress: Progress = lambda text, share: None
+    progress: Callable[[str, float], None] = lambda text, share: None
 
     def run(self) -> Profile:
         """Return the profile.
@@ -70,6 +67,9 @@ class Session:
                 notes.append(emulation_note(self.machine, workload.dtype))
                 self.record.notes += filter(None, notes)
                 check_all(workload, self.record, self._tell)
+                if self.limit.left() <= 0:
+                    checked = f"the checks ended after {self.limit.passed():.0f} s"
+                    raise MachineError(f"nothing was measured: {checked}, past the limit; give a longer --time-limit")
                 self.scheduler = Scheduler(workload, self.machine, self.limit)
                 self.runner = Runner(
                     workload, self.machine, self.scheduler, self.record, memory_limit, cold, self._tell
@@ -110,10 +110,12 @@ class Session:
         for timed in able:
             by_projections.setdefault(timed.projection_key, timed)
         for pass_name in self.workload.passes:
-            point, allowance = self.scheduler.weight_point("projections", pass_name), self.scheduler.weight_allowance()
-            self.runner.time(point, list(by_projections.values()), allowance)
+            point, seconds = self.scheduler.weight_point(pass_name), self.scheduler.weight_seconds()
+            distinct = list(by_projections.values())
+            self.runner.time(point, distinct, Allowance(seconds, one_run=self.limit.left() / 4))
             if self.workload.ffn is not None:
-                self.runner.time(point._replace(part="ffn"), able[:1], allowance)
+                point = point._replace(part="ffn")
+                self.runner.time(point, able[:1], Allowance(seconds, one_run=self.limit.left() / 4))
 
     def _crossover(self, pass_name: str) -> None:
         """Look for the context from which the first subject is faster than softmax attention."""

@@ -16,16 +16,11 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec
 
 
 class Point(NamedTuple):
-    """One point of measurement: a part of the layer, in one pass, at one context."""
+    """One point of measurement: a part of the layer (PARTS), in one pass (a key of PASSES), at a context in tokens."""
 
     part: str
-    """A name in PARTS: "state", "projections", "ffn" or "layer"."""
-
     pass_name: str
-    """A key of PASSES: "forward", "train" or "decode"."""
-
     context: int
-    """Tokens of each sequence."""
 
     @property
     def direction(self) -> str:

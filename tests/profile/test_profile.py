@@ -20,7 +20,7 @@ from powerplan.load import load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.base import total
-from powerplan.profile import crossover, runner, timing
+from powerplan.profile import crossover, runner, session, timing
 from powerplan.profile.result import Profile, load_profile
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.swap import with_mixer
@@ -343,6 +343,15 @@ def test_the_time_limit_leaves_out_what_does_not_fit(
     assert {row.context for row in profile.part("state") if row.name == "softmax"} == {64}
     assert {row.context for row in profile.part("state") if row.name == "power p=2"} == {64, 524_288}
     assert "softmax from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_time_limit_that_the_checks_use_up(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session.TimeLimit, "passed", lambda self: 9.0)
+    assert main(["profile", str(tiny), "--time-limit", "8"]) == 4
+    message = "nothing was measured: the checks ended after 9 s, past the limit; give a longer --time-limit"
+    assert message in capsys.readouterr().err
 
 
 def test_nothing_is_timed_that_is_wrong(
