@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from powerplan.accounting import Accounting, Parameters, Row
 from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, PowerplanError
@@ -9,6 +11,10 @@ from powerplan.load import LoadedModel, load_model
 from powerplan.mixers.base import Convention
 from powerplan.spec import ModelSpec
 from powerplan.version import __version__
+
+if not (Path(__file__).parent / "kernels").is_dir():
+    # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
+    __path__.append(str(Path(__file__).parent.parent))
 
 __all__ = [
     "Accounting",
