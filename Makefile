@@ -5,6 +5,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# An editable install links the files that it finds (pyproject.toml says why): a new file needs a new install. A folder's
+# time changes when a file in it comes or goes.
+FOLDERS := $(shell find powerplan kernels models -type d -not -name __pycache__)
+
 .PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.installed
@@ -29,16 +33,17 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recommend.py
 
+# The links of an editable install are in build/, so the next target installs again.
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV)/.installed $(VENV)/.installed-dev build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(FOLDERS) | $(VENV)/bin/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(FOLDERS) | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.installed

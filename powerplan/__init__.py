@@ -6,6 +6,7 @@ wsfr, compare, budget, decode and recommend answer as the commands of the same n
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from powerplan.accounting import Accounting, Parameters, Row
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from powerplan.answers.decode import decode
     from powerplan.answers.recommend import recommend
     from powerplan.answers.wsfr import wsfr
+
+if not (Path(__file__).parent / "kernels").is_dir():
+    # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
+    __path__.append(str(Path(__file__).parent.parent))
 
 __all__ = [
     "Accounting",

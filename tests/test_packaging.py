@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,7 @@ USE = """
 import importlib.util, sys
 import powerplan, powerplan.kernels, powerplan.models
 from powerplan.cli import main
+sys.path.remove("")  # The current folder: a checkout has folders of these names.
 assert not any(importlib.util.find_spec(name) for name in ("kernels", "models")), "a top-level module was installed"
 assert main(["wsfr", "gpt2-small", "--ctx", "64k"]) == 0
 assert main(["hardware", "h100-sxm"]) == 0
@@ -41,13 +43,21 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return sdist, wheel
 
 
-def use(folder: Path, python: str, *search: str) -> list[str]:
-    """Run USE in `folder` with `search` as PYTHONPATH and return the last three lines, the packages' files."""
+def run(folder: Path, python: str, code: str, *search: str) -> list[str]:
+    """Run `code` in `folder` with `search` as PYTHONPATH and return the lines that it prints."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([python, "-c", USE], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert "1:4.89" in done.stdout
-    return done.stdout.splitlines()[-3:]
+    return done.stdout.splitlines()
+
+
+def use(folder: Path, python: str, *search: str) -> list[str]:
+    """Run USE and return its last three lines, the packages' files."""
+    lines = run(folder, python, USE, *search)
+    assert any("1:4.89" in line for line in lines)
+    return lines[-3:]
 
 
 def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Path]) -> None:
@@ -86,14 +96,57 @@ def test_the_sdist_holds_what_a_build_and_a_reader_need(distributions: tuple[Pat
     assert not any("__pycache__" in name for name in names)
 
 
-def test_the_editable_install_works(tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--editable", ROOT]
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return a copy of the sources in a folder named powerplan, and a Python that has it installed as `make` does."""
+    folder = tmp_path_factory.mktemp("checkout")
+    copy = folder / "powerplan"
+    # A copy, because an editable install builds its links inside the checkout: these tests may run through such links.
+    for name in ("powerplan", "kernels", "models"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    venv.create(folder / "venv", with_pip=False)
+    python = str(folder / "venv" / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--editable", copy]
     installed = subprocess.run(pip, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
+    return copy, python
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "the folder above", "the checkout"])
+def test_the_editable_install_works(checkout: tuple[Path, str], tmp_path: Path, place: str) -> None:
+    """Python looks in the current folder first: there it must not take the checkout for the package, or half of it."""
+    copy, python = checkout
+    folder = {"elsewhere": tmp_path, "the folder above": copy.parent, "the checkout": copy}[place]
     # PYTHONPATH gives the dependencies; .pth files there are not read, so the other editable install stays out.
     files = use(folder, python, DEPENDENCIES)
-    assert files == [str(ROOT / name / "__init__.py") for name in ("powerplan", "kernels", "models")]
+    assert [Path(file).resolve() for file in files] == [
+        copy / name / "__init__.py" for name in ("powerplan", "kernels", "models")
+    ]
+
+
+def test_an_edit_shows_at_once(checkout: tuple[Path, str], tmp_path: Path) -> None:
+    copy, python = checkout
+    version = copy / "powerplan" / "version.py"
+    before = version.read_text(encoding="utf-8")
+    edited = version.with_name("edited.py")
+    edited.write_text('__version__ = "edited"\n', encoding="utf-8")
+    edited.replace(version)  # As editors save: a new file takes the old one's name.
+    try:
+        printed = run(tmp_path, python, "import powerplan; print(powerplan.__version__)", DEPENDENCIES)
+        assert printed == ["edited"]
+    finally:
+        version.write_text(before, encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["the folder above", "the checkout"])
+def test_the_wheel_works_beside_a_checkout(
+    distributions: tuple[Path, Path], checkout: tuple[Path, str], tmp_path: Path, place: str
+) -> None:
+    with zipfile.ZipFile(distributions[1]) as archive:
+        archive.extractall(tmp_path)
+    copy, python = checkout
+    # In the checkout Python finds the sources first, and then all three packages must be those of the checkout.
+    folder, origin = (copy, copy) if place == "the checkout" else (copy.parent, tmp_path)
+    assert all(Path(file).is_relative_to(origin) for file in use(folder, python, str(tmp_path), DEPENDENCIES))

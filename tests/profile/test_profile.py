@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -372,33 +375,36 @@ def test_nothing_is_timed_that_is_wrong(
     assert "times the allowed error against float64" in error
 
 
-def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
-    import signal
-
-    script = """
-import sys
+TOLD = """
+import contextlib, signal, sys
+import powerplan.cli.progress
 from powerplan.cli import run
-from powerplan.profile import runner
 
-prepare = runner.prepare
+@contextlib.contextmanager
+def told(seconds):
+    yield lambda text, share: print(text, file=sys.stderr, flush=True)
 
-def announced(workload, timed, point):
-    run = prepare(workload, timed, point)
-    if point.part == "state" and point.context > 64:
-        print("the long run starts", file=sys.stderr, flush=True)
-    return run
-
-runner.prepare = announced
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job would pass it on ignored.
+powerplan.cli.progress.progress_bar = told
 run()
 """
-    command = [sys.executable, "-c", script, "profile", str(tiny), "--ctx", "64,4M"]
-    command += ["--pass", "forward", "--against", "none", "--time-limit", "2h"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    announcement = next((line for line in process.stderr if line == "the long run starts\n"), None)
-    process.send_signal(signal.SIGINT)  # The long run takes minutes.
-    out, err = process.communicate(timeout=600)
-    assert announcement is not None
-    assert process.returncode == 0, err
+"""Run the command line with each step of a profile told on stderr, and with Ctrl-C in force."""
+
+
+def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
+    command = [sys.executable, "-c", TOLD, "profile", str(tiny), "--ctx", "64,4M"]
+    command += ["--pass", "forward", "--against", "none", "--time-limit", "20min"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = threading.Timer(300, process.kill)
+        deadline.start()
+        try:
+            assert process.stderr is not None
+            steps = list(itertools.takewhile(lambda step: "4,194,304 tokens" not in step, process.stderr))
+            process.send_signal(signal.SIGINT)  # The longer context has just begun, and takes minutes.
+            out, err = process.communicate()
+        finally:
+            deadline.cancel()
+            process.kill()
+    assert process.returncode == 0, [*steps, err]
     assert "interrupted: what was measured until then" in out
     assert "fwd            64  power p=2" in out
