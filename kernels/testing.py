@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from powerplan.dims import spow_dim
+from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.embedding import spow
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
@@ -86,8 +87,10 @@ def arguments(inputs: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]
 
 def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, PowerState]:
     """Return the result of the definition in the dtype of the inputs: the oracle in float64, plain torch elsewhere."""
-    settings: dict[str, Any] = {"p": case.p, "scale": case.scale, "normalize": case.normalize}
-    return reference(*arguments(inputs), inputs["log_g"], state_of(inputs), **settings)
+    q, k, v = arguments(inputs)
+    # The definition has no chunks.
+    shape = CallShape.of(q.shape, k.shape, v.shape, case.p, case.scale, case.tokens, case.normalize)
+    return reference(Inputs(q, k, v, inputs["log_g"]), state_of(inputs), shape)
 
 
 def results(out: Tensor, state: PowerState, inputs: dict[str, Tensor | None], seed: int = 1) -> dict[str, Tensor]:
