@@ -1,4 +1,7 @@
-"""One token of decoding: the state is read once, written once, and asked in between. No gradients."""
+"""One token of decoding: every state is read once, updated, queried, and written once. No gradients.
+
+Legend of the kernels: prologue.py.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,17 @@ from powerplan.kernels.triton.layout import power_of_two
 from powerplan.kernels.triton.shapes import launch
 
 BLOCK = 64
-"""Rows of the state that one program reads: 16 KB at V = 64, 32 registers a thread."""
+"""Rows of the state that one program reads: 16 KB at V = 64, 32 registers for each of 128 threads."""
 
 
 @triton.jit
 def load_phi(p_x, p_features, p_root, o_d, m_d, dim, P: tl.constexpr):
-    """Entries o_d of phi(x) in the shared layout, in float32. features [P, D] int32, root [D]."""
+    """Return the entries o_d of phi(x) in the shared layout (embedding.py), in float32.
+
+    x: features of one token and head, in.
+    features: [P, dim] int32 in, the P features that each entry multiplies.
+    root: [dim] float32 in, the root of each entry's multinomial.
+    """
     b_phi = tl.load(p_root + o_d, mask=m_d, other=0.0)
     for i_factor in tl.static_range(P):
         o_feature = tl.load(p_features + i_factor * dim + o_d, mask=m_d, other=0)
@@ -34,16 +42,16 @@ def decode_kernel(
     p_k,
     p_v,
     p_log_g,
-    p_state,
+    p_kv,
     p_key,
     p_features,
     p_root,
-    p_new_state,
+    p_new_kv,
     p_new_key,
-    p_sums,
-    p_norms,
+    p_partial_out,
+    p_partial_norm,
     dim,
-    tiles,
+    state_blocks,
     K: tl.constexpr,
     V: tl.constexpr,
     P: tl.constexpr,
@@ -53,36 +61,54 @@ def decode_kernel(
     GATED: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    """new_state = exp(log_g) state + phi(k) v^T; sums [tiles, N H, V] and norms [tiles, N H] of phi(q) over BLOCK rows.
+    """Update BLOCK rows of one state with a token, and query them with its REPEATS queries. Grid: state_blocks N G.
 
-    q [N, G, REPEATS, K], k [N, G, K], v [N, G, V], log_g [N, G], state [N, G, D, V], key [N, G, D], all contiguous.
+    All tensors are contiguous. D = dim entries of phi, in the layout that states are passed in: no conversion.
+
+    q: [N, G, REPEATS, K] in.
+    k: [N, G, K] in.
+    v: [N, G, V] in.
+    log_g: [N, G] in, where GATED.
+    kv: [N, G, D, V] float32 in.
+    key: [N, G, D] float32 in, where NORMALIZE.
+    features: [P, D] int32 in (load_phi).
+    root: [D] float32 in (load_phi).
+    new_kv: [N, G, D, V] float32 out, exp(log_g) kv + phi(k) v^T.
+    new_key: [N, G, D] float32 out, exp(log_g) key + phi(k), where NORMALIZE.
+    partial_out: [state_blocks, N G REPEATS, V] float32 out, this block's part of phi(q)^T new_kv.
+    partial_norm: [state_blocks, N G REPEATS] float32 out, likewise of phi(q).new_key, where NORMALIZE.
     """
-    i_tile = tl.program_id(0) % tiles
-    i_head = (tl.program_id(0) // tiles).to(tl.int64)
-    heads = tl.num_programs(0) // tiles
-    o_d = i_tile * BLOCK + tl.arange(0, BLOCK)
+    i_block = tl.program_id(0) % state_blocks
+    i_state = (tl.program_id(0) // state_blocks).to(tl.int64)
+    states = tl.num_programs(0) // state_blocks
+    o_d = i_block * BLOCK + tl.arange(0, BLOCK)
     m_d = o_d < dim
     o_v = tl.arange(0, BV)
     m_v = o_v < V
-    m_tile = m_d[:, None] & m_v[None, :]
-    o_tile = (i_head * dim + o_d)[:, None] * V + o_v[None, :]
+    m_kv = m_d[:, None] & m_v[None, :]
+    o_kv = (i_state * dim + o_d)[:, None] * V + o_v[None, :]
+
+    # Load, decay, add, store: 8 bytes for each of the D V values, the whole cost of a step, for 2 (1 + REPEATS) FLOPs.
     gate = 1.0
     if GATED:
-        gate = tl.exp(tl.load(p_log_g + i_head).to(tl.float32))
-    b_phi = load_phi(p_k + i_head * K, p_features, p_root, o_d, m_d, dim, P)
-    b_v = tl.load(p_v + i_head * V + o_v, mask=m_v, other=0.0).to(tl.float32)
-    b_state = tl.load(p_state + o_tile, mask=m_tile, other=0.0) * gate + b_phi[:, None] * b_v[None, :]
-    tl.store(p_new_state + o_tile, b_state, mask=m_tile)
+        gate = tl.exp(tl.load(p_log_g + i_state).to(tl.float32))
+    b_phi_k = load_phi(p_k + i_state * K, p_features, p_root, o_d, m_d, dim, P)
+    b_v = tl.load(p_v + i_state * V + o_v, mask=m_v, other=0.0).to(tl.float32)
+    b_kv = tl.load(p_kv + o_kv, mask=m_kv, other=0.0) * gate + b_phi_k[:, None] * b_v[None, :]
+    tl.store(p_new_kv + o_kv, b_kv, mask=m_kv)
     if NORMALIZE:
-        b_key = tl.load(p_key + i_head * dim + o_d, mask=m_d, other=0.0) * gate + b_phi
-        tl.store(p_new_key + i_head * dim + o_d, b_key, mask=m_d)
+        b_key = tl.load(p_key + i_state * dim + o_d, mask=m_d, other=0.0) * gate + b_phi_k
+        tl.store(p_new_key + i_state * dim + o_d, b_key, mask=m_d)
+
+    # Query the new rows while they are in registers. Every block stores a part of its own: V values for each query,
+    # where it has read BLOCK V. Atomic sums would add in another order every time, and not give the same bits again.
     for i_repeat in tl.static_range(REPEATS):
-        i_query = i_head * REPEATS + i_repeat
-        b_asked = load_phi(p_q + i_query * K, p_features, p_root, o_d, m_d, dim, P)
-        o_sum = i_tile.to(tl.int64) * heads * REPEATS + i_query
-        tl.store(p_sums + o_sum * V + o_v, tl.sum(b_asked[:, None] * b_state, 0), mask=m_v)
+        i_query = i_state * REPEATS + i_repeat
+        b_phi_q = load_phi(p_q + i_query * K, p_features, p_root, o_d, m_d, dim, P)
+        o_part = i_block.to(tl.int64) * states * REPEATS + i_query
+        tl.store(p_partial_out + o_part * V + o_v, tl.sum(b_phi_q[:, None] * b_kv, 0), mask=m_v)
         if NORMALIZE:
-            tl.store(p_norms + o_sum, tl.sum(b_asked * b_key, 0))
+            tl.store(p_partial_norm + o_part, tl.sum(b_phi_q * b_key, 0))
 
 
 @lru_cache(maxsize=16)
@@ -101,25 +127,25 @@ def step(
     count, groups, dim, value_dim = kv.shape
     heads, normalize = q.shape[1], key.numel() > 0
     features, root = _tables(k.shape[2], p, q.device)
-    tiles = -(-dim // BLOCK)
+    state_blocks = -(-dim // BLOCK)
     new_kv, new_key = kv.new_empty(kv.shape), key.new_empty(key.shape)
-    sums = kv.new_empty(tiles, count, heads, value_dim)
-    norms = kv.new_empty(tiles, count, heads) if normalize else key
+    partial_out = kv.new_empty(state_blocks, count, heads, value_dim)
+    partial_norm = kv.new_empty(state_blocks, count, heads) if normalize else key
     arguments = {
         "p_q": q.contiguous(),
         "p_k": k.contiguous(),
         "p_v": v.contiguous(),
         "p_log_g": kv if log_g is None else log_g.contiguous(),
-        "p_state": kv.contiguous(),
+        "p_kv": kv.contiguous(),
         "p_key": key.contiguous(),
         "p_features": features,
         "p_root": root,
-        "p_new_state": new_kv,
+        "p_new_kv": new_kv,
         "p_new_key": new_key,
-        "p_sums": sums,
-        "p_norms": norms,
+        "p_partial_out": partial_out,
+        "p_partial_norm": partial_norm,
         "dim": dim,
-        "tiles": tiles,
+        "state_blocks": state_blocks,
         "K": k.shape[2],
         "V": value_dim,
         "P": p,
@@ -129,8 +155,8 @@ def step(
         "GATED": log_g is not None,
         "NORMALIZE": normalize,
     }
-    launch(decode_kernel, count * groups * tiles, arguments)
-    out = sums.sum(0)
+    launch(decode_kernel, count * groups * state_blocks, arguments)
+    out = partial_out.sum(0)
     # With a normaliser the scale cancels.
-    out = out / divisor(norms.sum(0))[..., None] if normalize else out * scale**p
+    out = out / divisor(partial_norm.sum(0))[..., None] if normalize else out * scale**p
     return out.to(v.dtype), new_kv, new_key

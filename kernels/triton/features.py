@@ -1,7 +1,7 @@
-"""What the kernels share: slices of features, steps of phi from them, powers of scores.
+"""Steps of phi and powers of scores, made from features in registers: phi is never stored. Legend: prologue.py.
 
-Legend of the kernels: i_ index, p_ pointer, s_ stride, o_ offsets, m_ mask, b_ block of values. BM rows of queries, BN
-of keys, BK and BV head dims padded to powers of two, 64 rows to a step of phi (layout.py).
+A step is one outer product of two slices of 8 features of a token, `lead` and `last`, times P - 2 single features where
+P > 2 (layout.py). How often a step counts, its weight, stands in its row of the table of steps.
 """
 
 from __future__ import annotations
@@ -9,29 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def load_columns(p_x, s_t, o_t, m_t, first, K: tl.constexpr, WIDTH: tl.constexpr):
-    """Features first : first + WIDTH of tokens o_t, [tokens, WIDTH]; 0 where masked and from K on."""
-    o_f = first + tl.arange(0, WIDTH)
-    return tl.load(p_x + o_t[:, None] * s_t + o_f[None, :], mask=m_t[:, None] & (o_f < K)[None, :], other=0.0)
-
-
-@triton.jit
-def load_rows(p_x, s_t, o_t, m_t, o_f, K: tl.constexpr):
-    """Features o_f of tokens o_t with time last, [features, tokens]; 0 where masked and from K on."""
-    return tl.load(p_x + o_t[None, :] * s_t + o_f[:, None], mask=m_t[None, :] & (o_f < K)[:, None], other=0.0)
-
-
-@triton.jit
-def load_column(p_x, s_t, o_t, m_t, feature):
-    """One feature of tokens o_t, [tokens], in float32."""
-    return tl.load(p_x + o_t * s_t + feature, mask=m_t, other=0.0).to(tl.float32)
+from powerplan.kernels.triton.prologue import load_column, load_columns, load_rows
 
 
 @triton.jit
 def single_features(p_x, s_t, o_t, m_t, p_step, P: tl.constexpr):
-    """Product of the single features of a step (p > 2), [tokens]."""
+    """Return the product of the single features of a step (P > 2), [tokens], in float32."""
     b_single = load_column(p_x, s_t, o_t, m_t, tl.load(p_step))
     if P == 4:
         b_single *= load_column(p_x, s_t, o_t, m_t, tl.load(p_step + 1))
@@ -40,7 +23,7 @@ def single_features(p_x, s_t, o_t, m_t, p_step, P: tl.constexpr):
 
 @triton.jit
 def outer(b_lead, b_last, ROWS: tl.constexpr):
-    """Products of all pairs, [tokens, 8] x [tokens, 8] -> [tokens, 64]."""
+    """Return the products of all pairs, [tokens, 8] x [tokens, 8] -> [tokens, 64]."""
     return tl.reshape(b_lead[:, :, None] * b_last[:, None, :], [ROWS, 64])
 
 
@@ -57,12 +40,18 @@ def phi_columns(
     ROWS: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """One step of phi of the tokens o_t, without weights: [ROWS, 64], for p = 1 [ROWS, BK]."""
+    """Return one step of phi of the tokens o_t, without weights: [ROWS, 64], for P = 1 [ROWS, BK].
+
+    For the left operand of a product: in the layout that the matrix unit reads it in, a thread holds the same two
+    features of `last` in every step, so that sm_90 takes phi from registers and shared memory never sees it.
+    """
     if P == 1:
         b_phi = load_columns(p_x, s_t, o_t, m_t, 0, K, BK).to(OPERAND)
     else:
+        # Load: 8 neighbouring features each, 16 bytes of a token in bf16.
         b_lead = load_columns(p_x, s_t, o_t, m_t, tl.load(p_step + P - 2), K, 8)
         b_last = load_columns(p_x, s_t, o_t, m_t, tl.load(p_step + P - 1), K, 8).to(OPERAND)
+        # Multiply: the single features go into the 8 leads in float32, and not into the 64 products.
         if P > 2:
             b_lead = b_lead * single_features(p_x, s_t, o_t, m_t, p_step, P)[:, None]
         b_phi = outer(b_lead.to(OPERAND), b_last, ROWS)
@@ -84,16 +73,23 @@ def phi_rows(
     ROWS: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """STEPS steps of phi of ROWS tokens, without weights, time last: [STEPS 64, ROWS], for p = 1 [BK, ROWS]."""
+    """Return STEPS steps of phi of ROWS tokens, without weights, time last: [STEPS 64, ROWS], for P = 1 [BK, ROWS].
+
+    For products over time, as the scan's: there phi^T is the left operand.
+    """
     if P == 1:
         b_phi = load_rows(p_x, s_t, o_t, m_t, tl.arange(0, BK), K).to(OPERAND)
     else:
+        # Offsets: 8 features for each of the STEPS steps, looked up in the table.
         p_step = p_steps + (i_step + tl.arange(0, STEPS)) * (P + 1)
         o_8 = tl.arange(0, 8)
         o_lead = tl.reshape(tl.load(p_step + P - 2)[:, None] + o_8[None, :], [STEPS * 8])
         o_last = tl.reshape(tl.load(p_step + P - 1)[:, None] + o_8[None, :], [STEPS * 8])
+        # Load.
         b_lead = load_rows(p_x, s_t, o_t, m_t, o_lead, K)
         b_last = load_rows(p_x, s_t, o_t, m_t, o_last, K).to(OPERAND)
+        # Multiply: a single feature is loaded once for each of the 8 leads it goes into, so that all factors have one
+        # shape.
         if P > 2:
             o_same = tl.zeros([STEPS, 8], tl.int32)
             o_single = tl.reshape(tl.load(p_step)[:, None] + o_same, [STEPS * 8])
@@ -107,15 +103,15 @@ def phi_rows(
 
 
 @triton.jit
-def weight_of_steps(p_steps, i_step, P: tl.constexpr, STEPS: tl.constexpr, STEP_ROWS: tl.constexpr):
-    """Weights of the rows of STEPS steps, [STEPS STEP_ROWS] in float32."""
+def weights_of_rows(p_steps, i_step, P: tl.constexpr, STEPS: tl.constexpr, STEP_ROWS: tl.constexpr):
+    """Return the weights of the rows of STEPS steps, [STEPS STEP_ROWS] in float32; 0 in steps that only pad."""
     b_weight = tl.load(p_steps + (i_step + tl.arange(0, STEPS)) * (P + 1) + P).to(tl.float32)
     return tl.reshape(b_weight[:, None] + tl.zeros([STEPS, STEP_ROWS], tl.float32), [STEPS * STEP_ROWS])
 
 
 @triton.jit
 def power(b_s, P: tl.constexpr):
-    """b_s^P."""
+    """Return s^P."""
     b_power = b_s
     for _ in tl.static_range(P - 1):
         b_power *= b_s
@@ -123,9 +119,9 @@ def power(b_s, P: tl.constexpr):
 
 
 @triton.jit
-def slope_of_power(b_s, P: tl.constexpr):
-    """P b_s^(P-1)."""
-    b_slope = tl.full(b_s.shape, P, tl.float32)
+def power_derivative(b_s, P: tl.constexpr):
+    """Return P s^(P-1)."""
+    b_derivative = tl.full(b_s.shape, P, tl.float32)
     for _ in tl.static_range(P - 1):
-        b_slope *= b_s
-    return b_slope
+        b_derivative *= b_s
+    return b_derivative

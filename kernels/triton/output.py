@@ -1,11 +1,26 @@
-"""The output kernel: a block of queries attends within its chunk and asks the state before it, in one accumulator."""
+"""The output kernel: each block of queries reads the state before its chunk, then attends within the chunk.
+
+Both parts of the output are summed in one accumulator; neither of them, nor any weight, is stored. Legend: prologue.py.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import load_columns, load_rows, phi_columns, power
+from powerplan.kernels.triton.features import phi_columns, power
+from powerplan.kernels.triton.prologue import (
+    FIRST_IN_SEQUENCE,
+    chunk_bounds,
+    chunk_flag,
+    decay_between,
+    divisor,
+    load_columns,
+    load_gates,
+    load_rows,
+    owned_block,
+    token_block,
+)
 
 
 @triton.jit
@@ -13,9 +28,9 @@ def output_kernel(
     p_q,
     p_k,
     p_v,
-    p_sums,
-    p_states,
-    p_keys,
+    p_log_g_cumsum,
+    p_state_kv,
+    p_state_key,
     p_chunks,
     p_steps,
     p_out,
@@ -27,7 +42,7 @@ def output_kernel(
     s_vt,
     s_vh,
     groups,
-    blocks,
+    token_blocks,
     steps,
     rows,
     scale,
@@ -47,31 +62,38 @@ def output_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out [tokens, H, V] and norm [tokens, H], the sums of weights, for one block of BM queries of one head.
+    """Compute the output for BM queries of one head. Grid: slots H token_blocks programs (owned_block).
 
-    Grid: row block fastest, then the heads of a group, so that neighbours read the same state from L2.
+    q: [tokens, H, K] in.
+    k: [tokens, G, K] in.
+    v: [tokens, G, V] in.
+    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    state_kv: [slots, G, rows, V] bf16 or float32 in, the state before each chunk.
+    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE.
+    chunks: [slots, 4] int64 in.
+    steps: [steps, P + 1] int32 in.
+    out: [tokens, H, V] out.
+    norm: [tokens, H] float32 out, where NORMALIZE: the sum of each query's weights.
+    HAS_START: whether the first chunk of a sequence has a state before it, too.
     """
-    i_block = tl.program_id(0) % blocks
-    i_repeat = (tl.program_id(0) // blocks) % REPEATS
-    i_group = ((tl.program_id(0) // (blocks * REPEATS)) % groups).to(tl.int64)
-    i_chunk = (tl.program_id(0) // (blocks * REPEATS * groups)).to(tl.int64)
-    i_head = i_group * REPEATS + i_repeat
-    start, stop = tl.load(p_chunks + i_chunk * 4), tl.load(p_chunks + i_chunk * 4 + 1)
+    i_block, i_chunk, i_group, i_head = owned_block(token_blocks, groups, REPEATS)
+    start, stop = chunk_bounds(p_chunks, i_chunk)
     first = start + i_block * BM
     if first >= stop:
         return
-    has_state = HAS_START or tl.load(p_chunks + i_chunk * 4 + 2) == 0
-    o_t = first + tl.arange(0, BM)
-    m_t = o_t < stop
+    has_state = HAS_START or chunk_flag(p_chunks, i_chunk, FIRST_IN_SEQUENCE) == 0
+    o_t, m_t = token_block(first, stop, BM)
     o_v = tl.arange(0, BV)
     m_v = (o_v < V)[None, :]
     p_q += i_head * s_qh
     p_k += i_group * s_kh
     p_v += i_group * s_vh
     slot = (i_chunk * groups + i_group) * rows
-    p_states += slot * V
-    p_keys += slot
+    p_state_kv += slot * V
+    p_state_key += slot
 
+    # Query the state, phi(q) kv, step by step. A block reads all of it from L2: at K = V = 64, P = 2 that is 295 KB in
+    # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
     b_out = tl.zeros([BM, BV], tl.float32)
     b_norm = tl.zeros([BM], tl.float32)
     o_row = tl.arange(0, STEP_ROWS)
@@ -79,51 +101,57 @@ def output_kernel(
         p_step = p_steps + i_step * (P + 1)
         b_phi = phi_columns(p_q, s_qt, o_t, m_t, p_step, K, P, BK, BM, OPERAND)
         o_state = i_step * STEP_ROWS + o_row
-        b_state = tl.load(p_states + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
+        b_kv = tl.load(p_state_kv + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
         # [BM, STEP_ROWS] @ [STEP_ROWS, BV] -> [BM, BV]
-        b_out = tl.dot(b_phi, b_state.to(OPERAND), b_out, input_precision=PRECISION)
+        b_out = tl.dot(b_phi, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
         if NORMALIZE and P != 2:
-            b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_keys + o_state)[None, :], 1)
+            b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
 
+    # The state's part of the normaliser for P = 2: phi(q).key = q^T Z q. Z is sum k k^T, [K, K]: of its 8 x 8 tiles,
+    # key holds those on the diagonal and, doubled, those above it. One product with K x K in the matrix unit takes the
+    # place of K^2 / 2 multiply-adds a query outside it.
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2 and has_state:
-        # phi(q).z = q^T Z q: one product with K x K instead of K^2 / 2 multiply-adds a row outside the matrix unit.
         o_k = tl.arange(0, BK)
         o_i, o_j = o_k[:, None], o_k[None, :]
         lead = o_i // 8
-        # Row (lead tile, last tile) of phi: the steps before lead's, then last - lead, 64 rows each.
+        # Entry (i, j) is in the step of tiles (i // 8, j // 8), 64 rows: the steps before lead's, then last - lead.
         i_pair = lead * (2 * ((K + 7) // 8) - lead + 1) // 2 + o_j // 8 - lead
         m_pair = (o_j // 8 >= lead) & (o_i < K) & (o_j < K)
-        b_z = tl.load(p_keys + i_pair * 64 + (o_i % 8) * 8 + o_j % 8, mask=m_pair, other=0.0)
+        b_z = tl.load(p_state_key + i_pair * 64 + (o_i % 8) * 8 + o_j % 8, mask=m_pair, other=0.0)
         # [BM, BK] @ [BK, BK] -> [BM, BK]
         b_qz = tl.dot(b_q.to(OPERAND), b_z.to(OPERAND), input_precision=PRECISION)
         b_norm += tl.sum(b_qz * b_q.to(tl.float32), 1)
-    b_since = tl.full([BM], power_scale, tl.float32)
-    if GATED:
-        b_sum = tl.load(p_sums + o_t * groups + i_group, mask=m_t, other=0.0)
-        b_since *= tl.exp(b_sum)
-    b_out *= b_since[:, None]
-    b_norm *= b_since
 
+    # Decay since the start of the chunk, exp(a_t) in [0, 1], once a query instead of once a step; and scale^P with it.
+    b_since_start = tl.full([BM], power_scale, tl.float32)
+    if GATED:
+        b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
+        b_since_start *= tl.exp(b_cumsum_t)
+    b_out *= b_since_start[:, None]
+    b_norm *= b_since_start
+
+    # Attend within the chunk, to blocks of keys up to the last query. Keys at or behind `stop` need no mask of their
+    # own: they come after every query before it.
     for begin in range(start, tl.minimum(first + BM, stop), BN):
-        o_s = begin + tl.arange(0, BN)
-        m_s = o_s < stop
+        o_s, m_s = token_block(begin, stop, BN)
         b_k = load_rows(p_k, s_kt, o_s, m_s, tl.arange(0, BK), K)
         # [BM, BK] @ [BK, BN] -> [BM, BN]
         b_w = power(tl.dot(b_q.to(OPERAND), b_k.to(OPERAND), input_precision=PRECISION) * scale, P)
-        m_w = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
+        m_seen = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
         if GATED:
-            b_sum_s = tl.load(p_sums + o_s * groups + i_group, mask=m_s, other=0.0)
-            b_w *= tl.exp(tl.where(m_w, b_sum[:, None] - b_sum_s[None, :], float("-inf")))
+            b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
+            b_w *= decay_between(b_cumsum_t[:, None], b_cumsum_s[None, :], m_seen)
         else:
-            b_w = tl.where(m_w, b_w, 0.0)
-        b_v = tl.load(p_v + o_s[:, None] * s_vt + o_v[None, :], mask=m_s[:, None] & m_v, other=0.0)
+            b_w = tl.where(m_seen, b_w, 0.0)
+        b_v = load_columns(p_v, s_vt, o_s, m_s, 0, V, BV)
         # [BM, BN] @ [BN, BV] -> [BM, BV]
         b_out = tl.dot(b_w.to(OPERAND), b_v.to(OPERAND), b_out, input_precision=PRECISION)
         b_norm += tl.sum(b_w, 1)
 
+    # Normalise and store. norm is kept for the backward pass: 4 bytes a query, instead of another walk over the keys.
     if NORMALIZE:
-        b_out /= tl.where(b_norm == 0, 1.0, b_norm)[:, None]
+        b_out /= divisor(b_norm)[:, None]
         tl.store(p_norm + o_t * (groups * REPEATS) + i_head, b_norm, mask=m_t)
     p_rows = p_out + (o_t * (groups * REPEATS) + i_head) * V
     tl.store(p_rows[:, None] + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_t[:, None] & m_v)

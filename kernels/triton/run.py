@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels.call import Gradients, Inputs, Outputs
-from powerplan.kernels.triton.backward import keys_kernel, queries_kernel
 from powerplan.kernels.triton.config import Blocks, operand
+from powerplan.kernels.triton.keys import keys_kernel
 from powerplan.kernels.triton.layout import power_of_two, step_conversion, step_count, step_rows, step_table
 from powerplan.kernels.triton.output import output_kernel
+from powerplan.kernels.triton.queries import queries_kernel
 from powerplan.kernels.triton.scan import scan_kernel
 from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, launch, tokens_first
-from powerplan.kernels.triton.small import gate_slopes_kernel, gates_kernel, prepare_kernel
+from powerplan.kernels.triton.small import grad_log_g_kernel, grad_norm_kernel, log_g_cumsum_kernel
 from powerplan.kernels.triton.tuning import tuned
 
 StatePair = tuple[Tensor, Tensor]
@@ -53,14 +54,18 @@ class Call:
     def _sum_gates(self, log_g: Tensor) -> Tensor:
         gates = log_g.flatten(0, 1).contiguous()
         log_g_cumsum = torch.empty(gates.shape, dtype=torch.float32, device=self.device)
-        self._along_chunks(gates_kernel, {"p_log_g": gates, "p_sums": log_g_cumsum})
+        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": gates, "p_log_g_cumsum": log_g_cumsum})
         return log_g_cumsum
 
     def grad_log_g(self, grad_log_g_cumsum: Tensor, grad_gate_carry: Tensor) -> Tensor:
         """Return dL/dlog_g [tokens, G] from dL/da [tokens, G], and from the share of later chunks [slots, G]."""
         grad_log_g = torch.empty_like(grad_log_g_cumsum)
-        tensors = {"p_towards": grad_log_g_cumsum, "p_reach": grad_gate_carry, "p_slopes": grad_log_g}
-        self._along_chunks(gate_slopes_kernel, tensors)
+        tensors = {
+            "p_grad_log_g_cumsum": grad_log_g_cumsum,
+            "p_grad_gate_carry": grad_gate_carry,
+            "p_grad_log_g": grad_log_g,
+        }
+        self._along_chunks(grad_log_g_kernel, tensors)
         return grad_log_g
 
     def scan(
@@ -99,25 +104,25 @@ class Call:
         keys = new(size if call.normalize else (1,), dtype=torch.float32, device=self.device)
         end_size = (shape.sequences, *states.shape[1:])
         end, end_key = self._float(end_size, want_end), self._float(end_size[:3], want_end and call.normalize)
-        start_state, start_key = (absent, absent) if start is None else start
-        past_states, past_keys = (absent, absent) if forward_states is None else forward_states
-        step_groups = len(self.step_table) // shape.scan_steps
-        grad_gate_carry = torch.zeros(*states.shape[:2], step_groups, dtype=torch.float32, device=self.device)
+        start_kv, start_key = (absent, absent) if start is None else start
+        forward_kv, forward_key = (absent, absent) if forward_states is None else forward_states
+        state_blocks = len(self.step_table) // shape.scan_steps
+        grad_gate_carry = torch.zeros(*states.shape[:2], state_blocks, dtype=torch.float32, device=self.device)
         arguments = {
             "p_x": x,
             "p_v": v,
-            "p_sums": self.log_g_cumsum,
-            "p_inverse": inverse_norm,
-            "p_share": grad_norm,
-            "p_start": start_state,
+            "p_log_g_cumsum": self.log_g_cumsum,
+            "p_inverse_norm": inverse_norm,
+            "p_grad_norm": grad_norm,
+            "p_start_kv": start_kv,
             "p_start_key": start_key,
-            "p_states": states,
-            "p_keys": keys,
-            "p_end": end,
+            "p_state_kv": states,
+            "p_state_key": keys,
+            "p_end_kv": end,
             "p_end_key": end_key,
-            "p_past": past_states,
-            "p_past_keys": past_keys,
-            "p_reach": grad_gate_carry,
+            "p_forward_kv": forward_kv,
+            "p_forward_key": forward_key,
+            "p_grad_gate_carry": grad_gate_carry,
             "p_chunks": self.chunk_table.chunks,
             "p_first_chunk": self.chunk_table.first_chunk,
             "p_steps": self.step_table,
@@ -126,7 +131,7 @@ class Call:
             "s_vt": v.stride(0),
             "s_vh": v.stride(1),
             "groups": call.kv_heads,
-            "step_groups": step_groups,
+            "state_blocks": state_blocks,
             "rows": shape.rows,
             "power_scale": self.power_scale,
             "STEPS": shape.scan_steps,
@@ -140,7 +145,7 @@ class Call:
         arguments["REPEATS"] = call.heads_per_kv_head if backward else 1
 
         def start_with(own: Blocks) -> None:
-            programs = step_groups * shape.sequences * call.kv_heads
+            programs = state_blocks * shape.sequences * call.kv_heads
             launch(scan_kernel, programs, arguments | {"BLOCK": own.rows}, own.warps, own.stages)
 
         start_with(tuned("scan", shape, start_with))
@@ -156,9 +161,9 @@ class Call:
             "p_q": self.q,
             "p_k": self.k,
             "p_v": self.v,
-            "p_sums": self.log_g_cumsum,
-            "p_states": states[0],
-            "p_keys": states[1],
+            "p_log_g_cumsum": self.log_g_cumsum,
+            "p_state_kv": states[0],
+            "p_state_key": states[1],
             "p_chunks": self.chunk_table.chunks,
             "p_steps": self.step_table,
             "s_qt": self.q.stride(0),
@@ -186,7 +191,7 @@ class Call:
 
         def start_with(blocks: Blocks) -> None:
             count = -(-call.chunk_size // blocks.rows)
-            sizes = {"blocks": count, rows_name: blocks.rows, others_name: blocks.others}
+            sizes = {"token_blocks": count, rows_name: blocks.rows, others_name: blocks.others}
             programs = self.shape.chunk_slots * call.kv_heads * heads * count
             launch(kernel, programs, arguments | sizes, blocks.warps, blocks.stages)
 
@@ -216,19 +221,19 @@ class Call:
         block = 32
         arguments = {
             "p_out": out,
-            "p_grad": grad,
+            "p_grad_out": grad,
             "p_norm": norm,
-            "p_inverse": inverse_norm,
-            "p_share": grad_norm,
+            "p_inverse_norm": inverse_norm,
+            "p_grad_norm": grad_norm,
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
-            "rows": norm.numel(),
+            "queries": norm.numel(),
             "heads": norm.shape[1],
             "V": v_head_dim,
             "BV": power_of_two(v_head_dim),
             "BLOCK": block,
         }
-        launch(prepare_kernel, -(-norm.numel() // block), arguments)
+        launch(grad_norm_kernel, -(-norm.numel() // block), arguments)
         return inverse_norm, grad_norm
 
     def gradients(
@@ -256,16 +261,16 @@ class Call:
         q_dot_dq = self._float(tuple(self.q.shape[:2]), self.gated)
         k_dot_dk = self._float(tuple(self.k.shape[:2]), self.gated)
         shared = {
-            "p_grad": grad,
-            "p_inverse": prepared[0],
-            "p_share": prepared[1],
+            "p_grad_out": grad,
+            "p_inverse_norm": prepared[0],
+            "p_grad_norm": prepared[1],
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
         }
         arguments = self._common(states, has_start) | shared
-        arguments |= {"p_dq": dq, "p_dot": q_dot_dq, "power_scale": self.power_scale}
+        arguments |= {"p_dq": dq, "p_q_dot_dq": q_dot_dq, "power_scale": self.power_scale}
         self._over_blocks("queries", queries_kernel, arguments, call.heads_per_kv_head, "BM", "BN")
-        arguments = self._common(grad_states, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_dot": k_dot_dk}
+        arguments = self._common(grad_states, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_k_dot_dk": k_dot_dk}
         self._over_blocks("keys", keys_kernel, arguments, 1, "BN", "BM")
         if not self.gated:
             return dq, dk, dv, self.placeholder

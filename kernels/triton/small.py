@@ -1,75 +1,99 @@
-"""The small kernels: gates summed within chunks, and what the backward pass needs of the outputs."""
+"""The small kernels: sums of gates within chunks, forward and backward, and the gradients of a quotient.
+
+Together they read and write some bytes a token and head. Legend: prologue.py.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def gates_kernel(p_log_g, p_sums, p_chunks, groups, BLOCK: tl.constexpr):
-    """sums[t, g] = sum of log_g from the start of t's chunk to t, in float32. log_g, sums [tokens, G] contiguous."""
-    i_chunk = tl.program_id(0) // groups
-    i_group = (tl.program_id(0) % groups).to(tl.int64)
-    start, stop = tl.load(p_chunks + i_chunk * 4), tl.load(p_chunks + i_chunk * 4 + 1)
-    b_total = 0.0
-    for first in range(start, stop, BLOCK):
-        o_t = first + tl.arange(0, BLOCK)
-        m_t = o_t < stop
-        b_gate = tl.load(p_log_g + o_t * groups + i_group, mask=m_t, other=0.0).to(tl.float32)
-        tl.store(p_sums + o_t * groups + i_group, b_total + tl.cumsum(b_gate, 0), mask=m_t)
-        b_total += tl.sum(b_gate, 0)
+from powerplan.kernels.triton.prologue import chunk_bounds, divisor, load_gates, token_block
 
 
 @triton.jit
-def gate_slopes_kernel(p_towards, p_reach, p_slopes, p_chunks, groups, BLOCK: tl.constexpr):
-    """slopes[t, g] = reach[chunk, g] + sum of towards from t to the end of t's chunk: the gradient of log_g.
+def log_g_cumsum_kernel(p_log_g, p_log_g_cumsum, p_chunks, groups, BLOCK: tl.constexpr):
+    """Sum log_g from the start of each chunk to each of its tokens. Grid: slots G programs.
 
-    towards [tokens, G], dL/da; reach [chunks, G], what the state after the chunk adds. Summing over a chunk and not
-    over the sequence keeps the roundings of dq and dk, which cancel in exact arithmetic only, from adding up.
+    log_g: [tokens, G] contiguous, in.
+    log_g_cumsum: [tokens, G] float32 out.
+    chunks: [slots, 4] int64 in.
+    BLOCK: tokens summed at a time.
     """
     i_chunk = tl.program_id(0) // groups
     i_group = (tl.program_id(0) % groups).to(tl.int64)
-    start, stop = tl.load(p_chunks + i_chunk * 4), tl.load(p_chunks + i_chunk * 4 + 1)
-    b_total = tl.load(p_reach + i_chunk * groups + i_group)
-    for index in range(tl.cdiv(stop - start, BLOCK)):
-        o_t = stop - 1 - index * BLOCK - tl.arange(0, BLOCK)
-        m_t = o_t >= start
-        b_towards = tl.load(p_towards + o_t * groups + i_group, mask=m_t, other=0.0)
-        tl.store(p_slopes + o_t * groups + i_group, b_total + tl.cumsum(b_towards, 0), mask=m_t)
-        b_total += tl.sum(b_towards, 0)
+    start, stop = chunk_bounds(p_chunks, i_chunk)
+    b_total = 0.0
+    for first in range(start, stop, BLOCK):
+        o_t, m_t = token_block(first, stop, BLOCK)
+        b_log_g = load_gates(p_log_g, o_t, m_t, groups, i_group).to(tl.float32)
+        tl.store(p_log_g_cumsum + o_t * groups + i_group, b_total + tl.cumsum(b_log_g, 0), mask=m_t)
+        b_total += tl.sum(b_log_g, 0)
 
 
 @triton.jit
-def prepare_kernel(
+def grad_log_g_kernel(p_grad_log_g_cumsum, p_grad_gate_carry, p_grad_log_g, p_chunks, groups, BLOCK: tl.constexpr):
+    """Sum the gradient of log_g_cumsum from each token to the end of its chunk. Grid: slots G programs.
+
+    The sum starts from the carry, which holds all that later chunks add, and so ends with the chunk: over the whole
+    sequence the roundings of q.dq and k.dk, which cancel in exact arithmetic only, would add up like a random walk.
+
+    grad_log_g_cumsum: [tokens, G] float32 in, dL/da.
+    grad_gate_carry: [slots, G] float32 in, <dS, S> of the state after each chunk.
+    grad_log_g: [tokens, G] float32 out.
+    chunks: [slots, 4] int64 in.
+    BLOCK: tokens summed at a time.
+    """
+    i_chunk = tl.program_id(0) // groups
+    i_group = (tl.program_id(0) % groups).to(tl.int64)
+    start, stop = chunk_bounds(p_chunks, i_chunk)
+    b_total = tl.load(p_grad_gate_carry + i_chunk * groups + i_group)
+    for index in range(tl.cdiv(stop - start, BLOCK)):
+        # Tokens in descending order, so that a cumulative sum runs from the end of the chunk.
+        o_t = stop - 1 - index * BLOCK - tl.arange(0, BLOCK)
+        m_t = o_t >= start
+        b_grad = load_gates(p_grad_log_g_cumsum, o_t, m_t, groups, i_group)
+        tl.store(p_grad_log_g + o_t * groups + i_group, b_total + tl.cumsum(b_grad, 0), mask=m_t)
+        b_total += tl.sum(b_grad, 0)
+
+
+@triton.jit
+def grad_norm_kernel(
     p_out,
-    p_grad,
+    p_grad_out,
     p_norm,
-    p_inverse,
-    p_share,
+    p_inverse_norm,
+    p_grad_norm,
     s_gt,
     s_gh,
-    rows,
+    queries,
     heads,
     V: tl.constexpr,
     BV: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of the sums of weighted values and of the sums of weights, from that of their quotient.
+    """Compute the gradients of numerator and denominator from that of the output, their quotient. BLOCK queries each.
 
-    inverse = 1 / norm (1 where norm is 0) turns the gradient of the output into that of the weighted values;
-    share = -<grad, out> / norm (0 where norm is 0) is that of the sum of weights. out [tokens, H, V] contiguous,
-    grad with strides s_gt and s_gh, norm, inverse, share [tokens, H].
+    grad_out / norm is the gradient of the sum of weighted values, so that 1 / norm is all there is to keep of it.
+
+    out: [tokens, H, V] contiguous, in.
+    grad_out: [tokens, H, V] in, strides s_gt and s_gh.
+    norm: [tokens, H] float32 in.
+    inverse_norm: [tokens, H] float32 out: 1 / norm, and 1 where norm is 0.
+    grad_norm: [tokens, H] float32 out: the gradient of norm, -<grad_out, out> / norm, and 0 where norm is 0.
+    queries: tokens H. heads: H.
     """
-    o_row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # Load.
+    o_query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     o_v = tl.arange(0, BV)
-    m_row = o_row < rows
-    m_block = m_row[:, None] & (o_v < V)[None, :]
-    p_rows = p_grad + (o_row // heads) * s_gt + (o_row % heads) * s_gh
-    b_out = tl.load(p_out + o_row[:, None] * V + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
-    b_grad = tl.load(p_rows[:, None] + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
-    b_norm = tl.load(p_norm + o_row, mask=m_row, other=1.0)
-    b_inverse = 1.0 / tl.where(b_norm == 0, 1.0, b_norm)
-    b_share = tl.where(b_norm == 0, 0.0, -tl.sum(b_out * b_grad, 1) * b_inverse)
-    tl.store(p_inverse + o_row, b_inverse, mask=m_row)
-    tl.store(p_share + o_row, b_share, mask=m_row)
+    m_query = o_query < queries
+    m_block = m_query[:, None] & (o_v < V)[None, :]
+    p_rows = p_grad_out + (o_query // heads) * s_gt + (o_query % heads) * s_gh
+    b_out = tl.load(p_out + o_query[:, None] * V + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
+    b_grad_out = tl.load(p_rows[:, None] + o_v[None, :], mask=m_block, other=0.0).to(tl.float32)
+    b_norm = tl.load(p_norm + o_query, mask=m_query, other=1.0)
+    # Divide and store. A query that sees nothing has output 0, whatever it is divided by, and so norm no gradient.
+    b_inverse_norm = 1.0 / divisor(b_norm)
+    b_grad_norm = tl.where(b_norm == 0, 0.0, -tl.sum(b_out * b_grad_out, 1) * b_inverse_norm)
+    tl.store(p_inverse_norm + o_query, b_inverse_norm, mask=m_query)
+    tl.store(p_grad_norm + o_query, b_grad_norm, mask=m_query)
