@@ -40,7 +40,7 @@ def default_chunk_size(head_dim: int, p: int, engine: str = "torch") -> int:
     "torch" (any device; the planner counts its FLOPs with this size): the largest power of two up to D, so that
     attention within a chunk, c (K + V) FLOPs per token, stays at or under half of the 4 D V for the state; at least
     128, and at most 256, or 1,024 for p = 3, because phi of a chunk should stay in cache. For p = 3 each chunk touches
-    so much state that longer chunks pay. p = 4 expands 32,768 rows at a time at head dim 64: 134 MB for 4 heads of 256
+    so much state that longer chunks pay. p = 4 expands 28,672 rows at a time at head dim 64: 117 MB for 4 heads of 256
     tokens.
 
     "triton" (GPUs): 256 for p = 1, 1,024 for p = 2, 4,096 above. The state is written and read once per chunk, 4 D V
