@@ -31,9 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from powerplan.dims import spow_dim
-from powerplan.kernels.plan import Plan
+from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import decode, run
-from powerplan.kernels.triton.shapes import Shapes
+from powerplan.kernels.triton.shapes import LaunchShape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPES = {torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"} | {x: name for name, x in DTYPES.items()}
@@ -116,35 +116,25 @@ def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any]
     q, k = empty(2, TOKENS, heads, config.key_dim), empty(2, TOKENS, groups, config.key_dim)
     v = empty(2, TOKENS, groups, config.value_dim)
     log_g = empty(2, TOKENS, groups, of=torch.float32) if config.gated else None
-    plan = Plan(
-        config.p,
-        config.key_dim**-0.5,
-        1024,
-        config.normalize,
-        2,
-        TOKENS,
-        groups,
-        config.repeats,
-        config.key_dim,
-        config.value_dim,
-    )
-    shapes = Shapes(**vars(plan), sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80)
-    found: list[tuple[Any, dict[str, Any], int, int]] = []
+    scale = config.key_dim**-0.5
+    call = CallShape.of(q.shape, k.shape, v.shape, config.p, scale, 1024, config.normalize)
+    shape = LaunchShape(call, sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80)
+    inputs = Inputs(q, k, v, log_g)
+    launched: list[tuple[Any, dict[str, Any], int, int]] = []
 
     def listen(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
-        found.append((kernel, arguments, warps, stages))
+        launched.append((kernel, arguments, warps, stages))
 
     with patch.object(run, "launch", listen), patch.object(decode, "launch", listen):
-        dim = (2, groups, spow_dim(config.key_dim, config.p), config.value_dim + int(config.normalize))
-        state = empty(*dim, of=torch.float32) if config.carried else None
-        out, final, norm, states, keys = run.forward(q, k, v, log_g, state, None, shapes, config.carried)
-        given = (q, k, v, log_g, None, out, norm, states, keys, final, shapes, config.carried)
-        run.backward(empty(2, TOKENS, heads, config.value_dim), state, *given)
-        kv = empty(2, groups, *dim[2:3], config.value_dim, of=torch.float32)
-        key = empty(*dim[:3] if config.normalize else (0,), of=torch.float32)
+        size = (2, groups, spow_dim(config.key_dim, config.p))
+        state = empty(*size, call.state_columns, of=torch.float32) if config.carried else None
+        outputs = run.forward(inputs, state, shape, config.carried)
+        run.backward(empty(2, TOKENS, heads, config.value_dim), state, inputs, outputs, shape, config.carried)
+        kv = empty(*size, config.value_dim, of=torch.float32)
+        key = empty(*size if config.normalize else (0,), of=torch.float32)
         gate = None if log_g is None else log_g[:, 0]
         decode.step(q[:, 0], k[:, 0], v[:, 0], gate, kv, key, config.p, 0.125)
-    return found
+    return launched
 
 
 def compile_for(arch: int, kernel: Any, arguments: dict[str, Any], warps: int, stages: int) -> dict[str, Any]:

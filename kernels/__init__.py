@@ -1,6 +1,13 @@
-"""Power attention: softmax attention's interface, a state of constant size, cost linear in the context.
+"""Power attention: softmax attention's interface, with a state of constant size and a cost linear in the context.
 
-Importing this package loads no torch; its names do, at first use.
+What to call:
+    power_attention       attention over whole sequences, with gradients
+    power_attention_step  one more token of decoding
+    PowerState            what is remembered of a sequence, passed between calls
+    empty_state           the PowerState of sequences that have not begun
+    spow, tiled_spow      the symmetric power embeddings phi, with phi(q).phi(k) = (q.k)^p
+
+Importing this package loads no torch; each of these names does, when it is first used.
 """
 
 from __future__ import annotations
@@ -14,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
 
-_HOMES = {"PowerState": "state", "spow": "embedding", "tiled_spow": "embedding"}
+_MODULES = {"PowerState": "state", "spow": "embedding", "tiled_spow": "embedding"}
+"""The modules of names that are not in api.py."""
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
     if find_spec("torch") is None:
         raise ImportError(f"powerplan.kernels.{name} needs torch, and it is not installed: pip install torch")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)

@@ -1,6 +1,12 @@
-"""One chunk of all heads, forward and backward: attention within it, what it asks of the state, what it adds to it.
+"""One chunk of all sequences and heads, forward and backward, in plain torch.
 
-Time is the last dim ([N, d, M]), so that expanding phi writes whole rows, and each product takes contiguous operands.
+A chunk does three things: it attends within itself, its queries query the state before it, and its keys and values
+update the state. `Chunk` holds the buffers for these, `ChunkGradients` those for their gradients, `Workspace` makes
+each once.
+
+Letters as in call.py, and M tokens of a chunk. Time is the last dim ([BG, d, M]; for queries [BG, d, R M], one head
+after another), so that expanding phi writes whole rows, and each product takes contiguous operands. d is K padded to
+whole tiles.
 """
 
 from __future__ import annotations
@@ -10,208 +16,237 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from powerplan.kernels.plan import Plan, State
+from powerplan.kernels.blocked_state import BlockedState
+from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.state import divisor
-from powerplan.kernels.tiles import Expander, Puller
+from powerplan.kernels.tiles import Expander, ExpanderBackward
 
 
 class Chunk:
-    """Buffers for a chunk of `size` tokens of all heads, time last: q [N, d, R M] scaled, k [N, d, M], v [N, W, M]."""
+    """Buffers for a chunk of `size` tokens: queries, times the scale; keys; values, with a row of ones for the
+    normaliser.
 
-    def __init__(self, plan: Plan, size: int, room: Tensor) -> None:
-        self.plan, self.size = plan, size
-        self.q = room.new_zeros(plan.count, plan.d, plan.repeats * size)
-        self.k = room.new_zeros(plan.count, plan.d, size)
-        self.v = room.new_ones(plan.count, plan.columns, size)
-        self.total = room.new_empty(plan.count, plan.columns, plan.repeats * size)
-        self.scores = room.new_empty(plan.count, size, plan.repeats * size)
-        self.mask = room.new_ones(size, size).triu()
-        self.room = room
-        self.decay: Tensor | None = None
+    q: [BG, d, R M]
+    k: [BG, d, M]
+    v: [BG, W, M]
+    total: [BG, W, R M], sums of weighted values, and of weights in the last row; what the output is made of
+    log_g_cumsum: [BG, M], sums of the gates' logarithms since the chunk's start; None without gates
+    """
 
-    # A sequence of one chunk never needs phi.
+    def __init__(self, shape: CallShape, size: int, phi_buffer: Tensor) -> None:
+        self.shape, self.size, self.phi_buffer = shape, size, phi_buffer
+        states, columns, queries = shape.state_count, shape.state_columns, shape.heads_per_kv_head * size
+        self.q = phi_buffer.new_zeros(states, shape.padded_head_dim, queries)
+        self.k = phi_buffer.new_zeros(states, shape.padded_head_dim, size)
+        self.v = phi_buffer.new_ones(states, columns, size)
+        self.total = phi_buffer.new_empty(states, columns, queries)
+        self.scores = phi_buffer.new_empty(states, size, queries)
+        self.causal_mask = phi_buffer.new_ones(size, size).triu()
+        self.log_g_cumsum: Tensor | None = None
+
+    # Made when they are first used: a sequence of one chunk never needs phi.
     @cached_property
-    def queries(self) -> Expander:
-        return Expander(self.q, self.plan.layout, self.room)
+    def phi_of_queries(self) -> Expander:
+        return Expander(self.q, self.shape.tiling, self.phi_buffer)
 
     @cached_property
-    def keys(self) -> Expander:
-        return Expander(self.k, self.plan.layout, self.room)
+    def phi_of_keys(self) -> Expander:
+        return Expander(self.k, self.shape.tiling, self.phi_buffer)
 
-    def load(self, at: slice, q: Tensor | None, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-        """Fill the buffers with the tokens `at`; without q where only keys are needed."""
-        plan = self.plan
-        if q is not None:
-            self.by_head(self.q[:, : plan.key_dim]).copy_(self.split(q[:, at]))
-            self.q.mul_(plan.scale)
-        self.by_group(self.k[:, : plan.key_dim]).copy_(k[:, at])
-        self.by_group(self.v[:, : plan.value_dim]).copy_(v[:, at])
-        if log_g is not None:
-            # [B, M, G] -> [N, M]: cumulative sums of the gates.
-            self.decay = log_g[:, at].transpose(1, 2).reshape(-1, self.size).to(self.k.dtype).cumsum(-1)
+    def load(self, inputs: Inputs, tokens: slice, with_queries: bool = True) -> None:
+        """Fill the buffers with these tokens of the inputs."""
+        shape = self.shape
+        if with_queries:
+            self.by_head(self.q[:, : shape.head_dim]).copy_(self.split_heads(inputs.q[:, tokens]))
+            self.q.mul_(shape.scale)
+        self.by_kv_head(self.k[:, : shape.head_dim]).copy_(inputs.k[:, tokens])
+        self.by_kv_head(self.v[:, : shape.v_head_dim]).copy_(inputs.v[:, tokens])
+        if inputs.log_g is not None:
+            # [B, M, G] -> [BG, M]
+            log_g = inputs.log_g[:, tokens].transpose(1, 2).reshape(-1, self.size)
+            self.log_g_cumsum = log_g.to(self.k.dtype).cumsum(-1)
 
-    def split(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """[B, M, H, ...] -> [B, M, G, R, ...], a view."""
-        return x.view(*x.shape[:2], self.plan.groups, self.plan.repeats, *x.shape[3:])
+        return x.view(*x.shape[:2], self.shape.kv_heads, self.shape.heads_per_kv_head, *x.shape[3:])
 
     def by_head(self, x: Tensor) -> Tensor:
-        """[N, d, R M] -> [B, M, G, R, d], a view."""
-        plan = self.plan
-        spread = x.view(plan.batch, plan.groups, x.shape[1], plan.repeats, self.size)
-        return spread.permute(0, 4, 1, 3, 2)
+        """[BG, d, R M] -> [B, M, G, R, d], a view."""
+        shape = self.shape
+        split = x.view(shape.batch, shape.kv_heads, x.shape[1], shape.heads_per_kv_head, self.size)
+        return split.permute(0, 4, 1, 3, 2)
 
-    def by_group(self, x: Tensor) -> Tensor:
-        """[N, d, M] -> [B, M, G, d], a view."""
-        return x.view(self.plan.batch, self.plan.groups, *x.shape[1:]).permute(0, 3, 1, 2)
+    def by_kv_head(self, x: Tensor) -> Tensor:
+        """[BG, d, M] -> [B, M, G, d], a view."""
+        return x.view(self.shape.batch, self.shape.kv_heads, *x.shape[1:]).permute(0, 3, 1, 2)
 
-    def since_start(self) -> Tensor | None:
-        """exp(a) of the queries, [N, 1, R M]: how much of the state before the chunk each still sees."""
-        return None if self.decay is None else self.decay.exp().repeat(1, self.plan.repeats)[:, None]
+    def split_queries(self, x: Tensor) -> Tensor:
+        """[BG, M, R M] -> [BG, M, R, M], a view."""
+        return x.view(-1, self.size, self.shape.heads_per_kv_head, self.size)
 
-    def to_end(self) -> Tensor | None:
-        """exp(a_M - a) of the keys, [N, 1, M]: how much of each the state after the chunk keeps."""
-        return None if self.decay is None else (self.decay[:, -1:] - self.decay).exp()[:, None]
+    def decay_since_start(self) -> Tensor | None:
+        """exp(a) of the queries, [BG, 1, R M]: how much of the state before the chunk each of them still sees."""
+        if self.log_g_cumsum is None:
+            return None
+        return self.log_g_cumsum.exp().repeat(1, self.shape.heads_per_kv_head)[:, None]
 
-    def over_all(self) -> Tensor | None:
-        """exp(a_M), [N, 1, 1]: how much of the state before the chunk is left after it."""
-        return None if self.decay is None else self.decay[:, -1:, None].exp()
+    def decay_to_end(self) -> Tensor | None:
+        """exp(a_M - a) of the keys, [BG, 1, M]: how much of each is left in the state after the chunk."""
+        if self.log_g_cumsum is None:
+            return None
+        return (self.log_g_cumsum[:, -1:] - self.log_g_cumsum).exp()[:, None]
 
-    def kept_values(self) -> Tensor:
-        """v exp(a_M - a), [N, W, M]: what the chunk adds to the state."""
-        to_end = self.to_end()
-        return self.v if to_end is None else self.v * to_end
+    def decay_over_chunk(self) -> Tensor | None:
+        """exp(a_M), [BG, 1, 1]: how much of the state before the chunk is left after it."""
+        return None if self.log_g_cumsum is None else self.log_g_cumsum[:, -1:, None].exp()
 
-    def between(self) -> Tensor:
-        """The causal mask times exp(a_i - a_j), keys by queries, [1 or N, M, 1, M]; never inf."""
-        if self.decay is None:
-            return self.mask[None, :, None]
-        apart = self.decay[:, None, :] - self.decay[:, :, None]
-        return apart.clamp_(max=0).exp_().mul_(self.mask)[:, :, None]
+    def decayed_values(self) -> Tensor:
+        """v exp(a_M - a), [BG, W, M]: the values as the state after the chunk takes them in."""
+        decay = self.decay_to_end()
+        return self.v if decay is None else self.v * decay
 
-    def spread(self, x: Tensor) -> Tensor:
-        """[N, M, R M] -> [N, M, R, M], a view."""
-        return x.view(-1, self.size, self.plan.repeats, self.size)
+    def masked_decay(self) -> Tensor:
+        """The causal mask times exp(a_i - a_j), keys by queries, [1 or BG, M, 1, M]; never infinite."""
+        if self.log_g_cumsum is None:
+            return self.causal_mask[None, :, None]
+        difference = self.log_g_cumsum[:, None, :] - self.log_g_cumsum[:, :, None]
+        return difference.clamp_(max=0).exp_().mul_(self.causal_mask)[:, :, None]
 
-    def ask(self, state: State) -> None:
+    def query_state(self, state: BlockedState) -> None:
         """Put phi(q)^T S, times exp(a), into `total`."""
         total = self.total
-        for index, (block, part) in enumerate(zip(self.plan.layout.blocks, state.blocks, strict=True)):
-            # [N, W, D] @ [N, D, R M]
-            total.baddbmm_(part, self.queries.expand(index), beta=min(index, 1), alpha=block.weight)
-        since = self.since_start()
-        if since is not None:
-            total.mul_(since)
+        for index, (block, part) in enumerate(zip(self.shape.tiling.blocks, state.blocks, strict=True)):
+            # [BG, W, D] @ [BG, D, R M]
+            total.baddbmm_(part, self.phi_of_queries.expand(index), beta=min(index, 1), alpha=block.weight)
+        decay = self.decay_since_start()
+        if decay is not None:
+            total.mul_(decay)
 
-    def attend(self, seen: bool) -> None:
-        """Add attention within the chunk to `total`, or put it there if nothing was `seen` before."""
-        torch.bmm(self.k.mT, self.q, out=self.scores)  # [N, M, d] @ [N, d, R M]
-        self.spread(self.scores.pow_(self.plan.p)).mul_(self.between())
-        self.total.baddbmm_(self.v, self.scores, beta=int(seen))  # [N, W, M] @ [N, M, R M]
+    def attend_within(self, add: bool) -> None:
+        """Put the attention within the chunk into `total`, or add it to what is there."""
+        torch.bmm(self.k.mT, self.q, out=self.scores)  # [BG, M, d] @ [BG, d, R M]
+        self.split_queries(self.scores.pow_(self.shape.p)).mul_(self.masked_decay())
+        self.total.baddbmm_(self.v, self.scores, beta=int(add))  # [BG, W, M] @ [BG, M, R M]
 
-    def update(self, state: State) -> None:
-        """Take the chunk into `state`."""
-        state.decay(self.over_all())
-        values = self.kept_values()
+    def update_state(self, state: BlockedState) -> None:
+        """Turn the state before the chunk into the state after it."""
+        state.decay(self.decay_over_chunk())
+        values = self.decayed_values()
         for index in range(len(state.blocks)):
-            state.add(index, values, self.keys.expand(index).mT)  # [N, W, M] @ [N, M, D]
+            state.add(index, values, self.phi_of_keys.expand(index).mT)  # [BG, W, M] @ [BG, M, D]
 
 
-class Gradients:
-    """Gradients of a chunk's q, k and v, in its layout, from `asked`: those of its sums of weights, [N, W, R M]."""
+class ChunkGradients:
+    """Gradients of a chunk's q, k and v, in its layout, from `grad_total`, [BG, W, R M], that of its `total`."""
 
-    def __init__(self, chunk: Chunk, room: Tensor) -> None:
-        plan = chunk.plan
-        self.chunk, self.plan = chunk, plan
+    def __init__(self, chunk: Chunk, phi_buffer: Tensor) -> None:
+        self.chunk, self.shape, self.phi_buffer = chunk, chunk.shape, phi_buffer
         self.q, self.k, self.v = (torch.empty_like(x) for x in (chunk.q, chunk.k, chunk.v))
-        self.asked, self.weights = torch.empty_like(chunk.total), torch.empty_like(chunk.scores)
-        self.slope = torch.empty_like(chunk.scores)
-        self.room = room
+        self.grad_total, self.weights = torch.empty_like(chunk.total), torch.empty_like(chunk.scores)
+        self.grad_scores = torch.empty_like(chunk.scores)
 
     @cached_property
-    def queries(self) -> Puller:
-        return Puller(self.chunk.queries, self.room, self.q)
+    def through_phi_of_queries(self) -> ExpanderBackward:
+        return ExpanderBackward(self.chunk.phi_of_queries, self.phi_buffer, self.q)
 
     @cached_property
-    def keys(self) -> Puller:
-        return Puller(self.chunk.keys, self.room, self.k)
+    def through_phi_of_keys(self) -> ExpanderBackward:
+        return ExpanderBackward(self.chunk.phi_of_keys, self.phi_buffer, self.k)
 
-    def load(self, at: slice, grad_out: Tensor, out: Tensor, norm: Tensor) -> None:
-        """Fill `asked` for the tokens `at` from the gradient of the output."""
-        chunk, grad = self.chunk, grad_out[:, at]
-        chunk.by_head(self.asked[:, : self.plan.value_dim]).copy_(chunk.split(grad))
-        if self.plan.normalize:
-            of_norm = (grad.to(self.asked.dtype) * out[:, at]).sum(-1).neg_().masked_fill_(norm[:, at] == 0, 0)
-            chunk.by_head(self.asked[:, -1:]).copy_(chunk.split(of_norm)[..., None])
-            sums = torch.empty_like(self.asked[:, :1])
-            chunk.by_head(sums).copy_(chunk.split(divisor(norm[:, at]))[..., None])
-            self.asked.div_(sums)
+    def load(self, grad_out: Tensor, out: Tensor, norm: Tensor) -> None:
+        """Fill `grad_total` from the gradient of the output, the output, and the sums of weights of these tokens."""
+        chunk, grad_total = self.chunk, self.grad_total
+        chunk.by_head(grad_total[:, : self.shape.v_head_dim]).copy_(chunk.split_heads(grad_out))
+        if self.shape.normalize:
+            # out = values / norm: the gradient of the sum of weights is -<grad, out> / norm.
+            grad_norm = (grad_out.to(grad_total.dtype) * out).sum(-1).neg_().masked_fill_(norm == 0, 0)
+            chunk.by_head(grad_total[:, -1:]).copy_(chunk.split_heads(grad_norm)[..., None])
+            divisors = torch.empty_like(grad_total[:, :1])
+            chunk.by_head(divisors).copy_(chunk.split_heads(divisor(norm))[..., None])
+            grad_total.div_(divisors)
 
-    def attend(self) -> None:
+    def attend_within(self) -> None:
         """Put what comes from attention within the chunk into q, k and v."""
-        chunk, p = self.chunk, self.plan.p
-        scores, weights, slope = chunk.scores, self.weights, self.slope
-        torch.bmm(chunk.k.mT, chunk.q, out=scores)  # [N, M, d] @ [N, d, R M]
-        between = chunk.between()
+        chunk, p = self.chunk, self.shape.p
+        scores, weights, grad_scores = chunk.scores, self.weights, self.grad_scores
+        torch.bmm(chunk.k.mT, chunk.q, out=scores)  # [BG, M, d] @ [BG, d, R M]
+        decay = chunk.masked_decay()
+        # A weight is scores^p decay, and its derivative p scores^(p-1) decay: p is multiplied in at the end.
         if p == 1:
-            chunk.spread(weights).copy_(between)
+            chunk.split_queries(weights).copy_(decay)
         else:
-            torch.mul(chunk.spread(scores if p == 2 else scores.pow(p - 1)), between, out=chunk.spread(weights))
-        torch.bmm(chunk.v.mT, self.asked, out=slope)  # [N, M, W] @ [N, W, R M]
-        slope.mul_(weights)
+            powers = chunk.split_queries(scores if p == 2 else scores.pow(p - 1))
+            torch.mul(powers, decay, out=chunk.split_queries(weights))
+        torch.bmm(chunk.v.mT, self.grad_total, out=grad_scores)  # [BG, M, W] @ [BG, W, R M]
+        grad_scores.mul_(weights)
         weights.mul_(scores)
-        torch.bmm(self.asked, weights.mT, out=self.v)  # [N, W, R M] @ [N, R M, M]
-        self.q.baddbmm_(chunk.k, slope, beta=0, alpha=p)  # [N, d, M] @ [N, M, R M]
-        self.k.baddbmm_(chunk.q, slope.mT, beta=0, alpha=p)  # [N, d, R M] @ [N, R M, M]
+        torch.bmm(self.grad_total, weights.mT, out=self.v)  # [BG, W, R M] @ [BG, R M, M]
+        self.q.baddbmm_(chunk.k, grad_scores, beta=0, alpha=p)  # [BG, d, M] @ [BG, M, R M]
+        self.k.baddbmm_(chunk.q, grad_scores.mT, beta=0, alpha=p)  # [BG, d, R M] @ [BG, R M, M]
 
-    def update(self, slope: State) -> None:
-        """Add what comes from the state after the chunk, whose gradient is `slope`, to k and v."""
+    def update_state(self, grad_state: BlockedState) -> None:
+        """Add what comes from the state after the chunk, whose gradient is given, to k and v."""
         chunk = self.chunk
-        values, to_end = chunk.kept_values(), chunk.to_end()
-        by_value = self.v if to_end is None else torch.zeros_like(self.v)
-        for index, part in enumerate(slope.blocks):
-            by_value.baddbmm_(part, chunk.keys.expand(index))  # [N, W, D] @ [N, D, M]
-            torch.bmm(part.mT, values, out=self.keys.rows[index])  # [N, D, W] @ [N, W, M]
-            self.keys.pull(index)
-        if to_end is not None:
-            self.v.addcmul_(by_value, to_end)
+        values, decay = chunk.decayed_values(), chunk.decay_to_end()
+        grad_values = self.v if decay is None else torch.zeros_like(self.v)
+        for index, part in enumerate(grad_state.blocks):
+            grad_values.baddbmm_(part, chunk.phi_of_keys.expand(index))  # [BG, W, D] @ [BG, D, M]
+            torch.bmm(part.mT, values, out=self.through_phi_of_keys.rows[index])  # [BG, D, W] @ [BG, W, M]
+            self.through_phi_of_keys.add(index)
+        if decay is not None:
+            self.v.addcmul_(grad_values, decay)
 
-    def ask(self, before: State, slope: State) -> None:
-        """Add what comes from the state before the chunk to q, and what goes to its gradient to `slope`."""
-        chunk, since = self.chunk, self.chunk.since_start()
-        asked = self.asked if since is None else self.asked.mul_(since)
-        for index, (block, part) in enumerate(zip(self.plan.layout.blocks, before.blocks, strict=True)):
-            phi = chunk.queries.expand(index)
-            slope.add(index, asked, phi.mT, block.weight)  # [N, W, R M] @ [N, R M, D]
-            # [N, D, W] @ [N, W, R M]
-            self.queries.rows[index].baddbmm_(part.mT, asked, beta=0, alpha=block.weight)
-            self.queries.pull(index)
+    def query_state(self, state: BlockedState, grad_state: BlockedState) -> None:
+        """Add what comes from querying `state`, the one before the chunk, to q, and to the state's gradient."""
+        chunk, decay = self.chunk, self.chunk.decay_since_start()
+        grad_total = self.grad_total if decay is None else self.grad_total.mul_(decay)
+        for index, (block, part) in enumerate(zip(self.shape.tiling.blocks, state.blocks, strict=True)):
+            phi = chunk.phi_of_queries.expand(index)
+            grad_state.add(index, grad_total, phi.mT, block.weight)  # [BG, W, R M] @ [BG, R M, D]
+            # [BG, D, W] @ [BG, W, R M]
+            self.through_phi_of_queries.rows[index].baddbmm_(part.mT, grad_total, beta=0, alpha=block.weight)
+            self.through_phi_of_queries.add(index)
 
-    def of_decay(self) -> Tensor:
-        """Return the gradient of a = cumsum(log_g), [B, M, G], but for what the final state's adds."""
-        chunk, plan = self.chunk, self.plan
-        by_query = (chunk.q * self.q).sum(1).view(plan.count, plan.repeats, -1).sum(1)
+    def grad_log_g_cumsum(self) -> Tensor:
+        """Return the gradient of a = cumsum(log_g), [B, M, G], without the final state's share."""
+        chunk, shape = self.chunk, self.shape
+        by_query = (chunk.q * self.q).sum(1).view(shape.state_count, shape.heads_per_kv_head, -1).sum(1)
         by_key = (chunk.k * self.k).sum(1)
-        return (by_query - by_key).div_(plan.p).view(plan.batch, plan.groups, -1).transpose(1, 2)
+        return (by_query - by_key).div_(shape.p).view(shape.batch, shape.kv_heads, -1).transpose(1, 2)
 
 
-class Desk:
-    """One Chunk for each size there is (the last may be shorter), and its gradients, all with the same room for phi."""
+class Workspace:
+    """All memory of a call: a Chunk, and its gradients, for each size that chunks have; the last may be shorter.
 
-    def __init__(self, plan: Plan, like: Tensor) -> None:
-        self.plan, self.like, self.room = plan, like, plan.room(like)
+    All of them expand phi in one buffer, and take its gradient in a second one.
+    """
+
+    def __init__(self, shape: CallShape, like: Tensor) -> None:
+        self.shape, self.like, self.phi_buffer = shape, like, _phi_buffer(shape, like)
         self.chunks: dict[int, Chunk] = {}
-        self.grads: dict[int, Gradients] = {}
+        self.grads: dict[int, ChunkGradients] = {}
 
-    def chunk(self, at: slice) -> Chunk:
-        size = at.stop - at.start
+    # Made when it is first used: a forward pass does not need it.
+    @cached_property
+    def grad_phi_buffer(self) -> Tensor:
+        return _phi_buffer(self.shape, self.like)
+
+    def chunk(self, tokens: slice) -> Chunk:
+        """Return the buffers for a chunk of these tokens."""
+        size = tokens.stop - tokens.start
         if size not in self.chunks:
-            self.chunks[size] = Chunk(self.plan, size, self.room)
+            self.chunks[size] = Chunk(self.shape, size, self.phi_buffer)
         return self.chunks[size]
 
-    def gradients(self, at: slice) -> Gradients:
-        size = at.stop - at.start
-        if not self.grads:
-            self.second = self.plan.room(self.like)
+    def gradients(self, tokens: slice) -> ChunkGradients:
+        """Return the buffers for the gradients of a chunk of these tokens."""
+        size = tokens.stop - tokens.start
         if size not in self.grads:
-            self.grads[size] = Gradients(self.chunk(at), self.second)
+            self.grads[size] = ChunkGradients(self.chunk(tokens), self.grad_phi_buffer)
         return self.grads[size]
+
+
+def _phi_buffer(shape: CallShape, like: Tensor) -> Tensor:
+    """Return memory for one block of phi of all queries of a chunk, flat."""
+    rows = max(block.width for block in shape.tiling.blocks)
+    return like.new_empty(shape.state_count * rows * shape.heads_per_kv_head * min(shape.chunk_size, shape.tokens))

@@ -1,7 +1,8 @@
-"""From the shared layout of PowerState to the rows that an implementation works on, and back, with gradients.
+"""From the layout of PowerState to the rows that an engine works on, and back, with gradients.
 
-An implementation lists its rows as (features, weight): row r of its phi(k) is weight times the product of those
-features, and of its phi(q) the product alone. Rows may repeat a multiset, and may name features that do not exist.
+An engine lists its rows as (features, weight): row r of its phi(k) is `weight` times the product of these features, and
+row r of its phi(q) is the product alone. Rows may repeat a multiset of features, and may name features that do not
+exist, which are padding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conversion:
-    """Indices and factors between D entries of the shared layout and the rows of another."""
+    """Indices and factors between the D entries of PowerState's layout and the rows of another.
+
+    Attributes:
+        to_index: [rows], the entry that each row takes.
+        to_factor: [rows], the factor that it takes it with; 0 for padding.
+        back_index: [D], one of the rows that hold each entry.
+        back_factor: [D], the factor that turns that row into the entry.
+    """
 
     to_index: Tensor
     to_factor: Tensor
@@ -25,29 +33,30 @@ class Conversion:
     back_factor: Tensor
 
     def to(self, device: torch.device) -> Conversion:
+        """Return the conversion with its tensors on a device."""
         return Conversion(*(x.to(device) for x in (self.to_index, self.to_factor, self.back_index, self.back_factor)))
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """Return a state [N, D, W] of the shared layout in rows, [N, rows, W]."""
+        """Return states in PowerState's layout, [states, D, W], in rows, [states, rows, W]."""
         return x.index_select(1, self.to_index) * self.to_factor.to(x)[:, None]
 
     def to_rows_adjoint(self, grad: Tensor) -> Tensor:
-        """Return the gradient of `to_rows`' argument, [N, D, W], for that of its result, [N, rows, W]."""
+        """Return the gradient of `to_rows`' argument, [states, D, W], for that of its result, [states, rows, W]."""
         zeros = grad.new_zeros(grad.shape[0], len(self.back_index), grad.shape[2])
         return zeros.index_add_(1, self.to_index, grad * self.to_factor.to(grad)[:, None])
 
     def from_rows(self, x: Tensor) -> Tensor:
-        """Return a state in rows, [N, rows, W], in the shared layout, [N, D, W]."""
+        """Return states in rows, [states, rows, W], in PowerState's layout, [states, D, W]."""
         return x.index_select(1, self.back_index) * self.back_factor.to(x)[:, None]
 
     def from_rows_adjoint(self, grad: Tensor) -> Tensor:
-        """Return the gradient of `from_rows`' argument, [N, rows, W], for that of its result, [N, D, W]."""
+        """Return the gradient of `from_rows`' argument, [states, rows, W], for that of its result, [states, D, W]."""
         zeros = grad.new_zeros(grad.shape[0], len(self.to_index), grad.shape[2])
         return zeros.index_copy_(1, self.back_index, grad * self.back_factor.to(grad)[:, None])
 
 
 def conversion(rows: Iterable[tuple[tuple[int, ...], int]], d: int, p: int) -> Conversion:
-    """Return the conversion for `rows`, each p features and a weight; features from d on are padding."""
+    """Return the conversion for rows of p features and a weight each; features from d on are padding."""
     number = {multiset: index for index, multiset in enumerate(combinations_with_replacement(range(d), p))}
     to_index, to_factor = [], []
     back_index, back_factor = [0] * len(number), [0.0] * len(number)

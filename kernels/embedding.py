@@ -1,4 +1,4 @@
-"""The symmetric power embedding: phi(q).phi(k) = (q.k)^p (arXiv 2507.04239, Table 3 for its dimension)."""
+"""The symmetric power embeddings phi, with phi(q).phi(k) = (q.k)^p (arXiv 2507.04239)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from torch import Tensor
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
-    """Return the multisets of p indices below d in lexicographic order, [D, p], and sqrt of their multinomials, [D]."""
+    """Return the multisets of p features, and the weight of each in phi.
+
+    Args:
+        d: Number of features.
+        p: Degree.
+
+    Returns:
+        [D, p] int64 with D = C(d+p-1, p), the features of each multiset in rising order, rows in lexicographic order;
+        and [D] float64, the square roots of the numbers of orders (multinomial coefficients) of each.
+    """
     return _multisets(d, p)
 
 
@@ -29,9 +38,18 @@ def _multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
 
 
 def spow(x: Tensor, p: int) -> Tensor:
-    """Return phi(x), [..., d] -> [..., D] with D = C(d+p-1, p), in the dtype and on the device of `x`.
+    """Return the symmetric power embedding phi(x): phi(q).phi(k) = (q.k)^p.
 
-    Entry m, a multiset of p indices in lexicographic order, is sqrt(multinomial(m)) times the product of its features.
+    There is one entry for each multiset of p features, in lexicographic order: sqrt(multinomial) times the product of
+    these features. The multinomial is the number of orders in which (q.k)^p contains that product. Source: arXiv
+    2507.04239, whose Table 3 lists the dimension D = C(d+p-1, p); d = 64, p = 2 gives 2,080.
+
+    Args:
+        x: [..., d], floating point.
+        p: Degree, at least 1.
+
+    Returns:
+        [..., D] in the dtype and on the device of x.
     """
     indices, weights = multisets(x.shape[-1], p)
     out: Tensor = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)
@@ -41,11 +59,23 @@ def spow(x: Tensor, p: int) -> Tensor:
 
 
 def tiled_spow(x: Tensor, p: int, tile: int = 8) -> Tensor:
-    """Return the tiled power embedding, [..., d] -> [..., C(n+p-1, p) tile^p] with n = ceil(d / tile).
+    """Return the tiled symmetric power embedding of x: phi(q).phi(k) = (q.k)^p, as for `spow`, in fewer, larger pieces.
 
-    For every multiset of p tiles in lexicographic order, all products of one feature from each, times sqrt of the
-    number of its orderings: phi(q).phi(k) = (q.k)^p, in fewer and larger pieces than `spow`, with some entries twice.
-    Features beyond d count as 0. Source: arXiv 2507.04239 (tiled symmetric power); `powerplan.dims.tiled_spow_dim`.
+    Features are split into tiles. For each multiset of p tiles, in lexicographic order, there are all products of one
+    feature from each, times the square root of the number of orders of the tiles. Within a tile some products occur
+    more than once, so that this embedding is longer than `spow`. Source: arXiv 2507.04239 (tiled symmetric power).
+
+    Args:
+        x: [..., d], floating point.
+        p: Degree, at least 1.
+        tile: Features of a tile. The last tile is padded with zeros where d is no multiple of it.
+
+    Returns:
+        [..., C(n+p-1, p) tile^p] with n = ceil(d / tile), in the dtype and on the device of x; the dimension is
+        `powerplan.dims.tiled_spow_dim`.
+
+    Raises:
+        ValueError: tile is below 1.
     """
     if tile < 1:
         raise ValueError(f"tile must be at least 1, and is {tile}")

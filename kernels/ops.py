@@ -1,14 +1,17 @@
-"""The chunked implementations as torch.library operators: fake tensors, autograd, FLOP formula.
+"""The chunked implementations as operators of torch.library: fake tensors, autograd, FLOP formulas.
 
-States go in and out in the shared layout of PowerState, and are laid out otherwise inside. Two engines stand behind one
-pair of operators: "torch" (chunked.py) and "triton" (triton/run.py).
+States go in and out in the layout of PowerState; inside, each engine has its own. Two engines stand behind one pair of
+operators: "torch" (packed.py) and "triton" (triton/run.py).
+
+The schema of an operator is flat. `ForwardArguments` and `BackwardArguments` name its places once; `_shape` makes the
+CallShape that everything inside takes. What nobody wants is an empty tensor, since an operator cannot return None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,101 +19,165 @@ from torch.utils.flop_counter import register_flop_formula
 
 from powerplan.dims import chunked_power_flops, spow_dim
 from powerplan.kernels import packed
-from powerplan.kernels.plan import TILE, Plan
+from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
 
-# Outputs: out [B, T, H, V]; final state [N, G, D, W], the normaliser its last column; for the backward pass: sums of
-# weights [B, T, H], and states to restart from with their keys, in the engine's own layout. What nobody wants is empty.
-# Types are written out: before torch 2.7, schemas are made from annotations in torch's own names.
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def plan_of(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, chunk: int, normalize: bool) -> Plan:
-    """Return the plan of q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]."""
-    batch, tokens, groups, key_dim = k.shape
-    return Plan(p, scale, chunk, normalize, batch, tokens, groups, q.shape[2] // groups, int(key_dim), int(v.shape[3]))
+class ForwardArguments(NamedTuple):
+    """Arguments of `chunked_power`, in the order of its schema. A FLOP formula has sizes in place of tensors."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_g: Tensor | None
+    initial_state: Tensor | None
+    cu_seqlens: Tensor | None
+    p: int
+    scale: float
+    chunk_size: int
+    normalize: bool
+    save_states: bool
+    return_state: bool
+    engine: str
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.q, self.k, self.v, self.log_g, self.cu_seqlens)
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of `chunked_power_backward`, in the order of its schema. A FLOP formula has sizes in place of
+    tensors."""
+
+    grad_out: Tensor
+    grad_state: Tensor | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_g: Tensor | None
+    cu_seqlens: Tensor | None
+    out: Tensor
+    norm: Tensor
+    final_state: Tensor
+    saved_states: Tensor
+    saved_keys: Tensor
+    p: int
+    scale: float
+    chunk_size: int
+    normalize: bool
+    has_initial_state: bool
+    engine: str
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.q, self.k, self.v, self.log_g, self.cu_seqlens)
+
+    @property
+    def outputs(self) -> Outputs:
+        final_state = self.final_state if self.final_state.numel() else None
+        return Outputs(self.out, self.norm, final_state, self.saved_states, self.saved_keys)
+
+
+def _shape(arguments: ForwardArguments | BackwardArguments) -> CallShape:
+    """Return the shape and the settings of a call, from tensors or, in a FLOP formula, from their sizes."""
+    q, k, v = (getattr(x, "shape", x) for x in (arguments.q, arguments.k, arguments.v))
+    return CallShape.of(q, k, v, arguments.p, arguments.scale, arguments.chunk_size, arguments.normalize)
 
 
 @contextmanager
 def _inside(q: Tensor) -> Iterator[None]:
-    """Autocast, which would still turn products inside an operator to bf16, is off; kernels start on q's device."""
+    """Turn autocast off, which would still turn products inside an operator to bf16; start kernels on q's device."""
     device = torch.cuda.device(q.device) if q.is_cuda else nullcontext()
     with torch.autocast(q.device.type, enabled=False), device:
         yield
 
 
-def _sequences(k: Tensor, cu_seqlens: Tensor | None) -> int:
-    return k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+# The types are written out: before torch 2.7, schemas are made from annotations in torch's own names.
 @torch.library.custom_op("powerplan::chunked_power", mutates_args=())
 def chunked_power(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_g: Tensor | None,
-    state: Tensor | None,
+    initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     p: int,
     scale: float,
-    chunk: int,
+    chunk_size: int,
     normalize: bool,
-    keep: bool,
-    want_state: bool,
+    save_states: bool,
+    return_state: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Chunked power attention. q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], log_g [B, T, G], state [N, G, D, W]."""
-    plan = plan_of(q, k, v, p, scale, chunk, normalize)
+    """Chunked power attention.
+
+    Args:
+        q: [B, T, H, K].
+        k: [B, T, G, K].
+        v: [B, T, G, V].
+        log_g: [B, T, G], or None without gates.
+        initial_state: [N, G, D, W], or None for an empty one.
+        cu_seqlens: [N + 1], or None where each row of the batch is a sequence.
+        p: Degree, 1 to 4.
+        scale: Factor on q.k.
+        chunk_size: Tokens per chunk.
+        normalize: Whether sums are divided by the sum of their weights.
+        save_states: Whether states are saved for the backward pass.
+        return_state: Whether the final state is wanted.
+        engine: "torch" or "triton".
+
+    Returns:
+        out [B, T, H, V]; the final state [N, G, D, W], the normaliser its last column; for the backward pass the sums
+        of weights [B, T, H], and the saved states with their keys, in the engine's own layout.
+    """
+    settings = (p, scale, chunk_size, normalize, save_states, return_state, engine)
+    arguments = ForwardArguments(q, k, v, log_g, initial_state, cu_seqlens, *settings)
+    inputs, shape = arguments.inputs, _shape(arguments)
     with _inside(q):
         if engine == "torch":
-            return packed.forward(q, k, v, log_g, state, cu_seqlens, plan, keep, want_state)
-        from powerplan.kernels.triton import run
-        from powerplan.kernels.triton.shapes import shapes_of
+            outputs = packed.forward(inputs, initial_state, shape, save_states, return_state)
+        else:
+            from powerplan.kernels.triton import run
+            from powerplan.kernels.triton.shapes import launch_shape
 
-        shapes = shapes_of(plan, _sequences(k, cu_seqlens), q)
-        out, final, norm, states, keys = run.forward(q, k, v, log_g, state, cu_seqlens, shapes, want_state)
-    nothing = out.new_empty(0)
+            outputs = run.forward(inputs, initial_state, launch_shape(shape, inputs), return_state)
+    out, norm, final_state, states, keys = outputs
+    # Outputs may not share memory: each that nobody wants is an empty tensor of its own.
+    high = torch.promote_types(q.dtype, torch.float32)
     return (
         out,
-        nothing.float() if final is None else final,
+        q.new_empty(0, dtype=high) if final_state is None else final_state,
         norm,
-        states if keep else nothing.to(states.dtype),
-        keys if keep and normalize else nothing.float(),
+        states if save_states else states.new_empty(0),
+        keys if save_states and normalize and keys is not None else q.new_empty(0, dtype=high),
     )
 
 
 @chunked_power.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    keep: bool,
-    want_state: bool,
-    engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # Head dims become constants of the graph, as phi's dimension does; batch and time may stay symbolic.
-    plan = plan_of(q, k, v, p, scale, chunk, normalize)
-    sequences = _sequences(k, cu_seqlens)
-    heads = plan.groups * plan.repeats
-    work = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
-    shared = (sequences, plan.groups, spow_dim(plan.key_dim, p), plan.columns)
-    states, keys = work.new_empty(0), work.new_empty(0)
-    if engine == "torch":
-        if keep:
-            states = work.new_empty(packed.restarts(plan, sequences, cu_seqlens is not None, state is not None))
+def _(*flat: Any) -> Five:
+    arguments = ForwardArguments(*flat)
+    inputs, shape = arguments.inputs, _shape(arguments)
+    sequences, has_initial_state = inputs.sequences, arguments.initial_state is not None
+    high = inputs.q.new_empty(0, dtype=torch.promote_types(inputs.q.dtype, torch.float32))
+    states, keys = high.new_empty(0), high.new_empty(0)
+    if arguments.engine == "torch":
+        if arguments.save_states:
+            is_packed = inputs.cu_seqlens is not None
+            states = high.new_empty(packed.saved_states_size(shape, sequences, is_packed, has_initial_state))
     else:
-        from powerplan.kernels.triton.shapes import kept, shapes_of
+        from powerplan.kernels.triton.shapes import launch_shape, saved_states
 
-        states, keys = kept(shapes_of(plan, sequences, q), keep, q)
+        states, keys = saved_states(launch_shape(shape, inputs), arguments.save_states, inputs.q)
+    final_size = (sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
     return (
-        v.new_empty(plan.batch, plan.tokens, heads, plan.value_dim),
-        work.new_empty(shared if want_state else (0,)),
-        work.new_empty(plan.batch, plan.tokens, heads if normalize else 0),
+        inputs.v.new_empty(shape.batch, shape.tokens, shape.heads, shape.v_head_dim),
+        high.new_empty(final_size if arguments.return_state else (0,)),
+        high.new_empty(shape.batch, shape.tokens, shape.heads if shape.normalize else 0),
         states,
         keys,
     )
@@ -127,60 +194,102 @@ def chunked_power_backward(
     cu_seqlens: Tensor | None,
     out: Tensor,
     norm: Tensor,
-    final: Tensor,
-    states: Tensor,
-    keys: Tensor,
+    final_state: Tensor,
+    saved_states: Tensor,
+    saved_keys: Tensor,
     p: int,
     scale: float,
-    chunk: int,
+    chunk_size: int,
     normalize: bool,
-    with_state: bool,
+    has_initial_state: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_g and the initial state, for those of the output and the final state."""
-    plan = plan_of(q, k, v, p, scale, chunk, normalize)
-    end = final if final.numel() else None
-    given = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm)
+    """Gradients of chunked power attention.
+
+    Args:
+        grad_out: [B, T, H, V], the gradient of the output.
+        grad_state: [N, G, D, W], that of the final state; None where there is none.
+        q, k, v, log_g, cu_seqlens, p, scale, chunk_size, normalize, engine: as `chunked_power` took them.
+        out, norm, final_state, saved_states, saved_keys: what it returned.
+        has_initial_state: Whether it had an initial state.
+
+    Returns:
+        The gradients of q, k, v, log_g and the initial state; empty for what there was not.
+    """
+    tensors = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys)
+    settings = (p, scale, chunk_size, normalize, has_initial_state, engine)
+    arguments = BackwardArguments(*tensors, *settings)
+    inputs, outputs, shape = arguments.inputs, arguments.outputs, _shape(arguments)
     with _inside(q):
         if engine == "torch":
-            grad_q, grad_k, grad_v, grad_g, grad = packed.backward(*given, states, end, plan, with_state)
+            grads = packed.backward(grad_out, grad_state, inputs, outputs, shape, has_initial_state)
         else:
             from powerplan.kernels.triton import run
-            from powerplan.kernels.triton.shapes import shapes_of
+            from powerplan.kernels.triton.shapes import launch_shape
 
-            shapes = shapes_of(plan, _sequences(k, cu_seqlens), q)
-            grad_q, grad_k, grad_v, grad_g, grad = run.backward(*given, states, keys, end, shapes, with_state)
-    gate = q.new_empty(0) if log_g is None or grad_g is None else grad_g.to(log_g.dtype)
-    return grad_q, grad_k, grad_v, gate, norm.new_empty(0) if grad is None else grad
+            launched = launch_shape(shape, inputs)
+            grads = run.backward(grad_out, grad_state, inputs, outputs, launched, has_initial_state)
+    return (
+        grads.q,
+        grads.k,
+        grads.v,
+        q.new_empty(0) if log_g is None or grads.log_g is None else grads.log_g.to(log_g.dtype),
+        norm.new_empty(0) if grads.initial_state is None else grads.initial_state,
+    )
 
 
 @chunked_power_backward.register_fake
-def _(
-    grad_out: Tensor,
-    grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    cu_seqlens: Tensor | None,
-    out: Tensor,
-    norm: Tensor,
-    final: Tensor,
-    states: Tensor,
-    keys: Tensor,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    with_state: bool,
-    engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gate = q.new_empty(0) if log_g is None else torch.empty_like(log_g, memory_format=torch.contiguous_format)
-    columns = int(v.shape[3]) + int(normalize)
-    shape = (_sequences(k, cu_seqlens), k.shape[2], spow_dim(int(k.shape[3]), p), columns)
-    state = norm.new_empty(shape if with_state else (0,))
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return dq, dk, dv, gate, state
+def _(*flat: Any) -> Five:
+    arguments = BackwardArguments(*flat)
+    inputs, norm, shape = arguments.inputs, arguments.norm, _shape(arguments)
+    state_size = (inputs.sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
+    return (
+        _contiguous_like(inputs.q),
+        _contiguous_like(inputs.k),
+        _contiguous_like(inputs.v),
+        inputs.q.new_empty(0) if inputs.log_g is None else _contiguous_like(inputs.log_g),
+        norm.new_empty(state_size if arguments.has_initial_state else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
+    arguments = ForwardArguments(*inputs)
+    ctx.settings = arguments[6:]
+    ctx.has_initial_state = arguments.initial_state is not None
+    out, final_state, norm, saved_states, saved_keys = output
+    ctx.mark_non_differentiable(norm, saved_states, saved_keys)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*arguments.inputs, out, norm, final_state, saved_states, saved_keys)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
+    q, k, v, log_g, cu_seqlens, *outputs = ctx.saved_tensors
+    p, scale, chunk_size, normalize, save_states, return_state, engine = ctx.settings
+    assert save_states, "the forward pass was run without what its gradient needs"
+    arguments = BackwardArguments(
+        torch.zeros_like(outputs[0]) if grad_out is None else grad_out,
+        grad_state if return_state else None,
+        q,
+        k,
+        v,
+        log_g,
+        cu_seqlens,
+        *outputs,
+        p,
+        scale,
+        chunk_size,
+        normalize,
+        ctx.has_initial_state,
+        engine,
+    )
+    grads = Gradients(*chunked_power_backward(*arguments))
+    grad_log_g = None if log_g is None else grads.log_g
+    grad_initial_state = grads.initial_state if ctx.has_initial_state else None
+    not_differentiable = (None,) * (len(ForwardArguments._fields) - 5)
+    return grads.q, grads.k, grads.v, grad_log_g, grad_initial_state, *not_differentiable
+
+
+chunked_power.register_autograd(_backward, setup_context=_setup)
 
 
 @torch.library.custom_op("powerplan::power_step", mutates_args=())
@@ -194,7 +303,21 @@ def power_step(
     p: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One token in Triton: out [N, H, V], the new kv [N, G, D, V] and key [N, G, D] (empty without a normaliser)."""
+    """One token of decoding in Triton, without gradients.
+
+    Args:
+        q: [N, H, K].
+        k: [N, G, K].
+        v: [N, G, V].
+        log_g: [N, G], or None without gates.
+        kv: [N, G, D, V], the state's sums of phi(k) v^T.
+        key: [N, G, D], its sums of phi(k); empty without a normaliser.
+        p: Degree, 1 to 4.
+        scale: Factor on q.k.
+
+    Returns:
+        out [N, H, V], and the new kv and key.
+    """
     from powerplan.kernels.triton import decode
 
     with _inside(q):
@@ -202,115 +325,48 @@ def power_step(
 
 
 @power_step.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    kv: Tensor,
-    key: Tensor,
-    p: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, log_g: Any, kv: Tensor, key: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return v.new_empty(*q.shape[:2], v.shape[2]), kv.new_empty(kv.shape), key.new_empty(key.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, log_g, state, cu_seqlens, *ctx.settings = inputs
-    ctx.has_state = state is not None
-    out, final, norm, states, keys = output
-    ctx.mark_non_differentiable(norm, states, keys)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, log_g, cu_seqlens, out, norm, final, states, keys)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    q, k, v, log_g, cu_seqlens, out, norm, final, states, keys = ctx.saved_tensors
-    p, scale, chunk, normalize, keep, want_state, engine = ctx.settings
-    assert keep, "the forward pass was run without what its gradient needs"
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grad_state = grad_state if want_state else None
-    saved = (q, k, v, log_g, cu_seqlens, out, norm, final, states, keys)
-    settings = (p, scale, chunk, normalize, ctx.has_state, engine)
-    grad_q, grad_k, grad_v, gate, state = chunked_power_backward(grad_out, grad_state, *saved, *settings)
-    gates = None if log_g is None else gate
-    return grad_q, grad_k, grad_v, gates, state if ctx.has_state else None, *(None,) * 8
-
-
-chunked_power.register_autograd(_backward, setup_context=_setup)
-
-
-def _flops(q: Any, k: Any, v: Any, p: int, chunk: int, normalize: bool, with_state: bool, want_state: bool) -> int:
-    batch, tokens, groups, key_dim = k
-    per_row = chunked_power_flops(
-        tokens,
-        heads=q[2],
-        kv_heads=groups,
-        head_dim=key_dim,
-        v_head_dim=v[3],
-        p=p,
-        tile=min(TILE, key_dim),
-        chunk_size=chunk,
-        normalize=normalize,
-        with_state=with_state,
-        want_state=want_state,
-    )
-    return int(batch) * per_row
-
-
 @register_flop_formula(torch.ops.powerplan.chunked_power)
-def _forward_flops(
-    q: Any,
-    k: Any,
-    v: Any,
-    log_g: Any,
-    state: Any,
-    cu_seqlens: Any,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    keep: bool,
-    want_state: bool,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """As of one sequence per row: where packed ones begin is not known from shapes, so they count a little too much."""
-    return _flops(q, k, v, p, chunk, normalize, state is not None, want_state)
+def _forward_flops(*flat: Any, **_: Any) -> int:
+    """As of one sequence per row: sizes do not tell where packed ones begin, so that these count a little too much."""
+    arguments = ForwardArguments(*flat)
+    return _flops(_shape(arguments), arguments.initial_state is not None, arguments.return_state)
+
+
+@register_flop_formula(torch.ops.powerplan.chunked_power_backward)
+def _backward_flops(*flat: Any, **_: Any) -> int:
+    """Twice the forward pass, as for every product; what is recomputed is not counted.
+
+    Without a gradient of the final state nothing comes back through its last chunk, even where the state was wanted.
+    """
+    arguments = BackwardArguments(*flat)
+    return 2 * _flops(_shape(arguments), arguments.has_initial_state, arguments.grad_state is not None)
 
 
 @register_flop_formula(torch.ops.powerplan.power_step)
 def _step_flops(q: Any, k: Any, v: Any, log_g: Any, kv: Any, key: Any, *_: Any, **__: Any) -> int:
-    """2 D (V + z) for each query head that asks, and for each key/value head that is updated."""
-    count, groups, dim, value_dim = kv
-    columns = value_dim + int(bool(key[-1]))
-    return int(2 * count * dim * columns * (q[1] + groups))
+    """2 D (V + z) for each query head that queries a state, and for each key/value head that updates one."""
+    count, kv_heads, dim, v_head_dim = kv
+    columns = v_head_dim + int(bool(key[-1]))
+    return int(2 * count * dim * columns * (q[1] + kv_heads))
 
 
-@register_flop_formula(torch.ops.powerplan.chunked_power_backward)
-def _backward_flops(
-    grad_out: Any,
-    grad_state: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    log_g: Any,
-    cu_seqlens: Any,
-    out: Any,
-    norm: Any,
-    final: Any,
-    states: Any,
-    keys: Any,
-    p: int,
-    scale: float,
-    chunk: int,
-    normalize: bool,
-    with_state: bool,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Twice the forward's, as for every product; what is recomputed is not counted.
-
-    Without a gradient of the final state nothing comes back through its last chunk, even where the state was wanted.
-    """
-    return 2 * _flops(q, k, v, p, chunk, normalize, with_state, grad_state is not None)
+def _flops(shape: CallShape, has_initial_state: bool, return_state: bool) -> int:
+    """Return the matmul FLOPs of a forward pass over all rows of the batch."""
+    per_row = chunked_power_flops(
+        shape.tokens,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        v_head_dim=shape.v_head_dim,
+        p=shape.p,
+        tile=shape.tile,
+        chunk_size=shape.chunk_size,
+        normalize=shape.normalize,
+        has_initial_state=has_initial_state,
+        return_state=return_state,
+    )
+    return int(shape.batch) * per_row

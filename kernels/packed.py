@@ -1,4 +1,4 @@
-"""The torch engine over rows of one length, or over packed sequences one after another; states in the shared layout."""
+"""The torch engine over a batch, or over packed sequences one after another; states in the layout of PowerState."""
 
 from __future__ import annotations
 
@@ -9,107 +9,128 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels import chunked
+from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
 from powerplan.kernels.conversion import Conversion
-from powerplan.kernels.plan import EVERY, Plan
 from powerplan.kernels.tiles import tile_conversion
 
 
-def restarts(plan: Plan, sequences: int, packed: bool, with_state: bool) -> tuple[int, int, int, int]:
-    """Return the shape of the states to restart from, [pieces, B G, D, W]; enough for packed ones of any lengths."""
-    span = plan.chunk * EVERY
+def saved_states_size(
+    shape: CallShape, sequences: int, packed: bool, has_initial_state: bool
+) -> tuple[int, int, int, int]:
+    """Return the size of the saved states, [number, B G, D, W]; enough for packed sequences of any lengths."""
+    tokens_per_state = shape.chunk_size * chunked.CHUNKS_PER_SAVED_STATE
     if packed:
-        pieces = plan.tokens // span + (sequences if with_state else 0)
+        number = shape.tokens // tokens_per_state + (sequences if has_initial_state else 0)
     else:
-        pieces = (plan.tokens + span - 1) // span - int(not with_state)
-    return pieces, plan.batch * plan.groups, plan.layout.dim, plan.columns
-
-
-def _conversion(plan: Plan, device: torch.device) -> Conversion:
-    return tile_conversion(plan.key_dim, plan.p, plan.tile, plan.d, device)
-
-
-def _lengths(cu_seqlens: Tensor) -> list[int]:
-    return [stop - start for start, stop in pairwise(cu_seqlens.tolist())]
-
-
-def _by_group(x: Tensor, plan: Plan) -> Tensor:
-    return x.view(-1, plan.groups, *x.shape[1:])
+        number = (shape.tokens + tokens_per_state - 1) // tokens_per_state - int(not has_initial_state)
+    return number, shape.state_count, shape.tiling.dim, shape.state_columns
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    plan: Plan,
-    keep: bool,
-    want_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return out [B, T, H, V], final state [N, G, D, W], sums of weights [B, T, H], states to restart from, nothing."""
-    convert = _conversion(plan, q.device)
-    first = None if state is None else convert.to_rows(state.flatten(0, 1))
-    nothing = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
-    if cu_seqlens is None:
-        out, norm, last, kept = chunked.forward(q, k, v, log_g, first, plan, keep, want_state)
-    else:
-        lengths = _lengths(cu_seqlens)
-        count, done = len(lengths), []
-        for index, length in enumerate(lengths):
-            at = slice(sum(lengths[:index]), sum(lengths[: index + 1]))
-            start = None if first is None else first[index * plan.groups : (index + 1) * plan.groups]
-            gates = None if log_g is None else log_g[:, at]
-            own = replace(plan, tokens=length)
-            done.append(chunked.forward(q[:, at], k[:, at], v[:, at], gates, start, own, keep, want_state))
-        out, norm = torch.cat([part[0] for part in done], 1), torch.cat([part[1] for part in done], 1)
-        last = torch.cat([part[2] for part in done if part[2] is not None]) if want_state else None
-        kept = nothing
-        if keep:
-            kept = nothing.new_zeros(restarts(plan, count, True, state is not None))
-            used = torch.cat([part[3] for part in done])
-            kept[: len(used)] = used
-    final = nothing if last is None else _by_group(convert.from_rows(last), plan)
-    return out, final, norm, kept if keep else nothing.clone(), nothing.clone()
+    inputs: Inputs, initial_state: Tensor | None, shape: CallShape, save_states: bool, return_state: bool
+) -> Outputs:
+    """Return the outputs of a call; its states are [N, G, D, W] in the layout of PowerState.
+
+    Args:
+        inputs: The tensors of the call.
+        initial_state: [N, G, D, W], or None for an empty one.
+        shape: Shape and settings of the call.
+        save_states: Whether to save states for the backward pass, of `saved_states_size`.
+        return_state: Whether the final state is wanted.
+    """
+    convert = _conversion(shape, inputs.q.device)
+    rows = None if initial_state is None else convert.to_rows(initial_state.flatten(0, 1))
+    if inputs.cu_seqlens is None:
+        outputs = chunked.forward(inputs, rows, shape, save_states, return_state)
+        return outputs._replace(final_state=_shared(outputs.final_state, convert, shape))
+    each = []
+    for index, tokens in enumerate(_tokens_of_each(inputs.cu_seqlens)):
+        own_shape = replace(shape, tokens=tokens.stop - tokens.start)
+        own_rows = None if rows is None else rows[_states_of(index, shape)]
+        each.append(chunked.forward(inputs.at(tokens), own_rows, own_shape, save_states, return_state))
+    final_rows = torch.cat([own.final_state for own in each if own.final_state is not None]) if return_state else None
+    saved_states = each[0].saved_states
+    if save_states:
+        used = torch.cat([own.saved_states for own in each])
+        saved_states = used.new_zeros(saved_states_size(shape, len(each), True, initial_state is not None))
+        saved_states[: len(used)] = used
+    out, norm = torch.cat([own.out for own in each], 1), torch.cat([own.norm for own in each], 1)
+    return Outputs(out, norm, _shared(final_rows, convert, shape), saved_states)
 
 
 def backward(
     grad_out: Tensor,
     grad_state: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    cu_seqlens: Tensor | None,
-    out: Tensor,
-    norm: Tensor,
-    kept: Tensor,
-    final: Tensor | None,
-    plan: Plan,
-    with_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of q, k, v, log_g (None without gates) and of the initial state, [N, G, D, W]."""
-    convert = _conversion(plan, q.device)
-    last = None if grad_state is None else convert.from_rows_adjoint(grad_state.flatten(0, 1))
-    reach = None if grad_state is None or final is None else (grad_state * final).sum((2, 3))
-    if cu_seqlens is None:
-        saved = (out, norm, kept, reach, plan, with_state)
-        dq, dk, dv, grad_g, first = chunked.backward(grad_out, last, q, k, v, log_g, *saved)
-        return dq, dk, dv, grad_g, _by_group(convert.to_rows_adjoint(first), plan) if with_state else None
-    lengths = _lengths(cu_seqlens)
+    inputs: Inputs,
+    outputs: Outputs,
+    shape: CallShape,
+    has_initial_state: bool,
+) -> Gradients:
+    """Return the gradients of the inputs and of the initial state, [N, G, D, W].
+
+    Args:
+        grad_out: [B, T, H, V], the gradient of the output.
+        grad_state: [N, G, D, W], that of the final state; None where there is none.
+        inputs: The tensors of the call.
+        outputs: What `forward` returned.
+        shape: Shape and settings of the call.
+        has_initial_state: Whether the call had an initial state.
+    """
+    convert = _conversion(shape, inputs.q.device)
+    grad_rows = None if grad_state is None else convert.from_rows_adjoint(grad_state.flatten(0, 1))
+    final_state_dot = None
+    if grad_state is not None and outputs.final_state is not None:
+        final_state_dot = (grad_state * outputs.final_state).sum((2, 3))
+    if inputs.cu_seqlens is None:
+        grads = chunked.backward(grad_out, grad_rows, final_state_dot, inputs, outputs, shape, has_initial_state)
+        return grads._replace(initial_state=_shared_adjoint(grads.initial_state, convert, shape))
     each, used = [], 0
-    for index, length in enumerate(lengths):
-        own = replace(plan, tokens=length)
-        pieces = restarts(own, 1, False, with_state)[0]
-        at = slice(sum(lengths[:index]), sum(lengths[: index + 1]))
-        own_last = None if last is None else last[index * plan.groups : (index + 1) * plan.groups]
-        own_reach = None if reach is None else reach[index : index + 1]
-        gates = None if log_g is None else log_g[:, at]
-        saved = (out[:, at], norm[:, at], kept[used : used + pieces], own_reach, own, with_state)
-        each.append(chunked.backward(grad_out[:, at], own_last, q[:, at], k[:, at], v[:, at], gates, *saved))
-        used += pieces
-    dq, dk = torch.cat([part[0] for part in each], 1), torch.cat([part[1] for part in each], 1)
-    dv = torch.cat([part[2] for part in each], 1)
-    grad_g = None if log_g is None else torch.cat([part[3] for part in each if part[3] is not None], 1)
-    grad = _by_group(convert.to_rows_adjoint(torch.cat([part[4] for part in each])), plan) if with_state else None
-    return dq, dk, dv, grad_g, grad
+    for index, tokens in enumerate(_tokens_of_each(inputs.cu_seqlens)):
+        own_shape = replace(shape, tokens=tokens.stop - tokens.start)
+        number = saved_states_size(own_shape, 1, False, has_initial_state)[0]
+        own_outputs = Outputs(
+            outputs.out[:, tokens], outputs.norm[:, tokens], None, outputs.saved_states[used : used + number]
+        )
+        own_rows = None if grad_rows is None else grad_rows[_states_of(index, shape)]
+        own_dot = None if final_state_dot is None else final_state_dot[index : index + 1]
+        each.append(
+            chunked.backward(
+                grad_out[:, tokens], own_rows, own_dot, inputs.at(tokens), own_outputs, own_shape, has_initial_state
+            )
+        )
+        used += number
+    q, k, v = (torch.cat(parts, 1) for parts in zip(*(own[:3] for own in each), strict=True))
+    log_g = None
+    if inputs.log_g is not None:
+        log_g = torch.cat([own.log_g for own in each if own.log_g is not None], 1)
+    first_rows = None
+    if has_initial_state:
+        first_rows = torch.cat([own.initial_state for own in each if own.initial_state is not None])
+    return Gradients(q, k, v, log_g, _shared_adjoint(first_rows, convert, shape))
+
+
+def _conversion(shape: CallShape, device: torch.device) -> Conversion:
+    return tile_conversion(shape.head_dim, shape.p, shape.tile, shape.padded_head_dim, device)
+
+
+def _shared(rows: Tensor | None, convert: Conversion, shape: CallShape) -> Tensor | None:
+    """Return states in rows of the tiled phi, [N G, D, W], in the layout of PowerState, [N, G, D, W]."""
+    return None if rows is None else _by_sequence(convert.from_rows(rows), shape)
+
+
+def _shared_adjoint(grad_rows: Tensor | None, convert: Conversion, shape: CallShape) -> Tensor | None:
+    """Return the gradient of initial states, [N, G, D, W], from that of their rows, [N G, D, W]."""
+    return None if grad_rows is None else _by_sequence(convert.to_rows_adjoint(grad_rows), shape)
+
+
+def _by_sequence(x: Tensor, shape: CallShape) -> Tensor:
+    return x.view(-1, shape.kv_heads, *x.shape[1:])
+
+
+def _tokens_of_each(cu_seqlens: Tensor) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(cu_seqlens.tolist())]
+
+
+def _states_of(index: int, shape: CallShape) -> slice:
+    """Return the rows of one packed sequence in a tensor of N G states."""
+    return slice(index * shape.kv_heads, (index + 1) * shape.kv_heads)

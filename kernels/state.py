@@ -1,4 +1,4 @@
-"""PowerState: what power attention remembers of a sequence, in the one layout that all implementations share."""
+"""PowerState: what power attention remembers of a sequence, in the layout that all implementations share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from torch import Tensor
 
 
 class PowerState(NamedTuple):
-    """State of N sequences after their last token T, with a = cumsum(log_g) over each sequence.
+    """State of N sequences with G key/value heads after their last token T.
 
-    kv:  [N, G, D, V], sum over j of exp(a_T - a_j) phi(k_j) v_j^T, plus exp(a_T) times the initial kv
-    key: [N, G, D], sum over j of exp(a_T - a_j) phi(k_j) likewise: its product with phi(q) is the normaliser; None
-        where the attention is not normalised
+    With a = cumsum(log_g) over each sequence, and phi = `spow` with its D = C(K+p-1, p) entries (arXiv 2507.04239):
 
-    D = C(K+p-1, p) in the order of powerplan.kernels.spow. float32, or float64 for float64 inputs. The scale of the
-    attention weights is not part of it: it is applied to the queries.
+    kv: [N, G, D, V], the sum over tokens j of exp(a_T - a_j) phi(k_j) v_j^T, plus exp(a_T) times the initial kv.
+    key: [N, G, D], the sum over tokens j of exp(a_T - a_j) phi(k_j), plus exp(a_T) times the initial key. Its product
+        with phi(q) is the sum of weights to divide by. None where the attention is not normalised.
+
+    Both are float32, or float64 for float64 inputs. The scale of the attention weights is not part of them: it is
+    applied to the queries. All implementations take and return this layout.
     """
 
     kv: Tensor
@@ -23,5 +25,5 @@ class PowerState(NamedTuple):
 
 
 def divisor(norm: Tensor) -> Tensor:
-    """Return the sum of weights to divide by: 1 where it is 0, so that a query that sees nothing gets 0."""
+    """Return what to divide by, for sums of weights of any shape: 1 where a sum is 0, so that the output is 0 there."""
     return norm.masked_fill(norm == 0, 1)

@@ -1,4 +1,4 @@
-"""Inputs, the float64 oracle and the error budget that tests and benchmarks hold every implementation to."""
+"""Inputs, the float64 oracle, and the error budget that tests and benchmarks hold every implementation to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from powerplan.dims import spow_dim
+from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.embedding import spow
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
@@ -16,11 +17,14 @@ from powerplan.kernels.state import PowerState
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes and settings of one call, and inputs made from its seed.
+    """Shape and settings of one call, and its inputs, made from the seed.
 
-    Inputs are normal. Where there is a normaliser, the first feature of queries and keys is a constant that puts q.k
-    nine standard deviations above 0: every form that goes through phi rounds to eps (|q| |k|)^p, which a sum of weights
-    near 0 (an early token with q.k = 0) amplifies without bound, whatever the implementation.
+    Inputs are normally distributed. With a normaliser, the first feature of queries and keys is a constant that puts
+    q.k nine standard deviations above 0. Every implementation that goes through phi rounds to eps (|q| |k|)^p, and a
+    sum of weights near 0 (an early token with q.k = 0) amplifies that without bound.
+
+    `groups` are the key/value heads, `repeats` the query heads to each; key_dim and value_dim are the head dims K and
+    V.
     """
 
     p: int = 2
@@ -40,7 +44,10 @@ class Case:
         return float(self.key_dim**-0.5)
 
     def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Tensor | None]:
-        """Return q, k, v, log_g, kv and key that require gradients; absent ones are None. Gates and states: fp32 up."""
+        """Return q, k, v, log_g, kv and key, which require gradients; None for those that the case has not got.
+
+        q, k and v have the dtype asked for; gates and states have at least float32.
+        """
         make = torch.Generator().manual_seed(self.seed)
         high = torch.promote_types(dtype, torch.float32)
 
@@ -58,16 +65,15 @@ class Case:
         kv, key = normal(b, g, d, self.value_dim, to=high), None
         if self.normalize:
             # Sums of phi(k), so that the normaliser of an even degree stays positive, as a real state keeps it.
-            past = case_keys(self, make).to(device=device, dtype=high)
-            key = past.requires_grad_()
+            key = case_keys(self, make).to(device=device, dtype=high).requires_grad_()
         state = {"kv": kv, "key": key} if self.with_state else {"kv": None, "key": None}
         return {"q": q, "k": k, "v": v, "log_g": log_g, **state}
 
 
 def case_keys(case: Case, make: torch.Generator) -> Tensor:
-    """Return sums of phi over a few keys, [B, G, D]."""
-    past = torch.randn(case.batch, case.groups, 4, case.key_dim, generator=make, dtype=torch.float64)
-    return spow(past, case.p).sum(2)
+    """Return sums of phi over four keys, [B, G, D]."""
+    keys = torch.randn(case.batch, case.groups, 4, case.key_dim, generator=make, dtype=torch.float64)
+    return spow(keys, case.p).sum(2)
 
 
 def state_of(inputs: dict[str, Tensor | None]) -> PowerState | None:
@@ -85,13 +91,18 @@ def arguments(inputs: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, PowerState]:
-    """Return the result of the definition in the dtype of the inputs: the oracle in float64, plain torch elsewhere."""
-    settings: dict[str, Any] = {"p": case.p, "scale": case.scale, "normalize": case.normalize}
-    return reference(*arguments(inputs), inputs["log_g"], state_of(inputs), **settings)
+    """Return output and state by the definition, in the dtype of the inputs; in float64 that is the oracle."""
+    q, k, v = arguments(inputs)
+    # The definition has no chunks.
+    shape = CallShape.of(q.shape, k.shape, v.shape, case.p, case.scale, case.tokens, case.normalize)
+    return reference(Inputs(q, k, v, inputs["log_g"]), state_of(inputs), shape)
 
 
 def results(out: Tensor, state: PowerState, inputs: dict[str, Tensor | None], seed: int = 1) -> dict[str, Tensor]:
-    """Return the output, the state's parts, and the gradients of all inputs for random gradients of all of these."""
+    """Return the output, the state's parts, and the gradients of all inputs, by name.
+
+    The gradients are those of a sum of the output and the state with random weights, made from the seed.
+    """
     make = torch.Generator().manual_seed(seed)
     parts = {"out": out, "state kv": state.kv} | ({} if state.key is None else {"state key": state.key})
     loss = out.new_zeros((), dtype=torch.float64)
@@ -111,51 +122,61 @@ def widened(case: Case, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | 
 
 
 def product_state(case: Case, inputs: dict[str, Tensor | None]) -> PowerState:
-    """Return the final state of plain torch whose products take operands in the inputs' dtype and sum in float32."""
+    """Return the final state by plain torch whose products take operands in the inputs' dtype and sum in float32."""
     _, k, v = arguments(inputs)
     log_g, state = inputs["log_g"], state_of(inputs)
-    decay = torch.zeros(k.shape[:3]).to(k.device) if log_g is None else log_g.float().cumsum(1)
-    left = (decay[:, -1:] - decay).exp()
-    features, values = spow(k, case.p), (v.float() * left[..., None]).to(v.dtype)
+    log_g_cumsum = torch.zeros(k.shape[:3]).to(k.device) if log_g is None else log_g.float().cumsum(1)
+    decay_to_end = (log_g_cumsum[:, -1:] - log_g_cumsum).exp()
+    features, values = spow(k, case.p), (v.float() * decay_to_end[..., None]).to(v.dtype)
     kv = torch.einsum("btgd,btgv->bgdv", features.float(), values.float())
-    key = (features.float() * left[..., None]).sum(1)
+    key = (features.float() * decay_to_end[..., None]).sum(1)
     if state is not None:
-        since = decay[:, -1].exp()
-        kv = kv + since[..., None, None] * state.kv
-        key = key if state.key is None else key + since[..., None] * state.key
+        decay = log_g_cumsum[:, -1].exp()
+        kv = kv + decay[..., None, None] * state.kv
+        key = key if state.key is None else key + decay[..., None] * state.key
     return PowerState(kv, key if case.normalize else None)
 
 
 def budget(
     case: Case, dtype: torch.dtype, factor: float = 8.0, low_products: bool = False, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return the error allowed for each result of `case` in `dtype`: `factor` times that of plain torch.
+    """Return the error that is allowed for each result of a case, by name.
 
-    low_products: the implementation's products take operands in `dtype`, those for the state too, which the definition
-    computes in float32; then plain torch does the same for the state.
+    It is `factor` times the error of plain torch: of the definition evaluated in `dtype`, against float64 on the same
+    inputs. Errors are the largest absolute ones over a tensor. Some terms are added to the error of plain torch:
 
-    Plain torch is the definition evaluated in that dtype, against float64 on the same inputs; errors are the largest
-    absolute ones over a tensor. It can be exact by luck, so a rounding of the largest value is added to it; of the
-    largest in any gradient for a gradient, as one may vanish because large terms cancel (T = 1). A state is a sum over
-    T tokens: sqrt(T) roundings, what T of random signs come to, are added there. One is too few: of 300 equal terms,
-    as the constant feature gives, pairwise sums can be exact in float32, and others 10 roundings off. float64 has no
-    wider dtype to be compared with: there the error of float32 counts, times the ratio of their roundings.
+    - One rounding of the tensor's largest value, since plain torch can be exact by luck. For a gradient it is the
+      largest value of any gradient, since one may vanish because large terms cancel (T = 1).
+    - For a state, which is a sum over T tokens, sqrt(T) such roundings: what T roundings of random signs come to. One
+      is too few. The constant feature gives a sum of 300 equal terms, whose pairwise sum can be exact in float32 while
+      another order of summation is 10 roundings off.
+
+    float64 has no wider dtype to be compared with. There the error of float32 counts, times the ratio of their
+    roundings.
+
+    Args:
+        case: The call.
+        dtype: That of q, k and v.
+        factor: How many times the error of plain torch is allowed.
+        low_products: Whether the implementation's products take operands in `dtype`, those for the state too, which the
+            definition computes in float32. Plain torch then does the same for the state.
+        device: Where plain torch runs.
     """
     narrow = torch.float32 if dtype == torch.float64 else dtype
     inputs = case.inputs(narrow, device)
     wide = widened(case, inputs)
     out, state = plain(case, inputs)
-    usual = results(out, product_state(case, inputs) if low_products else state, inputs)
+    rounded = results(out, product_state(case, inputs) if low_products else state, inputs)
     exact = results(*plain(case, wide), wide)
     ratio = torch.finfo(dtype).eps / torch.finfo(narrow).eps
     allowed = {}
     sizes = {name: value.abs().max().item() for name, value in exact.items()}
-    steepest = max(size for name, size in sizes.items() if name.startswith("gradient"))
+    largest_gradient = max(size for name, size in sizes.items() if name.startswith("gradient"))
     for name, value in exact.items():
-        size = steepest if name.startswith("gradient") else sizes[name]
-        rounding = torch.finfo(usual[name].dtype).eps * size
+        size = largest_gradient if name.startswith("gradient") else sizes[name]
+        rounding = torch.finfo(rounded[name].dtype).eps * size
         terms = case.tokens**0.5 if name.startswith("state") else 1.0
-        allowed[name] = factor * ratio * (largest_error(usual[name], value) + terms * rounding)
+        allowed[name] = factor * ratio * (largest_error(rounded[name], value) + terms * rounding)
     return allowed
 
 
@@ -173,7 +194,7 @@ def beyond_budget(
     inputs: dict[str, Tensor | None],
     low_products: bool = False,
 ) -> dict[str, str]:
-    """Return each of the results that is not within its budget, with its error; empty is good."""
+    """Return the results that are not within their budget, each with its error; empty if all are."""
     wide = widened(case, inputs)
     exact = results(*plain(case, wide), wide)
     assert actual.keys() == exact.keys()
@@ -187,5 +208,5 @@ def beyond_budget(
 
 
 def variants(case: Case, **changes: list[Any]) -> list[Case]:
-    """Return the cases that differ from `case` in one field each, in the order given."""
+    """Return the cases that differ from `case` in one field each: for every field the values given for it."""
     return [replace(case, **{name: value}) for name, values in changes.items() for value in values]

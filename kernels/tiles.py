@@ -1,12 +1,13 @@
-"""The tiled power embedding, expanded by outer products of slices: phi never gathers.
+"""The tiled power embedding, expanded by outer products of slices, so that no index is ever gathered.
 
-Features are split in tiles of b. phi holds every multiset of p tiles, and all b^p products within it, so that a product
-of features of different tiles stands there once where (q.k)^p counts it several times. How often depends on the tiles
-alone: pieces of one count are gathered in blocks, and the count multiplies what is asked of a block, once.
+Features are split into tiles of b. phi holds, for every multiset of p tiles, all b^p products of one feature from each.
+A product of features from different tiles stands in phi once, where (q.k)^p counts it once for every order of these
+tiles. That weight depends on the tiles alone. Pieces of the same weight therefore lie together in blocks, and the
+product with a block is multiplied by the weight, once.
 
-A piece fixes p - 1 tiles, all but the last feature, and lets that one run: over the last of these tiles again, or over
-everything behind it. Time is the last dim, so a piece is one broadcast product, [leads, 1, M] * [1, width, M], into
-consecutive rows.
+A piece of phi holds the products for p - 1 fixed tiles. The last factor runs over the last of these tiles, or over all
+features behind it. Time is the last dim, so that a piece is one broadcast product, [leads, 1, M] * [1, width, M], which
+is written to consecutive rows. Tensors are [BG, d, M]: all sequences and heads, features, and the tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ from torch import Tensor
 from powerplan.dims import tiled_spow_dim
 from powerplan.kernels.conversion import Conversion, conversion
 
+TILE = 8
+"""Features of a tile, b. At K = 64 and p = 2, phi takes 8 broadcast products into 2,304 rows; tiles of 1 would take 64
+products into 2,080 rows."""
+
+PHI_BLOCK_ROWS = 600
+"""Rows of phi that are expanded at a time: 2.5 MB at 4 heads and chunks of 256 tokens.
+
+300 rows were as fast and 900 slower (two cores with 1 MB of L2 cache each, K = V = 64, p = 2).
+"""
+
 
 @dataclass(frozen=True)
 class Piece:
-    """count x leads x width rows of a block from `offset` on: all products within `tiles`, times features from `start`.
+    """Rows of phi that one broadcast product fills: all products within `tiles`, times `width` features from `start`
+    on.
 
-    count > 1 stands for as many pieces of one lead tile each, tiles[0] and those behind it, each times itself; `start`
-    and `width` are those of the first.
+    These are count x leads x width rows, from row `offset` of their block on. count > 1 joins as many pieces of one
+    lead tile each: tiles[0] and the tiles behind it, each times itself. `start` and `width` are then those of the
+    first.
     """
 
     tiles: tuple[int, ...]
@@ -51,7 +64,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """A run of pieces of one weight: rows first : first + width of phi, expanded and multiplied at a time."""
+    """Pieces of one weight, which are expanded and multiplied at a time: rows first : first + width of phi."""
 
     first: int
     width: int
@@ -72,7 +85,7 @@ class Tiling:
 
 @lru_cache(maxsize=64)
 def tiling(d: int, p: int, tile: int, rows: int) -> Tiling:
-    """Return the layout, in blocks of at most `rows` rows of phi, or one piece. d must be a multiple of tile."""
+    """Return the layout in blocks of at most `rows` rows of phi, or of one piece. d must be a multiple of tile."""
     blocks: list[Block] = []
     first = 0
     for weight, pieces in groupby(sorted(_pieces(d, p, tile), key=lambda piece: piece.weight), lambda x: x.weight):
@@ -90,7 +103,10 @@ def tiling(d: int, p: int, tile: int, rows: int) -> Tiling:
 
 
 def _pieces(d: int, p: int, tile: int) -> Iterator[Piece]:
-    """Yield the pieces without their places: for each multiset of p - 1 tiles the last tile again, and what follows."""
+    """Yield the pieces of phi, without their offsets.
+
+    There are two for each multiset of p - 1 tiles: times its last tile again, and times all features behind that tile.
+    """
     count = d // tile
     if p == 1:
         yield Piece((), 0, d, 1, 1)
@@ -110,26 +126,28 @@ def _pieces(d: int, p: int, tile: int) -> Iterator[Piece]:
 
 
 Step = tuple[Tensor, Tensor, Tensor]
-"""Two views to multiply, and where to write their product."""
+"""Two views to multiply, and the view that takes their product."""
 
 
 class Expander:
-    """Expands x, [N, d, M] with time last, to blocks of phi in `room`. Holds views only: x may be filled anew."""
+    """Expands x, [BG, d, M] with time last, to blocks of phi in a flat `buffer`.
 
-    def __init__(self, x: Tensor, layout: Tiling, room: Tensor) -> None:
+    It holds views only, so that x may be filled anew between two expansions.
+    """
+
+    def __init__(self, x: Tensor, layout: Tiling, buffer: Tensor) -> None:
         self.x, self.layout = x, layout
         count, _, size = x.shape
         self.products = [x.new_empty(count, layout.tile**power, size) for power in range(2, layout.p)]
-        self.rows = [_views(room, count, block, size) for block in layout.blocks]
+        self.rows = [_block_rows(buffer, count, block, size) for block in layout.blocks]
         self.steps = [
             [step for piece in block.pieces for step in self._steps(piece, _part(rows, piece))]
             for block, rows in zip(layout.blocks, self.rows, strict=True)
         ]
 
     def expand(self, index: int) -> Tensor:
-        """Return block `index` of phi(x), [N, width, M], in the room."""
-        for left, right, out in self.steps[index]:
-            torch.mul(left, right, out=out)
+        """Return block `index` of phi(x), [BG, width, M], in the buffer."""
+        _multiply(self.steps[index])
         return self.rows[index]
 
     def _steps(self, piece: Piece, out: Tensor) -> list[Step]:
@@ -137,103 +155,110 @@ class Expander:
         return [*steps, (leads, self.tail(piece), out)]
 
     def leads(self, piece: Piece) -> tuple[list[Step], Tensor]:
-        """Return the products of all features but the last, [N, count, leads, 1, M], and the steps that make them."""
+        """Return the products of all features but the last, [BG, count, leads, 1, M], and the steps that make them."""
         if piece.count > 1:
             return [], self.x.view(self.x.shape[0], piece.count, piece.leads, 1, -1)
         steps, leads = self.product(piece.tiles)
         return steps, leads[:, None, :, None]
 
     def tail(self, piece: Piece) -> Tensor:
-        """Return the last features, [N, count, 1, width, M]."""
+        """Return the last features, [BG, count, 1, width, M]."""
         rows = self.x[:, piece.start : piece.start + piece.count * piece.width]
         return rows.view(rows.shape[0], piece.count, 1, piece.width, -1)
 
     def tile(self, index: int) -> Tensor:
-        """Return the features of one tile, [N, b, M]."""
+        """Return the features of one tile, [BG, b, M]."""
         return self.x[:, index * self.layout.tile : (index + 1) * self.layout.tile]
 
     def product(self, tiles: tuple[int, ...]) -> tuple[list[Step], Tensor]:
-        """Return all products of one feature from each tile, the last fastest, [N, b^tiles, M], and their steps."""
+        """Return all products of one feature from each tile, the last fastest, [BG, b^tiles, M], and their steps."""
         if not tiles:
             return [], self.x.new_ones(1, 1, 1)
         last = self.tile(tiles[-1])
         if len(tiles) == 1:
             return [], last
         steps, before = self.product(tiles[:-1])
-        room = self.products[len(tiles) - 2]
-        out = room.view(room.shape[0], -1, self.layout.tile, room.shape[2])
-        return [*steps, (before[:, :, None], last[:, None], out)], room
+        products = self.products[len(tiles) - 2]
+        out = products.view(products.shape[0], -1, self.layout.tile, products.shape[2])
+        return [*steps, (before[:, :, None], last[:, None], out)], products
 
 
-class Puller:
-    """Takes gradients of phi's blocks back to `into`, [N, d, M], the gradient of an expander's x.
+class ExpanderBackward:
+    """Turns gradients of phi's blocks into the gradient of an expander's x, which it adds to `grad_x`, [BG, d, M].
 
-    The gradients are put in `room`. The expander's own room is used meanwhile, and what it held is lost.
+    The gradient of a block is put into `rows`, views of a flat `buffer`, before `add` is called. The expander's own
+    buffer serves as scratch memory meanwhile: what it held is lost.
     """
 
-    def __init__(self, expander: Expander, room: Tensor, into: Tensor) -> None:
-        self.expander, self.into = expander, into
-        count, _, size = into.shape
-        self.rows = [_views(room, count, block, size) for block in expander.layout.blocks]
-        self.pulls = [
-            [Pull(expander, piece, _part(rows, piece), _part(spare, piece), into) for piece in block.pieces]
-            for block, rows, spare in zip(expander.layout.blocks, self.rows, expander.rows, strict=True)
+    def __init__(self, expander: Expander, buffer: Tensor, grad_x: Tensor) -> None:
+        count, _, size = grad_x.shape
+        self.rows = [_block_rows(buffer, count, block, size) for block in expander.layout.blocks]
+        self.pieces = [
+            [
+                PieceBackward(expander, piece, _part(rows, piece), _part(scratch, piece), grad_x)
+                for piece in block.pieces
+            ]
+            for block, rows, scratch in zip(expander.layout.blocks, self.rows, expander.rows, strict=True)
         ]
 
-    def pull(self, index: int) -> None:
-        """Add to `into` what follows from the gradient of block `index`, which stands in `rows`."""
-        for pull in self.pulls[index]:
-            pull.run()
+    def add(self, index: int) -> None:
+        """Add to grad_x what follows from the gradient of block `index`."""
+        for piece in self.pieces[index]:
+            piece.add()
 
 
-class Pull:
-    """Takes the gradient of one piece, `rows`, back to that of x. Views are made here, once."""
+class PieceBackward:
+    """Turns the gradient of one piece of phi, `rows`, into that of x. Its views are made once, here."""
 
-    def __init__(self, expander: Expander, piece: Piece, rows: Tensor, spare: Tensor, into: Tensor) -> None:
-        self.expander, self.piece, self.rows, self.spare, self.into = expander, piece, rows, spare, into
+    def __init__(self, expander: Expander, piece: Piece, rows: Tensor, scratch: Tensor, grad_x: Tensor) -> None:
+        self.expander, self.piece, self.rows, self.scratch, self.grad_x = expander, piece, rows, scratch, grad_x
         self.steps, self.leads = expander.leads(piece)
         self.tail = expander.tail(piece)
         count, number, leads, width, size = rows.shape
-        last = into[:, piece.start : piece.start + number * width]
-        self.into_tail = last.view(count, number, width, size)
-        self.into_leads = into[:, :0]
+        last = grad_x[:, piece.start : piece.start + number * width]
+        self.grad_tail = last.view(count, number, width, size)
+        self.grad_leads = grad_x[:, :0]
         if len(piece.tiles) == 1:
             first = piece.tiles[0] * expander.layout.tile
-            self.into_leads = into[:, first : first + number * leads].view(count, number, leads, size)
+            self.grad_leads = grad_x[:, first : first + number * leads].view(count, number, leads, size)
 
-    def run(self) -> None:
-        for left, right, out in self.steps:
-            torch.mul(left, right, out=out)
-        self.into_tail.add_(torch.mul(self.rows, self.leads, out=self.spare).sum(2))
+    def add(self) -> None:
+        """Add to grad_x what follows from the gradient of the piece."""
+        _multiply(self.steps)
+        self.grad_tail.add_(torch.mul(self.rows, self.leads, out=self.scratch).sum(2))
         if self.piece.tiles:
-            by_leads = torch.mul(self.rows, self.tail, out=self.spare).sum(3)
+            grad_leads = torch.mul(self.rows, self.tail, out=self.scratch).sum(3)
             if len(self.piece.tiles) == 1:
-                self.into_leads.add_(by_leads)
+                self.grad_leads.add_(grad_leads)
             else:
-                self._of_product(self.piece.tiles, by_leads[:, 0])
+                self._add_of_product(self.piece.tiles, grad_leads[:, 0])
 
-    def _of_product(self, tiles: tuple[int, ...], grad: Tensor) -> None:
-        """Add the gradient of x for that of the products of features from `tiles`, [N, b^tiles, M]."""
+    def _add_of_product(self, tiles: tuple[int, ...], grad: Tensor) -> None:
+        """Add what follows from `grad`, [BG, b^tiles, M], that of all products of one feature from each tile."""
         b = self.expander.layout.tile
-        into = self.into[:, tiles[-1] * b : (tiles[-1] + 1) * b]
+        grad_tile = self.grad_x[:, tiles[-1] * b : (tiles[-1] + 1) * b]
         if len(tiles) == 1:
-            into.add_(grad)
+            grad_tile.add_(grad)
             return
-        spread = grad.view(grad.shape[0], -1, b, grad.shape[2])
+        by_last = grad.view(grad.shape[0], -1, b, grad.shape[2])
         steps, others = self.expander.product(tiles[:-1])
-        for left, right, out in steps:
-            torch.mul(left, right, out=out)
-        into.add_((spread * others[:, :, None]).sum(1))
-        self._of_product(tiles[:-1], (spread * self.expander.tile(tiles[-1])[:, None]).sum(2))
+        _multiply(steps)
+        grad_tile.add_((by_last * others[:, :, None]).sum(1))
+        self._add_of_product(tiles[:-1], (by_last * self.expander.tile(tiles[-1])[:, None]).sum(2))
 
 
-def _views(room: Tensor, count: int, block: Block, size: int) -> Tensor:
-    """Return the part of a flat `room` that holds one block, [N, width, M]."""
-    return room[: count * block.width * size].view(count, block.width, size)
+def _multiply(steps: list[Step]) -> None:
+    for left, right, out in steps:
+        torch.mul(left, right, out=out)
+
+
+def _block_rows(buffer: Tensor, count: int, block: Block, size: int) -> Tensor:
+    """Return the part of a flat `buffer` that holds one block, [BG, width, M]."""
+    return buffer[: count * block.width * size].view(count, block.width, size)
 
 
 def _part(rows: Tensor, piece: Piece) -> Tensor:
-    """Return a piece of a block's rows, [N, count, leads, width, M]."""
+    """Return a piece of a block's rows, [BG, count, leads, width, M]."""
     part = rows[:, piece.rows]
     return part.view(part.shape[0], piece.count, piece.leads, piece.width, part.shape[2])
 

@@ -35,18 +35,33 @@ def tiled_spow_dim(d: int, p: int, tile: int) -> int:
     return comb(-(-d // tile) + p - 1, p) * int(tile**p)
 
 
-def default_chunk_size(d: int, p: int, engine: str = "torch") -> int:
-    """Return the chunk size, in tokens, that the kernels use and the planner counts where none is given.
+def default_chunk_size(head_dim: int, p: int, engine: str = "torch") -> int:
+    """Return the chunk size, in tokens, that an engine of `powerplan.kernels` takes where none is given.
 
-    At least 128; then the largest power of two up to D, so that attention within a chunk, c (K + V) FLOPs a token,
-    stays at or under half of the 4 D V with the state; at most 1,024 for p = 3, and 256 for others. phi of a chunk
-    should stay in cache; p = 3 has so much state to touch in each chunk that longer ones pay, and p = 4 expands 32,768
-    rows at a time at d = 64, 134 MB for 4 heads of 256 tokens.
+    "torch" (any device; the planner counts its FLOPs with this size): the largest power of two up to D, so that
+    attention within a chunk, c (K + V) FLOPs per token, stays at or under half of the 4 D V for the state; at least
+    128, and at most 256, or 1,024 for p = 3, because phi of a chunk should stay in cache. For p = 3 each chunk touches
+    so much state that longer chunks pay. p = 4 expands 28,672 rows at a time at head dim 64: 117 MB for 4 heads of 256
+    tokens.
+
+    "triton" (GPUs): 256 for p = 1, 1,024 for p = 2, 4,096 above. The state is written and read once per chunk, 4 D V
+    bytes in bf16, and longer chunks spread that over more tokens: in chunks of 1,024 (K = V = 64, p = 2) it is 576
+    bytes per token, beside 512 for q, k, v and out. phi stays in registers, so no cache limits the chunk.
+
+    Args:
+        head_dim: Dimension K of a query and of a key.
+        p: Degree of the attention.
+        engine: "torch" or "triton".
+
+    Raises:
+        ValueError: There is no such engine.
     """
     if engine == "triton":
         return {1: 256, 2: 1024}.get(p, 4096)
+    if engine != "torch":
+        raise ValueError(f"engine must be torch or triton, and is {engine!r}")
     longest = 1024 if p == 3 else 256
-    return min(longest, max(128, 1 << (spow_dim(d, p).bit_length() - 1)))
+    return min(longest, max(128, 1 << (spow_dim(head_dim, p).bit_length() - 1)))
 
 
 def chunked_power_flops(
@@ -60,24 +75,22 @@ def chunked_power_flops(
     tile: int,
     chunk_size: int,
     normalize: bool = True,
-    with_state: bool = False,
-    want_state: bool = True,
+    has_initial_state: bool = False,
+    return_state: bool = True,
 ) -> int:
     """Return the matmul FLOPs of a forward pass of chunked power attention over one sequence, 2 per multiply-add.
 
-    To query the state takes 2 H D (V + z) per token, to update it 2 G D (V + z), and attention within a chunk takes
-    2 H (K + V) per pair of tokens, the masked half included. D is the tiled dimension; z is 1 with the normaliser.
-    Per token this is the planner's chunked form under `--causal full`. Source: arXiv 2507.04239, Appendix F (stages).
-
-    Args:
-        tokens: length of the sequence.
-        with_state: there is a state before the first token; without one, the first chunk does not query it.
-        want_state: the state after the last token is returned; if not, the last chunk is not added to it.
+    2 H D (V + z) to query the state for each token after the first chunk (for every token if `has_initial_state`),
+    2 G D (V + z) to update the state for each token, and 2 H (K + V) for each pair of tokens of one chunk, the masked
+    half included. D is the tiled dimension, and z is 1 with the normaliser, else 0. Per token this is the planner's
+    chunked form under `--causal full`, which counts the state after the last token, since the next token would need it.
+    Without `return_state` nobody reads that state, and the kernels do not add the last chunk to it. Source: arXiv
+    2507.04239, Appendix F (the stages).
     """
     dim = head_dim if p == 1 else tiled_spow_dim(head_dim, p, tile)
     columns = v_head_dim + int(normalize)
     whole, rest = divmod(tokens, chunk_size)
-    querying = tokens if with_state else max(0, tokens - chunk_size)
-    updating = tokens if want_state else max(0, tokens - (rest or chunk_size))
+    querying = tokens if has_initial_state else max(0, tokens - chunk_size)
+    updating = tokens if return_state else max(0, tokens - (rest or chunk_size))
     state = 2 * dim * columns * (heads * querying + kv_heads * updating)
     return state + 2 * heads * (head_dim + v_head_dim) * (whole * chunk_size**2 + rest**2)

@@ -1,9 +1,12 @@
-"""How the Triton kernels lay out phi: steps of tile pairs, 8 x 8 rows each.
+"""How the Triton kernels lay out phi: in steps, each 8 x 8 products of two tiles of features.
 
-Features come in tiles of 8. For p >= 2 a step is a multiset of p tiles with one feature fixed in each of the first
-p - 2: its 64 rows are all products of those with one feature of the lead tile and one of the last, so that a step of
-phi is one outer product of two 8-wide slices, in registers. For p = 1 the only step is x itself. Weights (how many
-orderings of the tiles there are) stand on the key side alone: phi(q) is plain, phi(k) carries them.
+Features come in tiles of 8. For p >= 2, a step is a multiset of p tiles with one feature fixed in each of the first p -
+2. Its 64 rows are the products of these fixed features with one feature of the tile before last (the lead tile) and one
+of the last tile, so that a step of phi is one outer product of two slices of 8, in registers. For p = 1 the only step
+is x itself.
+
+The same product occurs in (q.k)^p once for each order of the tiles. That number is the step's weight. It stands on the
+key side alone: phi(q) is plain, phi(k) carries the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from torch import Tensor
 from powerplan.kernels.conversion import Conversion, conversion
 
 TILE = 8
+"""Features of a tile: at K = 64 and p = 2, phi has 2,304 rows of 8-wide tiles for its 2,080 distinct entries."""
+
 STEP_ROWS = TILE * TILE
+"""Rows of a step of phi for p >= 2."""
 
 
 def power_of_two(size: int) -> int:
@@ -34,17 +40,20 @@ def step_rows(d: int, p: int) -> int:
 
 @lru_cache(maxsize=32)
 def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
-    """Return the steps of phi: p first features (single ones, the lead tile's, the last tile's) and the weight."""
+    """Return the steps of phi, each p features and a weight.
+
+    The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile.
+    """
     if p == 1:
         return ((0, 1),)
-    found = []
+    table = []
     for tiles in combinations_with_replacement(range(-(-d // TILE)), p):
         weight = factorial(p) // prod(factorial(tiles.count(tile)) for tile in set(tiles))
         for within in product(range(TILE), repeat=p - 2):
             singles = tuple(tile * TILE + feature for tile, feature in zip(tiles, within, strict=False))
             if all(feature < d for feature in singles):
-                found.append((*singles, tiles[-2] * TILE, tiles[-1] * TILE, weight))
-    return tuple(found)
+                table.append((*singles, tiles[-2] * TILE, tiles[-1] * TILE, weight))
+    return tuple(table)
 
 
 def step_count(d: int, p: int, group: int = 1) -> int:

@@ -1,7 +1,7 @@
 """Which blocks a kernel takes: those of blocks.json, or under POWERPLAN_AUTOTUNE=1 the fastest of a list, timed once.
 
-Timing waits for the GPU and makes the first call of a shape slow, some seconds for each kernel. What it finds holds
-for the process. The default is what blocks.json says: the same every time.
+Timing waits for the GPU and makes the first call of a shape slow: some seconds for each kernel. Its choice holds until
+the process ends. Without it a kernel takes what blocks.json says, the same blocks every time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from powerplan.kernels.triton.config import Blocks
-from powerplan.kernels.triton.shapes import Shapes
+from powerplan.kernels.triton.shapes import LaunchShape
 
 BLOCKS = [
     Blocks(128, 64, 8, 3),
@@ -32,6 +32,8 @@ BLOCKS = [
     Blocks(16, 16, 8, 1),
     Blocks(16, 16, 4, 2),
 ]
+"""Blocks of the kernels over tokens, from the largest to the smallest."""
+
 CANDIDATES = {
     "scan": [
         Blocks(64, 0, 8, 3, 4),
@@ -51,32 +53,44 @@ CANDIDATES = {
     "queries": BLOCKS[3:],
     "keys": BLOCKS[3:],
 }
-"""From the largest to the smallest. The first of them that compiles without spills is in blocks.json."""
+"""Blocks to try by kernel, from the largest to the smallest.
 
-_found: dict[tuple[str, Shapes], Blocks] = {}
+The first of them that compiles without spilling registers is in blocks.json. The backward kernels hold more blocks at a
+time than the output kernel, and start at 64 rows.
+"""
+
+_chosen: dict[tuple[str, LaunchShape], Blocks] = {}
 
 
-def tuned(kernel: str, shapes: Shapes, start_with: Callable[[Blocks], None]) -> Blocks:
-    """Return the blocks to start a kernel with. start_with launches it, on the call's own tensors."""
-    default = shapes.blocks(kernel)
+def tuned(kernel: str, shape: LaunchShape, start_with: Callable[[Blocks], None]) -> Blocks:
+    """Return the blocks to start a kernel with.
+
+    Args:
+        kernel: "scan", "output", "queries" or "keys".
+        shape: Shape and settings of the call.
+        start_with: Launches the kernel with given blocks, on the call's own tensors.
+    """
+    default = shape.blocks(kernel)
     if os.environ.get("POWERPLAN_AUTOTUNE") != "1":
         return default
     # The blocks do not depend on how many tokens there are, once there are many.
-    key = kernel, replace(shapes, batch=1, sequences=1, tokens=0, scale=1.0)
-    if key not in _found:
-        times = {blocks: _time(blocks, start_with) for blocks in [default, *_others(kernel, shapes, default)]}
-        _found[key] = min(times, key=lambda blocks: times[blocks])
-    return _found[key]
+    key = kernel, replace(shape, call=replace(shape.call, batch=1, tokens=0, scale=1.0), sequences=1)
+    if key not in _chosen:
+        times = {blocks: _time(blocks, start_with) for blocks in [default, *_others(kernel, shape, default)]}
+        _chosen[key] = min(times, key=lambda blocks: times[blocks])
+    return _chosen[key]
 
 
-def _others(kernel: str, shapes: Shapes, default: Blocks) -> list[Blocks]:
-    """Return the candidates within the chunk that keep the steps of the default: the states' layout hangs on them."""
-    found = {blocks.within(shapes.chunk): None for blocks in CANDIDATES[kernel] if blocks.steps == default.steps}
-    return [blocks for blocks in found if blocks != default]
+def _others(kernel: str, shape: LaunchShape, default: Blocks) -> list[Blocks]:
+    """Return the candidates that fit the chunk and take as many steps as the default: the states' layout has these."""
+    candidates = [
+        blocks.within(shape.call.chunk_size) for blocks in CANDIDATES[kernel] if blocks.steps == default.steps
+    ]
+    return [blocks for blocks in dict.fromkeys(candidates) if blocks != default]
 
 
 def _time(blocks: Blocks, start_with: Callable[[Blocks], None]) -> float:
-    """Return the median time in ms; infinite where the GPU has not got the room."""
+    """Return the median time in ms; infinite where the blocks need more than the GPU has."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

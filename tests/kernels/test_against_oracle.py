@@ -119,16 +119,15 @@ def test_chunk_sizes(chunk: int, impl: str) -> None:
         check(case, impl, torch.float64, chunk)
 
 
-def test_many_chunks_restart_from_kept_states() -> None:
+def test_many_chunks_restart_from_saved_states() -> None:
     check(Case(tokens=130, batch=1, groups=1), "torch", torch.float64, chunk=4)
 
 
 def test_degrees_in_several_blocks() -> None:
     """phi of p = 3 at K = 24 has 5,120 rows: more than one block of the expansion."""
-    from powerplan.kernels.plan import BLOCK_ROWS
-    from powerplan.kernels.tiles import tiling
+    from powerplan.kernels.tiles import PHI_BLOCK_ROWS, TILE, tiling
 
-    assert len(tiling(24, 3, 8, BLOCK_ROWS).blocks) > 1
+    assert len(tiling(24, 3, TILE, PHI_BLOCK_ROWS).blocks) > 1
     check(Case(p=3, normalize=False, key_dim=24, tokens=33, batch=1, groups=1), "torch", torch.float64)
 
 
@@ -149,5 +148,5 @@ def test_a_wrong_state_is_an_error() -> None:
     right = results(out, state, inputs)
     assert beyond_budget(LONG, torch.float16, right, inputs) == {}
     for wrong in (without, rounded):
-        found = {**right, "state kv": wrong.kv, "state key": wrong.key}
-        assert beyond_budget(LONG, torch.float16, found, inputs).keys() == {"state kv", "state key"}
+        changed = {**right, "state kv": wrong.kv, "state key": wrong.key}
+        assert beyond_budget(LONG, torch.float16, changed, inputs).keys() == {"state kv", "state key"}

@@ -111,8 +111,8 @@ def test_gradients_of_packed_sequences_are_those_of_each(impl: str) -> None:
     separate = torch.cat([out for out, _ in each], 1), PowerState(*ends)
     given = [x for x in (*inputs.values(), initial.kv, initial.key) if x is not None]
     make = torch.Generator().manual_seed(1)
-    slopes = [torch.randn(x.shape, generator=make).to(x.dtype) for x in (packed[0], *packed[1])]
-    gradients = [torch.autograd.grad((out, *end), given, slopes) for out, end in (packed, separate)]
+    weights = [torch.randn(x.shape, generator=make).to(x.dtype) for x in (packed[0], *packed[1])]
+    gradients = [torch.autograd.grad((out, *end), given, weights) for out, end in (packed, separate)]
     for together, apart in zip(*gradients, strict=True):
         check_close(together, apart)
 

@@ -33,10 +33,10 @@ def test_opcheck(gated: bool, with_state: bool, packed: bool, engine: str) -> No
     state, bounds = state_of(inputs), torch.tensor([0, 20]) if packed else None
     whole = None if state is None or state.key is None else torch.cat((state.kv, state.key[..., None]), -1).detach()
     whole = None if whole is None else whole.requires_grad_()
-    for want_state in (False, True):
+    for return_state in (False, True):
         report = torch.library.opcheck(
             chunked_power,
-            (*arguments(inputs), inputs["log_g"], whole, bounds, 2, 0.5, 8, True, True, want_state, engine),
+            (*arguments(inputs), inputs["log_g"], whole, bounds, 2, 0.5, 8, True, True, return_state, engine),
             raise_exception=True,
         )
         assert set(report.values()) == {"SUCCESS"}
@@ -77,11 +77,11 @@ def test_packed_sequences_compile_without_graph_breaks(engine: str) -> None:
 
     bounds = torch.tensor([0, 7, 30], dtype=torch.int32)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    slopes = [
+    eager, traced = (
         torch.autograd.grad(function(*arguments(inputs), bounds).square().sum(), arguments(inputs))
         for function in (call, compiled)
-    ]
-    torch.testing.assert_close(slopes[1], slopes[0])
+    )
+    torch.testing.assert_close(traced, eager)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own, at its first import
@@ -140,7 +140,7 @@ def test_the_counter_the_planner_and_dims_agree(
     assert counter.get_total_flops() == 2 * tokens * total(terms)
     # The last chunk is added only to a state that is asked for.
     size = mixer.effective_chunk_size()
-    (update,) = [item.value for item in terms if "update state" in item.component]
+    (update,) = [term.value for term in terms if "update state" in term.component]
     assert without.get_total_flops() == 2 * (tokens * total(terms) - (tokens % size or size) * update)
 
 
@@ -150,8 +150,8 @@ def test_the_counter_sees_the_backward_pass(with_state: bool, engine: str) -> No
     inputs = Case(tokens=40, batch=1, with_state=with_state).inputs(torch.float32)
     settings: dict[str, Any] = {"initial_state": state_of(inputs), "chunk_size": 16, "impl": engine}
     shape: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 8, "v_head_dim": 5, "p": 2, "tile": 8}
-    shape |= {"chunk_size": 16, "with_state": with_state}
-    whole, unread = (chunked_power_flops(40, **shape, want_state=wanted) for wanted in (True, False))
+    shape |= {"chunk_size": 16, "has_initial_state": with_state}
+    whole, unread = (chunked_power_flops(40, **shape, return_state=wanted) for wanted in (True, False))
     with FlopCounterMode(display=False) as counter:
         power_attention(*arguments(inputs), inputs["log_g"], **settings).sum().backward()
     assert counter.get_total_flops() == 3 * unread
@@ -166,13 +166,25 @@ def test_the_counter_sees_the_backward_pass(with_state: bool, engine: str) -> No
     assert counter.get_total_flops() == 3 * whole
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("return_state", [False, True])
+def test_a_call_without_gradients(return_state: bool, engine: str) -> None:
+    """Nothing is saved then: the outputs that nobody wants are empty, and none shares its memory with another."""
+    q, k, v = (x.detach() for x in arguments(Case(tokens=20, batch=1, groups=1).inputs(torch.float32)))
+    settings = (None, None, None, 2, 0.5, 8, True, False, return_state, engine)
+    out, final_state, _, saved_states, saved_keys = chunked_power(q, k, v, *settings)
+    assert out.shape == (1, 20, 2, 5)
+    assert saved_states.numel() == saved_keys.numel() == 0
+    assert bool(final_state.numel()) == return_state
+
+
 def test_no_state_work_in_the_first_chunk_that_is_also_the_last() -> None:
     """QK^T and AV of 12 tokens, 2 heads, in full squares: 2 * 2 * (8 + 5) * 12^2, and nothing else."""
     shape: dict[str, Any] = {"heads": 2, "kv_heads": 2, "head_dim": 8, "v_head_dim": 5, "p": 2, "tile": 8}
-    assert chunked_power_flops(12, **shape, chunk_size=12, want_state=False) == 2 * 2 * (8 + 5) * 12**2
+    assert chunked_power_flops(12, **shape, chunk_size=12, return_state=False) == 2 * 2 * (8 + 5) * 12**2
     # Of 40 tokens in chunks of 12 the last 4 are not added, and 28 ask: D (V + 1) is 64 * 6.
     within = 2 * 2 * (8 + 5) * (3 * 12**2 + 4**2)
-    assert chunked_power_flops(40, **shape, chunk_size=12, want_state=False) == within + 2 * 64 * 6 * 2 * (28 + 36)
+    assert chunked_power_flops(40, **shape, chunk_size=12, return_state=False) == within + 2 * 64 * 6 * 2 * (28 + 36)
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
@@ -213,6 +225,6 @@ def test_vmap_is_a_loop() -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     q, k, v = arguments(Case(tokens=6, batch=1).inputs())
-    (slope,) = torch.autograd.grad(power_attention(q, k, v).sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(power_attention(q, k, v).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="chunked_power_backward"):
-        torch.autograd.grad(slope.sum(), q)
+        torch.autograd.grad(grad.sum(), q)

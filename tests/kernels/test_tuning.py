@@ -30,14 +30,14 @@ def test_tuning_takes_the_fastest_and_times_a_shape_once(monkeypatch: pytest.Mon
         return {8: 2.0, 4: 1.0}[blocks.warps]
 
     monkeypatch.setattr(tuning, "_time", time)
-    monkeypatch.setattr(tuning, "_found", {})
+    monkeypatch.setattr(tuning, "_chosen", {})
     monkeypatch.setenv("POWERPLAN_AUTOTUNE", "1")
     q, k, v = arguments(Case(tokens=20, batch=1, groups=1).inputs(torch.float32))
     plain = power_attention(q, k, v, chunk_size=16)
     out = power_attention(q, k, v, chunk_size=16, impl="triton")
     torch.testing.assert_close(out, plain)
     assert len(timed) == len(set(timed)) > 2
-    chosen = {kernel: blocks for (kernel, _), blocks in tuning._found.items()}
+    chosen = {kernel: blocks for (kernel, _), blocks in tuning._chosen.items()}
     assert chosen.keys() == {"scan", "output"}
     assert chosen["output"].warps == 4
     count = len(timed)
