@@ -1,7 +1,8 @@
-"""Replace the attention of a model: by power attention (p=2), and by three windows for every power layer.
+"""Replace a model's attention: by power attention (p=2), or by three windows to one power layer.
 
 Usage: python examples/convert_spec.py [MODEL] [CONTEXT] [OUT.yaml]
-Prints FLOPs and state of the three models, and writes the last one as a spec. Defaults: llama-3-8b 64k converted.yaml
+Prints FLOPs and state of the three models, and writes the last one as a spec.
+Defaults: llama-3-8b 64k converted.yaml
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Time one more token after a long context, with a KV cache and with the state of power attention.
 
 Usage: python examples/decode_constant.py [MODEL] [CONTEXTS]
-Runs one layer of the model on this CPU and prints bytes and milliseconds. Defaults: gpt2-small 1k,4k,16k
+Runs one layer of the model on this CPU and prints bytes and milliseconds.
+Defaults: gpt2-small 1k,4k,16k
 """
 
 from __future__ import annotations

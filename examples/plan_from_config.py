@@ -1,4 +1,4 @@
-"""Print the weight-state FLOP ratio (WSFR) and the state of a model, as it is and with other mixers.
+"""Print the weight-state FLOP ratio (WSFR) and state of a model, as it is and with other mixers.
 
 Usage: python examples/plan_from_config.py [MODEL] [CONTEXT]
 MODEL is a config.json, a YAML spec or a catalogue name. Defaults: llama-3-8b 64k

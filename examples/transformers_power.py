@@ -1,7 +1,8 @@
-"""Train a small Llama of transformers with power attention, and let it write with a cache of constant size.
+"""Train a small Llama of transformers with power attention, and let it write.
 
 Usage: python examples/transformers_power.py [STEPS]
-Prints the training loss, a text, and the bytes of the cache at several contexts. Default: 80 steps
+Prints the training loss, a text, and the bytes of its constant cache at several contexts.
+Default: 80 steps
 """
 
 from __future__ import annotations

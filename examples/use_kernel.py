@@ -1,6 +1,6 @@
-"""Use the power attention kernel in a layer of your own, with projections and gates, and train it.
+"""Use the power attention kernel in a layer of your own, with projections and gates; train it.
 
-The task needs a memory. The model reads 32 pairs of a key and a value, then it must name the value of each key.
+The model reads 32 pairs of a key and a value. Then it must name the value of each key.
 Usage: python examples/use_kernel.py [STEPS]
 Prints loss and accuracy. Default: 40 steps
 """
