@@ -13,7 +13,7 @@ from powerplan.accounting import Accounting, Parameters, Row
 from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, PowerplanError
 from powerplan.load import LoadedModel, load_model
-from powerplan.mixers.base import Convention
+from powerplan.mixers.formulas import Convention
 from powerplan.spec import ModelSpec
 from powerplan.version import __version__
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.errors import InputError
-from powerplan.mixers.base import Convention, Rational, Term, total
+from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT, context_of
 

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from powerplan.mixers.base import MAX_SIZE, Block, Size, Term, problem, term
+from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
+from powerplan.mixers.formulas import Term, term
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):

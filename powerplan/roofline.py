@@ -13,7 +13,7 @@ from fractions import Fraction
 from powerplan.accounting import Row
 from powerplan.hardware import Peak
 from powerplan.measured import MeasuredTimes, Unmeasured
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.spec import ModelSpec
 from powerplan.training import TRAINING_PASSES
 

@@ -14,7 +14,7 @@ from powerplan.accounting import DTYPE_BYTES, Accounting
 from powerplan.errors import InputError, parameter
 from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.swap import with_mixer
 
 MAX_BATCH = 65_536

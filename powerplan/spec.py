@@ -11,7 +11,8 @@ import msgspec
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
-from powerplan.mixers.base import Part, Size, Term, problem, term
+from powerplan.mixers.base import Part, Size, problem
+from powerplan.mixers.formulas import Term, term
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000

@@ -17,7 +17,7 @@ from powerplan.dims import spow_dim, tiled_spow_dim
 from powerplan.ffn import MLP
 from powerplan.load import catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Power, SparseStateExpansion
-from powerplan.mixers.base import SYMBOLS, mean_keys, mean_keys_in_chunks, total
+from powerplan.mixers.formulas import SYMBOLS, mean_keys, mean_keys_in_chunks, total
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm, group_layers
 from powerplan.swap import with_mixer
 from powerplan.units import MAX_CONTEXT

@@ -26,7 +26,7 @@ from powerplan.errors import InputError, one_line
 from powerplan.hardware import Device, find_device
 from powerplan.huggingface import FAMILIES, read_config
 from powerplan.load import catalogue_text, load_model
-from powerplan.mixers.base import Convention
+from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Format, render
 from powerplan.report.wsfr import By, wsfr_report
 from powerplan.spec import ModelSpec

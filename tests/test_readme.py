@@ -14,7 +14,7 @@ from powerplan.ffn import FFNS
 from powerplan.huggingface import supported_families
 from powerplan.load import catalogue_names, load_model
 from powerplan.mixers import MIXERS
-from powerplan.mixers.base import SYMBOLS
+from powerplan.mixers.formulas import SYMBOLS
 from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ from powerplan.ffn import MoE
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
 
 KIMI = "kimi-linear-48b-a3b"

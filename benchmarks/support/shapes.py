@@ -10,7 +10,7 @@ from torch import Tensor
 
 from powerplan.dims import default_chunk_size, spow_dim
 from powerplan.mixers import Attention, Convention, Linear, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 
 PASSES = ("forward", "train", "decode")
 """train is forward and backward; decode is one more token after a context."""

@@ -11,7 +11,7 @@ from powerplan.answers.base import Answer, Model, read_model
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, find_device, peak_of
 from powerplan.measured import MeasuredTimes, read_profile
-from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.mixers.formulas import Causal, Convention, Form
 from powerplan.report.budget import budget_report
 from powerplan.report.render import Report
 from powerplan.training import Alternative, Budget, Throughput, TrainingTime, alternatives, budget_of, training_time

@@ -12,7 +12,7 @@ from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.hardware import Device, find_device
 from powerplan.measured import MeasuredTimes, read_profile
-from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.mixers.formulas import Causal, Convention, Form
 from powerplan.report.reasons import why
 from powerplan.report.recommend import recommend_report, solve_report
 from powerplan.report.render import Report

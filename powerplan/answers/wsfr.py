@@ -7,7 +7,7 @@ from typing import Literal
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
-from powerplan.mixers.base import Causal, Convention, Form
+from powerplan.mixers.formulas import Causal, Convention, Form
 from powerplan.report.render import Report
 from powerplan.report.wsfr import By, verdict_text, wsfr_report
 from powerplan.spec import ModelSpec

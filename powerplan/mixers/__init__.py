@@ -7,8 +7,9 @@ from typing import get_args
 import msgspec
 
 from powerplan.mixers.attention import Attention
-from powerplan.mixers.base import Convention, Mixer, StateSize, Term
+from powerplan.mixers.base import Mixer, StateSize
 from powerplan.mixers.delta import KDA, DeltaNet, GatedDeltaNet
+from powerplan.mixers.formulas import Convention, Term
 from powerplan.mixers.gates import Forgetting
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet

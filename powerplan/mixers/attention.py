@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from powerplan.mixers.base import Convention, Rational, StateSize, Term, Window, mean_keys, term
+from powerplan.mixers.base import StateSize, Window
+from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys, term
 from powerplan.mixers.heads import GroupedHeads
 
 

@@ -1,29 +1,20 @@
-"""The base classes of mixers and FFNs, and the formulas that their parameters, FLOPs and states are given by.
-
-A formula is Python arithmetic kept as text. The same text is evaluated for the number and printed by `--explain`,
-so the explanation cannot differ from the computation. Values are ints and Fractions: exact, never a float.
-"""
+"""What every mixer and FFN answers: its parameters, state and FLOPs, and how it stands in for another kind."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import gcd
-from types import CodeType
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 import msgspec
 
 from powerplan.errors import InputError
+from powerplan.mixers.formulas import Convention, Rational, Term, term
 from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.units import MAX_CONTEXT
-
-Rational = int | Fraction
-Causal = Literal["exact", "full"]
-Form = Literal["recurrent", "chunked"]
 
 MAX_SIZE = 10**9
 """The largest width, count or vocabulary that a spec may have; a larger number is a mistake, not a model."""
@@ -39,161 +30,6 @@ Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
 
 SAME = 0
 """Default of a size that is the same as another field's; `Part.same_as` names that field."""
-
-SYMBOLS = {
-    "m": "hidden size",
-    "V": "vocabulary",
-    "T": "learned positions",
-    "H": "query heads, or heads of a recurrent state",
-    "G": "key/value heads",
-    "k": "key head dim",
-    "v": "value head dim",
-    "t": "context",
-    "keys": "mean keys a query sees",
-    "kept": "tokens whose keys and values are kept",
-    "D": "dimension of phi(k)",
-    "z": "1 with the normaliser, else 0",
-    "late": "share of tokens after the first chunk",
-    "earlier": "mean keys of a query's own chunk before it",
-    "solve": "mean FLOPs to invert a chunk's triangular matrix",
-    "J": "query and key heads of a delta rule",
-    "W": "width of the short convolution",
-    "u": "rank of a gate",
-    "M": "memory slots",
-    "I": "inner width of a Mamba layer",
-    "N": "state dim of a Mamba layer",
-    "g": "groups that share B and C",
-    "R": "rank of the step size",
-    "levels": "states of the Fenwick tree",
-    "asked": "mean states of the Fenwick tree a query meets",
-    "rw": "rank of the decay",
-    "ra": "rank of the in-context learning rate",
-    "rv": "rank of the value residual",
-    "rg": "rank of the output gate",
-    "B": "state partitions",
-    "chosen": "partitions a token writes and reads",
-    "blocks": "blocks of keys, or a query's mean number of them",
-    "picked": "mean keys in the blocks a query picks",
-    "near": "mean keys in the window",
-    "X": "indexer heads",
-    "x": "indexer head dim",
-    "top": "mean keys the indexer leaves a query",
-    "q": "query LoRA rank",
-    "L": "key/value LoRA rank",
-    "n": "key head dim without position",
-    "r": "key head dim with RoPE",
-    "f": "FFN width",
-    "E": "experts",
-    "a": "active experts",
-    "s": "width of the shared experts",
-}
-"""What each letter of a formula stands for. A formula with any other letter is refused when it is evaluated."""
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How FLOPs are counted; docs/accounting.md has the details.
-
-    causal: "exact" counts the keys that a causal mask leaves, on average; "full" counts every key for every query.
-    form: "recurrent" counts in proportion to the size of the state; "chunked" counts what a chunked kernel executes.
-    lm_head: whether the output projection to the vocabulary counts as weight FLOPs.
-    """
-
-    causal: Causal = "exact"
-    form: Form = "recurrent"
-    lm_head: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (("causal", self.causal, get_args(Causal)), ("form", self.form, get_args(Form))):
-            if value not in allowed:
-                raise InputError(f"{name} must be {' or '.join(allowed)}, and is {value!r}")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand: the component that it belongs to, its formula, the values of the letters, and its own value."""
-
-    component: str
-    formula: str
-    symbols: Mapping[str, Rational]
-    value: Rational
-
-    def substituted(self) -> str:
-        """Return the formula with the numbers in place of the letters: 2·12·(64 + 64)·32,768.5."""
-
-        def number(match: re.Match[str]) -> str:
-            value = self.symbols.get(match[0])
-            if value is None:
-                return match[0]
-            if isinstance(value, int) or value.denominator == 1:
-                return f"{int(value):,}"
-            text = f"{float(value):,.10g}"
-            return text if Fraction(text.replace(",", "")) == value else f"({value.numerator:,}/{value.denominator:,})"
-
-        return re.sub(r"[A-Za-z_]+", number, self.formula).replace("*", "·")
-
-
-@cache
-def _compiled(formula: str) -> CodeType:
-    code = compile(formula, "<formula>", "eval")
-    unknown = set(code.co_names) - SYMBOLS.keys()
-    assert not unknown, f"{formula}: SYMBOLS does not say what {', '.join(sorted(unknown))} stands for"
-    return code
-
-
-def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
-    """Evaluate a formula exactly.
-
-    Args:
-        component: what the value belongs to, such as "projections".
-        formula: arithmetic over letters of SYMBOLS; a constant of this package, never user input.
-        symbols: the values of the letters.
-    """
-    value = eval(_compiled(formula), {"__builtins__": {}}, dict(symbols))
-    assert isinstance(value, (int, Fraction)), f"{formula} is not exact: {value!r}"
-    return Term(component, formula, symbols, value)
-
-
-def total(terms: tuple[Term, ...]) -> Rational:
-    """Return the exact sum of the values of `terms`."""
-    return sum((summand.value for summand in terms), 0)
-
-
-def mean_keys(context: int, causal: Causal, window: int | None = None) -> Fraction:
-    """Return the mean number of keys that a query attends to, over all t positions of one sequence.
-
-    "exact" is (t+1)/2; with a window of w keys, the token itself included, it is w(w+1)/(2t) + (t-w)w/t.
-    "full" is t, or w with a window. A window longer than the context counts as no window.
-    """
-    t = context
-    w = t if window is None else min(window, t)
-    if causal == "full":
-        return Fraction(w)
-    return Fraction(w * (w + 1), 2 * t) + Fraction((t - w) * w, t)
-
-
-def mean_keys_in_chunks(context: int, causal: Causal, chunk_size: int) -> Fraction:
-    """Return the mean number of keys that a query attends to in its own chunk; the last chunk may be short."""
-    t = context
-    c = min(chunk_size, t)
-    whole, rest = divmod(t, c)
-    if causal == "full":
-        return Fraction(whole * c * c + rest * rest, t)
-    return Fraction(whole * c * (c + 1) + rest * (rest + 1), 2 * t)
-
-
-def mean_solve(context: int, causal: Causal, chunk_size: int) -> Fraction:
-    """Return the mean FLOPs per token to invert the unit triangular matrix of each chunk by forward substitution.
-
-    Row i of a chunk (from 0) is multiplied by the i rows above it. As a dense product ("full") that takes 2 i^2 FLOPs,
-    and i (i - 1) without the zeros above their diagonals ("exact"): about 2c^2/3 and c^2/3 per token.
-    """
-
-    def chunk(c: int) -> int:
-        return c * (c - 1) * (2 * c - 1 if causal == "full" else c - 2) // 3
-
-    whole, rest = divmod(context, chunk_size)
-    return Fraction(whole * chunk(chunk_size) + chunk(rest), context)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Convention, Rational, Size, Term, Width, problem, term
+from powerplan.mixers.base import SAME, Size, Width, problem
+from powerplan.mixers.formulas import Convention, Rational, Term, term
 from powerplan.mixers.linear import MatrixState
 
 

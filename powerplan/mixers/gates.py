@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from powerplan.mixers.attention import Attention
-from powerplan.mixers.base import StateSize, Term, term
+from powerplan.mixers.base import StateSize
+from powerplan.mixers.formulas import Term, term
 
 
 class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="forgetting"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from powerplan.mixers.base import SAME, Mixer, Size, Term, problem, term
+from powerplan.mixers.base import SAME, Mixer, Size, problem
+from powerplan.mixers.formulas import Term, term
 from powerplan.mixers.shape import HeadShape, Inherited
 
 

@@ -6,21 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import (
-    SAME,
-    Convention,
-    Mixer,
-    Rational,
-    Size,
-    StateSize,
-    Term,
-    Width,
-    Window,
-    mean_keys_in_chunks,
-    mean_solve,
-    term,
-    total,
-)
+from powerplan.mixers.base import SAME, Mixer, Size, StateSize, Width, Window
+from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys_in_chunks, mean_solve, term, total
 from powerplan.mixers.heads import plain_heads_of
 from powerplan.mixers.shape import Inherited
 

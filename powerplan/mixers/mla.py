@@ -6,7 +6,8 @@ from fractions import Fraction
 from math import gcd
 from typing import Any, ClassVar
 
-from powerplan.mixers.base import Convention, Mixer, Size, StateSize, Term, mean_keys, term, total
+from powerplan.mixers.base import Mixer, Size, StateSize
+from powerplan.mixers.formulas import Convention, Term, mean_keys, term, total
 from powerplan.mixers.shape import HeadShape, Inherited
 
 

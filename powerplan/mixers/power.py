@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
-from powerplan.mixers.base import Convention, Mixer, Rational, Size, StateSize, Term, Window, mean_keys_in_chunks, term
+from powerplan.mixers.base import Mixer, Size, StateSize, Window
+from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys_in_chunks, term
 from powerplan.mixers.heads import GroupedHeads
 
 MAX_DEGREE = 16

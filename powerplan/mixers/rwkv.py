@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Convention, Rational, Size, Term, term
+from powerplan.mixers.base import SAME, Size
+from powerplan.mixers.formulas import Convention, Rational, Term, term
 from powerplan.mixers.heads import plain_heads_of
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited

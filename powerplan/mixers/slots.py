@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import Convention, Rational, Size, StateSize, Term, problem, term
+from powerplan.mixers.base import Size, StateSize, problem
+from powerplan.mixers.formulas import Convention, Rational, Term, term
 from powerplan.mixers.linear import MatrixState
 
 

@@ -6,18 +6,8 @@ from fractions import Fraction
 from math import gcd
 from typing import ClassVar
 
-from powerplan.mixers.base import (
-    Convention,
-    Mixer,
-    Rational,
-    Size,
-    StateSize,
-    Term,
-    Width,
-    Window,
-    problem,
-    term,
-)
+from powerplan.mixers.base import Mixer, Size, StateSize, Width, Window, problem
+from powerplan.mixers.formulas import Convention, Rational, Term, term
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
 

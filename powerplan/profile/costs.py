@@ -8,7 +8,8 @@ import msgspec
 
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.mixers import Convention
-from powerplan.mixers.base import RECURRENT_BYTES, total
+from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.mixers.formulas import total
 from powerplan.profile.workload import Point, TimedMixer, Workload
 
 

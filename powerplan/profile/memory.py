@@ -11,7 +11,8 @@ from pathlib import Path
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
 from powerplan.ffn import MoE
-from powerplan.mixers.base import RECURRENT_BYTES, total
+from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.mixers.formulas import total
 from powerplan.profile.breakdown import torch_profiler
 from powerplan.profile.timing import Run
 from powerplan.profile.workload import Point, TimedMixer, Workload

@@ -10,7 +10,7 @@ import msgspec
 from powerplan.dims import default_chunk_size
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import FeatureAttention, GroupedHeads
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.profile.result import PASSES, LayerShape
 from powerplan.spec import Layer, LayerGroup, ModelSpec
 

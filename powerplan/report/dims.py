@@ -11,7 +11,8 @@ from typing import Any
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import MIXERS, SIZED, Mixer, Power
-from powerplan.mixers.base import RECURRENT_BYTES, SYMBOLS
+from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.render import Column, Report, grouped
 from powerplan.units import MAX_CONTEXT, format_bytes
 

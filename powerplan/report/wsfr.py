@@ -12,7 +12,7 @@ from typing import Any
 from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
-from powerplan.mixers.base import SYMBOLS, Term
+from powerplan.mixers.formulas import SYMBOLS, Term
 from powerplan.report.parts import (
     convention_entry,
     model_entry,

@@ -9,7 +9,8 @@ from functools import cache
 from powerplan.accounting import Accounting
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Attention, Convention, Mixer
-from powerplan.mixers.base import RECURRENT_BYTES, total
+from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.mixers.formulas import total
 from powerplan.reproduce.figures import Figure
 from powerplan.reproduce.power import Computed
 from powerplan.serving import Serving, twin

@@ -11,7 +11,7 @@ from powerplan.accounting import Accounting
 from powerplan.dims import spow_dim, tpow_dim
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Attention, Convention, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.reproduce.figures import Figure, figure_sets
 from powerplan.spec import ModelSpec
 from powerplan.swap import with_mixer

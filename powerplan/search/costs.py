@@ -11,7 +11,7 @@ import msgspec
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
 from powerplan.mixers import Convention, Mixer
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.search.choices import Choice, Scope
 
 

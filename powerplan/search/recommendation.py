@@ -12,7 +12,7 @@ from powerplan.errors import InputError, parameter
 from powerplan.hardware import peak_of
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers import Convention, Mixer
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.roofline import Roofline, TokenTimes
 from powerplan.search.choices import FAMILIES, NAMED_KINDS
 from powerplan.search.costs import CostBasis

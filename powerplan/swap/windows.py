@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting, last_within
 from powerplan.mixers import Convention
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.spec import ModelSpec
 from powerplan.swap.rebuild import first_relative, rebuilt, swapped
 from powerplan.swap.shapes import replacement_heads

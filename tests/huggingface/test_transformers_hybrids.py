@@ -11,7 +11,7 @@ import pytest
 from powerplan.accounting import Accounting
 from powerplan.huggingface import supported_families
 from powerplan.load import LoadedModel
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 
 pytestmark = pytest.mark.transformers
 

@@ -18,7 +18,7 @@ from powerplan.kernels import empty_state, power_attention, power_attention_step
 from powerplan.kernels.ops import chunked_power, power_step
 from powerplan.kernels.testing import Case, arguments, results, state_of
 from powerplan.mixers import Convention, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 
 ENGINES = ["torch", "triton"]
 

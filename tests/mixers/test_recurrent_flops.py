@@ -31,7 +31,8 @@ from powerplan.mixers import (
     RetNet,
     SparseStateExpansion,
 )
-from powerplan.mixers.base import Causal, Convention, Mixer, total
+from powerplan.mixers.base import Mixer
+from powerplan.mixers.formulas import Causal, Convention, total
 
 Tensor = torch.Tensor
 Run = Callable[[plain.Tally], Tensor]

@@ -11,7 +11,8 @@ from specs import by_kind
 
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, Mixer
-from powerplan.mixers.base import SYMBOLS, Block, Convention, Term, term
+from powerplan.mixers.base import Block
+from powerplan.mixers.formulas import SYMBOLS, Convention, Term, term
 from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 BLOCKS: dict[str, type[Block]] = {**MIXERS, **FFNS}

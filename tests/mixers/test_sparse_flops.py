@@ -13,7 +13,7 @@ from specs import dsas, forgettings, mobas, nsas
 from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.mixers import DSA, MLA, NSA, Attention, Forgetting, MoBA
-from powerplan.mixers.base import Convention, total
+from powerplan.mixers.formulas import Convention, total
 from powerplan.mixers.sparse import mean_blocks, mean_earlier_blocks
 
 TOKENS = 41

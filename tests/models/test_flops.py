@@ -20,7 +20,7 @@ from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Attention, Convention, FeatureAttention, Lightning, RetNet
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.models import Cache, build_model
 from powerplan.models.mixers import BUILT
 from powerplan.spec import LayerGroup, ModelSpec

@@ -14,7 +14,7 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MIXERS, FeatureAttention
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.models import build_layer, build_model
 from powerplan.models.mixers import BUILT
 from powerplan.spec import Layer, ModelSpec, Norm

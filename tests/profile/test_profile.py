@@ -22,7 +22,7 @@ from powerplan.cli import main
 from powerplan.load import load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import Attention, Convention, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.profile import crossover, runner, session, timing
 from powerplan.profile.result import Profile, load_profile
 from powerplan.profile.workload import Point, TimedMixer, Workload

@@ -17,7 +17,7 @@ from powerplan.dims import KERNEL_DEGREES
 from powerplan.load import catalogue_spec, catalogue_text, load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import DSA, MLA, Convention, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 
 FIVE_PERCENT = math.log(20 / 19)
 

@@ -18,7 +18,7 @@ from powerplan.dump import spec_to_yaml
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
-from powerplan.mixers.base import total
+from powerplan.mixers.formulas import total
 from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
 from powerplan.search.costs import CostBasis
