@@ -303,7 +303,7 @@ class Mixer(Block, frozen=True, kw_only=True):
         )
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
-        """Return the state FLOPs to decode one token at position `context`, which attends to all keys before it."""
+        """Return the state FLOPs to decode one token at position `context`, which attends to every key."""
         return self.state_flops_terms(context, Convention(causal="full"))
 
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
