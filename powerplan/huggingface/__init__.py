@@ -1,9 +1,9 @@
-"""Hugging Face config.json to ModelSpec. No code of a model folder runs, and transformers is not needed.
+"""Read a Hugging Face config.json as a ModelSpec. No code of the model's folder runs; transformers is not needed.
 
-What is read is the effective configuration: the defaults of each family are those of its transformers config
-class (5.x), a window counts only where the family's code applies it, and a key that would change the count and is not
+The readers return the configuration that takes effect. The defaults of a family are those of its config class in
+transformers 5. A window counts only where the family's code applies it. A key that would change the count and is not
 understood is refused by name. Sizes that every published file states (width, layers, heads, vocabulary) have no
-default here: a file without them is refused.
+default, and a file without them is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from powerplan.huggingface.config import Config
 from powerplan.spec import ModelSpec
 
 Reader = Callable[[Config, str], ModelSpec]
+"""Takes a config and a name for the model. Raises InputError for what it does not understand."""
 
 FAMILIES: dict[str, Reader] = {
     "deepseek_v2": experts.deepseek_v2,
@@ -49,13 +50,13 @@ FAMILIES: dict[str, Reader] = {
     "starcoder2": dense.starcoder2,
     **fla.FAMILIES,
 }
-"""Reader by model_type. A config with a nested text_config (gemma3, mistral3 ...) is read through that."""
+"""The reader of each model_type. Wrappers (gemma3, mistral3 ...) are read through their text_config."""
 
 ORIGINAL_MAMBA = "mamba_ssm"
-"""Stands for the files of state-spaces/mamba, which have d_model and n_layer, and no model_type."""
+"""The family of state-spaces/mamba's own files, which have d_model and n_layer, and no model_type."""
 
 NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
-"""model_type of the text_config, for files that leave it out there."""
+"""The model_type of the text_config in wrappers whose files leave it out there."""
 
 
 def supported_families() -> list[str]:
@@ -64,10 +65,18 @@ def supported_families() -> list[str]:
 
 
 def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the spec that a config.json describes, and remarks that a user should see.
+    """Read a config.json.
 
-    Raises InputError, with file:line:column, for an unknown family, a missing or contradictory value, or a
-    setting that is not understood and would change the count.
+    Args:
+        document: The parsed file.
+        fallback_name: The model's name where the file does not state one.
+
+    Returns:
+        The spec, and remarks that a user should see.
+
+    Raises:
+        InputError: The family is unknown, a value is missing or contradicts another, or a setting would change the
+            count and is not understood. The message begins with file:line:column.
     """
     if not isinstance(document.data, dict):
         raise InputError("a config.json is an object, and this is not one", document.where())
@@ -121,7 +130,7 @@ def _text_config(document: Document) -> tuple[Config, str]:
 
 
 def _with_outer_tie(inner: dict[str, Any], outer: Config) -> dict[str, Any]:
-    """The wrapper decides whether embeddings are tied, where it says so."""
+    """Return the text_config with the wrapper's tie_word_embeddings, which goes first where the wrapper states it."""
     if outer.has("tie_word_embeddings"):
         return inner | {"tie_word_embeddings": outer.boolean("tie_word_embeddings", False)}
     return inner
@@ -138,9 +147,7 @@ def _name(document: Document, fallback: str) -> str:
 
 def _note_other_heads(document: Document, config: Config) -> None:
     names = document.data.get("architectures")
-    if not isinstance(names, list):
-        return
     causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-    for name in names:
+    for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and not name.endswith(causal):
             config.note(f"architectures names {shown(name)}; it is counted as a language model, with its LM head")

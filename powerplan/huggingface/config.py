@@ -1,8 +1,8 @@
-"""Typed access to a config.json: every value is checked, and every complaint says where it stands."""
+"""Typed access to a config.json. Each value is checked when it is read, and each error names its line and column."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from powerplan.documents import Document, Step
@@ -10,13 +10,24 @@ from powerplan.errors import InputError, shown
 from powerplan.mixers.base import MAX_SIZE
 
 MAX_CONFIG_LAYERS = 10_000
+"""The most layers that a config.json may have."""
+
+
+def _all_of(kind: type) -> Callable[[Any], bool]:
+    """Return a check for lists of `kind`; true and false are no integers."""
+    return lambda value: isinstance(value, list) and all(type(entry) is kind for entry in value)
 
 
 class Config:
-    """A model config, or a config nested in another under `prefix` (such as text_config).
+    """A model config, or the part of it under the keys of `prefix`, such as ("text_config",).
 
-    Keys may have several names (`n_embd`, `hidden_size`), as transformers' attribute maps give them: the first that
-    the file has counts. null means the same as absence wherever a default exists.
+    Methods that take several names of a key (`n_embd`, `hidden_size`) use the first that the file has. null means the
+    same as absence wherever a default exists. Every method raises InputError, with the place of the value, where the
+    value has another type or is out of range.
+
+    Attributes:
+        data: The keys and values.
+        notes: Remarks for the user, in order. Nested configs share the list.
     """
 
     def __init__(self, document: Document, prefix: tuple[str, ...] = ()) -> None:
@@ -33,32 +44,31 @@ class Config:
         return str(self.data.get("model_type"))
 
     def note(self, text: str) -> None:
+        """Add a remark for the user, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def error(self, problem: str, *path: Step) -> InputError:
-        """Return an InputError at `path`, for the caller to raise."""
-        full = (*self.prefix, *path)
-        return InputError(problem, self.document.where(full))
+        """Return an InputError that names the place of the value at `path`, for the caller to raise."""
+        return InputError(problem, self.document.where((*self.prefix, *path)))
 
     def has(self, key: str) -> bool:
+        """Whether the file states `key`, and not as null."""
         return self.data.get(key) is not None
 
     def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE) -> int:
-        """Return an integer within low..high; without a default the file must have it."""
+        """Return an integer from `low` to `high`. InputError if the file has none and there is no default."""
         value = self.optional_integer(*names, absent=default, low=low, high=high)
-        if value is None:
-            value = default
-        if value is None and names[0] in self.data:
+        if value is not None or default is not None:
+            return default if value is None else value
+        if names[0] in self.data:
             raise self.error(f"{self.family} needs {names[0]}, and it is null", names[0])
-        if value is None:
-            raise self.error(f"{self.family} needs {names[0]}, and the file has none")
-        return value
+        raise self.error(f"{self.family} needs {names[0]}, and the file has none")
 
     def optional_integer(
         self, *names: str, absent: int | None = None, low: int = 1, high: int = MAX_SIZE
     ) -> int | None:
-        """Return an integer, or None where the file says null; `absent` where it says nothing."""
+        """Return an integer from `low` to `high`, None where the file says null, `absent` where it has no such key."""
         for name in names:
             if name not in self.data:
                 continue
@@ -73,8 +83,8 @@ class Config:
         return absent
 
     def multiple(self, *names: str, default: float, of: int) -> int:
-        """Return `of` times a factor of the file, such as an expansion of the hidden size; it must be whole."""
-        name = next((name for name in names if self.data.get(name) is not None), names[0])
+        """Return `of` times a factor of the file, such as an expansion of the width. The product must be whole."""
+        name = next((name for name in names if self.has(name)), names[0])
         factor = self.data.get(name, default)
         if factor is None:
             factor = default
@@ -85,47 +95,44 @@ class Config:
             raise self.error(f"{name} {shown(factor)} does not make {of:,} a whole number", name)
         return round(product)
 
+    def _typed(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> Any:
+        """Return the value of `name`, None where the file has none; an error names what was expected."""
+        value = self.data.get(name)
+        if value is not None and not is_valid(value):
+            raise self.error(f"{name} must be {expected}, and is {shown(value)}", name)
+        return value
+
     def nested(self, name: str) -> Config | None:
         """Return the object under `name` as a config of its own, or None where the file has none."""
-        value = self.data.get(name)
-        if value is None:
+        if self._typed(name, lambda value: isinstance(value, dict), "an object") is None:
             return None
-        if not isinstance(value, dict):
-            raise self.error(f"{name} must be an object, and is {shown(value)}", name)
         inner = Config(self.document, (*self.prefix, name))
         inner.notes = self.notes
         return inner
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = self.data.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(f"{name} must be true or false, and is {shown(value)}", name)
-        return value
+        """Return true or false, `default` where the file has neither."""
+        value = self._typed(name, lambda value: isinstance(value, bool), "true or false")
+        return default if value is None else bool(value)
 
     def integers(self, name: str) -> list[int]:
         """Return a list of integers, empty where the file has none."""
-        value = self.data.get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
-            raise self.error(f"{name} must be a list of integers, and is {shown(value)}", name)
-        return value
+        return list(self._typed(name, _all_of(int), "a list of integers") or [])
 
-    def words(self, name: str) -> list[str] | None:
-        """Return a list of words, or None where the file has none."""
-        value = self.data.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
-            raise self.error(f"{name} must be a list of words, and is {shown(value)}", name)
+    def strings(self, name: str) -> list[str] | None:
+        """Return a list of strings, or None where the file has none."""
+        value: list[str] | None = self._typed(name, _all_of(str), "a list of words")
         return value
 
     def refuse(self, name: str, because: str) -> None:
-        """Raise if the file sets `name` to anything but null, false, 0 or an empty list."""
+        """Raise InputError if the file sets `name` to anything but null, false, 0 or an empty list."""
         if self.data.get(name):
             raise self.error(f"{name} {shown(self.data[name])} is not supported: {because}", name)
+
+    def check_divides(self, name: str, value: int, total_name: str, total: int) -> None:
+        """Raise InputError, at `name`, unless its value divides that of `total_name`."""
+        if total % value:
+            raise self.error(f"{name} {value} does not divide {total_name} {total}", name)
 
     @property
     def layer_count(self) -> int:

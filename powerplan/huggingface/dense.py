@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from powerplan.ffn import MLP
-from powerplan.huggingface.config import Config
-from powerplan.huggingface.parts import alternating, assemble, attention_layers, uniform, windows_of
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
+from powerplan.huggingface.parts import FULL, SLIDING, alternating, assemble, attention_layers, one_window, windows_of
 from powerplan.mixers import Attention, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
 def _layers(mixers: list[Attention], mlp: MLP) -> list[Layer]:
-    made = {mixer: Layer(mixer=mixer, ffn=mlp) for mixer in set(mixers)}
-    return [made[mixer] for mixer in mixers]
+    by_mixer = {mixer: Layer(mixer=mixer, ffn=mlp) for mixer in set(mixers)}
+    return [by_mixer[mixer] for mixer in mixers]
 
 
 def _gated(config: Config, default: int | None = None, bias: bool = False) -> MLP:
@@ -25,21 +25,15 @@ def gpt2(config: Config, name: str) -> ModelSpec:
     hidden = config.integer("n_embd", "hidden_size")
     mixers = attention_layers(config, [None] * config.layer_count, bias=True)
     mlp = MLP(intermediate_size=config.integer("n_inner", default=4 * hidden), gated=False, bias=True)
-    return assemble(
-        config,
-        name,
-        _layers(mixers, mlp),
-        Norm(kind="layernorm"),
-        tie=True,
-        position_embeddings=config.integer("n_positions", "max_position_embeddings", "n_ctx", default=1024),
-    )
+    positions = config.integer("n_positions", "max_position_embeddings", "n_ctx", default=1024)
+    norm = Norm(kind="layernorm")
+    return assemble(config, name, _layers(mixers, mlp), norm, tie=True, position_embeddings=positions)
 
 
 def llama(config: Config, name: str) -> ModelSpec:
     """Llama 1 to 3: GQA, gated MLP; attention_bias covers all four projections, mlp_bias all three."""
-    windows = windows_of(
-        config, config.optional_integer("sliding_window"), uniform(config.layer_count, False), applied=False
-    )
+    window = config.optional_integer("sliding_window")
+    windows = windows_of(config, window, [FULL] * config.layer_count, applied=False)
     mixers = attention_layers(config, windows, bias=config.boolean("attention_bias", False))
     mlp = _gated(config, bias=config.boolean("mlp_bias", False))
     return assemble(config, name, _layers(mixers, mlp), Norm(), tie=False)
@@ -48,14 +42,8 @@ def llama(config: Config, name: str) -> ModelSpec:
 def mistral(config: Config, name: str) -> ModelSpec:
     """Mistral: a window in every layer unless sliding_window is null (its default is 4,096), 8 key/value heads."""
     window = config.optional_integer("sliding_window", absent=4096)
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
-    mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 8))
+    mixers = attention_layers(config, one_window(config, window), default_kv_heads=8)
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(), tie=False)
-
-
-def kv_default(config: Config, absent: int) -> int | None:
-    """Absent key/value heads mean the family's number; null means as many as query heads."""
-    return None if "num_key_value_heads" in config.data else absent
 
 
 def qwen_windows(config: Config) -> list[int | None]:
@@ -65,28 +53,20 @@ def qwen_windows(config: Config) -> list[int | None]:
         window = None
     first = config.integer("max_window_layers", default=28, low=0)
     count = config.layer_count
-    types = [
-        "sliding_attention" if window is not None and index >= first else "full_attention" for index in range(count)
-    ]
-    return windows_of(config, window, types)
+    full = count if window is None else min(first, count)
+    return windows_of(config, window, [FULL] * full + [SLIDING] * (count - full))
 
 
 def qwen2(config: Config, name: str) -> ModelSpec:
     """Qwen 2 and 2.5: biases on query, key and value only."""
-    mixers = attention_layers(config, qwen_windows(config), bias="qkv", default_kv_heads=kv_default(config, 32))
+    mixers = attention_layers(config, qwen_windows(config), bias="qkv", default_kv_heads=32)
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(), tie=False)
 
 
 def qwen3(config: Config, name: str) -> ModelSpec:
     """Qwen 3: qk-norm per head, head_dim 128 whatever the width."""
-    mixers = attention_layers(
-        config,
-        qwen_windows(config),
-        default_kv_heads=kv_default(config, 32),
-        default_head_dim=128,
-        bias=config.boolean("attention_bias", False),
-        qk_norm="head",
-    )
+    windows, bias = qwen_windows(config), config.boolean("attention_bias", False)
+    mixers = attention_layers(config, windows, default_kv_heads=32, default_head_dim=128, bias=bias, qk_norm="head")
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(), tie=False)
 
 
@@ -95,13 +75,8 @@ def gemma2(config: Config, name: str) -> ModelSpec:
     config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     window = config.optional_integer("sliding_window", absent=4096)
     windows = windows_of(config, window, alternating(config.layer_count, 2))
-    mixers = attention_layers(
-        config,
-        windows,
-        default_kv_heads=kv_default(config, 4),
-        default_head_dim=256,
-        bias=config.boolean("attention_bias", False),
-    )
+    bias = config.boolean("attention_bias", False)
+    mixers = attention_layers(config, windows, default_kv_heads=4, default_head_dim=256, bias=bias)
     return assemble(config, name, _layers(mixers, _gated(config)), Norm(per_layer=4), tie=True)
 
 
@@ -112,7 +87,7 @@ def gemma3(config: Config, name: str) -> ModelSpec:
     """
     config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     nested = bool(config.prefix)
-    count = config.integer("num_hidden_layers", default=26 if nested else None, high=10_000)
+    count = config.integer("num_hidden_layers", default=26 if nested else None, high=MAX_CONFIG_LAYERS)
     period = config.integer("sliding_window_pattern", default=6)
     window = config.optional_integer("sliding_window", absent=4096)
     mixers = attention_layers(
@@ -120,7 +95,7 @@ def gemma3(config: Config, name: str) -> ModelSpec:
         windows_of(config, window, alternating(count, period)),
         default_hidden=2304 if nested else None,
         default_heads=8 if nested else None,
-        default_kv_heads=kv_default(config, 4),
+        default_kv_heads=4,
         default_head_dim=256,
         bias=config.boolean("attention_bias", False),
         qk_norm="head",
@@ -151,7 +126,7 @@ def powercoder(config: Config, name: str) -> ModelSpec:
     """
     config.refuse("sliding_window", "power attention keeps no window")
     bias = config.boolean("use_bias", True)
-    (heads,) = attention_layers(config, [None], default_kv_heads=kv_default(config, 2), bias=bias)
+    (heads,) = attention_layers(config, [None], default_kv_heads=2, bias=bias)
     mixer = Power(
         p=config.integer("deg", "power", default=2, high=MAX_DEGREE),
         heads=heads.heads,
@@ -170,7 +145,6 @@ def starcoder2(config: Config, name: str) -> ModelSpec:
     """StarCoder 2: layernorm, plain MLP, use_bias on every projection, a window in every layer or none, tied."""
     window = config.optional_integer("sliding_window")
     bias = config.boolean("use_bias", True)
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
-    mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 2), bias=bias)
+    mixers = attention_layers(config, one_window(config, window), default_kv_heads=2, bias=bias)
     mlp = MLP(intermediate_size=config.integer("intermediate_size"), gated=False, bias=bias)
     return assemble(config, name, _layers(mixers, mlp), Norm(kind="layernorm"), tie=True)

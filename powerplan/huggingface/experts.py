@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import Config
-from powerplan.huggingface.dense import kv_default, qwen_windows
-from powerplan.huggingface.parts import alternating, assemble, attention_layers, uniform, windows_of
+from powerplan.huggingface.dense import qwen_windows
+from powerplan.huggingface.parts import (
+    FULL,
+    SLIDING,
+    alternating,
+    assemble,
+    attention_layers,
+    experts_chosen,
+    local_experts,
+    mla,
+    note_prediction_layers,
+    one_window,
+    qwen_layers,
+    windows_of,
+)
 from powerplan.mixers import DSA, MLA
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
-def experts_chosen(config: Config, experts: int, default: int | None) -> int:
-    """Return how many of `experts` a token is sent to."""
-    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
-    chosen = config.integer(*names, default=default)
-    if chosen > experts:
-        key = next((name for name in names if name in config.data), names[0])
-        raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", key)
-    return chosen
-
-
 def mixtral(config: Config, name: str) -> ModelSpec:
-    """Mixtral: every FFN a mixture; a window in every layer if there is one."""
+    """Mixtral: experts in every layer; a window in every layer if there is one."""
     window = config.optional_integer("sliding_window")
-    windows = windows_of(config, window, uniform(config.layer_count, window is not None), applied=False)
-    mixers = attention_layers(config, windows, default_kv_heads=kv_default(config, 8))
-    experts = config.integer("num_local_experts", "num_experts", default=8)
-    moe = MoE(
-        experts=experts,
-        top_k=experts_chosen(config, experts, 2),
-        intermediate_size=config.integer("intermediate_size"),
-    )
+    mixers = attention_layers(config, one_window(config, window), default_kv_heads=8)
+    moe = local_experts(config, 8, 2)
     return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
 
 
@@ -47,25 +46,10 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
     else:
         window = config.optional_integer("sliding_window", absent=4096)
         sliding = config.boolean("use_sliding_window", False) and window is not None
-        windows = windows_of(config, window, uniform(config.layer_count, sliding))
-    mixers = attention_layers(
-        config,
-        windows,
-        default_kv_heads=kv_default(config, 4),
-        bias=config.boolean("attention_bias", False),
-        qk_norm="head",
-    )
-    experts = config.integer("num_experts", "num_local_experts", default=128, low=0)
-    dense_layers = set(config.integers("mlp_only_layers"))
-    step = config.integer("decoder_sparse_step", default=1)
-    layers = []
-    for index, mixer in enumerate(mixers):
-        if index in dense_layers or experts == 0 or (index + 1) % step:
-            layers.append(Layer(mixer=mixer, ffn=MLP(intermediate_size=config.integer("intermediate_size"))))
-        else:
-            width = config.integer("moe_intermediate_size", default=768)
-            chosen = experts_chosen(config, experts, 8)
-            layers.append(Layer(mixer=mixer, ffn=MoE(experts=experts, top_k=chosen, intermediate_size=width)))
+        windows = windows_of(config, window, [SLIDING if sliding else FULL] * config.layer_count)
+    bias = config.boolean("attention_bias", False)
+    mixers = attention_layers(config, windows, default_kv_heads=4, bias=bias, qk_norm="head")
+    layers = qwen_layers(config, mixers, default_experts=128, default_chosen=8, default_width=768)
     return assemble(config, name, layers, Norm(), tie=False)
 
 
@@ -75,19 +59,12 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
     mixers = attention_layers(
         config,
         windows_of(config, window, alternating(config.layer_count, 2)),
-        default_kv_heads=kv_default(config, 8),
+        default_kv_heads=8,
         default_head_dim=64 if "head_dim" not in config.data else None,
         bias=config.boolean("attention_bias", True),
         sinks=True,
     )
-    experts = config.integer("num_local_experts", "num_experts", default=128)
-    moe = MoE(
-        experts=experts,
-        top_k=experts_chosen(config, experts, 4),
-        intermediate_size=config.integer("intermediate_size"),
-        bias=True,
-        router_bias=True,
-    )
+    moe = local_experts(config, 128, 4, bias=True)
     return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
 
 
@@ -126,17 +103,8 @@ def _deepseek(
     indexed = config.family == "deepseek_v32"
     for key in ("index_topk", "index_n_heads") if not indexed else ():
         config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
-    if config.optional_integer("num_nextn_predict_layers", "num_mtp_layers", absent=0, low=0):
-        config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
-    mixer = MLA(
-        heads=config.integer("num_attention_heads"),
-        q_lora_rank=config.optional_integer("q_lora_rank", absent=1536),
-        kv_lora_rank=config.integer("kv_lora_rank", default=512),
-        qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
-        v_head_dim=config.integer("v_head_dim", default=128),
-        bias=config.boolean("attention_bias", False),
-    )
+    note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
+    mixer = mla(config, default_q_rank=1536)
     if indexed:
         mixer = _with_indexer(config, mixer)
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
@@ -165,7 +133,7 @@ def _with_indexer(config: Config, mixer: MLA) -> DSA:
     if mixer.q_lora_rank is None:
         raise config.error("q_lora_rank is null, and the indexer's queries come from the query latent", "q_lora_rank")
     return DSA(
-        **{field: getattr(mixer, field) for field in MLA.__struct_fields__},
+        **msgspec.structs.asdict(mixer),
         index_heads=config.integer("index_n_heads", default=64),
         index_head_dim=config.integer("index_head_dim", default=128),
         top_k=config.integer("index_topk", default=2048),
@@ -175,11 +143,11 @@ def _with_indexer(config: Config, mixer: MLA) -> DSA:
 def sparse_layers(config: Config, default_first: int) -> list[bool]:
     """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on."""
     count = config.layer_count
-    types = config.words("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None
+    types = config.strings("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None
     if types is None:
         first = config.integer("first_k_dense_replace", default=default_first, low=0)
         step = config.integer("moe_layer_freq", default=1)
         return [index >= first and index % step == 0 for index in range(count)]
     if len(types) != count or set(types) - {"dense", "sparse"}:
         raise config.error(f"mlp_layer_types must say dense or sparse for each of {count} layers", "mlp_layer_types")
-    return [kind == "sparse" for kind in types]
+    return [layer_type == "sparse" for layer_type in types]

@@ -5,8 +5,10 @@ Defaults are those of fla 0.6.0; parameter counts were compared with the models 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from powerplan.ffn import MLP
 from powerplan.huggingface.config import Config
@@ -24,7 +26,6 @@ from powerplan.mixers import (
     Forgetting,
     GatedDeltaNet,
     LogLinear,
-    Mamba2,
     MoBA,
     RetNet,
 )
@@ -41,11 +42,13 @@ def _ffn(config: Config, hidden: int, default_ratio: int) -> MLP:
     return MLP(intermediate_size=width)
 
 
-def _head_dims(config: Config, hidden: int, heads: int, key: Sequence[str], value: Sequence[str]) -> dict[str, Any]:
+def _head_dims(
+    config: Config, hidden: int, heads: int, key: tuple[str, float], value: tuple[str, float]
+) -> dict[str, Any]:
     """Return head dims from the expansions of the width for keys and values; (name, default) each."""
     dims: dict[str, Any] = {}
     for field, (name, default) in (("head_dim", key), ("v_head_dim", value)):
-        total = config.multiple(name, default=float(default), of=hidden)
+        total = config.multiple(name, default=default, of=hidden)
         if total % heads:
             raise config.error(f"{name} gives {total:,} features, no multiple of num_heads {heads}", name)
         dims[field] = total // heads
@@ -74,15 +77,14 @@ def _attention(config: Config, hidden: int) -> dict[int, Attention]:
         return {}
     if not isinstance(stated, (dict, list)) or (isinstance(stated, list) and len(stated) > config.layer_count):
         raise config.error("attn must be an object, or a list of objects", "attn")
-    found: dict[int, Attention] = {}
+    by_layer: dict[int, Attention] = {}
     for index in range(len(stated)) if isinstance(stated, list) else (None,):
         path = ("attn",) if index is None else ("attn", index)
         part = Config(config.document, (*config.prefix, *path))
         if not isinstance(part.data, dict):
             raise config.error("attn must be an object, or a list of objects", *path)
         heads = part.integer("num_heads")
-        if hidden % heads:
-            raise part.error(f"num_heads {heads} does not divide hidden_size {hidden}", "num_heads")
+        part.check_divides("num_heads", heads, "hidden_size", hidden)
         attention = Attention(
             heads=heads,
             kv_heads=part.integer("num_kv_heads", default=heads),
@@ -91,10 +93,10 @@ def _attention(config: Config, hidden: int) -> dict[int, Attention]:
             window=part.optional_integer("window_size"),
         )
         for layer in part.integers("layers"):
-            if not 0 <= layer < config.layer_count or layer in found:
+            if not 0 <= layer < config.layer_count or layer in by_layer:
                 raise part.error(f"layer {layer} is named twice, or there is none", "layers")
-            found[layer] = attention
-    return found
+            by_layer[layer] = attention
+    return by_layer
 
 
 def _model(config: Config, name: str, mixer: AnyMixer, ratio: int = 4) -> ModelSpec:
@@ -113,7 +115,7 @@ def gla(config: Config, name: str) -> ModelSpec:
     _no_grouping(config, heads)
     mixer = GLA(
         heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", "0.5"), ("expand_v", "1")),
+        **_head_dims(config, hidden, heads, ("expand_k", 0.5), ("expand_v", 1.0)),
         conv_size=_convolution(config, False),
         output_gate=config.boolean("use_output_gate", True),
         output_norm="head" if _affine(config) else "none",
@@ -127,7 +129,7 @@ def retnet(config: Config, name: str) -> ModelSpec:
     _no_grouping(config, heads)
     mixer = RetNet(
         heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", "1"), ("expand_v", "2")),
+        **_head_dims(config, hidden, heads, ("expand_k", 1.0), ("expand_v", 2.0)),
         output_gate=config.boolean("use_output_gate", True),
         output_norm="head" if _affine(config) else "none",
     )
@@ -141,7 +143,7 @@ def delta_net(config: Config, name: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=16)
     mixer = DeltaNet(
         heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", "1"), ("expand_v", "1")),
+        **_head_dims(config, hidden, heads, ("expand_k", 1.0), ("expand_v", 1.0)),
         conv_size=_convolution(config, True),
         output_gate=config.boolean("use_gate", False),
     )
@@ -182,7 +184,7 @@ def gsa(config: Config, name: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=4)
     _no_grouping(config, heads)
     key, value = ("expand_k" if config.has("expand_k") else "exapnd_k"), "expand_v"
-    dims = _head_dims(config, hidden, heads, (key, "1"), (value if config.has(value) else "exapnd_v", "1"))
+    dims = _head_dims(config, hidden, heads, (key, 1.0), (value if config.has(value) else "exapnd_v", 1.0))
     mixer = GSA(
         heads=heads,
         **dims,
@@ -211,14 +213,13 @@ def rwkv7(config: Config, name: str) -> ModelSpec:
     }
     value_rank = config.integer("v_low_rank_dim")
     widths = _value_dims(config, hidden, count)
-    softmax = _attention(config, hidden)
+    if _attention(config, hidden):
+        raise config.error("attn is not supported for rwkv7: its FFN keeps a token shift", "attn")
     ffn = MLP(intermediate_size=_channel_mix(config, hidden), gated=False)
     layers = []
     for index, width in enumerate(widths):
         rank = value_rank if index else None
-        mixer: AnyMixer = RWKV7(heads=heads, head_dim=dim, v_head_dim=width // heads, value_rank=rank, **ranks)
-        if index in softmax:
-            raise config.error("attn is not supported for rwkv7: its FFN keeps a token shift", "attn")
+        mixer = RWKV7(heads=heads, head_dim=dim, v_head_dim=width // heads, value_rank=rank, **ranks)
         layers.append(Layer(mixer=mixer, ffn=ffn))
     first = config.boolean("norm_first", True)
     norm = Norm(kind="layernorm", embedding=first, bias=config.boolean("norm_bias", True))
@@ -243,14 +244,13 @@ def _value_dims(config: Config, hidden: int, count: int) -> list[int]:
 
 def _softmax_heads(config: Config, default_heads: int, default_dim: int | None = None) -> dict[str, Any]:
     hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=default_heads)
-    if default_dim is None and hidden % heads:
-        raise config.error(f"num_heads {heads} does not divide hidden_size {hidden}", "num_heads")
-    groups = config.integer("num_kv_heads", default=heads)
-    if heads % groups:
-        raise config.error(f"num_kv_heads {groups} does not divide num_heads {heads}", "num_kv_heads")
+    if default_dim is None:
+        config.check_divides("num_heads", heads, "hidden_size", hidden)
+    kv_heads = config.integer("num_kv_heads", default=heads)
+    config.check_divides("num_kv_heads", kv_heads, "num_heads", heads)
     dim = hidden // heads if default_dim is None else config.integer("head_dim", default=default_dim)
     bias = "qkv" if config.boolean("qkv_bias", False) else False
-    return {"heads": heads, "kv_heads": groups, "head_dim": dim, "bias": bias}
+    return {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "bias": bias}
 
 
 def transformer(config: Config, name: str) -> ModelSpec:
@@ -293,11 +293,8 @@ def nsa(config: Config, name: str) -> ModelSpec:
 
 def moba(config: Config, name: str) -> ModelSpec:
     """Mixture of block attention; fla normalises each head's output."""
-    for key, reason in (
-        ("window_size", "MoBA's blocks are not in a window"),
-        ("use_output_gate", "MoBA's low-rank gate is not read"),
-    ):
-        config.refuse(key, reason)
+    config.refuse("window_size", "MoBA's blocks are not in a window")
+    config.refuse("use_output_gate", "MoBA's low-rank gate is not read")
     mixer = MoBA(
         **_softmax_heads(config, 32),
         qk_norm="head" if config.boolean("qk_norm", False) else "none",
@@ -311,7 +308,7 @@ def moba(config: Config, name: str) -> ModelSpec:
 def log_linear_mamba2(config: Config, name: str) -> ModelSpec:
     """Log-linear attention over Mamba-2, with 15 levels, and a gated MLP in every layer."""
     plain = mamba2_mixer(config, default_groups=1)
-    fields = {field: getattr(plain, field) for field in Mamba2.__struct_fields__}
+    fields = msgspec.structs.asdict(plain)
     return _model(config, name, LogLinear(**fields | {"chunk_size": config.integer("chunk_size", default=64)}))
 
 

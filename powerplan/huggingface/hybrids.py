@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from powerplan.errors import shown
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import Config
-from powerplan.huggingface.dense import kv_default
-from powerplan.huggingface.experts import experts_chosen, sparse_layers
-from powerplan.huggingface.parts import assemble, attention_layers
-from powerplan.mixers import KDA, MLA, AnyMixer, GatedDeltaNet, Lightning
+from powerplan.huggingface.experts import sparse_layers
+from powerplan.huggingface.parts import (
+    FULL,
+    LINEAR,
+    assemble,
+    attention_layers,
+    experts_chosen,
+    layer_types,
+    local_experts,
+    mla,
+    qwen_layers,
+)
+from powerplan.mixers import KDA, GatedDeltaNet, Lightning
 from powerplan.spec import Layer, ModelSpec, Norm
-
-FULL, LINEAR = "full_attention", "linear_attention"
-
-
-def layer_types(config: Config, default: Sequence[str]) -> list[str]:
-    """Return which layers attend fully and which linearly: layer_types where the file has it, else the default."""
-    types = config.words("layer_types")
-    if types is None:
-        return list(default)
-    if len(types) != len(default):
-        raise config.error(f"layer_types has {len(types)} entries for {len(default)} layers", "layer_types")
-    for index, kind in enumerate(types):
-        if kind not in (FULL, LINEAR):
-            raise config.error(
-                f"layer_types[{index}] {shown(kind)} is not supported for {config.family}", "layer_types", index
-            )
-    return types
 
 
 def kimi_linear(config: Config, name: str) -> ModelSpec:
@@ -39,7 +28,7 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
     """
     count = config.layer_count
     linear = config.nested("linear_attn_config")
-    types = layer_types(config, _kimi_types(config, linear, count))
+    types = layer_types(config, _kimi_types(config, linear, count), (FULL, LINEAR))
     heads, head_dim, width = "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"
     source = config
     if linear is not None:
@@ -51,15 +40,7 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         gate_rank=dim,
         conv_size=source.integer(width, default=4, high=1024),
     )
-    mla = MLA(
-        heads=config.integer("num_attention_heads"),
-        q_lora_rank=config.optional_integer("q_lora_rank"),
-        kv_lora_rank=config.integer("kv_lora_rank", default=512),
-        qk_nope_head_dim=config.integer("qk_nope_head_dim", default=128),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
-        v_head_dim=config.integer("v_head_dim", default=128),
-        bias=config.boolean("attention_bias", False),
-    )
+    latent = mla(config, default_q_rank=None)
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
     experts = config.integer("num_experts", "num_local_experts", default=256)
     moe_width = config.integer("moe_intermediate_size", default=1024)
@@ -73,7 +54,8 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
     )
     sparse = sparse_layers(config, default_first=1)
     layers = [
-        Layer(mixer=mla if types[index] == FULL else kda, ffn=moe if sparse[index] else dense) for index in range(count)
+        Layer(mixer=latent if types[index] == FULL else kda, ffn=moe if sparse[index] else dense)
+        for index in range(count)
     ]
     return assemble(config, name, layers, Norm(), tie=False)
 
@@ -92,51 +74,28 @@ def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:
 def qwen3_next(config: Config, name: str) -> ModelSpec:
     """Qwen3-Next: gated DeltaNet, every fourth layer gated attention; experts with a gated shared one."""
     interval = config.integer("full_attention_interval", default=4)
-    count = config.layer_count
-    types = layer_types(config, [LINEAR if (index + 1) % interval else FULL for index in range(count)])
+    default = [LINEAR if (index + 1) % interval else FULL for index in range(config.layer_count)]
+    types = layer_types(config, default, (FULL, LINEAR))
     delta = GatedDeltaNet(
         heads=config.integer("linear_num_value_heads", default=32),
-        key_heads=_divisor(config),
+        key_heads=_key_heads(config),
         head_dim=config.integer("linear_key_head_dim", default=128),
         v_head_dim=config.integer("linear_value_head_dim", default=128),
         conv_size=config.integer("linear_conv_kernel_dim", default=4, high=1024),
     )
+    bias = config.boolean("attention_bias", False)
     (attention,) = attention_layers(
-        config,
-        [None],
-        default_kv_heads=kv_default(config, 2),
-        default_head_dim=256,
-        bias=config.boolean("attention_bias", False),
-        qk_norm="head",
-        output_gate=True,
+        config, [None], default_kv_heads=2, default_head_dim=256, bias=bias, qk_norm="head", output_gate=True
     )
-    experts = config.integer("num_experts", "num_local_experts", default=512, low=0)
-    dense_layers = set(config.integers("mlp_only_layers"))
-    step = config.integer("decoder_sparse_step", default=1)
-    layers = []
-    for index, kind in enumerate(types):
-        mixer: AnyMixer = attention if kind == FULL else delta
-        if index in dense_layers or experts == 0 or (index + 1) % step:
-            layers.append(Layer(mixer=mixer, ffn=MLP(intermediate_size=config.integer("intermediate_size"))))
-            continue
-        moe = MoE(
-            experts=experts,
-            top_k=experts_chosen(config, experts, 10),
-            intermediate_size=config.integer("moe_intermediate_size", default=512),
-            shared_intermediate_size=config.integer("shared_expert_intermediate_size", default=512),
-            shared_gate=True,
-        )
-        layers.append(Layer(mixer=mixer, ffn=moe))
+    mixers = [attention if layer_type == FULL else delta for layer_type in types]
+    layers = qwen_layers(config, mixers, default_experts=512, default_chosen=10, default_width=512, default_shared=512)
     return assemble(config, name, layers, Norm(), tie=False)
 
 
-def _divisor(config: Config) -> int:
+def _key_heads(config: Config) -> int:
     keys = config.integer("linear_num_key_heads", default=16)
     values = config.integer("linear_num_value_heads", default=32)
-    if values % keys:
-        raise config.error(
-            f"linear_num_key_heads {keys} does not divide linear_num_value_heads {values}", "linear_num_key_heads"
-        )
+    config.check_divides("linear_num_key_heads", keys, "linear_num_value_heads", values)
     return keys
 
 
@@ -154,18 +113,13 @@ def minimax(config: Config, name: str) -> ModelSpec:
         raise config.error(f"{config.family} needs attn_type_list, and the file has none")
     if listed and (len(listed) != count or not set(listed) <= {0, 1}):
         raise config.error(f"attn_type_list must have 0 or 1 for each of {count} layers", "attn_type_list")
-    types = layer_types(config, [FULL if kind else LINEAR for kind in listed] or default)
-    (attention,) = attention_layers(config, [None], default_kv_heads=kv_default(config, 8))
+    types = layer_types(config, [FULL if kind else LINEAR for kind in listed] or default, (FULL, LINEAR))
+    (attention,) = attention_layers(config, [None], default_kv_heads=8)
     lightning = Lightning(
         heads=attention.heads,
         head_dim=attention.head_dim,
         chunk_size=config.integer("block_size", default=256),
     )
-    experts = config.integer("num_local_experts", "num_experts", default=8)
-    moe = MoE(
-        experts=experts,
-        top_k=experts_chosen(config, experts, 2),
-        intermediate_size=config.integer("intermediate_size"),
-    )
-    layers = [Layer(mixer=attention if kind == FULL else lightning, ffn=moe) for kind in types]
+    moe = local_experts(config, 8, 2)
+    layers = [Layer(mixer=attention if layer_type == FULL else lightning, ffn=moe) for layer_type in types]
     return assemble(config, name, layers, Norm(), tie=False)

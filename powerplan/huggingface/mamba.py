@@ -5,18 +5,9 @@ from __future__ import annotations
 from powerplan.errors import shown
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
-from powerplan.huggingface.dense import kv_default
-from powerplan.huggingface.experts import experts_chosen
-from powerplan.huggingface.parts import assemble, attention_layers
+from powerplan.huggingface.parts import assemble, attention_layers, experts_chosen, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
-
-
-def _rank(config: Config, key: str, hidden: int) -> int:
-    """Return the rank of the step size; "auto" is a sixteenth of the width, rounded up."""
-    if config.data.get(key, "auto") == "auto":
-        return -(-hidden // 16)
-    return config.integer(key)
 
 
 def _groups(config: Config, groups: int, heads: int, key: str) -> int:
@@ -25,17 +16,30 @@ def _groups(config: Config, groups: int, heads: int, key: str) -> int:
     return groups
 
 
+def _mamba1(
+    config: Config, hidden: int, keys: tuple[str, str, str, str, str, str], inner_norms: bool = False
+) -> Mamba1:
+    """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
+
+    The rank may be "auto", which is a sixteenth of the hidden size, rounded up.
+    """
+    expand, rank, state, conv, conv_bias, bias = keys
+    return Mamba1(
+        inner_size=config.multiple(expand, default=2, of=hidden),
+        dt_rank=-(-hidden // 16) if config.data.get(rank, "auto") == "auto" else config.integer(rank),
+        state_dim=config.integer(state, default=16),
+        conv_size=config.integer(conv, default=4, high=1024),
+        conv_bias=config.boolean(conv_bias, True),
+        bias=config.boolean(bias, False),
+        inner_norms=inner_norms,
+    )
+
+
 def mamba(config: Config, name: str) -> ModelSpec:
     """Mamba as transformers has it: a mixer and a norm per layer, tied."""
     hidden = config.integer("hidden_size", "d_model")
-    mixer = Mamba1(
-        inner_size=config.multiple("expand", default=2, of=hidden),
-        dt_rank=_rank(config, "time_step_rank", hidden),
-        state_dim=config.integer("state_size", default=16),
-        conv_size=config.integer("conv_kernel", default=4, high=1024),
-        conv_bias=config.boolean("use_conv_bias", True),
-        bias=config.boolean("use_bias", False),
-    )
+    keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
+    mixer = _mamba1(config, hidden, keys)
     return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, Norm(per_layer=1), tie=True)
 
 
@@ -72,11 +76,8 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
 
     The vocabulary is padded to a multiple of pad_vocab_size_multiple; embeddings are tied.
     """
-    for key, reason in (
-        ("d_intermediate", "an MLP in every layer is not read"),
-        ("attn_layer_idx", "attention layers are not read"),
-    ):
-        config.refuse(key, reason)
+    config.refuse("d_intermediate", "an MLP in every layer is not read")
+    config.refuse("attn_layer_idx", "attention layers are not read")
     ssm = config.nested("ssm_cfg") or config
     hidden = config.integer("d_model")
     inner = ssm.multiple("expand", default=2, of=hidden)
@@ -101,14 +102,7 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
             chunk_size=ssm.integer("chunk_size", default=256),
         )
     elif kind == "Mamba1":
-        mixer = Mamba1(
-            inner_size=inner,
-            dt_rank=_rank(ssm, "dt_rank", hidden),
-            state_dim=ssm.integer("d_state", default=16),
-            conv_size=ssm.integer("d_conv", default=4, high=1024),
-            conv_bias=ssm.boolean("conv_bias", True),
-            bias=ssm.boolean("bias", False),
-        )
+        mixer = _mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
     else:
         raise ssm.error(f"layer {shown(kind)} is not supported; allowed are Mamba1, Mamba2", "layer")
     multiple = config.integer("pad_vocab_size_multiple", default=8)
@@ -126,22 +120,16 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
 def jamba(config: Config, name: str) -> ModelSpec:
     """Jamba: Mamba with norms inside, attention in one layer of a period, experts in every other."""
     hidden, count = config.integer("hidden_size"), config.layer_count
-    mixer = Mamba1(
-        inner_size=config.multiple("mamba_expand", default=2, of=hidden),
-        dt_rank=_rank(config, "mamba_dt_rank", hidden),
-        state_dim=config.integer("mamba_d_state", default=16),
-        conv_size=config.integer("mamba_d_conv", default=4, high=1024),
-        conv_bias=config.boolean("mamba_conv_bias", True),
-        bias=config.boolean("mamba_proj_bias", False),
-        inner_norms=True,
-    )
-    (attention,) = attention_layers(config, [None], default_kv_heads=kv_default(config, 8))
+    names = ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias")
+    expand, rank, state, conv, conv_bias, bias = (f"mamba_{name}" for name in names)
+    mixer = _mamba1(config, hidden, (expand, rank, state, conv, conv_bias, bias), inner_norms=True)
+    (attention,) = attention_layers(config, [None], default_kv_heads=8)
     experts = config.integer("num_experts", "num_local_experts", default=16)
     width = config.integer("intermediate_size")
     moe = MoE(experts=experts, top_k=experts_chosen(config, experts, 2), intermediate_size=width)
     dense = MLP(intermediate_size=width)
-    attends = _every(config, "attn_layer_period", 8, "attn_layer_offset", 4)
-    sparse = _every(config, "expert_layer_period", 2, "expert_layer_offset", 1)
+    attends = _every(config, "attn_layer", 8, 4)
+    sparse = _every(config, "expert_layer", 2, 1)
     layers = []
     for index in range(count):
         ffn: AnyFFN = moe if experts > 1 and index % sparse[0] == sparse[1] else dense
@@ -149,11 +137,11 @@ def jamba(config: Config, name: str) -> ModelSpec:
     return assemble(config, name, layers, Norm(), tie=False)
 
 
-def _every(config: Config, period: str, default_period: int, offset: str, default_offset: int) -> tuple[int, int]:
-    length, place = (
-        config.integer(period, default=default_period),
-        config.integer(offset, default=default_offset, low=0),
-    )
+def _every(config: Config, key: str, default_period: int, default_offset: int) -> tuple[int, int]:
+    """Return the period of a kind of layer, and its offset within each period."""
+    period, offset = f"{key}_period", f"{key}_offset"
+    length = config.integer(period, default=default_period)
+    place = config.integer(offset, default=default_offset, low=0)
     if place >= length:
         raise config.error(f"{offset} {place} is not less than {period} {length}", offset)
     return length, place
@@ -166,22 +154,19 @@ _BLOCK_NAMES = {"linear_attention": "mamba", "full_attention": "attention"} | {k
 def nemotron_h(config: Config, name: str) -> ModelSpec:
     """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E)."""
     config.refuse("moe_latent_size", "experts in a latent space are not read")
-    if config.optional_integer("num_nextn_predict_layers", absent=0, low=0):
-        config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
+    note_prediction_layers(config, "num_nextn_predict_layers")
     bias = config.boolean("mlp_bias", False)
     kinds = _blocks(config)
-    made: dict[str, Layer] = {}
+    by_kind: dict[str, Layer] = {}
     for kind in dict.fromkeys(kinds):
         if kind == "mamba":
-            made[kind] = Layer(mixer=_nemotron_mamba(config))
+            by_kind[kind] = Layer(mixer=_nemotron_mamba(config))
         elif kind == "attention":
-            (attention,) = attention_layers(
-                config, [None], default_kv_heads=kv_default(config, 8), default_head_dim=128
-            )
-            made[kind] = Layer(mixer=attention)
+            (attention,) = attention_layers(config, [None], default_kv_heads=8, default_head_dim=128)
+            by_kind[kind] = Layer(mixer=attention)
         elif kind == "mlp":
             width = config.integer("intermediate_size", default=21_504)
-            made[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
+            by_kind[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
         else:
             if bias:
                 raise config.error("mlp_bias is not supported with experts", "mlp_bias")
@@ -194,8 +179,8 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
                 gated=False,
                 router_bias=True,
             )
-            made[kind] = Layer(ffn=moe)
-    return assemble(config, name, [made[kind] for kind in kinds], Norm(per_layer=1), tie=False)
+            by_kind[kind] = Layer(ffn=moe)
+    return assemble(config, name, [by_kind[kind] for kind in kinds], Norm(per_layer=1), tie=False)
 
 
 def _nemotron_mamba(config: Config) -> Mamba2:
@@ -215,7 +200,7 @@ def _nemotron_mamba(config: Config) -> Mamba2:
 
 def _blocks(config: Config) -> list[str]:
     """Return each layer's kind, from layers_block_type or from the letters of hybrid_override_pattern."""
-    names = config.words("layers_block_type" if config.has("layers_block_type") else "layer_types")
+    names = config.strings("layers_block_type" if config.has("layers_block_type") else "layer_types")
     if names is not None:
         for name in names:
             if name not in _BLOCK_NAMES:

@@ -39,8 +39,8 @@ def dense_layers(spec: ModelSpec) -> list[int]:
 
 
 def mixture(spec: ModelSpec) -> MoE:
-    (found,) = {layer.ffn for layer in layers(spec) if isinstance(layer.ffn, MoE)}
-    return found
+    (moe,) = {layer.ffn for layer in layers(spec) if isinstance(layer.ffn, MoE)}
+    return moe
 
 
 def text_decoder(family: str) -> str:

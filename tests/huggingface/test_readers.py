@@ -37,11 +37,11 @@ def layers(spec: ModelSpec) -> list[Layer]:
 
 
 def mixers(spec: ModelSpec) -> list[Attention]:
-    found = []
+    softmax = []
     for layer in layers(spec):
         assert isinstance(layer.mixer, Attention)
-        found.append(layer.mixer)
-    return found
+        softmax.append(layer.mixer)
+    return softmax
 
 
 def windows(spec: ModelSpec) -> list[int | None]:

@@ -61,11 +61,11 @@ def test_keys_that_each_query_sees(
 ) -> None:
     data = GROUPED | settings
     spec = read(data | {"model_type": family}).spec
-    found: dict[int, int | None] = {}
+    by_position: dict[int, int | None] = {}
     for use in spec.layer_uses():
         assert isinstance(use.layer.mixer, Attention)
-        found.update((position, use.layer.mixer.window) for span in use.positions for position in span)
-    assert [found[position] for position in range(4)] == windows
+        by_position.update((position, use.layer.mixer.window) for span in use.positions for position in span)
+    assert [by_position[position] for position in range(4)] == windows
 
     config = transformers.AutoConfig.for_model(family, **data)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
