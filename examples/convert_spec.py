@@ -46,7 +46,7 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
     for name, variant in variants.items():
         accounting = Accounting(variant)
         row = accounting.row(tokens)
-        flops = f"{format_count(row.weight_flops):>15}{format_count(row.state_flops):>14}"
+        flops = f"{format_count(row.weight_flops_per_token):>15}{format_count(row.state_flops_per_token):>14}"
         assert row.wsfr is not None, "attention has state"
         parameters = format_parameters(accounting.total_parameters.with_embeddings)
         print(f"  {name:20}{parameters:>12}{flops}{format_ratio(row.wsfr):>9}{format_bytes(row.state_bytes):>12}")

@@ -47,11 +47,16 @@ class Component:
 
     name: str
     use: LayerUse | None
-    weight_flops: int
-    state_flops: Fraction
+    weight_flops_per_token: int
+    state_flops_per_token: Fraction
 
     def merged(self, other: Component) -> Component:
-        return Component(self.name, None, self.weight_flops + other.weight_flops, self.state_flops + other.state_flops)
+        return Component(
+            self.name,
+            None,
+            self.weight_flops_per_token + other.weight_flops_per_token,
+            self.state_flops_per_token + other.state_flops_per_token,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,28 +65,30 @@ class Row:
 
     context: int
     """Tokens of the sequence."""
-    weight_flops: int
+    weight_flops_per_token: int
     """Forward matmul FLOPs per token between activations and weights."""
-    state_flops: Fraction
+    state_flops_per_token: Fraction
     """Forward matmul FLOPs per token between activations and state, averaged over the sequence."""
     state_elements: int
     """Elements of one sequence's state at the end of the context: key/value cache and recurrent state."""
     state_bytes: Fraction
     """Bytes of that state; recurrent state is fp32."""
-    decode_weight_bytes: Fraction
+    decode_weight_bytes_per_token: Fraction
     """Bytes of weights that are read to decode one token at batch 1."""
-    decode_state_bytes: Fraction
+    decode_state_bytes_per_token: Fraction
     """Bytes of state that are read and written to decode one token at batch 1."""
 
     @property
-    def flops(self) -> Fraction:
+    def flops_per_token(self) -> Fraction:
         """Forward FLOPs per token, weights and state."""
-        return self.weight_flops + self.state_flops
+        return self.weight_flops_per_token + self.state_flops_per_token
 
     @property
     def wsfr(self) -> Fraction | None:
-        """The weight-state FLOP ratio, weight_flops / state_flops; None for a model without state."""
-        return Fraction(self.weight_flops) / self.state_flops if self.state_flops else None
+        """The weight-state FLOP ratio, weight FLOPs over state FLOPs; None for a model without state."""
+        return (
+            Fraction(self.weight_flops_per_token) / self.state_flops_per_token if self.state_flops_per_token else None
+        )
 
 
 class Accounting:
@@ -128,18 +135,18 @@ class Accounting:
         )
 
     @cached_property
-    def weight_flops(self) -> int:
+    def weight_flops_per_token(self) -> int:
         """The weight FLOPs per token: 2 for every matmul parameter that the token touches."""
-        return sum(component.weight_flops for component in self._weight_components())
+        return sum(component.weight_flops_per_token for component in self._weight_components())
 
-    def state_flops(self, context: int | str) -> Fraction:
+    def state_flops_per_token(self, context: int | str) -> Fraction:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
-        return sum((component.state_flops for component in self._state_components(context)), Fraction(0))
+        return sum((component.state_flops_per_token for component in self._state_components(context)), Fraction(0))
 
     def wsfr(self, context: int | str) -> Fraction | None:
         """Return the weight-state FLOP ratio at `context`, in tokens; None for a model without state."""
-        state = self.state_flops(context)
-        return Fraction(self.weight_flops) / state if state else None
+        state = self.state_flops_per_token(context)
+        return Fraction(self.weight_flops_per_token) / state if state else None
 
     def components(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each component by its name, summed over all layers, weights first."""
@@ -155,9 +162,9 @@ class Accounting:
         for component in (*self._weight_components(), *self._state_components(context)):
             name = component.use.layer.describe() if component.use else component.name
             known = parts.get(component.use)
-            weight, state = component.weight_flops, component.state_flops
+            weight, state = component.weight_flops_per_token, component.state_flops_per_token
             if known:
-                weight, state = known.weight_flops + weight, known.state_flops + state
+                weight, state = known.weight_flops_per_token + weight, known.state_flops_per_token + state
             parts[component.use] = Component(name, component.use, weight, state)
         return list(parts.values())
 
@@ -210,12 +217,12 @@ class Accounting:
         mixers = self.spec.mixer_counts()
         return Row(
             context=context,
-            weight_flops=self.weight_flops,
-            state_flops=self.state_flops(context),
+            weight_flops_per_token=self.weight_flops_per_token,
+            state_flops_per_token=self.state_flops_per_token(context),
             state_elements=sum(mixer.state_size(context).elements * count for mixer, count in mixers),
             state_bytes=sum((mixer.state_bytes(context, width) * count for mixer, count in mixers), Fraction(0)),
-            decode_weight_bytes=self.active_parameters.without_input_embedding * width,
-            decode_state_bytes=sum(
+            decode_weight_bytes_per_token=self.active_parameters.without_input_embedding * width,
+            decode_state_bytes_per_token=sum(
                 (mixer.decode_bytes(context, width) * count for mixer, count in mixers), Fraction(0)
             ),
         )
@@ -240,8 +247,10 @@ class Accounting:
         if not self.grows_with_context:
             return None
         if target not in self._balanced:
-            limit = self.weight_flops / target
-            self._balanced[target] = last_within(lambda context: self.state_flops(context) <= limit, MAX_CONTEXT)
+            limit = self.weight_flops_per_token / target
+            self._balanced[target] = last_within(
+                lambda context: self.state_flops_per_token(context) <= limit, MAX_CONTEXT
+            )
         return self._balanced[target]
 
     @cached_property

@@ -111,12 +111,12 @@ class Serving:
     @property
     def _body_flops(self) -> int:
         """Weight FLOPs per token without the LM head."""
-        return self.row.weight_flops - (self.head_flops if self.accounting.convention.lm_head else 0)
+        return self.row.weight_flops_per_token - (self.head_flops if self.accounting.convention.lm_head else 0)
 
     @cached_property
     def prefill_flops(self) -> Fraction:
         """FLOPs to read a prompt of the context's length: the LM head for its last token only."""
-        return self.context * (self._body_flops + self.row.state_flops) + self.head_flops
+        return self.context * (self._body_flops + self.row.state_flops_per_token) + self.head_flops
 
     @property
     def prefill_seconds(self) -> Fraction | None:
@@ -158,7 +158,7 @@ class Serving:
         state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, count in self._mixers), Fraction(0))
         flops = Fraction(batch * (self._body_flops + self.head_flops + state))
         weights = self.weight_bytes(batch)
-        recurrent = self.row.decode_state_bytes - cache
+        recurrent = self.row.decode_state_bytes_per_token - cache
         moved = weights + batch * (cache + recurrent)
         memory = self.stored_bytes + batch * self.row.state_bytes
         fleet = self.fleet

@@ -92,7 +92,7 @@ class Budget:
 
 def train_flops(row: Row) -> Fraction:
     """Return the training FLOPs per token at `row`."""
-    return TRAINING_PASSES * (row.weight_flops + row.state_flops)
+    return TRAINING_PASSES * row.flops_per_token
 
 
 def budget_of(
@@ -187,5 +187,5 @@ def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: Me
     mixers = profile.model_training_time(spec, row.context)
     if isinstance(mixers, Unmeasured):
         return TrainingTime(throughput, source=profile.label, missing=mixers)
-    weights = float(TRAINING_PASSES * row.weight_flops / throughput.flops_per_s)
+    weights = float(TRAINING_PASSES * row.weight_flops_per_token / throughput.flops_per_s)
     return TrainingTime(throughput, mixers + weights, profile.label)

@@ -46,8 +46,8 @@ def test_figures_that_must_come_out(
     if mixer:
         spec, _ = with_mixer(spec, mixer)
     accounting = Accounting(spec)
-    assert accounting.weight_flops == weight
-    assert accounting.state_flops(context) == state
+    assert accounting.weight_flops_per_token == weight
+    assert accounting.state_flops_per_token(context) == state
     wsfr = accounting.wsfr(context)
     assert wsfr is not None
     assert float(f"{float(wsfr):.6g}") == ratio
@@ -57,7 +57,11 @@ def test_figures_that_must_come_out(
 def test_gpt2_small_balances_where_published(lm_head: bool, context: int) -> None:
     accounting = Accounting(catalogue_spec("gpt2-small"), Convention(lm_head=lm_head))
     assert accounting.balanced_context() == context
-    assert accounting.state_flops(context) <= accounting.weight_flops < accounting.state_flops(context + 1)
+    assert (
+        accounting.state_flops_per_token(context)
+        <= accounting.weight_flops_per_token
+        < accounting.state_flops_per_token(context + 1)
+    )
 
 
 def test_balanced_means_within_5_percent_of_the_target() -> None:
@@ -121,8 +125,10 @@ def test_chunked_power_equals_a_token_by_token_count(mixer: Power, context: int,
 def test_parts_sum_to_the_total(spec: ModelSpec, context: int, causal: Any, form: Any, lm_head: bool) -> None:
     accounting = Accounting(spec, Convention(causal, form, lm_head))
     for parts in (accounting.components(context), accounting.layers(context)):
-        assert sum(part.weight_flops for part in parts) == accounting.weight_flops
-        assert sum((part.state_flops for part in parts), Fraction(0)) == accounting.state_flops(context)
+        assert sum(part.weight_flops_per_token for part in parts) == accounting.weight_flops_per_token
+        assert sum((part.state_flops_per_token for part in parts), Fraction(0)) == accounting.state_flops_per_token(
+            context
+        )
 
 
 @given(specs, contexts)
@@ -132,8 +138,8 @@ def test_explanation_sums_to_the_total(spec: ModelSpec, context: int) -> None:
     sums: dict[str, Fraction] = {}
     for line in lines:
         sums[line.quantity] = sums.get(line.quantity, Fraction(0)) + line.value * line.count
-    assert sums["weight FLOPs per token"] == accounting.weight_flops
-    assert sums.get("state FLOPs per token", 0) == accounting.state_flops(context)
+    assert sums["weight FLOPs per token"] == accounting.weight_flops_per_token
+    assert sums.get("state FLOPs per token", 0) == accounting.state_flops_per_token(context)
     assert sums.get("state elements", 0) == accounting.row(context).state_elements
     stored = sums["weight FLOPs per token"] / 2 + sums["parameters outside matmuls"]
     stored += sums.get("parameters not touched", 0)
@@ -152,10 +158,10 @@ def test_active_parameters_are_part_of_the_total(spec: ModelSpec) -> None:
 def test_flops_and_state_never_fall_with_context(spec: ModelSpec, first: int, second: int, causal: Any) -> None:
     accounting = Accounting(spec, Convention(causal))
     short, long = accounting.row(min(first, second)), accounting.row(max(first, second))
-    assert short.weight_flops == long.weight_flops
-    assert short.state_flops <= long.state_flops or not accounting.grows_with_context
+    assert short.weight_flops_per_token == long.weight_flops_per_token
+    assert short.state_flops_per_token <= long.state_flops_per_token or not accounting.grows_with_context
     assert short.state_elements <= long.state_elements
-    assert short.decode_state_bytes <= long.decode_state_bytes
+    assert short.decode_state_bytes_per_token <= long.decode_state_bytes_per_token
 
 
 @given(head_fields(), contexts, st.integers(0, 300), st.sampled_from(["exact", "full"]))
@@ -209,10 +215,14 @@ def test_a_balanced_context_is_the_last_one_in_balance(spec: ModelSpec) -> None:
     if not accounting.grows_with_context:
         assert context is None
     elif context is None:
-        lightest, heaviest = accounting.state_flops(1), accounting.state_flops(MAX_CONTEXT)
-        assert lightest > accounting.weight_flops or heaviest <= accounting.weight_flops
+        lightest, heaviest = accounting.state_flops_per_token(1), accounting.state_flops_per_token(MAX_CONTEXT)
+        assert lightest > accounting.weight_flops_per_token or heaviest <= accounting.weight_flops_per_token
     else:
-        assert accounting.state_flops(context) <= accounting.weight_flops < accounting.state_flops(context + 1)
+        assert (
+            accounting.state_flops_per_token(context)
+            <= accounting.weight_flops_per_token
+            < accounting.state_flops_per_token(context + 1)
+        )
 
 
 def test_state_of_power_and_of_a_window_in_the_paper() -> None:
@@ -227,14 +237,14 @@ def test_bytes_and_decode_traffic() -> None:
     spec = catalogue_spec("llama-3-8b")
     row = Accounting(spec).row(65_536)
     assert row.state_bytes == 65_536 * 131_072  # published: 128 KiB per token in bf16
-    assert row.decode_state_bytes == 65_537 * 131_072  # the cache is read, one entry is appended
-    assert row.decode_weight_bytes == 2 * (8_030_261_248 - 128_256 * 4096)
+    assert row.decode_state_bytes_per_token == 65_537 * 131_072  # the cache is read, one entry is appended
+    assert row.decode_weight_bytes_per_token == 2 * (8_030_261_248 - 128_256 * 4096)
     assert Accounting(spec).row(65_536, "fp8").state_bytes == 65_536 * 65_536
     assert Accounting(spec).row(1, "int4").state_bytes == 32_768
     power, _ = with_mixer(spec, "power:p=2")
     power_row = Accounting(power).row(65_536, "fp8")
     assert power_row.state_bytes == 4 * 32 * 8 * 8256 * 129  # fp32 whatever the cache's dtype
-    assert power_row.decode_state_bytes == 2 * power_row.state_bytes
+    assert power_row.decode_state_bytes_per_token == 2 * power_row.state_bytes
 
 
 def test_bytes_of_a_hybrid_and_of_its_latent_twin() -> None:
@@ -245,7 +255,7 @@ def test_bytes_of_a_hybrid_and_of_its_latent_twin() -> None:
     assert f"{cache / 1e9:.2f}" == "8.46"
     assert row.state_bytes == cache + 4 * state + 2 * convolutions
     assert row.state_elements == cache // 2 + state + convolutions
-    assert row.decode_state_bytes == cache + 7 * 1152 + 2 * (4 * state + 2 * convolutions)
+    assert row.decode_state_bytes_per_token == cache + 7 * 1152 + 2 * (4 * state + 2 * convolutions)
     twin, _ = with_mixer(catalogue_spec("kimi-linear-48b-a3b"), "mla")
     assert Accounting(twin).row(context).state_bytes == 27 * 1152 * context
     assert f"{27 * 1152 * context / 1e9:.1f}" == "32.6"
@@ -267,7 +277,7 @@ def test_mla_caches_the_latent_and_multiplies_the_heads() -> None:
 def test_excluding_the_lm_head_drops_its_flops_and_no_parameters() -> None:
     spec = catalogue_spec("gpt2-small")
     with_head, without = Accounting(spec), Accounting(spec, Convention(lm_head=False))
-    assert with_head.weight_flops - without.weight_flops == 2 * 50_257 * 768
+    assert with_head.weight_flops_per_token - without.weight_flops_per_token == 2 * 50_257 * 768
     assert with_head.total_parameters == without.total_parameters
 
 

@@ -76,7 +76,7 @@ def test_tokens_and_flops_are_inverse(spec: Any, context: int, tokens: int) -> N
 def test_mla_keeps_its_weights_when_its_heads_become_ordinary() -> None:
     base = Accounting(catalogue_spec("deepseek-v3"))
     for other in alternatives(budget_of(base, 131_072, tokens=10**12)):
-        assert abs(other.budget.row.weight_flops / base.weight_flops - 1) < 0.01
+        assert abs(other.budget.row.weight_flops_per_token / base.weight_flops_per_token - 1) < 0.01
 
 
 @pytest.mark.parametrize("name", ["gpt2-small", "llama-3-8b", "gemma-2-9b", "deepseek-v3"])

@@ -190,8 +190,8 @@ def test_a_what_if_can_be_saved(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     saved.write_text(run(capsys, "models", "llama-3-8b", "--mixer", "power:p=2,gated=true", "--yaml"))
     spec = load_model(saved).spec
     assert spec.aliases == ()
-    assert Accounting(spec).state_flops(1) == 2_726_461_440
-    assert Accounting(spec).weight_flops == 15_009_316_864 + 2 * 32 * 4096 * 8
+    assert Accounting(spec).state_flops_per_token(1) == 2_726_461_440
+    assert Accounting(spec).weight_flops_per_token == 15_009_316_864 + 2 * 32 * 4096 * 8
 
 
 def test_a_bare_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,4 +332,4 @@ def test_colour_is_for_terminals_that_want_it(no_color: str, coloured: bool) -> 
 def test_the_table_and_the_library_agree(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("llama-3-8b", "gpt-oss-20b", "kimi-k2"):
         (row,) = run_json(capsys, "wsfr", name, "--ctx", "128k")["rows"]
-        assert row["weight_flops_per_token"] == Accounting(catalogue_spec(name)).weight_flops
+        assert row["weight_flops_per_token"] == Accounting(catalogue_spec(name)).weight_flops_per_token

@@ -27,9 +27,9 @@ def parts() -> tuple[Attention, MLP]:
 
 def powerplan(context: int, causal: str) -> tuple[int, int]:
     accounting = Accounting(SPEC, Convention(causal))  # type: ignore[arg-type]
-    state = accounting.state_flops(context)
+    state = accounting.state_flops_per_token(context)
     assert state.denominator == 1
-    return accounting.weight_flops, int(state)
+    return accounting.weight_flops_per_token, int(state)
 
 
 def megatron(context: int, halved: bool) -> tuple[int, int]:

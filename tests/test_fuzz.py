@@ -123,7 +123,7 @@ def check_spec_or_refusal(read: Callable[[], Any]) -> None:
     spec = attempt(read)
     if spec is not None:
         row = Accounting(spec).row(1024)
-        assert row.weight_flops > 0
+        assert row.weight_flops_per_token > 0
         assert row.state_elements >= 0
 
 
@@ -235,8 +235,8 @@ def test_json_reads_as_python_reads_it(data: Any) -> None:
 @given(spec=specs, context=contexts | st.just(MAX_CONTEXT), form=st.sampled_from(["recurrent", "chunked"]))
 def test_every_valid_spec_counts_and_reads_back(spec: ModelSpec, context: int, form: Any) -> None:
     row = Accounting(spec, Convention(form=form)).row(context)
-    assert row.weight_flops > 0
-    assert math.isfinite(row.state_flops)
+    assert row.weight_flops_per_token > 0
+    assert math.isfinite(row.state_flops_per_token)
     assert validate(parse_yaml(spec_to_yaml(spec), "model.yaml")) == spec
 
 

@@ -65,11 +65,11 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
             if layer.mixer is not None:
                 state += group.repeat * layer.mixer.decode_bytes(context, width)
     assert step.weight_bytes == (accounting.active_parameters.without_input_embedding + idle) * width
-    assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes
+    assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes_per_token
     assert step.memory_bytes == serving.stored_bytes + batch * serving.row.state_bytes
     assert serving.cache_bytes + serving.recurrent_bytes == serving.row.state_bytes
     one = serving.step(1)
-    assert one.weight_bytes == serving.row.decode_weight_bytes
+    assert one.weight_bytes == serving.row.decode_weight_bytes_per_token
     assert one.weight_bytes <= step.weight_bytes <= serving.stored_bytes
     assert step.moved_bytes / batch <= one.moved_bytes
     assert step.flops == batch * one.flops
@@ -114,7 +114,7 @@ def test_one_sequence_takes_the_time_that_recommend_says(name: str) -> None:
 def test_a_prompt_costs_the_sum_of_its_tokens(name: str, head: bool) -> None:
     """Every token costs its weights, and its state at its own position; the head is asked once."""
     spec = catalogue_spec(name)
-    body = Accounting(spec, Convention(lm_head=False)).weight_flops
+    body = Accounting(spec, Convention(lm_head=False)).weight_flops_per_token
     by_position = Fraction(0)
     for use in spec.layer_uses():
         if use.layer.mixer is not None:

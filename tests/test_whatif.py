@@ -36,7 +36,7 @@ def test_the_same_mixer_changes_nothing() -> None:
     assert Accounting(same).total_parameters == Accounting(spec).total_parameters
     assert notes == []
     more, _ = with_mixer(spec, "power:p=3")
-    assert Accounting(more).weight_flops == Accounting(spec).weight_flops
+    assert Accounting(more).weight_flops_per_token == Accounting(spec).weight_flops_per_token
 
 
 def test_what_gets_lost_is_said() -> None:
@@ -67,7 +67,7 @@ def test_every_model_takes_every_mixer(name: str) -> None:
     for kind in KINDS:
         spec, _ = with_mixer(catalogue_spec(name), "power:p=2" if kind == "power" else kind)
         assert {use.layer.mixer.kind for use in spec.layer_uses() if use.layer.mixer} == {kind}
-        assert Accounting(spec).state_flops(8192) > 0
+        assert Accounting(spec).state_flops_per_token(8192) > 0
 
 
 def the_mixer(name: str, text: str) -> tuple[Mixer, list[str]]:

@@ -38,15 +38,18 @@ def budget_report(
         "convention": convention_entry(budget.accounting, dtype),
         "context": row.context,
         "train_flops_per_token": json_number(budget.train_flops_per_token),
-        "train_weight_flops_per_token": TRAINING_PASSES * row.weight_flops,
-        "train_state_flops_per_token": json_number(TRAINING_PASSES * row.state_flops),
+        "train_weight_flops_per_token": TRAINING_PASSES * row.weight_flops_per_token,
+        "train_state_flops_per_token": json_number(TRAINING_PASSES * row.state_flops_per_token),
         "total_flops": json_number(budget.total_flops),
         "tokens": budget.tokens,
         "sequences": budget.sequences,
         "tokens_per_active_parameter": budget.tokens / budget.parameters,
         "warnings": budget.warnings(),
     }
-    weights, state = format_count(TRAINING_PASSES * row.weight_flops), format_count(TRAINING_PASSES * row.state_flops)
+    weights, state = (
+        format_count(TRAINING_PASSES * row.weight_flops_per_token),
+        format_count(TRAINING_PASSES * row.state_flops_per_token),
+    )
     lines = [
         f"{budget.accounting.spec.name} at {row.context:,} tokens: {format_count(budget.train_flops_per_token)} "
         f"training FLOPs per token, {weights} weights + {state} state",
@@ -68,7 +71,7 @@ def budget_report(
     if len(rows) == 1:
         return Report(SCHEMA, payload, columns, rows, before=lines, after=after)
     shape = replacement_heads(budget.accounting.spec)
-    weights_stay = all(other.budget.row.weight_flops == row.weight_flops for other in others)
+    weights_stay = all(other.budget.row.weight_flops_per_token == row.weight_flops_per_token for other in others)
     gates = "" if weights_stay or shape is not None else " but for gates"
     after = [
         f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",

@@ -87,11 +87,11 @@ def row_entry(row: Row) -> dict[str, Any]:
     """Return what JSON says at one context: numbers that are not rounded."""
     return {
         "context": row.context,
-        "weight_flops_per_token": row.weight_flops,
-        "state_flops_per_token": json_number(row.state_flops),
+        "weight_flops_per_token": row.weight_flops_per_token,
+        "state_flops_per_token": json_number(row.state_flops_per_token),
         "wsfr": float(row.wsfr) if row.wsfr is not None else None,
         "state_elements": row.state_elements,
         "state_bytes": json_number(row.state_bytes),
-        "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes),
-        "decode_state_bytes_per_token": json_number(row.decode_state_bytes),
+        "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes_per_token),
+        "decode_state_bytes_per_token": json_number(row.decode_state_bytes_per_token),
     }

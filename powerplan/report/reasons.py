@@ -32,7 +32,7 @@ def why(answer: Recommendation, place: int) -> str:
         if plan.is_mix:
             parts.append(_pattern(plan, keep))
     if keep == "weights" and any(choice.fewer_kv_heads or choice.family in NAMED_KINDS for choice in plan.choices):
-        change = Fraction(candidate.row.weight_flops, answer.base.weight_flops) - 1
+        change = Fraction(candidate.row.weight_flops_per_token, answer.base.weight_flops_per_token) - 1
         parts.append(f"weight FLOPs {float(change):+.1%}" if change else "")
     return "; ".join(dict.fromkeys(part for part in parts if part))
 
@@ -49,10 +49,10 @@ def gain(answer: Recommendation) -> str:
         others = answer.candidates[1:2]
         if not others or not others[0].balanced:
             return ""
-        share = 1 - others[0].row.flops / winner.row.flops
+        share = 1 - others[0].row.flops_per_token / winner.row.flops_per_token
         change = "save" if share > 0 else "add"
         return f"{others[0].label} would {change} {abs(float(share)):.0%} of the FLOPs"
-    flops = base.flops / winner.row.flops
+    flops = base.flops_per_token / winner.row.flops_per_token
     state = base.state_bytes / (winner.row.state_bytes or Fraction(1, 2))
     fewer = _change(flops).replace("less", "fewer")
     return f"{fewer} FLOPs per token and {_change(state)} state than as it is"

@@ -107,12 +107,12 @@ def _title(accounting: Accounting) -> list[str]:
 
 
 def _part(part: Component, row: Row) -> dict[str, Any]:
-    flops = part.weight_flops + part.state_flops
+    flops = part.weight_flops_per_token + part.state_flops_per_token
     entry: dict[str, Any] = {
         "name": part.name,
-        "weight_flops_per_token": part.weight_flops,
-        "state_flops_per_token": json_number(part.state_flops),
-        "share": float(flops / (row.weight_flops + row.state_flops)),
+        "weight_flops_per_token": part.weight_flops_per_token,
+        "state_flops_per_token": json_number(part.state_flops_per_token),
+        "share": float(flops / row.flops_per_token),
     }
     if part.use is not None:
         entry["layers"] = positions_text(part.use.positions)

@@ -50,7 +50,7 @@ def paper_ratio(spec: ModelSpec, context: int) -> Fraction:
     weights = 20 * width**2 * layers
     state = mixer.state_size(context)
     if not state.entry:
-        return weights / (Accounting(spec).state_flops(context) + 2 * PAPER_CHUNK_SIZE * width * layers)
+        return weights / (Accounting(spec).state_flops_per_token(context) + 2 * PAPER_CHUNK_SIZE * width * layers)
     keys = state.cache // state.entry
     return Fraction(weights + 2 * spec.vocab_size * width, 3 * keys * width * layers)
 
@@ -85,7 +85,7 @@ def figure2(figure: Figure) -> Computed:
             flops = []
             for other in figures:
                 accounting = Accounting(model_of(other), convention)
-                flops.append(accounting.weight_flops + accounting.state_flops(other.context))
+                flops.append(accounting.weight_flops_per_token + accounting.state_flops_per_token(other.context))
             spreads[name] = max(flops) / min(flops)
         return spreads
     spec = model_of(figure)

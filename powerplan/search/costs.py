@@ -18,7 +18,7 @@ from powerplan.search.choices import Choice, Scope
 class Cost(msgspec.Struct, frozen=True):
     """The cost of one layer's mixer, of several layers, or of a whole model. Costs add up, exactly.
 
-    weight_flops: weight FLOPs per token.
+    weight_flops_per_token: weight FLOPs per token.
     parameters: stored parameters.
     state_elements: elements of the state of one sequence, at the longest context.
     state_half_bytes, decode_half_bytes: bytes of that state, and state bytes moved to decode one token at batch 1, in
@@ -26,7 +26,7 @@ class Cost(msgspec.Struct, frozen=True):
     scaled_state_flops: for each context t, 2t times the state FLOPs per token. Means over causal keys are whole then.
     """
 
-    weight_flops: int
+    weight_flops_per_token: int
     parameters: int
     state_elements: int
     state_half_bytes: int
@@ -35,7 +35,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.weight_flops + other.weight_flops,
+            self.weight_flops_per_token + other.weight_flops_per_token,
             self.parameters + other.parameters,
             self.state_elements + other.state_elements,
             self.state_half_bytes + other.state_half_bytes,
@@ -48,7 +48,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     def __mul__(self, count: int) -> Cost:
         return Cost(
-            self.weight_flops * count,
+            self.weight_flops_per_token * count,
             self.parameters * count,
             self.state_elements * count,
             self.state_half_bytes * count,
@@ -82,12 +82,12 @@ class CostBasis:
 
     def flops_per_token(self, cost: Cost) -> Fraction:
         """Return the forward FLOPs per token at the longest context, weights and state."""
-        return cost.weight_flops + Fraction(cost.scaled_state_flops[-1], 2 * self.longest)
+        return cost.weight_flops_per_token + Fraction(cost.scaled_state_flops[-1], 2 * self.longest)
 
     def wsfr(self, cost: Cost, index: int = -1) -> Fraction | None:
         """Return the weight-state FLOP ratio at one of the contexts; None without state."""
         state = cost.scaled_state_flops[index]
-        return Fraction(2 * self.contexts[index] * cost.weight_flops, state) if state else None
+        return Fraction(2 * self.contexts[index] * cost.weight_flops_per_token, state) if state else None
 
     def of_mixer(self, mixer: Mixer, hidden: int) -> Cost:
         """Return the cost of one layer's mixer in a model of this hidden size."""
@@ -95,7 +95,7 @@ class CostBasis:
         matmul = int(total(mixer.matmul_terms(hidden)))
         outside = total((*mixer.other_terms(hidden), *mixer.idle_terms(hidden)))
         return Cost(
-            weight_flops=2 * matmul,
+            weight_flops_per_token=2 * matmul,
             parameters=matmul + int(outside),
             state_elements=mixer.state_size(self.longest).elements,
             state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, width)),
@@ -110,12 +110,12 @@ class CostBasis:
         rows = [accounting.row(context, self.dtype) for context in self.contexts]
         last = rows[-1]
         return Cost(
-            weight_flops=last.weight_flops,
+            weight_flops_per_token=last.weight_flops_per_token,
             parameters=accounting.total_parameters.with_embeddings,
             state_elements=last.state_elements,
             state_half_bytes=_whole(2 * last.state_bytes),
-            decode_half_bytes=_whole(2 * last.decode_state_bytes),
-            scaled_state_flops=tuple(_whole(2 * row.context * row.state_flops) for row in rows),
+            decode_half_bytes=_whole(2 * last.decode_state_bytes_per_token),
+            scaled_state_flops=tuple(_whole(2 * row.context * row.state_flops_per_token) for row in rows),
         )
 
     def nothing(self) -> Cost:

@@ -56,7 +56,7 @@ class Ranking:
         for context, state, softmax in zip(basis.contexts, cost.scaled_state_flops, self._light_softmax, strict=True):
             if not state:
                 return inf
-            ratio = 2 * context * cost.weight_flops / state
+            ratio = 2 * context * cost.weight_flops_per_token / state
             if softmax is None:
                 distance = log(ratio / float(self.search.target))
             else:

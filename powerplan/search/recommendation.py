@@ -357,7 +357,7 @@ def _training_time(search: Search, given: Roofline | None) -> Callable[[Trial], 
 
     def time(trial: Trial) -> float:
         plan, counts = trial.plan, search.split(trial.plan)
-        return TRAINING_PASSES * trial.cost.weight_flops / peak + sum(
+        return TRAINING_PASSES * trial.cost.weight_flops_per_token / peak + sum(
             mixer_time(mixer) * count
             for choice, layers in zip(plan.choices, counts, strict=True)
             for mixer, count in zip(choice.mixers, layers, strict=True)

@@ -26,7 +26,7 @@ MOST_ASPECT_CHANGE = 2
 def flops_per_token(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
     """Return the forward FLOPs per token, weights and state."""
     accounting = Accounting(spec, convention)
-    return accounting.weight_flops + accounting.state_flops(context)
+    return accounting.weight_flops_per_token + accounting.state_flops_per_token(context)
 
 
 def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, convention: Convention) -> ModelSpec | None:

@@ -189,7 +189,7 @@ class Search:
 
         def light(window: int) -> bool:
             cost = costs.uniform(choice_of(self.spec, Swap.attention(heads, window), scope.distinct))
-            return 2 * longest * cost.weight_flops >= self.target * cost.scaled_state_flops[-1]
+            return 2 * longest * cost.weight_flops_per_token >= self.target * cost.scaled_state_flops[-1]
 
         return last_within(light, longest) if longest > 1 else None
 

@@ -32,9 +32,9 @@ def balanced_window(
     shape = replacement_heads(spec)
     relative = first_relative(spec, "attention")
     narrowest, _ = swapped(spec, Swap.attention(shape, window=1))
-    limit = Accounting(narrowest, convention).weight_flops / target
+    limit = Accounting(narrowest, convention).weight_flops_per_token / target
 
-    def state_flops(window: int) -> Fraction:
+    def state_flops_per_token(window: int) -> Fraction:
         # Every step of the search builds mixers only, and no model.
         swap, flops = Swap.attention(shape, window), Fraction(0)
         for mixer, count in spec.mixer_counts():
@@ -42,7 +42,7 @@ def balanced_window(
             flops += total(changed.state_flops_terms(context, convention)) * count
         return flops
 
-    return last_within(lambda window: state_flops(window) <= limit, context)
+    return last_within(lambda window: state_flops_per_token(window) <= limit, context)
 
 
 def same_state_window(spec: ModelSpec) -> int | None:

@@ -118,7 +118,7 @@ WITHOUT_SDPA = sorted(MODELS.keys() - SDPA_GAPS.keys())
 def planned(spec: ModelSpec, tokens: int = TOKENS) -> int:
     """Return powerplan's FLOPs of one forward pass over `tokens` tokens."""
     accounting = Accounting(spec, FULL)
-    flops = (accounting.weight_flops + accounting.state_flops(tokens)) * tokens
+    flops = (accounting.weight_flops_per_token + accounting.state_flops_per_token(tokens)) * tokens
     assert flops.denominator == 1
     return flops.numerator
 

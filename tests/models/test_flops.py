@@ -97,7 +97,7 @@ def unread(spec: ModelSpec, tokens: int) -> int:
 
 def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     accounting = Accounting(spec, Convention(causal="full", form="chunked"))
-    expected = tokens * (Fraction(accounting.weight_flops) + accounting.state_flops(tokens))
+    expected = tokens * (Fraction(accounting.weight_flops_per_token) + accounting.state_flops_per_token(tokens))
     model = build_model(spec, device=device)
     ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
     counted = executed(lambda: model(ids))
@@ -156,4 +156,4 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
     more = 0
     if isinstance(mixer, Attention) and mixer.sinks:
         more = 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * mixer.kept(seen + 1)
-    assert counted == BATCH * (Accounting(spec).weight_flops + total(terms) + more)
+    assert counted == BATCH * (Accounting(spec).weight_flops_per_token + total(terms) + more)

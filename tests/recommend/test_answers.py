@@ -66,7 +66,9 @@ def test_one_layer_of_degree_3_is_not_enough() -> None:
     spec = catalogue_spec("gpt2-small")
     flops = [Power(heads=12, head_dim=64, p=p).state_flops_terms(1, Convention()) for p in (2, 3)]
     two, three = (sum(term.value for term in terms) for terms in flops)
-    assert float(Fraction(Accounting(spec).weight_flops) / (11 * two + three)) == pytest.approx(1.1537, rel=1e-4)
+    assert float(Fraction(Accounting(spec).weight_flops_per_token) / (11 * two + three)) == pytest.approx(
+        1.1537, rel=1e-4
+    )
 
 
 def test_llama_at_64k_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,12 +228,12 @@ def test_what_is_written_is_what_was_recommended(capsys: pytest.CaptureFixture[s
     path = str(tmp_path / "out.yaml")
     result = run(capsys, "gpt2-small", "--ctx", "64k", "--write", path)
     row = Accounting(load_model(path).spec).row(65_536)
-    assert row.state_flops == result["recommended"]["state_flops_per_token"]
+    assert row.state_flops_per_token == result["recommended"]["state_flops_per_token"]
     assert row.state_bytes == result["recommended"]["state_bytes"]
     assert main(["recommend", "gpt2-small", "--write", path]) == 2
     assert f"--write: {path} exists; --force overwrites it" in capsys.readouterr().err
     third = run(capsys, "gpt2-small", "--ctx", "64k", "--write", path, "--force", "--pick", "3")["candidates"][2]
-    assert Accounting(load_model(path).spec).state_flops(65_536) == third["state_flops_per_token"]
+    assert Accounting(load_model(path).spec).state_flops_per_token(65_536) == third["state_flops_per_token"]
     assert [item.name for item in tmp_path.iterdir()] == ["out.yaml"]
 
 

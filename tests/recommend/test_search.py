@@ -43,15 +43,15 @@ def check_trial(search: Search, trial: Trial) -> None:
     basis, cost = search.basis, trial.cost
     built = Accounting(trial.plan.build(search.spec), basis.convention)
     rows = [built.row(context, basis.dtype) for context in basis.contexts]
-    assert cost.weight_flops == rows[-1].weight_flops
+    assert cost.weight_flops_per_token == rows[-1].weight_flops_per_token
     assert cost.parameters == built.total_parameters.with_embeddings
     assert cost.state_elements == rows[-1].state_elements
     assert cost.state_bytes == rows[-1].state_bytes
-    assert cost.decode_bytes == rows[-1].decode_state_bytes
+    assert cost.decode_bytes == rows[-1].decode_state_bytes_per_token
     for index, row in enumerate(rows):
         assert search.basis.wsfr(cost, index) == row.wsfr
     whole = Checker(Limits(), search.accounting, basis).decode_bytes(trial)
-    assert whole == rows[-1].decode_weight_bytes + rows[-1].decode_state_bytes
+    assert whole == rows[-1].decode_weight_bytes_per_token + rows[-1].decode_state_bytes_per_token
 
 
 @settings(max_examples=30, deadline=None)
