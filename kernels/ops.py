@@ -9,7 +9,7 @@ CallShape that everything inside takes. What nobody wants is an empty tensor, si
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -81,8 +81,8 @@ class BackwardArguments(NamedTuple):
 
 def _shape(arguments: ForwardArguments | BackwardArguments) -> CallShape:
     """Return the shape and the settings of a call, from tensors or, in a FLOP formula, from their sizes."""
-    sizes: list[Sequence[int]] = [getattr(x, "shape", x) for x in (arguments.q, arguments.k, arguments.v)]
-    q, k, v = sizes
+    given: tuple[Any, ...] = (arguments.q, arguments.k, arguments.v)
+    q, k, v = (getattr(x, "shape", x) for x in given)
     return CallShape.of(q, k, v, arguments.p, arguments.scale, arguments.chunk_size, arguments.normalize)
 
 
