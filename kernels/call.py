@@ -1,9 +1,16 @@
 """What one call of power attention is made of: its shape and settings, its tensors, and what it returns.
 
-Letters of shapes, here and in all of kernels/: B rows of a batch with T tokens, H query heads, G key/value heads, R = H
-/ G query heads to each of them; K and V, the head dims of keys and of values; D entries of phi, and W columns of a
-state: V, and one more for the normaliser where there is one. N is the number of sequences: B, or that of packed ones in
-one row.
+Letters of shapes, here and in all of kernels/:
+
+    B     rows of the batch
+    T     tokens of a row
+    N     sequences: B, or those that are packed into one row
+    H     query heads
+    G     key/value heads
+    R     query heads to each key/value head, H / G
+    K, V  head dims of keys (and queries) and of values
+    D     entries of phi
+    W     columns of a state: V, and one more for the normaliser if there is one
 """
 
 from __future__ import annotations

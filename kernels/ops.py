@@ -81,7 +81,8 @@ class BackwardArguments(NamedTuple):
 
 def _shape(arguments: ForwardArguments | BackwardArguments) -> CallShape:
     """Return the shape and the settings of a call, from tensors or, in a FLOP formula, from their sizes."""
-    q, k, v = (getattr(x, "shape", x) for x in (arguments.q, arguments.k, arguments.v))
+    given: tuple[Any, ...] = (arguments.q, arguments.k, arguments.v)
+    q, k, v = (getattr(x, "shape", x) for x in given)
     return CallShape.of(q, k, v, arguments.p, arguments.scale, arguments.chunk_size, arguments.normalize)
 
 
@@ -254,7 +255,7 @@ def _(*flat: Any) -> Five:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
     arguments = ForwardArguments(*inputs)
-    ctx.settings = arguments[6:]
+    ctx.settings = arguments[6:]  # from p on
     ctx.has_initial_state = arguments.initial_state is not None
     out, final_state, norm, saved_states, saved_keys = output
     ctx.mark_non_differentiable(norm, saved_states, saved_keys)
@@ -263,25 +264,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    q, k, v, log_g, cu_seqlens, *outputs = ctx.saved_tensors
+    q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys = ctx.saved_tensors
     p, scale, chunk_size, normalize, save_states, return_state, engine = ctx.settings
     assert save_states, "the forward pass was run without what its gradient needs"
-    arguments = BackwardArguments(
-        torch.zeros_like(outputs[0]) if grad_out is None else grad_out,
-        grad_state if return_state else None,
-        q,
-        k,
-        v,
-        log_g,
-        cu_seqlens,
-        *outputs,
-        p,
-        scale,
-        chunk_size,
-        normalize,
-        ctx.has_initial_state,
-        engine,
-    )
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_state = grad_state if return_state else None
+    tensors = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys)
+    arguments = BackwardArguments(*tensors, p, scale, chunk_size, normalize, ctx.has_initial_state, engine)
     grads = Gradients(*chunked_power_backward(*arguments))
     grad_log_g = None if log_g is None else grads.log_g
     grad_initial_state = grads.initial_state if ctx.has_initial_state else None

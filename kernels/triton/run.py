@@ -22,8 +22,8 @@ StatePair = tuple[Tensor, Tensor]
 """States [..., rows, V], and their keys [..., rows], which are a placeholder without a normaliser."""
 
 
-class Call:
-    """One call's tensors, flattened to tokens, and the kernels over them."""
+class Kernels:
+    """The kernels over one call's tensors, which lie flattened to tokens."""
 
     def __init__(self, shape: LaunchShape, inputs: Inputs) -> None:
         self.shape = shape
@@ -42,9 +42,9 @@ class Call:
         self.step_table = step_table(call.head_dim, call.p, shape.scan_steps, self.device)
         self.power_scale = call.scale**call.p
 
-    def _along_chunks(self, kernel: Any, given: dict[str, Tensor]) -> None:
+    def _along_chunks(self, kernel: Any, tensors: dict[str, Tensor]) -> None:
         call = self.shape.call
-        arguments = given | {
+        arguments = tensors | {
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
             "BLOCK": min(power_of_two(call.chunk_size), 1024),
@@ -74,7 +74,7 @@ class Call:
         v: Tensor,
         start: StatePair | None,
         want_end: bool,
-        prepared: tuple[Tensor, Tensor] | None = None,
+        norm_grads: tuple[Tensor, Tensor] | None = None,
         forward_states: StatePair | None = None,
     ) -> tuple[StatePair, StatePair, Tensor]:
         """Walk the chunks of each sequence: forward over keys and values, or backward over queries and gradients.
@@ -84,7 +84,7 @@ class Call:
             v: [tokens, heads, V], the values, or for the backward scan the gradient of the output.
             start: The state that each sequence starts with, or the gradient of the one it ends with, [N, G, rows, V].
             want_end: Whether the state at the other end is wanted.
-            prepared: What `prepare` returned, for the backward scan only.
+            norm_grads: What the method of this name returned, for the backward scan only.
             forward_states: The states that the forward scan returned, for the backward scan only.
 
         Returns:
@@ -94,8 +94,8 @@ class Call:
             their gradient, <dS, S>.
         """
         shape, call, absent = self.shape, self.shape.call, self.placeholder
-        backward = prepared is not None
-        inverse_norm, grad_norm = (absent, absent) if prepared is None else prepared
+        backward = norm_grads is not None
+        inverse_norm, grad_norm = (absent, absent) if norm_grads is None else norm_grads
         _, _, stored = operand(shape.dtype)
         size = (shape.chunk_slots, call.kv_heads, shape.rows)
         # Packed sequences may leave slots unused, which are saved with the others and must not be garbage.
@@ -144,9 +144,9 @@ class Call:
         # Keys and values come one to a group; queries and gradients, one for each head of the group.
         arguments["REPEATS"] = call.heads_per_kv_head if backward else 1
 
-        def start_with(own: Blocks) -> None:
+        def start_with(blocks: Blocks) -> None:
             programs = state_blocks * shape.sequences * call.kv_heads
-            launch(scan_kernel, programs, arguments | {"BLOCK": own.rows}, own.warps, own.stages)
+            launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
 
         start_with(tuned("scan", shape, start_with))
         return (states, keys), (end, end_key), grad_gate_carry.sum(-1)
@@ -212,13 +212,13 @@ class Call:
         self._over_blocks("output", output_kernel, arguments, call.heads_per_kv_head, "BM", "BN")
         return out, norm
 
-    def prepare(self, grad: Tensor, out: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    def norm_grads(self, grad: Tensor, out: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return 1 / norm, and the gradient of the sums of weights, [tokens, H]; placeholders without a normaliser."""
         if not self.shape.call.normalize:
             return self.placeholder, self.placeholder
         inverse_norm, grad_norm = torch.empty_like(norm), torch.empty_like(norm)
         v_head_dim = self.shape.call.v_head_dim
-        block = 32
+        block = 32  # 32 rows of up to 128 values are up to 32 registers for each of 128 threads
         arguments = {
             "p_out": out,
             "p_grad_out": grad,
@@ -239,7 +239,7 @@ class Call:
     def gradients(
         self,
         grad: Tensor,
-        prepared: tuple[Tensor, Tensor],
+        norm_grads: tuple[Tensor, Tensor],
         states: StatePair,
         grad_states: StatePair,
         has_start: bool,
@@ -249,7 +249,7 @@ class Call:
 
         Args:
             grad: [tokens, H, V], the gradient of the output.
-            prepared: What `prepare` returned.
+            norm_grads: What the method of this name returned.
             states: The states before all chunks.
             grad_states: The gradients of the states after all chunks.
             has_start: Whether there is a state before the first chunk of a sequence.
@@ -262,8 +262,8 @@ class Call:
         k_dot_dk = self._float(tuple(self.k.shape[:2]), self.gated)
         shared = {
             "p_grad_out": grad,
-            "p_inverse_norm": prepared[0],
-            "p_grad_norm": prepared[1],
+            "p_inverse_norm": norm_grads[0],
+            "p_grad_norm": norm_grads[1],
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
         }
@@ -307,10 +307,10 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
         shape: Shape and settings of the call, and what the kernels need beside them.
         return_state: Whether the final state is wanted.
     """
-    call = Call(shape, inputs)
+    kernels = Kernels(shape, inputs)
     start = None if initial_state is None else _to_rows(initial_state, shape)
-    states, end, _ = call.scan(call.k, call.v, start, return_state)
-    out, norm = call.output(states, start is not None)
+    states, end, _ = kernels.scan(kernels.k, kernels.v, start, return_state)
+    out, norm = kernels.output(states, start is not None)
     final_state = _from_rows(end, shape) if return_state else None
     rows = (shape.call.batch, shape.call.tokens)
     norm = norm.view(*rows, -1) if shape.call.normalize else norm.new_empty(*rows, 0)
@@ -335,22 +335,23 @@ def backward(
         shape: Shape and settings of the call, and what the kernels need beside them.
         has_initial_state: Whether the call had an initial state.
     """
-    call = Call(shape, inputs)
+    kernels = Kernels(shape, inputs)
     grad = tokens_first(grad_out)
     norm = outputs.norm.flatten(0, 1) if shape.call.normalize else outputs.norm
-    prepared = call.prepare(grad, outputs.out.flatten(0, 1), norm)
+    norm_grads = kernels.norm_grads(grad, outputs.out.flatten(0, 1), norm)
     assert outputs.saved_keys is not None, "the forward pass of this engine saves keys, or a placeholder"
     states = (outputs.saved_states, outputs.saved_keys)
     end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
-    grad_states, grad_start, grad_gate_carry = call.scan(call.q, grad, end, has_initial_state, prepared, states)
-    gradients = call.gradients(grad, prepared, states, grad_states, has_initial_state, end is not None)
-    dq, dk, dv, grad_log_g_cumsum = gradients
+    grad_states, grad_start, grad_gate_carry = kernels.scan(kernels.q, grad, end, has_initial_state, norm_grads, states)
+    dq, dk, dv, grad_log_g_cumsum = kernels.gradients(
+        grad, norm_grads, states, grad_states, has_initial_state, end is not None
+    )
     grad_initial_state = _from_rows(grad_start, shape, adjoint=True) if has_initial_state else None
     grad_log_g = None
     if inputs.log_g is not None:
         if grad_state is not None and outputs.final_state is not None:
             final_state_dot = (grad_state * outputs.final_state).sum((2, 3))
-            grad_gate_carry.index_add_(0, call.chunk_table.first_chunk[1:] - 1, final_state_dot)
-        grad_log_g = call.grad_log_g(grad_log_g_cumsum, grad_gate_carry).view(inputs.log_g.shape)
+            grad_gate_carry.index_add_(0, kernels.chunk_table.first_chunk[1:] - 1, final_state_dot)
+        grad_log_g = kernels.grad_log_g(grad_log_g_cumsum, grad_gate_carry).view(inputs.log_g.shape)
     dq, dk, dv = dq.view(inputs.q.shape), dk.view(inputs.k.shape), dv.view(inputs.v.shape)
     return Gradients(dq, dk, dv, grad_log_g, grad_initial_state)

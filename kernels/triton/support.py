@@ -31,7 +31,6 @@ INSTALLED = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that blocks.json has entries for."""
 
-
 CHUNKS = {p: default_chunk_size(head_dim, p, "triton") for p, head_dim in LARGEST_HEAD_DIM.items()}
 """Chunk size by degree where none is given; the head dim does not matter to this engine."""
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import powerplan.kernels
-from powerplan.kernels import PowerState, empty_state, power_attention, power_attention_step
+from powerplan.dims import default_chunk_size
+from powerplan.kernels import PowerState, api, empty_state, power_attention, power_attention_step
+from powerplan.kernels.ops import ForwardArguments
 from powerplan.kernels.triton import support
 
 
@@ -153,6 +155,28 @@ def test_an_empty_state_is_no_state() -> None:
     made = tensors()
     empty = empty_state(made["k"], made["v"], p=2)
     torch.testing.assert_close(power_attention(**made, initial_state=empty), power_attention(**made))
+
+
+def test_default_chunk_sizes() -> None:
+    assert [default_chunk_size(64, p) for p in (1, 2, 3, 4)] == [128, 256, 1024, 256]
+    assert [default_chunk_size(64, p, "triton") for p in (1, 2, 3, 4)] == [256, 1024, 4096, 4096]
+    with pytest.raises(ValueError, match="engine must be torch or triton, and is 'cuda'"):
+        default_chunk_size(64, 2, "cuda")
+
+
+@pytest.mark.parametrize("engine", ["torch", "triton"])
+def test_each_engine_takes_its_own_default_chunk_size(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[ForwardArguments] = []
+
+    def listen(*flat: Any) -> tuple[Tensor, ...]:
+        taken.append(ForwardArguments(*flat))
+        return (torch.empty(0),) * 5
+
+    monkeypatch.setattr(api, "chunked_power", listen)
+    power_attention(**tensors(), impl=engine)
+    power_attention(**tensors(), impl=engine, chunk_size=3)
+    assert [arguments.chunk_size for arguments in taken] == [default_chunk_size(8, 2, engine), 3]
+    assert [arguments.engine for arguments in taken] == [engine] * 2
 
 
 def test_triton_needs_a_gpu_or_its_interpreter_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
