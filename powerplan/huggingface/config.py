@@ -59,8 +59,9 @@ class Config:
     def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE) -> int:
         """Return an integer from `low` to `high`. InputError if the file has none and there is no default."""
         value = self.optional_integer(*names, absent=default, low=low, high=high)
-        if value is not None or default is not None:
-            return default if value is None else value
+        value = default if value is None else value
+        if value is not None:
+            return value
         if names[0] in self.data:
             raise self.error(f"{self.family} needs {names[0]}, and it is null", names[0])
         raise self.error(f"{self.family} needs {names[0]}, and the file has none")
