@@ -5,8 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from powerplan.choices import Causal
 from powerplan.mixers.base import Mixer, Size, StateSize, Window, problem
-from powerplan.mixers.formulas import Causal, Convention, Rational, Term, mean_keys, term
+from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys, term
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.shape import Inherited
