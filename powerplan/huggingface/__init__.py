@@ -91,7 +91,10 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family(dense.starcoder2, num_key_value_heads=2),
     **fla.FAMILIES,
 }
-"""The reader of each model_type, with defaults that shared readers look up. Wrappers (gemma3, mistral3 ...) are read through their text_config."""
+"""The reader of each model_type, with the defaults that shared code looks up.
+
+Wrappers (gemma3, mistral3 ...) are read through their text_config.
+"""
 
 NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
 """The model_type of the text_config in wrappers whose files leave it out there."""
@@ -148,11 +151,8 @@ def _text_config(document: Document) -> tuple[Config, Family]:
                 config.data |= {"tie_word_embeddings": outer.boolean("tie_word_embeddings", False)}
             config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
             return config, FAMILIES[family_inside]
-        raise outer.error(
-            f"model_type {shown(family)} with text_config of {shown(family_inside)} is not supported; "
-            f"supported are {', '.join(supported_families())}",
-            "model_type",
-        )
+        problem = f"model_type {shown(family)} with text_config of {shown(family_inside)} is not supported"
+        raise outer.error(f"{problem}; supported are {', '.join(supported_families())}", "model_type")
     if inner is not None:
         raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in NESTED_DEFAULTS:

@@ -82,9 +82,9 @@ class Config:
     def optional_integer(self, *names: str, low: int = 1, high: int = MAX_SIZE) -> int | None:
         """Return an integer from `low` to `high`, None where the file says null or has neither key nor default."""
         name = self.key(*names)
-        value = self.data.get(name, self.defaults.get(names[0]))
-        if value is None or name not in self.data:
-            return value
+        value = self.data.get(name)
+        if value is None:
+            return None if name in self.data else self.defaults.get(names[0])
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(f"{name} must be an integer, and is {shown(value)}", name)
         if not low <= value <= high:
@@ -101,7 +101,7 @@ class Config:
             raise self.error(f"{name} {shown(factor)} does not make {of:,} a whole number", name)
         return round(product)
 
-    def _typed(self, name: str, kind: type, expected: str, entries: type | None = None) -> Any:
+    def _typed(self, name: str, kind: type[Any], expected: str, entries: type | None = None) -> Any:
         """Return the value of `name`, a `kind` (of `entries`, where true is no int), None where the file has none."""
         value = self.data.get(name)
         of_kind = isinstance(value, kind) and (entries is None or all(type(entry) is entries for entry in value))

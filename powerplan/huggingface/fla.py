@@ -29,13 +29,13 @@ def _ffn(config: Config, hidden: int) -> MLP:
     return MLP(intermediate_size=width)
 
 
-def _expanded_heads(config: Config, *, grouped: bool = False, **expansions: float) -> dict[str, Any]:
-    """Return heads and head dims from the expansions of the width for keys and for values, given with their defaults.
+def _expanded_heads(config: Config, *, reads_kv_heads: bool = False, **expansions: float) -> dict[str, Any]:
+    """Return heads and head dims from two expansions of the width, for keys and for values, given with their defaults.
 
-    num_kv_heads may not differ from num_heads where the mixer reads it but keeps a state for each head (`grouped`).
+    Mixers that read num_kv_heads keep a state for each head all the same, so that it may not differ from num_heads.
     """
     hidden, heads = config.integer("hidden_size"), config.integer("num_heads")
-    if grouped and config.optional_integer("num_kv_heads") not in (None, heads):
+    if reads_kv_heads and config.optional_integer("num_kv_heads") not in (None, heads):
         problem = "num_kv_heads other than num_heads is not supported: the state is one per head"
         raise config.error(problem, "num_kv_heads")
     fields = {"heads": heads}
@@ -49,11 +49,6 @@ def _expanded_heads(config: Config, *, grouped: bool = False, **expansions: floa
 
 def _convolution(config: Config, default: bool) -> int:
     return config.integer("conv_size", default=4, high=1024) if config.boolean("use_short_conv", default) else 0
-
-
-def _norm(config: Config, key: str, kind: str, default: bool = False) -> str:
-    """Return `kind` where the file's `key` is true, "none" where it is false."""
-    return kind if config.boolean(key, default) else "none"
 
 
 def _attention(config: Config, hidden: int) -> dict[int, Attention]:
@@ -98,19 +93,19 @@ def _model(mixer_of: Callable[[Config], AnyMixer], config: Config, name: str) ->
 
 def _gla(config: Config) -> AnyMixer:
     return mixers.GLA(
-        **_expanded_heads(config, grouped=True, expand_k=0.5, expand_v=1.0),
+        **_expanded_heads(config, reads_kv_heads=True, expand_k=0.5, expand_v=1.0),
         conv_size=_convolution(config, False),
         output_gate=config.boolean("use_output_gate", True),
-        output_norm=_norm(config, "elementwise_affine", "head", default=True),
+        output_norm="head" if config.boolean("elementwise_affine", True) else "none",
     )
 
 
 def _retnet(config: Config) -> AnyMixer:
     """RetNet; its model does not hand use_short_conv on to the layer."""
     return mixers.RetNet(
-        **_expanded_heads(config, grouped=True, expand_k=1.0, expand_v=2.0),
+        **_expanded_heads(config, reads_kv_heads=True, expand_k=1.0, expand_v=2.0),
         output_gate=config.boolean("use_output_gate", True),
-        output_norm=_norm(config, "elementwise_affine", "head", default=True),
+        output_norm="head" if config.boolean("elementwise_affine", True) else "none",
     )
 
 
@@ -149,16 +144,14 @@ def _gsa(config: Config) -> AnyMixer:
     """Gated slot attention; the misspelt expansions are fla's own."""
     if config.data.get("feature_map", "swish") == "t2r":
         raise config.error("feature_map t2r is not supported: it has parameters", "feature_map")
-    names = [
-        name if config.has(name) else misspelt
-        for name, misspelt in (("expand_k", "exapnd_k"), ("expand_v", "exapnd_v"))
-    ]
-    fields = _expanded_heads(config, grouped=True, **dict.fromkeys(names, 1.0))
+    key = "expand_k" if config.has("expand_k") else "exapnd_k"
+    value = "expand_v" if config.has("expand_v") else "exapnd_v"
+    fields = _expanded_heads(config, reads_kv_heads=True, **{key: 1.0, value: 1.0})
     return mixers.GSA(
         **fields,
         slots=config.optional_integer("num_slots") or fields["head_dim"],
         conv_size=_convolution(config, False),
-        output_norm=_norm(config, "elementwise_affine", "full", default=True),
+        output_norm="full" if config.boolean("elementwise_affine", True) else "none",
     )
 
 
@@ -218,15 +211,18 @@ def _softmax_heads(config: Config) -> dict[str, Any]:
 
 def _transformer(config: Config) -> AnyMixer:
     """fla's plain Transformer."""
-    fields, qk_norm = _softmax_heads(config), _norm(config, "qk_norm", "head")
-    return Attention(**fields, qk_norm=qk_norm, window=config.optional_integer("window_size"))
+    return Attention(
+        **_softmax_heads(config),
+        qk_norm="head" if config.boolean("qk_norm", False) else "none",
+        window=config.optional_integer("window_size"),
+    )
 
 
 def _forgetting_transformer(config: Config) -> AnyMixer:
     """The Forgetting Transformer; its query and key norms have a weight for each feature of all heads."""
     return mixers.Forgetting(
         **_softmax_heads(config),
-        qk_norm=_norm(config, "qk_norm", "full"),
+        qk_norm="full" if config.boolean("qk_norm", False) else "none",
         window=config.optional_integer("window_size"),
         output_gate=config.boolean("use_output_gate", False),
     )
@@ -254,7 +250,7 @@ def _moba(config: Config) -> AnyMixer:
     config.refuse("use_output_gate", "MoBA's low-rank gate is not read")
     return mixers.MoBA(
         **_softmax_heads(config),
-        qk_norm=_norm(config, "qk_norm", "head"),
+        qk_norm="head" if config.boolean("qk_norm", False) else "none",
         block_size=config.integer("moba_chunk_size", default=256),
         top_k=config.integer("moba_topk", default=4),
         output_norm=True,

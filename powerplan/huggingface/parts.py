@@ -116,8 +116,8 @@ def local_experts(config: Config, bias: bool = False) -> MoE:
 def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
     """Return the layers of a Qwen mixture of experts, one per entry of `mixers`.
 
-    A layer has a dense MLP where mlp_only_layers names it or decoder_sparse_step skips it, and experts elsewhere. Qwen3-Next
-    has a shared expert too, with a gate.
+    A layer has a dense MLP where mlp_only_layers names it or decoder_sparse_step skips it, and experts elsewhere; in
+    Qwen3-Next also a shared one, with a gate.
     """
     experts = config.integer("num_experts", "num_local_experts", low=0)
     dense_layers = set(config.integers("mlp_only_layers"))
