@@ -29,16 +29,17 @@ def _model(
 ) -> ModelSpec:
     """Return a model of `mixers`, each followed by the same MLP."""
     mlp = MLP(intermediate_size=config.integer("intermediate_size"), gated=gated, bias=bias)
-    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=mlp) for mixer in mixers], **fields)
+    by_mixer = {mixer: Layer(mixer=mixer, ffn=mlp) for mixer in set(mixers)}
+    return parts.assemble(config, name, [by_mixer[mixer] for mixer in mixers], **fields)
 
 
 def gpt2(config: Config, name: str) -> ModelSpec:
     """GPT-2: learned positions, biases everywhere, plain MLP of 4m where n_inner is null, tied."""
     config.refuse("add_cross_attention", "powerplan plans decoders without cross-attention")
-    hidden = config.integer("n_embd", "hidden_size")
-    mixers = parts.attention_layers(config, [None] * config.layer_count, bias=True)
+    hidden, count = config.integer("n_embd", "hidden_size"), config.layer_count
+    attention = parts.attention(config, bias=True)
     mlp = MLP(intermediate_size=config.integer("n_inner", default=4 * hidden), gated=False, bias=True)
-    layers = [Layer(mixer=mixer, ffn=mlp) for mixer in mixers]
+    layers = [Layer(mixer=attention, ffn=mlp)] * count
     positions = config.integer("n_positions", "max_position_embeddings", "n_ctx", default=1024)
     return parts.assemble(config, name, layers, norm=LAYERNORM, tie=True, position_embeddings=positions)
 

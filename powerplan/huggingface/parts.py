@@ -39,7 +39,8 @@ def attention(config: Config, **fields: Any) -> Attention:
 def attention_layers(config: Config, windows: Sequence[int | None], **fields: Any) -> list[Attention]:
     """Return the attention of each layer, given its window in tokens, or None for full attention."""
     full = attention(config, **fields)
-    return [replace(full, window=window) for window in windows]
+    by_window = {window: replace(full, window=window) for window in set(windows)}
+    return [by_window[window] for window in windows]
 
 
 def layer_types(config: Config, default: Sequence[str], allowed: Sequence[str]) -> Sequence[str]:
