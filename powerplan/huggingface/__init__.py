@@ -91,10 +91,7 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family(dense.starcoder2, num_key_value_heads=2),
     **fla.FAMILIES,
 }
-"""The reader of each model_type, with the defaults that shared code looks up.
-
-Wrappers (gemma3, mistral3 ...) are read through their text_config.
-"""
+"""The reader of each model_type, and its defaults. Wrappers (mistral3 ...) are read through their text_config."""
 
 NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
 """The model_type of the text_config in wrappers whose files leave it out there."""

@@ -81,18 +81,19 @@ def qwen3(config: Config, name: str) -> ModelSpec:
 
 def gemma2(config: Config, name: str) -> ModelSpec:
     """Gemma 2: windows in every other layer from the first on, four norms a layer, tied."""
+    config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     return _gemma(config, name, period=2)
 
 
 def gemma3(config: Config, name: str) -> ModelSpec:
     """Gemma 3 text decoder: full attention in every sixth layer, qk-norm per head, four norms a layer, tied."""
+    config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     if config.prefix:
         config.defaults = {**config.defaults, **NESTED_GEMMA3}
     return _gemma(config, name, period=config.integer("sliding_window_pattern", default=6), qk_norm="head")
 
 
 def _gemma(config: Config, name: str, period: int, **fields: Any) -> ModelSpec:
-    config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     windows, bias = parts.alternating_windows(config, period), config.boolean("attention_bias", False)
     mixers = parts.attention_layers(config, windows, bias=bias, **fields)
     return _model(config, name, mixers, norm=Norm(per_layer=4), tie=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import asdict
 
-from powerplan.ffn import MLP, MoE
+from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.dense import qwen_windows
@@ -83,35 +83,30 @@ def _mla(config: Config) -> MLA:
 
 
 def _deepseek(config: Config, name: str, mixer: AnyMixer, router_bias: bool) -> ModelSpec:
-    mixers, routed = [mixer] * config.layer_count, ("n_routed_experts", "num_local_experts")
-    return parts.assemble(config, name, sparse_layers(config, mixers, routed, ("n_shared_experts",), router_bias))
-
-
-def sparse_layers(
-    config: Config, mixers: Sequence[AnyMixer], routed: Sequence[str], shared: Sequence[str], router_bias: bool
-) -> list[Layer]:
-    """Return the layers of DeepSeek and Kimi Linear, one per entry of `mixers`: dense ones first, then experts.
-
-    `routed` and `shared` are names of the keys that count experts. A file whose n_routed_experts is null has none.
-    """
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    sparse = _is_sparse(config)
-    if "n_routed_experts" in routed and config.data.get("n_routed_experts", 0) is None:
-        return [Layer(mixer=mixer, ffn=dense) for mixer in mixers]
+    sparse = sparse_layers(config)
+    moe: AnyFFN = dense
+    if config.data.get("n_routed_experts", 0) is not None:  # null means that all layers are dense
+        moe = routed_experts(config, ("n_routed_experts", "num_local_experts"), ("n_shared_experts",), router_bias)
+    layers = [Layer(mixer=mixer, ffn=moe if has_experts else dense) for has_experts in sparse]
+    return parts.assemble(config, name, layers)
+
+
+def routed_experts(config: Config, routed: Sequence[str], shared: Sequence[str], router_bias: bool) -> MoE:
+    """Return the experts of DeepSeek and Kimi Linear, counted by the keys named `routed` and `shared`."""
     experts = config.integer(*routed)
     width = config.integer("moe_intermediate_size")
     shared_count = config.optional_integer(*shared, low=0) or 0
-    moe = MoE(
+    return MoE(
         experts=experts,
         top_k=parts.experts_chosen(config, experts),
         intermediate_size=width,
         shared_intermediate_size=shared_count * width,
         router_bias=router_bias,
     )
-    return [Layer(mixer=mixer, ffn=moe if sparse[index] else dense) for index, mixer in enumerate(mixers)]
 
 
-def _is_sparse(config: Config) -> list[bool]:
+def sparse_layers(config: Config) -> list[bool]:
     """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on."""
     count = config.layer_count
     types = config.strings("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None

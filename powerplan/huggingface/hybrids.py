@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config
-from powerplan.huggingface.experts import sparse_layers
+from powerplan.huggingface.experts import routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR
 from powerplan.mixers import KDA, GatedDeltaNet, Lightning
 from powerplan.spec import Layer, ModelSpec
@@ -31,9 +32,14 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         conv_size=source.integer(width, default=4, high=1024),
     )
     latent = parts.mla(config)
-    mixers = [latent if layer_type == FULL else kda for layer_type in types]
+    dense = MLP(intermediate_size=config.integer("intermediate_size"))
     routed, shared = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
-    return parts.assemble(config, name, sparse_layers(config, mixers, routed, shared, router_bias=True))
+    moe = routed_experts(config, routed, shared, router_bias=True)
+    layers = [
+        Layer(mixer=latent if layer_type == FULL else kda, ffn=moe if has_experts else dense)
+        for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
+    ]
+    return parts.assemble(config, name, layers)
 
 
 def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:
