@@ -158,7 +158,7 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     def by_definition(dtype: Any) -> list[Tensor]:
         layer = layer_module(small, timed, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
-        layer.mixer.mix = lambda q, k, v, log_g, state, keep: (definition(timed, q, k, v, log_g), state)
+        layer.mixer.mix = lambda q, k, v, log_g, state, return_state: (definition(timed, q, k, v, log_g), state)
         return output_and_gradient(layer, x.to("cpu", dtype))
 
     dtype = torch_dtype(workload.dtype)
