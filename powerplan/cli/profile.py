@@ -121,7 +121,7 @@ def _measured(
     from powerplan.cli.progress import progress_bar
     from powerplan.load import load_model
     from powerplan.profile import Session, workload_of
-    from powerplan.profile.machine import need_torch, resolve_device, resolve_dtype
+    from powerplan.profile.machine import check_dtype, need_torch, resolve_device
 
     name, notes = model_or_default(model)
     loaded = load_model(name)
@@ -129,7 +129,9 @@ def _measured(
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
     need_torch()
     device = resolve_device(device)
-    workload = workload_of(spec, device=device, dtype=resolve_dtype(dtype, device), **settings)
+    if dtype is not None:
+        check_dtype(dtype, device)
+    workload = workload_of(spec, device=device, dtype=dtype, **settings)
     for note in (*notes, *workload.notes):
         say.note(note)
     with progress_bar(seconds) as progress:

@@ -1,10 +1,8 @@
 """`powerplan profile`: builds one layer of a model, checks it, and times it on this machine.
 
-A profile goes from options to a Workload (what is timed), and from that to a Profile (what was measured): Session runs
-the stages, a Scheduler divides the time, a Runner times one point, a Record keeps the results.
-
-This is the only package in powerplan/ that uses torch, powerplan.models and powerplan.kernels. It does so within
-functions: importing it loads none of them.
+Options become a Workload (what is timed), and that a Profile (what was measured): Session runs the stages, a Scheduler
+divides the time, a Runner times one point, a Record keeps the results. This is the only package in powerplan/ that uses
+torch, powerplan.models and powerplan.kernels. It does so within functions: importing it loads none of them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,10 +31,7 @@ EXTRA_ADDRESS_SPACE = 2**29
 """Bytes of address space left to threads and libraries beyond the limit of a run: addresses, hardly any memory."""
 
 KEPT_BYTES = 256
-"""Bytes of states that power attention keeps for its backward pass, per token and head at K = V = 64, p = 2.
-
-195 were measured.
-"""
+"""Bytes of states kept for the backward pass, per token and head at K = V = 64, p = 2; 195 were measured."""
 
 
 def free_bytes(device: str) -> int:
@@ -49,10 +46,8 @@ def free_bytes(device: str) -> int:
         lines = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())
         free = [int(lines["MemAvailable"].split()[0]) * 1024]
     for limit, used in CGROUP_FILES:
-        try:
+        with suppress(OSError, ValueError):  # There is no such group, or its limit reads "max".
             free.append(int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
-        except (OSError, ValueError):  # There is no such group, or its limit reads "max".
-            continue
     return max(0, min(free))
 
 
@@ -133,31 +128,23 @@ def peak_of(run: Run, device: str) -> int:
 
 @contextmanager
 def memory_limited(limit: int, device: str) -> Iterator[None]:
-    """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process.
-
-    On a GPU torch's allocator keeps the limit, on Linux the address space of the process. Elsewhere nothing does.
-    """
+    """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process: on a GPU
+    by torch's allocator, on Linux by the process's address space. Elsewhere nothing keeps the limit."""
     import torch
 
-    if device.startswith("cuda"):
-        installed = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
-        try:
-            yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
-        return
     pages = Path("/proc/self/statm")
-    if not pages.exists():
-        yield
-        return
-    import resource
+    with ExitStack() as afterwards:
+        if device.startswith("cuda"):
+            installed = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
+            afterwards.callback(torch.cuda.set_per_process_memory_fraction, 1.0, device)
+        elif pages.exists():
+            import resource
 
-    used = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = used + limit + EXTRA_ADDRESS_SPACE
-    resource.setrlimit(resource.RLIMIT_AS, (allowed if hard == resource.RLIM_INFINITY else min(allowed, hard), hard))
-    try:
+            used = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+            allowed = used + limit + EXTRA_ADDRESS_SPACE
+            allowed = allowed if hard == resource.RLIM_INFINITY else min(allowed, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+            afterwards.callback(resource.setrlimit, resource.RLIMIT_AS, (soft, hard))
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

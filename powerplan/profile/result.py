@@ -1,7 +1,4 @@
-"""The result of `powerplan profile`, as it is printed, saved and read again.
-
-Planning reads a part of a saved profile only: powerplan.measured.
-"""
+"""The result of `powerplan profile`, as it is printed, saved and read again (by planning: powerplan.measured)."""
 
 from __future__ import annotations
 
@@ -16,19 +13,15 @@ PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
 
 PARTS = ("state", "projections", "ffn", "layer")
-"""Parts of a layer that are timed.
-
-state: the mixer alone, from queries, keys and values to its output. projections: from the hidden state to the heads,
-and back. ffn: the MLP or the mixture of experts. layer: all of these, with norms and residual sums.
-"""
+"""Parts of a layer that are timed. state: the mixer alone, from queries, keys and values to its output. projections: from
+the hidden state to the heads, and back. ffn: MLP or mixture of experts. layer: all, with norms and residual sums."""
 
 
 class Measurement(Result, frozen=True, kw_only=True):
     """One timing, and what it is compared with. Rates and counts are of one run, over all `batch` sequences.
 
     A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
-    flops: what the implementation executes, as the planner counts it: causal pairs only, and the backward pass as twice
-    the forward pass.
+    flops: what the implementation executes: causal pairs only, and the backward pass as twice the forward pass.
     share_of_matmul: `tflops` over the rate of a matrix product in the same dtype.
     predicted_ms: roofline of the FLOPs that `recommend` counts, max(FLOPs / peak, bytes / bandwidth).
     peak_bytes: most bytes allocated at once beyond what was allocated before the run, outputs included.
@@ -47,10 +40,10 @@ class Measurement(Result, frozen=True, kw_only=True):
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
-    """Time of one layer at a context, in milliseconds: its weight part (projections, FFN) and its state part.
+    """Time of one layer at a context: its weight part (projections, FFN), its state part, and the layer as a whole.
 
-    wsfr_time: time of the weight part over time of the state part. wsfr_flops: the ratio of their FLOPs, as `powerplan
-    wsfr` counts them, without the LM head. layer_ms: the layer run as a whole, where that was measured.
+    wsfr_time, wsfr_flops: weight part over state part, in time and in FLOPs as `powerplan wsfr` counts them, without
+    the LM head.
     """
 
     name: str
@@ -104,11 +97,8 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"direction": "pass"}):
-    """Something that was not measured, and the reason.
-
-    It is one run (part, direction, context, name), or something else in words (what).
-    seconds: how long the run was expected to take, where there was no time for it.
-    """
+    """What was not measured, and the reason: something in words (what), or one run, with the seconds that it was
+    expected to take where there was no time for it."""
 
     reason: str
     what: str | None = None
@@ -145,11 +135,8 @@ class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(SavedProfile, frozen=True, kw_only=True):
-    """A whole profile. Rates are in FLOP/s and bytes/s.
-
-    matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with peak_flops_per_s and
-    bandwidth_bytes_per_s; peak_of says what these are.
-    """
+    """A whole profile. matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with
+    peak_flops_per_s and bandwidth_bytes_per_s; peak_of says what these are."""
 
     results: list[Measurement]  # type: ignore[assignment]
     powerplan: str

@@ -52,10 +52,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class TimedMixer:
-    """A mixer, the name that its times are kept by, and the implementation that runs it.
-
-    impl: for power and linear attention a name of IMPLS other than "auto"; for softmax attention "sdpa" or "flex".
-    """
+    """A mixer, the name that its times are kept by, and what runs it: one of IMPLS, or "sdpa" or "flex" for softmax."""
 
     name: str
     mixer: GroupedHeads
@@ -152,27 +149,15 @@ class Workload:
 
     def layer_shape(self) -> LayerShape:
         """Return the layer's sizes as they are saved."""
-        text = None
+        spec, text = self.spec, None
         if self.ffn is not None:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
             text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
-        return LayerShape(
-            model=self.spec.name,
-            positions=self.positions,
-            hidden_size=self.spec.hidden_size,
-            ffn=text,
-            rope=self.spec.position_embeddings is None,
-        )
-
-    def ffn_flops(self) -> int:
-        """Return the FLOPs of the FFN for one token, 0 without one."""
-        return 0 if self.ffn is None else 2 * int(total(self.ffn.matmul_terms(self.spec.hidden_size)))
+        rope = spec.position_embeddings is None
+        return LayerShape(model=spec.name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
 
     def ffn_weights(self, tokens: int | None = None) -> int:
-        """Return the number of weights in the FFN's matrices; with `tokens`, at most those that as many tokens meet.
-
-        It is an upper bound, for memory and time: tokens that choose the same experts meet fewer weights.
-        """
+        """Return the number of weights in the FFN's matrices; with `tokens`, the most that as many tokens can meet."""
         if self.ffn is None:
             return 0
         hidden = self.spec.hidden_size
