@@ -15,7 +15,7 @@ from powerplan.mixers import FeatureAttention
 from powerplan.profile.memory import is_out_of_memory
 from powerplan.profile.record import Record
 from powerplan.profile.result import CheckResult
-from powerplan.profile.runs import hidden_state, kernel_settings, layer_module, torch_dtype
+from powerplan.profile.runs import kernel_settings, layer_module, random_tensor, torch_dtype
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer
 
@@ -31,14 +31,8 @@ TOKENS = 300
 RECURRENT_TOKENS = 12
 """Tokens of a check of the recurrent implementation, which goes through them one by one."""
 
-MAX_WINDOW = 40
-"""Longest window in a check of a layer."""
-
 MAX_WIDTH = 256
 """Largest hidden size and FFN width in a check of a layer."""
-
-EXPERTS = 4
-"""Experts in a check of a layer with a mixture of experts."""
 
 MAX_STATE_ROWS = 60_000
 """Most rows of phi in a check, whose oracle holds phi for all tokens at once. Head dims are halved until it fits."""
@@ -134,7 +128,7 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
 
     small, timed = reduced(workload, timed)
     tokens = RECURRENT_TOKENS if timed.impl == "recurrent" else TOKENS
-    module, x = layer_module(small, timed), hidden_state(small, tokens)
+    module, x = layer_module(small, timed), random_tensor(small, tokens, small.spec.hidden_size)
     if timed.feature is not None:
         _align_queries(module.mixer)
 
@@ -150,9 +144,8 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
         layer.mixer.mix = lambda q, k, v, log_g, state, return_state: (definition(timed, q, k, v, log_g), state)
         return output_and_gradient(layer, x.to("cpu", dtype))
 
-    dtype = torch_dtype(workload.dtype)
+    dtype, shares = torch_dtype(workload.dtype), []
     measured, same_dtype, exact = output_and_gradient(module, x), by_definition(dtype), by_definition(torch.float64)
-    shares = []
     for ours, usual, truth in zip(measured, same_dtype, exact, strict=True):
         allowed = ERROR_FACTOR * (_largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
         shares.append(_largest_error(ours, truth) / allowed)
@@ -202,18 +195,16 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
             changes |= {"head_dim": head_dim, "v_head_dim": min(head_dim, mixer.v_head_dim)}
         changes["chunk_size"] = CHUNK_SIZE
     elif mixer.window_size is not None:
-        changes["window"] = min(mixer.window_size, MAX_WINDOW)
-    mixer = msgspec.structs.replace(mixer, **changes)
-    ffn = workload.ffn
+        changes["window"] = min(mixer.window_size, 40)
+    mixer, ffn = msgspec.structs.replace(mixer, **changes), workload.ffn
     if ffn is not None:
         ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, MAX_WIDTH))
     if isinstance(ffn, MoE):
         # Every token takes all experts: rounding could change the choice of one between two of equal score.
         shared = min(ffn.shared_intermediate_size, MAX_WIDTH)
-        ffn = msgspec.structs.replace(ffn, experts=EXPERTS, top_k=EXPERTS, shared_intermediate_size=shared)
+        ffn = msgspec.structs.replace(ffn, experts=4, top_k=4, shared_intermediate_size=shared)
     spec = msgspec.structs.replace(workload.spec, hidden_size=min(workload.spec.hidden_size, MAX_WIDTH))
-    small = replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn))
-    return small, replace(timed, mixer=mixer)
+    return replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(timed, mixer=mixer)
 
 
 def _largest_error(ours: Tensor, exact: Tensor) -> float:

@@ -18,12 +18,6 @@ from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matm
 DTYPES = ("fp32", "bf16", "fp16")
 """Dtypes that layers run in."""
 
-SMALL_PRODUCT = 192
-"""Rows of a square product that takes some 50 us in one thread."""
-
-SMALL_PRODUCTS = 60
-"""How many small products are timed to tell whether several threads are faster than one."""
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -91,15 +85,9 @@ def examine(device: str, dtype: str) -> Machine:
     flops_per_s = si_value(known, f"{dtype}_tflops") if known else None
     bytes_per_s = si_value(known, "memory_gbs") if known else None
     peak_of = f"{known.name}, {dtype}" if known and flops_per_s else "the matrix product measured"
-    return Machine(
-        device=device,
-        name=name,
-        clock=clock,
-        matmul_flops_per_s=product,
-        copy_bytes_per_s=copy,
-        peak=Peak(name, Fraction(flops_per_s or product), Fraction(bytes_per_s or copy), peak_of),
-        threads=None if device.startswith("cuda") else torch.get_num_threads(),
-    )
+    peak = Peak(name, Fraction(flops_per_s or product), Fraction(bytes_per_s or copy), peak_of)
+    threads = None if device.startswith("cuda") else torch.get_num_threads()
+    return Machine(device, name, clock, product, copy, peak, threads)
 
 
 def choose_threads(device: str) -> str | None:
@@ -113,10 +101,10 @@ def choose_threads(device: str) -> str | None:
     threads = torch.get_num_threads()
     if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None
-    x = torch.randn(8, SMALL_PRODUCT, SMALL_PRODUCT)
+    x = torch.randn(8, 192, 192)  # A square product takes some 50 us in one thread.
 
     def products() -> None:
-        for _ in range(SMALL_PRODUCTS):
+        for _ in range(60):
             (x @ x).mul_(2)
 
     several = min(cpu_clock(products), cpu_clock(products))

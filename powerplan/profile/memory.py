@@ -96,7 +96,6 @@ def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fractio
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on a GPU or a processor."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -10,7 +11,6 @@ from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import GroupedHeads, Mixer
-from powerplan.profile.names import distinct_names
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer, ModelSpec
@@ -31,8 +31,19 @@ CPU_CONTEXTS = (1024, 4096, 16384)
 GPU_CONTEXTS = (4096, 16384, 65536, 262144)
 """Contexts that are timed on a GPU where the user gives none."""
 
-TIMED_FAMILIES = ("attention", "window", "power", "linear")
-"""Families of mixers that can be run and checked."""
+DIFFERENCES: tuple[Callable[[Any], str], ...] = (
+    lambda mixer: f"{mixer.heads}x{mixer.head_dim}",
+    lambda mixer: f"kv {mixer.kv_heads}",
+    lambda mixer: f"v {mixer.v_head_dim}",
+    lambda mixer: "" if mixer.has_normaliser else "unnormalised",
+    lambda mixer: "gated" if mixer.gated else "",
+    lambda mixer: f"chunk {mixer.chunk_size}" if mixer.chunk_size else "",
+    lambda mixer: f"tile {mixer.tile}",
+    lambda mixer: "output gate" if mixer.output_gate else "",
+    lambda mixer: f"{mixer.qk_norm} qk-norm" if mixer.qk_norm != "none" else "",
+    lambda mixer: {True: "bias", False: ""}.get(mixer.bias, f"{mixer.bias} bias"),
+)
+"""Suffixes that tell mixers of equal names apart, in the order in which they are tried."""
 
 
 def workload_of(
@@ -75,11 +86,12 @@ def workload_of(
         raise InputError(f"{spec.name} has layers whose mixer has no heads that another could take", "MODEL")
     against_names = parse_names(against, "--against", (*BASELINES, "none"))
     gpu = device.startswith("cuda")
+    # The latter runs windows, and softmax attention as a subject: FlexAttention, or SDPA in blocks.
     auto, softmax_impl = ("triton", "flex") if gpu else ("torch", "sdpa")
     impls = list(dict.fromkeys(auto if name == "auto" else name for name in parse_names(impl, "--impl", IMPLS)))
     notes: list[str] = []
     requested = _requested_mixers(spec, degrees, mixer, notes)
-    mixers = list(dict.fromkeys(_as_kernels_run(mixer, notes) for mixer in requested))
+    mixers = list(dict.fromkeys(_as_kernels_run(own, notes) for own in requested))
     baselines = _baselines(spec, mixers[0], against_names, softmax_impl, auto)
     baselines = [pair for pair in baselines if pair[0] not in mixers]
     names = distinct_names([*mixers, *(baseline for baseline, _ in baselines)])
@@ -108,6 +120,28 @@ def workload_of(
         notes=tuple(notes),
         may_shorten=not contexts,
     )
+
+
+def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
+    """Return a name for each mixer, "softmax", "window 1,040" or "power p=2", with a suffix where two would be equal.
+
+    All names differ, since times are kept and looked up by name.
+    """
+    short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
+    names = {mixer: "softmax" if mixer.family == "attention" else name for mixer, name in short.items()}
+    for difference in DIFFERENCES:
+        for name in set(names.values()):
+            namesakes = [mixer for mixer in mixers if names[mixer] == name]
+            try:
+                suffixes = {mixer: difference(mixer) for mixer in namesakes}
+            except AttributeError:  # Softmax attention has no chunks, linear attention no tiles.
+                continue
+            if len(set(suffixes.values())) > 1:
+                names |= {mixer: f"{name} {suffix}".rstrip() for mixer, suffix in suffixes.items()}
+    for name in set(names.values()):
+        for number, mixer in enumerate([mixer for mixer in mixers if names[mixer] == name][1:], 2):
+            names[mixer] = f"{name} #{number}"
+    return names
 
 
 def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
@@ -145,7 +179,6 @@ def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, n
 
 
 def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
-    """Return the mixer that `swap` puts in the layer."""
     changed, remarks = swapped(spec, swap)
     mixer = _most_frequent_layer(changed)[0].mixer
     assert mixer is not None
@@ -156,7 +189,7 @@ def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
 
 
 def _can_be_timed(mixer: Mixer) -> TypeGuard[GroupedHeads]:
-    return mixer.family in TIMED_FAMILIES
+    return mixer.family in ("attention", "window", "power", "linear")
 
 
 def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:

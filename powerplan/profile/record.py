@@ -24,9 +24,7 @@ class Record:
     workload: Workload
     rows: list[Measurement] = field(default_factory=list)
     checks: list[CheckResult] = field(default_factory=list)
-    refused: dict[TimedMixer, str] = field(default_factory=dict)
-    """Mixers that cannot run here, and why."""
-
+    refused: dict[TimedMixer, str] = field(default_factory=dict)  # Mixers that cannot run here, and why.
     crossovers: list[Crossover] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -38,12 +36,10 @@ class Record:
         return [timed for timed in mixers if timed not in self.refused]
 
     def refuse(self, timed: TimedMixer, reason: str) -> None:
-        """Record that a mixer cannot run here."""
         self.refused[timed] = reason
         self.miss(f"{timed.name} ({timed.impl})", reason)
 
     def miss(self, what: str, reason: str) -> None:
-        """Record that something was not done."""
         self.missing.append(Missing(what=what, reason=reason))
 
     def miss_run(self, point: Point, name: str, reason: str, seconds: float | None = None) -> None:
@@ -66,7 +62,6 @@ class Record:
         return f"{first.describe()} (and {count})" if others else first.describe()
 
     def add(self, machine: Machine, timed: TimedMixer, point: Point, times: Spread, peak_bytes: int | None) -> None:
-        """Add the row of one timing."""
         mixer, workload = timed.mixer, self.workload
         flops = float(run_costs(workload, timed, point, executed=True)[0])
         counted_flops, moved_bytes = run_costs(workload, timed, point, executed=False)

@@ -13,8 +13,8 @@ PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
 
 PARTS = ("state", "projections", "ffn", "layer")
-"""Parts of a layer that are timed. state: the mixer alone, from queries, keys and values to its output. projections: from
-the hidden state to the heads, and back. ffn: MLP or mixture of experts. layer: all, with norms and residual sums."""
+"""Parts of a layer that are timed. state: the mixer alone, from queries, keys and values to its output. projections:
+from the hidden state to the heads, and back. ffn: MLP or experts. layer: all, with norms and residual sums."""
 
 
 class Measurement(Result, frozen=True, kw_only=True):
@@ -33,10 +33,6 @@ class Measurement(Result, frozen=True, kw_only=True):
     share_of_matmul: float | None = None
     predicted_ms: Positive | None = None
     peak_bytes: int | None = None
-
-    @property
-    def over_predicted(self) -> float | None:
-        return None if self.predicted_ms is None else self.ms_p50 / self.predicted_ms
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
@@ -72,9 +68,9 @@ class CrossoverTiming(msgspec.Struct, frozen=True):
 class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
     """The context from which the mixer `name` takes less time than the mixer `against`.
 
-    slower_at and faster_at: the nearest contexts measured on either side, None where no context was on that side.
-    context: where a straight line between the logarithms of the two time ratios crosses 1; None without both sides.
-    estimate: where the line through the two longest contexts would cross 1, where `faster_at` is None.
+    context: where a straight line between the logarithms of the time ratios at `slower_at` and `faster_at`, the nearest
+    contexts measured on either side, crosses 1. estimate: where that through the two longest contexts would cross 1,
+    if `name` was faster at none.
     """
 
     name: str
@@ -109,7 +105,6 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     seconds: float | None = None
 
     def describe(self) -> str:
-        """Return what and why, in one line."""
         what = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
         return f"{what}: {self.reason}"
 

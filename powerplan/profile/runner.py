@@ -15,9 +15,6 @@ from powerplan.profile.timing import Clock, Run, sample_until_settled, spread
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.units import format_bytes
 
-TOO_LONG = "too long for the time that was left"
-"""The reason of a run that is missing because it would not fit the time limit."""
-
 MAX_PROFILED_STEPS = 1000
 """Most chunks (or single tokens) of a run whose memory torch's profiler watches: each makes dozens of events."""
 
@@ -71,7 +68,8 @@ class Runner:
             reason = f"it would take about {format_bytes(needed)}, and the limit is {limit}"
             self.record.miss_run(point, timed.name, reason)
         elif not self.scheduler.fits(timed, point, seconds):
-            self.record.miss_run(point, timed.name, TOO_LONG, self.scheduler.expected(timed, point))
+            seconds = self.scheduler.expected(timed, point)
+            self.record.miss_run(point, timed.name, "too long for the time that was left", seconds)
         else:
             return True
         return False
@@ -95,7 +93,6 @@ class Runner:
 
     @contextmanager
     def _recording_out_of_memory(self, point: Point, name: str) -> Iterator[None]:
-        """Record an out-of-memory error as missing, and go on."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:

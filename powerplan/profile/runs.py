@@ -36,12 +36,12 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
         # Without the FFN: experts would take memory, and no part in it.
         workload = replace(workload, layer=Layer(mixer=timed.mixer))  # type: ignore[arg-type]
     module = layer_module(workload, timed)
-    x = hidden_state(workload, point.tokens)
+    x = random_tensor(workload, point.tokens, workload.spec.hidden_size)
     if point.part != "projections":
         whole = {"layer": module, "ffn": module.ffn}[point.part]
         return _pass_of(whole, [x], whole, point)
     mixer = module.mixer
-    mixed = _random(workload, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
+    mixed = random_tensor(workload, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
 
     def project(x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         heads = [projected for projected in mixer.project(x) if projected is not None]
@@ -62,18 +62,13 @@ def layer_module(workload: Workload, timed: TimedMixer, device: str | None = Non
     return build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
 
 
-def hidden_state(workload: Workload, tokens: int) -> Tensor:
-    """Return normal random numbers [B, tokens, hidden]."""
-    return _random(workload, tokens, workload.spec.hidden_size)
-
-
 def heads_of(workload: Workload, timed: TimedMixer, tokens: int) -> list[Tensor]:
     """Return q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]; log_g [B, T, G] in (-0.01, 0] where there is a gate."""
     import torch
 
     mixer = timed.mixer
     sizes = [(mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.v_head_dim)]
-    tensors = [_random(workload, tokens, *size) for size in sizes]
+    tensors = [random_tensor(workload, tokens, *size) for size in sizes]
     if timed.gated:
         tensors.append(torch.rand(workload.batch, tokens, mixer.kv_heads, device=workload.device) * -0.01)
     return tensors
@@ -114,7 +109,7 @@ def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
         return torch.no_grad()(lambda: power_attention_step(q, k, v, log_g, state, **settings))
     mixer, query = timed.mixer, q[:, :, None]
     kept = min(context, mixer.window_size or context)
-    keys, values = (_random(workload, mixer.kv_heads, kept, dim) for dim in (mixer.head_dim, mixer.v_head_dim))
+    keys, values = (random_tensor(workload, mixer.kv_heads, kept, dim) for dim in (mixer.head_dim, mixer.v_head_dim))
     grouped = mixer.heads != mixer.kv_heads
     return torch.no_grad()(lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped))
 
@@ -140,7 +135,7 @@ def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.
     return train
 
 
-def _random(workload: Workload, *shape: int) -> Tensor:
+def random_tensor(workload: Workload, *shape: int) -> Tensor:
     """Return normal random numbers [B, *shape]."""
     import torch
 

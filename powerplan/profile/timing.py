@@ -84,7 +84,7 @@ def cold_cpu_clock() -> Clock:
 
 
 def clock_of(device: str) -> Clock:
-    """Return a clock by wall-clock time, or on a GPU by CUDA events: L2 is flushed before each run, outside the time."""
+    """Return a wall clock, or for a GPU one by CUDA events: L2 is flushed before each run, outside the time."""
     if not device.startswith("cuda"):
         return cpu_clock
     import torch
@@ -149,7 +149,7 @@ def _next_turn(runs: Mapping[Key, Run], samples: Mapping[Key, Sequence[float]], 
 
 
 def _repeats_in_a_turn(runs: Mapping[Key, Run], samples: Mapping[Key, list[float]]) -> dict[Key, int]:
-    """Return how often each run is done in a turn: once, or more often if it takes less than half of the longest."""
+    """Return how often each run is done in a turn: more than once if it takes less than half of the longest."""
     times = {key: spread(samples[key]).median for key in runs if samples.get(key)}
     longest = max(times.values(), default=0.0)
     repeats = {key: int(longest / seconds / 2) for key, seconds in times.items() if seconds}

@@ -46,7 +46,6 @@ class Point(NamedTuple):
         return 3 if self.trains else 1
 
     def describe(self) -> str:
-        """Return the point in words: "state, forward, 4,096 tokens"."""
         return f"{self.part}, {self.direction}, {self.context:,} tokens"
 
 
@@ -148,7 +147,6 @@ class Workload:
         return self.layer.ffn
 
     def layer_shape(self) -> LayerShape:
-        """Return the layer's sizes as they are saved."""
         spec, text = self.spec, None
         if self.ffn is not None:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
