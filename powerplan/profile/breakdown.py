@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch._C._autograd import DeviceType
+
+from powerplan.profile.result import OperationTime
 from powerplan.profile.timing import Run
-
-
-@dataclass(frozen=True)
-class OperationTime:
-    """One kernel, stage or operator: how often it ran, and the seconds that it took in all."""
-
-    name: str
-    calls: int
-    seconds: float
 
 
 def torch_profiler(gpu: bool, **settings: Any) -> Any:
@@ -31,8 +25,6 @@ def torch_profiler(gpu: bool, **settings: Any) -> Any:
 def breakdown(run: Run, device: str, most: int = 12) -> list[OperationTime]:
     """Return the `most` operations of one run that took longest, after a warm-up. On a GPU they are kernels; on a
     processor first the stages that the implementation marks ("power: ...", each holds operators), then operators."""
-    import torch
-    from torch._C._autograd import DeviceType
 
     def longest(events: Iterable[Any], microseconds: str) -> list[OperationTime]:
         operations = [OperationTime(event.key, event.count, getattr(event, microseconds) / 1e6) for event in events]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import torch
+from torch import Tensor
 
+from powerplan import kernels
 from powerplan.dims import spow_dim
 from powerplan.errors import MachineError
 from powerplan.ffn import MoE
+from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
 from powerplan.mixers import FeatureAttention
 from powerplan.profile.memory import is_out_of_memory
 from powerplan.profile.record import Record
@@ -18,9 +22,6 @@ from powerplan.profile.result import CheckResult
 from powerplan.profile.runs import kernel_settings, layer_module, random_tensor, torch_dtype
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHUNK_SIZE = 128
 """Tokens per chunk in a check."""
@@ -46,8 +47,6 @@ def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -
 
     Raises MachineError for a wrong result, and where none of the subjects can run.
     """
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Small products are slower in several threads, far slower so on a busy machine.
     try:
@@ -55,8 +54,7 @@ def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -
             tell(f"checking {timed.name} ({timed.impl}) against the reference")
             _check(workload, timed, record)
             if not record.able(workload.subjects):
-                reasons = (f"{refused.name} ({refused.impl}): {why}" for refused, why in record.refused.items())
-                raise MachineError("; ".join(reasons))
+                raise MachineError("; ".join(missing.describe() for missing in record.missing))
     finally:
         torch.set_num_threads(threads)
 
@@ -83,9 +81,6 @@ def _first_line(error: BaseException) -> str:
 
 def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     """Compare output, final state and all gradients of power or linear attention with float64."""
-    from powerplan.kernels import power_attention
-    from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
-
     mixer = timed.feature
     assert mixer is not None
     dtype, head_dim = torch_dtype(workload.dtype), _checked_head_dim(mixer)
@@ -103,7 +98,7 @@ def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     inputs = case.inputs(dtype, workload.device)
     settings = kernel_settings(mixer) | {"impl": timed.impl}
     settings["chunk_size"] = min(CHUNK_SIZE, mixer.chunk_size or CHUNK_SIZE)
-    out, state = power_attention(*arguments(inputs), inputs["log_g"], return_state=True, **settings)
+    out, state = kernels.power_attention(*arguments(inputs), inputs["log_g"], return_state=True, **settings)
     measured = {name: x.cpu() for name, x in results(out, state, inputs).items()}
     exact_inputs = widened(case, case.inputs(dtype))
     exact = results(*plain(case, exact_inputs), exact_inputs)
@@ -124,8 +119,6 @@ def _checked_head_dim(mixer: FeatureAttention) -> int:
 def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     """Compare output and input gradient with those of a layer of the same weights whose mixer is written out by its
     definition, in float64. The error of that layer in the dtype itself sets the scale."""
-    import torch
-
     small, timed = reduced(workload, timed)
     tokens = RECURRENT_TOKENS if timed.impl == "recurrent" else TOKENS
     module, x = layer_module(small, timed), random_tensor(small, tokens, small.spec.hidden_size)
@@ -147,8 +140,8 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     dtype, shares = torch_dtype(workload.dtype), []
     measured, same_dtype, exact = output_and_gradient(module, x), by_definition(dtype), by_definition(torch.float64)
     for ours, usual, truth in zip(measured, same_dtype, exact, strict=True):
-        allowed = ERROR_FACTOR * (_largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
-        shares.append(_largest_error(ours, truth) / allowed)
+        allowed = ERROR_FACTOR * (largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
+        shares.append(largest_error(ours, truth) / allowed)
     against = f"float64, output and gradient, {tokens} tokens"
     return CheckResult(f"layer with {timed.name}", timed.impl, max(shares), against)
 
@@ -156,12 +149,8 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
 def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
     """Return the mixer's output by its definition, with all T^2 weights: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]
     and log_g [B, T, G] or None -> [B, T, H, V]."""
-    import torch
-
     if timed.feature is not None:
-        from powerplan.kernels import power_attention
-
-        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
+        out: Tensor = kernels.power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
         return out
     mixer = timed.mixer
     repeats, tokens = mixer.heads // mixer.kv_heads, q.shape[1]
@@ -175,8 +164,6 @@ def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor
 
 def _align_queries(module: Any) -> None:
     """Make each query's product with its own key positive: a sum of weights near 0 amplifies rounding without bound."""
-    import torch
-
     groups, repeats = module.kv_heads, module.heads // module.kv_heads
     with torch.no_grad():
         for query, key in zip(module.q_proj.parameters(), module.k_proj.parameters(), strict=True):
@@ -205,9 +192,3 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
         ffn = msgspec.structs.replace(ffn, experts=4, top_k=4, shared_intermediate_size=shared)
     spec = msgspec.structs.replace(workload.spec, hidden_size=min(workload.spec.hidden_size, MAX_WIDTH))
     return replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(timed, mixer=mixer)
-
-
-def _largest_error(ours: Tensor, exact: Tensor) -> float:
-    if ours.shape != exact.shape or not ours.isfinite().all():
-        return float("inf")
-    return float((ours - exact).abs().max())

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from powerplan.errors import InputError, MachineError, allowed_values, shown
 from powerplan.hardware import Peak, find_device, si_value
 from powerplan.profile.runs import torch_dtype
@@ -32,24 +34,11 @@ class Machine:
     threads: int | None
 
 
-def need_torch() -> None:
-    """Raise MachineError where torch is not installed or does not load."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        reason = f"torch does not load: {error}"
-        if error.name == "torch":
-            reason = "needs torch, and it is not installed: pip install torch"
-        raise MachineError(f"profile: {reason}") from None
-
-
 def resolve_device(text: str) -> str:
     """Return "cpu", "cuda" or "cuda:1" for "auto" or a name. Raises InputError for others, MachineError for no GPU."""
     if text != "auto" and not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
         allowed = allowed_values(text, ["auto", "cpu", "cuda"])
         raise InputError(f"{shown(text)} is not known{allowed}, cuda:1", "--device")
-    import torch
-
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if text.startswith("cuda"):
@@ -65,17 +54,12 @@ def check_dtype(text: str, device: str) -> None:
     """Raise InputError for a dtype that layers do not run in, MachineError for one that the device does not have."""
     if text not in DTYPES:
         raise InputError(f"{shown(text)} is not a dtype that layers run in{allowed_values(text, DTYPES)}", "--dtype")
-    if text == "bf16" and device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise MachineError(f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16; take fp16")
+    if text == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise MachineError(f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16; take fp16")
 
 
 def examine(device: str, dtype: str) -> Machine:
     """Return the machine with its rates, as measured now and, where it has the device, by the catalogue."""
-    import torch
-
     clock = clock_of(device)
     product, copy = matmul_rate(device, torch_dtype(dtype), clock), copy_rate(device, clock)
     name, known = _device_name(device), None
@@ -96,8 +80,6 @@ def choose_threads(device: str) -> str | None:
     Where other programs use the processor too, threads wait for one another: small products can take ten times as long,
     and the fastest mixer becomes another one.
     """
-    import torch
-
     threads = torch.get_num_threads()
     if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None
@@ -131,8 +113,6 @@ def emulation_note(machine: Machine, dtype: str) -> str | None:
 
 def _device_name(device: str) -> str:
     """Return the GPU's name as torch has it, or the processor's cores, architecture and vector units."""
-    import torch
-
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
+import torch
+
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
 from powerplan.ffn import MoE
@@ -37,8 +39,6 @@ KEPT_BYTES = 256
 def free_bytes(device: str) -> int:
     """Return the bytes that are free on the GPU, or available to this process on a processor."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     info = Path("/proc/meminfo")
@@ -106,8 +106,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def peak_of(run: Run, device: str) -> int:
     """Run once and return the most bytes allocated at once beyond those before the run, outputs included."""
-    import torch
-
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -129,8 +127,6 @@ def peak_of(run: Run, device: str) -> int:
 def memory_limited(limit: int, device: str) -> Iterator[None]:
     """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process: on a GPU
     by torch's allocator, on Linux by the process's address space. Elsewhere nothing keeps the limit."""
-    import torch
-
     pages = Path("/proc/self/statm")
     with ExitStack() as afterwards:
         if device.startswith("cuda"):

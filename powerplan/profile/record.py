@@ -24,7 +24,7 @@ class Record:
     workload: Workload
     rows: list[Measurement] = field(default_factory=list)
     checks: list[CheckResult] = field(default_factory=list)
-    refused: dict[TimedMixer, str] = field(default_factory=dict)  # Mixers that cannot run here, and why.
+    refused: set[TimedMixer] = field(default_factory=set)  # Mixers that cannot run here.
     crossovers: list[Crossover] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Record:
         return [timed for timed in mixers if timed not in self.refused]
 
     def refuse(self, timed: TimedMixer, reason: str) -> None:
-        self.refused[timed] = reason
+        self.refused.add(timed)
         self.miss(f"{timed.name} ({timed.impl})", reason)
 
     def miss(self, what: str, reason: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import msgspec
 
 from powerplan.measured import Count, Positive, Result, SavedProfile, read_saved
-from powerplan.profile.breakdown import OperationTime
 
 PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
@@ -107,6 +107,15 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     def describe(self) -> str:
         what = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
         return f"{what}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class OperationTime:
+    """One kernel, stage or operator: how often it ran, and the seconds that it took in all."""
+
+    name: str
+    calls: int
+    seconds: float
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):

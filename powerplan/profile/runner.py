@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from powerplan.profile.machine import Machine
+import torch
+
 from powerplan.profile.memory import bytes_needed, is_out_of_memory, peak_of
 from powerplan.profile.record import Record
 from powerplan.profile.runs import prepare
@@ -24,7 +25,6 @@ class Runner:
     """Times the runs of a workload on one machine; `tell` is told what runs now."""
 
     workload: Workload
-    machine: Machine
     scheduler: Scheduler
     record: Record
     memory_limit: int  # Bytes that one run may take.
@@ -54,11 +54,11 @@ class Runner:
                     times = spread(samples[timed])
                     medians[timed] = times.median
                     self.scheduler.observe(timed, point, times.median)
-                    self.record.add(self.machine, timed, point, times, peaks.get(timed))
+                    self.record.add(self.scheduler.machine, timed, point, times, peaks.get(timed))
         return medians
 
     def _clock(self, point: Point) -> Clock:
-        return self.decoding_clock if point.decodes and self.decoding_clock else self.machine.clock
+        return self.decoding_clock if point.decodes and self.decoding_clock else self.scheduler.machine.clock
 
     def _fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
         """Whether a run fits into the memory and into `seconds`; a run that does not is recorded as missing."""
@@ -100,6 +100,4 @@ class Runner:
                 raise
             self.record.miss_run(point, name, "out of memory")
             if self.workload.on_gpu:
-                import torch
-
                 torch.cuda.empty_cache()

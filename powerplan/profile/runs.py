@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from powerplan import kernels, models
 from powerplan.mixers import FeatureAttention
+from powerplan.models.mixers.attention import softmax_attention
 from powerplan.profile.timing import Run
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.spec import Layer
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
 
 PREFIX = 256
 """Most tokens that build the state for a decoding step: a step's time depends on the state's size, not its content."""
@@ -21,8 +23,6 @@ PREFIX = 256
 
 def torch_dtype(name: str) -> torch.dtype:
     """Return torch's dtype of "fp32", "bf16" or "fp16"."""
-    import torch
-
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
@@ -52,20 +52,14 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
 
 def layer_module(workload: Workload, timed: TimedMixer, device: str | None = None, dtype: Any = None) -> Any:
     """Return the layer with `timed` as its mixer, with torch's random weights."""
-    import torch
-
-    from powerplan.models import build_layer
-
     torch.manual_seed(0)
     impl = "auto" if timed.feature is None else timed.impl
     settings: dict[str, Any] = {"device": device or workload.device, "dtype": dtype or torch_dtype(workload.dtype)}
-    return build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
+    return models.build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
 
 
 def heads_of(workload: Workload, timed: TimedMixer, tokens: int) -> list[Tensor]:
     """Return q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]; log_g [B, T, G] in (-0.01, 0] where there is a gate."""
-    import torch
-
     mixer = timed.mixer
     sizes = [(mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.v_head_dim)]
     tensors = [random_tensor(workload, tokens, *size) for size in sizes]
@@ -82,31 +76,22 @@ def kernel_settings(mixer: FeatureAttention) -> dict[str, Any]:
 def _mixing(timed: TimedMixer) -> Callable[..., Any]:
     """Return the mixer alone, as a function of q, k, v, and log_g where there is a gate."""
     if timed.feature is None:
-        from powerplan.models.mixers.attention import softmax_attention
-
         return lambda q, k, v: softmax_attention(q, k, v, timed.mixer.window_size)
-    from powerplan.kernels import power_attention
-
     settings = kernel_settings(timed.feature) | {"chunk_size": timed.feature.chunk_size, "impl": timed.impl}
-    return lambda q, k, v, log_g=None: power_attention(q, k, v, log_g, **settings)
+    return lambda q, k, v, log_g=None: kernels.power_attention(q, k, v, log_g, **settings)
 
 
 def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
     """Return a run for one more token after `context` tokens, through the state or the cached keys and values."""
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
     q, k, v, *gate = [x[:, 0] for x in heads_of(workload, timed, 1)]
     if timed.feature is not None:
-        from powerplan.kernels import power_attention, power_attention_step
-
         settings = kernel_settings(timed.feature)
         prefix = heads_of(workload, timed, min(context, PREFIX))
         with torch.no_grad():
-            _, state = power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
+            _, state = kernels.power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
         log_g = gate[0] if gate else None
         settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
-        return torch.no_grad()(lambda: power_attention_step(q, k, v, log_g, state, **settings))
+        return torch.no_grad()(lambda: kernels.power_attention_step(q, k, v, log_g, state, **settings))
     mixer, query = timed.mixer, q[:, :, None]
     kept = min(context, mixer.window_size or context)
     keys, values = (random_tensor(workload, mixer.kv_heads, kept, dim) for dim in (mixer.head_dim, mixer.v_head_dim))
@@ -116,8 +101,6 @@ def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
 
 def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.Module | None, point: Point) -> Run:
     """Return a pass of `function` over `inputs`: forward without gradients, or forward and all gradients."""
-    import torch
-
     if not point.trains:
         return torch.no_grad()(lambda: function(*inputs))
     differentiated = [x.requires_grad_() for x in inputs]
@@ -137,6 +120,4 @@ def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.
 
 def random_tensor(workload: Workload, *shape: int) -> Tensor:
     """Return normal random numbers [B, *shape]."""
-    import torch
-
     return torch.randn(workload.batch, *shape, device=workload.device, dtype=torch_dtype(workload.dtype))

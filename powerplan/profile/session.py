@@ -54,7 +54,7 @@ class Session:
         workload = self.workload
         self.limit = TimeLimit(self.time_limit)
         self.record = Record(workload)
-        self.machine: Machine | None = None
+        machine: Machine | None = None
         memory_limit = self.memory_limit or int(SHARE_OF_FREE * free_bytes(workload.device))
         # Made before the memory limit holds: the buffer that fills the caches is not part of a run.
         cold = cold_cpu_clock() if "decode" in workload.passes and not workload.on_gpu else None
@@ -62,24 +62,22 @@ class Session:
             with memory_limited(memory_limit, workload.device):
                 self._tell("matrix product and copy")
                 notes = [choose_threads(workload.device)]
-                self.machine = examine(workload.device, workload.dtype)
-                notes.append(emulation_note(self.machine, workload.dtype))
+                machine = examine(workload.device, workload.dtype)
+                notes.append(emulation_note(machine, workload.dtype))
                 self.record.notes += filter(None, notes)
                 check_all(workload, self.record, self._tell)
                 if self.limit.left() <= 0:
                     checked = f"the checks ended after {self.limit.passed():.0f} s"
                     raise MachineError(f"nothing was measured: {checked}, past the limit; give a longer --time-limit")
-                self.scheduler = Scheduler(workload, self.machine, self.limit)
-                self.runner = Runner(
-                    workload, self.machine, self.scheduler, self.record, memory_limit, cold, self._tell
-                )
+                self.scheduler = Scheduler(workload, machine, self.limit)
+                self.runner = Runner(workload, self.scheduler, self.record, memory_limit, cold, self._tell)
                 self._stages()
         except KeyboardInterrupt:
             self.record.interrupted = True
             self.record.miss("all that was to follow", "interrupted")
-        if not self.record.rows or self.machine is None:
+        if not self.record.rows or machine is None:
             raise MachineError(f"nothing was measured: {self.record.first_reason()}")
-        return self.record.profile(self.machine, self.limit.passed())
+        return self.record.profile(machine, self.limit.passed())
 
     def _tell(self, text: str) -> None:
         self.progress(text, min(1.0, self.limit.passed() / self.limit.seconds))
@@ -141,12 +139,9 @@ class Session:
         if crossover is not None:
             self.record.crossovers.append(crossover)
 
-    def _longest_context(self, timed: TimedMixer, pass_name: str) -> int | None:
-        return max(self.record.medians(timed, pass_name), default=None)
-
     def _chunk_sizes(self, subject: TimedMixer, pass_name: str) -> None:
         """Time power attention in every further chunk size, at the longest context that was measured."""
-        context = self._longest_context(subject, pass_name)
+        context = max(self.record.medians(subject, pass_name), default=None)
         if pass_name == "decode" or context is None or subject.chunk_size is None:
             return
         sizes = [size for size in self.workload.chunk_sizes if size != subject.chunk_size]
@@ -158,7 +153,7 @@ class Session:
 
     def _breakdown(self, subject: TimedMixer, pass_name: str) -> None:
         """Show where the time of the subject goes, at the longest context that was measured."""
-        context = self._longest_context(subject, pass_name)
+        context = max(self.record.medians(subject, pass_name), default=None)
         if context is None:
             return
         point = Point("state", pass_name, context)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]
@@ -32,7 +32,8 @@ MAX_REPEATS_IN_A_TURN = 4
 """Most repeats of a short run in a turn, in which the longest run is done once."""
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Median, 20th and 80th percentile of repeated timings, in seconds, and how many there were."""
 
     median: float
@@ -70,8 +71,6 @@ def cpu_clock(run: Run) -> float:
 
 def cold_cpu_clock() -> Clock:
     """Return a clock that fills the caches with other data before each run, outside the time."""
-    import torch
-
     # A decoding step in a model finds its state in memory, since the weights of all other layers were read after its
     # last step. Timed over and over, a step would find it in a cache, and more so the smaller the state.
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32)
@@ -87,8 +86,6 @@ def clock_of(device: str) -> Clock:
     """Return a wall clock, or for a GPU one by CUDA events: L2 is flushed before each run, outside the time."""
     if not device.startswith("cuda"):
         return cpu_clock
-    import torch
-
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
 
     def clock(run: Run) -> float:
@@ -158,7 +155,6 @@ def _repeats_in_a_turn(runs: Mapping[Key, Run], samples: Mapping[Key, list[float
 
 def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
     """Return the FLOP/s of a square matrix product, the best of five runs."""
-    import torch
 
     def best(size: int, repeats: int) -> float:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -177,8 +173,6 @@ def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
 
 def copy_rate(device: str, clock: Clock) -> float:
     """Return the bytes per second that a copy far larger than caches reads and writes, the best of five runs."""
-    import torch
-
     size = 2**30 if device.startswith("cuda") else 2**27
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
