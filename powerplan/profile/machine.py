@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from powerplan.errors import InputError, MachineError, allowed_values, shown
-from powerplan.hardware import Peak, find_device, si_value
+from powerplan.hardware import Device, Peak, find_device, si_value
 from powerplan.profile.runs import torch_dtype
 from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matmul_rate
 
@@ -62,7 +62,8 @@ def examine(device: str, dtype: str) -> Machine:
     """Return the machine with its rates, as measured now and, where it has the device, by the catalogue."""
     clock = clock_of(device)
     product, copy = matmul_rate(device, torch_dtype(dtype), clock), copy_rate(device, clock)
-    name, known = _device_name(device), None
+    name = _device_name(device)
+    known: Device | None = None
     with suppress(InputError):
         known = find_device(name)
     # fp32 products run as fp32 unless torch is told otherwise, so their peak is not that of tf32.

@@ -12,10 +12,6 @@ from powerplan.measured import Count, Positive, Result, SavedProfile, read_saved
 PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
 
-PARTS = ("state", "projections", "ffn", "layer")
-"""Parts of a layer that are timed. state: the mixer alone, from queries, keys and values to its output. projections:
-from the hidden state to the heads, and back. ffn: MLP or experts. layer: all, with norms and residual sums."""
-
 
 class Measurement(Result, frozen=True, kw_only=True):
     """One timing, and what it is compared with. Rates and counts are of one run, over all `batch` sequences.

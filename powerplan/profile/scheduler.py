@@ -78,11 +78,6 @@ class Scheduler:
             contexts = [context // 4 for context in contexts]
         return contexts
 
-    def state_points(self, contexts: Sequence[int]) -> list[Point]:
-        """Return the points at which mixers alone are timed: decoding first, since it takes milliseconds a run."""
-        points = [Point("state", pass_name, context) for context in contexts for pass_name in self.workload.passes]
-        return sorted(points, key=lambda point: not point.decodes)
-
     def weight_point(self, pass_name: str) -> Point:
         """Return the point at which projections are timed, and the FFN likewise: as many tokens as suit the time."""
         point, workload = Point("projections", pass_name, 1), self.workload

@@ -86,7 +86,9 @@ class Session:
         workload, able, softmax = self.workload, self.record.able(self.workload.mixers), self.workload.softmax
         subjects = self.record.able(workload.subjects)  # At least one: without any, the checks ended the session.
         self._weights(able)
-        points = self.scheduler.state_points(self.scheduler.contexts(subjects[0]))
+        contexts = self.scheduler.contexts(subjects[0])
+        points = [Point("state", pass_name, context) for context in contexts for pass_name in workload.passes]
+        points.sort(key=lambda point: not point.decodes)  # Decoding first, since it takes milliseconds a run.
         for point, allowance in self.scheduler.allot("state", points):
             self.runner.time(point, able, allowance)
         for pass_name in workload.passes:

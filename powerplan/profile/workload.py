@@ -16,7 +16,11 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec
 
 
 class Point(NamedTuple):
-    """One point of measurement: a part of the layer (PARTS), in one pass (a key of PASSES), at a context in tokens."""
+    """One point of measurement: a part of the layer, in one pass (a key of PASSES), at a context in tokens.
+
+    Parts: "state" is the mixer alone, from queries, keys and values to its output; "projections" from the hidden state
+    to the heads, and back; "ffn" the MLP or mixture of experts; "layer" all of these, with norms and residual sums.
+    """
 
     part: str
     pass_name: str
@@ -147,7 +151,8 @@ class Workload:
         return self.layer.ffn
 
     def layer_shape(self) -> LayerShape:
-        spec, text = self.spec, None
+        spec = self.spec
+        text = None
         if self.ffn is not None:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
             text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
