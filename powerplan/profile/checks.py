@@ -43,10 +43,8 @@ ERROR_FACTOR = 8.0
 
 
 def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -> None:
-    """Check every mixer once, and record the results and the mixers that cannot run here.
-
-    Raises MachineError for a wrong result, and where none of the subjects can run.
-    """
+    """Check every mixer once, and record the results and what cannot run here. Raises MachineError for a wrong result,
+    and where none of the subjects can run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Small products are slower in several threads, far slower so on a busy machine.
     try:

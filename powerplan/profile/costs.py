@@ -15,9 +15,7 @@ from powerplan.profile.workload import Point, TimedMixer, Workload
 
 def run_costs(workload: Workload, timed: TimedMixer, point: Point, executed: bool) -> tuple[Fraction, Fraction]:
     """Return the FLOPs and the least bytes of one run, of all sequences together; every pass reads the weights once.
-
-    executed: count state FLOPs as the implementation executes them (in chunks), else as `recommend` counts them.
-    """
+    State FLOPs are counted as the implementation executes them (in chunks), or as `recommend` counts them."""
     hidden, width = workload.spec.hidden_size, DTYPE_BYTES[workload.dtype]
     tokens = workload.batch * point.tokens
     flops, moved = Fraction(0), Fraction(0)

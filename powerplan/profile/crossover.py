@@ -27,9 +27,7 @@ def find_crossover(
     known: Mapping[int, Pair], measure: Callable[[int], Pair | None], *, name: str, against: str, direction: str
 ) -> Crossover | None:
     """Return the context from which `name` is faster than `against`, one at most; None where nothing is known.
-
-    `measure` returns None where time or memory does not suffice, which ends the search.
-    """
+    `measure` returns None where time or memory does not suffice, which ends the search."""
     times = dict(known)
     if not times:
         return None

@@ -77,10 +77,8 @@ def examine(device: str, dtype: str) -> Machine:
 
 def choose_threads(device: str) -> str | None:
     """Let torch use one thread where that is faster, and OMP_NUM_THREADS does not decide; return a note if so.
-
-    Where other programs use the processor too, threads wait for one another: small products can take ten times as long,
-    and the fastest mixer becomes another one.
-    """
+    Where other programs use the processor too, threads wait for one another: small products can take ten times as
+    long, and the fastest mixer becomes another one."""
     threads = torch.get_num_threads()
     if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None

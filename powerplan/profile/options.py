@@ -123,10 +123,8 @@ def workload_of(
 
 
 def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
-    """Return a name for each mixer, "softmax", "window 1,040" or "power p=2", with a suffix where two would be equal.
-
-    All names differ, since times are kept and looked up by name.
-    """
+    """Return a name for each mixer, "softmax", "window 1,040" or "power p=2", with a suffix where two would be equal:
+    times are kept and looked up by name."""
     short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
     names = {mixer: "softmax" if mixer.family == "attention" else name for mixer, name in short.items()}
     for difference in DIFFERENCES:

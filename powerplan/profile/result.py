@@ -33,10 +33,7 @@ class Measurement(Result, frozen=True, kw_only=True):
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
     """Time of one layer at a context: its weight part (projections, FFN), its state part, and the layer as a whole.
-
-    wsfr_time, wsfr_flops: weight part over state part, in time and in FLOPs as `powerplan wsfr` counts them, without
-    the LM head.
-    """
+    WSFR: weight part over state part, in time and in FLOPs as `powerplan wsfr` counts them, without the LM head."""
 
     name: str
     direction: str
@@ -65,8 +62,8 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": 
     """The context from which the mixer `name` takes less time than the mixer `against`.
 
     context: where a straight line between the logarithms of the time ratios at `slower_at` and `faster_at`, the nearest
-    contexts measured on either side, crosses 1. estimate: where that through the two longest contexts would cross 1,
-    if `name` was faster at none.
+    contexts measured on either side, crosses 1; None without both. estimate: where the line through the two longest
+    contexts would cross 1, where `faster_at` is None.
     """
 
     name: str

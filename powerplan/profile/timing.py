@@ -104,9 +104,7 @@ def interleaved(
     runs: Mapping[Key, Run], repeats: Mapping[Key, int], clock: Clock, samples: dict[Key, list[float]] | None = None
 ) -> dict[Key, list[float]]:
     """Time each run as often as `repeats` says, in turns, so that a noisy moment on the machine affects all of them.
-
-    Each time is added to `samples`, which is returned, as soon as it is known: an interrupt loses none.
-    """
+    Each time is added to `samples`, which is returned, as soon as it is known: an interrupt loses none."""
     turns = max(repeats.values(), default=0)
     samples = {} if samples is None else samples
     for key in runs:
@@ -122,9 +120,7 @@ def sample_until_settled(
     runs: Mapping[Key, Run], clock: Clock, allowance: float, samples: dict[Key, list[float]]
 ) -> None:
     """Time the runs in turns, at least once each, until all medians are settled or `allowance` seconds would be passed.
-
-    Times are added to `samples`. Where time is short, the longest runs stop first.
-    """
+    Times are added to `samples`. Where time is short, the longest runs stop first."""
     start = time.monotonic()
     while True:
         turn = _next_turn(runs, samples, allowance - (time.monotonic() - start))

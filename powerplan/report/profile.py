@@ -97,7 +97,6 @@ def _spread(row: Measurement) -> str:
 
 
 def _figures(value: float, figures: int) -> float:
-    """Return a number rounded to so many figures."""
     return float(f"{value:.{figures}g}")
 
 
@@ -128,8 +127,7 @@ def _column(key: str, heading: str, show: Callable[[Any], str]) -> Column:
     return Column(key, heading, lambda value: "" if value is None else show(value))
 
 
-def _time_column(key: str, heading: str) -> Column:
-    """Return a column of milliseconds."""
+def _ms_column(key: str, heading: str) -> Column:
     return _column(key, heading, lambda value: format_duration(value / 1000))
 
 
@@ -141,12 +139,12 @@ _KEY_COLUMNS = [
 
 _COLUMNS = [
     *_KEY_COLUMNS,
-    _time_column("ms_p50", "time"),
+    _ms_column("ms_p50", "time"),
     Column("spread", "±"),
     _column("tokens_per_s", "tok/s", _rate),
     _column("flops_per_s", "FLOP/s", _rate),
     _column("share_of_matmul", "share", lambda share: f"{share:.0%}"),
-    _time_column("predicted_ms", "ideal"),
+    _ms_column("predicted_ms", "ideal"),
     _column("over_predicted", "x", _factor),
     _column("peak_bytes", "peak", _bytes),
 ]
@@ -162,17 +160,17 @@ _CSV_COLUMNS = [
 
 _SPLIT_COLUMNS = [
     *_KEY_COLUMNS,
-    _time_column("projections_ms", "projections"),
-    _time_column("ffn_ms", "FFN"),
-    _time_column("state_ms", "state"),
-    _time_column("layer_ms", "layer, as\na whole"),
+    _ms_column("projections_ms", "projections"),
+    _ms_column("ffn_ms", "FFN"),
+    _ms_column("state_ms", "state"),
+    _ms_column("layer_ms", "layer, as\na whole"),
     Column("wsfr_time", "WSFR\nin time", show_ratio),
     Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio),
 ]
 
 
 def _splits(profile: Profile, tablefmt: str) -> list[str]:
-    rows = [msgspec.to_builtins(row) for row in sorted(profile.split, key=_in_order)]
+    rows = [*map(msgspec.to_builtins, sorted(profile.split, key=_in_order))]
     return table_of(_SPLIT_COLUMNS, rows, tablefmt).split("\n") if rows else []
 
 
