@@ -52,9 +52,8 @@ def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     target = answer.request.target
     axes.axhline(float(target), color="0.4", linewidth=1)
-    axes.annotate(
-        f"target {format_ratio(target)}", (contexts[0], float(target)), xytext=(2, 3), textcoords="offset points"
-    )
+    start = (contexts[0], float(target))
+    axes.annotate(f"target {format_ratio(target)}", start, xytext=(2, 3), textcoords="offset points")
     for context in answer.contexts:
         axes.axvline(context, color="0.85", linewidth=1, zorder=0)
     for number, candidate in enumerate(candidates, 1):
@@ -80,9 +79,8 @@ def profile_plot(profile: Profile, form: str) -> bytes:
     passes = list(dict.fromkeys(row.direction for row in profile.part("state")))
     if not passes:
         raise InputError("the profile holds no times of mixers to draw", "--plot")
-    figure, grid = pyplot.subplots(
-        2, len(passes), figsize=(1 + 5 * len(passes), 8), layout="constrained", squeeze=False
-    )
+    size = (1 + 5 * len(passes), 8)
+    figure, grid = pyplot.subplots(2, len(passes), figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(f"{profile.layer.model} on {profile.device}, {profile.dtype}, batch {profile.batch}")
     for upper, lower, direction in zip(*grid, passes, strict=True):
         _throughput(upper, profile, direction)

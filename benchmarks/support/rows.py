@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from powerplan.profile.breakdown import OperationTime
+from powerplan.profile.result import OperationTime
 from powerplan.profile.timing import Spread
 from support.checks import Checked
 from support.presets import Target

@@ -120,16 +120,19 @@ def _measured(
     """Return the profile of the workload that `settings` describe, measured behind a progress bar."""
     from powerplan.cli.progress import progress_bar
     from powerplan.load import load_model
-    from powerplan.profile import Session, workload_of
-    from powerplan.profile.machine import need_torch, resolve_device, resolve_dtype
+    from powerplan.profile import workload_of
 
     name, notes = model_or_default(model)
     loaded = load_model(name)
     spec, notes = loaded.spec, [*notes, *loaded.notes]
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
-    need_torch()
+    from powerplan.profile import Session
+    from powerplan.profile.machine import check_dtype, resolve_device
+
     device = resolve_device(device)
-    workload = workload_of(spec, device=device, dtype=resolve_dtype(dtype, device), **settings)
+    if dtype is not None:
+        check_dtype(dtype, device)
+    workload = workload_of(spec, device=device, dtype=dtype, **settings)
     for note in (*notes, *workload.notes):
         say.note(note)
     with progress_bar(seconds) as progress:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch._C._autograd import DeviceType
+
+from powerplan.profile.result import OperationTime
 from powerplan.profile.timing import Run
-
-
-@dataclass(frozen=True)
-class OperationTime:
-    """One kernel, stage or operator: how often it ran, and the seconds that it took in all."""
-
-    name: str
-    calls: int
-    seconds: float
 
 
 def torch_profiler(gpu: bool, **settings: Any) -> Any:
@@ -28,13 +23,12 @@ def torch_profiler(gpu: bool, **settings: Any) -> Any:
 
 
 def breakdown(run: Run, device: str, most: int = 12) -> list[OperationTime]:
-    """Return the `most` operations of one run that took longest, after a warm-up.
+    """Return the `most` operations of one run that took longest, after a warm-up. On a GPU they are kernels; on a
+    processor first the stages that the implementation marks ("power: ...", each holds operators), then operators."""
 
-    On a GPU they are kernels. On a processor they are first the stages that the implementation marks ("power: ...",
-    each holds operators), then as many operators by their own time.
-    """
-    import torch
-    from torch._C._autograd import DeviceType
+    def longest(events: Iterable[Any], microseconds: str) -> list[OperationTime]:
+        operations = [OperationTime(event.key, event.count, getattr(event, microseconds) / 1e6) for event in events]
+        return sorted(operations, key=lambda operation: -operation.seconds)[:most]
 
     run()
     gpu = device.startswith("cuda")
@@ -44,19 +38,6 @@ def breakdown(run: Run, device: str, most: int = 12) -> list[OperationTime]:
             torch.cuda.synchronize()
     events = record.key_averages()
     if gpu:
-        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
-        return _longest(
-            [OperationTime(event.key, event.count, event.self_device_time_total / 1e6) for event in kernels], most
-        )
-    stages = [event for event in events if event.key.startswith("power: ")]
-    operators = [event for event in events if event.key.startswith("aten::")]
-    return [
-        *_longest([OperationTime(event.key, event.count, event.cpu_time_total / 1e6) for event in stages], most),
-        *_longest(
-            [OperationTime(event.key, event.count, event.self_cpu_time_total / 1e6) for event in operators], most
-        ),
-    ]
-
-
-def _longest(operations: list[OperationTime], most: int) -> list[OperationTime]:
-    return sorted(operations, key=lambda operation: -operation.seconds)[:most]
+        return longest((event for event in events if event.device_type == DeviceType.CUDA), "self_device_time_total")
+    stages = longest((event for event in events if event.key.startswith("power: ")), "cpu_time_total")
+    return stages + longest((event for event in events if event.key.startswith("aten::")), "self_cpu_time_total")

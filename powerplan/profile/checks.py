@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import torch
+from torch import Tensor
 
+from powerplan import kernels
 from powerplan.dims import spow_dim
 from powerplan.errors import MachineError
 from powerplan.ffn import MoE
+from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
 from powerplan.mixers import FeatureAttention
 from powerplan.profile.memory import is_out_of_memory
 from powerplan.profile.record import Record
 from powerplan.profile.result import CheckResult
-from powerplan.profile.runs import hidden_state, kernel_settings, layer_module, torch_dtype
+from powerplan.profile.runs import kernel_settings, layer_module, random_tensor, torch_dtype
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHUNK_SIZE = 128
 """Tokens per chunk in a check."""
@@ -31,14 +32,8 @@ TOKENS = 300
 RECURRENT_TOKENS = 12
 """Tokens of a check of the recurrent implementation, which goes through them one by one."""
 
-MAX_WINDOW = 40
-"""Longest window in a check of a layer."""
-
 MAX_WIDTH = 256
 """Largest hidden size and FFN width in a check of a layer."""
-
-EXPERTS = 4
-"""Experts in a check of a layer with a mixture of experts."""
 
 MAX_STATE_ROWS = 60_000
 """Most rows of phi in a check, whose oracle holds phi for all tokens at once. Head dims are halved until it fits."""
@@ -47,27 +42,17 @@ ERROR_FACTOR = 8.0
 """A layer's error may be this many times that of the written-out definition in the same dtype."""
 
 
-class WrongResultError(MachineError):
-    """An implementation is further from the reference than its error budget allows, so that nothing is timed."""
-
-
 def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -> None:
-    """Check every mixer once, and record the results and the mixers that cannot run here.
-
-    It is done in one thread, since small products are slower in several, far slower so on a busy machine. Raises
-    WrongResultError for a wrong result, MachineError where none of the subjects can run.
-    """
-    import torch
-
+    """Check every mixer once, and record the results and what cannot run here. Raises MachineError for a wrong result,
+    and where none of the subjects can run."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # Small products are slower in several threads, far slower so on a busy machine.
     try:
         for timed in workload.mixers:
             tell(f"checking {timed.name} ({timed.impl}) against the reference")
             _check(workload, timed, record)
             if not record.able(workload.subjects):
-                reasons = (f"{refused.name} ({refused.impl}): {why}" for refused, why in record.refused.items())
-                raise MachineError("; ".join(reasons))
+                raise MachineError("; ".join(missing.describe() for missing in record.missing))
     finally:
         torch.set_num_threads(threads)
 
@@ -76,14 +61,11 @@ def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
     for check in (check_layer,) if timed.feature is None else (check_kernel, check_layer):
         try:
             result = check(workload, timed)
-        except (ValueError, NotImplementedError, ImportError, TypeError) as error:
-            record.refuse(timed, _first_line(error))
-            return
-        except (RuntimeError, MemoryError) as error:
+        except (ValueError, ImportError, TypeError, RuntimeError, MemoryError) as error:
             record.refuse(timed, "out of memory in its check" if is_out_of_memory(error) else _first_line(error))
             return
         if not result.share_of_budget <= 1:
-            raise WrongResultError(
+            raise MachineError(
                 f"{result.name} ({result.impl}) is wrong here, so nothing is timed: {result.share_of_budget:.3g} "
                 f"times the allowed error against {result.against}"
             )
@@ -91,16 +73,12 @@ def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:197]}..."
 
 
 def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     """Compare output, final state and all gradients of power or linear attention with float64."""
-    from powerplan.kernels import power_attention
-    from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
-
     mixer = timed.feature
     assert mixer is not None
     dtype, head_dim = torch_dtype(workload.dtype), _checked_head_dim(mixer)
@@ -118,7 +96,7 @@ def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     inputs = case.inputs(dtype, workload.device)
     settings = kernel_settings(mixer) | {"impl": timed.impl}
     settings["chunk_size"] = min(CHUNK_SIZE, mixer.chunk_size or CHUNK_SIZE)
-    out, state = power_attention(*arguments(inputs), inputs["log_g"], return_state=True, **settings)
+    out, state = kernels.power_attention(*arguments(inputs), inputs["log_g"], return_state=True, **settings)
     measured = {name: x.cpu() for name, x in results(out, state, inputs).items()}
     exact_inputs = widened(case, case.inputs(dtype))
     exact = results(*plain(case, exact_inputs), exact_inputs)
@@ -137,15 +115,11 @@ def _checked_head_dim(mixer: FeatureAttention) -> int:
 
 
 def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
-    """Compare the layer with one of the same weights whose mixer is written out by its definition, in float64.
-
-    Compared are the output and the gradient of the input. The error of that layer in the dtype itself sets the scale.
-    """
-    import torch
-
+    """Compare output and input gradient with those of a layer of the same weights whose mixer is written out by its
+    definition, in float64. The error of that layer in the dtype itself sets the scale."""
     small, timed = reduced(workload, timed)
     tokens = RECURRENT_TOKENS if timed.impl == "recurrent" else TOKENS
-    module, x = layer_module(small, timed), hidden_state(small, tokens)
+    module, x = layer_module(small, timed), random_tensor(small, tokens, small.spec.hidden_size)
     if timed.feature is not None:
         _align_queries(module.mixer)
 
@@ -158,30 +132,23 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     def by_definition(dtype: Any) -> list[Tensor]:
         layer = layer_module(small, timed, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
-        layer.mixer.mix = lambda q, k, v, log_g, state, keep: (definition(timed, q, k, v, log_g), state)
+        layer.mixer.mix = lambda q, k, v, log_g, state, return_state: (definition(timed, q, k, v, log_g), state)
         return output_and_gradient(layer, x.to("cpu", dtype))
 
-    dtype = torch_dtype(workload.dtype)
+    dtype, shares = torch_dtype(workload.dtype), []
     measured, same_dtype, exact = output_and_gradient(module, x), by_definition(dtype), by_definition(torch.float64)
-    shares = []
     for ours, usual, truth in zip(measured, same_dtype, exact, strict=True):
-        allowed = ERROR_FACTOR * (_largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
-        shares.append(_largest_error(ours, truth) / allowed)
+        allowed = ERROR_FACTOR * (largest_error(usual, truth) + torch.finfo(dtype).eps * float(truth.abs().max()))
+        shares.append(largest_error(ours, truth) / allowed)
     against = f"float64, output and gradient, {tokens} tokens"
     return CheckResult(f"layer with {timed.name}", timed.impl, max(shares), against)
 
 
 def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-    """Return the mixer's output by its definition, with all T^2 weights.
-
-    q [B, T, H, K], k [B, T, G, K], v [B, T, G, V] and log_g [B, T, G] or None -> [B, T, H, V].
-    """
-    import torch
-
+    """Return the mixer's output by its definition, with all T^2 weights: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]
+    and log_g [B, T, G] or None -> [B, T, H, V]."""
     if timed.feature is not None:
-        from powerplan.kernels import power_attention
-
-        out: Tensor = power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
+        out: Tensor = kernels.power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
         return out
     mixer = timed.mixer
     repeats, tokens = mixer.heads // mixer.kv_heads, q.shape[1]
@@ -195,8 +162,6 @@ def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor
 
 def _align_queries(module: Any) -> None:
     """Make each query's product with its own key positive: a sum of weights near 0 amplifies rounding without bound."""
-    import torch
-
     groups, repeats = module.kv_heads, module.heads // module.kv_heads
     with torch.no_grad():
         for query, key in zip(module.q_proj.parameters(), module.k_proj.parameters(), strict=True):
@@ -215,21 +180,13 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
             changes |= {"head_dim": head_dim, "v_head_dim": min(head_dim, mixer.v_head_dim)}
         changes["chunk_size"] = CHUNK_SIZE
     elif mixer.window_size is not None:
-        changes["window"] = min(mixer.window_size, MAX_WINDOW)
-    mixer = msgspec.structs.replace(mixer, **changes)
-    ffn = workload.ffn
+        changes["window"] = min(mixer.window_size, 40)
+    mixer, ffn = msgspec.structs.replace(mixer, **changes), workload.ffn
     if ffn is not None:
         ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, MAX_WIDTH))
     if isinstance(ffn, MoE):
         # Every token takes all experts: rounding could change the choice of one between two of equal score.
         shared = min(ffn.shared_intermediate_size, MAX_WIDTH)
-        ffn = msgspec.structs.replace(ffn, experts=EXPERTS, top_k=EXPERTS, shared_intermediate_size=shared)
+        ffn = msgspec.structs.replace(ffn, experts=4, top_k=4, shared_intermediate_size=shared)
     spec = msgspec.structs.replace(workload.spec, hidden_size=min(workload.spec.hidden_size, MAX_WIDTH))
-    small = replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn))
-    return small, replace(timed, mixer=mixer)
-
-
-def _largest_error(ours: Tensor, exact: Tensor) -> float:
-    if ours.shape != exact.shape or not ours.isfinite().all():
-        return float("inf")
-    return float((ours - exact).abs().max())
+    return replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(timed, mixer=mixer)

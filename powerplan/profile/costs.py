@@ -14,41 +14,28 @@ from powerplan.profile.workload import Point, TimedMixer, Workload
 
 
 def run_costs(workload: Workload, timed: TimedMixer, point: Point, executed: bool) -> tuple[Fraction, Fraction]:
-    """Return the FLOPs and the least bytes of one run at `point`, of all sequences together.
-
-    executed: count state FLOPs as the implementation executes them (in chunks), else as `recommend` counts them.
-    Every forward and backward pass reads the weights once.
-    """
+    """Return the FLOPs and the least bytes of one run, of all sequences together; every pass reads the weights once.
+    State FLOPs are counted as the implementation executes them (in chunks), or as `recommend` counts them."""
     hidden, width = workload.spec.hidden_size, DTYPE_BYTES[workload.dtype]
     tokens = workload.batch * point.tokens
     flops, moved = Fraction(0), Fraction(0)
     if point.part in ("state", "layer"):
         flops += state_flops(timed, point, executed) * workload.batch
         moved += _state_bytes(timed, point, width) * workload.batch
-    flops_per_token, weights_read = 0, 0
+    weights, weights_read = 0, 0
     if point.part in ("projections", "layer"):
-        flops_per_token += projection_flops(timed, hidden)
-        weights_read += projection_flops(timed, hidden) // 2
+        weights = weights_read = int(total(timed.mixer.matmul_terms(hidden)))
     if point.part in ("ffn", "layer"):
-        flops_per_token += workload.ffn_flops()
+        weights += workload.ffn_weights(1)
         weights_read += workload.ffn_weights(tokens)
-    if flops_per_token:
-        flops += flops_per_token * tokens * point.forward_passes
+    if weights:
+        flops += 2 * weights * tokens * point.forward_passes
         moved += (weights_read + 2 * tokens * hidden) * width * point.forward_passes
     return flops, moved
 
 
-def projection_flops(timed: TimedMixer, hidden: int) -> int:
-    """Return the FLOPs of the projections for one token."""
-    return 2 * int(total(timed.mixer.matmul_terms(hidden)))
-
-
 def state_flops(timed: TimedMixer, point: Point, executed: bool) -> Fraction:
-    """Return the state FLOPs of one sequence, as the implementation executes them or as `recommend` counts them.
-
-    The accounting counts the update of the state by every token. Nobody reads the state after the last chunk here, so
-    a chunked implementation does not compute it: with `executed`, the update by the last (or only) chunk is left out.
-    """
+    """Return the state FLOPs of one sequence, as the implementation executes them or as `recommend` counts them."""
     mixer, context, chunk = timed.mixer, point.context, timed.chunk_size
     if point.decodes:
         return Fraction(total(mixer.decode_flops_terms(context)))
@@ -56,6 +43,8 @@ def state_flops(timed: TimedMixer, point: Point, executed: bool) -> Fraction:
         return Fraction(total(mixer.state_flops_terms(context, Convention()))) * context * point.forward_passes
     chunked = msgspec.structs.replace(mixer, chunk_size=chunk)
     terms = chunked.state_flops_terms(context, Convention(form="chunked"))
+    # Counted is the update of the state by every token. Nobody reads the state after the last (or only) chunk here, so
+    # the implementation does not compute it.
     (update,) = [term.value for term in terms if term.component.endswith("update state")]
     unread = update * (context % chunk or chunk)
     return (Fraction(total(terms)) * context - unread) * point.forward_passes

@@ -26,26 +26,19 @@ MULTIPLE = 16
 def find_crossover(
     known: Mapping[int, Pair], measure: Callable[[int], Pair | None], *, name: str, against: str, direction: str
 ) -> Crossover | None:
-    """Return the context from which `name` is faster than `against`; None where nothing is known.
-
-    known: times that were measured already, by context. measure: times both mixers at a context, or returns None where
-    time or memory does not suffice, which ends the search. The search relies on there being one crossover at most.
-    """
+    """Return the context from which `name` is faster than `against`, one at most; None where nothing is known.
+    `measure` returns None where time or memory does not suffice, which ends the search."""
     times = dict(known)
     if not times:
         return None
-    while (context := _next_context(times)) is not None:
-        pair = measure(context)
-        if pair is None:
-            break
+    while (context := _next_context(times)) is not None and (pair := measure(context)) is not None:
         times[context] = pair
     slower_at, faster_at = _bracket(times)
-    both = slower_at is not None and faster_at is not None
     return Crossover(
         name=name,
         against=against,
         direction=direction,
-        context=_interpolated(times, slower_at, faster_at) if both else None,  # type: ignore[arg-type]
+        context=_interpolated(times, slower_at, faster_at) if slower_at and faster_at else None,
         slower_at=slower_at,
         faster_at=faster_at,
         estimate=_extrapolated(times) if faster_at is None else None,
@@ -56,7 +49,7 @@ def find_crossover(
 def _next_context(times: Mapping[int, Pair]) -> int | None:
     """Return the context to try next; None where the answer is near enough, or out of range."""
     slower_at, faster_at = _bracket(times)
-    if slower_at is not None and faster_at is not None:
+    if slower_at and faster_at:
         if faster_at / slower_at <= CLOSE_ENOUGH:
             return None
         wanted = sqrt(slower_at * faster_at)
@@ -88,11 +81,9 @@ def _interpolated(times: Mapping[int, Pair], low: int, high: int) -> int:
 
 
 def _extrapolated(times: Mapping[int, Pair]) -> int:
-    """Return where the line through the log ratios at the two longest contexts is 0.
-
-    Softmax attention costs T per token and power attention a constant, so the slope is -1 at long contexts and nearer
-    to 0 at short ones. The measured slope is kept between -1.5 and -0.5, since noise can make it flat.
-    """
+    """Return where the line through the log ratios at the two longest contexts is 0."""
+    # Softmax attention costs T per token and power attention a constant, so the slope is -1 at long contexts and nearer
+    # to 0 at short ones. The measured slope is kept between -1.5 and -0.5, since noise can make it flat.
     *before, last = sorted(times)[-2:]
     ratio, slope = _log_ratio(times, last), -1.0
     if before:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from powerplan.errors import InputError, MachineError, allowed_values, shown
 from powerplan.hardware import Device, Peak, find_device, si_value
 from powerplan.profile.runs import torch_dtype
@@ -18,20 +20,10 @@ from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matm
 DTYPES = ("fp32", "bf16", "fp16")
 """Dtypes that layers run in."""
 
-SMALL_PRODUCT = 192
-"""Rows of a square product that takes some 50 us in one thread."""
-
-SMALL_PRODUCTS = 60
-"""How many small products are timed to tell whether several threads are faster than one."""
-
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and its rates in FLOP/s and bytes/s.
-
-    matmul_flops_per_s and copy_bytes_per_s were measured in this run; peak holds the rates that times are predicted
-    with. threads: those that torch uses; None on a GPU.
-    """
+    """A device, its rates as measured in this run and as times are predicted with (peak), and torch's threads there."""
 
     device: str
     name: str
@@ -42,90 +34,58 @@ class Machine:
     threads: int | None
 
 
-def need_torch() -> None:
-    """Raise MachineError where torch is not installed or does not load."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        missing = getattr(error, "name", None) == "torch"
-        reason = (
-            "needs torch, and it is not installed: pip install torch" if missing else f"torch does not load: {error}"
-        )
-        raise MachineError(f"profile: {reason}") from None
-
-
-def resolve_device(text: str, where: str = "--device") -> str:
+def resolve_device(text: str) -> str:
     """Return "cpu", "cuda" or "cuda:1" for "auto" or a name. Raises InputError for others, MachineError for no GPU."""
     if text != "auto" and not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
-        raise InputError(f"{shown(text)} is not known{allowed_values(text, ['auto', 'cpu', 'cuda'])}, cuda:1", where)
-    import torch
-
+        allowed = allowed_values(text, ["auto", "cpu", "cuda"])
+        raise InputError(f"{shown(text)} is not known{allowed}, cuda:1", "--device")
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if text.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise MachineError(f"{where} {text}: torch finds no CUDA device here; --device cpu runs on the processor")
+            raise MachineError(f"--device {text}: torch finds no CUDA device here; --device cpu runs on the processor")
         count = torch.cuda.device_count()
         if int(text.partition(":")[2] or 0) >= count:
-            raise MachineError(f"{where} {text}: there are {count} CUDA devices here, counted from 0")
+            raise MachineError(f"--device {text}: there are {count} CUDA devices here, counted from 0")
     return text
 
 
-def resolve_dtype(text: str | None, device: str, where: str = "--dtype") -> str:
-    """Return the dtype: bf16 on a GPU and fp32 on a CPU where none is given. Raises InputError or MachineError."""
-    if text is None:
-        return "bf16" if device.startswith("cuda") else "fp32"
+def check_dtype(text: str, device: str) -> None:
+    """Raise InputError for a dtype that layers do not run in, MachineError for one that the device does not have."""
     if text not in DTYPES:
-        raise InputError(f"{shown(text)} is not a dtype that layers run in{allowed_values(text, DTYPES)}", where)
-    if text == "bf16" and device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise MachineError(f"{where} bf16: {torch.cuda.get_device_name(device)} has no bf16; take fp16")
-    return text
+        raise InputError(f"{shown(text)} is not a dtype that layers run in{allowed_values(text, DTYPES)}", "--dtype")
+    if text == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise MachineError(f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16; take fp16")
 
 
 def examine(device: str, dtype: str) -> Machine:
-    """Return the machine with its rates: those of a matrix product in `dtype` and a copy are measured now.
-
-    Times are predicted with the catalogue's rates where it has the device, else with the measured ones. fp32 products
-    run as fp32 unless torch is told otherwise, so their peak is not that of tf32.
-    """
-    import torch
-
+    """Return the machine with its rates, as measured now and, where it has the device, by the catalogue."""
     clock = clock_of(device)
     product, copy = matmul_rate(device, torch_dtype(dtype), clock), copy_rate(device, clock)
-    name = device_name(device)
-    known = _in_catalogue(name)
+    name = _device_name(device)
+    known: Device | None = None
+    with suppress(InputError):
+        known = find_device(name)
+    # fp32 products run as fp32 unless torch is told otherwise, so their peak is not that of tf32.
     flops_per_s = si_value(known, f"{dtype}_tflops") if known else None
     bytes_per_s = si_value(known, "memory_gbs") if known else None
     peak_of = f"{known.name}, {dtype}" if known and flops_per_s else "the matrix product measured"
-    return Machine(
-        device=device,
-        name=name,
-        clock=clock,
-        matmul_flops_per_s=product,
-        copy_bytes_per_s=copy,
-        peak=Peak(name, Fraction(flops_per_s or product), Fraction(bytes_per_s or copy), peak_of),
-        threads=None if device.startswith("cuda") else torch.get_num_threads(),
-    )
+    peak = Peak(name, Fraction(flops_per_s or product), Fraction(bytes_per_s or copy), peak_of)
+    threads = None if device.startswith("cuda") else torch.get_num_threads()
+    return Machine(device, name, clock, product, copy, peak, threads)
 
 
 def choose_threads(device: str) -> str | None:
-    """Let torch use one thread where that is faster than several; return a note in that case.
-
-    On a processor that other programs use too, threads wait for one another: small products can take ten times as long,
-    and the fastest mixer becomes another one. OMP_NUM_THREADS, where it is set, decides instead.
-    """
-    import torch
-
+    """Let torch use one thread where that is faster, and OMP_NUM_THREADS does not decide; return a note if so.
+    Where other programs use the processor too, threads wait for one another: small products can take ten times as
+    long, and the fastest mixer becomes another one."""
     threads = torch.get_num_threads()
     if device.startswith("cuda") or threads == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None
-    x = torch.randn(8, SMALL_PRODUCT, SMALL_PRODUCT)
+    x = torch.randn(8, 192, 192)  # A square product takes some 50 us in one thread.
 
     def products() -> None:
-        for _ in range(SMALL_PRODUCTS):
+        for _ in range(60):
             (x @ x).mul_(2)
 
     several = min(cpu_clock(products), cpu_clock(products))
@@ -137,11 +97,7 @@ def choose_threads(device: str) -> str | None:
 
 
 def emulation_note(machine: Machine, dtype: str) -> str | None:
-    """Return a note where a processor multiplies in `dtype` at less than half of its fp32 rate.
-
-    Power attention computes in fp32 there, and is not slowed. Without units for fp16 a processor emulates its products:
-    1 GFLOP/s where fp32 reaches 190.
-    """
+    """Return a note where a processor emulates products in `dtype`: fp16 reaches 1 GFLOP/s where fp32 reaches 190."""
     if machine.threads is None or dtype == "fp32":
         return None
     rate = machine.matmul_flops_per_s
@@ -154,10 +110,8 @@ def emulation_note(machine: Machine, dtype: str) -> str | None:
     )
 
 
-def device_name(device: str) -> str:
+def _device_name(device: str) -> str:
     """Return the GPU's name as torch has it, or the processor's cores, architecture and vector units."""
-    import torch
-
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -171,10 +125,3 @@ def versions() -> dict[str, str | None]:
         with suppress(PackageNotFoundError):
             installed[package] = version(package)
     return installed
-
-
-def _in_catalogue(name: str) -> Device | None:
-    try:
-        return find_device(name)
-    except InputError:
-        return None

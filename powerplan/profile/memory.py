@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+
+import torch
 
 from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
@@ -31,17 +33,12 @@ EXTRA_ADDRESS_SPACE = 2**29
 """Bytes of address space left to threads and libraries beyond the limit of a run: addresses, hardly any memory."""
 
 KEPT_BYTES = 256
-"""Bytes of states that power attention keeps for its backward pass, per token and head at K = V = 64, p = 2.
-
-195 were measured.
-"""
+"""Bytes of states kept for the backward pass, per token and head at K = V = 64, p = 2; 195 were measured."""
 
 
 def free_bytes(device: str) -> int:
     """Return the bytes that are free on the GPU, or available to this process on a processor."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     info = Path("/proc/meminfo")
@@ -49,10 +46,8 @@ def free_bytes(device: str) -> int:
         lines = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())
         free = [int(lines["MemAvailable"].split()[0]) * 1024]
     for limit, used in CGROUP_FILES:
-        try:
+        with suppress(OSError, ValueError):  # There is no such group, or its limit reads "max".
             free.append(int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
-        except (OSError, ValueError):  # There is no such group, or its limit reads "max".
-            continue
     return max(0, min(free))
 
 
@@ -101,7 +96,6 @@ def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fractio
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on a GPU or a processor."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
@@ -112,8 +106,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def peak_of(run: Run, device: str) -> int:
     """Run once and return the most bytes allocated at once beyond those before the run, outputs included."""
-    import torch
-
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -133,31 +125,21 @@ def peak_of(run: Run, device: str) -> int:
 
 @contextmanager
 def memory_limited(limit: int, device: str) -> Iterator[None]:
-    """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process.
-
-    On a GPU torch's allocator keeps the limit, on Linux the address space of the process. Elsewhere nothing does.
-    """
-    import torch
-
-    if device.startswith("cuda"):
-        installed = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
-        try:
-            yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
-        return
+    """Make allocations fail that would pass `limit` bytes, so that an error ends the run and not the process: on a GPU
+    by torch's allocator, on Linux by the process's address space. Elsewhere nothing keeps the limit."""
     pages = Path("/proc/self/statm")
-    if not pages.exists():
-        yield
-        return
-    import resource
+    with ExitStack() as afterwards:
+        if device.startswith("cuda"):
+            installed = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
+            afterwards.callback(torch.cuda.set_per_process_memory_fraction, 1.0, device)
+        elif pages.exists():
+            import resource
 
-    used = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = used + limit + EXTRA_ADDRESS_SPACE
-    resource.setrlimit(resource.RLIMIT_AS, (allowed if hard == resource.RLIM_INFINITY else min(allowed, hard), hard))
-    try:
+            used = int(pages.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+            allowed = used + limit + EXTRA_ADDRESS_SPACE
+            allowed = allowed if hard == resource.RLIM_INFINITY else min(allowed, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+            afterwards.callback(resource.setrlimit, resource.RLIMIT_AS, (soft, hard))
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

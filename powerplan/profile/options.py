@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -10,7 +11,6 @@ from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import GroupedHeads, Mixer
-from powerplan.profile.names import distinct_names
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer, ModelSpec
@@ -31,8 +31,19 @@ CPU_CONTEXTS = (1024, 4096, 16384)
 GPU_CONTEXTS = (4096, 16384, 65536, 262144)
 """Contexts that are timed on a GPU where the user gives none."""
 
-TIMED_FAMILIES = ("attention", "window", "power", "linear")
-"""Families of mixers that can be run and checked."""
+DIFFERENCES: tuple[Callable[[Any], str], ...] = (
+    lambda mixer: f"{mixer.heads}x{mixer.head_dim}",
+    lambda mixer: f"kv {mixer.kv_heads}",
+    lambda mixer: f"v {mixer.v_head_dim}",
+    lambda mixer: "" if mixer.has_normaliser else "unnormalised",
+    lambda mixer: "gated" if mixer.gated else "",
+    lambda mixer: f"chunk {mixer.chunk_size}" if mixer.chunk_size else "",
+    lambda mixer: f"tile {mixer.tile}",
+    lambda mixer: "output gate" if mixer.output_gate else "",
+    lambda mixer: f"{mixer.qk_norm} qk-norm" if mixer.qk_norm != "none" else "",
+    lambda mixer: {True: "bias", False: ""}.get(mixer.bias, f"{mixer.bias} bias"),
+)
+"""Suffixes that tell mixers of equal names apart, in the order in which they are tried."""
 
 
 def workload_of(
@@ -74,19 +85,19 @@ def workload_of(
     if not can_swap(spec):
         raise InputError(f"{spec.name} has layers whose mixer has no heads that another could take", "MODEL")
     against_names = parse_names(against, "--against", (*BASELINES, "none"))
-    impls = parse_names(impl, "--impl", IMPLS)
     gpu = device.startswith("cuda")
-    impls = list(dict.fromkeys(("triton" if gpu else "torch") if name == "auto" else name for name in impls))
+    # The latter runs windows, and softmax attention as a subject: FlexAttention, or SDPA in blocks.
+    auto, softmax_impl = ("triton", "flex") if gpu else ("torch", "sdpa")
+    impls = list(dict.fromkeys(auto if name == "auto" else name for name in parse_names(impl, "--impl", IMPLS)))
     notes: list[str] = []
-    mixers: list[GroupedHeads] = []
-    for requested in _requested_mixers(spec, degrees, mixer, notes):
-        kernel_mixer = _as_kernels_run(requested, notes)
-        mixers += [kernel_mixer] if kernel_mixer not in mixers else []
-    baselines = [pair for pair in _baselines(spec, mixers[0], against_names, gpu) if pair[0] not in mixers]
+    requested = _requested_mixers(spec, degrees, mixer, notes)
+    mixers = list(dict.fromkeys(_as_kernels_run(own, notes) for own in requested))
+    baselines = _baselines(spec, mixers[0], against_names, softmax_impl, auto)
+    baselines = [pair for pair in baselines if pair[0] not in mixers]
     names = distinct_names([*mixers, *(baseline for baseline, _ in baselines)])
     subjects: list[TimedMixer] = []
     for subject in mixers:
-        own_impls = [_softmax_impl(gpu)] if subject.degree is None else impls
+        own_impls = [softmax_impl] if subject.degree is None else impls
         for own in own_impls:
             name = f"{names[subject]} {own}" if len(own_impls) > 1 else names[subject]
             subjects.append(TimedMixer(name, subject, own))
@@ -111,23 +122,43 @@ def workload_of(
     )
 
 
+def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
+    """Return a name for each mixer, "softmax", "window 1,040" or "power p=2", with a suffix where two would be equal:
+    times are kept and looked up by name."""
+    short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
+    names = {mixer: "softmax" if mixer.family == "attention" else name for mixer, name in short.items()}
+    for difference in DIFFERENCES:
+        for name in set(names.values()):
+            namesakes = [mixer for mixer in mixers if names[mixer] == name]
+            try:
+                suffixes = {mixer: difference(mixer) for mixer in namesakes}
+            except AttributeError:  # Softmax attention has no chunks, linear attention no tiles.
+                continue
+            if len(set(suffixes.values())) > 1:
+                names |= {mixer: f"{name} {suffix}".rstrip() for mixer, suffix in suffixes.items()}
+    for name in set(names.values()):
+        for number, mixer in enumerate([mixer for mixer in mixers if names[mixer] == name][1:], 2):
+            names[mixer] = f"{name} #{number}"
+    return names
+
+
 def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     """Return the names in a list such as "softmax,window"; raises InputError for a name that is not allowed."""
-    names = [name.strip() for name in text.split(",")]
+    names = dict.fromkeys(name.strip() for name in text.split(","))
     for name in names:
         if name not in allowed:
             raise InputError(f"{shown(name)} is not known{allowed_values(name, allowed)}", where)
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
-def parse_chunk_sizes(text: str, where: str = "--chunk-size") -> tuple[int, ...]:
+def parse_chunk_sizes(text: str) -> tuple[int, ...]:
     """Return the chunk sizes in "256,512"; none for "auto", the implementation's own."""
-    return () if text.strip() == "auto" else tuple(parse_integers(text, where, 1, 2**20))
+    return () if text.strip() == "auto" else tuple(parse_integers(text, "--chunk-size", 1, 2**20))
 
 
-def parse_passes(text: str, where: str = "--pass") -> tuple[str, ...]:
-    """Return the passes in "forward,train" in the order of PASSES; raises InputError for one that is not known."""
-    names = parse_names(text, where, tuple(PASSES))
+def parse_passes(text: str) -> tuple[str, ...]:
+    """Return the passes in "forward,train" in the order of PASSES."""
+    names = parse_names(text, "--pass", tuple(PASSES))
     return tuple(name for name in PASSES if name in names)
 
 
@@ -146,7 +177,6 @@ def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, n
 
 
 def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
-    """Return the mixer that `swap` puts in the layer. Raises InputError for a kind that is not timed."""
     changed, remarks = swapped(spec, swap)
     mixer = _most_frequent_layer(changed)[0].mixer
     assert mixer is not None
@@ -157,7 +187,7 @@ def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
 
 
 def _can_be_timed(mixer: Mixer) -> TypeGuard[GroupedHeads]:
-    return mixer.family in TIMED_FAMILIES
+    return mixer.family in ("attention", "window", "power", "linear")
 
 
 def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
@@ -174,12 +204,9 @@ def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
     return msgspec.structs.replace(mixer, normalize=False)
 
 
-def _softmax_impl(gpu: bool) -> str:
-    """Return what runs windows, and softmax attention as a subject: FlexAttention on a GPU, else SDPA (in blocks)."""
-    return "flex" if gpu else "sdpa"
-
-
-def _baselines(spec: ModelSpec, subject: GroupedHeads, names: list[str], gpu: bool) -> list[tuple[GroupedHeads, str]]:
+def _baselines(
+    spec: ModelSpec, subject: GroupedHeads, names: list[str], window_impl: str, linear_impl: str
+) -> list[tuple[GroupedHeads, str]]:
     """Return the baselines `names` in the heads of `subject`, and the model's own windows; each with what runs it."""
     heads = subject.own_heads()
     base = Workload(spec, *_most_frequent_layer(spec), (), (), (), (), "", "").one_layer(subject)
@@ -189,9 +216,9 @@ def _baselines(spec: ModelSpec, subject: GroupedHeads, names: list[str], gpu: bo
     if "window" in names:
         windows = [own.window_size for own in spec.mixers() if own.family == "window"]
         for size in dict.fromkeys(filter(None, [same_state_window(base), *windows])):
-            swaps.append((Swap.attention(heads, size), _softmax_impl(gpu)))
+            swaps.append((Swap.attention(heads, size), window_impl))
     if "linear" in names:
-        swaps.append((Swap.of("linear", heads), "triton" if gpu else "torch"))
+        swaps.append((Swap.of("linear", heads), linear_impl))
     return [(_as_kernels_run(_swapped_in(base, swap, []), []), impl) for swap, impl in swaps]
 
 

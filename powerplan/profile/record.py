@@ -6,10 +6,9 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fractions import Fraction
 
 from powerplan.measured import SCHEMA
-from powerplan.profile.costs import projection_flops, run_costs, state_flops
+from powerplan.profile.costs import run_costs
 from powerplan.profile.machine import Machine, versions
 from powerplan.profile.result import PASSES, Breakdown, CheckResult, Crossover, Measurement, Missing, Profile, Split
 from powerplan.profile.timing import Spread
@@ -25,9 +24,7 @@ class Record:
     workload: Workload
     rows: list[Measurement] = field(default_factory=list)
     checks: list[CheckResult] = field(default_factory=list)
-    refused: dict[TimedMixer, str] = field(default_factory=dict)
-    """Mixers that cannot run here, and why."""
-
+    refused: set[TimedMixer] = field(default_factory=set)  # Mixers that cannot run here.
     crossovers: list[Crossover] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -39,31 +36,22 @@ class Record:
         return [timed for timed in mixers if timed not in self.refused]
 
     def refuse(self, timed: TimedMixer, reason: str) -> None:
-        """Record that a mixer cannot run here."""
-        self.refused[timed] = reason
+        self.refused.add(timed)
         self.miss(f"{timed.name} ({timed.impl})", reason)
 
     def miss(self, what: str, reason: str) -> None:
-        """Record that something was not done."""
         self.missing.append(Missing(what=what, reason=reason))
 
     def miss_run(self, point: Point, name: str, reason: str, seconds: float | None = None) -> None:
         """Record that one run was not timed; `seconds` is its expected time, where it would have been too long."""
-        self.missing.append(
-            Missing(
-                reason=reason,
-                part=point.part,
-                direction=point.direction,
-                context=point.context,
-                name=name,
-                seconds=seconds,
-            )
-        )
+        part, direction, context = point.part, point.direction, point.context
+        run = Missing(reason=reason, part=part, direction=direction, context=context, name=name, seconds=seconds)
+        self.missing.append(run)
 
     def medians(self, timed: TimedMixer, pass_name: str) -> dict[int, float]:
         """Return the seconds that the mixer alone took in one pass, by context."""
-        rows = [row for row in self.rows if (row.part, row.direction) == ("state", PASSES[pass_name])]
-        return {row.context: row.ms_p50 / 1000 for row in rows if row.name == timed.name}
+        key = ("state", PASSES[pass_name], timed.name)
+        return {row.context: row.ms_p50 / 1000 for row in self.rows if (row.part, row.direction, row.name) == key}
 
     def first_reason(self) -> str:
         """Return why there are no measurements: the first thing that is missing, and how many more are."""
@@ -72,6 +60,39 @@ class Record:
         first, *others = self.missing
         count = f"{len(others)} other runs" if len(others) > 1 else "one other run"
         return f"{first.describe()} (and {count})" if others else first.describe()
+
+    def add(self, machine: Machine, timed: TimedMixer, point: Point, times: Spread, peak_bytes: int | None) -> None:
+        mixer, workload = timed.mixer, self.workload
+        flops = float(run_costs(workload, timed, point, executed=True)[0])
+        counted_flops, moved_bytes = run_costs(workload, timed, point, executed=False)
+        row = Measurement(
+            name=timed.name,
+            impl="torch" if point.part in ("projections", "ffn") else timed.impl,
+            direction=point.direction,
+            context=point.context,
+            mixer=timed.text,
+            heads=mixer.heads,
+            kv_heads=mixer.kv_heads,
+            head_dim=mixer.head_dim,
+            p=mixer.degree,
+            window=mixer.window_size,
+            chunk_size=timed.chunk_size if point.part in ("state", "layer") else None,
+            gated=timed.gated,
+            batch=workload.batch,
+            dtype=workload.dtype,
+            part=point.part,
+            ms_p20=times.p20 * 1000,
+            ms_p50=times.median * 1000,
+            ms_p80=times.p80 * 1000,
+            repeats=times.repeats,
+            tokens_per_s=workload.batch * point.tokens / times.median,
+            flops=flops,
+            tflops=flops / times.median / 1e12,
+            share_of_matmul=flops / times.median / machine.matmul_flops_per_s,
+            predicted_ms=machine.peak.roofline_s(float(counted_flops), float(moved_bytes)) * 1000,
+            peak_bytes=peak_bytes,
+        )
+        self.rows.append(row)
 
     def profile(self, machine: Machine, seconds: float) -> Profile:
         """Return the result; `seconds` is how long the whole profile took."""
@@ -96,7 +117,7 @@ class Record:
             peak_of=peak.kind,
             results=self.rows,
             checks=tuple(self.checks),
-            split=tuple(splits(workload, self.rows)),
+            split=tuple(filter(None, map(self._split, self.rows))),
             crossover=tuple(self.crossovers),
             breakdown=tuple(self.breakdowns),
             missing=tuple(self.missing),
@@ -104,77 +125,33 @@ class Record:
             interrupted=self.interrupted,
         )
 
-
-def measurement(
-    workload: Workload, machine: Machine, timed: TimedMixer, point: Point, times: Spread, peak_bytes: int | None
-) -> Measurement:
-    """Return the row of one timing."""
-    flops = float(run_costs(workload, timed, point, executed=True)[0])
-    counted_flops, moved_bytes = run_costs(workload, timed, point, executed=False)
-    predicted = machine.peak.roofline_s(float(counted_flops), float(moved_bytes))
-    mixer = timed.mixer
-    return Measurement(
-        name=timed.name,
-        impl="torch" if point.part in ("projections", "ffn") else timed.impl,
-        direction=point.direction,
-        context=point.context,
-        mixer=timed.text,
-        heads=mixer.heads,
-        kv_heads=mixer.kv_heads,
-        head_dim=mixer.head_dim,
-        p=mixer.degree,
-        window=mixer.window_size,
-        chunk_size=timed.chunk_size if point.part in ("state", "layer") else None,
-        gated=timed.gated,
-        batch=workload.batch,
-        dtype=workload.dtype,
-        part=point.part,
-        ms_p20=times.p20 * 1000,
-        ms_p50=times.median * 1000,
-        ms_p80=times.p80 * 1000,
-        repeats=times.repeats,
-        tokens_per_s=workload.batch * point.tokens / times.median,
-        flops=flops,
-        tflops=flops / times.median / 1e12,
-        share_of_matmul=flops / times.median / machine.matmul_flops_per_s,
-        predicted_ms=predicted * 1000,
-        peak_bytes=peak_bytes,
-    )
-
-
-def splits(workload: Workload, rows: Sequence[Measurement]) -> list[Split]:
-    """Return the time of the weight part and of the state part for every mixer and context that has both."""
-    hidden = workload.spec.hidden_size
-    result = []
-    for state in rows:
+    def _split(self, state: Measurement) -> Split | None:
+        """Return the time of the weight part and of the state part at one row; None where one of them was not timed."""
+        workload = self.workload
         timed = next((timed for timed in workload.mixers if timed.name == state.name), None)
         if state.part != "state" or timed is None:
-            continue
-        same_pass = [row for row in rows if row.direction == state.direction]
+            return None
+        same_pass = [row for row in self.rows if row.direction == state.direction]
         sharing = {other.name for other in workload.mixers if other.projection_key == timed.projection_key}
         projections = next((row for row in same_pass if row.part == "projections" and row.name in sharing), None)
         ffn = next((row for row in same_pass if row.part == "ffn"), None)
         if projections is None or (workload.ffn is not None and ffn is None):
-            continue
-        layers = [row for row in same_pass if row.part == "layer" and row.name == state.name]
-        layer_ms = next((row.ms_p50 for row in layers if row.context == state.context), None)
+            return None
+        place = ("layer", state.name, state.context)
         weight_ms = [row.seconds_per_token * state.tokens * 1000 for row in (projections, ffn) if row is not None]
         pass_name = next(name for name, direction in PASSES.items() if direction == state.direction)
-        point = Point("state", pass_name, state.context)
-        weight_flops = projection_flops(timed, hidden) + workload.ffn_flops()
-        weight_flops *= state.tokens * point.forward_passes
-        all_state_flops = state_flops(timed, point, executed=False) * workload.batch
-        result.append(
-            Split(
-                name=state.name,
-                direction=state.direction,
-                context=state.context,
-                projections_ms=weight_ms[0],
-                ffn_ms=weight_ms[1] if ffn is not None else None,
-                state_ms=state.ms_p50,
-                wsfr_time=sum(weight_ms) / state.ms_p50,
-                wsfr_flops=float(Fraction(weight_flops) / all_state_flops),
-                layer_ms=layer_ms,
-            )
+        projection_flops, ffn_flops, state_flops = (
+            run_costs(workload, timed, Point(part, pass_name, state.context), executed=False)[0]
+            for part in ("projections", "ffn", "state")
         )
-    return result
+        return Split(
+            name=state.name,
+            direction=state.direction,
+            context=state.context,
+            projections_ms=weight_ms[0],
+            ffn_ms=weight_ms[1] if ffn is not None else None,
+            state_ms=state.ms_p50,
+            wsfr_time=sum(weight_ms) / state.ms_p50,
+            wsfr_flops=float((projection_flops + ffn_flops) / state_flops),
+            layer_ms=next((row.ms_p50 for row in same_pass if (row.part, row.name, row.context) == place), None),
+        )

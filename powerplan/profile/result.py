@@ -1,34 +1,23 @@
-"""The result of `powerplan profile`, as it is printed, saved and read again.
-
-Planning reads a part of a saved profile only: powerplan.measured.
-"""
+"""The result of `powerplan profile`, as it is printed, saved and read again (by planning: powerplan.measured)."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import msgspec
 
 from powerplan.measured import Count, Positive, Result, SavedProfile, read_saved
-from powerplan.profile.breakdown import OperationTime
 
 PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
-
-PARTS = ("state", "projections", "ffn", "layer")
-"""Parts of a layer that are timed.
-
-state: the mixer alone, from queries, keys and values to its output. projections: from the hidden state to the heads,
-and back. ffn: the MLP or the mixture of experts. layer: all of these, with norms and residual sums.
-"""
 
 
 class Measurement(Result, frozen=True, kw_only=True):
     """One timing, and what it is compared with. Rates and counts are of one run, over all `batch` sequences.
 
     A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
-    flops: what the implementation executes, as the planner counts it: causal pairs only, and the backward pass as twice
-    the forward pass.
+    flops: what the implementation executes: causal pairs only, and the backward pass as twice the forward pass.
     share_of_matmul: `tflops` over the rate of a matrix product in the same dtype.
     predicted_ms: roofline of the FLOPs that `recommend` counts, max(FLOPs / peak, bytes / bandwidth).
     peak_bytes: most bytes allocated at once beyond what was allocated before the run, outputs included.
@@ -41,17 +30,10 @@ class Measurement(Result, frozen=True, kw_only=True):
     predicted_ms: Positive | None = None
     peak_bytes: int | None = None
 
-    @property
-    def over_predicted(self) -> float | None:
-        return None if self.predicted_ms is None else self.ms_p50 / self.predicted_ms
-
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
-    """Time of one layer at a context, in milliseconds: its weight part (projections, FFN) and its state part.
-
-    wsfr_time: time of the weight part over time of the state part. wsfr_flops: the ratio of their FLOPs, as `powerplan
-    wsfr` counts them, without the LM head. layer_ms: the layer run as a whole, where that was measured.
-    """
+    """Time of one layer at a context: its weight part (projections, FFN), its state part, and the layer as a whole.
+    WSFR: weight part over state part, in time and in FLOPs as `powerplan wsfr` counts them, without the LM head."""
 
     name: str
     direction: str
@@ -79,9 +61,9 @@ class CrossoverTiming(msgspec.Struct, frozen=True):
 class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
     """The context from which the mixer `name` takes less time than the mixer `against`.
 
-    slower_at and faster_at: the nearest contexts measured on either side, None where no context was on that side.
-    context: where a straight line between the logarithms of the two time ratios crosses 1; None without both sides.
-    estimate: where the line through the two longest contexts would cross 1, where `faster_at` is None.
+    context: where a straight line between the logarithms of the time ratios at `slower_at` and `faster_at`, the nearest
+    contexts measured on either side, crosses 1; None without both. estimate: where the line through the two longest
+    contexts would cross 1, where `faster_at` is None.
     """
 
     name: str
@@ -104,11 +86,8 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"direction": "pass"}):
-    """Something that was not measured, and the reason.
-
-    It is one run (part, direction, context, name), or something else in words (what).
-    seconds: how long the run was expected to take, where there was no time for it.
-    """
+    """What was not measured, and the reason: something in words (what), or one run, with the seconds that it was
+    expected to take where there was no time for it."""
 
     reason: str
     what: str | None = None
@@ -119,9 +98,17 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     seconds: float | None = None
 
     def describe(self) -> str:
-        """Return what and why, in one line."""
         what = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
         return f"{what}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class OperationTime:
+    """One kernel, stage or operator: how often it ran, and the seconds that it took in all."""
+
+    name: str
+    calls: int
+    seconds: float
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
@@ -145,11 +132,8 @@ class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(SavedProfile, frozen=True, kw_only=True):
-    """A whole profile. Rates are in FLOP/s and bytes/s.
-
-    matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with peak_flops_per_s and
-    bandwidth_bytes_per_s; peak_of says what these are.
-    """
+    """A whole profile. matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with
+    peak_flops_per_s and bandwidth_bytes_per_s; peak_of says what these are."""
 
     results: list[Measurement]  # type: ignore[assignment]
     powerplan: str

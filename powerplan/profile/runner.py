@@ -6,45 +6,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from powerplan.profile.machine import Machine
+import torch
+
 from powerplan.profile.memory import bytes_needed, is_out_of_memory, peak_of
-from powerplan.profile.record import Record, measurement
+from powerplan.profile.record import Record
 from powerplan.profile.runs import prepare
 from powerplan.profile.scheduler import LONG_RUN_S, Allowance, Scheduler
 from powerplan.profile.timing import Clock, Run, sample_until_settled, spread
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.units import format_bytes
 
-TOO_LONG = "too long for the time that was left"
-"""The reason of a run that is missing because it would not fit the time limit."""
-
 MAX_PROFILED_STEPS = 1000
-"""Most chunks, or tokens one by one, of a run whose memory is watched by torch's profiler on a processor.
-
-Each step makes dozens of events.
-"""
+"""Most chunks (or single tokens) of a run whose memory torch's profiler watches: each makes dozens of events."""
 
 
 @dataclass
 class Runner:
-    """Times the runs of a workload on one machine, in at most `memory_limit` bytes a run.
-
-    decoding_clock: the clock for decoding steps, where it is not the machine's. tell: is told what runs now.
-    """
+    """Times the runs of a workload on one machine; `tell` is told what runs now."""
 
     workload: Workload
-    machine: Machine
     scheduler: Scheduler
     record: Record
-    memory_limit: int
-    decoding_clock: Clock | None
+    memory_limit: int  # Bytes that one run may take.
+    decoding_clock: Clock | None  # For decoding steps, where it is not the machine's.
     tell: Callable[[str], None]
 
     def time(self, point: Point, mixers: Sequence[TimedMixer], allowance: Allowance) -> dict[TimedMixer, float]:
-        """Time the mixers at one point in turns, record the times and what could not be timed, and return the medians.
-
-        An interrupt or an error keeps the samples that were taken until then.
-        """
+        """Time the mixers at one point in turns, record times (an interrupt loses none), and return the medians."""
         runs: dict[TimedMixer, Run] = {}
         samples: dict[TimedMixer, list[float]] = {}
         peaks: dict[TimedMixer, int] = {}
@@ -66,12 +54,11 @@ class Runner:
                     times = spread(samples[timed])
                     medians[timed] = times.median
                     self.scheduler.observe(timed, point, times.median)
-                    row = measurement(self.workload, self.machine, timed, point, times, peaks.get(timed))
-                    self.record.rows.append(row)
+                    self.record.add(self.scheduler.machine, timed, point, times, peaks.get(timed))
         return medians
 
     def _clock(self, point: Point) -> Clock:
-        return self.decoding_clock if point.decodes and self.decoding_clock else self.machine.clock
+        return self.decoding_clock if point.decodes and self.decoding_clock else self.scheduler.machine.clock
 
     def _fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
         """Whether a run fits into the memory and into `seconds`; a run that does not is recorded as missing."""
@@ -80,11 +67,12 @@ class Runner:
             limit = format_bytes(self.memory_limit)
             reason = f"it would take about {format_bytes(needed)}, and the limit is {limit}"
             self.record.miss_run(point, timed.name, reason)
-            return False
-        if not self.scheduler.fits(timed, point, seconds):
-            self.record.miss_run(point, timed.name, TOO_LONG, self.scheduler.expected(timed, point))
-            return False
-        return True
+        elif not self.scheduler.fits(timed, point, seconds):
+            seconds = self.scheduler.expected(timed, point)
+            self.record.miss_run(point, timed.name, "too long for the time that was left", seconds)
+        else:
+            return True
+        return False
 
     def _warmed_up(
         self, timed: TimedMixer, point: Point, samples: dict[TimedMixer, list[float]], peaks: dict[TimedMixer, int]
@@ -105,7 +93,6 @@ class Runner:
 
     @contextmanager
     def _recording_out_of_memory(self, point: Point, name: str) -> Iterator[None]:
-        """Record an out-of-memory error as missing, and go on."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -113,6 +100,4 @@ class Runner:
                 raise
             self.record.miss_run(point, name, "out of memory")
             if self.workload.on_gpu:
-                import torch
-
                 torch.cuda.empty_cache()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from powerplan import kernels, models
 from powerplan.mixers import FeatureAttention
+from powerplan.models.mixers.attention import softmax_attention
 from powerplan.profile.timing import Run
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.spec import Layer
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
 
 PREFIX = 256
 """Most tokens that build the state for a decoding step: a step's time depends on the state's size, not its content."""
@@ -21,30 +23,25 @@ PREFIX = 256
 
 def torch_dtype(name: str) -> torch.dtype:
     """Return torch's dtype of "fp32", "bf16" or "fp16"."""
-    import torch
-
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
     """Return the run at `point`, with its inputs and weights made. It returns its output, and gradients in training."""
-    if point.part == "state" and point.decodes:
-        return _decoding_step(workload, timed, point.context)
     if point.part == "state":
-        return _pass_of(mix(timed), heads_of(workload, timed, point.context), None, point)
+        if point.decodes:
+            return _decoding_step(workload, timed, point.context)
+        return _pass_of(_mixing(timed), heads_of(workload, timed, point.context), None, point)
     if point.part == "projections":
         # Without the FFN: experts would take memory, and no part in it.
         workload = replace(workload, layer=Layer(mixer=timed.mixer))  # type: ignore[arg-type]
     module = layer_module(workload, timed)
-    x = hidden_state(workload, point.tokens)
-    if point.part == "layer":
-        return _pass_of(module, [x], module, point)
-    if point.part == "ffn":
-        assert module.ffn is not None
-        return _pass_of(module.ffn, [x], module.ffn, point)
-    assert point.part == "projections", point
-    mixer: Any = module.mixer
-    mixed = _random(workload, workload.batch, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
+    x = random_tensor(workload, point.tokens, workload.spec.hidden_size)
+    if point.part != "projections":
+        whole = {"layer": module, "ffn": module.ffn}[point.part]
+        return _pass_of(whole, [x], whole, point)
+    mixer = module.mixer
+    mixed = random_tensor(workload, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
 
     def project(x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         heads = [projected for projected in mixer.project(x) if projected is not None]
@@ -55,43 +52,20 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
 
 def layer_module(workload: Workload, timed: TimedMixer, device: str | None = None, dtype: Any = None) -> Any:
     """Return the layer with `timed` as its mixer, with torch's random weights."""
-    import torch
-
-    from powerplan.models import build_layer
-
     torch.manual_seed(0)
     impl = "auto" if timed.feature is None else timed.impl
     settings: dict[str, Any] = {"device": device or workload.device, "dtype": dtype or torch_dtype(workload.dtype)}
-    return build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
-
-
-def hidden_state(workload: Workload, tokens: int) -> Tensor:
-    """Return normal random numbers [B, tokens, hidden]."""
-    return _random(workload, workload.batch, tokens, workload.spec.hidden_size)
+    return models.build_layer(workload.one_layer(timed.mixer), impl=impl, **settings)
 
 
 def heads_of(workload: Workload, timed: TimedMixer, tokens: int) -> list[Tensor]:
     """Return q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]; log_g [B, T, G] in (-0.01, 0] where there is a gate."""
-    import torch
-
-    mixer, batch = timed.mixer, workload.batch
+    mixer = timed.mixer
     sizes = [(mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.v_head_dim)]
-    tensors = [_random(workload, batch, tokens, *size) for size in sizes]
+    tensors = [random_tensor(workload, tokens, *size) for size in sizes]
     if timed.gated:
-        tensors.append(torch.rand(batch, tokens, mixer.kv_heads, device=workload.device) * -0.01)
+        tensors.append(torch.rand(workload.batch, tokens, mixer.kv_heads, device=workload.device) * -0.01)
     return tensors
-
-
-def mix(timed: TimedMixer) -> Callable[..., Any]:
-    """Return the mixer alone, as a function of q, k, v, and log_g where there is a gate."""
-    if timed.feature is None:
-        from powerplan.models.mixers.attention import softmax_attention
-
-        return lambda q, k, v: softmax_attention(q, k, v, timed.mixer.window_size)
-    from powerplan.kernels import power_attention
-
-    settings = kernel_settings(timed.feature) | {"chunk_size": timed.feature.chunk_size, "impl": timed.impl}
-    return lambda q, k, v, log_g=None: power_attention(q, k, v, log_g, **settings)
 
 
 def kernel_settings(mixer: FeatureAttention) -> dict[str, Any]:
@@ -99,52 +73,36 @@ def kernel_settings(mixer: FeatureAttention) -> dict[str, Any]:
     return {"p": mixer.degree, "normalize": mixer.has_normaliser}
 
 
+def _mixing(timed: TimedMixer) -> Callable[..., Any]:
+    """Return the mixer alone, as a function of q, k, v, and log_g where there is a gate."""
+    if timed.feature is None:
+        return lambda q, k, v: softmax_attention(q, k, v, timed.mixer.window_size)
+    settings = kernel_settings(timed.feature) | {"chunk_size": timed.feature.chunk_size, "impl": timed.impl}
+    return lambda q, k, v, log_g=None: kernels.power_attention(q, k, v, log_g, **settings)
+
+
 def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
     """Return a run for one more token after `context` tokens, through the state or the cached keys and values."""
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
     q, k, v, *gate = [x[:, 0] for x in heads_of(workload, timed, 1)]
     if timed.feature is not None:
-        from powerplan.kernels import power_attention, power_attention_step
-
         settings = kernel_settings(timed.feature)
         prefix = heads_of(workload, timed, min(context, PREFIX))
         with torch.no_grad():
-            _, state = power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
+            _, state = kernels.power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
         log_g = gate[0] if gate else None
         settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
-
-        def step() -> Any:
-            with torch.no_grad():
-                return power_attention_step(q, k, v, log_g, state, **settings)
-
-        return step
-    mixer = timed.mixer
+        return torch.no_grad()(lambda: kernels.power_attention_step(q, k, v, log_g, state, **settings))
+    mixer, query = timed.mixer, q[:, :, None]
     kept = min(context, mixer.window_size or context)
-    query = q[:, :, None]
-    keys = _random(workload, workload.batch, mixer.kv_heads, kept, mixer.head_dim)
-    values = _random(workload, workload.batch, mixer.kv_heads, kept, mixer.v_head_dim)
+    keys, values = (random_tensor(workload, mixer.kv_heads, kept, dim) for dim in (mixer.head_dim, mixer.v_head_dim))
     grouped = mixer.heads != mixer.kv_heads
-
-    def attend() -> Any:
-        with torch.no_grad():
-            return F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped)
-
-    return attend
+    return torch.no_grad()(lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped))
 
 
 def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.Module | None, point: Point) -> Run:
     """Return a pass of `function` over `inputs`: forward without gradients, or forward and all gradients."""
-    import torch
-
     if not point.trains:
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return function(*inputs)
-
-        return forward
+        return torch.no_grad()(lambda: function(*inputs))
     differentiated = [x.requires_grad_() for x in inputs]
     differentiated += [] if module is None else list(module.parameters())
     grad_outputs: list[Tensor] = []
@@ -160,7 +118,6 @@ def _pass_of(function: Callable[..., Any], inputs: Sequence[Tensor], module: nn.
     return train
 
 
-def _random(workload: Workload, *shape: int) -> Tensor:
-    import torch
-
-    return torch.randn(*shape, device=workload.device, dtype=torch_dtype(workload.dtype))
+def random_tensor(workload: Workload, *shape: int) -> Tensor:
+    """Return normal random numbers [B, *shape]."""
+    return torch.randn(workload.batch, *shape, device=workload.device, dtype=torch_dtype(workload.dtype))

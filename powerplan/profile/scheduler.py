@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from powerplan.profile.costs import projection_flops, run_costs
+from powerplan.profile.costs import run_costs
 from powerplan.profile.machine import Machine
 from powerplan.profile.workload import Point, TimedMixer, Workload
 
@@ -43,7 +44,6 @@ class TimeLimit:
     start: float = field(default_factory=lambda: time.monotonic())
 
     def passed(self) -> float:
-        """Return the seconds since the start."""
         return time.monotonic() - self.start
 
     def left(self) -> float:
@@ -51,8 +51,7 @@ class TimeLimit:
         return self.seconds - self.passed()
 
 
-@dataclass(frozen=True)
-class Allowance:
+class Allowance(NamedTuple):
     """The seconds that all repeats at a point may take together, and the most that a single run may take."""
 
     repeats: float
@@ -61,10 +60,7 @@ class Allowance:
 
 @dataclass
 class Scheduler:
-    """Orders the points of a workload, and gives each a share of the time that is left.
-
-    A run is expected to take its roofline time, times the factor by which the most similar run was slower than its own.
-    """
+    """Orders the points of a workload, and gives each a share of the time that is left."""
 
     workload: Workload
     machine: Machine
@@ -72,41 +68,29 @@ class Scheduler:
     _slowdowns: dict[tuple[str, str, str], float] = field(default_factory=dict)
     """Measured time over roofline time by part, name of the mixer ("" for the last one timed) and pass."""
 
-    def contexts(self, subjects: Sequence[TimedMixer]) -> list[int]:
+    def contexts(self, subject: TimedMixer) -> list[int]:
         """Return the workload's contexts; where the user gave none, divided by 4 until a run of the first is short."""
         contexts = list(self.workload.contexts)
-        while self.workload.may_shorten and subjects and contexts[0] > SHORTEST_CONTEXT:
+        while self.workload.may_shorten and contexts[0] > SHORTEST_CONTEXT:
             points = [Point("state", pass_name, contexts[0]) for pass_name in self.workload.passes]
-            if max(self.expected(subjects[0], point) for point in points) < self.limit.left() * FIRST_CONTEXT_SHARE:
+            if max(self.expected(subject, point) for point in points) < self.limit.left() * FIRST_CONTEXT_SHARE:
                 break
             contexts = [context // 4 for context in contexts]
         return contexts
-
-    def state_points(self, contexts: Sequence[int]) -> list[Point]:
-        """Return the points at which mixers alone are timed: decoding first, since it takes milliseconds a run.
-
-        The other passes follow by rising context, as long ones may use up the time.
-        """
-        points = [Point("state", pass_name, context) for context in contexts for pass_name in self.workload.passes]
-        return sorted(points, key=lambda point: not point.decodes)
 
     def weight_point(self, pass_name: str) -> Point:
         """Return the point at which projections are timed, and the FFN likewise: as many tokens as suit the time."""
         point, workload = Point("projections", pass_name, 1), self.workload
         if point.decodes:
             return point
-        per_token = max((projection_flops(timed, workload.spec.hidden_size) for timed in workload.mixers), default=0)
-        flops = (per_token + workload.ffn_flops()) * workload.batch * point.forward_passes
+        parts = (point, point._replace(part="ffn"))
+        flops = max(sum(run_costs(workload, timed, part, True)[0] for part in parts) for timed in workload.mixers)
         seconds = self.limit.left() * STAGE_SHARES["weights"] / WEIGHT_RUNS
-        affordable = seconds * self.machine.matmul_flops_per_s / flops
+        affordable = seconds * self.machine.matmul_flops_per_s / float(flops)
         tokens = MAX_WEIGHT_TOKENS
         while tokens > MIN_WEIGHT_TOKENS and tokens > affordable:
             tokens //= 2
         return point._replace(context=tokens)
-
-    def weight_seconds(self) -> float:
-        """Return the seconds for all repeats of the projections in one pass, and as many for the FFN."""
-        return STAGE_SHARES["weights"] * self.limit.left() / len(self.workload.passes) / 2
 
     def allot(self, stage: str, points: Sequence[Point]) -> Iterator[tuple[Point, Allowance]]:
         """Yield each point with its share of the stage's time; time that one does not use goes to those after it."""
@@ -126,7 +110,7 @@ class Scheduler:
         return (expected if expected >= LONG_RUN_S else 2 * expected) <= seconds
 
     def expected(self, timed: TimedMixer, point: Point) -> float:
-        """Return the seconds that a run should take, by its FLOPs and by how slow the most similar run was."""
+        """Return a run's roofline time, times the factor by which the most similar run was slower than its own."""
         part, pass_name, _ = point
         similar = [(part, timed.name, pass_name), (part, timed.name, "forward"), (part, "", pass_name)]
         if part == "layer":

@@ -49,13 +49,12 @@ class Session:
             All that was measured, and what was not. After Ctrl-C it holds what was measured until then.
 
         Raises:
-            WrongResultError: If an implementation is further from the reference than allowed.
-            MachineError: If nothing was measured.
+            MachineError: If an implementation is wrong here, or nothing was measured.
         """
         workload = self.workload
         self.limit = TimeLimit(self.time_limit)
         self.record = Record(workload)
-        self.machine: Machine | None = None
+        machine: Machine | None = None
         memory_limit = self.memory_limit or int(SHARE_OF_FREE * free_bytes(workload.device))
         # Made before the memory limit holds: the buffer that fills the caches is not part of a run.
         cold = cold_cpu_clock() if "decode" in workload.passes and not workload.on_gpu else None
@@ -63,46 +62,46 @@ class Session:
             with memory_limited(memory_limit, workload.device):
                 self._tell("matrix product and copy")
                 notes = [choose_threads(workload.device)]
-                self.machine = examine(workload.device, workload.dtype)
-                notes.append(emulation_note(self.machine, workload.dtype))
+                machine = examine(workload.device, workload.dtype)
+                notes.append(emulation_note(machine, workload.dtype))
                 self.record.notes += filter(None, notes)
                 check_all(workload, self.record, self._tell)
                 if self.limit.left() <= 0:
                     checked = f"the checks ended after {self.limit.passed():.0f} s"
                     raise MachineError(f"nothing was measured: {checked}, past the limit; give a longer --time-limit")
-                self.scheduler = Scheduler(workload, self.machine, self.limit)
-                self.runner = Runner(
-                    workload, self.machine, self.scheduler, self.record, memory_limit, cold, self._tell
-                )
+                self.scheduler = Scheduler(workload, machine, self.limit)
+                self.runner = Runner(workload, self.scheduler, self.record, memory_limit, cold, self._tell)
                 self._stages()
         except KeyboardInterrupt:
             self.record.interrupted = True
             self.record.miss("all that was to follow", "interrupted")
-        if not self.record.rows or self.machine is None:
+        if not self.record.rows or machine is None:
             raise MachineError(f"nothing was measured: {self.record.first_reason()}")
-        return self.record.profile(self.machine, self.limit.passed())
+        return self.record.profile(machine, self.limit.passed())
 
     def _tell(self, text: str) -> None:
         self.progress(text, min(1.0, self.limit.passed() / self.limit.seconds))
 
     def _stages(self) -> None:
-        workload, able = self.workload, self.record.able(self.workload.mixers)
+        workload, able, softmax = self.workload, self.record.able(self.workload.mixers), self.workload.softmax
+        subjects = self.record.able(workload.subjects)  # At least one: without any, the checks ended the session.
         self._weights(able)
-        points = self.scheduler.state_points(self.scheduler.contexts(self._subjects()))
+        contexts = self.scheduler.contexts(subjects[0])
+        points = [Point("state", pass_name, context) for context in contexts for pass_name in workload.passes]
+        points.sort(key=lambda point: not point.decodes)  # Decoding first, since it takes milliseconds a run.
         for point, allowance in self.scheduler.allot("state", points):
             self.runner.time(point, able, allowance)
         for pass_name in workload.passes:
-            self._crossover(pass_name)
-        if workload.chunk_sizes:
-            self._chunk_sizes()
-        if workload.breakdown:
-            self._breakdown()
+            if softmax is not None and softmax in able:
+                self._crossover(subjects[0], softmax, pass_name)
+        for pass_name in workload.passes:
+            for subject in subjects if workload.chunk_sizes else ():
+                self._chunk_sizes(subject, pass_name)
+        for pass_name in workload.passes if workload.breakdown else ():
+            self._breakdown(subjects[0], pass_name)
         layer_points = [point._replace(part="layer") for point in points if not point.decodes]
         for point, allowance in self.scheduler.allot("layers", layer_points):
             self.runner.time(point, able, allowance)
-
-    def _subjects(self) -> list[TimedMixer]:
-        return self.record.able(self.workload.subjects)
 
     def _weights(self, able: list[TimedMixer]) -> None:
         """Time the projections, once for mixers that share them, and the FFN."""
@@ -110,18 +109,15 @@ class Session:
         for timed in able:
             by_projections.setdefault(timed.projection_key, timed)
         for pass_name in self.workload.passes:
-            point, seconds = self.scheduler.weight_point(pass_name), self.scheduler.weight_seconds()
-            distinct = list(by_projections.values())
+            point, distinct = self.scheduler.weight_point(pass_name), list(by_projections.values())
+            seconds = STAGE_SHARES["weights"] * self.limit.left() / len(self.workload.passes) / 2
             self.runner.time(point, distinct, Allowance(seconds, one_run=self.limit.left() / 4))
             if self.workload.ffn is not None:
                 point = point._replace(part="ffn")
                 self.runner.time(point, able[:1], Allowance(seconds, one_run=self.limit.left() / 4))
 
-    def _crossover(self, pass_name: str) -> None:
-        """Look for the context from which the first subject is faster than softmax attention."""
-        subject, softmax = next(iter(self._subjects()), None), self.workload.softmax
-        if subject is None or softmax is None or softmax in self.record.refused:
-            return
+    def _crossover(self, subject: TimedMixer, softmax: TimedMixer, pass_name: str) -> None:
+        """Look for the context from which the subject is faster than softmax attention."""
         own, other = (self.record.medians(timed, pass_name) for timed in (subject, softmax))
         known: dict[int, Pair] = {context: (own[context], other[context]) for context in own.keys() & other.keys()}
         passes = self.workload.passes
@@ -145,42 +141,29 @@ class Session:
         if crossover is not None:
             self.record.crossovers.append(crossover)
 
-    def _longest_context(self, timed: TimedMixer, pass_name: str) -> int | None:
-        return max(self.record.medians(timed, pass_name), default=None)
-
-    def _chunk_sizes(self) -> None:
+    def _chunk_sizes(self, subject: TimedMixer, pass_name: str) -> None:
         """Time power attention in every further chunk size, at the longest context that was measured."""
-        for pass_name in self.workload.passes:
-            for subject in self._subjects():
-                context = self._longest_context(subject, pass_name)
-                if pass_name == "decode" or context is None or subject.chunk_size is None:
-                    continue
-                sizes = [size for size in self.workload.chunk_sizes if size != subject.chunk_size]
-                variants = [subject.with_chunk_size(size) for size in sizes]
-                for variant in variants:
-                    self.scheduler.expect_like(variant, subject, pass_name)
-                seconds = STAGE_SHARES["chunks"] * self.limit.left() / len(self.workload.passes)
-                self.runner.time(Point("state", pass_name, context), variants, Allowance(seconds, one_run=seconds))
+        context = max(self.record.medians(subject, pass_name), default=None)
+        if pass_name == "decode" or context is None or subject.chunk_size is None:
+            return
+        sizes = [size for size in self.workload.chunk_sizes if size != subject.chunk_size]
+        variants = [subject.with_chunk_size(size) for size in sizes]
+        for variant in variants:
+            self.scheduler.expect_like(variant, subject, pass_name)
+        seconds = STAGE_SHARES["chunks"] * self.limit.left() / len(self.workload.passes)
+        self.runner.time(Point("state", pass_name, context), variants, Allowance(seconds, one_run=seconds))
 
-    def _breakdown(self) -> None:
-        """Show where the time of the first subject goes, in every pass at the longest context that was measured."""
-        for pass_name in self.workload.passes:
-            subject = next(iter(self._subjects()), None)
-            context = None if subject is None else self._longest_context(subject, pass_name)
-            if subject is None or context is None:
-                continue
-            point = Point("state", pass_name, context)
-            self._tell(f"breakdown of {point.direction} at {context:,} tokens: {subject.name}")
-            if BREAKDOWN_RUNS * self.scheduler.expected(subject, point) > self.limit.left():
-                self.record.miss(f"breakdown of {point.direction}", "no time is left for it")
-                continue
-            operations = breakdown(prepare(self.workload, subject, point), self.workload.device)
-            self.record.breakdowns.append(
-                Breakdown(
-                    name=subject.name,
-                    impl=subject.impl,
-                    direction=point.direction,
-                    context=context,
-                    parts=tuple(operations),
-                )
-            )
+    def _breakdown(self, subject: TimedMixer, pass_name: str) -> None:
+        """Show where the time of the subject goes, at the longest context that was measured."""
+        context = max(self.record.medians(subject, pass_name), default=None)
+        if context is None:
+            return
+        point = Point("state", pass_name, context)
+        self._tell(f"breakdown of {point.direction} at {context:,} tokens: {subject.name}")
+        if BREAKDOWN_RUNS * self.scheduler.expected(subject, point) > self.limit.left():
+            self.record.miss(f"breakdown of {point.direction}", "no time is left for it")
+            return
+        parts = tuple(breakdown(prepare(self.workload, subject, point), self.workload.device))
+        name, impl, direction = subject.name, subject.impl, point.direction
+        run = Breakdown(name=name, impl=impl, direction=direction, context=context, parts=parts)
+        self.record.breakdowns.append(run)

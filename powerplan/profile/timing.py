@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from math import ceil, floor
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]
@@ -48,9 +48,8 @@ def spread(samples: Sequence[float]) -> Spread:
 
     def percentile(share: float) -> float:
         rank = share * (len(ordered) - 1)
-        low = int(rank)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+        low, high = ordered[floor(rank)], ordered[ceil(rank)]
+        return low + (high - low) * (rank - floor(rank))
 
     return Spread(percentile(0.5), percentile(0.2), percentile(0.8), len(ordered))
 
@@ -71,13 +70,9 @@ def cpu_clock(run: Run) -> float:
 
 
 def cold_cpu_clock() -> Clock:
-    """Return a clock that fills the caches with other data before each run, outside the time.
-
-    A decoding step in a model finds its state in memory, since the weights of all other layers were read after its last
-    step. Timed over and over, a step would find it in a cache, and more so the smaller the state.
-    """
-    import torch
-
+    """Return a clock that fills the caches with other data before each run, outside the time."""
+    # A decoding step in a model finds its state in memory, since the weights of all other layers were read after its
+    # last step. Timed over and over, a step would find it in a cache, and more so the smaller the state.
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32)
 
     def clock(run: Run) -> float:
@@ -87,10 +82,10 @@ def cold_cpu_clock() -> Clock:
     return clock
 
 
-def cuda_clock(device: str = "cuda") -> Clock:
-    """Return a clock by CUDA events; L2 is flushed before each run, outside the time."""
-    import torch
-
+def clock_of(device: str) -> Clock:
+    """Return a wall clock, or for a GPU one by CUDA events: L2 is flushed before each run, outside the time."""
+    if not device.startswith("cuda"):
+        return cpu_clock
     flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
 
     def clock(run: Run) -> float:
@@ -105,19 +100,11 @@ def cuda_clock(device: str = "cuda") -> Clock:
     return clock
 
 
-def clock_of(device: str) -> Clock:
-    """Return the clock for a device, "cpu", "cuda" or "cuda:1"."""
-    return cuda_clock(device) if device.startswith("cuda") else cpu_clock
-
-
 def interleaved(
     runs: Mapping[Key, Run], repeats: Mapping[Key, int], clock: Clock, samples: dict[Key, list[float]] | None = None
 ) -> dict[Key, list[float]]:
-    """Time the runs in turns, so that a noisy moment on the machine affects all of them.
-
-    `repeats` says how often each run is done; runs with fewer repeats are spread evenly over the turns. Each time is
-    added to `samples` as soon as it is known, so that an interrupt loses none. Returns `samples`, or a new dictionary.
-    """
+    """Time each run as often as `repeats` says, in turns, so that a noisy moment on the machine affects all of them.
+    Each time is added to `samples`, which is returned, as soon as it is known: an interrupt loses none."""
     turns = max(repeats.values(), default=0)
     samples = {} if samples is None else samples
     for key in runs:
@@ -132,11 +119,8 @@ def interleaved(
 def sample_until_settled(
     runs: Mapping[Key, Run], clock: Clock, allowance: float, samples: dict[Key, list[float]]
 ) -> None:
-    """Time the runs in turns until every median is settled, or another run would pass `allowance` seconds.
-
-    Times are added to `samples`. Every run is timed once at least. Short runs are repeated several times in a turn, and
-    where time is short the longest runs stop first.
-    """
+    """Time the runs in turns, at least once each, until all medians are settled or `allowance` seconds would be passed.
+    Times are added to `samples`. Where time is short, the longest runs stop first."""
     start = time.monotonic()
     while True:
         turn = _next_turn(runs, samples, allowance - (time.monotonic() - start))
@@ -150,26 +134,23 @@ def _next_turn(runs: Mapping[Key, Run], samples: Mapping[Key, Sequence[float]], 
     medians = {key: spread(samples[key]).median if samples.get(key) else 0.0 for key in runs}
     turn: dict[Key, Run] = {}
     for key in sorted(runs, key=lambda key: medians[key]):
-        if medians[key] <= left and len(samples.get(key, ())) < MAX_REPEATS:
+        affordable = medians[key] <= left and len(samples.get(key, ())) < MAX_REPEATS
+        if affordable or not medians[key]:
             turn[key] = runs[key]
             left -= medians[key]
-        elif not medians[key]:
-            turn[key] = runs[key]
     return turn
 
 
 def _repeats_in_a_turn(runs: Mapping[Key, Run], samples: Mapping[Key, list[float]]) -> dict[Key, int]:
-    """Return how often each run is done in a turn: once, or more often if it takes less than half of the longest."""
+    """Return how often each run is done in a turn: more than once if it takes less than half of the longest."""
     times = {key: spread(samples[key]).median for key in runs if samples.get(key)}
     longest = max(times.values(), default=0.0)
-    return {
-        key: max(1, min(MAX_REPEATS_IN_A_TURN, int(longest / times[key] / 2))) if times.get(key) else 1 for key in runs
-    }
+    repeats = {key: int(longest / seconds / 2) for key, seconds in times.items() if seconds}
+    return {key: max(1, min(MAX_REPEATS_IN_A_TURN, repeats.get(key, 1))) for key in runs}
 
 
 def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
     """Return the FLOP/s of a square matrix product, the best of five runs."""
-    import torch
 
     def best(size: int, repeats: int) -> float:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -188,8 +169,6 @@ def matmul_rate(device: str, dtype: torch.dtype, clock: Clock) -> float:
 
 def copy_rate(device: str, clock: Clock) -> float:
     """Return the bytes per second that a copy far larger than caches reads and writes, the best of five runs."""
-    import torch
-
     size = 2**30 if device.startswith("cuda") else 2**27
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)

@@ -16,7 +16,11 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec
 
 
 class Point(NamedTuple):
-    """One point of measurement: a part of the layer (PARTS), in one pass (a key of PASSES), at a context in tokens."""
+    """One point of measurement: a part of the layer, in one pass (a key of PASSES), at a context in tokens.
+
+    Parts: "state" is the mixer alone, from queries, keys and values to its output; "projections" from the hidden state
+    to the heads, and back; "ffn" the MLP or mixture of experts; "layer" all of these, with norms and residual sums.
+    """
 
     part: str
     pass_name: str
@@ -46,16 +50,12 @@ class Point(NamedTuple):
         return 3 if self.trains else 1
 
     def describe(self) -> str:
-        """Return the point in words: "state, forward, 4,096 tokens"."""
         return f"{self.part}, {self.direction}, {self.context:,} tokens"
 
 
 @dataclass(frozen=True)
 class TimedMixer:
-    """A mixer, the name that its times are kept by, and the implementation that runs it.
-
-    impl: for power and linear attention a name of IMPLS other than "auto"; for softmax attention "sdpa" or "flex".
-    """
+    """A mixer, the name that its times are kept by, and what runs it: one of IMPLS, or "sdpa" or "flex" for softmax."""
 
     name: str
     mixer: GroupedHeads
@@ -151,28 +151,16 @@ class Workload:
         return self.layer.ffn
 
     def layer_shape(self) -> LayerShape:
-        """Return the layer's sizes as they are saved."""
+        spec = self.spec
         text = None
         if self.ffn is not None:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
             text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
-        return LayerShape(
-            model=self.spec.name,
-            positions=self.positions,
-            hidden_size=self.spec.hidden_size,
-            ffn=text,
-            rope=self.spec.position_embeddings is None,
-        )
-
-    def ffn_flops(self) -> int:
-        """Return the FLOPs of the FFN for one token, 0 without one."""
-        return 0 if self.ffn is None else 2 * int(total(self.ffn.matmul_terms(self.spec.hidden_size)))
+        rope = spec.position_embeddings is None
+        return LayerShape(model=spec.name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
 
     def ffn_weights(self, tokens: int | None = None) -> int:
-        """Return the number of weights in the FFN's matrices; with `tokens`, at most those that as many tokens meet.
-
-        It is an upper bound, for memory and time: tokens that choose the same experts meet fewer weights.
-        """
+        """Return the number of weights in the FFN's matrices; with `tokens`, the most that as many tokens can meet."""
         if self.ffn is None:
             return 0
         hidden = self.spec.hidden_size

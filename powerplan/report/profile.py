@@ -2,91 +2,67 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 
 from powerplan.measured import SCHEMA
-from powerplan.profile.result import PASSES, Crossover, Measurement, Missing, Profile, Split
+from powerplan.profile.result import Crossover, Measurement, Missing, Profile, Split
+from powerplan.report.parts import show_ratio, wrapped
 from powerplan.report.render import Column, Report, grouped, table_of
-from powerplan.units import format_bytes, format_count, format_duration, format_ratio
-
-LINE_WIDTH = 98
-"""Characters in a line of text around the tables."""
-
-DIRECTIONS = list(PASSES.values())
-"""Passes as a saved profile names them, in the order of the tables."""
+from powerplan.units import format_bytes, format_count, format_duration
 
 SHORT_DIRECTIONS = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
-"""Passes as the tables name them."""
+"""Passes in the order of the tables, and as the tables name them."""
 
 
 def profile_report(profile: Profile, all_parts: bool = False, tablefmt: str = "simple") -> Report:
     """Return the report of a profile, for `render`.
 
-    all_parts: put all timings in the table, not only those of the mixers alone. tablefmt: the format of the further
-    tables, "pipe" for markdown.
+    all_parts: put all timings in the table, not only those of the mixers alone. tablefmt: that of the further tables.
     """
     rows = sorted(profile.results if all_parts else profile.part("state"), key=_in_order)
-    before = [*_head(profile), *_crossovers(profile)]
-    after = [
-        *_splits(profile, tablefmt),
-        *_chunk_sizes(profile),
-        *_breakdowns(profile, tablefmt),
-        *_missing(profile),
-        *_legend(profile),
-    ]
+    crossovers = [line for crossover in profile.crossover for line in wrapped(_crossover(crossover))]
+    after = [*_splits(profile, tablefmt), *_section(_chunk_sizes(profile)), *_breakdowns(profile, tablefmt)]
+    after += [*_section(_missing(profile)), *_section(_legend(profile))]
     if not after[0]:
         del after[0]  # `render` puts an empty line after the first table.
     columns = _CSV_COLUMNS if all_parts else _COLUMNS
-    payload = msgspec.to_builtins(profile)
-    return Report(SCHEMA, payload, columns, [_table_row(row) for row in rows], before=before, after=after)
+    before = [*_head(profile), *_section(crossovers)]
+    return Report(SCHEMA, msgspec.to_builtins(profile), columns, [*map(_table_row, rows)], before=before, after=after)
+
+
+def _section(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _in_order(row: Measurement | Split) -> tuple[int, int]:
-    return DIRECTIONS.index(row.direction), row.context
-
-
-def _wrapped(start: str, text: str) -> list[str]:
-    """Return `text` in lines, the first after `start`, the others indented by as much, up to 4 characters."""
-    indent = " " * min(len(start), 4)
-    return textwrap.wrap(text, LINE_WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False)
+    return list(SHORT_DIRECTIONS).index(row.direction), row.context
 
 
 def _head(profile: Profile) -> list[str]:
     """Return the layer, the machine, and the largest error of the checks."""
     layer = profile.layer
-    first = next(iter(profile.part("state") or profile.results))
+    first = (profile.part("state") or profile.results)[0]
     kv_heads = "" if first.heads == first.kv_heads else f" ({first.kv_heads} kv)"
-    sizes = [
-        f"{first.heads}{kv_heads} heads of {first.head_dim}",
-        f"hidden size {layer.hidden_size:,}",
-        *([layer.ffn] if layer.ffn else []),
-        profile.dtype,
-        f"batch {profile.batch}",
-    ]
+    sizes = [f"{first.heads}{kv_heads} heads of {first.head_dim}", f"hidden size {layer.hidden_size:,}"]
+    sizes += [*filter(None, [layer.ffn]), profile.dtype, f"batch {profile.batch}"]
     threads = f" ({profile.threads} threads)" if profile.threads else ""
-    product, copy = _spaced(profile.matmul_flops_per_s), _spaced(profile.copy_bytes_per_s)
-    rates = f"matrix product {product}FLOP/s, copy {copy}B/s"
-    lines = _wrapped(f"{layer.model}, {layer.positions}: ", ", ".join(sizes))
-    lines += _wrapped("", f"on {profile.device}{threads}, torch {profile.torch}, {profile.date}: {rates}")
+    rates = f"matrix product {_spaced(profile.matmul_flops_per_s)}FLOP/s, copy {_spaced(profile.copy_bytes_per_s)}B/s"
+    lines = wrapped(", ".join(sizes), f"{layer.model}, {layer.positions}: ", 4)
+    lines += wrapped(f"on {profile.device}{threads}, torch {profile.torch}, {profile.date}: {rates}")
     if profile.checks:
         worst = max(check.share_of_budget for check in profile.checks)
         # Kernels first; softmax attention is checked in a layer only.
         checks = sorted(profile.checks, key=lambda check: check.name.startswith("layer with "))
         names = dict.fromkeys(f"{check.name.removeprefix('layer with ')} ({check.impl})" for check in checks)
         text = f"{', '.join(names)}: largest error {worst:.0%} of what is allowed"
-        lines += _wrapped("checked against float64: ", text)
+        lines += wrapped(text, "checked against float64: ", 4)
     if profile.interrupted:
         lines.append("interrupted: what was measured until then")
     return lines
-
-
-def _crossovers(profile: Profile) -> list[str]:
-    lines = [line for crossover in profile.crossover for line in _wrapped("", _crossover(crossover))]
-    return ["", *lines] if lines else []
 
 
 def _crossover(crossover: Crossover) -> str:
@@ -99,20 +75,17 @@ def _crossover(crossover: Crossover) -> str:
     if slower_at is None:
         return f"{what} is faster than {crossover.against} at {faster_at:,} tokens already, and beyond"
     text = f"{what} does not overtake {crossover.against} up to {slower_at:,} tokens"
-    if not crossover.estimate:
-        return text
-    about = f"{_figures(crossover.estimate, 2):,.0f}"
-    return f"{text}, where time or memory ended the search; it would be at about {about}"
-
-
-def _milliseconds(value: Any) -> str:
-    return "" if value is None else format_duration(value / 1000)
+    if crossover.estimate:
+        about = f"{_figures(crossover.estimate, 2):,.0f}"
+        text += f", where time or memory ended the search; it would be at about {about}"
+    return text
 
 
 def _table_row(row: Measurement) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.to_builtins(row)
     flops_per_s = None if row.tflops is None else row.tflops * 1e12
-    return raw | {"flops_per_s": flops_per_s, "over_predicted": row.over_predicted, "spread": _spread(row)}
+    over_predicted = None if row.predicted_ms is None else row.ms_p50 / row.predicted_ms
+    return raw | {"flops_per_s": flops_per_s, "over_predicted": over_predicted, "spread": _spread(row)}
 
 
 def _spread(row: Measurement) -> str:
@@ -123,25 +96,18 @@ def _spread(row: Measurement) -> str:
     return f"{share:.0%}" if share < 1 else ">99%"
 
 
-def _share(value: Any) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def _times(value: Any) -> str:
-    """Return a factor with two figures, "1.7x"."""
-    if value is None:
-        return ""
-    return f"{value:.2g}x" if value < 100 else f"{round(value):,}x"
-
-
 def _figures(value: float, figures: int) -> float:
-    """Return a number rounded to so many figures."""
     return float(f"{value:.{figures}g}")
 
 
-def _rate(value: Any) -> str:
+def _factor(value: float) -> str:
+    """Return a factor with two figures, "1.7x"."""
+    return f"{value:.2g}x" if value < 100 else f"{round(value):,}x"
+
+
+def _rate(value: float) -> str:
     """Return a rate with three figures, "96.6G"."""
-    return "" if value is None else format_count(Fraction(_figures(value, 3)))
+    return format_count(Fraction(_figures(value, 3)))
 
 
 def _spaced(rate: float) -> str:
@@ -150,12 +116,19 @@ def _spaced(rate: float) -> str:
     return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else f"{text} "
 
 
-def _bytes(value: Any) -> str:
+def _bytes(value: int) -> str:
     """Return bytes with three figures, "23.2 MiB"."""
-    if value is None:
-        return ""
     number, unit = format_bytes(value).split(" ")
     return f"{_figures(float(number.replace(',', '')), 3):g} {unit}"
+
+
+def _column(key: str, heading: str, show: Callable[[Any], str]) -> Column:
+    """Return a column that is empty where there is no value."""
+    return Column(key, heading, lambda value: "" if value is None else show(value))
+
+
+def _ms_column(key: str, heading: str) -> Column:
+    return _column(key, heading, lambda value: format_duration(value / 1000))
 
 
 _KEY_COLUMNS = [
@@ -166,14 +139,14 @@ _KEY_COLUMNS = [
 
 _COLUMNS = [
     *_KEY_COLUMNS,
-    Column("ms_p50", "time", _milliseconds),
+    _ms_column("ms_p50", "time"),
     Column("spread", "±"),
-    Column("tokens_per_s", "tok/s", _rate),
-    Column("flops_per_s", "FLOP/s", _rate),
-    Column("share_of_matmul", "share", _share),
-    Column("predicted_ms", "ideal", _milliseconds),
-    Column("over_predicted", "x", _times),
-    Column("peak_bytes", "peak", _bytes),
+    _column("tokens_per_s", "tok/s", _rate),
+    _column("flops_per_s", "FLOP/s", _rate),
+    _column("share_of_matmul", "share", lambda share: f"{share:.0%}"),
+    _ms_column("predicted_ms", "ideal"),
+    _column("over_predicted", "x", _factor),
+    _column("peak_bytes", "peak", _bytes),
 ]
 
 _CSV_COLUMNS = [
@@ -187,17 +160,17 @@ _CSV_COLUMNS = [
 
 _SPLIT_COLUMNS = [
     *_KEY_COLUMNS,
-    Column("projections_ms", "projections", _milliseconds),
-    Column("ffn_ms", "FFN", _milliseconds),
-    Column("state_ms", "state", _milliseconds),
-    Column("layer_ms", "layer, as\na whole", _milliseconds),
-    Column("wsfr_time", "WSFR\nin time", lambda value: format_ratio(Fraction(value))),
-    Column("wsfr_flops", "WSFR\nin FLOPs", lambda value: format_ratio(Fraction(value))),
+    _ms_column("projections_ms", "projections"),
+    _ms_column("ffn_ms", "FFN"),
+    _ms_column("state_ms", "state"),
+    _ms_column("layer_ms", "layer, as\na whole"),
+    Column("wsfr_time", "WSFR\nin time", show_ratio),
+    Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio),
 ]
 
 
 def _splits(profile: Profile, tablefmt: str) -> list[str]:
-    rows = [msgspec.to_builtins(row) for row in sorted(profile.split, key=_in_order)]
+    rows = [*map(msgspec.to_builtins, sorted(profile.split, key=_in_order))]
     return table_of(_SPLIT_COLUMNS, rows, tablefmt).split("\n") if rows else []
 
 
@@ -217,8 +190,8 @@ def _chunk_sizes(profile: Profile) -> list[str]:
             # The first was timed with its own chunk size, under its own name; the others followed.
             name = rows[0].name.partition(" chunk ")[0]
             text = f"{best:,} tokens is the fastest chunk of {name} at {context:,} tokens; {others} its time"
-            lines += _wrapped(f"{direction}: ", text)
-    return ["", *lines] if lines else []
+            lines += wrapped(text, f"{direction}: ", 4)
+    return lines
 
 
 def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
@@ -229,7 +202,7 @@ def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
             Column("calls", "calls", grouped),
             Column("seconds", "time", lambda value: format_duration(max(value, 1e-9))),
         ]
-        rows = [{"name": part.name[:60], "calls": part.calls, "seconds": part.seconds} for part in run.parts]
+        rows = [msgspec.to_builtins(part) | {"name": part.name[:60]} for part in run.parts]
         lines += ["", *table_of(columns, rows, tablefmt).split("\n")]
     return lines
 
@@ -237,30 +210,27 @@ def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
 def _missing(profile: Profile) -> list[str]:
     """Return what was not measured, and why; runs without time only by the shortest context of each mixer."""
     too_long: dict[tuple[str | None, str | None], dict[str | None, Missing]] = {}
-    lines: list[str] = []
+    lines: list[str] = ["not measured (--time-limit, --memory-limit):"] if profile.missing else []
     for missing in profile.missing:
         if missing.seconds is None:
-            lines += _wrapped("  ", missing.describe())
+            lines += wrapped(missing.describe(), "  ")
             continue
         runs = too_long.setdefault((missing.part, missing.direction), {})
-        shortest = runs.setdefault(missing.name, missing)
-        if (missing.context or 0) < (shortest.context or 0):
-            runs[missing.name] = missing
+        runs[missing.name] = min(runs.get(missing.name, missing), missing, key=lambda run: run.context or 0)
     for (part, direction), runs in too_long.items():
         names = ", ".join(
             f"{name} from {run.context or 0:,} tokens on ({format_duration(run.seconds or 0)} a run)"
             for name, run in runs.items()
         )
-        lines += _wrapped("  ", f"{part}, {direction}, for want of time: {names}")
-    return ["", "not measured (--time-limit, --memory-limit):", *lines] if lines else []
+        lines += wrapped(f"{part}, {direction}, for want of time: {names}", "  ")
+    return lines
 
 
 def _legend(profile: Profile) -> list[str]:
-    text = (
+    return wrapped(
         "The first table times the mixer alone, from queries, keys and values to its output. time: median of the "
         "repeats. ±: how far the 20th or 80th percentile is from it. FLOP/s: what the implementation executes, causal "
         "pairs only. share: of the matrix product's FLOP/s. ideal: what recommend predicts, max(FLOPs / peak, bytes / "
         f"bandwidth), with the peak of {profile.peak_of}. x: time / ideal. peak: most bytes allocated at once. WSFR in "
         "time: projections and FFN, timed on their own, over state."
     )
-    return ["", *_wrapped("", text)]
