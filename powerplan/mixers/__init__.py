@@ -6,11 +6,10 @@ from typing import get_args
 
 import msgspec
 
-from powerplan.mixers.attention import Attention
+from powerplan.mixers.attention import Attention, Forgetting
 from powerplan.mixers.base import Mixer, StateSize
 from powerplan.mixers.delta import KDA, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention, Term
-from powerplan.mixers.gates import Forgetting
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 import msgspec
 
 from powerplan.errors import InputError
-from powerplan.mixers.formulas import Convention, Rational, Term, term
+from powerplan.mixers.formulas import Convention, Form, Formulas, Letters, Rational, Term, term
 from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.units import MAX_CONTEXT
 
@@ -102,74 +102,94 @@ class Block(Part, frozen=True, kw_only=True):
     """A mixer or an FFN: a part of a spec that has parameters.
 
     source: papers and code that the formulas follow, with section and equation; `--explain` prints it.
+    letters: the field that each letter of the formulas stands for, in the order in which `--explain` lists them.
+    whole_widths: the fields that grow in proportion to the hidden size and must stay whole numbers.
+    rounded_widths: the fields that grow with it to the nearest integer, at least 1.
     """
 
     source: ClassVar[str] = ""
+    letters: ClassVar[Letters] = {}
+    whole_widths: ClassVar[tuple[str, ...]] = ()
     rounded_widths: ClassVar[tuple[str, ...]] = ()
+
+    hidden_size: ClassVar[int] = 0
+    """Holds the place of the model's hidden size in `letters`; its value is given to `terms`."""
 
     @property
     def kind(self) -> str:
         """The word that names this class in a spec."""
         return str(self.__struct_config__.tag)
 
-    def whole_widths(self) -> dict[str, int]:
-        """Return the fields that grow in proportion to the hidden size and must stay whole numbers."""
-        return {}
+    def whole_sizes(self) -> dict[str, int]:
+        """Return the `whole_widths` and their values."""
+        return {field: getattr(self, field) for field in self.whole_widths}
 
     def widened(self, factor: Fraction) -> Self:
-        """Return this block for a model whose hidden size is `factor` times as large.
-
-        `whole_widths` are multiplied exactly, the fields in `rounded_widths` to the nearest integer, at least 1.
-        """
-        sizes = {field: int(size * factor) for field, size in self.whole_widths().items()}
+        """Return this block for a model whose hidden size is `factor` times as large."""
+        sizes = {field: int(size * factor) for field, size in self.whole_sizes().items()}
         for field in self.rounded_widths:
             if getattr(self, field):
                 sizes[field] = max(1, round(getattr(self, field) * factor))
         return msgspec.structs.replace(self, **sizes)
+
+    def terms(self, formulas: Formulas, **values: Rational) -> tuple[Term, ...]:
+        """Evaluate `formulas`, but for the empty ones. `values`: of letters that no field, or another value, stands for."""
+        symbols = {letter: int(getattr(self, field) or 0) for letter, field in self.letters.items()} | values
+        return tuple(term(component, formula, symbols) for component, formula in formulas if formula)
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that activations are multiplied with, for hidden size m = `hidden`.
 
         Each takes 2 weight FLOPs per token.
         """
+        return self.terms(self.matmul_formulas(), m=hidden)
+
+    def matmul_formulas(self) -> Formulas:
         raise NotImplementedError
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
+        return self.terms(self.other_formulas(), m=hidden)
+
+    def other_formulas(self) -> Formulas:
         return ()
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that are stored and that a token does not use: experts that are not chosen."""
+        return self.terms(self.idle_formulas(), m=hidden)
+
+    def idle_formulas(self) -> Formulas:
         return ()
 
     def describe(self) -> str:
         """Return the name that reports use, such as "attention, window 4,096"."""
-        raise NotImplementedError
+        return self.kind.replace("_", " ")
 
 
 class Mixer(Block, frozen=True, kw_only=True):
     """A sequence mixer: the part of a layer that has a state.
 
+    entry: the elements that a token appends to the cache, as a formula; empty where the state is recurrent.
+    looked_up, touched: formulas of the part of the cache that a token reads, or of the recurrent state that it reads
+    and writes; empty where that is all of it.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
     steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
+    swappable: whether another kind can take the place of this one at the same weights.
+    latent_heads: whether heads are expanded from a latent; as plain heads they would more than double the projections.
+    sparse_reads: whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not.
+    not_inherited: fields that `--mixer` sets or leaves unset, and never takes from the model.
     """
 
+    whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
+    entry: ClassVar[str] = ""
+    looked_up: ClassVar[str] = ""
+    touched: ClassVar[str] = ""
     chunked_differs: ClassVar[bool] = False
     steady: ClassVar[bool] = True
-
-    # What the planner asks, so that it need not test for classes.
-
     swappable: ClassVar[bool] = False
-    """Whether another kind can take the place of this one at the same weights."""
-
     latent_heads: ClassVar[bool] = False
-    """Whether heads are expanded from a latent: as plain heads they would more than double the projections."""
-
     sparse_reads: ClassVar[bool] = False
-    """Whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not."""
-
     not_inherited: ClassVar[frozenset[str]] = frozenset()
-    """Fields that `--mixer` sets or leaves unset, and never takes from the model."""
 
     @property
     def degree(self) -> int | None:
@@ -184,7 +204,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     @property
     def keeps_every_key(self) -> bool:
         """Whether a query meets every earlier key: softmax attention or MLA, without a window or a selection."""
-        return False
+        return bool(self.entry) and not self.looked_up and self.window_size is None
 
     @property
     def kernel_problem(self) -> str | None:
@@ -211,16 +231,8 @@ class Mixer(Block, frozen=True, kw_only=True):
         return None
 
     def head_shape(self, hidden: int) -> HeadShape | None:
-        """Return the heads that another kind takes in place of this mixer at the same weights; None without such heads.
-
-        Args:
-            hidden: the model's hidden size.
-        """
+        """Return the heads that another kind takes at the same weights, for this hidden size; None without such heads."""
         return self.own_heads()
-
-    def chunk_size_or_default(self) -> int | None:
-        """Return the chunk, in tokens, that a chunked kernel takes; None where there is none to choose."""
-        return None
 
     def features_size(self) -> StateSize | None:
         """Return the state of one sequence without the normaliser, and the `entry` of a window of the same heads.
@@ -231,7 +243,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def width_divisor(self) -> int:
         """Return into how many equal parts this mixer can be cut when the model is made narrower."""
-        return gcd(*self.whole_widths().values())
+        return gcd(*self.whole_sizes().values())
 
     @classmethod
     def relatives(cls) -> type[Mixer]:
@@ -244,33 +256,26 @@ class Mixer(Block, frozen=True, kw_only=True):
         return None
 
     @classmethod
-    def from_relative(cls, mixer: Mixer) -> Inherited | None:
-        """Return what this kind inherits from one whose latents it shares; None where it shares none."""
-        return None
-
-    @classmethod
-    def from_hidden_size(cls, hidden: int) -> Inherited | None:
-        """Return the fields that follow from the model's width; None for kinds that are described by their heads."""
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
+        """Return what this kind takes from the latents of `mixer` or from the hidden size; None where it takes heads."""
         return None
 
     @classmethod
     def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
-        """Return what this kind inherits where its projections are others than those it replaces.
+        """Return what this kind takes from `heads`: heads, head_dim, v_head_dim (and bias) in the sense of attention.
 
-        Args:
-            heads: heads, head_dim, v_head_dim (and bias) of the layer in the sense of attention.
-            settings: other fields, as the first layer of this kind in the model has them.
-            remark: what changes with the projections.
+        settings: other fields, as the first layer of this kind in the model has them. remark: what else changes.
         """
         fields = {field: value for field, value in (heads | settings).items() if field in cls.__struct_fields__}
         return Inherited(fields, (remark,))
 
     def plain_heads(self, kind: str) -> Inherited | None:
-        """Return the heads of this layer as attention would have them, for a mixer of another `kind`.
-
-        None where it has no heads.
-        """
-        return None
+        """Return the heads of this layer as attention would have them, for another `kind`; None where it has none."""
+        fields = ("heads", "head_dim", "v_head_dim")
+        if not set(fields) <= set(self.__struct_fields__):
+            return None
+        remark = f"{kind} has projections of its own for the same heads: the weights change too"
+        return Inherited({field: getattr(self, field) for field in fields}, (remark,))
 
     @classmethod
     def one_head(cls, head_dim: int, v_head_dim: int) -> Mixer | None:
@@ -286,21 +291,39 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the elements of the state of one sequence of `context` tokens, as formulas."""
+        return self.terms(self.state_formulas(), **self.state_values(context))
+
+    def state_formulas(self) -> Formulas:
+        """Return the formulas of the cache; or those of the recurrent state and then of the last inputs kept for it."""
         raise NotImplementedError
+
+    def state_values(self, context: int) -> dict[str, int]:
+        """Return the letters of the state that depend on the context."""
+        return {"t": context}
 
     def state_size(self, context: int) -> StateSize:
         """Return the elements of the state of one sequence of `context` tokens, by how they are kept."""
-        raise NotImplementedError
+        first, *others = (int(part.value) for part in self.state_terms(context))
+        parts = (("entry", self.entry), ("looked_up", self.looked_up), ("touched", self.touched))
+        sizes = {part.component: int(part.value) for part in self.terms(parts, **self.state_values(context))}
+        if self.entry:
+            return StateSize(cache=first + sum(others), **sizes)
+        return StateSize(recurrent=first, recent=sum(others), **sizes)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
+        return self.terms(self.flops_formulas(convention.form), **self.flops_values(context, convention))
+
+    def flops_formulas(self, form: Form) -> Formulas:
         raise NotImplementedError
 
-    def step_terms(self, symbols: Mapping[str, Rational], **formulas: str) -> tuple[Term, ...]:
-        """Return a term for each step of the computation; the keywords name the steps: query_state, update_state ..."""
-        return tuple(
-            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
-        )
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        """Return the letters of the state FLOPs that depend on the context: means over its tokens."""
+        return {}
+
+    def steps(self, **formulas: str) -> Formulas:
+        """Return a formula for each step of the computation; the keywords name the steps: query_state, update_state ..."""
+        return tuple((f"{self.describe()}: {step.replace('_', ' ')}", formula) for step, formula in formulas.items())
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
         """Return the state FLOPs to decode one token at position `context`, which attends to every key."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from powerplan.mixers.base import SAME, Size, Width, problem
-from powerplan.mixers.formulas import Convention, Rational, Term, term
+from powerplan.mixers.formulas import Form, Formulas, Letters
 from powerplan.mixers.linear import MatrixState
 
 
@@ -19,16 +19,19 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     once, 2Hkv.
     """
 
+    query: ClassVar[str] = "4*H*k*v"
+    within: ClassVar[str] = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+
     conv_size: Width = 4
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("beta", "m*H", self.symbols(hidden)))
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("beta", "m*H"))
 
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "chunked":
-            within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
-            return self.chunked_terms(context, convention, "4*H*k*v", "2*H*k*v", within)
-        return self.recurrent_terms(read_value="2*H*k*v", update_state="2*H*k*v", query_state="2*H*k*v")
+    def flops_formulas(self, form: Form) -> Formulas:
+        if form == "chunked":
+            return super().flops_formulas(form)
+        step = self.update
+        return self.steps(decay_state=self.decay, read_value=step, update_state=step, query_state=step)
 
 
 class DeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag="deltanet"):
@@ -56,7 +59,10 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
     convolved: ClassVar[str] = "2*J*k + H*v"
-
+    decay: ClassVar[str] = "H*k*v"
+    decay_gate: ClassVar[str] = "m*H"
+    letters: ClassVar[Letters] = {**DeltaRule.letters, "J": "key_heads"}
+    whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
     key_heads: Size = SAME
@@ -65,24 +71,11 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
         if self.heads % self.key_heads:
             raise problem("key_heads", f"key_heads {self.key_heads} does not divide heads {self.heads}")
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads, "key_heads": self.key_heads}
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("decay gate", self.decay_gate))
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"J": self.key_heads}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), self.decay_term(hidden))
-
-    def decay_term(self, hidden: int) -> Term:
-        return term("decay gate", "m*H", self.symbols(hidden))
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("decay", "2*H", self.symbols(hidden)))
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        terms = super().state_flops_terms(context, convention)
-        return terms if convention.form == "chunked" else (*self.recurrent_terms(decay_state="H*k*v"), *terms)
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("decay", "2*H"))
 
 
 class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda"):
@@ -98,21 +91,14 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
 
     source: ClassVar[str] = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
 
+    gate: ClassVar[str] = "m*u + u*H*v"
+    decay_gate: ClassVar[str] = "m*u + u*H*k"
+    letters: ClassVar[Letters] = {**GatedDeltaNet.letters, "u": "gate_rank"}
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME
     gate_bias: bool = False
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"u": self.gate_rank}
-
-    def output_gate_term(self, hidden: int) -> Term:
-        return term("output gate", "m*u + u*H*v", self.symbols(hidden))
-
-    def decay_term(self, hidden: int) -> Term:
-        return term("decay gate", "m*u + u*H*k", self.symbols(hidden))
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = (*DeltaRule.other_terms(self, hidden), term("decay", "H + H*k", symbols))
-        return (*terms, term("biases", "H*v", symbols)) if self.gate_bias and self.output_gate else terms
+    def other_formulas(self) -> Formulas:
+        biases = "H*v" if self.gate_bias and self.output_gate else ""
+        return (*DeltaRule.other_formulas(self), ("decay", "H + H*k"), ("biases", biases))

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Size
-from powerplan.mixers.formulas import Convention, Rational, Term, term
-from powerplan.mixers.heads import plain_heads_of
+from powerplan.mixers.base import SAME, Mixer, Size
+from powerplan.mixers.formulas import Form, Formulas, Letters
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
 
@@ -30,8 +29,20 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
     )
 
+    letters: ClassVar[Letters] = {
+        "H": "heads",
+        "k": "head_dim",
+        "v": "v_head_dim",
+        "m": "hidden_size",
+        "rw": "decay_rank",
+        "ra": "rate_rank",
+        "rv": "value_rank",
+        "rg": "gate_rank",
+    }
+    decay: ClassVar[str] = "H*k*v"
+    update: ClassVar[str] = "4*H*k*v"
+    within: ClassVar[str] = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
-
     rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
 
     heads: Size
@@ -43,14 +54,8 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     value_rank: Size | None = None
     channel_mix: bool = True
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads}
-
-    def plain_heads(self, kind: str) -> Inherited:
-        return plain_heads_of(self, kind)
-
     @classmethod
-    def from_hidden_size(cls, hidden: int) -> Inherited:
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         """Return heads of 64 and ranks as flash-linear-attention derives them from the width (layers/rwkv7.py)."""
 
         def rank(factor: float) -> int:
@@ -65,44 +70,31 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         """Return one head of these dims; its ranks are 1, as they do not change the state."""
         return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "m": hidden}
-        return letters | {"rw": self.decay_rank, "ra": self.rate_rank, "rv": self.value_rank or 0, "rg": self.gate_rank}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = (
-            term("projections", "2*m*H*k + 2*m*H*v", symbols),
-            term("decay and learning rate", "(rw + ra)*(m + H*k)", symbols),
-            term("output gate", "rg*(m + H*v)", symbols),
-        )
-        return (*terms, term("value residual", "rv*(m + H*v)", symbols)) if self.value_rank else terms
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
+    def matmul_formulas(self) -> Formulas:
         return (
-            term("token shifts", "7*m" if self.channel_mix else "6*m", symbols),
-            term("key weights", "3*H*k", symbols),
-            term("biases", "2*H*k + H*v" if self.value_rank else "2*H*k", symbols),
-            term("output norm", "2*H*v", symbols),
+            ("projections", "2*m*H*k + 2*m*H*v"),
+            ("decay and learning rate", "(rw + ra)*(m + H*k)"),
+            ("output gate", "rg*(m + H*v)"),
+            ("value residual", "rv*(m + H*v)" if self.value_rank else ""),
         )
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        shifts = "2*H*k" if self.channel_mix else "H*k"
-        return (term(self.describe(), "H*k*v", symbols), term("token shifts", shifts, symbols))
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        read, update = "2*H*k*v", "4*H*k*v"
-        if convention.form == "recurrent":
-            return self.recurrent_terms(decay_state="H*k*v", read_state=read, update_state=update, query_state=read)
-        return self.step_terms(
-            self.symbols() | self.chunk_symbols(context, convention),
-            read_state=f"{read}*late",
-            update_state=update,
-            query_state=f"{read}*late",
-            within_chunks="2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve",
+    def other_formulas(self) -> Formulas:
+        return (
+            ("token shifts", "7*m" if self.channel_mix else "6*m"),
+            ("key weights", "3*H*k"),
+            ("biases", "2*H*k + H*v" if self.value_rank else "2*H*k"),
+            ("output norm", "2*H*v"),
         )
 
-    def describe(self) -> str:
-        return "rwkv7"
+    def state_formulas(self) -> Formulas:
+        return ((self.describe(), "H*k*v"), ("token shifts", "2*H*k" if self.channel_mix else "H*k"))
+
+    def flops_formulas(self, form: Form) -> Formulas:
+        late = "*late" if form == "chunked" else ""
+        return self.steps(
+            decay_state="" if late else self.decay,
+            read_state=self.query + late,
+            update_state=self.update,
+            query_state=self.query + late,
+            within_chunks=self.within if late else "",
+        )
