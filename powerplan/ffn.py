@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
-from powerplan.mixers.formulas import Formulas, Letters
+from powerplan.mixers.formulas import Formulas
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
@@ -15,7 +15,7 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
 
-    letters: ClassVar[Letters] = {"m": "hidden_size", "f": "intermediate_size"}
+    letters: ClassVar[str] = "m f=intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
 
     intermediate_size: Size
@@ -40,13 +40,7 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
 
     source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
 
-    letters: ClassVar[Letters] = {
-        "m": "hidden_size",
-        "E": "experts",
-        "a": "top_k",
-        "f": "intermediate_size",
-        "s": "shared_intermediate_size",
-    }
+    letters: ClassVar[str] = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
 
     experts: Size

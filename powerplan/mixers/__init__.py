@@ -21,28 +21,11 @@ from powerplan.mixers.sparse import DSA, NSA, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
-AnyMixer = (
-    Attention
-    | MLA
-    | Power
-    | Linear
-    | RetNet
-    | Lightning
-    | GLA
-    | DeltaNet
-    | GatedDeltaNet
-    | KDA
-    | Mamba1
-    | Mamba2
-    | LogLinear
-    | RWKV7
-    | GSA
-    | SparseStateExpansion
-    | NSA
-    | MoBA
-    | DSA
-    | Forgetting
-)
+Features = Power | Linear
+Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
+OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
+Sparse = NSA | MoBA | DSA
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -53,8 +36,7 @@ HEAD_FIELDS = frozenset(GroupedHeads.__struct_fields__)
 SIZED = frozenset(
     kind
     for kind, mixer in MIXERS.items()
-    if ("head_dim", msgspec.NODEFAULT)
-    in zip(mixer.__struct_fields__[::-1], mixer.__struct_defaults__[::-1], strict=False)
+    if any(field.name == "head_dim" and field.required for field in msgspec.structs.fields(mixer))
 )
 """Kinds that need a head_dim; a spec may leave it out if hidden_size is a multiple of heads."""
 

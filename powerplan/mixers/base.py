@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 import msgspec
 
 from powerplan.errors import InputError
-from powerplan.mixers.formulas import Convention, Form, Formulas, Letters, Rational, Term, term
+from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, term
 from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.units import MAX_CONTEXT
 
@@ -70,7 +70,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     same_as: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        self.fill()
+        for name, other in self.same_as.items():
+            if getattr(self, name) == SAME:
+                msgspec.structs.force_setattr(self, name, getattr(self, other))
         for name, kind in _field_types(type(self)).items():
             try:
                 msgspec.convert(getattr(self, name), kind)
@@ -78,18 +80,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise InputError(f"{name}: {error}") from None
         self.check()
 
-    def fill(self) -> None:
-        """Give each field that is SAME the value of the field that `same_as` names."""
-        for name, other in self.same_as.items():
-            if getattr(self, name) == SAME:
-                self.set_field(name, getattr(self, other))
-
     def check(self) -> None:
         """Raise a `problem` if fields contradict each other."""
-
-    def set_field(self, name: str, value: Any) -> None:
-        """Set a field while the part is being built; afterwards it is frozen."""
-        msgspec.structs.force_setattr(self, name, value)
 
 
 @cache
@@ -102,18 +94,16 @@ class Block(Part, frozen=True, kw_only=True):
     """A mixer or an FFN: a part of a spec that has parameters.
 
     source: papers and code that the formulas follow, with section and equation; `--explain` prints it.
-    letters: the field that each letter of the formulas stands for, in the order in which `--explain` lists them.
+    letters: the letters of the formulas, in the order in which `--explain` lists them, and the field that each stands
+    for. m, the hidden size of the model, has none.
     whole_widths: the fields that grow in proportion to the hidden size and must stay whole numbers.
     rounded_widths: the fields that grow with it to the nearest integer, at least 1.
     """
 
     source: ClassVar[str] = ""
-    letters: ClassVar[Letters] = {}
+    letters: ClassVar[str] = ""
     whole_widths: ClassVar[tuple[str, ...]] = ()
     rounded_widths: ClassVar[tuple[str, ...]] = ()
-
-    hidden_size: ClassVar[int] = 0
-    """Holds the place of the model's hidden size in `letters`; its value is given to `terms`."""
 
     @property
     def kind(self) -> str:
@@ -133,8 +123,9 @@ class Block(Part, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **sizes)
 
     def terms(self, formulas: Formulas, **values: Rational) -> tuple[Term, ...]:
-        """Evaluate `formulas`, but for the empty ones. `values`: of letters that no field, or another value, stands for."""
-        symbols = {letter: int(getattr(self, field) or 0) for letter, field in self.letters.items()} | values
+        """Evaluate those of `formulas` that are not empty, with `values` for letters beside or in place of fields."""
+        fields = _fields_of(self.letters).items()
+        symbols = {letter: int((field and getattr(self, field)) or 0) for letter, field in fields} | values
         return tuple(term(component, formula, symbols) for component, formula in formulas if formula)
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
@@ -164,6 +155,11 @@ class Block(Part, frozen=True, kw_only=True):
     def describe(self) -> str:
         """Return the name that reports use, such as "attention, window 4,096"."""
         return self.kind.replace("_", " ")
+
+
+@cache
+def _fields_of(letters: str) -> dict[str, str]:
+    return {letter: field for letter, _, field in (pair.partition("=") for pair in letters.split())}
 
 
 class Mixer(Block, frozen=True, kw_only=True):
@@ -231,7 +227,7 @@ class Mixer(Block, frozen=True, kw_only=True):
         return None
 
     def head_shape(self, hidden: int) -> HeadShape | None:
-        """Return the heads that another kind takes at the same weights, for this hidden size; None without such heads."""
+        """Return the heads that another kind takes at the same weights; None where there are none such."""
         return self.own_heads()
 
     def features_size(self) -> StateSize | None:
@@ -257,7 +253,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
-        """Return what this kind takes from the latents of `mixer` or from the hidden size; None where it takes heads."""
+        """Return what this kind takes from latents of `mixer` or from the hidden size; None where it takes heads."""
         return None
 
     @classmethod
@@ -298,8 +294,9 @@ class Mixer(Block, frozen=True, kw_only=True):
         raise NotImplementedError
 
     def state_values(self, context: int) -> dict[str, int]:
-        """Return the letters of the state that depend on the context."""
-        return {"t": context}
+        """Return the letters of the state that depend on the context: t, and what its last token meets."""
+        means = self.flops_values(context, Convention(causal="full"))
+        return {"t": context, **{letter: int(value) for letter, value in means.items()}}
 
     def state_size(self, context: int) -> StateSize:
         """Return the elements of the state of one sequence of `context` tokens, by how they are kept."""
@@ -322,7 +319,7 @@ class Mixer(Block, frozen=True, kw_only=True):
         return {}
 
     def steps(self, **formulas: str) -> Formulas:
-        """Return a formula for each step of the computation; the keywords name the steps: query_state, update_state ..."""
+        """Return a formula for each step of the computation; keywords name the steps: query_state, update_state ..."""
         return tuple((f"{self.describe()}: {step.replace('_', ' ')}", formula) for step, formula in formulas.items())
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:

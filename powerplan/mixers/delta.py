@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from powerplan.mixers.base import SAME, Size, Width, problem
-from powerplan.mixers.formulas import Form, Formulas, Letters
+from powerplan.mixers.formulas import Form, Formulas
 from powerplan.mixers.linear import MatrixState
 
 
@@ -61,7 +61,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     convolved: ClassVar[str] = "2*J*k + H*v"
     decay: ClassVar[str] = "H*k*v"
     decay_gate: ClassVar[str] = "m*H"
-    letters: ClassVar[Letters] = {**DeltaRule.letters, "J": "key_heads"}
+    letters: ClassVar[str] = DeltaRule.letters + " J=key_heads"
     whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
@@ -93,7 +93,7 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
 
     gate: ClassVar[str] = "m*u + u*H*v"
     decay_gate: ClassVar[str] = "m*u + u*H*k"
-    letters: ClassVar[Letters] = {**GatedDeltaNet.letters, "u": "gate_rank"}
+    letters: ClassVar[str] = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME

@@ -23,9 +23,6 @@ Form = Literal["recurrent", "chunked"]
 Formulas = tuple[tuple[str, str], ...]
 """Pairs of a component and a formula for it."""
 
-Letters = Mapping[str, str]
-"""The field of a mixer or FFN that each letter stands for."""
-
 SYMBOLS = {
     "m": "hidden size",
     "V": "vocabulary",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, problem
-from powerplan.mixers.formulas import Formulas, Letters
+from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.shape import HeadShape, Inherited
 
 
@@ -20,7 +20,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """
 
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
-    letters: ClassVar[Letters] = {"m": "hidden_size", "H": "heads", "G": "kv_heads", "k": "head_dim", "v": "v_head_dim"}
+    letters: ClassVar[str] = "m H=heads G=kv_heads k=head_dim v=v_head_dim"
     swappable: ClassVar[bool] = True
 
     heads: Size

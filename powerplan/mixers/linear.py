@@ -7,16 +7,16 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, Width, Window
-from powerplan.mixers.formulas import Convention, Form, Formulas, Letters, Rational, mean_keys_in_chunks, mean_solve
+from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, mean_keys_in_chunks, mean_solve
 
 
 class RecurrentState(Mixer, frozen=True, kw_only=True):
     """A mixer with a recurrent state, computed token by token or in chunks.
 
-    Chunked: tokens of the first chunk do not query the state, and attention within chunks is added. A decay that depends
-    on the data costs 1 FLOP per element of state in the recurrent form, where every token applies it. In the chunked
-    form decays are elementwise work on the keys and queries, and not counted.
-    decay, query, update, within: the steps as formulas; `within` is attention within chunks.
+    Chunked: tokens of the first chunk do not query the state, and attention within chunks is added. A decay that
+    depends on the data costs 1 FLOP per element of state in the recurrent form, where every token applies it. In the
+    chunked form decays are elementwise work on the keys and queries, and not counted.
+    decay, query, update, within: formulas of the steps; `within` is attention within chunks.
     """
 
     chunked_differs: ClassVar[bool] = True
@@ -66,13 +66,7 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     state: the elements of the state. convolved: the channels of the convolutions. gate: parameters of the output gate.
     """
 
-    letters: ClassVar[Letters] = {
-        "H": "heads",
-        "k": "head_dim",
-        "v": "v_head_dim",
-        "W": "conv_size",
-        "m": "hidden_size",
-    }
+    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim W=conv_size m"
     state: ClassVar[str] = "H*k*v"
     convolved: ClassVar[str] = "2*H*k + H*v"
     gate: ClassVar[str] = "m*H*v"
@@ -144,7 +138,7 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
         "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
     )
 
-    letters: ClassVar[Letters] = {**MatrixState.letters, "u": "gate_rank"}
+    letters: ClassVar[str] = MatrixState.letters + " u=gate_rank"
     decay: ClassVar[str] = "H*k*v"
 
     gate_rank: Size = 16

@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any, ClassVar
 
 from powerplan.mixers.base import Mixer, Size
-from powerplan.mixers.formulas import Convention, Form, Formulas, Letters, Rational, Term, mean_keys, total
+from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, mean_keys, total
 from powerplan.mixers.shape import HeadShape, Inherited
 
 
@@ -22,15 +22,7 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
 
-    letters: ClassVar[Letters] = {
-        "m": "hidden_size",
-        "H": "heads",
-        "L": "kv_lora_rank",
-        "n": "qk_nope_head_dim",
-        "r": "qk_rope_head_dim",
-        "v": "v_head_dim",
-        "q": "q_lora_rank",
-    }
+    letters: ClassVar[str] = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
     entry: ClassVar[str] = "L + r"
     swappable: ClassVar[bool] = True
     latent_heads: ClassVar[bool] = True

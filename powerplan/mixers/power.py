@@ -8,7 +8,7 @@ import msgspec
 
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer, Size, StateSize, Window
-from powerplan.mixers.formulas import Convention, Formulas, Letters, Rational
+from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import RecurrentState
 
@@ -24,15 +24,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
     """
 
-    letters: ClassVar[Letters] = {
-        "m": "hidden_size",
-        "H": "heads",
-        "G": "kv_heads",
-        "D": "feature_dim",
-        "k": "head_dim",
-        "v": "v_head_dim",
-        "z": "has_normaliser",
-    }
+    letters: ClassVar[str] = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
     query: ClassVar[str] = "2*H*D*(v + z)"
     update: ClassVar[str] = "2*G*D*(v + z)"
 

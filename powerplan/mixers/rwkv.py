@@ -7,7 +7,7 @@ from math import sqrt
 from typing import ClassVar
 
 from powerplan.mixers.base import SAME, Mixer, Size
-from powerplan.mixers.formulas import Form, Formulas, Letters
+from powerplan.mixers.formulas import Form, Formulas
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
 
@@ -29,16 +29,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
     )
 
-    letters: ClassVar[Letters] = {
-        "H": "heads",
-        "k": "head_dim",
-        "v": "v_head_dim",
-        "m": "hidden_size",
-        "rw": "decay_rank",
-        "ra": "rate_rank",
-        "rv": "value_rank",
-        "rg": "gate_rank",
-    }
+    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim m rw=decay_rank ra=rate_rank rv=value_rank rg=gate_rank"
     decay: ClassVar[str] = "H*k*v"
     update: ClassVar[str] = "4*H*k*v"
     within: ClassVar[str] = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"

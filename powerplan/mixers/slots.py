@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from powerplan.mixers.base import Size, problem
-from powerplan.mixers.formulas import Form, Formulas, Letters
+from powerplan.mixers.formulas import Form, Formulas
 from powerplan.mixers.linear import MatrixState
 
 
@@ -19,7 +19,7 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     """
 
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
-    letters: ClassVar[Letters] = {**MatrixState.letters, "M": "slots"}
+    letters: ClassVar[str] = MatrixState.letters + " M=slots"
     state: ClassVar[str] = "H*M*(k + v)"
     decay: ClassVar[str] = "H*M*(k + v)"
     query: ClassVar[str] = "2*H*M*(k + v)"
@@ -51,7 +51,7 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     """
 
     source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
-    letters: ClassVar[Letters] = {**MatrixState.letters, "B": "partitions", "chosen": "top_k", "u": "gate_rank"}
+    letters: ClassVar[str] = MatrixState.letters + " B=partitions chosen=top_k u=gate_rank"
     state: ClassVar[str] = "(1 + B)*H*k*v"
     touched: ClassVar[str] = "(1 + chosen)*H*k*v"
     decay: ClassVar[str] = "(1 + chosen)*H*k*v"

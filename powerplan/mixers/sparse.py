@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from powerplan.mixers.base import Mixer, Size, Window, problem
-from powerplan.mixers.formulas import Causal, Convention, Form, Formulas, Letters, Rational, Term, mean_keys
+from powerplan.mixers.formulas import Causal, Convention, Form, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.shape import Inherited
@@ -56,14 +56,6 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     def state_formulas(self) -> Formulas:
         return (("nsa", "G*(k + v)*(t + blocks)"),)
 
-    def state_values(self, context: int) -> dict[str, int]:
-        return {
-            "t": context,
-            "blocks": whole_blocks(context, self.compress_size, self.compress_stride),
-            "picked": min(context, self.select_count * self.select_size),
-            "near": min(context, self.window),
-        }
-
     def flops_formulas(self, form: Form) -> Formulas:
         return (
             ("nsa: compressed", "2*H*(k + v)*blocks"),
@@ -112,8 +104,7 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
         return (("moba", "G*(k + v)*t + G*k*blocks"),)
 
     def state_values(self, context: int) -> dict[str, int]:
-        picked = min(context, self.top_k * self.block_size)
-        return {"t": context, "blocks": context // self.block_size, "picked": picked}
+        return super().state_values(context) | {"blocks": context // self.block_size}
 
     def flops_formulas(self, form: Form) -> Formulas:
         return (("moba: score blocks", "2*H*k*blocks"), ("moba: picked blocks", "2*H*(k + v)*picked"))
@@ -149,7 +140,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
 
-    letters: ClassVar[Letters] = {**MLA.letters, "X": "index_heads", "x": "index_head_dim"}
+    letters: ClassVar[str] = MLA.letters + " X=index_heads x=index_head_dim"
     entry: ClassVar[str] = "L + r + x"
     looked_up: ClassVar[str] = "x*t + (L + r)*top"
 
@@ -169,9 +160,6 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
 
     def state_formulas(self) -> Formulas:
         return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "x*t"))
-
-    def state_values(self, context: int) -> dict[str, int]:
-        return {"t": context, "top": min(context, self.top_k)}
 
     def flops_formulas(self, form: Form) -> Formulas:
         return (("dsa: indexer", "2*X*x*keys"), ("dsa: attention", "2*H*(2*L + r)*top"))

@@ -7,7 +7,7 @@ from math import gcd
 from typing import ClassVar
 
 from powerplan.mixers.base import Mixer, Size, Width, Window, problem
-from powerplan.mixers.formulas import Convention, Form, Formulas, Letters, Rational
+from powerplan.mixers.formulas import Convention, Form, Formulas, Rational
 from powerplan.mixers.linear import ChunkedState
 from powerplan.mixers.shape import Inherited
 
@@ -25,13 +25,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
 
     source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
 
-    letters: ClassVar[Letters] = {
-        "I": "inner_size",
-        "N": "state_dim",
-        "R": "dt_rank",
-        "W": "conv_size",
-        "m": "hidden_size",
-    }
+    letters: ClassVar[str] = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
 
@@ -88,14 +82,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     """
 
     source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
-    letters: ClassVar[Letters] = {
-        "I": "inner_size",
-        "N": "state_dim",
-        "g": "groups",
-        "H": "heads",
-        "W": "conv_size",
-        "m": "hidden_size",
-    }
+    letters: ClassVar[str] = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
     state: ClassVar[str] = "I*N"
     decay: ClassVar[str] = "I*N"
     query: ClassVar[str] = "2*I*N"
@@ -166,7 +153,7 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
 
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
     steady: ClassVar[bool] = False
-    letters: ClassVar[Letters] = {**Mamba2.letters, "levels": "max_levels"}
+    letters: ClassVar[str] = Mamba2.letters + " levels=max_levels"
     state: ClassVar[str] = "levels*I*N"
     query: ClassVar[str] = "2*I*N*asked"
     projected: ClassVar[str] = Mamba2.projected + " + H*levels"
