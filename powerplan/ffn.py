@@ -7,14 +7,13 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
-from powerplan.mixers.formulas import Formulas
+from powerplan.mixers.formulas import Formulas, Term
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
-
     letters: ClassVar[str] = "m f=intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
 
@@ -39,7 +38,6 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """
 
     source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
-
     letters: ClassVar[str] = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
 
@@ -70,11 +68,11 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
         biases = "a*(2*f + m)" if self.gated else "a*(f + m)"
         return (("biases", "E" if self.router_bias else ""), ("biases", biases if self.bias else ""))
 
-    def idle_formulas(self) -> Formulas:
+    def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = "3*m*f" if self.gated else "2*m*f"
         if self.bias:
             per_expert += " + 2*f + m" if self.gated else " + f + m"
-        return (("idle experts", f"(E - a)*({per_expert})"),)
+        return self.terms((("idle experts", f"(E - a)*({per_expert})"),), m=hidden)
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"

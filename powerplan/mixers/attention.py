@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from powerplan.mixers.base import Window
-from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, mean_keys, term
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, term
 from powerplan.mixers.heads import GroupedHeads
 
 
@@ -20,8 +20,9 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     source: ClassVar[str] = (
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2; Ainslie et al. 2023, arXiv 2305.13245, section 2.2 (GQA)"
     )
-
     not_inherited: ClassVar[frozenset[str]] = frozenset({"window"})
+    state: ClassVar[str] = "G*(k + v)*kept"
+    flops: ClassVar[str] = "2*H*(k + v)*keys"
     entry: ClassVar[str] = "G*(k + v)"
 
     window: Window | None = None
@@ -46,14 +47,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("sinks", "H" if self.sinks else ""))
 
-    def state_formulas(self) -> Formulas:
-        return ((self.describe(), "G*(k + v)*kept"),)
-
     def state_values(self, context: int) -> dict[str, int]:
         return {"kept": self.kept(context)}
-
-    def flops_formulas(self, form: Form) -> Formulas:
-        return ((self.describe(), "2*H*(k + v)*keys"),)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal, self.window)}
@@ -74,7 +69,6 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
     source: ClassVar[str] = (
         "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
     )
-
     entry: ClassVar[str] = "G*(k + v) + H"
 
     def matmul_formulas(self) -> Formulas:

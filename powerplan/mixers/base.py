@@ -129,10 +129,7 @@ class Block(Part, frozen=True, kw_only=True):
         return tuple(term(component, formula, symbols) for component, formula in formulas if formula)
 
     def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return the parameters that activations are multiplied with, for hidden size m = `hidden`.
-
-        Each takes 2 weight FLOPs per token.
-        """
+        """Return the parameters that activations are multiplied with; each takes 2 weight FLOPs per token."""
         return self.terms(self.matmul_formulas(), m=hidden)
 
     def matmul_formulas(self) -> Formulas:
@@ -147,9 +144,6 @@ class Block(Part, frozen=True, kw_only=True):
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that are stored and that a token does not use: experts that are not chosen."""
-        return self.terms(self.idle_formulas(), m=hidden)
-
-    def idle_formulas(self) -> Formulas:
         return ()
 
     def describe(self) -> str:
@@ -165,7 +159,8 @@ def _fields_of(letters: str) -> dict[str, str]:
 class Mixer(Block, frozen=True, kw_only=True):
     """A sequence mixer: the part of a layer that has a state.
 
-    entry: the elements that a token appends to the cache, as a formula; empty where the state is recurrent.
+    state, flops: formulas of the state and of its FLOPs, where they have no parts.
+    entry: formula of what a token appends to the cache; empty where the state is recurrent.
     looked_up, touched: formulas of the part of the cache that a token reads, or of the recurrent state that it reads
     and writes; empty where that is all of it.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
@@ -177,6 +172,8 @@ class Mixer(Block, frozen=True, kw_only=True):
     """
 
     whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
+    state: ClassVar[str] = ""
+    flops: ClassVar[str] = ""
     entry: ClassVar[str] = ""
     looked_up: ClassVar[str] = ""
     touched: ClassVar[str] = ""
@@ -291,7 +288,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def state_formulas(self) -> Formulas:
         """Return the formulas of the cache; or those of the recurrent state and then of the last inputs kept for it."""
-        raise NotImplementedError
+        return ((self.describe(), self.state),)
 
     def state_values(self, context: int) -> dict[str, int]:
         """Return the letters of the state that depend on the context: t, and what its last token meets."""
@@ -312,7 +309,7 @@ class Mixer(Block, frozen=True, kw_only=True):
         return self.terms(self.flops_formulas(convention.form), **self.flops_values(context, convention))
 
     def flops_formulas(self, form: Form) -> Formulas:
-        raise NotImplementedError
+        return ((self.describe(), self.flops),)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         """Return the letters of the state FLOPs that depend on the context: means over its tokens."""

@@ -90,7 +90,6 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     """
 
     source: ClassVar[str] = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
-
     gate: ClassVar[str] = "m*u + u*H*v"
     decay_gate: ClassVar[str] = "m*u + u*H*k"
     letters: ClassVar[str] = GatedDeltaNet.letters + " u=gate_rank"

@@ -137,7 +137,6 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     source: ClassVar[str] = (
         "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
     )
-
     letters: ClassVar[str] = MatrixState.letters + " u=gate_rank"
     decay: ClassVar[str] = "H*k*v"
 

@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any, ClassVar
 
 from powerplan.mixers.base import Mixer, Size
-from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, mean_keys, total
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
 from powerplan.mixers.shape import HeadShape, Inherited
 
 
@@ -21,8 +21,9 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     """
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
-
     letters: ClassVar[str] = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
+    state: ClassVar[str] = "(L + r)*t"
+    flops: ClassVar[str] = "2*H*(n + r + v)*keys"
     entry: ClassVar[str] = "L + r"
     swappable: ClassVar[bool] = True
     latent_heads: ClassVar[bool] = True
@@ -45,12 +46,6 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     def other_formulas(self) -> Formulas:
         query = "" if self.q_lora_rank is None else "q + "
         return (("latent norms", f"{query}L"), ("biases", f"{query}L + r + m" if self.bias else ""))
-
-    def state_formulas(self) -> Formulas:
-        return (("mla", "(L + r)*t"),)
-
-    def flops_formulas(self, form: Form) -> Formulas:
-        return (("mla", "2*H*(n + r + v)*keys"),)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal)}

@@ -25,6 +25,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     """
 
     letters: ClassVar[str] = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
+    state: ClassVar[str] = "G*D*(v + z)"
     query: ClassVar[str] = "2*H*D*(v + z)"
     update: ClassVar[str] = "2*G*D*(v + z)"
 
@@ -70,12 +71,9 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
         """Power and linear attention have gates and chunks in common."""
         return FeatureAttention
 
-    def state_formulas(self) -> Formulas:
-        return ((self.describe(), "G*D*(v + z)"),)
-
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         values = super().flops_values(context, convention)
-        return values and {"D": self.executed_dim, **values}
+        return values | {"D": self.executed_dim} if convention.form == "chunked" else values
 
 
 class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="power"):

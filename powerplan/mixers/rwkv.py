@@ -28,7 +28,6 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     source: ClassVar[str] = (
         "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
     )
-
     letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim m rw=decay_rank ra=rate_rank rv=value_rank rg=gate_rank"
     decay: ClassVar[str] = "H*k*v"
     update: ClassVar[str] = "4*H*k*v"

@@ -39,7 +39,6 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     """
 
     source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
-
     entry: ClassVar[str] = "G*(k + v)"
     looked_up: ClassVar[str] = "G*(k + v)*(blocks + picked + near)"
     sparse_reads: ClassVar[bool] = True
@@ -88,7 +87,6 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     source: ClassVar[str] = (
         "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
     )
-
     entry: ClassVar[str] = "G*(k + v)"
     looked_up: ClassVar[str] = "G*(k + v)*picked + G*k*blocks"
     sparse_reads: ClassVar[bool] = True
@@ -139,7 +137,6 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     """
 
     source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
-
     letters: ClassVar[str] = MLA.letters + " X=index_heads x=index_head_dim"
     entry: ClassVar[str] = "L + r + x"
     looked_up: ClassVar[str] = "x*t + (L + r)*top"

@@ -24,7 +24,6 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     """
 
     source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
-
     letters: ClassVar[str] = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
