@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
-from powerplan.mixers.base import Part, Size, problem
+from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
 from powerplan.units import parse_context
 
@@ -47,12 +47,17 @@ class Layer(Part, frozen=True, kw_only=True):
     mixer: AnyMixer | None = None
     ffn: AnyFFN | None = None
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The mixer and the FFN, or the one of them that the layer has."""
+        return tuple(block for block in (self.mixer, self.ffn) if block is not None)
+
     def check(self) -> None:
-        if self.mixer is None and self.ffn is None:
+        if not self.blocks:
             raise problem("mixer", "a layer needs a mixer, an ffn or both, and has neither")
 
     def describe(self) -> str:
-        return " + ".join(part.describe() for part in (self.mixer, self.ffn) if part is not None)
+        return " + ".join(block.describe() for block in self.blocks)
 
 
 class LayerGroup(Part, frozen=True, kw_only=True):
@@ -145,14 +150,8 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def mixers_by_position(self) -> list[tuple[int, Mixer]]:
         """Return the layers that have a mixer, as position (from 0) and mixer, in the order of the model."""
-        positions = {
-            position: use.layer.mixer
-            for use in self.layer_uses()
-            if use.layer.mixer is not None
-            for span in use.positions
-            for position in span
-        }
-        return sorted(positions.items(), key=lambda layer: layer[0])
+        layers = [layer for group in self.layers for layer in group.period * group.repeat]
+        return [(position, layer.mixer) for position, layer in enumerate(layers) if layer.mixer is not None]
 
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding, which is a look-up without FLOPs."""
@@ -190,17 +189,19 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
 
-        def layer_of(layer: Layer) -> Layer:
-            return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
+        def changed(part: LayerOrGroup) -> LayerOrGroup:
+            return msgspec.structs.replace(part, mixer=change(part.mixer)) if part.mixer is not None else part
 
-        groups = []
-        for group in self.layers:
-            if group.pattern is None:
-                (layer,) = (layer_of(layer) for layer in group.period)
-                groups.append(LayerGroup(repeat=group.repeat, mixer=layer.mixer, ffn=layer.ffn))
-            else:
-                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(map(layer_of, group.pattern))))
+        groups = (
+            changed(group)
+            if group.pattern is None
+            else msgspec.structs.replace(group, pattern=tuple(map(changed, group.pattern)))
+            for group in self.layers
+        )
         return msgspec.structs.replace(self, layers=tuple(groups))
+
+
+LayerOrGroup = TypeVar("LayerOrGroup", Layer, LayerGroup)
 
 
 def with_defaults(data: Any) -> Any:

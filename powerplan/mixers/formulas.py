@@ -7,7 +7,7 @@ so what is explained cannot differ from what is computed. Values are ints and Fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -137,7 +137,7 @@ def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
     return Term(component, formula, symbols, value)
 
 
-def total(terms: tuple[Term, ...]) -> Rational:
+def total(terms: Iterable[Term]) -> Rational:
     """Return the exact sum of the values of `terms`."""
     return sum((summand.value for summand in terms), 0)
 
