@@ -13,9 +13,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 from powerplan.errors import InputError, shown
@@ -125,6 +127,15 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise InputError(f"is not valid YAML: {str(error).splitlines()[0]}", name) from None
     return builder.document()
+
+
+Row = TypeVar("Row")
+
+
+def packaged_rows(name: str, key: str, kind: type[Row]) -> dict[str, Row]:
+    """Return the rows under `key` of a YAML file that comes with powerplan, by their names."""
+    text = (files("powerplan") / name).read_text(encoding="utf-8")
+    return {row["name"]: msgspec.convert(row, kind) for row in parse_yaml(text, name).data[key]}
 
 
 # The C parser takes a fifth of the time of the Python parser for a model of 30 lines; some builds of PyYAML lack it.

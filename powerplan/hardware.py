@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, TypeVar
 
 import msgspec
 
-from powerplan.documents import parse_yaml
+from powerplan.documents import packaged_rows
 from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.mixers.base import Part
 
@@ -84,9 +83,7 @@ def peak_of(device: Device) -> Peak:
 @cache
 def devices() -> dict[str, Device]:
     """Return all known devices by their names, in the order of hardware.yaml."""
-    text = (files("powerplan") / "hardware.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text, "hardware.yaml").data["devices"]
-    return {row["name"]: msgspec.convert(row, Device) for row in rows}
+    return packaged_rows("hardware.yaml", "devices", Device)
 
 
 def find_device(name: str) -> Device:
@@ -95,10 +92,7 @@ def find_device(name: str) -> Device:
     Raises InputError for any other name, as rates are never guessed from a part of a name.
     """
     wanted = _folded(name)
-    known: dict[str, Device] = {}
-    for device in devices().values():
-        for spelling in (device.name, *device.aliases):
-            known[_folded(spelling)] = device
+    known = {_folded(own): device for device in devices().values() for own in (device.name, *device.aliases)}
     if wanted in known:
         return known[wanted]
     hint = did_you_mean(wanted, known, count=3, cutoff=0.4)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from math import floor
 from typing import Literal
 
-import msgspec
-
-from powerplan.documents import parse_yaml
+from powerplan.documents import packaged_rows
 from powerplan.mixers.base import Part
 from powerplan.units import parse_ratio
 
@@ -93,6 +90,4 @@ class FigureSet(Part, frozen=True, kw_only=True):
 @cache
 def figure_sets() -> dict[str, FigureSet]:
     """Return all sets of published.yaml by name, in the order of the file."""
-    text = (files("powerplan") / "published.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text, "published.yaml").data["sets"]
-    return {row["name"]: msgspec.convert(row, FigureSet) for row in rows}
+    return packaged_rows("published.yaml", "sets", FigureSet)
