@@ -44,6 +44,7 @@ class Node:
 
     size: how many values it holds, itself included. depth: how many levels it has.
     children: nodes of its values, by key or index. keys: the places of its keys.
+    anchor: its name for aliases. pending_key: a key of a mapping whose value has not been added yet.
     """
 
     value: Any
@@ -52,6 +53,8 @@ class Node:
     depth: int = 1
     children: dict[Step, Node] = field(default_factory=dict)
     keys: dict[Step, Place] = field(default_factory=dict)
+    anchor: str | None = None
+    pending_key: tuple[str, Place] | None = None
 
 
 @dataclass(frozen=True)
@@ -223,8 +226,7 @@ class _Builder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.root: Node | None = None
-        self.open: list[tuple[Node, str | None]] = []
-        self.pending_key: list[tuple[str, Place] | None] = []
+        self.open: list[Node] = []
 
     def fail(self, problem: str, place: Place) -> InputError:
         return InputError(problem, f"{self.name}:{place[0]}:{place[1]}")
@@ -238,15 +240,13 @@ class _Builder:
         """Open a mapping or a list, to which everything belongs that is added until `end`."""
         if len(self.open) >= MAX_DEPTH:
             raise self.fail(f"is nested more than {MAX_DEPTH} levels deep", place)
-        self.open.append((Node(empty, place), anchor))
-        self.pending_key.append(None)
+        self.open.append(Node(empty, place, anchor=anchor))
 
-    def end(self) -> tuple[Node, str | None]:
-        """Close the innermost mapping or list and add it to the one around it; return it and its anchor."""
-        node, anchor = self.open.pop()
-        self.pending_key.pop()
+    def end(self) -> Node:
+        """Close the innermost mapping or list and add it to the one around it."""
+        node = self.open.pop()
         self.add(node, node.place)
-        return node, anchor
+        return node
 
     def scalar(self, read: Callable[[str], Any], text: str, place: Place) -> Node:
         """Add the scalar `read(text)`."""
@@ -264,12 +264,12 @@ class _Builder:
         if not self.open:
             self.root = node
             return
-        parent, _ = self.open[-1]
-        key = self.pending_key[-1]
+        parent = self.open[-1]
+        key, parent.pending_key = parent.pending_key, None
         if isinstance(parent.value, dict) and key is None:
             if not isinstance(node.value, str):
                 raise self.fail(f"a key must be a word, and this is {shown(node.value)}", place)
-            self.pending_key[-1] = (node.value, place)
+            parent.pending_key = (node.value, place)
             return
         parent.size += node.size
         parent.depth = max(parent.depth, node.depth + 1)
@@ -282,7 +282,6 @@ class _Builder:
             parent.value.append(node.value)
             return
         assert key is not None
-        self.pending_key[-1] = None
         self.put(parent, *key, node)
 
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
@@ -316,9 +315,9 @@ class _YamlBuilder(_Builder):
         elif isinstance(event, yaml.NodeEvent):
             self.start(event, place)
         elif isinstance(event, yaml.CollectionEndEvent):
-            node, anchor = self.end()
-            if anchor is not None:
-                self.anchors[anchor] = node
+            node = self.end()
+            if node.anchor is not None:
+                self.anchors[node.anchor] = node
 
     def anchored(self, anchor: str, place: Place) -> Node:
         """Return the node that an alias stands for."""

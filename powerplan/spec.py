@@ -155,17 +155,15 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding, which is a look-up without FLOPs."""
-        return (term("embedding", "V*m", self._symbols()),)
+        return self._terms("embedding", "V*m")
 
     def position_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the learned position table, if there is one."""
-        if self.position_embeddings is None:
-            return ()
-        return (term("position table", "T*m", {"T": self.position_embeddings, "m": self.hidden_size}),)
+        return self._terms("position table", "T*m" if self.position_embeddings else "")
 
     def head_terms(self) -> tuple[Term, ...]:
         """Return the matmul parameters of the LM head; a tied embedding takes FLOPs as the LM head all the same."""
-        return (term("lm head", "V*m", self._symbols()),)
+        return self._terms("lm head", "V*m")
 
     def norm_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the norms of one layer."""
@@ -181,10 +179,11 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def _norms(self, component: str, count: int) -> tuple[Term, ...]:
         vectors = count * self.norm.vectors
-        return (term(component, f"{vectors}*m", self._symbols()),) if vectors else ()
+        return self._terms(component, f"{vectors}*m" if vectors else "")
 
-    def _symbols(self) -> dict[str, int]:
-        return {"V": self.vocab_size, "m": self.hidden_size}
+    def _terms(self, component: str, formula: str) -> tuple[Term, ...]:
+        symbols = {"V": self.vocab_size, "T": self.position_embeddings or 0, "m": self.hidden_size}
+        return (term(component, formula, symbols),) if formula else ()
 
     def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
@@ -253,18 +252,15 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
     groups = []
     start = 0
     while start < len(layers):
-        best_period, best_repeat = 1, 1
-        for period in range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1):
-            repeat = _repeats(layers, start, period)
-            covers, best_covers = period * repeat, best_period * best_repeat
-            if repeat > 1 and covers > best_covers:
-                best_period, best_repeat = period, repeat
-        pattern = tuple(layers[start : start + best_period])
-        if best_period == 1:
-            groups.append(LayerGroup(repeat=best_repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
+        periods = range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1)
+        repeats = {period: _repeats(layers, start, period) for period in periods}
+        period = max(periods, key=lambda size: size * repeats[size] if repeats[size] > 1 else size == 1)
+        repeat, pattern = repeats[period], tuple(layers[start : start + period])
+        if period == 1:
+            groups.append(LayerGroup(repeat=repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
         else:
-            groups.append(LayerGroup(repeat=best_repeat, pattern=pattern))
-        start += best_period * best_repeat
+            groups.append(LayerGroup(repeat=repeat, pattern=pattern))
+        start += period * repeat
     return tuple(groups)
 
 

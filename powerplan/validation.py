@@ -78,7 +78,8 @@ def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
         return f"{shown(value)} is not known{allowed_values(value, allowed)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
-        return f"{shown(value)} is out of range; allowed is {word} {_grouped(match[2])}"
+        bound = f"{int(match[2]):,}" if match[2].isdigit() else match[2]
+        return f"{shown(value)} is out of range; allowed is {word} {bound}"
     if match := re.match(r"Expected `(array|str)` of length >= 1$", message):
         return "is empty; at least one is needed" if match[1] == "array" else "is empty"
     if match := re.match(r"Expected `str` of length <= (\d+)$", message):
@@ -116,10 +117,6 @@ _TYPES = {
 """Types of msgspec, JSON and Python, in the words of an error message."""
 
 
-def _grouped(number: str) -> str:
-    return f"{int(number):,}" if number.isdigit() else number
-
-
 def _split(message: str, data: Any) -> tuple[str, list[Step]]:
     """Return msgspec's message without its place, and the place as a path in the data."""
     at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
@@ -137,13 +134,13 @@ def _missing(name: str, document: Document, path: list[Step]) -> InputError:
         kinds = allowed_words(document.data, [*path, name])
         return InputError(f"{_dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
     given = _value(document.data, path)
+    problem = "is missing"
     if name == "head_dim" and isinstance(given, dict) and given.get("kind") in SIZED and "heads" in given:
         if "hidden_size" not in document.data:
             return InputError("hidden_size: is missing", document.where())
         hidden, heads = shown(document.data["hidden_size"]), shown(given["heads"])
-        problem = f"is missing, and hidden_size {hidden} is not a multiple of heads {heads}"
-        return InputError(f"{_dotted([*path, name])}: {problem}", where)
-    return InputError(f"{_dotted([*path, name])}: is missing", where)
+        problem += f", and hidden_size {hidden} is not a multiple of heads {heads}"
+    return InputError(f"{_dotted([*path, name])}: {problem}", where)
 
 
 def _dotted(path: Sequence[Step]) -> str:

@@ -62,14 +62,12 @@ class Figure(Part, frozen=True, kw_only=True):
 
     def cut(self, value: Fraction) -> Fraction:
         """Return `value` cut off, not rounded, behind the last digit that is printed."""
-        scale = 10**self.decimals
-        return Fraction(floor(value * scale), scale)
+        return Fraction(floor(value * 10**self.decimals), 10**self.decimals)
 
 
 def _rounded(value: Fraction, places: int) -> float:
     """Return `value` rounded to `places` behind the point; halves are rounded up, as in print."""
-    scale = 10**places
-    return float(Fraction(floor(value * scale + Fraction(1, 2)), scale))
+    return float(Fraction(floor(value * 10**places + Fraction(1, 2)), 10**places))
 
 
 class FigureSet(Part, frozen=True, kw_only=True):

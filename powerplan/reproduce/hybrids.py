@@ -38,11 +38,8 @@ def kimi(figure: Figure) -> Computed:
 def kimi_state() -> str:
     """Return a sentence with the cache and the recurrent state of one sequence; the paper prints no bytes."""
     hybrid, full = _kimi_and_twin()
-    elements = sum(
-        use.layer.mixer.state_size(MILLION_TOKENS).recurrent * use.count
-        for use in hybrid.accounting.uses
-        if use.layer.mixer is not None
-    )
+    mixers = hybrid.accounting.spec.mixer_counts()
+    elements = sum(mixer.state_size(MILLION_TOKENS).recurrent * count for mixer, count in mixers)
     caches = [float(serving.cache_bytes / BILLION) for serving in (hybrid, full)]
     return (
         f"Computed, not published: cache {caches[0]:.2f} GB, and {caches[1]:.2f} GB for the twin; recurrent state "
@@ -89,23 +86,19 @@ def _equation_14() -> Computed:
 
 
 def _prefill() -> Computed:
-    speedups = {}
-    for name, convention in (("prompt FLOPs", RECURRENT), ("chunked FLOPs", CHUNKED)):
-        hybrid, full = _kimi_and_twin(convention)
-        speedups[name] = full.prefill_flops / hybrid.prefill_flops
-    return speedups
+    pairs = {"prompt FLOPs": _kimi_and_twin(), "chunked FLOPs": _kimi_and_twin(CHUNKED)}
+    return {name: full.prefill_flops / hybrid.prefill_flops for name, (hybrid, full) in pairs.items()}
 
 
 def _decode() -> Computed:
     hybrid, full = _kimi_and_twin()
-    speedups = {
+    return {
         "cache bytes": full.cache_bytes / hybrid.cache_bytes,
         "state bytes": full.row.state_bytes / hybrid.row.state_bytes,
         "state bytes moved": full.row.decode_state_bytes_per_token / hybrid.row.decode_state_bytes_per_token,
+        "bytes at batch 1": full.step(1).moved_bytes / hybrid.step(1).moved_bytes,
+        "bytes at batch 64": full.step(64).moved_bytes / hybrid.step(64).moved_bytes,
     }
-    for batch in (1, 64):
-        speedups[f"bytes at batch {batch}"] = full.step(batch).moved_bytes / hybrid.step(batch).moved_bytes
-    return speedups
 
 
 _KIMI: dict[str, Callable[[], Computed]] = {
