@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -225,23 +226,18 @@ def _written_out(group: Any, hidden: Any) -> Any:
     mixer = dict(mixer)
     for key in LENGTHS:
         if isinstance(mixer.get(key), str):
-            try:
+            with suppress(InputError):
                 mixer[key] = parse_context(mixer[key])
-            except InputError:
-                continue
     heads, kind = mixer.get("heads"), mixer.get("kind")
     lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
-    if lacks_head_dim and _is_count(heads) and _is_count(hidden) and hidden % heads == 0:
+    are_counts = all(type(count) is int and count > 0 for count in (heads, hidden))
+    if lacks_head_dim and are_counts and hidden % heads == 0:
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 
 
 LENGTHS = ("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size")
 """Fields of mixers that are lengths in tokens, which a spec may write as sizes such as "4k"."""
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:

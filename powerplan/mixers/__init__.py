@@ -7,15 +7,13 @@ from typing import get_args
 import msgspec
 
 from powerplan.mixers.attention import Attention, Forgetting
-from powerplan.mixers.base import Mixer, StateSize
-from powerplan.mixers.delta import KDA, DeltaNet, GatedDeltaNet
-from powerplan.mixers.formulas import Convention, Term
+from powerplan.mixers.base import HeadShape, Inherited, Mixer
+from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
+from powerplan.mixers.formulas import Convention
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
-from powerplan.mixers.rwkv import RWKV7
-from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.mixers.slots import GSA, SparseStateExpansion
 from powerplan.mixers.sparse import DSA, NSA, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
@@ -71,6 +69,4 @@ __all__ = [
     "Power",
     "RetNet",
     "SparseStateExpansion",
-    "StateSize",
-    "Term",
 ]

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import gcd
-from typing import Annotated, Any, ClassVar, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import msgspec
 
 from powerplan.errors import InputError
 from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, term
-from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.units import MAX_CONTEXT
 
 MAX_SIZE = 10**9
@@ -58,6 +57,37 @@ class StateSize:
 
 RECURRENT_BYTES = 4
 """Bytes per element of recurrent state: fp32, as the kernels and the reference implementations keep it."""
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Heads of one layer: `heads` query heads share `kv_heads` key/value heads.
+
+    head_dim counts the features of a key, v_head_dim those of a value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+
+    def describe(self) -> str:
+        """Return "6 heads of 128", or "32 (8 kv) heads of 192/128" where heads are shared and values are shorter."""
+        dims = f"{self.head_dim}" if self.head_dim == self.v_head_dim else f"{self.head_dim}/{self.v_head_dim}"
+        shared = "" if self.heads == self.kv_heads else f" ({self.kv_heads} kv)"
+        return f"{self.heads}{shared} heads of {dims}"
+
+    def label(self) -> str:
+        """Return "6x128", or "32x128/8" where 8 key/value heads are shared: the name in a table."""
+        shared = f"/{self.kv_heads}" if self.kv_heads != self.heads else ""
+        return f"{self.heads}x{self.head_dim}{shared}"
+
+
+class Inherited(NamedTuple):
+    """What a new mixer takes from the one that it replaces: its fields, and remarks on what changes besides."""
+
+    fields: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import SAME, Mixer, Size, problem
+from powerplan.mixers.base import SAME, HeadShape, Inherited, Mixer, Size, problem
 from powerplan.mixers.formulas import Formulas
-from powerplan.mixers.shape import HeadShape, Inherited
 
 
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
@@ -61,11 +60,8 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
         """Return every field that both kinds have, but for the window and the degree, which a swap asks about."""
         if not isinstance(mixer, GroupedHeads):
             return None
-        fields = {
-            field: getattr(mixer, field)
-            for field in mixer.__struct_fields__
-            if field in cls.__struct_fields__ and field not in ("window", "p")
-        }
+        shared = set(cls.__struct_fields__) - {"window", "p"}
+        fields = {field: getattr(mixer, field) for field in mixer.__struct_fields__ if field in shared}
         lost = [field for field in ("gated", "sinks") if field not in fields and getattr(mixer, field, False)]
         kind = cls.__struct_config__.tag
         return Inherited(fields, tuple(f"{field} is left out, {kind} has none" for field in lost))

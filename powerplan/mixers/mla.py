@@ -6,9 +6,8 @@ from fractions import Fraction
 from math import gcd
 from typing import Any, ClassVar
 
-from powerplan.mixers.base import Mixer, Size
+from powerplan.mixers.base import HeadShape, Inherited, Mixer, Size
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
-from powerplan.mixers.shape import HeadShape, Inherited
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):

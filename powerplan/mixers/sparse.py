@@ -5,11 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from powerplan.mixers.base import Mixer, Size, Window, problem
+from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
 from powerplan.mixers.formulas import Causal, Convention, Form, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
-from powerplan.mixers.shape import Inherited
 
 
 def whole_blocks(context: int, block: int, stride: int) -> int:

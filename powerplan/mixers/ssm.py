@@ -6,10 +6,9 @@ from fractions import Fraction
 from math import gcd
 from typing import ClassVar
 
-from powerplan.mixers.base import Mixer, Size, Width, Window, problem
+from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
 from powerplan.mixers.formulas import Convention, Form, Formulas, Rational
 from powerplan.mixers.linear import ChunkedState
-from powerplan.mixers.shape import Inherited
 
 
 class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):

@@ -57,13 +57,12 @@ def paper_ratio(spec: ModelSpec, context: int) -> Fraction:
 
 def _ratios(figure: Figure, *conventions: str) -> Computed:
     """Return the ratio of a model at its context under each of `conventions`, and as the paper counts it."""
-    spec = model_of(figure)
-    ratios = {"paper": paper_ratio(spec, figure.context)}
+    spec, ratios = model_of(figure), Computed()
     for name in conventions:
         ratio = Accounting(spec, CONVENTIONS[name]).wsfr(figure.context)
         assert ratio is not None
         ratios[name] = ratio
-    return ratios
+    return ratios | {"paper": paper_ratio(spec, figure.context)}
 
 
 def table2(figure: Figure) -> Computed:
