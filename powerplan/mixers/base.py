@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 import msgspec
 
 from powerplan.errors import InputError
-from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, Term, term
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, term
 from powerplan.units import MAX_CONTEXT
 
 MAX_SIZE = 10**9
@@ -336,9 +336,9 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
-        return self.terms(self.flops_formulas(convention.form), **self.flops_values(context, convention))
+        return self.terms(self.flops_formulas(convention.form == "chunked"), **self.flops_values(context, convention))
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return ((self.describe(), self.flops),)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:

@@ -7,7 +7,7 @@ from math import sqrt
 from typing import ClassVar
 
 from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
-from powerplan.mixers.formulas import Form, Formulas
+from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.linear import ChunkedState, MatrixState
 
 
@@ -28,9 +28,9 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("beta", "m*H"))
 
-    def flops_formulas(self, form: Form) -> Formulas:
-        if form == "chunked":
-            return super().flops_formulas(form)
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if chunked:
+            return super().flops_formulas(chunked)
         step = self.update
         return self.steps(decay_state=self.decay, read_value=step, update_state=step, query_state=step)
 
@@ -171,8 +171,8 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     def state_formulas(self) -> Formulas:
         return ((self.describe(), "H*k*v"), ("token shifts", "2*H*k" if self.channel_mix else "H*k"))
 
-    def flops_formulas(self, form: Form) -> Formulas:
-        late = "*late" if form == "chunked" else ""
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        late = "*late" if chunked else ""
         return self.steps(
             decay_state="" if late else self.decay,
             read_state=self.query + late,

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Mixer, Size, Width, Window
-from powerplan.mixers.formulas import Convention, Form, Formulas, Rational, mean_keys_in_chunks, mean_solve
+from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys_in_chunks, mean_solve
 
 
 class RecurrentState(Mixer, frozen=True, kw_only=True):
@@ -29,8 +29,8 @@ class RecurrentState(Mixer, frozen=True, kw_only=True):
         """Return the tokens of a chunk."""
         raise NotImplementedError
 
-    def flops_formulas(self, form: Form) -> Formulas:
-        if form == "chunked":
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if chunked:
             return self.steps(query_state=f"{self.query}*late", update_state=self.update, within_chunks=self.within)
         return self.steps(decay_state=self.decay, query_state=self.query, update_state=self.update)
 

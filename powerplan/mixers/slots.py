@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from powerplan.mixers.base import Size, problem
-from powerplan.mixers.formulas import Form, Formulas
+from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.linear import MatrixState
 
 
@@ -79,9 +79,9 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("biases", "2*H*k"))
 
-    def flops_formulas(self, form: Form) -> Formulas:
-        if form == "recurrent":
-            return super().flops_formulas(form)
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if not chunked:
+            return super().flops_formulas(chunked)
         query = "2*H*k*v*(late + chosen)"
         return self.steps(query_state=query, update_state=self.update, within_chunks=self.within)
 

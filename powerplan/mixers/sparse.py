@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
-from powerplan.mixers.formulas import Causal, Convention, Form, Formulas, Rational, Term, mean_keys
+from powerplan.mixers.formulas import Causal, Convention, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
 
@@ -54,7 +54,7 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     def state_formulas(self) -> Formulas:
         return (("nsa", "G*(k + v)*(t + blocks)"),)
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return (
             ("nsa: compressed", "2*H*(k + v)*blocks"),
             ("nsa: picked blocks", "2*H*(k + v)*picked"),
@@ -103,7 +103,7 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     def state_values(self, context: int) -> dict[str, int]:
         return super().state_values(context) | {"blocks": context // self.block_size}
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return (("moba: score blocks", "2*H*k*blocks"), ("moba: picked blocks", "2*H*(k + v)*picked"))
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
@@ -157,7 +157,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     def state_formulas(self) -> Formulas:
         return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "x*t"))
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return (("dsa: indexer", "2*X*x*keys"), ("dsa: attention", "2*H*(2*L + r)*top"))
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:

@@ -7,7 +7,7 @@ from math import gcd
 from typing import ClassVar
 
 from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
-from powerplan.mixers.formulas import Convention, Form, Formulas, Rational
+from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.linear import ChunkedState
 
 
@@ -63,7 +63,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     def state_formulas(self) -> Formulas:
         return ((self.describe(), "I*N"), ("short convolutions", "(W - 1)*I" if self.conv_size else ""))
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return self.steps(decay_state="I*N + I*N", update_state="2*I*N", query_state="2*I*N")
 
 
@@ -168,9 +168,9 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     def state_values(self, context: int) -> dict[str, int]:
         return {"levels": context.bit_length()}
 
-    def flops_formulas(self, form: Form) -> Formulas:
+    def flops_formulas(self, chunked: bool) -> Formulas:
         query, update = self.query, self.update
-        if form == "chunked":
+        if chunked:
             return self.steps(query_state=query, update_state=update, within_chunks=self.within)
         return self.steps(decay_state="I*N*asked", query_state=query, update_state=update, own_token=update)
 
