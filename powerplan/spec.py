@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -189,19 +189,21 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
 
-        def changed(part: LayerOrGroup) -> LayerOrGroup:
-            return msgspec.structs.replace(part, mixer=change(part.mixer)) if part.mixer is not None else part
+        def changed(layer: Layer) -> Layer:
+            return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
 
-        groups = (
-            changed(group)
-            if group.pattern is None
-            else msgspec.structs.replace(group, pattern=tuple(map(changed, group.pattern)))
-            for group in self.layers
-        )
+        return self.map_layers(changed)
+
+    def map_layers(self, change: Callable[[Layer], Layer]) -> ModelSpec:
+        """Return the spec with `change(layer)` in place of every layer; groups stay."""
+        groups = []
+        for group in self.layers:
+            period = tuple(map(change, group.period))
+            if group.pattern is None:
+                groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
+            else:
+                groups.append(LayerGroup(repeat=group.repeat, pattern=period))
         return msgspec.structs.replace(self, layers=tuple(groups))
-
-
-LayerOrGroup = TypeVar("LayerOrGroup", Layer, LayerGroup)
 
 
 def with_defaults(data: Any) -> Any:

@@ -30,7 +30,7 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "units", "dims", "balance", "version"},
+    {"errors", "units", "dims", "balance", "choices", "version"},
     {"mixers", "ffn"},
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from specs import contexts, specs
 
 from powerplan.accounting import Accounting
+from powerplan.choices import By, Format
 from powerplan.documents import parse_json, parse_yaml
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError, one_line
@@ -27,8 +28,8 @@ from powerplan.hardware import Device, find_device
 from powerplan.huggingface import FAMILIES, read_config
 from powerplan.load import catalogue_text, load_model
 from powerplan.mixers.formulas import Convention
-from powerplan.report.render import Format, render
-from powerplan.report.wsfr import By, wsfr_report
+from powerplan.report.render import render
+from powerplan.report.wsfr import wsfr_report
 from powerplan.spec import ModelSpec
 from powerplan.swap import parse_swap, with_mixer
 from powerplan.swap.text import KINDS
@@ -242,7 +243,10 @@ def test_every_valid_spec_counts_and_reads_back(spec: ModelSpec, context: int, f
 
 @fuzz
 @given(
-    spec=specs, context=contexts, by=st.sampled_from([None, *By]), mixer=st.sampled_from([None, "power:p=16", "linear"])
+    spec=specs,
+    context=contexts,
+    by=st.sampled_from([None, *get_args(By)]),
+    mixer=st.sampled_from([None, "power:p=16", "linear"]),
 )
 def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | None, mixer: str | None) -> None:
     if mixer is not None:
@@ -250,7 +254,7 @@ def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | N
         spec = changed or spec
     accounting = Accounting(spec)
     report = wsfr_report(accounting, [accounting.row(context)], "bf16", by, explain=True)
-    for form in Format:
+    for form in get_args(Format):
         assert f"{context:,}" in (text := render(report, form)) or str(context) in text
 
 

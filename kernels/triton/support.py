@@ -8,8 +8,6 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from powerplan.dims import default_chunk_size
-
 LARGEST_HEAD_DIM = {1: 128, 2: 128, 3: 64, 4: 32}
 """Largest head dim of q and k by degree, as blocks.json has entries for.
 
@@ -30,9 +28,6 @@ INSTALLED = find_spec("triton") is not None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that blocks.json has entries for."""
-
-CHUNKS = {p: default_chunk_size(head_dim, p, "triton") for p, head_dim in LARGEST_HEAD_DIM.items()}
-"""Chunk size by degree where none is given; the head dim does not matter to this engine."""
 
 
 def lacking(q: Tensor, v: Tensor, p: int) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.load import LoadedModel, load_model
-from powerplan.report.render import Format, Report, render
+from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
 from powerplan.units import context_of, parse_contexts
 
@@ -41,7 +41,7 @@ class Answer:
 
     def __str__(self) -> str:
         """Return the table that the command line prints."""
-        return render(self.report, Format.table)
+        return render(self.report, "table")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what --format json holds, with its schema."""
@@ -50,15 +50,15 @@ class Answer:
 
     def to_json(self) -> str:
         """Return the answer as JSON; its numbers are not rounded."""
-        return render(self.report, Format.json)
+        return render(self.report, "json")
 
     def to_csv(self) -> str:
         """Return the rows of the table as CSV; their numbers are not rounded."""
-        return render(self.report, Format.csv)
+        return render(self.report, "csv")
 
     def to_markdown(self) -> str:
         """Return the table in markdown. Notebooks show an answer so."""
-        return render(self.report, Format.markdown)
+        return render(self.report, "markdown")
 
     _repr_markdown_ = to_markdown
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import Answer, Model, read_model
+from powerplan.choices import Causal, Form
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, find_device, peak_of
 from powerplan.measured import MeasuredTimes, read_profile
-from powerplan.mixers.formulas import Causal, Convention, Form
+from powerplan.mixers.formulas import Convention
 from powerplan.report.budget import budget_report
 from powerplan.report.render import Report
 from powerplan.training import Alternative, Budget, Throughput, TrainingTime, alternatives, budget_of, training_time

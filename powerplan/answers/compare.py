@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
+from powerplan.choices import Causal, Form
 from powerplan.errors import InputError, parameter
-from powerplan.mixers.formulas import Causal, Convention, Form
+from powerplan.mixers.formulas import Convention
 from powerplan.report.compare import compare_report
 from powerplan.report.render import Report
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, named_notes, read_contexts, read_model
+from powerplan.choices import Twin
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, find_device, peak_of
 from powerplan.load import LoadedModel
@@ -45,7 +46,7 @@ def decode(
     batch: int | str | Sequence[int] = (1, 8, 64),
     gpu: str | Device | None = None,
     devices: int | str = 1,
-    twin: Literal["mla", "attention"] | None = None,
+    twin: Twin | None = None,
     mixer: str | None = None,
     dtype: str = "bf16",
 ) -> DecodeAnswer:
@@ -76,7 +77,7 @@ def decode(
     several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
     if not several:
         raise InputError("decode needs one model or more", "models")
-    check_choice(twin, ("mla", "attention"), "twin")
+    check_choice(twin, get_args(Twin), "twin")
     sizes = batch if isinstance(batch, (int, str)) else ",".join(map(str, batch))
     batches = tuple(parse_integers(str(sizes), parameter("batch"), 1, MAX_BATCH))
     count = parse_integer(str(devices), parameter("devices"), 1, 10**7)

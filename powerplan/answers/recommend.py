@@ -8,19 +8,18 @@ from fractions import Fraction
 from pathlib import Path
 
 from powerplan.answers.base import Answer, Contexts, Model, read_contexts, read_model
+from powerplan.choices import Causal, Form, Keep, Side, Unknown
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.hardware import Device, find_device
 from powerplan.measured import MeasuredTimes, read_profile
-from powerplan.mixers.formulas import Causal, Convention, Form
+from powerplan.mixers.formulas import Convention
 from powerplan.report.reasons import why
 from powerplan.report.recommend import recommend_report, solve_report
 from powerplan.report.render import Report
 from powerplan.search import SELECTABLE, Candidate, Limits, Recommendation, Request, Solution
 from powerplan.search import recommend as search
 from powerplan.search import solve as search_backwards
-from powerplan.search.ranking import Keep, Side
-from powerplan.search.solve import Unknown
 from powerplan.units import parse_bytes, parse_context, parse_count, parse_integer, parse_ratio
 
 LM_HEAD = "lm-head"

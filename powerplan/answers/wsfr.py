@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
-from powerplan.mixers.formulas import Causal, Convention, Form
+from powerplan.choices import By, Causal, Form
+from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
-from powerplan.report.wsfr import By, verdict_text, wsfr_report
+from powerplan.report.wsfr import verdict_text, wsfr_report
 from powerplan.spec import ModelSpec
 
 
@@ -51,7 +52,7 @@ def wsfr(
     context: Contexts = "1k,8k,64k,1M",
     *,
     mixer: str | None = None,
-    by: Literal["component", "layer"] | None = None,
+    by: By | None = None,
     explain: bool = False,
     form: Form = "recurrent",
     causal: Causal = "exact",
@@ -85,14 +86,14 @@ def wsfr(
         13403
     """
     contexts = read_contexts(context)
-    check_choice(by, tuple(By), "by")
+    check_choice(by, get_args(By), "by")
     loaded = read_model(model, mixer)
     accounting = Accounting(loaded.spec, Convention(causal, form, lm_head))
     return WsfrAnswer(
         accounting=accounting,
         rows=tuple(accounting.row(tokens, dtype) for tokens in contexts),
         dtype=dtype,
-        by=None if by is None else By(by),
+        by=by,
         explain=explain,
         notes=loaded.notes,
     )

@@ -6,46 +6,31 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import (
-    Causal,
-    CausalOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    ExcludeOption,
-    Form,
-    FormatOption,
-    FormOption,
-    MeasuredOption,
-    MixerOption,
-    Model,
-)
-from powerplan.report.render import Format
+from powerplan.cli import options, say
 
 
 def budget(
-    model: Model,
+    model: options.Model,
     ctx: Annotated[str, typer.Option(help="Context in tokens: 65536 or 64k.")] = "64k",
     flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.", show_default=False)] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.", show_default=False)] = None,
     gpu_hours: Annotated[
         str | None, typer.Option("--gpu-hours", help="Device hours in all; needs --gpu.", show_default=False)
     ] = None,
-    gpu: DeviceOption = None,
+    gpu: options.DeviceOption = None,
     mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
     batch_tokens: Annotated[
         str | None,
         typer.Option("--batch-tokens", help="Tokens per optimiser step, such as 512k (=524288).", show_default=False),
     ] = None,
-    mixer: MixerOption = None,
-    measured: MeasuredOption = None,
-    form: FormOption = Form.recurrent,
-    causal: CausalOption = Causal.exact,
-    exclude: ExcludeOption = None,
-    dtype: DtypeOption = Dtype.bf16,
-    output: FormatOption = Format.table,
+    mixer: options.MixerOption = None,
+    measured: options.MeasuredOption = None,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
     from powerplan.answers.budget import budget as budget_of
@@ -62,9 +47,9 @@ def budget(
         batch_tokens=batch_tokens,
         measured=measured,
         mixer=mixer,
-        form=form.value,
-        causal=causal.value,
+        form=form,
+        causal=causal,
         lm_head=not exclude,
-        dtype=dtype.value,
+        dtype=dtype,
     )
     say.answer(answer, output)

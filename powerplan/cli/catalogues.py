@@ -8,7 +8,6 @@ import typer
 
 from powerplan.cli import say
 from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument
-from powerplan.report.render import Format
 
 
 def models(
@@ -17,7 +16,7 @@ def models(
     ] = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
-    output: FormatOption = Format.table,
+    output: FormatOption = "table",
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
     from powerplan.accounting import Accounting
@@ -33,7 +32,7 @@ def models(
             raise InputError(f"{option.split()[0]} is for one model; such as powerplan models gpt2-small {option}")
         say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
         return
-    if yaml and output is not Format.table:
+    if yaml and output != "table":
         raise InputError("--yaml is a format itself; leave --format out")
     loaded = read_model(model, mixer)
     spec = loaded.spec
@@ -55,7 +54,7 @@ def hardware(
             show_default=False,
         ),
     ] = None,
-    output: FormatOption = Format.table,
+    output: FormatOption = "table",
 ) -> None:
     """Peak rates of the devices that powerplan knows, each with its unit and source."""
     from powerplan.hardware import devices, find_device

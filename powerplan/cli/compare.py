@@ -7,18 +7,17 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import options, say
-from powerplan.report.render import Format
 
 
 def compare(
     models: Annotated[list[str], options.model_argument("Two or more models, as for wsfr.", "MODEL...")],
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
     mixer: options.MixerOption = None,
-    form: options.FormOption = options.Form.recurrent,
-    causal: options.CausalOption = options.Causal.exact,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
-    dtype: options.DtypeOption = options.Dtype.bf16,
-    output: options.FormatOption = Format.table,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
     from powerplan.answers.compare import compare as compare_models
@@ -30,9 +29,9 @@ def compare(
         models,
         ctx,
         mixer=mixer,
-        form=form.value,
-        causal=causal.value,
+        form=form,
+        causal=causal,
         lm_head=not exclude,
-        dtype=dtype.value,
+        dtype=dtype,
     )
     say.answer(answer, output)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from powerplan.choices import Twin
 from powerplan.cli import options, say
-from powerplan.report.render import Format
-
-
-class Twin(StrEnum):
-    mla = "mla"
-    attention = "attention"
 
 
 def decode(
@@ -26,8 +20,8 @@ def decode(
         Twin | None, options.choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
     ] = None,
     mixer: options.MixerOption = None,
-    dtype: options.DtypeOption = options.Dtype.bf16,
-    output: options.FormatOption = Format.table,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
     from powerplan.answers.decode import decode as decode_models
@@ -38,8 +32,8 @@ def decode(
         batch=batch,
         gpu=hardware,
         devices=devices,
-        twin=twin.value if twin else None,
+        twin=twin,
         mixer=mixer,
-        dtype=dtype.value,
+        dtype=dtype,
     )
     say.answer(answer, output)

@@ -8,7 +8,6 @@ import typer
 
 from powerplan.cli import say
 from powerplan.cli.options import FormatOption
-from powerplan.report.render import Format
 
 
 def dims(
@@ -22,7 +21,7 @@ def dims(
         str | None,
         typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all."),
     ] = None,
-    output: FormatOption = Format.table,
+    output: FormatOption = "table",
 ) -> None:
     """Dimensions of the power embeddings: tpow, spow and tiled spow, the state, and the window of the same state."""
     from powerplan.mixers.power import MAX_DEGREE

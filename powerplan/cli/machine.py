@@ -6,10 +6,9 @@ import json
 
 from powerplan.cli import say
 from powerplan.cli.options import FormatOption
-from powerplan.report.render import Format
 
 
-def doctor(output: FormatOption = Format.table) -> None:
+def doctor(output: FormatOption = "table") -> None:
     """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
     from powerplan.doctor import examine
     from powerplan.report.doctor import doctor_report

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.errors import allowed_values, shown
-from powerplan.report.render import Format
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -48,28 +47,6 @@ MixerOption = Annotated[
 ]
 
 
-class Form(StrEnum):
-    recurrent = "recurrent"
-    chunked = "chunked"
-
-
-class Causal(StrEnum):
-    exact = "exact"
-    full = "full"
-
-
-class Excluded(StrEnum):
-    lm_head = "lm-head"
-
-
-class Dtype(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp8 = "fp8"
-    int4 = "int4"
-
-
 class UnknownChoice(typer.BadParameter):
     """A word that is not among the choices of an option. The message lists them as all messages of powerplan do."""
 
@@ -77,20 +54,17 @@ class UnknownChoice(typer.BadParameter):
         return f"{self.param.opts[0] if self.param else 'option'}: {self.message}"
 
 
-def choice_option(choices: type[StrEnum], text: str, *names: str) -> Any:
-    """Return a typer option that takes one of `choices`.
+def choice_option(choices: Any, text: str, *names: str) -> Any:
+    """Return a typer option that takes one of the words of a Literal type.
 
-    Args:
-        choices: the words that the option takes; its parameter gets a member of this class.
-        text: the help text.
-        names: what the option is called, such as "--format"; the parameter's own name where left out.
+    names: what the option is called, such as "--format"; the parameter's own name where left out.
     """
-    words = [choice.value for choice in choices]
+    words = get_args(choices)
 
-    def parse(word: str) -> StrEnum:
+    def parse(word: str) -> str:
         if word not in words:
             raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
-        return choices(word)
+        return word
 
     def complete(incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
@@ -104,7 +78,7 @@ FormOption = Annotated[
 CausalOption = Annotated[
     Causal, choice_option(Causal, "Count the keys that a causal mask leaves, or the full context for every query.")
 ]
-ExcludeOption = Annotated[list[Excluded] | None, choice_option(Excluded, "Leave this out of the weight FLOPs.")]
+ExcludeOption = Annotated[list[str] | None, choice_option(Literal["lm-head"], "Leave this out of the weight FLOPs.")]
 DtypeOption = Annotated[
     Dtype, choice_option(Dtype, "Number format of weights and key/value cache; recurrent state is always fp32.")
 ]

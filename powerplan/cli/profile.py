@@ -8,7 +8,6 @@ import typer
 
 from powerplan.cli import say
 from powerplan.cli.options import FormatOption, OptionalModel, model_or_default
-from powerplan.report.render import Format
 
 if TYPE_CHECKING:
     from powerplan.profile import Profile
@@ -58,7 +57,7 @@ def profile(
         str | None, typer.Option(metavar="FILE", help="Draw throughput and time split: .png, .svg or .pdf.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
-    output: FormatOption = Format.table,
+    output: FormatOption = "table",
 ) -> None:
     """Time a layer here: power attention against softmax attention and a window, and from where on it is faster."""
     from powerplan.errors import InputError
@@ -94,8 +93,8 @@ def profile(
         seconds = parse_seconds(time_limit, "--time-limit")
         memory = parse_bytes(memory_limit, "--memory-limit") if memory_limit is not None else None
         result = _measured(model, settings, device, dtype, seconds, memory)
-    tablefmt = "pipe" if output is Format.markdown else "simple"
-    say.show(profile_report(result, all_parts=output is Format.csv, tablefmt=tablefmt), output)
+    tablefmt = "pipe" if output == "markdown" else "simple"
+    say.show(profile_report(result, all_parts=output == "csv", tablefmt=tablefmt), output)
     if save is not None:
         write_whole(save, to_json(result), force, "--save")
         say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import (
-    Causal,
-    CausalOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    Excluded,
-    Form,
-    FormatOption,
-    FormOption,
-    MeasuredOption,
-    MixerOption,
-    OptionalModel,
-    choice_option,
-    model_or_default,
-)
-from powerplan.report.render import Format
-
-if TYPE_CHECKING:
-    pass
+from powerplan.choices import Keep, Side, Unknown
+from powerplan.cli import options, say
+from powerplan.cli.options import choice_option
 
 DEFAULT_CONTEXT = "64k"
 TOP = "6"
 
 
-class Keep(StrEnum):
-    weights = "weights"
-    flops = "flops"
-
-
-class Side(StrEnum):
-    weights = "weights"
-    state = "state"
-
-
-class Unknown(StrEnum):
-    context = "context"
-    window = "window"
-    p = "p"
-
-
 def recommend(
-    model: OptionalModel = None,
+    model: options.OptionalModel = None,
     ctx: Annotated[
         str | None,
         typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
@@ -71,11 +36,11 @@ def recommend(
     tokens: Annotated[
         str | None, typer.Option(help="Tokens that --flops must pay for, such as 10B.", show_default=False)
     ] = None,
-    hardware: DeviceOption = None,
+    hardware: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
     keep: Annotated[
         Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
-    ] = Keep.weights,
+    ] = "weights",
     only: Annotated[
         str | None,
         typer.Option(
@@ -89,10 +54,11 @@ def recommend(
         choice_option(Side, "Which side should be the heavier one, where one must be.", "--weights-vs-state"),
     ] = None,
     solve: Annotated[
-        Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
+        Unknown | None,
+        choice_option(Unknown, "Ask the other way round: which context, window or p has the target?"),
     ] = None,
-    mixer: MixerOption = None,
-    measured: MeasuredOption = None,
+    mixer: options.MixerOption = None,
+    measured: options.MeasuredOption = None,
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[
@@ -102,10 +68,10 @@ def recommend(
         str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
-    form: FormOption = Form.recurrent,
-    causal: CausalOption = Causal.exact,
-    dtype: DtypeOption = Dtype.bf16,
-    output: FormatOption = Format.table,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
     from powerplan.answers.recommend import recommend as recommend_for
@@ -123,8 +89,8 @@ def recommend(
             check_target(path, force, option)
     if plot is not None:
         check_format(plot, "--plot")
-    model, notes = model_or_default(model)
-    if ctx is None and solve is not Unknown.context:
+    model, notes = options.model_or_default(model)
+    if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
         unused = {
@@ -134,7 +100,7 @@ def recommend(
             "--tokens": tokens,
             "--hardware": hardware,
             "--devices": devices != "1",
-            "--keep": keep is not Keep.weights,
+            "--keep": keep != "weights",
             "--only": only,
             "kinds of --exclude": set(excluded) - {LM_HEAD},
             "--weights-vs-state": weights_vs_state,
@@ -151,14 +117,14 @@ def recommend(
             raise InputError(f"answers with one number: leave {out} out", "--solve")
         solved = solve_for(
             model,
-            solve.value,
+            solve,
             contexts[0],
             target=target,
             mixer=mixer,
-            form=form.value,
-            causal=causal.value,
+            form=form,
+            causal=causal,
             lm_head=LM_HEAD not in excluded,
-            dtype=dtype.value,
+            dtype=dtype,
         )
         say.answer(solved, output, notes)
         return
@@ -173,17 +139,17 @@ def recommend(
         tokens=tokens,
         gpu=hardware,
         devices=devices,
-        keep=keep.value,
+        keep=keep,
         only=only or (),
         exclude=exclude or (),
-        prefer=weights_vs_state.value if weights_vs_state else None,
+        prefer=weights_vs_state,
         measured=measured,
         top=top,
         target=target,
         mixer=mixer,
-        form=form.value,
-        causal=causal.value,
-        dtype=dtype.value,
+        form=form,
+        causal=causal,
+        dtype=dtype,
     )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
@@ -196,4 +162,4 @@ def recommend(
         say.note(f"wrote {plot}")
 
 
-LM_HEAD = Excluded.lm_head.value
+LM_HEAD = "lm-head"

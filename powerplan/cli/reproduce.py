@@ -8,7 +8,6 @@ import typer
 
 from powerplan.cli import say
 from powerplan.cli.options import FormatOption
-from powerplan.report.render import Format
 
 
 def complete_set(incomplete: str) -> list[str]:
@@ -27,7 +26,7 @@ def reproduce(
             autocompletion=complete_set,
         ),
     ] = "all",
-    output: FormatOption = Format.table,
+    output: FormatOption = "table",
 ) -> None:
     """Published figures beside what powerplan computes under each named convention, with the gap and its reason."""
     from powerplan.report.reproduce import reproduce_report

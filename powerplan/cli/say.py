@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from powerplan.choices import Format
 from powerplan.errors import one_line
-from powerplan.report.render import Format, Report, render
+from powerplan.report.render import Report, render
 
 if TYPE_CHECKING:
     from powerplan.answers.base import Answer

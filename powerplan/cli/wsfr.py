@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
+from powerplan.choices import By
 from powerplan.cli import options, say
-from powerplan.report.render import Format
-from powerplan.report.wsfr import By
 
 
 def wsfr(
@@ -19,27 +18,27 @@ def wsfr(
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
-    form: options.FormOption = options.Form.recurrent,
-    causal: options.CausalOption = options.Causal.exact,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
-    dtype: options.DtypeOption = options.Dtype.bf16,
-    output: options.FormatOption = Format.table,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     from powerplan.answers.wsfr import wsfr as wsfr_of
     from powerplan.errors import InputError
 
-    if explain and output is Format.csv:
+    if explain and output == "csv":
         raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
     answer = wsfr_of(
         model,
         ctx,
         mixer=mixer,
-        by=by.value if by else None,
+        by=by,
         explain=explain,
-        form=form.value,
-        causal=causal.value,
+        form=form,
+        causal=causal,
         lm_head=not exclude,
-        dtype=dtype.value,
+        dtype=dtype,
     )
     say.answer(answer, output)

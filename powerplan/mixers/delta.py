@@ -172,11 +172,8 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
         return ((self.describe(), "H*k*v"), ("token shifts", "2*H*k" if self.channel_mix else "H*k"))
 
     def flops_formulas(self, chunked: bool) -> Formulas:
-        late = "*late" if chunked else ""
-        return self.steps(
-            decay_state="" if late else self.decay,
-            read_state=self.query + late,
-            update_state=self.update,
-            query_state=self.query + late,
-            within_chunks=self.within if late else "",
-        )
+        if not chunked:
+            read = self.query
+            return self.steps(decay_state=self.decay, read_state=read, update_state=self.update, query_state=read)
+        late = f"{self.query}*late"
+        return self.steps(read_state=late, update_state=self.update, query_state=late, within_chunks=self.within)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from types import CodeType
-from typing import Literal, get_args
+from typing import get_args
 
+from powerplan.choices import Causal, Form
 from powerplan.errors import InputError
 
 Rational = int | Fraction
-Causal = Literal["exact", "full"]
-Form = Literal["recurrent", "chunked"]
 
 Formulas = tuple[tuple[str, str], ...]
 """Pairs of a component and a formula for it."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from powerplan.choices import Causal
 from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
-from powerplan.mixers.formulas import Causal, Convention, Formulas, Rational, Term, mean_keys
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
 
 
-def whole_blocks(context: int, block: int, stride: int) -> int:
-    """Return how many blocks of `block` tokens, one every `stride` tokens, lie within `context` tokens."""
-    return (context - block) // stride + 1 if context >= block else 0
-
-
 def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fraction:
-    """Return the mean number of whole blocks that end at or before a query; "full" counts all blocks."""
-    count = whole_blocks(context, block, stride)
+    """Return the mean number of whole blocks that end at or before a query; "full" counts all blocks.
+
+    A block has `block` tokens, and one begins every `stride` tokens.
+    """
+    count = (context - block) // stride + 1 if context >= block else 0
     if causal == "full":
         return Fraction(count)
     return Fraction(count * (context - block + 1) - stride * count * (count - 1) // 2, context)

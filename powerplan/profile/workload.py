@@ -83,11 +83,7 @@ class TimedMixer:
         mixer = self.feature
         if mixer is None or self.impl not in ("torch", "triton"):
             return None
-        if self.impl == "triton":
-            from powerplan.kernels.triton.support import CHUNKS
-
-            return mixer.chunk_size or CHUNKS[mixer.degree]
-        return mixer.chunk_size or default_chunk_size(mixer.head_dim, mixer.degree)
+        return mixer.chunk_size or default_chunk_size(mixer.head_dim, mixer.degree, self.impl)
 
     def with_chunk_size(self, size: int) -> TimedMixer:
         """Return the same mixer with chunks of `size` tokens, under a name that says so."""

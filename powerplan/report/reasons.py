@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 from powerplan.balance import verdict_of
+from powerplan.choices import Keep
 from powerplan.search import Candidate, Recommendation
 from powerplan.search.choices import NAMED_KINDS, Choice
 from powerplan.search.labels import choice_label
 from powerplan.search.layer_plan import LayerPlan
-from powerplan.search.ranking import Keep
 from powerplan.search.trials import Excess
 
 LEGEND = "6x128: 6 heads of 128, else the model's own; /8: 8 key/value heads."

@@ -7,15 +7,9 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
-    markdown = "markdown"
+from powerplan.choices import Format
 
 
 def plain(value: Any) -> str:
@@ -64,13 +58,13 @@ class Report:
 
 def render(report: Report, form: Format) -> str:
     """Return the text of a report, without a trailing newline."""
-    if form is Format.json:
+    if form == "json":
         return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
-    if form is Format.csv:
+    if form == "csv":
         return _csv(report)
     if report.sections:
         return "\n\n".join(render(section, form) for section in report.sections)
-    table = table_of(report.columns, report.rows, "pipe" if form is Format.markdown else "simple")
+    table = table_of(report.columns, report.rows, "pipe" if form == "markdown" else "simple")
     gap = [""] if report.before else []
     end = [""] if report.after else []
     lines = [*report.before, *gap, table, *end, *report.after] if report.rows else [*report.before, *report.after]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
+from powerplan.choices import By
 from powerplan.mixers.formulas import SYMBOLS, Term
 from powerplan.report.parts import (
     convention_entry,
@@ -26,11 +26,6 @@ from powerplan.report.render import Column, Report, grouped
 from powerplan.units import format_ratio, json_number
 
 SCHEMA = "powerplan.wsfr/1"
-
-
-class By(StrEnum):
-    component = "component"
-    layer = "layer"
 
 
 def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By | None, explain: bool) -> Report:
@@ -55,10 +50,10 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
     if by is not None:
         table = []
         for row, entry in zip(rows, payload["rows"], strict=True):
-            parts = accounting.components(row.context) if by is By.component else accounting.layers(row.context)
+            parts = accounting.components(row.context) if by == "component" else accounting.layers(row.context)
             entry[f"by_{by}"] = [_part(part, row) for part in parts]
             table.extend({"context": row.context, **part} for part in entry[f"by_{by}"])
-        columns = _PARTS if by is By.component else [_PARTS[0], _LAYERS, *_PARTS[1:]]
+        columns = _PARTS if by == "component" else [_PARTS[0], _LAYERS, *_PARTS[1:]]
     if explain:
         lines, payload["explain"] = _explanation(accounting, rows[-1].context)
         after = [*lines, "", *after]

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf, log, log2
-from typing import Literal
 
 from powerplan.balance import BALANCED_WITHIN
+from powerplan.choices import Keep, Side
 from powerplan.search.choices import Choice
 from powerplan.search.trials import Search, Trial
 
@@ -24,9 +24,6 @@ NEAR = log(5 / 4)
 
 BAND = log(2) / 2
 """Width of the bands in which plans further from the target count as equally far: half a doubling."""
-
-Side = Literal["weights", "state"]
-Keep = Literal["weights", "flops"]
 
 _FAMILY_ORDER = {"power": 0, "attention": 0, "mla": 0, "window": 1, "linear": 2}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
+from powerplan.choices import Keep, Side
 from powerplan.dims import default_chunk_size
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import peak_of
@@ -19,7 +20,7 @@ from powerplan.search.costs import CostBasis
 from powerplan.search.labels import choice_label, plan_label, resized_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.limits import Checker, Demand, Limits
-from powerplan.search.ranking import Keep, Ranking, Side, sort_of
+from powerplan.search.ranking import Ranking, sort_of
 from powerplan.search.resize import flops_per_token, resized, resized_alike
 from powerplan.search.trials import Excess, Search, Trial
 from powerplan.spec import ModelSpec

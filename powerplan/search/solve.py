@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from powerplan.accounting import Accounting, Row
+from powerplan.choices import Unknown
 from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.mixers import Convention
 from powerplan.mixers.power import MAX_DEGREE
@@ -15,8 +15,6 @@ from powerplan.swap import Swap, swapped
 from powerplan.swap.shapes import replacement_heads
 from powerplan.swap.windows import balanced_window, can_swap
 from powerplan.units import MAX_CONTEXT, format_ratio
-
-Unknown = Literal["context", "window", "p"]
 
 
 @dataclass(frozen=True)

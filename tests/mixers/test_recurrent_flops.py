@@ -16,6 +16,7 @@ import torch
 from kinds import variants
 from torch.utils.flop_counter import FlopCounterMode
 
+from powerplan.choices import Causal
 from powerplan.mixers import (
     GLA,
     GSA,
@@ -32,7 +33,7 @@ from powerplan.mixers import (
     SparseStateExpansion,
 )
 from powerplan.mixers.base import Mixer
-from powerplan.mixers.formulas import Causal, Convention, total
+from powerplan.mixers.formulas import Convention, total
 
 Tensor = torch.Tensor
 Run = Callable[[plain.Tally], Tensor]

@@ -1,0 +1,15 @@
+"""The words that parameters and options may be, each list in one place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Causal = Literal["exact", "full"]
+Form = Literal["recurrent", "chunked"]
+Dtype = Literal["fp32", "bf16", "fp16", "fp8", "int4"]
+By = Literal["component", "layer"]
+Twin = Literal["mla", "attention"]
+Keep = Literal["weights", "flops"]
+Side = Literal["weights", "state"]
+Unknown = Literal["context", "window", "p"]
+Format = Literal["table", "json", "csv", "markdown"]
