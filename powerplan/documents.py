@@ -82,9 +82,9 @@ class Document:
         return f"{self.name}:{place[0]}:{place[1]}"
 
 
-def read_text(path: Path, name: str | None = None) -> str:
-    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError, which calls the file `name`."""
-    name = name or str(path)
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError."""
+    name = str(path)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             raw = file.read(MAX_BYTES + 1)
@@ -301,16 +301,13 @@ class _YamlBuilder(_Builder):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.documents = 0
         self.anchors: dict[str, Node | None] = {}
 
     def take(self, event: Any) -> None:
         place = (event.start_mark.line + 1, event.start_mark.column + 1)
-        if isinstance(event, yaml.DocumentStartEvent):
-            self.documents += 1
-            if self.documents > 1:
-                raise self.fail("a second YAML document starts here; a spec is one document", place)
-        elif isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
+            raise self.fail("a second YAML document starts here; a spec is one document", place)
+        if isinstance(event, yaml.AliasEvent):
             self.add(self.anchored(str(event.anchor), place), place)
         elif isinstance(event, yaml.NodeEvent):
             self.start(event, place)
@@ -332,14 +329,13 @@ class _YamlBuilder(_Builder):
     def start(self, event: Any, place: Place) -> None:
         if event.tag is not None and event.tag != "!":
             raise self.fail(f"tag {shown(event.tag)} is not accepted; a spec is plain data", place)
+        anchored = None
         if isinstance(event, yaml.ScalarEvent):
-            node = self.scalar(plain_scalar if event.implicit[0] else str, event.value, place)
-            if event.anchor is not None:
-                self.anchors[event.anchor] = node
-            return
+            anchored = self.scalar(plain_scalar if event.implicit[0] else str, event.value, place)
+        else:
+            self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
         if event.anchor is not None:
-            self.anchors[event.anchor] = None
-        self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
+            self.anchors[event.anchor] = anchored
 
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
         """Put a value under a key of a mapping; `<<` merges the keys that the mapping does not have itself."""

@@ -71,9 +71,5 @@ def _block(block: Block) -> _Line:
 
 
 def _line(part: Part, always: tuple[str, ...]) -> _Line:
-    line = _Line()
-    for field in msgspec.structs.fields(part):
-        value = getattr(part, field.name)
-        if field.name in always or value != field.default:
-            line[field.name] = value
-    return line
+    values = ((field, getattr(part, field.name)) for field in msgspec.structs.fields(part))
+    return _Line((field.name, value) for field, value in values if field.name in always or value != field.default)

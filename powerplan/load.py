@@ -97,8 +97,7 @@ def _from_huggingface(document: Document, path: Path) -> LoadedModel:
 @cache
 def catalogue_names() -> tuple[str, ...]:
     """Return the names of the built-in models, sorted."""
-    folder = files("powerplan.models") / "catalogue"
-    names = (entry.name for entry in folder.iterdir())
+    names = (entry.name for entry in (files("powerplan.models") / "catalogue").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
@@ -132,6 +131,6 @@ def find_name(text: str) -> str | None:
     for candidate in (name, in_organisation[1]) if in_organisation else (name,):
         if candidate in catalogue_names():
             return candidate
-        if candidate in aliases():
+        if candidate in aliases():  # Last, as it reads the whole catalogue.
             return aliases()[candidate]
     return None

@@ -162,9 +162,7 @@ def parse_share(text: str, where: str | None = None) -> Fraction:
 
 def json_number(value: int | Fraction) -> int | float:
     """Return an exact integer where the value is one, else the nearest float."""
-    if isinstance(value, Fraction):
-        return value.numerator if value.denominator == 1 else float(value)
-    return value
+    return value.numerator if value.denominator == 1 else float(value)
 
 
 def format_count(value: int | Fraction) -> str:

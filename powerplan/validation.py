@@ -20,10 +20,8 @@ from powerplan.units import parse_context
 def validate(document: Document) -> ModelSpec:
     """Return the spec that `document` holds. Raises InputError with file:line:column of the first mistake."""
     if not isinstance(document.data, dict):
-        given = _TYPES.get(type(document.data).__name__, "a value")
-        raise InputError(
-            f"a spec is a mapping with name, hidden_size, layers ..., and this is {given}", document.where()
-        )
+        problem = "a spec is a mapping with name, hidden_size, layers ..., and this is"
+        raise InputError(f"{problem} {_TYPES.get(type(document.data).__name__, 'a value')}", document.where())
     data = with_defaults(document.data)
     if "layers" in data:  # Checked last: a mistake in another key may be the reason for one in a layer.
         data = {key: value for key, value in data.items() if key != "layers"} | {"layers": data["layers"]}
@@ -43,12 +41,12 @@ def _located(message: str, document: Document) -> InputError:
         return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
         return _missing(field[1], document, path)
+    value = _value(document.data, path)
     if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in _field_names(document.data, path):
         text = field[2]
-        given = _value(document.data, path)
-        if isinstance(given, dict) and field[1] in given:
+        if isinstance(value, dict) and field[1] in value:
             path.append(field[1])
-    value = _value(document.data, path)
+            value = value[field[1]]
     problem = plain_problem(text, value, allowed_words(document.data, path))
     if path and isinstance(value, str):
         problem = _word_problem(value, path, document.data) or problem
@@ -184,8 +182,7 @@ def _field_names(data: Any, path: Sequence[Step]) -> list[str]:
 
 def allowed_keys(data: Any, path: Sequence[Step]) -> list[str]:
     """Return the keys that the mapping at `path` of a spec may have, sorted."""
-    is_block = bool(path) and path[-1] in ("mixer", "ffn")
-    return sorted([*_field_names(data, path), *(["kind"] if is_block else [])])
+    return sorted([*_field_names(data, path), *(["kind"] if path and path[-1] in ("mixer", "ffn") else [])])
 
 
 def allowed_words(data: Any, path: Sequence[Step]) -> list[str]:
