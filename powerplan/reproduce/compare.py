@@ -40,10 +40,8 @@ class Comparison:
     @property
     def nearest(self) -> tuple[str, float]:
         """The convention whose value is nearest, and its relative deviation: 0.1 is 10 % above the published value."""
-        number = self.figure.number
-        gaps = {name: float(value / number - 1) for name, value in self.computed.items()}
-        name = min(gaps, key=lambda name: abs(gaps[name]))
-        return name, gaps[name]
+        gaps = {name: float(value / self.figure.number - 1) for name, value in self.computed.items()}
+        return min(gaps.items(), key=lambda gap: abs(gap[1]))
 
 
 @dataclass(frozen=True)

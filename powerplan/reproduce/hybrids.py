@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
@@ -30,11 +29,6 @@ def _kimi_and_twin(convention: Convention = RECURRENT) -> tuple[Serving, Serving
     return Serving(model, MILLION_TOKENS), Serving(twin(model, "mla")[0], MILLION_TOKENS)
 
 
-def kimi(figure: Figure) -> Computed:
-    """Return what is computed for a figure of Kimi Linear, under each convention."""
-    return _KIMI[figure.quantity]()
-
-
 def kimi_state() -> str:
     """Return a sentence with the cache and the recurrent state of one sequence; the paper prints no bytes."""
     hybrid, full = _kimi_and_twin()
@@ -48,12 +42,13 @@ def kimi_state() -> str:
     )
 
 
-def _parameters(active: bool) -> Computed:
-    accounting = _kimi_and_twin()[0].accounting
-    count = accounting.active_parameters if active else accounting.total_parameters
+def _parameters(accounting: Accounting, figure: Figure) -> Computed:
+    """Return billions of parameters, active ones or all: of the whole model, with the LM head only, of the body."""
+    count = accounting.active_parameters if figure.quantity == "active" else accounting.total_parameters
     return {
-        "with embeddings": Fraction(count.with_embeddings, BILLION),
-        "without embeddings": Fraction(count.without_embeddings, BILLION),
+        "all": Fraction(count.with_embeddings, BILLION),
+        "head": Fraction(count.without_input_embedding, BILLION),
+        "body": Fraction(count.without_embeddings, BILLION),
     }
 
 
@@ -101,26 +96,19 @@ def _decode() -> Computed:
     }
 
 
-_KIMI: dict[str, Callable[[], Computed]] = {
-    "parameters": lambda: _parameters(active=False),
-    "active": lambda: _parameters(active=True),
-    "cache": _cache,
-    "eq13": _equation_13,
-    "eq14": _equation_14,
-    "prefill": _prefill,
-    "decode": _decode,
-}
+def kimi(figure: Figure) -> Computed:
+    """Return what is computed for a figure of Kimi Linear, under each convention."""
+    if figure.quantity in ("parameters", "active"):
+        values = _parameters(_kimi_and_twin()[0].accounting, figure)
+        return {"with embeddings": values["all"], "without embeddings": values["body"]}
+    compute = {"cache": _cache, "eq13": _equation_13, "eq14": _equation_14, "prefill": _prefill, "decode": _decode}
+    return compute[figure.quantity]()
 
 
 def hybrids(figure: Figure) -> Computed:
     """Return the parameters of a model, or the cache of one sequence, under each convention."""
     accounting = Accounting(catalogue_spec(figure.model))
-    if figure.quantity == "cache":
-        size = Serving(accounting, figure.context).cache_bytes
-        return {"GiB": size / 2**30, "GB": size / BILLION}
-    count = accounting.active_parameters if figure.quantity == "active" else accounting.total_parameters
-    return {
-        "all": Fraction(count.with_embeddings, BILLION),
-        "head": Fraction(count.without_input_embedding, BILLION),
-        "body": Fraction(count.without_embeddings, BILLION),
-    }
+    if figure.quantity != "cache":
+        return _parameters(accounting, figure)
+    size = Serving(accounting, figure.context).cache_bytes
+    return {"GiB": size / 2**30, "GB": size / BILLION}

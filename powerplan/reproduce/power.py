@@ -85,8 +85,7 @@ def figure2(figure: Figure) -> Computed:
     models = [(model_of(other), other.context) for other in figure_sets()["figure2"].figures if other.model]
     spreads = {}
     for name, convention in CONVENTIONS.items():
-        rows = [Accounting(spec, convention).row(context) for spec, context in models]
-        flops = [row.flops_per_token for row in rows]
+        flops = [Accounting(spec, convention).row(context).flops_per_token for spec, context in models]
         spreads[name] = max(flops) / min(flops)
     return spreads
 
