@@ -121,12 +121,10 @@ class Accounting:
                 terms += (*block.matmul_terms(spec.hidden_size), *block.other_terms(spec.hidden_size))
                 terms += block.idle_terms(spec.hidden_size) if idle else ()
             body += _integer(total(terms)) * use.count
-        table, head = _integer(total(spec.embedding_terms())), _integer(total(spec.head_terms()))
+        head = _integer(total(spec.head_terms()))
+        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms())))
         return Parameters(
-            with_embeddings=body
-            + _integer(total(spec.position_terms()))
-            + table
-            + (0 if spec.tie_embeddings else head),
+            with_embeddings=body + tables + (0 if spec.tie_embeddings else head),
             without_input_embedding=body + head,
             without_embeddings=body,
         )

@@ -70,10 +70,7 @@ class Peak:
 
 
 def peak_of(device: Device) -> Peak:
-    """Return the dense bf16 matrix rate and the memory bandwidth of a device.
-
-    Raises InputError where the catalogue has no bf16 matrix rate of the device.
-    """
+    """Return the dense bf16 matrix rate and the memory bandwidth of a device; InputError where no rate is known."""
     rate, bandwidth = si_value(device, "bf16_tflops"), si_value(device, "memory_gbs")
     if rate is None or bandwidth is None:
         raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
@@ -87,7 +84,7 @@ def devices() -> dict[str, Device]:
 
 
 def find_device(name: str) -> Device:
-    """Return a device by its exact name or alias. Upper case counts as lower case, and a space as a dash.
+    """Return a device by its exact name or alias; upper case counts as lower case, and a space as a dash.
 
     Raises InputError for any other name, as rates are never guessed from a part of a name.
     """

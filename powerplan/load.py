@@ -42,8 +42,10 @@ def load_model(model: str | Path) -> LoadedModel:
     path = Path(text)
     name = find_name(text)
     mode = _mode(path)
-    if stat.S_ISDIR(mode) and (name is None or _mode(path / "config.json")):
-        return _load_folder(path)
+    if stat.S_ISDIR(mode) and _mode(path / "config.json"):
+        return load_file(path / "config.json")
+    if stat.S_ISDIR(mode) and name is None:
+        raise InputError("is a folder without a config.json that can be read", str(path))
     if mode and not stat.S_ISDIR(mode):
         loaded = load_file(path)
         if name is None:
@@ -74,15 +76,7 @@ def load_file(path: Path) -> LoadedModel:
     looks_like_json = re.match(r'\s*\{\s*"', document_text) is not None
     if path.suffix.lower() == ".json" or (looks_like_json and path.suffix.lower() not in YAML_SUFFIXES):
         return _from_huggingface(parse_json(document_text, str(path)), path)
-    spec = validate(parse_yaml(document_text, str(path)))
-    return LoadedModel(spec, str(path))
-
-
-def _load_folder(folder: Path) -> LoadedModel:
-    config = folder / "config.json"
-    if not _mode(config):
-        raise InputError("is a folder without a config.json that can be read", str(folder))
-    return _from_huggingface(parse_json(read_text(config), str(config)), config)
+    return LoadedModel(validate(parse_yaml(document_text, str(path))), str(path))
 
 
 def _from_huggingface(document: Document, path: Path) -> LoadedModel:

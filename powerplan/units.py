@@ -198,8 +198,8 @@ def format_duration(seconds: float) -> str:
     """Return a time with the unit that suits it: 3.1 us, 42 ms, 5.2 h, 12.4 days, 3.1 years."""
     for limit, size, name in _SPANS:
         if seconds < limit:
-            return f"{float(f'{seconds / size:.3g}'):,.10g} {name}"
-    return f"{float(f'{seconds / _YEAR:.3g}'):,.10g} years"
+            return f"{format_figure(seconds / size)} {name}"
+    return f"{format_figure(seconds / _YEAR)} years"
 
 
 _YEAR = 365.25 * 86400
