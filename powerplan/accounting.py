@@ -214,10 +214,7 @@ class Accounting:
 
     @cached_property
     def grows_with_context(self) -> bool:
-        """Whether state FLOPs per token never fall as the context grows.
-
-        They can fall in chunked forms, after a full chunk, and with mixers that are not `steady`.
-        """
+        """Whether state FLOPs per token never fall as the context grows: they can in chunks, and if not `steady`."""
         mixers = self.spec.mixers()
         if self.convention.form == "recurrent":
             return all(mixer.steady for mixer in mixers)

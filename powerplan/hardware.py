@@ -84,10 +84,7 @@ def devices() -> dict[str, Device]:
 
 
 def find_device(name: str) -> Device:
-    """Return a device by its exact name or alias; upper case counts as lower case, and a space as a dash.
-
-    Raises InputError for any other name, as rates are never guessed from a part of a name.
-    """
+    """Return a device by its name or alias, in any case, with spaces or dashes; parts of names are never guessed."""
     wanted = _folded(name)
     known = {_folded(own): device for device in devices().values() for own in (device.name, *device.aliases)}
     if wanted in known:

@@ -124,13 +124,7 @@ def _compiled(formula: str) -> CodeType:
 
 
 def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
-    """Evaluate a formula exactly.
-
-    Args:
-        component: what the value belongs to, such as "projections".
-        formula: arithmetic over letters of SYMBOLS; a constant of this package, never user input.
-        symbols: the values of the letters.
-    """
+    """Evaluate a formula exactly: arithmetic over letters of SYMBOLS, a constant of this package, never user input."""
     value = eval(_compiled(formula), {"__builtins__": {}}, dict(symbols))
     assert isinstance(value, (int, Fraction)), f"{formula} is not exact: {value!r}"
     return Term(component, formula, symbols, value)
