@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
 
-from powerplan.ffn import MLP, MoE
+from msgspec.structs import asdict
+
+from powerplan.ffn import MLP, AnyFFN, MoE
+from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.dense import qwen_windows
-from powerplan.huggingface.parts import (
-    FULL,
-    SLIDING,
-    alternating,
-    assemble,
-    attention_layers,
-    experts_chosen,
-    local_experts,
-    mla,
-    note_prediction_layers,
-    one_window,
-    qwen_layers,
-    windows_of,
-)
-from powerplan.mixers import DSA, MLA
-from powerplan.spec import Layer, ModelSpec, Norm
+from powerplan.mixers import DSA, MLA, AnyMixer
+from powerplan.spec import Layer, ModelSpec
 
 
 def mixtral(config: Config, name: str) -> ModelSpec:
     """Mixtral: experts in every layer; a window in every layer if there is one."""
-    window = config.optional_integer("sliding_window")
-    mixers = attention_layers(config, one_window(config, window), default_kv_heads=8)
-    moe = local_experts(config, 8, 2)
-    return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
+    mixers = parts.attention_layers(config, parts.one_window(config))
+    moe = parts.local_experts(config)
+    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers])
 
 
 def qwen3_moe(config: Config, name: str) -> ModelSpec:
@@ -39,44 +27,28 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
     transformers applies an active window to every layer; a file that states max_window_layers means those from
     there on, as in the dense Qwen families.
     """
-    if config.has("max_window_layers") or config.has("layer_types"):
-        windows = qwen_windows(config)
-        if None in windows and any(windows):
-            config.note("windows as in max_window_layers or layer_types; transformers' qwen3_moe code looks at neither")
-    else:
-        window = config.optional_integer("sliding_window", absent=4096)
-        sliding = config.boolean("use_sliding_window", False) and window is not None
-        windows = windows_of(config, window, [SLIDING if sliding else FULL] * config.layer_count)
+    windows = qwen_windows(config)
+    if None in windows and any(windows):
+        config.note("windows as in max_window_layers or layer_types; transformers' qwen3_moe code looks at neither")
     bias = config.boolean("attention_bias", False)
-    mixers = attention_layers(config, windows, default_kv_heads=4, bias=bias, qk_norm="head")
-    layers = qwen_layers(config, mixers, default_experts=128, default_chosen=8, default_width=768)
-    return assemble(config, name, layers, Norm(), tie=False)
+    mixers = parts.attention_layers(config, windows, bias=bias, qk_norm="head")
+    return parts.assemble(config, name, parts.qwen_layers(config, mixers))
 
 
 def gpt_oss(config: Config, name: str) -> ModelSpec:
     """gpt-oss: windows in every other layer from the first on, sinks, biases on projections, experts and router."""
-    window = config.optional_integer("sliding_window", absent=128)
-    mixers = attention_layers(
-        config,
-        windows_of(config, window, alternating(config.layer_count, 2)),
-        default_kv_heads=8,
-        default_head_dim=64 if "head_dim" not in config.data else None,
-        bias=config.boolean("attention_bias", True),
-        sinks=True,
-    )
-    moe = local_experts(config, 128, 4, bias=True)
-    return assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers], Norm(), tie=False)
+    if "head_dim" not in config.data:  # null means hidden_size / num_attention_heads
+        config.defaults = {**config.defaults, "head_dim": 64}
+    windows, bias = parts.alternating_windows(config, period=2), config.boolean("attention_bias", True)
+    mixers = parts.attention_layers(config, windows, bias=bias, sinks=True)
+    moe = parts.local_experts(config, bias=True)
+    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=moe) for mixer in mixers])
 
 
 def deepseek_v2(config: Config, name: str) -> ModelSpec:
     """DeepSeek-V2 and V2-Lite: MLA, the first layers dense, then experts."""
     config.refuse("mlp_bias", "no published DeepSeek has it")
-    return _deepseek(config, name, first_dense=0, experts=64, shared=2, top_k=None, moe_width=1407)
-
-
-def deepseek_v32(config: Config, name: str) -> ModelSpec:
-    """DeepSeek-V3.2: DeepSeek-V3 with an indexer that picks the keys of every layer (DSA)."""
-    return _deepseek(config, name, first_dense=3, experts=256, shared=1, top_k=8, moe_width=2048, router_bias=True)
+    return _deepseek(config, name, _mla(config), router_bias=False)
 
 
 def deepseek_v3(config: Config, name: str) -> ModelSpec:
@@ -86,66 +58,60 @@ def deepseek_v3(config: Config, name: str) -> ModelSpec:
     parameter, as in DeepSeek's own code; transformers holds the same tensor as a buffer.
     """
     corrected = (config.data.get("topk_method") or "noaux_tc") == "noaux_tc"
-    return _deepseek(config, name, first_dense=3, experts=256, shared=1, top_k=8, moe_width=2048, router_bias=corrected)
+    return _deepseek(config, name, _mla(config), router_bias=corrected)
 
 
-def _deepseek(
-    config: Config,
-    name: str,
-    *,
-    first_dense: int,
-    experts: int,
-    shared: int,
-    top_k: int | None,
-    moe_width: int,
-    router_bias: bool = False,
-) -> ModelSpec:
-    indexed = config.family == "deepseek_v32"
-    for key in ("index_topk", "index_n_heads") if not indexed else ():
-        config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
-    note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
-    mixer = mla(config, default_q_rank=1536)
-    if indexed:
-        mixer = _with_indexer(config, mixer)
-    dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    sparse = sparse_layers(config, default_first=first_dense)
-    if "n_routed_experts" in config.data and config.data["n_routed_experts"] is None:
-        moe = None
-    else:
-        count = config.integer("n_routed_experts", "num_local_experts", default=experts)
-        width = config.integer("moe_intermediate_size", default=moe_width)
-        shared_count = config.optional_integer("n_shared_experts", absent=shared, low=0) or 0
-        moe = MoE(
-            experts=count,
-            top_k=experts_chosen(config, count, top_k),
-            intermediate_size=width,
-            shared_intermediate_size=shared_count * width,
-            router_bias=router_bias,
-        )
-    layers = [
-        Layer(mixer=mixer, ffn=dense if moe is None or not sparse[index] else moe)
-        for index in range(config.layer_count)
-    ]
-    return assemble(config, name, layers, Norm(), tie=False)
-
-
-def _with_indexer(config: Config, mixer: MLA) -> DSA:
-    if mixer.q_lora_rank is None:
+def deepseek_v32(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V3.2: DeepSeek-V3 with an indexer that picks the keys of every layer (DSA)."""
+    mla = _mla(config)
+    if mla.q_lora_rank is None:
         raise config.error("q_lora_rank is null, and the indexer's queries come from the query latent", "q_lora_rank")
-    return DSA(
-        **msgspec.structs.asdict(mixer),
+    indexed = DSA(
+        **asdict(mla),
         index_heads=config.integer("index_n_heads", default=64),
         index_head_dim=config.integer("index_head_dim", default=128),
         top_k=config.integer("index_topk", default=2048),
     )
+    return _deepseek(config, name, indexed, router_bias=True)
 
 
-def sparse_layers(config: Config, default_first: int) -> list[bool]:
+def _mla(config: Config) -> MLA:
+    for key in ("index_topk", "index_n_heads") if config.family != "deepseek_v32" else ():
+        config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
+    parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
+    return parts.mla(config)
+
+
+def _deepseek(config: Config, name: str, mixer: AnyMixer, router_bias: bool) -> ModelSpec:
+    dense = MLP(intermediate_size=config.integer("intermediate_size"))
+    sparse = sparse_layers(config)
+    moe: AnyFFN = dense
+    if config.data.get("n_routed_experts", 0) is not None:  # null means that all layers are dense
+        moe = routed_experts(config, ("n_routed_experts", "num_local_experts"), ("n_shared_experts",), router_bias)
+    layers = [Layer(mixer=mixer, ffn=moe if has_experts else dense) for has_experts in sparse]
+    return parts.assemble(config, name, layers)
+
+
+def routed_experts(config: Config, routed: Sequence[str], shared: Sequence[str], router_bias: bool) -> MoE:
+    """Return the experts of DeepSeek and Kimi Linear, counted by the keys named `routed` and `shared`."""
+    experts = config.integer(*routed)
+    width = config.integer("moe_intermediate_size")
+    shared_count = config.optional_integer(*shared, low=0) or 0
+    return MoE(
+        experts=experts,
+        top_k=parts.experts_chosen(config, experts),
+        intermediate_size=width,
+        shared_intermediate_size=shared_count * width,
+        router_bias=router_bias,
+    )
+
+
+def sparse_layers(config: Config) -> list[bool]:
     """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on."""
     count = config.layer_count
     types = config.strings("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None
     if types is None:
-        first = config.integer("first_k_dense_replace", default=default_first, low=0)
+        first = config.integer("first_k_dense_replace", low=0)
         step = config.integer("moe_layer_freq", default=1)
         return [index >= first and index % step == 0 for index in range(count)]
     if len(types) != count or set(types) - {"dense", "sparse"}:

@@ -6,68 +6,49 @@ Defaults are those of fla 0.6.0; parameter counts were compared with the models 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import msgspec
+from msgspec.structs import asdict
 
+from powerplan import mixers
 from powerplan.ffn import MLP
-from powerplan.huggingface.config import Config
+from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.mamba import mamba2_mixer
 from powerplan.huggingface.parts import assemble
-from powerplan.mixers import (
-    GLA,
-    GSA,
-    KDA,
-    NSA,
-    RWKV7,
-    AnyMixer,
-    Attention,
-    DeltaNet,
-    Forgetting,
-    GatedDeltaNet,
-    LogLinear,
-    MoBA,
-    RetNet,
-)
+from powerplan.mixers import AnyMixer, Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
-def _ffn(config: Config, hidden: int, default_ratio: int) -> MLP:
+def _ffn(config: Config, hidden: int) -> MLP:
     """fla's gated MLP: two thirds of hidden_ratio times the width, up to a multiple of 256."""
     width = config.optional_integer("intermediate_size")
     if width is None:
-        ratio = config.data.get("hidden_ratio")
-        config.multiple("hidden_ratio", default=default_ratio, of=1)
-        width = -(-int(hidden * (default_ratio if ratio is None else ratio) * 2 / 3) // 256) * 256
+        ratio = config.multiple("hidden_ratio", default=config.defaults.get("hidden_ratio", 4), of=1)
+        width = -(-int(hidden * ratio * 2 / 3) // 256) * 256
     return MLP(intermediate_size=width)
 
 
-def _head_dims(
-    config: Config, hidden: int, heads: int, key: tuple[str, float], value: tuple[str, float]
-) -> dict[str, Any]:
-    """Return head dims from the expansions of the width for keys and values; (name, default) each."""
-    dims: dict[str, Any] = {}
-    for field, (name, default) in (("head_dim", key), ("v_head_dim", value)):
+def _expanded_heads(config: Config, *, reads_kv_heads: bool = False, **expansions: float) -> dict[str, Any]:
+    """Return heads and head dims from two expansions of the width, for keys and for values, given with their defaults.
+
+    Mixers that read num_kv_heads keep a state for each head all the same, so that it may not differ from num_heads.
+    """
+    hidden, heads = config.integer("hidden_size"), config.integer("num_heads")
+    if reads_kv_heads and config.optional_integer("num_kv_heads") not in (None, heads):
+        problem = "num_kv_heads other than num_heads is not supported: the state is one per head"
+        raise config.error(problem, "num_kv_heads")
+    fields = {"heads": heads}
+    for field, (name, default) in zip(("head_dim", "v_head_dim"), expansions.items(), strict=True):
         total = config.multiple(name, default=default, of=hidden)
         if total % heads:
             raise config.error(f"{name} gives {total:,} features, no multiple of num_heads {heads}", name)
-        dims[field] = total // heads
-    return dims
+        fields[field] = total // heads
+    return fields
 
 
 def _convolution(config: Config, default: bool) -> int:
     return config.integer("conv_size", default=4, high=1024) if config.boolean("use_short_conv", default) else 0
-
-
-def _affine(config: Config) -> bool:
-    return config.boolean("elementwise_affine", True)
-
-
-def _no_grouping(config: Config, heads: int) -> None:
-    if config.optional_integer("num_kv_heads") not in (None, heads):
-        raise config.error(
-            "num_kv_heads other than num_heads is not supported: the state is one per head", "num_kv_heads"
-        )
 
 
 def _attention(config: Config, hidden: int) -> dict[int, Attention]:
@@ -99,100 +80,79 @@ def _attention(config: Config, hidden: int) -> dict[int, Attention]:
     return by_layer
 
 
-def _model(config: Config, name: str, mixer: AnyMixer, ratio: int = 4) -> ModelSpec:
-    """Return a model of `mixer` and a gated MLP in every layer but those that `attn` names."""
+def _model(mixer_of: Callable[[Config], AnyMixer], config: Config, name: str) -> ModelSpec:
+    """Return a model of one mixer and a gated MLP in every layer but those that `attn` names."""
+    mixer = mixer_of(config)
     config.refuse("attnres_block_size", "attention over residuals is not read")
     hidden = config.integer("hidden_size")
-    ffn, softmax = _ffn(config, hidden, ratio), _attention(config, hidden)
+    ffn, softmax = _ffn(config, hidden), _attention(config, hidden)
     linear = Layer(mixer=mixer, ffn=ffn)
     layers = [Layer(mixer=softmax[i], ffn=ffn) if i in softmax else linear for i in range(config.layer_count)]
-    return assemble(config, name, layers, Norm(), tie=False)
+    return assemble(config, name, layers)
 
 
-def gla(config: Config, name: str) -> ModelSpec:
-    """Gated linear attention."""
-    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=4)
-    _no_grouping(config, heads)
-    mixer = GLA(
-        heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", 0.5), ("expand_v", 1.0)),
+def _gla(config: Config) -> AnyMixer:
+    return mixers.GLA(
+        **_expanded_heads(config, reads_kv_heads=True, expand_k=0.5, expand_v=1.0),
         conv_size=_convolution(config, False),
         output_gate=config.boolean("use_output_gate", True),
-        output_norm="head" if _affine(config) else "none",
+        output_norm="head" if config.boolean("elementwise_affine", True) else "none",
     )
-    return _model(config, name, mixer)
 
 
-def retnet(config: Config, name: str) -> ModelSpec:
+def _retnet(config: Config) -> AnyMixer:
     """RetNet; its model does not hand use_short_conv on to the layer."""
-    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=8)
-    _no_grouping(config, heads)
-    mixer = RetNet(
-        heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", 1.0), ("expand_v", 2.0)),
+    return mixers.RetNet(
+        **_expanded_heads(config, reads_kv_heads=True, expand_k=1.0, expand_v=2.0),
         output_gate=config.boolean("use_output_gate", True),
-        output_norm="head" if _affine(config) else "none",
+        output_norm="head" if config.boolean("elementwise_affine", True) else "none",
     )
-    return _model(config, name, mixer, ratio=2)
 
 
-def delta_net(config: Config, name: str) -> ModelSpec:
-    """DeltaNet."""
+def _delta_net(config: Config) -> AnyMixer:
     if not config.boolean("use_beta", True):
         raise config.error("use_beta false is not supported: the delta rule here has a learning rate", "use_beta")
-    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=16)
-    mixer = DeltaNet(
-        heads=heads,
-        **_head_dims(config, hidden, heads, ("expand_k", 1.0), ("expand_v", 1.0)),
+    return mixers.DeltaNet(
+        **_expanded_heads(config, expand_k=1.0, expand_v=1.0),
         conv_size=_convolution(config, True),
         output_gate=config.boolean("use_gate", False),
     )
-    return _model(config, name, mixer)
 
 
-def _value_heads(config: Config, default_heads: int, default_dim: int, expand: float) -> dict[str, Any]:
+def _value_heads(config: Config, expand: float) -> dict[str, Any]:
     """Return the heads of gated DeltaNet and KDA: states per value head, expand_v times head_dim wide."""
-    keys = config.integer("num_heads", default=default_heads)
+    keys = config.integer("num_heads")
     heads = config.integer("num_v_heads", default=keys)
     if heads % keys:
         raise config.error(f"num_v_heads {heads} is not a multiple of num_heads {keys}", "num_v_heads")
-    dim = config.integer("head_dim", default=default_dim)
-    return {
-        "heads": heads,
-        "key_heads": keys,
-        "head_dim": dim,
-        "v_head_dim": config.multiple("expand_v", default=expand, of=dim),
-        "conv_size": _convolution(config, True),
-    }
+    dim = config.integer("head_dim")
+    v_dim = config.multiple("expand_v", default=expand, of=dim)
+    conv_size = _convolution(config, True)
+    return {"heads": heads, "key_heads": keys, "head_dim": dim, "v_head_dim": v_dim, "conv_size": conv_size}
 
 
-def gated_deltanet(config: Config, name: str) -> ModelSpec:
-    """Gated DeltaNet."""
-    mixer = GatedDeltaNet(**_value_heads(config, 6, 256, 2.0), output_gate=config.boolean("use_gate", True))
-    return _model(config, name, mixer)
+def _gated_deltanet(config: Config) -> AnyMixer:
+    return mixers.GatedDeltaNet(**_value_heads(config, 2.0), output_gate=config.boolean("use_gate", True))
 
 
-def kda(config: Config, name: str) -> ModelSpec:
+def _kda(config: Config) -> AnyMixer:
     """Kimi delta attention; unlike Kimi Linear's, fla's output gate has biases."""
-    return _model(config, name, KDA(**_value_heads(config, 16, 128, 1.0), gate_bias=True))
+    return mixers.KDA(**_value_heads(config, 1.0), gate_bias=True)
 
 
-def gsa(config: Config, name: str) -> ModelSpec:
+def _gsa(config: Config) -> AnyMixer:
     """Gated slot attention; the misspelt expansions are fla's own."""
     if config.data.get("feature_map", "swish") == "t2r":
         raise config.error("feature_map t2r is not supported: it has parameters", "feature_map")
-    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=4)
-    _no_grouping(config, heads)
-    key, value = ("expand_k" if config.has("expand_k") else "exapnd_k"), "expand_v"
-    dims = _head_dims(config, hidden, heads, (key, 1.0), (value if config.has(value) else "exapnd_v", 1.0))
-    mixer = GSA(
-        heads=heads,
-        **dims,
-        slots=config.optional_integer("num_slots", absent=64) or dims["head_dim"],
+    key = "expand_k" if config.has("expand_k") else "exapnd_k"
+    value = "expand_v" if config.has("expand_v") else "exapnd_v"
+    fields = _expanded_heads(config, reads_kv_heads=True, **{key: 1.0, value: 1.0})
+    return mixers.GSA(
+        **fields,
+        slots=config.optional_integer("num_slots") or fields["head_dim"],
         conv_size=_convolution(config, False),
-        output_norm="full" if _affine(config) else "none",
+        output_norm="full" if config.boolean("elementwise_affine", True) else "none",
     )
-    return _model(config, name, mixer)
 
 
 def rwkv7(config: Config, name: str) -> ModelSpec:
@@ -201,7 +161,7 @@ def rwkv7(config: Config, name: str) -> ModelSpec:
     fla's own files give value_dim per layer; the ranks have no default here, as the published files state them.
     """
     hidden, count = config.integer("hidden_size"), config.layer_count
-    dim = config.optional_integer("head_dim", absent=64)
+    dim = config.optional_integer("head_dim")
     heads = config.integer("num_heads", default=hidden // (dim or 64) or 1)
     dim = dim or hidden // heads
     if heads * dim != hidden:
@@ -215,115 +175,105 @@ def rwkv7(config: Config, name: str) -> ModelSpec:
     widths = _value_dims(config, hidden, count)
     if _attention(config, hidden):
         raise config.error("attn is not supported for rwkv7: its FFN keeps a token shift", "attn")
-    ffn = MLP(intermediate_size=_channel_mix(config, hidden), gated=False)
+    width = config.optional_integer("intermediate_size")
+    width = width or -(-config.multiple("hidden_ratio", default=4, of=hidden) // 32) * 32
+    ffn = MLP(intermediate_size=width, gated=False)
     layers = []
     for index, width in enumerate(widths):
         rank = value_rank if index else None
-        mixer = RWKV7(heads=heads, head_dim=dim, v_head_dim=width // heads, value_rank=rank, **ranks)
+        mixer = mixers.RWKV7(heads=heads, head_dim=dim, v_head_dim=width // heads, value_rank=rank, **ranks)
         layers.append(Layer(mixer=mixer, ffn=ffn))
     first = config.boolean("norm_first", True)
     norm = Norm(kind="layernorm", embedding=first, bias=config.boolean("norm_bias", True))
-    return assemble(config, name, layers, norm, tie=False)
-
-
-def _channel_mix(config: Config, hidden: int) -> int:
-    width = config.optional_integer("intermediate_size")
-    return width or -(-config.multiple("hidden_ratio", default=4, of=hidden) // 32) * 32
+    return assemble(config, name, layers, norm=norm)
 
 
 def _value_dims(config: Config, hidden: int, count: int) -> list[int]:
-    value = config.data.get("value_dim")
-    widths = config.integers("value_dim") if isinstance(value, list) else [config.integer("value_dim", default=hidden)]
-    widths = widths if isinstance(value, list) else widths * count
-    if len(widths) != count or any(width < hidden or width % hidden for width in widths):
-        raise config.error(
-            f"value_dim must be a multiple of hidden_size {hidden} for each of {count} layers", "value_dim"
-        )
-    return widths
+    per_layer = isinstance(config.data.get("value_dim"), list)
+    dims = config.integers("value_dim") if per_layer else [config.integer("value_dim", default=hidden)] * count
+    if len(dims) != count or any(dim < hidden or dim % hidden for dim in dims):
+        problem = f"value_dim must be a multiple of hidden_size {hidden} for each of {count} layers"
+        raise config.error(problem, "value_dim")
+    return dims
 
 
-def _softmax_heads(config: Config, default_heads: int, default_dim: int | None = None) -> dict[str, Any]:
-    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", default=default_heads)
-    if default_dim is None:
+def _softmax_heads(config: Config) -> dict[str, Any]:
+    hidden, heads = config.integer("hidden_size"), config.integer("num_heads")
+    has_head_dim = "head_dim" in config.defaults
+    if not has_head_dim:
         config.check_divides("num_heads", heads, "hidden_size", hidden)
     kv_heads = config.integer("num_kv_heads", default=heads)
     config.check_divides("num_kv_heads", kv_heads, "num_heads", heads)
-    dim = hidden // heads if default_dim is None else config.integer("head_dim", default=default_dim)
+    dim = config.integer("head_dim") if has_head_dim else hidden // heads
     bias = "qkv" if config.boolean("qkv_bias", False) else False
     return {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "bias": bias}
 
 
-def transformer(config: Config, name: str) -> ModelSpec:
+def _transformer(config: Config) -> AnyMixer:
     """fla's plain Transformer."""
-    mixer = Attention(
-        **_softmax_heads(config, 32),
+    return Attention(
+        **_softmax_heads(config),
         qk_norm="head" if config.boolean("qk_norm", False) else "none",
         window=config.optional_integer("window_size"),
     )
-    return _model(config, name, mixer)
 
 
-def forgetting_transformer(config: Config, name: str) -> ModelSpec:
+def _forgetting_transformer(config: Config) -> AnyMixer:
     """The Forgetting Transformer; its query and key norms have a weight for each feature of all heads."""
-    mixer = Forgetting(
-        **_softmax_heads(config, 32),
+    return mixers.Forgetting(
+        **_softmax_heads(config),
         qk_norm="full" if config.boolean("qk_norm", False) else "none",
         window=config.optional_integer("window_size"),
         output_gate=config.boolean("use_output_gate", False),
     )
-    return _model(config, name, mixer)
 
 
-def nsa(config: Config, name: str) -> ModelSpec:
+def _nsa(config: Config) -> AnyMixer:
     """Native sparse attention as fla has it: blocks of one size, compressed without overlap, and picked."""
     block = config.integer("block_size", default=64)
-    heads = _softmax_heads(config, 64, default_dim=32)
+    fields = _softmax_heads(config)
     if "num_kv_heads" not in config.data:
-        heads["kv_heads"] = 4
-    mixer = NSA(
-        **heads,
+        fields["kv_heads"] = 4
+    return mixers.NSA(
+        **fields,
         compress_size=block,
         compress_stride=block,
         select_size=block,
         select_count=config.integer("block_counts", default=16),
         window=config.integer("window_size", default=512),
     )
-    return _model(config, name, mixer)
 
 
-def moba(config: Config, name: str) -> ModelSpec:
+def _moba(config: Config) -> AnyMixer:
     """Mixture of block attention; fla normalises each head's output."""
     config.refuse("window_size", "MoBA's blocks are not in a window")
     config.refuse("use_output_gate", "MoBA's low-rank gate is not read")
-    mixer = MoBA(
-        **_softmax_heads(config, 32),
+    return mixers.MoBA(
+        **_softmax_heads(config),
         qk_norm="head" if config.boolean("qk_norm", False) else "none",
         block_size=config.integer("moba_chunk_size", default=256),
         top_k=config.integer("moba_topk", default=4),
         output_norm=True,
     )
-    return _model(config, name, mixer)
 
 
-def log_linear_mamba2(config: Config, name: str) -> ModelSpec:
-    """Log-linear attention over Mamba-2, with 15 levels, and a gated MLP in every layer."""
-    plain = mamba2_mixer(config, default_groups=1)
-    fields = msgspec.structs.asdict(plain)
-    return _model(config, name, LogLinear(**fields | {"chunk_size": config.integer("chunk_size", default=64)}))
+def _log_linear_mamba2(config: Config) -> AnyMixer:
+    """Log-linear attention over Mamba-2, with 15 levels."""
+    return mixers.LogLinear(**asdict(mamba2_mixer(config, default_chunk=64)))
 
 
-FAMILIES: dict[str, Callable[[Config, str], ModelSpec]] = {
-    "delta_net": delta_net,
-    "forgetting_transformer": forgetting_transformer,
-    "gated_deltanet": gated_deltanet,
-    "gla": gla,
-    "gsa": gsa,
-    "kda": kda,
-    "log_linear_mamba2": log_linear_mamba2,
-    "moba": moba,
-    "nsa": nsa,
-    "retnet": retnet,
-    "rwkv7": rwkv7,
-    "transformer": transformer,
+FAMILIES: dict[str, Family] = {
+    "delta_net": Family(partial(_model, _delta_net), num_heads=16),
+    "forgetting_transformer": Family(partial(_model, _forgetting_transformer), num_heads=32),
+    "gated_deltanet": Family(partial(_model, _gated_deltanet), num_heads=6, head_dim=256),
+    "gla": Family(partial(_model, _gla), num_heads=4),
+    "gsa": Family(partial(_model, _gsa), num_heads=4, num_slots=64),
+    "kda": Family(partial(_model, _kda), num_heads=16, head_dim=128),
+    "log_linear_mamba2": Family(partial(_model, _log_linear_mamba2), n_groups=1),
+    "moba": Family(partial(_model, _moba), num_heads=32),
+    "nsa": Family(partial(_model, _nsa), num_heads=64, head_dim=32),
+    "retnet": Family(partial(_model, _retnet), num_heads=8, hidden_ratio=2),
+    "rwkv7": Family(rwkv7, head_dim=64),
+    "transformer": Family(partial(_model, _transformer), num_heads=32),
 }
 """Reader by model_type. fla's mamba and mamba2 share their names, and most of their keys, with transformers'."""

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from powerplan.ffn import MLP, MoE
+from powerplan.ffn import MLP
+from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config
-from powerplan.huggingface.experts import sparse_layers
-from powerplan.huggingface.parts import (
-    FULL,
-    LINEAR,
-    assemble,
-    attention_layers,
-    experts_chosen,
-    layer_types,
-    local_experts,
-    mla,
-    qwen_layers,
-)
+from powerplan.huggingface.experts import routed_experts, sparse_layers
+from powerplan.huggingface.parts import FULL, LINEAR
 from powerplan.mixers import KDA, GatedDeltaNet, Lightning
-from powerplan.spec import Layer, ModelSpec, Norm
+from powerplan.spec import Layer, ModelSpec
 
 
 def kimi_linear(config: Config, name: str) -> ModelSpec:
@@ -28,11 +19,11 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
     """
     count = config.layer_count
     linear = config.nested("linear_attn_config")
-    types = layer_types(config, _kimi_types(config, linear, count), (FULL, LINEAR))
-    heads, head_dim, width = "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"
-    source = config
-    if linear is not None:
-        source, heads, head_dim, width = linear, "num_heads", "head_dim", "short_conv_kernel_size"
+    types = parts.layer_types(config, _kimi_types(config, linear, count), (FULL, LINEAR))
+    heads, head_dim, width = "num_heads", "head_dim", "short_conv_kernel_size"
+    if linear is None:
+        heads, head_dim, width = "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"
+    source = linear or config
     dim = source.integer(head_dim, default=128)
     kda = KDA(
         heads=source.integer(heads, default=32),
@@ -40,24 +31,15 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         gate_rank=dim,
         conv_size=source.integer(width, default=4, high=1024),
     )
-    latent = mla(config, default_q_rank=None)
+    latent = parts.mla(config)
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    experts = config.integer("num_experts", "num_local_experts", default=256)
-    moe_width = config.integer("moe_intermediate_size", default=1024)
-    shared = config.optional_integer("num_shared_experts", "n_shared_experts", absent=1, low=0) or 0
-    moe = MoE(
-        experts=experts,
-        top_k=experts_chosen(config, experts, 8),
-        intermediate_size=moe_width,
-        shared_intermediate_size=shared * moe_width,
-        router_bias=True,
-    )
-    sparse = sparse_layers(config, default_first=1)
+    routed, shared = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
+    moe = routed_experts(config, routed, shared, router_bias=True)
     layers = [
-        Layer(mixer=latent if types[index] == FULL else kda, ffn=moe if sparse[index] else dense)
-        for index in range(count)
+        Layer(mixer=latent if layer_type == FULL else kda, ffn=moe if has_experts else dense)
+        for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
     ]
-    return assemble(config, name, layers, Norm(), tie=False)
+    return parts.assemble(config, name, layers)
 
 
 def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:
@@ -75,28 +57,21 @@ def qwen3_next(config: Config, name: str) -> ModelSpec:
     """Qwen3-Next: gated DeltaNet, every fourth layer gated attention; experts with a gated shared one."""
     interval = config.integer("full_attention_interval", default=4)
     default = [LINEAR if (index + 1) % interval else FULL for index in range(config.layer_count)]
-    types = layer_types(config, default, (FULL, LINEAR))
+    types = parts.layer_types(config, default, (FULL, LINEAR))
+    values = config.integer("linear_num_value_heads", default=32)
+    keys = config.integer("linear_num_key_heads", default=16)
+    config.check_divides("linear_num_key_heads", keys, "linear_num_value_heads", values)
     delta = GatedDeltaNet(
-        heads=config.integer("linear_num_value_heads", default=32),
-        key_heads=_key_heads(config),
+        heads=values,
+        key_heads=keys,
         head_dim=config.integer("linear_key_head_dim", default=128),
         v_head_dim=config.integer("linear_value_head_dim", default=128),
         conv_size=config.integer("linear_conv_kernel_dim", default=4, high=1024),
     )
     bias = config.boolean("attention_bias", False)
-    (attention,) = attention_layers(
-        config, [None], default_kv_heads=2, default_head_dim=256, bias=bias, qk_norm="head", output_gate=True
-    )
+    attention = parts.attention(config, bias=bias, qk_norm="head", output_gate=True)
     mixers = [attention if layer_type == FULL else delta for layer_type in types]
-    layers = qwen_layers(config, mixers, default_experts=512, default_chosen=10, default_width=512, default_shared=512)
-    return assemble(config, name, layers, Norm(), tie=False)
-
-
-def _key_heads(config: Config) -> int:
-    keys = config.integer("linear_num_key_heads", default=16)
-    values = config.integer("linear_num_value_heads", default=32)
-    config.check_divides("linear_num_key_heads", keys, "linear_num_value_heads", values)
-    return keys
+    return parts.assemble(config, name, parts.qwen_layers(config, mixers))
 
 
 def minimax(config: Config, name: str) -> ModelSpec:
@@ -113,13 +88,10 @@ def minimax(config: Config, name: str) -> ModelSpec:
         raise config.error(f"{config.family} needs attn_type_list, and the file has none")
     if listed and (len(listed) != count or not set(listed) <= {0, 1}):
         raise config.error(f"attn_type_list must have 0 or 1 for each of {count} layers", "attn_type_list")
-    types = layer_types(config, [FULL if kind else LINEAR for kind in listed] or default, (FULL, LINEAR))
-    (attention,) = attention_layers(config, [None], default_kv_heads=8)
-    lightning = Lightning(
-        heads=attention.heads,
-        head_dim=attention.head_dim,
-        chunk_size=config.integer("block_size", default=256),
-    )
-    moe = local_experts(config, 8, 2)
+    types = parts.layer_types(config, [FULL if kind else LINEAR for kind in listed] or default, (FULL, LINEAR))
+    attention = parts.attention(config)
+    chunk_size = config.integer("block_size", default=256)
+    lightning = Lightning(heads=attention.heads, head_dim=attention.head_dim, chunk_size=chunk_size)
+    moe = parts.local_experts(config)
     layers = [Layer(mixer=attention if layer_type == FULL else lightning, ffn=moe) for layer_type in types]
-    return assemble(config, name, layers, Norm(), tie=False)
+    return parts.assemble(config, name, layers)

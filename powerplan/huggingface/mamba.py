@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from powerplan.errors import shown
-from powerplan.ffn import MLP, AnyFFN, MoE
+from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
-from powerplan.huggingface.parts import assemble, attention_layers, experts_chosen, note_prediction_layers
+from powerplan.huggingface.parts import assemble, attention, experts_chosen, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
-def _groups(config: Config, groups: int, heads: int, key: str) -> int:
-    if heads % groups:
-        raise config.error(f"{key} {groups} does not divide the {heads} heads", key)
-    return groups
-
-
-def _mamba1(
-    config: Config, hidden: int, keys: tuple[str, str, str, str, str, str], inner_norms: bool = False
-) -> Mamba1:
+def _mamba1(config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False) -> Mamba1:
     """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
 
     The rank may be "auto", which is a sixteenth of the hidden size, rounded up.
@@ -37,19 +29,45 @@ def _mamba1(
 
 def mamba(config: Config, name: str) -> ModelSpec:
     """Mamba as transformers has it: a mixer and a norm per layer, tied."""
-    hidden = config.integer("hidden_size", "d_model")
     keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
-    mixer = _mamba1(config, hidden, keys)
-    return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, Norm(per_layer=1), tie=True)
+    mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys)
+    return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, norm=Norm(per_layer=1), tie=True)
+
+
+def _mamba2(
+    config: Config,
+    keys: tuple[str, ...],
+    heads: int,
+    head_dim: int,
+    *,
+    gated_norm: bool = True,
+    default_chunk: int = 256,
+) -> Mamba2:
+    """Return the mixer from `keys`: state, groups, convolution, its bias, projections' bias, chunk size."""
+    state, groups_key, conv, conv_bias, bias, chunk = keys
+    state_dim, groups = config.integer(state, default=128), config.integer(groups_key)
+    if heads % groups:
+        raise config.error(f"{groups_key} {groups} does not divide the {heads} heads", groups_key)
+    return Mamba2(
+        heads=heads,
+        head_dim=head_dim,
+        state_dim=state_dim,
+        groups=groups,
+        conv_size=config.integer(conv, default=4, high=1024),
+        conv_bias=config.boolean(conv_bias, True),
+        bias=config.boolean(bias, False),
+        gated_norm=gated_norm,
+        chunk_size=config.integer(chunk, default=default_chunk),
+    )
 
 
 def mamba2(config: Config, name: str) -> ModelSpec:
     """Mamba-2 as transformers and flash-linear-attention have it: a mixer and a norm per layer."""
-    layer = Layer(mixer=mamba2_mixer(config, default_groups=8))
-    return assemble(config, name, [layer] * config.layer_count, Norm(per_layer=1), tie=False)
+    layer = Layer(mixer=mamba2_mixer(config))
+    return assemble(config, name, [layer] * config.layer_count, norm=Norm(per_layer=1))
 
 
-def mamba2_mixer(config: Config, default_groups: int) -> Mamba2:
+def mamba2_mixer(config: Config, default_chunk: int = 256) -> Mamba2:
     """Return the mixer. num_heads may be left out, as by flash-linear-attention, but must agree with the width."""
     config.refuse("D_has_hdim", "only one D per head is read")
     hidden = config.integer("hidden_size")
@@ -58,17 +76,9 @@ def mamba2_mixer(config: Config, default_groups: int) -> Mamba2:
     if heads * head_dim != inner:
         key = "num_heads" if config.has("num_heads") else "head_dim"
         raise config.error(f"num_heads {heads} x head_dim {head_dim} is not the inner width {inner:,}", key)
-    return Mamba2(
-        heads=heads,
-        head_dim=head_dim,
-        state_dim=config.integer("state_size", default=128),
-        groups=_groups(config, config.integer("n_groups", default=default_groups), heads, "n_groups"),
-        conv_size=config.integer("conv_kernel", default=4, high=1024),
-        conv_bias=config.boolean("use_conv_bias", True),
-        bias=config.boolean("use_bias", False),
-        gated_norm=config.boolean("rmsnorm", True),
-        chunk_size=config.integer("chunk_size", default=256),
-    )
+    keys = ("state_size", "n_groups", "conv_kernel", "use_conv_bias", "use_bias", "chunk_size")
+    norm = config.boolean("rmsnorm", True)
+    return _mamba2(config, keys, heads, head_dim, gated_norm=norm, default_chunk=default_chunk)
 
 
 def mamba_ssm(config: Config, name: str) -> ModelSpec:
@@ -89,18 +99,8 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
         head_dim = ssm.integer("headdim", default=64)
         if inner % head_dim:
             raise ssm.error(f"headdim {head_dim} does not divide the inner width {inner:,}", "headdim")
-        heads = inner // head_dim
-        mixer = Mamba2(
-            heads=heads,
-            head_dim=head_dim,
-            state_dim=ssm.integer("d_state", default=128),
-            groups=_groups(ssm, ssm.integer("ngroups", default=1), heads, "ngroups"),
-            conv_size=ssm.integer("d_conv", default=4, high=1024),
-            conv_bias=ssm.boolean("conv_bias", True),
-            bias=ssm.boolean("bias", False),
-            gated_norm=ssm.boolean("rmsnorm", True),
-            chunk_size=ssm.integer("chunk_size", default=256),
-        )
+        keys = ("d_state", "ngroups", "d_conv", "conv_bias", "bias", "chunk_size")
+        mixer = _mamba2(ssm, keys, inner // head_dim, head_dim, gated_norm=ssm.boolean("rmsnorm", True))
     elif kind == "Mamba1":
         mixer = _mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
     else:
@@ -120,31 +120,29 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
 def jamba(config: Config, name: str) -> ModelSpec:
     """Jamba: Mamba with norms inside, attention in one layer of a period, experts in every other."""
     hidden, count = config.integer("hidden_size"), config.layer_count
-    names = ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias")
-    expand, rank, state, conv, conv_bias, bias = (f"mamba_{name}" for name in names)
-    mixer = _mamba1(config, hidden, (expand, rank, state, conv, conv_bias, bias), inner_norms=True)
-    (attention,) = attention_layers(config, [None], default_kv_heads=8)
-    experts = config.integer("num_experts", "num_local_experts", default=16)
+    keys = ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias")
+    mixer = _mamba1(config, hidden, tuple(f"mamba_{key}" for key in keys), inner_norms=True)
+    softmax = attention(config)
+    experts = config.integer("num_experts", "num_local_experts")
     width = config.integer("intermediate_size")
-    moe = MoE(experts=experts, top_k=experts_chosen(config, experts, 2), intermediate_size=width)
+    moe = MoE(experts=experts, top_k=experts_chosen(config, experts), intermediate_size=width)
     dense = MLP(intermediate_size=width)
-    attends = _every(config, "attn_layer", 8, 4)
-    sparse = _every(config, "expert_layer", 2, 1)
-    layers = []
-    for index in range(count):
-        ffn: AnyFFN = moe if experts > 1 and index % sparse[0] == sparse[1] else dense
-        layers.append(Layer(mixer=attention if index % attends[0] == attends[1] else mixer, ffn=ffn))
-    return assemble(config, name, layers, Norm(), tie=False)
+    attends = _every(config, count, "attn_layer", 8, 4)
+    sparse = _every(config, count, "expert_layer", 2, 1)
+    layers = [
+        Layer(mixer=softmax if attends[index] else mixer, ffn=moe if sparse[index] and experts > 1 else dense)
+        for index in range(count)
+    ]
+    return assemble(config, name, layers)
 
 
-def _every(config: Config, key: str, default_period: int, default_offset: int) -> tuple[int, int]:
-    """Return the period of a kind of layer, and its offset within each period."""
-    period, offset = f"{key}_period", f"{key}_offset"
-    length = config.integer(period, default=default_period)
-    place = config.integer(offset, default=default_offset, low=0)
-    if place >= length:
-        raise config.error(f"{offset} {place} is not less than {period} {length}", offset)
-    return length, place
+def _every(config: Config, count: int, key: str, default_period: int, default_offset: int) -> list[bool]:
+    """Return which of `count` layers are of the kind that stands once in each period, at an offset."""
+    period = config.integer(f"{key}_period", default=default_period)
+    offset = config.integer(f"{key}_offset", default=default_offset, low=0)
+    if offset >= period:
+        raise config.error(f"{key}_offset {offset} is not less than {key}_period {period}", f"{key}_offset")
+    return [index % period == offset for index in range(count)]
 
 
 _BLOCKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -162,40 +160,33 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
         if kind == "mamba":
             by_kind[kind] = Layer(mixer=_nemotron_mamba(config))
         elif kind == "attention":
-            (attention,) = attention_layers(config, [None], default_kv_heads=8, default_head_dim=128)
-            by_kind[kind] = Layer(mixer=attention)
+            by_kind[kind] = Layer(mixer=attention(config))
         elif kind == "mlp":
             width = config.integer("intermediate_size", default=21_504)
             by_kind[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
         else:
             if bias:
                 raise config.error("mlp_bias is not supported with experts", "mlp_bias")
-            experts = config.integer("n_routed_experts", "num_local_experts", default=8)
+            experts = config.integer("n_routed_experts", "num_local_experts")
             moe = MoE(
                 experts=experts,
-                top_k=experts_chosen(config, experts, 2),
+                top_k=experts_chosen(config, experts),
                 intermediate_size=config.integer("moe_intermediate_size", default=7688),
                 shared_intermediate_size=config.integer("moe_shared_expert_intermediate_size", default=7688),
                 gated=False,
                 router_bias=True,
             )
             by_kind[kind] = Layer(ffn=moe)
-    return assemble(config, name, [by_kind[kind] for kind in kinds], Norm(per_layer=1), tie=False)
+    return assemble(config, name, [by_kind[kind] for kind in kinds], norm=Norm(per_layer=1))
 
 
 def _nemotron_mamba(config: Config) -> Mamba2:
-    heads = config.integer("mamba_num_heads", default=128)
-    key = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
-    return Mamba2(
-        heads=heads,
-        head_dim=config.integer("mamba_head_dim", default=64),
-        state_dim=config.integer("ssm_state_size", default=128),
-        groups=_groups(config, config.integer(key, default=8), heads, key),
-        conv_size=config.integer("mamba_d_conv", "conv_kernel", default=4, high=1024),
-        conv_bias=config.boolean("mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias", True),
-        bias=config.boolean("use_bias", False),
-        chunk_size=config.integer("mamba_chunk_size", "chunk_size", default=128),
-    )
+    heads, head_dim = config.integer("mamba_num_heads", default=128), config.integer("mamba_head_dim", default=64)
+    groups = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
+    conv_bias = "mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias"
+    conv, chunk = config.key("mamba_d_conv", "conv_kernel"), config.key("mamba_chunk_size", "chunk_size")
+    keys = ("ssm_state_size", groups, conv, conv_bias, "use_bias", chunk)
+    return _mamba2(config, keys, heads, head_dim, default_chunk=128)
 
 
 def _blocks(config: Config) -> list[str]:
@@ -205,9 +196,8 @@ def _blocks(config: Config) -> list[str]:
         for name in names:
             if name not in _BLOCK_NAMES:
                 allowed = ", ".join(sorted(_BLOCK_NAMES))
-                raise config.error(
-                    f"{shown(name)} is not a block of Nemotron-H; allowed are {allowed}", "layers_block_type"
-                )
+                problem = f"{shown(name)} is not a block of Nemotron-H; allowed are {allowed}"
+                raise config.error(problem, "layers_block_type")
         return [_BLOCK_NAMES[name] for name in names]
     pattern = config.data.get("hybrid_override_pattern")
     if pattern is None:
