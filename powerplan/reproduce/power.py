@@ -94,10 +94,9 @@ def table4(figure: Figure) -> Computed:
     """Return the tokens of one batch over those of the other; or the state of a head over that of a window."""
     if figure.quantity == "batch":
         return {"exact": Fraction(1920 * 4096, 7680 * 1024)}
-    dim = figure.head_dim
-    window = Attention(heads=1, head_dim=dim, window=figure.context).state_size(figure.context).elements
+    window = Attention(heads=1, head_dim=figure.head_dim, window=figure.context).state_size(figure.context).elements
     states = {
-        name: Power(heads=1, head_dim=dim, p=figure.p, normalize=normalize).state_size(figure.context)
+        name: Power(heads=1, head_dim=figure.head_dim, p=figure.p, normalize=normalize).state_size(figure.context)
         for name, normalize in (("exact", False), ("normalised", True))
     }
     return {name: Fraction(state.elements, window) for name, state in states.items()}
