@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.errors import InputError
+from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT, context_of
@@ -50,13 +51,10 @@ class Component:
     weight_flops_per_token: int
     state_flops_per_token: Fraction
 
-    def merged(self, other: Component) -> Component:
-        return Component(
-            self.name,
-            None,
-            self.weight_flops_per_token + other.weight_flops_per_token,
-            self.state_flops_per_token + other.state_flops_per_token,
-        )
+    @classmethod
+    def sum_of(cls, name: str, use: LayerUse | None, parts: Sequence[Component]) -> Component:
+        weight = sum(part.weight_flops_per_token for part in parts)
+        return cls(name, use, weight, sum((part.state_flops_per_token for part in parts), Fraction(0)))
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,8 @@ class Row:
     @property
     def wsfr(self) -> Fraction | None:
         """The weight-state FLOP ratio, weight FLOPs over state FLOPs; None for a model without state."""
-        return (
-            Fraction(self.weight_flops_per_token) / self.state_flops_per_token if self.state_flops_per_token else None
-        )
+        state = self.state_flops_per_token
+        return Fraction(self.weight_flops_per_token) / state if state else None
 
 
 class Accounting:
@@ -103,6 +100,7 @@ class Accounting:
         self.spec = spec
         self.convention = convention or Convention()
         self.uses = spec.layer_uses()
+        self._balanced: dict[Fraction, int | None] = {}
 
     @cached_property
     def total_parameters(self) -> Parameters:
@@ -118,18 +116,15 @@ class Accounting:
         spec = self.spec
         body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
         for use in self.uses:
-            per_layer = total(spec.norm_terms())
-            for block in (use.layer.mixer, use.layer.ffn):
-                if block is not None:
-                    per_layer += total(block.matmul_terms(spec.hidden_size))
-                    per_layer += total(block.other_terms(spec.hidden_size))
-                    per_layer += total(block.idle_terms(spec.hidden_size)) if idle else 0
-            body += _integer(per_layer) * use.count
-        table = _integer(total(spec.embedding_terms()))
-        positions = _integer(total(spec.position_terms()))
+            terms = list(spec.norm_terms())
+            for block in use.layer.blocks:
+                terms += (*block.matmul_terms(spec.hidden_size), *block.other_terms(spec.hidden_size))
+                terms += block.idle_terms(spec.hidden_size) if idle else ()
+            body += _integer(total(terms)) * use.count
         head = _integer(total(spec.head_terms()))
+        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms())))
         return Parameters(
-            with_embeddings=body + positions + table + (0 if spec.tie_embeddings else head),
+            with_embeddings=body + tables + (0 if spec.tie_embeddings else head),
             without_input_embedding=body + head,
             without_embeddings=body,
         )
@@ -150,37 +145,27 @@ class Accounting:
 
     def components(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each component by its name, summed over all layers, weights first."""
-        merged: dict[str, Component] = {}
-        for component in (*self._weight_components(), *self._state_components(context)):
-            known = merged.get(component.name)
-            merged[component.name] = known.merged(component) if known else component
-        return list(merged.values())
+        parts: dict[str, list[Component]] = {}
+        for part in (*self._weight_components(), *self._state_components(context)):
+            parts.setdefault(part.name, []).append(part)
+        return [own[0] if len(own) == 1 else Component.sum_of(name, None, own) for name, own in parts.items()]
 
     def layers(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
-        parts: dict[LayerUse | None, Component] = {}
-        for component in (*self._weight_components(), *self._state_components(context)):
-            name = component.use.layer.describe() if component.use else component.name
-            known = parts.get(component.use)
-            weight, state = component.weight_flops_per_token, component.state_flops_per_token
-            if known:
-                weight, state = known.weight_flops_per_token + weight, known.state_flops_per_token + state
-            parts[component.use] = Component(name, component.use, weight, state)
-        return list(parts.values())
+        parts: dict[LayerUse | None, list[Component]] = {}
+        for part in (*self._weight_components(), *self._state_components(context)):
+            parts.setdefault(part.use, []).append(part)
+        return [Component.sum_of(use.layer.describe() if use else own[0].name, use, own) for use, own in parts.items()]
 
     def _weight_components(self) -> list[Component]:
-        terms = [
-            (term, use)
+        parts = [
+            Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0))
             for use in self.uses
-            for block in (use.layer.mixer, use.layer.ffn)
-            if block is not None
+            for block in use.layer.blocks
             for term in block.matmul_terms(self.spec.hidden_size)
         ]
         head = self.spec.head_terms() if self.convention.lm_head else ()
-        return [
-            *(Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0)) for term, use in terms),
-            *(Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in head),
-        ]
+        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in head]
 
     def _state_components(self, context: int | str) -> list[Component]:
         tokens = context_of(context)
@@ -229,10 +214,7 @@ class Accounting:
 
     @cached_property
     def grows_with_context(self) -> bool:
-        """Whether state FLOPs per token never fall as the context grows.
-
-        They can fall in chunked forms, after a full chunk, and with mixers that are not `steady`.
-        """
+        """Whether state FLOPs per token never fall as the context grows: they can in chunks, and if not `steady`."""
         mixers = self.spec.mixers()
         if self.convention.form == "recurrent":
             return all(mixer.steady for mixer in mixers)
@@ -248,14 +230,9 @@ class Accounting:
             return None
         if target not in self._balanced:
             limit = self.weight_flops_per_token / target
-            self._balanced[target] = last_within(
-                lambda context: self.state_flops_per_token(context) <= limit, MAX_CONTEXT
-            )
+            within = last_within(lambda context: self.state_flops_per_token(context) <= limit, MAX_CONTEXT)
+            self._balanced[target] = within
         return self._balanced[target]
-
-    @cached_property
-    def _balanced(self) -> dict[Fraction, int | None]:
-        return {}
 
 
 def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
@@ -274,10 +251,10 @@ def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
 
 @dataclass(frozen=True)
 class Explained:
-    """One formula of an explanation: a quantity of one layer's component, and how many layers have it.
+    """One formula of an explanation, and the layers that have it.
 
-    scope: the layers, in words. quantity: what the formula gives, with its unit. factor: what the term is multiplied
-    with, 2 FLOPs for each parameter. count: how many layers have it. source: where the formula was published.
+    scope: the layers, in words; count: how many. quantity: what the formula gives, with its unit. factor: what the term
+    is multiplied with, 2 FLOPs for each parameter. source: where the formula was published.
     """
 
     scope: str
@@ -293,32 +270,23 @@ class Explained:
 
 
 def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Explained]:
-    """Return every formula with the numbers put in: parameters, weight FLOPs, state and state FLOPs, by layer kind.
-
-    Args:
-        spec: the model.
-        context: tokens, for the state and its FLOPs.
-        convention: what is counted.
-    """
+    """Return every formula with the numbers put in: parameters, weight FLOPs, state and state FLOPs, by layer kind."""
     lines: list[Explained] = []
 
     def add(scope: str, quantity: str, factor: int, terms: Sequence[Term], count: int = 1, source: str = "") -> None:
         lines.extend(Explained(scope, quantity, term, count, factor, source) for term in terms)
 
-    weights, parameters = "weight FLOPs per token", "parameters outside matmuls"
+    weights, parameters, hidden = "weight FLOPs per token", "parameters outside matmuls", spec.hidden_size
     for use in spec.layer_uses():
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
-        for block in (use.layer.mixer, use.layer.ffn):
-            if block is None:
-                continue
-            add(scope, weights, 2, block.matmul_terms(spec.hidden_size), use.count, block.source)
-            add(scope, parameters, 1, block.other_terms(spec.hidden_size), use.count, block.source)
-            add(scope, "parameters not touched", 1, block.idle_terms(spec.hidden_size), use.count, block.source)
-            if block is use.layer.mixer:
-                mixer = use.layer.mixer
-                add(scope, "state elements", 1, mixer.state_terms(context), use.count, mixer.source)
-                flops = mixer.state_flops_terms(context, convention)
-                add(scope, "state FLOPs per token", 1, flops, use.count, mixer.source)
+        for block in use.layer.blocks:
+            add(scope, weights, 2, block.matmul_terms(hidden), use.count, block.source)
+            add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
+            add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
+            if isinstance(block, Mixer):
+                add(scope, "state elements", 1, block.state_terms(context), use.count, block.source)
+                flops = block.state_flops_terms(context, convention)
+                add(scope, "state FLOPs per token", 1, flops, use.count, block.source)
         add(scope, parameters, 1, spec.norm_terms(), use.count)
     for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
         add("model", parameters, 1, terms)

@@ -47,14 +47,6 @@ def default_chunk_size(head_dim: int, p: int, engine: str = "torch") -> int:
     "triton" (GPUs): 256 for p = 1, 1,024 for p = 2, 4,096 above. The state is written and read once per chunk, 4 D V
     bytes in bf16, and longer chunks spread that over more tokens: in chunks of 1,024 (K = V = 64, p = 2) it is 576
     bytes per token, beside 512 for q, k, v and out. phi stays in registers, so no cache limits the chunk.
-
-    Args:
-        head_dim: Dimension K of a query and of a key.
-        p: Degree of the attention.
-        engine: "torch" or "triton".
-
-    Raises:
-        ValueError: There is no such engine.
     """
     if engine == "triton":
         return {1: 256, 2: 1024}.get(p, 4096)

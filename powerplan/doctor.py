@@ -28,16 +28,21 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return what planning and running layers need, whether this machine has it, and how to get what is missing."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        Finding("processor", f"{_cores()} cores, {_memory()} memory"),
+        Finding("processor", f"{cores} cores, {_memory()} memory"),
         *(_package(name) for name in ("msgspec", "pyyaml", "tabulate", "typer")),
         Finding("planning commands", "ready", ok=True),
     ]
-    torch = _package("torch", "pip install torch")
-    findings += [torch, _triton(), _package("matplotlib", "pip install matplotlib, for --plot")]
-    return [*findings, *(_accelerators() if torch.ok is not False else [_no_tensors()])]
+    torch, triton = _package("torch", "pip install torch"), _package("triton")
+    if not triton.ok:
+        triton = Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
+    findings += [torch, triton, _package("matplotlib", "pip install matplotlib, for --plot")]
+    if not torch.ok:
+        return [*findings, Finding("accelerator", "not looked for, as torch is not installed", ok=False)]
+    return [*findings, *_accelerators()]
 
 
 def _package(name: str, remedy: str | None = None) -> Finding:
@@ -45,19 +50,6 @@ def _package(name: str, remedy: str | None = None) -> Finding:
         return Finding(name, version(name), ok=True)
     except PackageNotFoundError:
         return Finding(name, "not installed", ok=False, remedy=remedy)
-
-
-def _triton() -> Finding:
-    installed = _package("triton")
-    return (
-        installed
-        if installed.ok
-        else Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
-    )
-
-
-def _no_tensors() -> Finding:
-    return Finding("accelerator", "not looked for, as torch is not installed", ok=False)
 
 
 def _accelerators() -> list[Finding]:
@@ -70,20 +62,8 @@ def _accelerators() -> list[Finding]:
     except Exception as error:  # A broken driver or a torch built for another machine fails in many ways.
         reason = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[0]
         return [Finding("torch", f"does not work: {reason}", ok=False, remedy="reinstall torch for this machine")]
-    return [
-        Finding(
-            f"accelerator {index}",
-            f"{device.name}, sm_{device.major}{device.minor}, {format_bytes(device.total_memory)}",
-            ok=True,
-        )
-        for index, device in enumerate(devices)
-    ]
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    parts = (f"{one.name}, sm_{one.major}{one.minor}, {format_bytes(one.total_memory)}" for one in devices)
+    return [Finding(f"accelerator {index}", text, ok=True) for index, text in enumerate(parts)]
 
 
 def _memory() -> str:

@@ -13,9 +13,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 from powerplan.errors import InputError, shown
@@ -42,6 +44,7 @@ class Node:
 
     size: how many values it holds, itself included. depth: how many levels it has.
     children: nodes of its values, by key or index. keys: the places of its keys.
+    anchor: its name for aliases. pending_key: a key of a mapping whose value has not been added yet.
     """
 
     value: Any
@@ -50,6 +53,8 @@ class Node:
     depth: int = 1
     children: dict[Step, Node] = field(default_factory=dict)
     keys: dict[Step, Place] = field(default_factory=dict)
+    anchor: str | None = None
+    pending_key: tuple[str, Place] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,9 @@ class Document:
         return f"{self.name}:{place[0]}:{place[1]}"
 
 
-def read_text(path: Path, name: str | None = None) -> str:
-    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError, which calls the file `name`."""
-    name = name or str(path)
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError."""
+    name = str(path)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             raw = file.read(MAX_BYTES + 1)
@@ -125,6 +130,15 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise InputError(f"is not valid YAML: {str(error).splitlines()[0]}", name) from None
     return builder.document()
+
+
+Row = TypeVar("Row")
+
+
+def packaged_rows(name: str, key: str, kind: type[Row]) -> dict[str, Row]:
+    """Return the rows under `key` of a YAML file that comes with powerplan, by their names."""
+    text = (files("powerplan") / name).read_text(encoding="utf-8")
+    return {row["name"]: msgspec.convert(row, kind) for row in parse_yaml(text, name).data[key]}
 
 
 # The C parser takes a fifth of the time of the Python parser for a model of 30 lines; some builds of PyYAML lack it.
@@ -212,8 +226,7 @@ class _Builder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.root: Node | None = None
-        self.open: list[tuple[Node, str | None]] = []
-        self.pending_key: list[tuple[str, Place] | None] = []
+        self.open: list[Node] = []
 
     def fail(self, problem: str, place: Place) -> InputError:
         return InputError(problem, f"{self.name}:{place[0]}:{place[1]}")
@@ -227,15 +240,13 @@ class _Builder:
         """Open a mapping or a list, to which everything belongs that is added until `end`."""
         if len(self.open) >= MAX_DEPTH:
             raise self.fail(f"is nested more than {MAX_DEPTH} levels deep", place)
-        self.open.append((Node(empty, place), anchor))
-        self.pending_key.append(None)
+        self.open.append(Node(empty, place, anchor=anchor))
 
-    def end(self) -> tuple[Node, str | None]:
-        """Close the innermost mapping or list and add it to the one around it; return it and its anchor."""
-        node, anchor = self.open.pop()
-        self.pending_key.pop()
+    def end(self) -> Node:
+        """Close the innermost mapping or list and add it to the one around it."""
+        node = self.open.pop()
         self.add(node, node.place)
-        return node, anchor
+        return node
 
     def scalar(self, read: Callable[[str], Any], text: str, place: Place) -> Node:
         """Add the scalar `read(text)`."""
@@ -253,12 +264,12 @@ class _Builder:
         if not self.open:
             self.root = node
             return
-        parent, _ = self.open[-1]
-        key = self.pending_key[-1]
+        parent = self.open[-1]
+        key, parent.pending_key = parent.pending_key, None
         if isinstance(parent.value, dict) and key is None:
             if not isinstance(node.value, str):
                 raise self.fail(f"a key must be a word, and this is {shown(node.value)}", place)
-            self.pending_key[-1] = (node.value, place)
+            parent.pending_key = (node.value, place)
             return
         parent.size += node.size
         parent.depth = max(parent.depth, node.depth + 1)
@@ -271,7 +282,6 @@ class _Builder:
             parent.value.append(node.value)
             return
         assert key is not None
-        self.pending_key[-1] = None
         self.put(parent, *key, node)
 
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
@@ -291,23 +301,20 @@ class _YamlBuilder(_Builder):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.documents = 0
         self.anchors: dict[str, Node | None] = {}
 
     def take(self, event: Any) -> None:
         place = (event.start_mark.line + 1, event.start_mark.column + 1)
-        if isinstance(event, yaml.DocumentStartEvent):
-            self.documents += 1
-            if self.documents > 1:
-                raise self.fail("a second YAML document starts here; a spec is one document", place)
-        elif isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
+            raise self.fail("a second YAML document starts here; a spec is one document", place)
+        if isinstance(event, yaml.AliasEvent):
             self.add(self.anchored(str(event.anchor), place), place)
         elif isinstance(event, yaml.NodeEvent):
             self.start(event, place)
         elif isinstance(event, yaml.CollectionEndEvent):
-            node, anchor = self.end()
-            if anchor is not None:
-                self.anchors[anchor] = node
+            node = self.end()
+            if node.anchor is not None:
+                self.anchors[node.anchor] = node
 
     def anchored(self, anchor: str, place: Place) -> Node:
         """Return the node that an alias stands for."""
@@ -322,14 +329,13 @@ class _YamlBuilder(_Builder):
     def start(self, event: Any, place: Place) -> None:
         if event.tag is not None and event.tag != "!":
             raise self.fail(f"tag {shown(event.tag)} is not accepted; a spec is plain data", place)
+        anchored = None
         if isinstance(event, yaml.ScalarEvent):
-            node = self.scalar(plain_scalar if event.implicit[0] else str, event.value, place)
-            if event.anchor is not None:
-                self.anchors[event.anchor] = node
-            return
+            anchored = self.scalar(plain_scalar if event.implicit[0] else str, event.value, place)
+        else:
+            self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
         if event.anchor is not None:
-            self.anchors[event.anchor] = None
-        self.begin({} if isinstance(event, yaml.MappingStartEvent) else [], place, event.anchor)
+            self.anchors[event.anchor] = anchored
 
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
         """Put a value under a key of a mapping; `<<` merges the keys that the mapping does not have itself."""

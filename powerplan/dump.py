@@ -42,14 +42,10 @@ _Dumper.add_representer(
 
 def spec_to_yaml(spec: ModelSpec) -> str:
     """Return YAML that is read as an equal spec."""
-    data: dict[str, Any] = {"name": spec.name}
-    for key in ("aliases", "published", "source", "note"):
-        value = getattr(spec, key)
-        if value:
-            data[key] = list(value) if key == "aliases" else value
-    data["vocab_size"] = spec.vocab_size
-    data["hidden_size"] = spec.hidden_size
-    data["tie_embeddings"] = spec.tie_embeddings
+    data: dict[str, Any] = {"name": spec.name, "aliases": list(spec.aliases)}
+    data |= {key: getattr(spec, key) for key in ("published", "source", "note")}
+    data = {key: value for key, value in data.items() if value}
+    data |= {key: getattr(spec, key) for key in ("vocab_size", "hidden_size", "tie_embeddings")}
     if spec.position_embeddings is not None:
         data["position_embeddings"] = spec.position_embeddings
     data["norm"] = _line(spec.norm, always=("kind", "per_layer"))
@@ -75,9 +71,5 @@ def _block(block: Block) -> _Line:
 
 
 def _line(part: Part, always: tuple[str, ...]) -> _Line:
-    line = _Line()
-    for field in msgspec.structs.fields(part):
-        value = getattr(part, field.name)
-        if field.name in always or value != field.default:
-            line[field.name] = value
-    return line
+    values = ((field, getattr(part, field.name)) for field in msgspec.structs.fields(part))
+    return _Line((field.name, value) for field, value in values if field.name in always or value != field.default)

@@ -7,32 +7,26 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
-from powerplan.mixers.formulas import Term, term
+from powerplan.mixers.formulas import Formulas, Term
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
-
+    letters: ClassVar[str] = "m f=intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
 
     intermediate_size: Size
     gated: bool = True
     bias: bool = False
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        formula = "3*m*f" if self.gated else "2*m*f"
-        return (term("mlp", formula, {"m": hidden, "f": self.intermediate_size}),)
+    def matmul_formulas(self) -> Formulas:
+        return (("mlp", "3*m*f" if self.gated else "2*m*f"),)
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        if not self.bias:
-            return ()
-        formula = "2*f + m" if self.gated else "f + m"
-        return (term("biases", formula, {"m": hidden, "f": self.intermediate_size}),)
-
-    def describe(self) -> str:
-        return "mlp"
+    def other_formulas(self) -> Formulas:
+        biases = "2*f + m" if self.gated else "f + m"
+        return (("biases", biases if self.bias else ""),)
 
 
 class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
@@ -44,7 +38,7 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """
 
     source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
-
+    letters: ClassVar[str] = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
 
     experts: Size
@@ -62,34 +56,23 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
         if self.shared_gate and not self.shared_intermediate_size:
             raise problem("shared_gate", "shared_gate is set, and there is no shared expert to gate")
 
-    def moe_symbols(self, hidden: int) -> dict[str, int]:
-        symbols = {"m": hidden, "E": self.experts, "a": self.top_k}
-        return symbols | {"f": self.intermediate_size, "s": self.shared_intermediate_size}
+    def matmul_formulas(self) -> Formulas:
+        return (
+            ("router", "m*E"),
+            ("active experts", "a*3*m*f" if self.gated else "a*2*m*f"),
+            ("shared experts", ("3*m*s" if self.gated else "2*m*s") if self.shared_intermediate_size else ""),
+            ("shared experts", "m" if self.shared_gate else ""),
+        )
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.moe_symbols(hidden)
-        active = "a*3*m*f" if self.gated else "a*2*m*f"
-        terms = [term("router", "m*E", symbols), term("active experts", active, symbols)]
-        if self.shared_intermediate_size:
-            terms.append(term("shared experts", "3*m*s" if self.gated else "2*m*s", symbols))
-        if self.shared_gate:
-            terms.append(term("shared experts", "m", symbols))
-        return tuple(terms)
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.moe_symbols(hidden)
-        terms = []
-        if self.router_bias:
-            terms.append(term("biases", "E", symbols))
-        if self.bias:
-            terms.append(term("biases", "a*(2*f + m)" if self.gated else "a*(f + m)", symbols))
-        return tuple(terms)
+    def other_formulas(self) -> Formulas:
+        biases = "a*(2*f + m)" if self.gated else "a*(f + m)"
+        return (("biases", "E" if self.router_bias else ""), ("biases", biases if self.bias else ""))
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = "3*m*f" if self.gated else "2*m*f"
         if self.bias:
             per_expert += " + 2*f + m" if self.gated else " + f + m"
-        return (term("idle experts", f"(E - a)*({per_expert})", self.moe_symbols(hidden)),)
+        return self.terms((("idle experts", f"(E - a)*({per_expert})"),), m=hidden)
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, TypeVar
 
 import msgspec
 
-from powerplan.documents import parse_yaml
+from powerplan.documents import packaged_rows
 from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.mixers.base import Part
 
@@ -71,10 +70,7 @@ class Peak:
 
 
 def peak_of(device: Device) -> Peak:
-    """Return the dense bf16 matrix rate and the memory bandwidth of a device.
-
-    Raises InputError where the catalogue has no bf16 matrix rate of the device.
-    """
+    """Return the dense bf16 matrix rate and the memory bandwidth of a device; InputError where no rate is known."""
     rate, bandwidth = si_value(device, "bf16_tflops"), si_value(device, "memory_gbs")
     if rate is None or bandwidth is None:
         raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
@@ -84,21 +80,13 @@ def peak_of(device: Device) -> Peak:
 @cache
 def devices() -> dict[str, Device]:
     """Return all known devices by their names, in the order of hardware.yaml."""
-    text = (files("powerplan") / "hardware.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text, "hardware.yaml").data["devices"]
-    return {row["name"]: msgspec.convert(row, Device) for row in rows}
+    return packaged_rows("hardware.yaml", "devices", Device)
 
 
 def find_device(name: str) -> Device:
-    """Return a device by its exact name or alias. Upper case counts as lower case, and a space as a dash.
-
-    Raises InputError for any other name, as rates are never guessed from a part of a name.
-    """
+    """Return a device by its name or alias, in any case, with spaces or dashes; parts of names are never guessed."""
     wanted = _folded(name)
-    known: dict[str, Device] = {}
-    for device in devices().values():
-        for spelling in (device.name, *device.aliases):
-            known[_folded(spelling)] = device
+    known = {_folded(own): device for device in devices().values() for own in (device.name, *device.aliases)}
     if wanted in known:
         return known[wanted]
     hint = did_you_mean(wanted, known, count=3, cutoff=0.4)

@@ -42,8 +42,10 @@ def load_model(model: str | Path) -> LoadedModel:
     path = Path(text)
     name = find_name(text)
     mode = _mode(path)
-    if stat.S_ISDIR(mode) and (name is None or _mode(path / "config.json")):
-        return _load_folder(path)
+    if stat.S_ISDIR(mode) and _mode(path / "config.json"):
+        return load_file(path / "config.json")
+    if stat.S_ISDIR(mode) and name is None:
+        raise InputError("is a folder without a config.json that can be read", str(path))
     if mode and not stat.S_ISDIR(mode):
         loaded = load_file(path)
         if name is None:
@@ -74,15 +76,7 @@ def load_file(path: Path) -> LoadedModel:
     looks_like_json = re.match(r'\s*\{\s*"', document_text) is not None
     if path.suffix.lower() == ".json" or (looks_like_json and path.suffix.lower() not in YAML_SUFFIXES):
         return _from_huggingface(parse_json(document_text, str(path)), path)
-    spec = validate(parse_yaml(document_text, str(path)))
-    return LoadedModel(spec, str(path))
-
-
-def _load_folder(folder: Path) -> LoadedModel:
-    config = folder / "config.json"
-    if not _mode(config):
-        raise InputError("is a folder without a config.json that can be read", str(folder))
-    return _from_huggingface(parse_json(read_text(config), str(config)), config)
+    return LoadedModel(validate(parse_yaml(document_text, str(path))), str(path))
 
 
 def _from_huggingface(document: Document, path: Path) -> LoadedModel:
@@ -97,8 +91,7 @@ def _from_huggingface(document: Document, path: Path) -> LoadedModel:
 @cache
 def catalogue_names() -> tuple[str, ...]:
     """Return the names of the built-in models, sorted."""
-    folder = files("powerplan.models") / "catalogue"
-    names = (entry.name for entry in folder.iterdir())
+    names = (entry.name for entry in (files("powerplan.models") / "catalogue").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
@@ -132,6 +125,6 @@ def find_name(text: str) -> str | None:
     for candidate in (name, in_organisation[1]) if in_organisation else (name,):
         if candidate in catalogue_names():
             return candidate
-        if candidate in aliases():
+        if candidate in aliases():  # Last, as it reads the whole catalogue.
             return aliases()[candidate]
     return None

@@ -50,16 +50,14 @@ def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     candidates += [other for other in answer.candidates if other.plan.unchanged and other not in candidates]
     contexts = _contexts(answer.contexts)
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    target = answer.request.target
-    axes.axhline(float(target), color="0.4", linewidth=1)
-    start = (contexts[0], float(target))
-    axes.annotate(f"target {format_ratio(target)}", start, xytext=(2, 3), textcoords="offset points")
+    target, label = float(answer.request.target), f"target {format_ratio(answer.request.target)}"
+    axes.axhline(target, color="0.4", linewidth=1)
+    axes.annotate(label, (contexts[0], target), xytext=(2, 3), textcoords="offset points")
     for context in answer.contexts:
         axes.axvline(context, color="0.85", linewidth=1, zorder=0)
     for number, candidate in enumerate(candidates, 1):
         accounting = Accounting(candidate.spec, answer.request.convention)
-        ratios = [accounting.wsfr(context) for context in contexts]
-        points = [(context, float(ratio)) for context, ratio in zip(contexts, ratios, strict=True) if ratio is not None]
+        points = [(context, float(ratio)) for context in contexts if (ratio := accounting.wsfr(context)) is not None]
         width = 2.5 if number == 1 else 1.3
         axes.plot(*zip(*points, strict=True), label=f"{number}. {candidate.label}", linewidth=width)
     _logarithmic_axes(axes, lambda value, _: format_ratio(Fraction(value)))

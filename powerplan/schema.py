@@ -13,10 +13,7 @@ _SIZE = {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1
 
 
 def spec_schema() -> dict[str, Any]:
-    """Return the JSON schema (2020-12) of a powerplan YAML.
-
-    It accepts the shorthand of a YAML: head_dim may be left out (SIZED), and lengths may be sizes such as "4k".
-    """
+    """Return the JSON schema (2020-12) of a powerplan YAML and its shorthand: head_dim left out, sizes such as "4k"."""
     schema = msgspec.json.schema(ModelSpec)
     for kind, mixer in MIXERS.items():
         definition = schema["$defs"][mixer.__name__]

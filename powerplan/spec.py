@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ import msgspec
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
-from powerplan.mixers.base import Part, Size, problem
+from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
 from powerplan.units import parse_context
 
@@ -47,12 +48,17 @@ class Layer(Part, frozen=True, kw_only=True):
     mixer: AnyMixer | None = None
     ffn: AnyFFN | None = None
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The mixer and the FFN, or the one of them that the layer has."""
+        return tuple(block for block in (self.mixer, self.ffn) if block is not None)
+
     def check(self) -> None:
-        if self.mixer is None and self.ffn is None:
+        if not self.blocks:
             raise problem("mixer", "a layer needs a mixer, an ffn or both, and has neither")
 
     def describe(self) -> str:
-        return " + ".join(part.describe() for part in (self.mixer, self.ffn) if part is not None)
+        return " + ".join(block.describe() for block in self.blocks)
 
 
 class LayerGroup(Part, frozen=True, kw_only=True):
@@ -145,28 +151,20 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def mixers_by_position(self) -> list[tuple[int, Mixer]]:
         """Return the layers that have a mixer, as position (from 0) and mixer, in the order of the model."""
-        positions = {
-            position: use.layer.mixer
-            for use in self.layer_uses()
-            if use.layer.mixer is not None
-            for span in use.positions
-            for position in span
-        }
-        return sorted(positions.items(), key=lambda layer: layer[0])
+        layers = [layer for group in self.layers for layer in group.period * group.repeat]
+        return [(position, layer.mixer) for position, layer in enumerate(layers) if layer.mixer is not None]
 
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding, which is a look-up without FLOPs."""
-        return (term("embedding", "V*m", self._symbols()),)
+        return self._terms("embedding", "V*m")
 
     def position_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the learned position table, if there is one."""
-        if self.position_embeddings is None:
-            return ()
-        return (term("position table", "T*m", {"T": self.position_embeddings, "m": self.hidden_size}),)
+        return self._terms("position table", "T*m" if self.position_embeddings else "")
 
     def head_terms(self) -> tuple[Term, ...]:
         """Return the matmul parameters of the LM head; a tied embedding takes FLOPs as the LM head all the same."""
-        return (term("lm head", "V*m", self._symbols()),)
+        return self._terms("lm head", "V*m")
 
     def norm_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the norms of one layer."""
@@ -182,24 +180,29 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def _norms(self, component: str, count: int) -> tuple[Term, ...]:
         vectors = count * self.norm.vectors
-        return (term(component, f"{vectors}*m", self._symbols()),) if vectors else ()
+        return self._terms(component, f"{vectors}*m" if vectors else "")
 
-    def _symbols(self) -> dict[str, int]:
-        return {"V": self.vocab_size, "m": self.hidden_size}
+    def _terms(self, component: str, formula: str) -> tuple[Term, ...]:
+        symbols = {"V": self.vocab_size, "T": self.position_embeddings or 0, "m": self.hidden_size}
+        return (term(component, formula, symbols),) if formula else ()
 
     def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
 
-        def layer_of(layer: Layer) -> Layer:
+        def changed(layer: Layer) -> Layer:
             return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
 
+        return self.map_layers(changed)
+
+    def map_layers(self, change: Callable[[Layer], Layer]) -> ModelSpec:
+        """Return the spec with `change(layer)` in place of every layer; groups stay."""
         groups = []
         for group in self.layers:
+            period = tuple(map(change, group.period))
             if group.pattern is None:
-                (layer,) = (layer_of(layer) for layer in group.period)
-                groups.append(LayerGroup(repeat=group.repeat, mixer=layer.mixer, ffn=layer.ffn))
+                groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
             else:
-                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(map(layer_of, group.pattern))))
+                groups.append(LayerGroup(repeat=group.repeat, pattern=period))
         return msgspec.structs.replace(self, layers=tuple(groups))
 
 
@@ -225,23 +228,18 @@ def _written_out(group: Any, hidden: Any) -> Any:
     mixer = dict(mixer)
     for key in LENGTHS:
         if isinstance(mixer.get(key), str):
-            try:
+            with suppress(InputError):
                 mixer[key] = parse_context(mixer[key])
-            except InputError:
-                continue
     heads, kind = mixer.get("heads"), mixer.get("kind")
     lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
-    if lacks_head_dim and _is_count(heads) and _is_count(hidden) and hidden % heads == 0:
+    are_counts = all(type(count) is int and count > 0 for count in (heads, hidden))
+    if lacks_head_dim and are_counts and hidden % heads == 0:
         mixer["head_dim"] = hidden // heads
     return group | {"mixer": mixer}
 
 
 LENGTHS = ("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size")
 """Fields of mixers that are lengths in tokens, which a spec may write as sizes such as "4k"."""
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:
@@ -252,18 +250,15 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
     groups = []
     start = 0
     while start < len(layers):
-        best_period, best_repeat = 1, 1
-        for period in range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1):
-            repeat = _repeats(layers, start, period)
-            covers, best_covers = period * repeat, best_period * best_repeat
-            if repeat > 1 and covers > best_covers:
-                best_period, best_repeat = period, repeat
-        pattern = tuple(layers[start : start + best_period])
-        if best_period == 1:
-            groups.append(LayerGroup(repeat=best_repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
+        periods = range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1)
+        repeats = {period: _repeats(layers, start, period) for period in periods}
+        period = max(periods, key=lambda size: size * repeats[size] if repeats[size] > 1 else size == 1)
+        repeat, pattern = repeats[period], tuple(layers[start : start + period])
+        if period == 1:
+            groups.append(LayerGroup(repeat=repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
         else:
-            groups.append(LayerGroup(repeat=best_repeat, pattern=pattern))
-        start += best_period * best_repeat
+            groups.append(LayerGroup(repeat=repeat, pattern=pattern))
+        start += period * repeat
     return tuple(groups)
 
 

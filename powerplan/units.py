@@ -1,4 +1,8 @@
-"""Numbers as people write them (64k, 1M) and read them (247.1M, 36 MiB, 1:4.89), each with its unit."""
+"""Numbers as people write them (64k, 1M) and read them (247.1M, 36 MiB, 1:4.89), each with its unit.
+
+Every function that parses raises InputError for any other text, and for a number out of range. Its message begins with
+`where`, the option or the place in a file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 def _matched(pattern: re.Pattern[str], text: str, where: str | None, wanted: str) -> re.Match[str]:
-    """Return the match of a whole text; raises InputError, which says what was wanted, where there is none."""
+    """Return the match of a whole text; where there is none, the error says what was wanted."""
     match = pattern.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
         raise InputError(f"{shown(text)} is not {wanted}", where)
@@ -27,11 +31,7 @@ def _matched(pattern: re.Pattern[str], text: str, where: str | None, wanted: str
 
 
 def parse_context(text: str, where: str | None = None) -> int:
-    """Return a context length in tokens from "65536", "64k" (65,536), "1M" (1,048,576) or "1e6".
-
-    Suffixes k, M and G are powers of 1,024, in either case. Raises InputError for anything else, for a
-    fraction of a token, for 0, and past 2^50.
-    """
+    """Return a context in tokens, 1 to 2^50, from "65536", "64k" (65,536), "1M" or "1e6"; k, M, G: powers of 1,024."""
     match = _matched(_CONTEXT, text, where, "a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)")
     number = match["number"].replace("_", "").replace(",", "")
     size = Fraction(number) * _BINARY[match["suffix"].lower()]
@@ -43,10 +43,7 @@ def parse_context(text: str, where: str | None = None) -> int:
 
 
 def context_of(value: int | str, where: str | None = None) -> int:
-    """Return a context length in tokens from a whole number, or from a text such as "64k" (65,536).
-
-    Raises InputError for anything else, and for what is not within 1 to 2^50 tokens.
-    """
+    """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536)."""
     if isinstance(value, str):
         return parse_context(value, where)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -63,11 +60,9 @@ def parse_contexts(text: str, where: str | None = None) -> list[int]:
     """
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", text.strip()):
         whole = text.strip().replace(",", "")
-        raise InputError(
-            f"{shown(text)} could be one context or several; write {whole}, or put spaces after commas", where
-        )
-    sizes = [parse_context(part, where) for part in text.split(",")]
-    return list(dict.fromkeys(sizes))
+        advice = f"could be one context or several; write {whole}, or put spaces after commas"
+        raise InputError(f"{shown(text)} {advice}", where)
+    return list(dict.fromkeys(parse_context(part, where) for part in text.split(",")))
 
 
 def parse_integers(text: str, where: str, low: int, high: int) -> list[int]:
@@ -97,10 +92,7 @@ MAX_COUNT = 10**40
 
 
 def parse_count(text: str, where: str | None = None, of: str = "a count") -> int:
-    """Return a count of FLOPs or tokens from "1e21", "300B" (3e11) or "1.5T". Suffixes k to E are powers of 1,000.
-
-    Raises InputError for anything else, for a fraction, for 0, and past 10^40.
-    """
+    """Return a count, 1 to 10^40, from "1e21", "300B" (3e11) or "1.5T". Suffixes k to E are powers of 1,000."""
     match = _matched(_COUNT, text, where, f"{of}; write 1e21, 300B (=3e11) or 1.5T")
     number = Fraction(match["number"].replace("_", "").replace(",", "")) * 10 ** _DECIMAL[match["suffix"].lower()]
     if number.denominator != 1:
@@ -111,7 +103,7 @@ def parse_count(text: str, where: str | None = None, of: str = "a count") -> int
 
 
 def parse_hours(text: str, where: str | None = None) -> Fraction:
-    """Return hours from "1000", "0.5", "2.5k" or "1.2M" (decimal). Raises InputError for anything else, and for 0."""
+    """Return hours from "1000", "0.5", "2.5k" or "1.2M" (decimal)."""
     if len(text) < 30 and re.fullmatch(r"[0-9]+\.[0-9]+", text) and Fraction(text) > 0:
         return Fraction(text)
     return Fraction(parse_count(text, where, "a number of hours"))
@@ -121,10 +113,7 @@ _BYTES = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s?(?P<unit>[kMGTP]i?B|[kMG
 
 
 def parse_bytes(text: str, where: str | None = None) -> int:
-    """Return bytes from "512MiB" (binary), "2GB" (decimal) or "536870912". Without the B, k to P are binary.
-
-    Raises InputError for anything else, for 0, and past 2^80; a fraction of a byte is rounded down.
-    """
+    """Return bytes, 1 to 2^80, from "512MiB" or "512M" (binary), "2GB" (decimal) or "536870912"; rounded down."""
     match = _matched(_BYTES, text, where, "a size in bytes; write 512MiB, 2GB (=2e9) or 1048576")
     unit = match["unit"].lower()
     base = 1000 if len(unit) == 2 and unit[1] == "b" else 1024
@@ -139,7 +128,7 @@ _SECONDS = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,6})?)\s?(?P<unit>s|min
 
 
 def parse_seconds(text: str, where: str | None = None) -> float:
-    """Return seconds from "90", "90s", "5min" or "1.5h", 1 second to a day. Raises InputError for anything else."""
+    """Return seconds from "90", "90s", "5min" or "1.5h", 1 second to a day."""
     match = _matched(_SECONDS, text, where, "a time; write 90 (seconds), 5min or 1h")
     seconds = float(match["number"]) * {"": 1, "s": 1, "min": 60, "h": 3600}[match["unit"]]
     if not 1 <= seconds <= 86400:
@@ -151,7 +140,7 @@ _RATIO = re.compile(r"(?P<weight>[0-9]{1,9}(?:\.[0-9]{1,9})?):(?P<state>[0-9]{1,
 
 
 def parse_ratio(text: str, where: str | None = None) -> Fraction:
-    """Return a weight-state FLOP ratio from "1:1", "3:1" or "1:2.5". Raises InputError for anything else, and for 0."""
+    """Return a weight-state FLOP ratio from "1:1", "3:1" or "1:2.5"; both sides are more than 0."""
     match = _matched(_RATIO, text, where, "a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)")
     weight, state = Fraction(match["weight"]), Fraction(match["state"])
     if not weight or not state:
@@ -163,7 +152,7 @@ _SHARE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(%?)")
 
 
 def parse_share(text: str, where: str | None = None) -> Fraction:
-    """Return a share from "0.4" or "40%", more than 0 and at most 1. Raises InputError for anything else."""
+    """Return a share from "0.4" or "40%", more than 0 and at most 1."""
     match = _matched(_SHARE, text, where, "a share; write 0.4 or 40%")
     share = Fraction(match[1]) / (100 if match[2] else 1)
     if not 0 < share <= 1:
@@ -173,9 +162,7 @@ def parse_share(text: str, where: str | None = None) -> Fraction:
 
 def json_number(value: int | Fraction) -> int | float:
     """Return an exact integer where the value is one, else the nearest float."""
-    if isinstance(value, Fraction):
-        return value.numerator if value.denominator == 1 else float(value)
-    return value
+    return value.numerator if value.denominator == 1 else float(value)
 
 
 def format_count(value: int | Fraction) -> str:
@@ -211,8 +198,8 @@ def format_duration(seconds: float) -> str:
     """Return a time with the unit that suits it: 3.1 us, 42 ms, 5.2 h, 12.4 days, 3.1 years."""
     for limit, size, name in _SPANS:
         if seconds < limit:
-            return f"{float(f'{seconds / size:.3g}'):,.10g} {name}"
-    return f"{float(f'{seconds / _YEAR:.3g}'):,.10g} years"
+            return f"{format_figure(seconds / size)} {name}"
+    return f"{format_figure(seconds / _YEAR)} years"
 
 
 _YEAR = 365.25 * 86400
@@ -230,13 +217,9 @@ _SPANS = (
 
 def format_ratio(ratio: Fraction) -> str:
     """Return a weight-state FLOP ratio as 13.1:1 or 1:4.89, three figures on the heavy side."""
-    if ratio >= 1:
-        return f"{_three(ratio)}:1"
-    return f"1:{_three(1 / ratio)}"
+    return f"{_three(ratio)}:1" if ratio >= 1 else f"1:{_three(1 / ratio)}"
 
 
 def _three(value: Fraction) -> str:
     text = f"{float(value):.3g}"
-    if "e" in text or float(text) >= 100:
-        return f"{round(value):,}"
-    return text
+    return f"{round(value):,}" if "e" in text or float(text) >= 100 else text

@@ -20,10 +20,8 @@ from powerplan.units import parse_context
 def validate(document: Document) -> ModelSpec:
     """Return the spec that `document` holds. Raises InputError with file:line:column of the first mistake."""
     if not isinstance(document.data, dict):
-        given = _TYPES.get(type(document.data).__name__, "a value")
-        raise InputError(
-            f"a spec is a mapping with name, hidden_size, layers ..., and this is {given}", document.where()
-        )
+        problem = "a spec is a mapping with name, hidden_size, layers ..., and this is"
+        raise InputError(f"{problem} {_TYPES.get(type(document.data).__name__, 'a value')}", document.where())
     data = with_defaults(document.data)
     if "layers" in data:  # Checked last: a mistake in another key may be the reason for one in a layer.
         data = {key: value for key, value in data.items() if key != "layers"} | {"layers": data["layers"]}
@@ -43,12 +41,12 @@ def _located(message: str, document: Document) -> InputError:
         return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
         return _missing(field[1], document, path)
+    value = _value(document.data, path)
     if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in _field_names(document.data, path):
         text = field[2]
-        given = _value(document.data, path)
-        if isinstance(given, dict) and field[1] in given:
+        if isinstance(value, dict) and field[1] in value:
             path.append(field[1])
-    value = _value(document.data, path)
+            value = value[field[1]]
     problem = plain_problem(text, value, allowed_words(document.data, path))
     if path and isinstance(value, str):
         problem = _word_problem(value, path, document.data) or problem
@@ -78,7 +76,8 @@ def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
         return f"{shown(value)} is not known{allowed_values(value, allowed)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
-        return f"{shown(value)} is out of range; allowed is {word} {_grouped(match[2])}"
+        bound = f"{int(match[2]):,}" if match[2].isdigit() else match[2]
+        return f"{shown(value)} is out of range; allowed is {word} {bound}"
     if match := re.match(r"Expected `(array|str)` of length >= 1$", message):
         return "is empty; at least one is needed" if match[1] == "array" else "is empty"
     if match := re.match(r"Expected `str` of length <= (\d+)$", message):
@@ -116,10 +115,6 @@ _TYPES = {
 """Types of msgspec, JSON and Python, in the words of an error message."""
 
 
-def _grouped(number: str) -> str:
-    return f"{int(number):,}" if number.isdigit() else number
-
-
 def _split(message: str, data: Any) -> tuple[str, list[Step]]:
     """Return msgspec's message without its place, and the place as a path in the data."""
     at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
@@ -137,13 +132,13 @@ def _missing(name: str, document: Document, path: list[Step]) -> InputError:
         kinds = allowed_words(document.data, [*path, name])
         return InputError(f"{_dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
     given = _value(document.data, path)
+    problem = "is missing"
     if name == "head_dim" and isinstance(given, dict) and given.get("kind") in SIZED and "heads" in given:
         if "hidden_size" not in document.data:
             return InputError("hidden_size: is missing", document.where())
         hidden, heads = shown(document.data["hidden_size"]), shown(given["heads"])
-        problem = f"is missing, and hidden_size {hidden} is not a multiple of heads {heads}"
-        return InputError(f"{_dotted([*path, name])}: {problem}", where)
-    return InputError(f"{_dotted([*path, name])}: is missing", where)
+        problem += f", and hidden_size {hidden} is not a multiple of heads {heads}"
+    return InputError(f"{_dotted([*path, name])}: {problem}", where)
 
 
 def _dotted(path: Sequence[Step]) -> str:
@@ -187,8 +182,7 @@ def _field_names(data: Any, path: Sequence[Step]) -> list[str]:
 
 def allowed_keys(data: Any, path: Sequence[Step]) -> list[str]:
     """Return the keys that the mapping at `path` of a spec may have, sorted."""
-    is_block = bool(path) and path[-1] in ("mixer", "ffn")
-    return sorted([*_field_names(data, path), *(["kind"] if is_block else [])])
+    return sorted([*_field_names(data, path), *(["kind"] if path and path[-1] in ("mixer", "ffn") else [])])
 
 
 def allowed_words(data: Any, path: Sequence[Step]) -> list[str]:

@@ -6,44 +6,24 @@ from typing import get_args
 
 import msgspec
 
-from powerplan.mixers.attention import Attention
-from powerplan.mixers.base import Mixer, StateSize
-from powerplan.mixers.delta import KDA, DeltaNet, GatedDeltaNet
-from powerplan.mixers.formulas import Convention, Term
-from powerplan.mixers.gates import Forgetting
+from powerplan.mixers.attention import Attention, Forgetting
+from powerplan.mixers.base import HeadShape, Inherited, Mixer
+from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
+from powerplan.mixers.formulas import Convention
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
-from powerplan.mixers.rwkv import RWKV7
-from powerplan.mixers.shape import HeadShape, Inherited
 from powerplan.mixers.slots import GSA, SparseStateExpansion
 from powerplan.mixers.sparse import DSA, NSA, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
-AnyMixer = (
-    Attention
-    | MLA
-    | Power
-    | Linear
-    | RetNet
-    | Lightning
-    | GLA
-    | DeltaNet
-    | GatedDeltaNet
-    | KDA
-    | Mamba1
-    | Mamba2
-    | LogLinear
-    | RWKV7
-    | GSA
-    | SparseStateExpansion
-    | NSA
-    | MoBA
-    | DSA
-    | Forgetting
-)
+Features = Power | Linear
+Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
+OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
+Sparse = NSA | MoBA | DSA
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -54,8 +34,7 @@ HEAD_FIELDS = frozenset(GroupedHeads.__struct_fields__)
 SIZED = frozenset(
     kind
     for kind, mixer in MIXERS.items()
-    if ("head_dim", msgspec.NODEFAULT)
-    in zip(mixer.__struct_fields__[::-1], mixer.__struct_defaults__[::-1], strict=False)
+    if any(field.name == "head_dim" and field.required for field in msgspec.structs.fields(mixer))
 )
 """Kinds that need a head_dim; a spec may leave it out if hidden_size is a multiple of heads."""
 
@@ -90,6 +69,4 @@ __all__ = [
     "Power",
     "RetNet",
     "SparseStateExpansion",
-    "StateSize",
-    "Term",
 ]

@@ -1,11 +1,11 @@
-"""Softmax attention: multi-head, grouped-query and multi-query, with or without a sliding window."""
+"""Softmax attention: multi-head, grouped-query and multi-query, with a sliding window, with a forget gate."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from powerplan.mixers.base import StateSize, Window
-from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys, term
+from powerplan.mixers.base import Window
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, term
 from powerplan.mixers.heads import GroupedHeads
 
 
@@ -20,8 +20,10 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     source: ClassVar[str] = (
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2; Ainslie et al. 2023, arXiv 2305.13245, section 2.2 (GQA)"
     )
-
     not_inherited: ClassVar[frozenset[str]] = frozenset({"window"})
+    state: ClassVar[str] = "G*(k + v)*kept"
+    flops: ClassVar[str] = "2*H*(k + v)*keys"
+    entry: ClassVar[str] = "G*(k + v)"
 
     window: Window | None = None
     sinks: bool = False
@@ -31,37 +33,50 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         return self.window
 
     @property
-    def keeps_every_key(self) -> bool:
-        return self.window is None
-
-    @property
     def family(self) -> str:
-        return self.kind if self.window is None else "window"
+        return "window" if self.window and self.kind == "attention" else self.kind
 
     @property
     def label(self) -> str:
-        return self.kind if self.window is None else f"window {self.window:,}"
+        return self.describe().removeprefix("attention, ")
 
     def kept(self, context: int) -> int:
         """Return the number of tokens whose keys and values are kept."""
         return context if self.window is None else min(context, self.window)
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        terms = super().other_terms(hidden)
-        return (*terms, term("sinks", "H", self.head_symbols(hidden))) if self.sinks else terms
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("sinks", "H" if self.sinks else ""))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "kept": self.kept(context)}
-        return (term(self.describe(), "G*(k + v)*kept", symbols),)
+    def state_values(self, context: int) -> dict[str, int]:
+        return {"kept": self.kept(context)}
 
-    def state_size(self, context: int) -> StateSize:
-        entry = self.kv_heads * (self.head_dim + self.v_head_dim)
-        return StateSize(cache=entry * self.kept(context), entry=entry)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        keys = mean_keys(context, convention.causal, self.window)
-        symbols: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "keys": keys}
-        return (term(self.describe(), "2*H*(k + v)*keys", symbols),)
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        return {"keys": mean_keys(context, convention.causal, self.window)}
 
     def describe(self) -> str:
-        return "attention" if self.window is None else f"attention, window {self.window:,}"
+        return self.kind if self.window is None else f"{self.kind}, window {self.window:,}"
+
+
+class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="forgetting"):
+    """Forgetting attention (FoX): softmax attention whose scores decay by a gate per query head and token.
+
+    parameters in matmuls: attention's, and mH for the gate, with H biases
+    state: (G(k + v) + H) min(t, w), the cumulative log-gate of each head beside keys and values
+    state FLOPs per token: 2H(k + v) keys, as attention; the decay is added to the scores, which is elementwise
+    Parameters checked against flash-linear-attention. The key and value shift of the Pro block is not counted.
+    """
+
+    source: ClassVar[str] = (
+        "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
+    )
+    entry: ClassVar[str] = "G*(k + v) + H"
+
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("forget gate", "m*H"))
+
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("biases", "H"))
+
+    def state_terms(self, context: int) -> tuple[Term, ...]:
+        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "H": self.heads}
+        return (term(self.describe(), "(G*(k + v) + H)*kept", symbols | self.state_values(context)),)

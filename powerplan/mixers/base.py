@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import gcd
-from typing import Annotated, Any, ClassVar, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import msgspec
 
 from powerplan.errors import InputError
-from powerplan.mixers.formulas import Convention, Rational, Term, term
-from powerplan.mixers.shape import HeadShape, Inherited
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, term
 from powerplan.units import MAX_CONTEXT
 
 MAX_SIZE = 10**9
@@ -60,6 +59,37 @@ RECURRENT_BYTES = 4
 """Bytes per element of recurrent state: fp32, as the kernels and the reference implementations keep it."""
 
 
+@dataclass(frozen=True)
+class HeadShape:
+    """Heads of one layer: `heads` query heads share `kv_heads` key/value heads.
+
+    head_dim counts the features of a key, v_head_dim those of a value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+
+    def describe(self) -> str:
+        """Return "6 heads of 128", or "32 (8 kv) heads of 192/128" where heads are shared and values are shorter."""
+        dims = f"{self.head_dim}" if self.head_dim == self.v_head_dim else f"{self.head_dim}/{self.v_head_dim}"
+        shared = "" if self.heads == self.kv_heads else f" ({self.kv_heads} kv)"
+        return f"{self.heads}{shared} heads of {dims}"
+
+    def label(self) -> str:
+        """Return "6x128", or "32x128/8" where 8 key/value heads are shared: the name in a table."""
+        shared = f"/{self.kv_heads}" if self.kv_heads != self.heads else ""
+        return f"{self.heads}x{self.head_dim}{shared}"
+
+
+class Inherited(NamedTuple):
+    """What a new mixer takes from the one that it replaces: its fields, and remarks on what changes besides."""
+
+    fields: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a spec: immutable, and validated when it is built. Types are strict and unknown keys are refused.
 
@@ -70,7 +100,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     same_as: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        self.fill()
+        for name, other in self.same_as.items():
+            if getattr(self, name) == SAME:
+                msgspec.structs.force_setattr(self, name, getattr(self, other))
         for name, kind in _field_types(type(self)).items():
             try:
                 msgspec.convert(getattr(self, name), kind)
@@ -78,18 +110,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise InputError(f"{name}: {error}") from None
         self.check()
 
-    def fill(self) -> None:
-        """Give each field that is SAME the value of the field that `same_as` names."""
-        for name, other in self.same_as.items():
-            if getattr(self, name) == SAME:
-                self.set_field(name, getattr(self, other))
-
     def check(self) -> None:
         """Raise a `problem` if fields contradict each other."""
-
-    def set_field(self, name: str, value: Any) -> None:
-        """Set a field while the part is being built; afterwards it is frozen."""
-        msgspec.structs.force_setattr(self, name, value)
 
 
 @cache
@@ -102,9 +124,15 @@ class Block(Part, frozen=True, kw_only=True):
     """A mixer or an FFN: a part of a spec that has parameters.
 
     source: papers and code that the formulas follow, with section and equation; `--explain` prints it.
+    letters: the letters of the formulas, in the order in which `--explain` lists them, and the field that each stands
+    for. m, the hidden size of the model, has none.
+    whole_widths: the fields that grow in proportion to the hidden size and must stay whole numbers.
+    rounded_widths: the fields that grow with it to the nearest integer, at least 1.
     """
 
     source: ClassVar[str] = ""
+    letters: ClassVar[str] = ""
+    whole_widths: ClassVar[tuple[str, ...]] = ()
     rounded_widths: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -112,30 +140,36 @@ class Block(Part, frozen=True, kw_only=True):
         """The word that names this class in a spec."""
         return str(self.__struct_config__.tag)
 
-    def whole_widths(self) -> dict[str, int]:
-        """Return the fields that grow in proportion to the hidden size and must stay whole numbers."""
-        return {}
+    def whole_sizes(self) -> dict[str, int]:
+        """Return the `whole_widths` and their values."""
+        return {field: getattr(self, field) for field in self.whole_widths}
 
     def widened(self, factor: Fraction) -> Self:
-        """Return this block for a model whose hidden size is `factor` times as large.
-
-        `whole_widths` are multiplied exactly, the fields in `rounded_widths` to the nearest integer, at least 1.
-        """
-        sizes = {field: int(size * factor) for field, size in self.whole_widths().items()}
+        """Return this block for a model whose hidden size is `factor` times as large."""
+        sizes = {field: int(size * factor) for field, size in self.whole_sizes().items()}
         for field in self.rounded_widths:
             if getattr(self, field):
                 sizes[field] = max(1, round(getattr(self, field) * factor))
         return msgspec.structs.replace(self, **sizes)
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return the parameters that activations are multiplied with, for hidden size m = `hidden`.
+    def terms(self, formulas: Formulas, **values: Rational) -> tuple[Term, ...]:
+        """Evaluate those of `formulas` that are not empty, with `values` for letters beside or in place of fields."""
+        fields = _fields_of(self.letters).items()
+        symbols = {letter: int((field and getattr(self, field)) or 0) for letter, field in fields} | values
+        return tuple(term(component, formula, symbols) for component, formula in formulas if formula)
 
-        Each takes 2 weight FLOPs per token.
-        """
+    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
+        """Return the parameters that activations are multiplied with; each takes 2 weight FLOPs per token."""
+        return self.terms(self.matmul_formulas(), m=hidden)
+
+    def matmul_formulas(self) -> Formulas:
         raise NotImplementedError
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
+        return self.terms(self.other_formulas(), m=hidden)
+
+    def other_formulas(self) -> Formulas:
         return ()
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
@@ -144,32 +178,41 @@ class Block(Part, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         """Return the name that reports use, such as "attention, window 4,096"."""
-        raise NotImplementedError
+        return self.kind.replace("_", " ")
+
+
+@cache
+def _fields_of(letters: str) -> dict[str, str]:
+    return {letter: field for letter, _, field in (pair.partition("=") for pair in letters.split())}
 
 
 class Mixer(Block, frozen=True, kw_only=True):
     """A sequence mixer: the part of a layer that has a state.
 
+    state, flops: formulas of the state and of its FLOPs, where they have no parts.
+    entry: formula of what a token appends to the cache; empty where the state is recurrent.
+    looked_up, touched: formulas of the part of the cache that a token reads, or of the recurrent state that it reads
+    and writes; empty where that is all of it.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
     steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
+    swappable: whether another kind can take the place of this one at the same weights.
+    latent_heads: whether heads are expanded from a latent; as plain heads they would more than double the projections.
+    sparse_reads: whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not.
+    not_inherited: fields that `--mixer` sets or leaves unset, and never takes from the model.
     """
 
+    whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
+    state: ClassVar[str] = ""
+    flops: ClassVar[str] = ""
+    entry: ClassVar[str] = ""
+    looked_up: ClassVar[str] = ""
+    touched: ClassVar[str] = ""
     chunked_differs: ClassVar[bool] = False
     steady: ClassVar[bool] = True
-
-    # What the planner asks, so that it need not test for classes.
-
     swappable: ClassVar[bool] = False
-    """Whether another kind can take the place of this one at the same weights."""
-
     latent_heads: ClassVar[bool] = False
-    """Whether heads are expanded from a latent: as plain heads they would more than double the projections."""
-
     sparse_reads: ClassVar[bool] = False
-    """Whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not."""
-
     not_inherited: ClassVar[frozenset[str]] = frozenset()
-    """Fields that `--mixer` sets or leaves unset, and never takes from the model."""
 
     @property
     def degree(self) -> int | None:
@@ -184,7 +227,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     @property
     def keeps_every_key(self) -> bool:
         """Whether a query meets every earlier key: softmax attention or MLA, without a window or a selection."""
-        return False
+        return bool(self.entry) and not self.looked_up and self.window_size is None
 
     @property
     def kernel_problem(self) -> str | None:
@@ -211,16 +254,8 @@ class Mixer(Block, frozen=True, kw_only=True):
         return None
 
     def head_shape(self, hidden: int) -> HeadShape | None:
-        """Return the heads that another kind takes in place of this mixer at the same weights; None without such heads.
-
-        Args:
-            hidden: the model's hidden size.
-        """
+        """Return the heads that another kind takes at the same weights; None where there are none such."""
         return self.own_heads()
-
-    def chunk_size_or_default(self) -> int | None:
-        """Return the chunk, in tokens, that a chunked kernel takes; None where there is none to choose."""
-        return None
 
     def features_size(self) -> StateSize | None:
         """Return the state of one sequence without the normaliser, and the `entry` of a window of the same heads.
@@ -231,7 +266,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def width_divisor(self) -> int:
         """Return into how many equal parts this mixer can be cut when the model is made narrower."""
-        return gcd(*self.whole_widths().values())
+        return gcd(*self.whole_sizes().values())
 
     @classmethod
     def relatives(cls) -> type[Mixer]:
@@ -244,33 +279,26 @@ class Mixer(Block, frozen=True, kw_only=True):
         return None
 
     @classmethod
-    def from_relative(cls, mixer: Mixer) -> Inherited | None:
-        """Return what this kind inherits from one whose latents it shares; None where it shares none."""
-        return None
-
-    @classmethod
-    def from_hidden_size(cls, hidden: int) -> Inherited | None:
-        """Return the fields that follow from the model's width; None for kinds that are described by their heads."""
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
+        """Return what this kind takes from latents of `mixer` or from the hidden size; None where it takes heads."""
         return None
 
     @classmethod
     def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
-        """Return what this kind inherits where its projections are others than those it replaces.
+        """Return what this kind takes from `heads`: heads, head_dim, v_head_dim (and bias) in the sense of attention.
 
-        Args:
-            heads: heads, head_dim, v_head_dim (and bias) of the layer in the sense of attention.
-            settings: other fields, as the first layer of this kind in the model has them.
-            remark: what changes with the projections.
+        settings: other fields, as the first layer of this kind in the model has them. remark: what else changes.
         """
         fields = {field: value for field, value in (heads | settings).items() if field in cls.__struct_fields__}
         return Inherited(fields, (remark,))
 
     def plain_heads(self, kind: str) -> Inherited | None:
-        """Return the heads of this layer as attention would have them, for a mixer of another `kind`.
-
-        None where it has no heads.
-        """
-        return None
+        """Return the heads of this layer as attention would have them, for another `kind`; None where it has none."""
+        fields = ("heads", "head_dim", "v_head_dim")
+        if not set(fields) <= set(self.__struct_fields__):
+            return None
+        remark = f"{kind} has projections of its own for the same heads: the weights change too"
+        return Inherited({field: getattr(self, field) for field in fields}, (remark,))
 
     @classmethod
     def one_head(cls, head_dim: int, v_head_dim: int) -> Mixer | None:
@@ -286,21 +314,40 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         """Return the elements of the state of one sequence of `context` tokens, as formulas."""
-        raise NotImplementedError
+        return self.terms(self.state_formulas(), **self.state_values(context))
+
+    def state_formulas(self) -> Formulas:
+        """Return the formulas of the cache; or those of the recurrent state and then of the last inputs kept for it."""
+        return ((self.describe(), self.state),)
+
+    def state_values(self, context: int) -> dict[str, int]:
+        """Return the letters of the state that depend on the context: t, and what its last token meets."""
+        means = self.flops_values(context, Convention(causal="full"))
+        return {"t": context, **{letter: int(value) for letter, value in means.items()}}
 
     def state_size(self, context: int) -> StateSize:
         """Return the elements of the state of one sequence of `context` tokens, by how they are kept."""
-        raise NotImplementedError
+        first, *others = (int(part.value) for part in self.state_terms(context))
+        parts = (("entry", self.entry), ("looked_up", self.looked_up), ("touched", self.touched))
+        sizes = {part.component: int(part.value) for part in self.terms(parts, **self.state_values(context))}
+        if self.entry:
+            return StateSize(cache=first + sum(others), **sizes)
+        return StateSize(recurrent=first, recent=sum(others), **sizes)
 
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
-        raise NotImplementedError
+        return self.terms(self.flops_formulas(convention.form == "chunked"), **self.flops_values(context, convention))
 
-    def step_terms(self, symbols: Mapping[str, Rational], **formulas: str) -> tuple[Term, ...]:
-        """Return a term for each step of the computation; the keywords name the steps: query_state, update_state ..."""
-        return tuple(
-            term(f"{self.describe()}: {step.replace('_', ' ')}", formula, symbols) for step, formula in formulas.items()
-        )
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return ((self.describe(), self.flops),)
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        """Return the letters of the state FLOPs that depend on the context: means over its tokens."""
+        return {}
+
+    def steps(self, **formulas: str) -> Formulas:
+        """Return a formula for each step of the computation; keywords name the steps: query_state, update_state ..."""
+        return tuple((f"{self.describe()}: {step.replace('_', ' ')}", formula) for step, formula in formulas.items())
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
         """Return the state FLOPs to decode one token at position `context`, which attends to every key."""

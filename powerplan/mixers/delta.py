@@ -1,13 +1,14 @@
-"""Delta rules, which correct the value that the state predicts for a key: DeltaNet, gated DeltaNet, KDA."""
+"""Delta rules, which correct the value that the state predicts for a key: DeltaNet, gated DeltaNet, KDA, RWKV-7."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import ClassVar
 
-from powerplan.mixers.base import SAME, Size, Width, problem
-from powerplan.mixers.formulas import Convention, Rational, Term, term
-from powerplan.mixers.linear import MatrixState
+from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
+from powerplan.mixers.formulas import Formulas
+from powerplan.mixers.linear import ChunkedState, MatrixState
 
 
 class DeltaRule(MatrixState, frozen=True, kw_only=True):
@@ -19,16 +20,19 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     once, 2Hkv.
     """
 
+    query: ClassVar[str] = "4*H*k*v"
+    within: ClassVar[str] = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+
     conv_size: Width = 4
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("beta", "m*H", self.symbols(hidden)))
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("beta", "m*H"))
 
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "chunked":
-            within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
-            return self.chunked_terms(context, convention, "4*H*k*v", "2*H*k*v", within)
-        return self.recurrent_terms(read_value="2*H*k*v", update_state="2*H*k*v", query_state="2*H*k*v")
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if chunked:
+            return super().flops_formulas(chunked)
+        step = self.update
+        return self.steps(decay_state=self.decay, read_value=step, update_state=step, query_state=step)
 
 
 class DeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag="deltanet"):
@@ -56,7 +60,10 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
     convolved: ClassVar[str] = "2*J*k + H*v"
-
+    decay: ClassVar[str] = "H*k*v"
+    decay_gate: ClassVar[str] = "m*H"
+    letters: ClassVar[str] = DeltaRule.letters + " J=key_heads"
+    whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
     key_heads: Size = SAME
@@ -65,24 +72,11 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
         if self.heads % self.key_heads:
             raise problem("key_heads", f"key_heads {self.key_heads} does not divide heads {self.heads}")
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads, "key_heads": self.key_heads}
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("decay gate", self.decay_gate))
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"J": self.key_heads}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), self.decay_term(hidden))
-
-    def decay_term(self, hidden: int) -> Term:
-        return term("decay gate", "m*H", self.symbols(hidden))
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("decay", "2*H", self.symbols(hidden)))
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        terms = super().state_flops_terms(context, convention)
-        return terms if convention.form == "chunked" else (*self.recurrent_terms(decay_state="H*k*v"), *terms)
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("decay", "2*H"))
 
 
 class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda"):
@@ -97,22 +91,89 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     """
 
     source: ClassVar[str] = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
-
+    gate: ClassVar[str] = "m*u + u*H*v"
+    decay_gate: ClassVar[str] = "m*u + u*H*k"
+    letters: ClassVar[str] = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME
     gate_bias: bool = False
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"u": self.gate_rank}
+    def other_formulas(self) -> Formulas:
+        biases = "H*v" if self.gate_bias and self.output_gate else ""
+        return (*DeltaRule.other_formulas(self), ("decay", "H + H*k"), ("biases", biases))
 
-    def output_gate_term(self, hidden: int) -> Term:
-        return term("output gate", "m*u + u*H*v", self.symbols(hidden))
 
-    def decay_term(self, hidden: int) -> Term:
-        return term("decay gate", "m*u + u*H*k", self.symbols(hidden))
+class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv7"):
+    """RWKV-7's time mix: S = S (diag(w) + a b^T) + v k^T, with decay w, a and b from the data.
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = (*DeltaRule.other_terms(self, hidden), term("decay", "H + H*k", symbols))
-        return (*terms, term("biases", "H*v", symbols)) if self.gate_bias and self.output_gate else terms
+    parameters in matmuls: 2mHk + 2mHv, (m + Hk) for each rank of decay and learning rate, (m + Hv) for each rank of
+    value residual and output gate; outside: token shifts, key weights, biases of the ranks, the output norm
+    state: Hkv, and the last inputs of the time mix and of the channel mix, Hk each (Hk is the hidden size in RWKV)
+    state FLOPs per token: 9Hkv: 1 for the decay, and 2 each for S a, (S a) b^T, v k^T and the query
+    Chunked (WY form): 4Hkv late + 4Hkv + 2H((2k + v) earlier + 3(k + v) keys) + H solve
+    value_rank: left out in the first layer, which has no value residual.
+    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: m weights, and Hk of state.
+    Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
+    """
+
+    source: ClassVar[str] = (
+        "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
+    )
+    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim m rw=decay_rank ra=rate_rank rv=value_rank rg=gate_rank"
+    decay: ClassVar[str] = "H*k*v"
+    update: ClassVar[str] = "4*H*k*v"
+    within: ClassVar[str] = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
+    same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
+    rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
+
+    heads: Size
+    head_dim: Size = 64
+    v_head_dim: Size = SAME
+    decay_rank: Size
+    rate_rank: Size
+    gate_rank: Size
+    value_rank: Size | None = None
+    channel_mix: bool = True
+
+    @classmethod
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
+        """Return heads of 64 and ranks as flash-linear-attention derives them from the width (layers/rwkv7.py)."""
+
+        def rank(factor: float) -> int:
+            return max(32, round(factor * sqrt(hidden) / 32) * 32)
+
+        ranks = {"decay_rank": rank(2.5), "rate_rank": rank(2.5), "gate_rank": rank(5), "value_rank": rank(1.7)}
+        remark = "rwkv7 with heads of 64 and the usual ranks: the weights change too"
+        return Inherited({"heads": max(1, hidden // 64), **ranks, "channel_mix": False}, (remark,))
+
+    @classmethod
+    def one_head(cls, head_dim: int, v_head_dim: int) -> RWKV7:
+        """Return one head of these dims; its ranks are 1, as they do not change the state."""
+        return cls(heads=1, head_dim=head_dim, v_head_dim=v_head_dim, decay_rank=1, rate_rank=1, gate_rank=1)
+
+    def matmul_formulas(self) -> Formulas:
+        return (
+            ("projections", "2*m*H*k + 2*m*H*v"),
+            ("decay and learning rate", "(rw + ra)*(m + H*k)"),
+            ("output gate", "rg*(m + H*v)"),
+            ("value residual", "rv*(m + H*v)" if self.value_rank else ""),
+        )
+
+    def other_formulas(self) -> Formulas:
+        return (
+            ("token shifts", "7*m" if self.channel_mix else "6*m"),
+            ("key weights", "3*H*k"),
+            ("biases", "2*H*k + H*v" if self.value_rank else "2*H*k"),
+            ("output norm", "2*H*v"),
+        )
+
+    def state_formulas(self) -> Formulas:
+        return ((self.describe(), "H*k*v"), ("token shifts", "2*H*k" if self.channel_mix else "H*k"))
+
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if not chunked:
+            read = self.query
+            return self.steps(decay_state=self.decay, read_state=read, update_state=self.update, query_state=read)
+        late = f"{self.query}*late"
+        return self.steps(read_state=late, update_state=self.update, query_state=late, within_chunks=self.within)

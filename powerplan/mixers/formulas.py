@@ -7,7 +7,7 @@ so what is explained cannot differ from what is computed. Values are ints and Fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -18,6 +18,9 @@ from powerplan.choices import Causal, Form
 from powerplan.errors import InputError
 
 Rational = int | Fraction
+
+Formulas = tuple[tuple[str, str], ...]
+"""Pairs of a component and a formula for it."""
 
 SYMBOLS = {
     "m": "hidden size",
@@ -121,19 +124,13 @@ def _compiled(formula: str) -> CodeType:
 
 
 def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
-    """Evaluate a formula exactly.
-
-    Args:
-        component: what the value belongs to, such as "projections".
-        formula: arithmetic over letters of SYMBOLS; a constant of this package, never user input.
-        symbols: the values of the letters.
-    """
+    """Evaluate a formula exactly: arithmetic over letters of SYMBOLS, a constant of this package, never user input."""
     value = eval(_compiled(formula), {"__builtins__": {}}, dict(symbols))
     assert isinstance(value, (int, Fraction)), f"{formula} is not exact: {value!r}"
     return Term(component, formula, symbols, value)
 
 
-def total(terms: tuple[Term, ...]) -> Rational:
+def total(terms: Iterable[Term]) -> Rational:
     """Return the exact sum of the values of `terms`."""
     return sum((summand.value for summand in terms), 0)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from powerplan.mixers.base import SAME, Mixer, Size, problem
-from powerplan.mixers.formulas import Term, term
-from powerplan.mixers.shape import HeadShape, Inherited
+from powerplan.mixers.base import SAME, HeadShape, Inherited, Mixer, Size, problem
+from powerplan.mixers.formulas import Formulas
 
 
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
@@ -20,6 +19,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """
 
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
+    letters: ClassVar[str] = "m H=heads G=kv_heads k=head_dim v=v_head_dim"
     swappable: ClassVar[bool] = True
 
     heads: Size
@@ -34,33 +34,24 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
         if self.heads % self.kv_heads:
             raise problem("kv_heads", f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
 
-    def head_symbols(self, hidden: int) -> dict[str, int]:
-        return {"m": hidden, "H": self.heads, "G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim}
+    def matmul_formulas(self) -> Formulas:
+        return (
+            ("projections", "m*(H + G)*k + m*G*v + H*v*m"),
+            ("output gate", "m*H*v" if self.output_gate else ""),
+        )
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.head_symbols(hidden)
-        terms = [term("projections", "m*(H + G)*k + m*G*v + H*v*m", symbols)]
-        if self.output_gate:
-            terms.append(term("output gate", "m*H*v", symbols))
-        return tuple(terms)
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.head_symbols(hidden)
-        terms = []
-        if self.bias:
-            terms.append(term("biases", "(H + G)*k + G*v", symbols))
-            if self.bias is True:
-                terms.append(term("biases", "m", symbols))
-            if self.output_gate:
-                terms.append(term("biases", "H*v", symbols))
-        if self.qk_norm != "none":
-            terms.append(term("qk-norm", "2*k" if self.qk_norm == "head" else "(H + G)*k", symbols))
-        return tuple(terms)
+    def other_formulas(self) -> Formulas:
+        return (
+            ("biases", "(H + G)*k + G*v" if self.bias else ""),
+            ("biases", "m" if self.bias is True else ""),
+            ("biases", "H*v" if self.bias and self.output_gate else ""),
+            ("qk-norm", {"none": "", "head": "2*k", "full": "(H + G)*k"}[self.qk_norm]),
+        )
 
     def own_heads(self) -> HeadShape:
         return HeadShape(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)
 
-    def whole_widths(self) -> dict[str, int]:
+    def whole_sizes(self) -> dict[str, int]:
         # A single key/value head stays the only one, however wide the model is.
         return {"heads": self.heads} | ({"kv_heads": self.kv_heads} if self.kv_heads > 1 else {})
 
@@ -69,20 +60,8 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
         """Return every field that both kinds have, but for the window and the degree, which a swap asks about."""
         if not isinstance(mixer, GroupedHeads):
             return None
-        fields = {
-            field: getattr(mixer, field)
-            for field in mixer.__struct_fields__
-            if field in cls.__struct_fields__ and field not in ("window", "p")
-        }
+        shared = set(cls.__struct_fields__) - {"window", "p"}
+        fields = {field: getattr(mixer, field) for field in mixer.__struct_fields__ if field in shared}
         lost = [field for field in ("gated", "sinks") if field not in fields and getattr(mixer, field, False)]
         kind = cls.__struct_config__.tag
         return Inherited(fields, tuple(f"{field} is left out, {kind} has none" for field in lost))
-
-    def plain_heads(self, kind: str) -> Inherited:
-        return plain_heads_of(self, kind)
-
-
-def plain_heads_of(mixer: Any, kind: str) -> Inherited:
-    """Return heads and head dims of a mixer that has them, for a kind with projections of its own."""
-    heads = {field: getattr(mixer, field) for field in ("heads", "head_dim", "v_head_dim")}
-    return Inherited(heads, (f"{kind} has projections of its own for the same heads: the weights change too",))

@@ -6,31 +6,38 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import SAME, Mixer, Size, StateSize, Width, Window
-from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys_in_chunks, mean_solve, term, total
-from powerplan.mixers.heads import plain_heads_of
-from powerplan.mixers.shape import Inherited
+from powerplan.mixers.base import SAME, Mixer, Size, Width, Window
+from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys_in_chunks, mean_solve
 
 
-class ChunkedState(Mixer, frozen=True, kw_only=True):
-    """A mixer with a recurrent state, computed token by token or in chunks of `chunk_size` tokens.
+class RecurrentState(Mixer, frozen=True, kw_only=True):
+    """A mixer with a recurrent state, computed token by token or in chunks.
 
-    Chunked, as in power attention: tokens of the first chunk do not query the state, and attention within chunks is
-    added. A decay that depends on the data costs 1 FLOP per element of state in the recurrent form, where every token
-    applies it. In the chunked form decays are elementwise work on the keys and queries, and not counted.
+    Chunked: tokens of the first chunk do not query the state, and attention within chunks is added. A decay that
+    depends on the data costs 1 FLOP per element of state in the recurrent form, where every token applies it. In the
+    chunked form decays are elementwise work on the keys and queries, and not counted.
+    decay, query, update, within: formulas of the steps; `within` is attention within chunks.
     """
 
     chunked_differs: ClassVar[bool] = True
+    decay: ClassVar[str] = ""
+    query: ClassVar[str] = "2*H*k*v"
+    update: ClassVar[str] = "2*H*k*v"
+    within: ClassVar[str] = "2*H*(k + v)*keys"
 
-    chunk_size: Window = 64
-
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        """Return the letters of this layer; m is `hidden`."""
+    def effective_chunk_size(self) -> int:
+        """Return the tokens of a chunk."""
         raise NotImplementedError
 
-    def chunk_symbols(self, context: int, convention: Convention) -> dict[str, Rational]:
-        """Return the letters that only the chunked form has."""
-        chunk, causal = self.chunk_size, convention.causal
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if chunked:
+            return self.steps(query_state=f"{self.query}*late", update_state=self.update, within_chunks=self.within)
+        return self.steps(decay_state=self.decay, query_state=self.query, update_state=self.update)
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        if convention.form == "recurrent":
+            return {}
+        chunk, causal = self.effective_chunk_size(), convention.causal
         keys = mean_keys_in_chunks(context, causal, chunk)
         return {
             "keys": keys,
@@ -39,20 +46,14 @@ class ChunkedState(Mixer, frozen=True, kw_only=True):
             "solve": mean_solve(context, causal, chunk),
         }
 
-    def state_size(self, context: int) -> StateSize:
-        terms = self.state_terms(context)
-        return StateSize(recurrent=int(terms[0].value), recent=int(total(terms[1:])))
 
-    def recurrent_terms(self, **formulas: str) -> tuple[Term, ...]:
-        """Return the terms of the recurrent form: `step_terms` with the letters of this layer."""
-        return self.step_terms(self.symbols(), **formulas)
+class ChunkedState(RecurrentState, frozen=True, kw_only=True):
+    """A recurrent state whose chunks have a size that follows from nothing else."""
 
-    def chunked_terms(
-        self, context: int, convention: Convention, query: str, update: str, within: str
-    ) -> tuple[Term, ...]:
-        """Return the terms of the chunked form: to query the state, to update it, and attention within chunks."""
-        symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return self.step_terms(symbols, query_state=f"{query}*late", update_state=update, within_chunks=within)
+    chunk_size: Window = 64
+
+    def effective_chunk_size(self) -> int:
+        return self.chunk_size
 
 
 class MatrixState(ChunkedState, frozen=True, kw_only=True):
@@ -62,11 +63,13 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     output_norm: "head" has v weights, "full" Hv, "none" none.
     conv_size: width of the causal depthwise convolutions on queries, keys and values; 0 if there are none.
     conv_bias: whether these convolutions have biases.
-    state_formula: the elements of the state. convolved: the channels of the convolutions.
+    state: the elements of the state. convolved: the channels of the convolutions. gate: parameters of the output gate.
     """
 
-    state_formula: ClassVar[str] = "H*k*v"
+    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim W=conv_size m"
+    state: ClassVar[str] = "H*k*v"
     convolved: ClassVar[str] = "2*H*k + H*v"
+    gate: ClassVar[str] = "m*H*v"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
     heads: Size
@@ -77,50 +80,22 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     conv_size: Width = 0
     conv_bias: bool = False
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads}
+    def matmul_formulas(self) -> Formulas:
+        return (
+            ("projections", f"m*({self.convolved}) + H*v*m"),
+            ("output gate", self.gate if self.output_gate else ""),
+            ("short convolutions", f"W*({self.convolved})" if self.conv_size else ""),
+        )
 
-    def plain_heads(self, kind: str) -> Inherited:
-        return plain_heads_of(self, kind)
+    def other_formulas(self) -> Formulas:
+        return (
+            ("biases", self.convolved if self.conv_size and self.conv_bias else ""),
+            ("output norm", {"none": "", "head": "v", "full": "H*v"}[self.output_norm]),
+        )
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        letters: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim, "W": self.conv_size}
-        return letters | {"m": hidden}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = [term("projections", f"m*({self.convolved}) + H*v*m", symbols)]
-        if self.output_gate:
-            terms.append(self.output_gate_term(hidden))
-        if self.conv_size:
-            terms.append(term("short convolutions", f"W*({self.convolved})", symbols))
-        return tuple(terms)
-
-    def output_gate_term(self, hidden: int) -> Term:
-        return term("output gate", "m*H*v", self.symbols(hidden))
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = []
-        if self.conv_size and self.conv_bias:
-            terms.append(term("biases", self.convolved, symbols))
-        if self.output_norm != "none":
-            terms.append(term("output norm", "v" if self.output_norm == "head" else "H*v", symbols))
-        return tuple(terms)
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        terms = [term(self.describe(), self.state_formula, self.symbols())]
-        if self.conv_size:
-            terms.append(term("short convolutions", f"(W - 1)*({self.convolved})", self.symbols()))
-        return tuple(terms)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "chunked":
-            return self.chunked_terms(context, convention, "2*H*k*v", "2*H*k*v", "2*H*(k + v)*keys")
-        return self.recurrent_terms(query_state="2*H*k*v", update_state="2*H*k*v")
-
-    def describe(self) -> str:
-        return self.kind.replace("_", " ")
+    def state_formulas(self) -> Formulas:
+        recent = f"(W - 1)*({self.convolved})" if self.conv_size else ""
+        return ((self.describe(), self.state), ("short convolutions", recent))
 
 
 class RetNet(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="retnet"):
@@ -162,19 +137,13 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     source: ClassVar[str] = (
         "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
     )
+    letters: ClassVar[str] = MatrixState.letters + " u=gate_rank"
+    decay: ClassVar[str] = "H*k*v"
 
     gate_rank: Size = 16
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"u": self.gate_rank}
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("decay gate", "m*u + u*H*k"))
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("decay gate", "m*u + u*H*k", self.symbols(hidden)))
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("biases", "H*k", self.symbols(hidden)))
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "chunked":
-            return super().state_flops_terms(context, convention)
-        return self.recurrent_terms(decay_state="H*k*v", query_state="2*H*k*v", update_state="2*H*k*v")
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("biases", "H*k"))

@@ -6,9 +6,8 @@ from fractions import Fraction
 from math import gcd
 from typing import Any, ClassVar
 
-from powerplan.mixers.base import Mixer, Size, StateSize
-from powerplan.mixers.formulas import Convention, Term, mean_keys, term, total
-from powerplan.mixers.shape import HeadShape, Inherited
+from powerplan.mixers.base import HeadShape, Inherited, Mixer, Size
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
@@ -21,7 +20,10 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     """
 
     source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
-
+    letters: ClassVar[str] = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
+    state: ClassVar[str] = "(L + r)*t"
+    flops: ClassVar[str] = "2*H*(n + r + v)*keys"
+    entry: ClassVar[str] = "L + r"
     swappable: ClassVar[bool] = True
     latent_heads: ClassVar[bool] = True
     rounded_widths: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "q_lora_rank")
@@ -34,51 +36,21 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     v_head_dim: Size
     bias: bool = False
 
-    @property
-    def keeps_every_key(self) -> bool:
-        return True
-
-    def mla_symbols(self, hidden: int) -> dict[str, int]:
-        symbols = {"m": hidden, "H": self.heads, "L": self.kv_lora_rank}
-        symbols |= {"n": self.qk_nope_head_dim, "r": self.qk_rope_head_dim, "v": self.v_head_dim}
-        return symbols if self.q_lora_rank is None else symbols | {"q": self.q_lora_rank}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.mla_symbols(hidden)
-        query = "m*H*(n + r)" if self.q_lora_rank is None else "m*q + q*H*(n + r)"
+    def matmul_formulas(self) -> Formulas:
         return (
-            term("projections", query, symbols),
-            term("projections", "m*(L + r) + L*H*(n + v) + H*v*m", symbols),
+            ("projections", "m*H*(n + r)" if self.q_lora_rank is None else "m*q + q*H*(n + r)"),
+            ("projections", "m*(L + r) + L*H*(n + v) + H*v*m"),
         )
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.mla_symbols(hidden)
-        low_rank_query = self.q_lora_rank is not None
-        terms = [term("latent norms", "q + L" if low_rank_query else "L", symbols)]
-        if self.bias:
-            terms.append(term("biases", "q + L + r + m" if low_rank_query else "L + r + m", symbols))
-        return tuple(terms)
+    def other_formulas(self) -> Formulas:
+        query = "" if self.q_lora_rank is None else "q + "
+        return (("latent norms", f"{query}L"), ("biases", f"{query}L + r + m" if self.bias else ""))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term("mla", "(L + r)*t", {"L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}),)
-
-    def state_size(self, context: int) -> StateSize:
-        entry = self.kv_lora_rank + self.qk_rope_head_dim
-        return StateSize(cache=entry * context, entry=entry)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        keys = {"keys": mean_keys(context, convention.causal)}
-        return (term("mla", "2*H*(n + r + v)*keys", {**self.mla_symbols(0), **keys}),)
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        return {"keys": mean_keys(context, convention.causal)}
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"H": self.heads, "L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "t": context}
-        return (term("mla", "2*H*(2*L + r)*t", symbols),)
-
-    def describe(self) -> str:
-        return "mla"
-
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads}
+        return self.terms((("mla", "2*H*(2*L + r)*t"),), t=context)
 
     def head_shape(self, hidden: int) -> HeadShape:
         """Return grouped heads of the value head dim that take as many weights as this layer, as near as heads allow.
@@ -95,7 +67,7 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
         return Inherited({"heads": self.heads, **dims, "bias": self.bias}, (remark,))
 
     @classmethod
-    def from_relative(cls, mixer: Mixer) -> Inherited | None:
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
         """Return MLA's fields; MLA in place of DSA loses the indexer."""
         if not isinstance(mixer, MLA):
             return None

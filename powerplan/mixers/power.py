@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Annotated, ClassVar
 
 import msgspec
 
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer, Size, StateSize, Window
-from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys_in_chunks, term
+from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.linear import RecurrentState
 
 MAX_DEGREE = 16
 """The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""
 
 
-class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
+class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     """Attention through a feature map phi of dimension D: state GD(v + z), with z = 1 if a normaliser is kept.
 
     parameters in matmuls: those of GQA, plus mG for the gate (one log-gate per key/value head, G biases if `bias`)
@@ -24,7 +24,10 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
     embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
     """
 
-    chunked_differs: ClassVar[bool] = True
+    letters: ClassVar[str] = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
+    state: ClassVar[str] = "G*D*(v + z)"
+    query: ClassVar[str] = "2*H*D*(v + z)"
+    update: ClassVar[str] = "2*G*D*(v + z)"
 
     gated: bool = False
     chunk_size: Window | None = None
@@ -44,23 +47,23 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         """The dimension of phi in a chunked kernel."""
         return self.head_dim
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        terms = super().matmul_terms(hidden)
-        return (*terms, term("gate", "m*G", self.head_symbols(hidden))) if self.gated else terms
+    @property
+    def feature_dim(self) -> int:
+        """The dimension of phi."""
+        return spow_dim(self.head_dim, self.degree)
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        terms = super().other_terms(hidden)
-        return (*terms, term("biases", "G", self.head_symbols(hidden))) if self.gated and self.bias else terms
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("gate", "m*G" if self.gated else ""))
+
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("biases", "G" if self.gated and self.bias else ""))
 
     def effective_chunk_size(self) -> int:
         """Return the chunk of the spec, or the kernels' default for this head dim and degree."""
         return self.chunk_size or default_chunk_size(self.head_dim, self.degree)
 
-    def chunk_size_or_default(self) -> int:
-        return self.effective_chunk_size()
-
     def features_size(self) -> StateSize:
-        features = self.kv_heads * spow_dim(self.head_dim, self.degree) * self.v_head_dim
+        features = self.kv_heads * self.feature_dim * self.v_head_dim
         return StateSize(recurrent=features, entry=self.kv_heads * (self.head_dim + self.v_head_dim))
 
     @classmethod
@@ -68,30 +71,9 @@ class FeatureAttention(GroupedHeads, frozen=True, kw_only=True):
         """Power and linear attention have gates and chunks in common."""
         return FeatureAttention
 
-    def feature_symbols(self, dim: int) -> dict[str, Rational]:
-        letters: dict[str, Rational] = {"H": self.heads, "G": self.kv_heads, "D": dim, "k": self.head_dim}
-        return letters | {"v": self.v_head_dim, "z": int(self.has_normaliser)}
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        return (term(self.describe(), "G*D*(v + z)", self.feature_symbols(spow_dim(self.head_dim, self.degree))),)
-
-    def state_size(self, context: int) -> StateSize:
-        columns = self.v_head_dim + int(self.has_normaliser)
-        return StateSize(recurrent=self.kv_heads * spow_dim(self.head_dim, self.degree) * columns)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        query, update = "2*H*D*(v + z)", "2*G*D*(v + z)"
-        if convention.form == "recurrent":
-            symbols = self.feature_symbols(spow_dim(self.head_dim, self.degree))
-            return self.step_terms(symbols, query_state=query, update_state=update)
-        chunk = self.effective_chunk_size()
-        symbols = self.feature_symbols(self.executed_dim) | {
-            "late": Fraction(max(0, context - chunk), context),
-            "keys": mean_keys_in_chunks(context, convention.causal, chunk),
-        }
-        return self.step_terms(
-            symbols, query_state=f"{query}*late", update_state=update, within_chunks="2*H*(k + v)*keys"
-        )
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        values = super().flops_values(context, convention)
+        return values | {"D": self.executed_dim} if convention.form == "chunked" else values
 
 
 class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="power"):
@@ -135,6 +117,3 @@ class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag=
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
     source: ClassVar[str] = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
-
-    def describe(self) -> str:
-        return "linear"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import Size, StateSize, problem
-from powerplan.mixers.formulas import Convention, Rational, Term, term
+from powerplan.mixers.base import Size, problem
+from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.linear import MatrixState
 
 
@@ -20,23 +19,19 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     """
 
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
-    state_formula: ClassVar[str] = "H*M*(k + v)"
+    letters: ClassVar[str] = MatrixState.letters + " M=slots"
+    state: ClassVar[str] = "H*M*(k + v)"
+    decay: ClassVar[str] = "H*M*(k + v)"
+    query: ClassVar[str] = "2*H*M*(k + v)"
+    update: ClassVar[str] = "2*H*M*(k + v)"
+    within: ClassVar[str] = "2*H*(k + 2*M + v)*keys"
 
     slots: Size = 64
     output_gate: bool = False
     output_norm: Literal["none", "head", "full"] = "full"
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"M": self.slots}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("forget gate", "m*H*M", self.symbols(hidden)))
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        touch = "2*H*M*(k + v)"
-        if convention.form == "chunked":
-            return self.chunked_terms(context, convention, touch, touch, "2*H*(k + 2*M + v)*keys")
-        return self.recurrent_terms(decay_state="H*M*(k + v)", query_state=touch, update_state=touch)
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("forget gate", "m*H*M"))
 
     def describe(self) -> str:
         return f"gsa, {self.slots} slots"
@@ -56,7 +51,14 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     """
 
     source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
-    state_formula: ClassVar[str] = "(1 + B)*H*k*v"
+    letters: ClassVar[str] = MatrixState.letters + " B=partitions chosen=top_k u=gate_rank"
+    state: ClassVar[str] = "(1 + B)*H*k*v"
+    touched: ClassVar[str] = "(1 + chosen)*H*k*v"
+    decay: ClassVar[str] = "(1 + chosen)*H*k*v"
+    query: ClassVar[str] = "2*(1 + chosen)*H*k*v"
+    update: ClassVar[str] = "2*(1 + chosen)*H*k*v"
+    within: ClassVar[str] = "2*(1 + chosen)*H*(k + v)*keys"
+    gate: ClassVar[str] = "m*v + v*H*v"
 
     partitions: Size = 4
     top_k: Size = 1
@@ -66,39 +68,22 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
         if self.top_k > self.partitions:
             raise problem("top_k", f"top_k {self.top_k} is more than the {self.partitions} partitions there are")
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"B": self.partitions, "chosen": self.top_k, "u": self.gate_rank}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
+    def matmul_formulas(self) -> Formulas:
         return (
-            *super().matmul_terms(hidden),
-            term("queries and keys of partitions", "2*(m*v + v*H*k)", symbols),
-            term("decay gates", "2*(m*u + u*H*k)", symbols),
-            term("router", "m*B", symbols),
+            *super().matmul_formulas(),
+            ("queries and keys of partitions", "2*(m*v + v*H*k)"),
+            ("decay gates", "2*(m*u + u*H*k)"),
+            ("router", "m*B"),
         )
 
-    def output_gate_term(self, hidden: int) -> Term:
-        return term("output gate", "m*v + v*H*v", self.symbols(hidden))
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("biases", "2*H*k"))
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("biases", "2*H*k", self.symbols(hidden)))
-
-    def state_size(self, context: int) -> StateSize:
-        touched = (1 + self.top_k) * self.heads * self.head_dim * self.v_head_dim
-        return replace(super().state_size(context), touched=touched)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "recurrent":
-            twice = "2*(1 + chosen)*H*k*v"
-            return self.recurrent_terms(decay_state="(1 + chosen)*H*k*v", query_state=twice, update_state=twice)
-        symbols = self.symbols() | self.chunk_symbols(context, convention)
-        return self.step_terms(
-            symbols,
-            query_state="2*H*k*v*(late + chosen)",
-            update_state="2*(1 + chosen)*H*k*v",
-            within_chunks="2*(1 + chosen)*H*(k + v)*keys",
-        )
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        if not chunked:
+            return super().flops_formulas(chunked)
+        query = "2*H*k*v*(late + chosen)"
+        return self.steps(query_state=query, update_state=self.update, within_chunks=self.within)
 
     def describe(self) -> str:
         return f"sse, {self.top_k} of {self.partitions:,}"

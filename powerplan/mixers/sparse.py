@@ -6,21 +6,18 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from powerplan.choices import Causal
-from powerplan.mixers.base import Mixer, Size, StateSize, Window, problem
-from powerplan.mixers.formulas import Convention, Rational, Term, mean_keys, term
+from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
-from powerplan.mixers.shape import Inherited
-
-
-def whole_blocks(context: int, block: int, stride: int) -> int:
-    """Return how many blocks of `block` tokens, one every `stride` tokens, lie within `context` tokens."""
-    return (context - block) // stride + 1 if context >= block else 0
 
 
 def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fraction:
-    """Return the mean number of whole blocks that end at or before a query; "full" counts all blocks."""
-    count = whole_blocks(context, block, stride)
+    """Return the mean number of whole blocks that end at or before a query; "full" counts all blocks.
+
+    A block has `block` tokens, and one begins every `stride` tokens.
+    """
+    count = (context - block) // stride + 1 if context >= block else 0
     if causal == "full":
         return Fraction(count)
     return Fraction(count * (context - block + 1) - stride * count * (count - 1) // 2, context)
@@ -40,7 +37,8 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     """
 
     source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
-
+    entry: ClassVar[str] = "G*(k + v)"
+    looked_up: ClassVar[str] = "G*(k + v)*(blocks + picked + near)"
     sparse_reads: ClassVar[bool] = True
 
     compress_size: Window = 32
@@ -49,35 +47,26 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     select_count: Size = 16
     window: Window = 512
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("branch gates", "3*m*H", self.head_symbols(hidden)))
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("branch gates", "3*m*H"))
 
-    def compressed(self, context: int) -> int:
-        """Return the number of compressed blocks in a context."""
-        return whole_blocks(context, self.compress_size, self.compress_stride)
+    def state_formulas(self) -> Formulas:
+        return (("nsa", "G*(k + v)*(t + blocks)"),)
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "t": context}
-        return (term("nsa", "G*(k + v)*(t + blocks)", symbols | {"blocks": self.compressed(context)}),)
-
-    def state_size(self, context: int) -> StateSize:
-        entry = self.kv_heads * (self.head_dim + self.v_head_dim)
-        blocks = self.compressed(context)
-        picked = min(context, self.select_count * self.select_size)
-        looked_up = entry * (blocks + picked + min(context, self.window))
-        return StateSize(cache=entry * (context + blocks), entry=entry, looked_up=looked_up)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        causal = convention.causal
-        symbols: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim}
-        symbols["blocks"] = mean_blocks(context, causal, self.compress_size, self.compress_stride)
-        symbols["picked"] = mean_keys(context, causal, self.select_count * self.select_size)
-        symbols["near"] = mean_keys(context, causal, self.window)
+    def flops_formulas(self, chunked: bool) -> Formulas:
         return (
-            term("nsa: compressed", "2*H*(k + v)*blocks", symbols),
-            term("nsa: picked blocks", "2*H*(k + v)*picked", symbols),
-            term("nsa: window", "2*H*(k + v)*near", symbols),
+            ("nsa: compressed", "2*H*(k + v)*blocks"),
+            ("nsa: picked blocks", "2*H*(k + v)*picked"),
+            ("nsa: window", "2*H*(k + v)*near"),
         )
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        causal = convention.causal
+        return {
+            "blocks": mean_blocks(context, causal, self.compress_size, self.compress_stride),
+            "picked": mean_keys(context, causal, self.select_count * self.select_size),
+            "near": mean_keys(context, causal, self.window),
+        }
 
     def describe(self) -> str:
         return f"nsa, {self.select_count:,} x {self.select_size:,} and window {self.window:,}"
@@ -96,36 +85,32 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     source: ClassVar[str] = (
         "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
     )
-
+    entry: ClassVar[str] = "G*(k + v)"
+    looked_up: ClassVar[str] = "G*(k + v)*picked + G*k*blocks"
     sparse_reads: ClassVar[bool] = True
 
     block_size: Window = 4096
     top_k: Size = 12
     output_norm: bool = False
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        terms = super().other_terms(hidden)
-        return (*terms, term("output norm", "v", self.head_symbols(hidden))) if self.output_norm else terms
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("output norm", "v" if self.output_norm else ""))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "t": context}
-        return (term("moba", "G*(k + v)*t + G*k*blocks", symbols | {"blocks": context // self.block_size}),)
+    def state_formulas(self) -> Formulas:
+        return (("moba", "G*(k + v)*t + G*k*blocks"),)
 
-    def state_size(self, context: int) -> StateSize:
-        entry = self.kv_heads * (self.head_dim + self.v_head_dim)
-        means = self.kv_heads * self.head_dim * (context // self.block_size)
-        picked = min(context, self.top_k * self.block_size)
-        return StateSize(cache=entry * context + means, entry=entry, looked_up=entry * picked + means)
+    def state_values(self, context: int) -> dict[str, int]:
+        return super().state_values(context) | {"blocks": context // self.block_size}
 
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        causal, block = convention.causal, self.block_size
-        symbols: dict[str, Rational] = {"H": self.heads, "k": self.head_dim, "v": self.v_head_dim}
-        symbols["blocks"] = mean_earlier_blocks(context, causal, block)
-        symbols["picked"] = mean_keys(context, causal, self.top_k * block)
-        return (
-            term("moba: score blocks", "2*H*k*blocks", symbols),
-            term("moba: picked blocks", "2*H*(k + v)*picked", symbols),
-        )
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return (("moba: score blocks", "2*H*k*blocks"), ("moba: picked blocks", "2*H*(k + v)*picked"))
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        causal = convention.causal
+        return {
+            "blocks": mean_earlier_blocks(context, causal, self.block_size),
+            "picked": mean_keys(context, causal, self.top_k * self.block_size),
+        }
 
     def describe(self) -> str:
         return f"moba, {self.top_k:,} x {self.block_size:,}"
@@ -150,54 +135,44 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     """
 
     source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
+    letters: ClassVar[str] = MLA.letters + " X=index_heads x=index_head_dim"
+    entry: ClassVar[str] = "L + r + x"
+    looked_up: ClassVar[str] = "x*t + (L + r)*top"
 
     index_heads: Size = 64
     index_head_dim: Size = 128
     top_k: Window = 2048
 
-    @property
-    def keeps_every_key(self) -> bool:
-        return False
-
     def check(self) -> None:
         if self.q_lora_rank is None:
             raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
 
-    def mla_symbols(self, hidden: int) -> dict[str, int]:
-        return super().mla_symbols(hidden) | {"X": self.index_heads, "x": self.index_head_dim}
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("indexer", "q*X*x + m*x + m*X"))
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("indexer", "q*X*x + m*x + m*X", self.mla_symbols(hidden)))
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("indexer norm", "2*x"))
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("indexer norm", "2*x", self.mla_symbols(hidden)))
+    def state_formulas(self) -> Formulas:
+        return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "x*t"))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"L": self.kv_lora_rank, "r": self.qk_rope_head_dim, "x": self.index_head_dim, "t": context}
-        return (term("dsa: latents", "(L + r)*t", symbols), term("dsa: indexer keys", "x*t", symbols))
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return (("dsa: indexer", "2*X*x*keys"), ("dsa: attention", "2*H*(2*L + r)*top"))
 
-    def state_size(self, context: int) -> StateSize:
-        latent = self.kv_lora_rank + self.qk_rope_head_dim
-        entry = latent + self.index_head_dim
-        looked_up = self.index_head_dim * context + latent * min(context, self.top_k)
-        return StateSize(cache=entry * context, entry=entry, looked_up=looked_up)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        causal = convention.causal
-        means = {"keys": mean_keys(context, causal), "top": mean_keys(context, causal, self.top_k)}
-        symbols: dict[str, Rational] = {**self.mla_symbols(0), **means}
-        return (term("dsa: indexer", "2*X*x*keys", symbols), term("dsa: attention", "2*H*(2*L + r)*top", symbols))
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        top = mean_keys(context, convention.causal, self.top_k)
+        return {"keys": mean_keys(context, convention.causal), "top": top}
 
     def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
-        return self.state_flops_terms(context, Convention(causal="full"))
+        return Mixer.decode_flops_terms(self, context)
 
     def describe(self) -> str:
         return f"dsa, top {self.top_k:,}"
 
     @classmethod
-    def from_relative(cls, mixer: Mixer) -> Inherited | None:
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
         """Return MLA's fields, with DeepSeek-V3's query latent where the layer has none."""
-        inherited = super().from_relative(mixer)
+        inherited = super().from_layer(mixer, hidden)
         if inherited is None or inherited.fields["q_lora_rank"] is not None:
             return inherited and Inherited(inherited.fields)
         remark = f"the indexer needs a query latent: {QUERY_LATENT:,} as in DeepSeek-V3"

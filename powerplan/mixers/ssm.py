@@ -6,10 +6,9 @@ from fractions import Fraction
 from math import gcd
 from typing import ClassVar
 
-from powerplan.mixers.base import Mixer, Size, StateSize, Width, Window, problem
-from powerplan.mixers.formulas import Convention, Rational, Term, term
+from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
+from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.linear import ChunkedState
-from powerplan.mixers.shape import Inherited
 
 
 class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
@@ -24,7 +23,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     """
 
     source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
-
+    letters: ClassVar[str] = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
+    whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
 
     inner_size: Size
@@ -35,11 +35,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     bias: bool = False
     inner_norms: bool = False
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"inner_size": self.inner_size}
-
     @classmethod
-    def from_hidden_size(cls, hidden: int) -> Inherited:
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         remark = "mamba1 with twice the width inside and a state of 16: the weights change too"
         return Inherited({"inner_size": 2 * hidden, "dt_rank": -(-hidden // 16)}, (remark,))
 
@@ -48,43 +45,26 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         """Return `v_head_dim` channels; the default state_dim has the part of a key's head dim."""
         return cls(inner_size=v_head_dim, dt_rank=1)
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        letters: dict[str, Rational] = {"I": self.inner_size, "N": self.state_dim, "R": self.dt_rank}
-        return letters | {"W": self.conv_size, "m": hidden}
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
+    def matmul_formulas(self) -> Formulas:
         return (
-            term("projections", "2*m*I + I*m", symbols),
-            term("step size, B, C", "I*(R + 2*N) + R*I", symbols),
-            term("short convolutions", "W*I", symbols),
+            ("projections", "2*m*I + I*m"),
+            ("step size, B, C", "I*(R + 2*N) + R*I"),
+            ("short convolutions", "W*I"),
         )
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = [term("A, D, step size", "I*N + 2*I", symbols)]
-        if self.conv_size and self.conv_bias:
-            terms.append(term("biases", "I", symbols))
-        if self.bias:
-            terms.append(term("biases", "2*I + m", symbols))
-        if self.inner_norms:
-            terms.append(term("inner norms", "R + 2*N", symbols))
-        return tuple(terms)
+    def other_formulas(self) -> Formulas:
+        return (
+            ("A, D, step size", "I*N + 2*I"),
+            ("biases", "I" if self.conv_size and self.conv_bias else ""),
+            ("biases", "2*I + m" if self.bias else ""),
+            ("inner norms", "R + 2*N" if self.inner_norms else ""),
+        )
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        terms = [term(self.describe(), "I*N", symbols)]
-        return (*terms, term("short convolutions", "(W - 1)*I", symbols)) if self.conv_size else tuple(terms)
+    def state_formulas(self) -> Formulas:
+        return ((self.describe(), "I*N"), ("short convolutions", "(W - 1)*I" if self.conv_size else ""))
 
-    def state_size(self, context: int) -> StateSize:
-        recent = (self.conv_size - 1) * self.inner_size if self.conv_size else 0
-        return StateSize(recurrent=self.inner_size * self.state_dim, recent=recent)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        return self.step_terms(self.symbols(), decay_state="I*N + I*N", update_state="2*I*N", query_state="2*I*N")
-
-    def describe(self) -> str:
-        return "mamba1"
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return self.steps(decay_state="I*N + I*N", update_state="2*I*N", query_state="2*I*N")
 
 
 class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mamba2"):
@@ -100,6 +80,12 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     """
 
     source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+    letters: ClassVar[str] = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
+    state: ClassVar[str] = "I*N"
+    decay: ClassVar[str] = "I*N"
+    query: ClassVar[str] = "2*I*N"
+    update: ClassVar[str] = "2*I*N"
+    within: ClassVar[str] = "2*(g*N + I)*keys"
     projected: ClassVar[str] = "2*I + 2*g*N + H"
 
     heads: Size
@@ -121,54 +107,33 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
         if self.heads % self.groups:
             raise problem("groups", f"groups {self.groups} does not divide heads {self.heads}")
 
-    def whole_widths(self) -> dict[str, int]:
-        return {"heads": self.heads}
-
     def width_divisor(self) -> int:
         """B and C are shared by whole groups of heads, and a narrower model keeps as many groups."""
         return gcd(self.heads, self.heads // self.groups)
 
     @classmethod
-    def from_hidden_size(cls, hidden: int) -> Inherited:
+    def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         remark = "twice the width inside in heads of 64, and a state of 128, as Mamba-2 has: the weights change too"
         return Inherited({"heads": max(1, hidden // 32)}, (remark,))
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        letters: dict[str, Rational] = {"I": self.heads * self.head_dim, "N": self.state_dim, "g": self.groups}
-        return letters | {"H": self.heads, "W": self.conv_size, "m": hidden}
+    @property
+    def inner_size(self) -> int:
+        return self.heads * self.head_dim
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
+    def matmul_formulas(self) -> Formulas:
+        return (("projections", "m*(2*I + 2*g*N + H) + I*m"), ("short convolutions", "W*(I + 2*g*N)"))
+
+    def other_formulas(self) -> Formulas:
         return (
-            term("projections", "m*(2*I + 2*g*N + H) + I*m", symbols),
-            term("short convolutions", "W*(I + 2*g*N)", symbols),
+            ("A, D, step size", "3*H"),
+            ("biases", "I + 2*g*N" if self.conv_size and self.conv_bias else ""),
+            ("biases", self.projected + " + m" if self.bias else ""),
+            ("output norm", "I" if self.gated_norm else ""),
         )
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        symbols = self.symbols(hidden)
-        terms = [term("A, D, step size", "3*H", symbols)]
-        if self.conv_size and self.conv_bias:
-            terms.append(term("biases", "I + 2*g*N", symbols))
-        if self.bias:
-            terms.append(term("biases", self.projected + " + m", symbols))
-        if self.gated_norm:
-            terms.append(term("output norm", "I", symbols))
-        return tuple(terms)
-
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = self.symbols()
-        terms = [term(self.describe(), "I*N", symbols)]
-        if self.conv_size:
-            terms.append(term("short convolutions", "(W - 1)*(I + 2*g*N)", symbols))
-        return tuple(terms)
-
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
-        if convention.form == "chunked":
-            return self.chunked_terms(context, convention, "2*I*N", "2*I*N", "2*(g*N + I)*keys")
-        return self.recurrent_terms(decay_state="I*N", query_state="2*I*N", update_state="2*I*N")
-
-    def describe(self) -> str:
-        return self.kind.replace("_", "-")
+    def state_formulas(self) -> Formulas:
+        recent = "(W - 1)*(I + 2*g*N)" if self.conv_size else ""
+        return ((self.describe(), self.state), ("short convolutions", recent))
 
 
 class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_linear"):
@@ -186,34 +151,36 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
 
     source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
     steady: ClassVar[bool] = False
+    letters: ClassVar[str] = Mamba2.letters + " levels=max_levels"
+    state: ClassVar[str] = "levels*I*N"
+    query: ClassVar[str] = "2*I*N*asked"
     projected: ClassVar[str] = Mamba2.projected + " + H*levels"
 
     chunk_size: Window = 64
     max_levels: Size = 15
 
-    def symbols(self, hidden: int = 0) -> dict[str, Rational]:
-        return super().symbols(hidden) | {"levels": self.max_levels}
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("level weights", "m*H*levels"))
 
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().matmul_terms(hidden), term("level weights", "m*H*levels", self.symbols(hidden)))
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("level weights", "H*levels"))
 
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        return (*super().other_terms(hidden), term("level weights", "H*levels", self.symbols(hidden)))
+    def state_values(self, context: int) -> dict[str, int]:
+        return {"levels": context.bit_length()}
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        kept = {"levels": context.bit_length()}
-        return (term("log-linear", "levels*I*N", self.symbols() | kept), *super().state_terms(context)[1:])
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        query, update = self.query, self.update
+        if chunked:
+            return self.steps(query_state=query, update_state=update, within_chunks=self.within)
+        return self.steps(decay_state="I*N*asked", query_state=query, update_state=update, own_token=update)
 
-    def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         chunk = self.chunk_size if convention.form == "chunked" else 1
-        symbols = self.symbols() | {"asked": mean_levels(context, chunk, convention.causal == "full")}
-        query, update = "2*I*N*asked", "2*I*N"
-        if convention.form == "recurrent":
-            return self.step_terms(
-                symbols, decay_state="I*N*asked", query_state=query, update_state=update, own_token=update
-            )
-        symbols |= self.chunk_symbols(context, convention)
-        return self.step_terms(symbols, query_state=query, update_state=update, within_chunks="2*(g*N + I)*keys")
+        asked = mean_levels(context, chunk, convention.causal == "full")
+        return {"asked": asked, **super().flops_values(context, convention)}
+
+    def describe(self) -> str:
+        return "log-linear"
 
 
 def mean_levels(context: int, chunk_size: int, every: bool) -> Fraction:

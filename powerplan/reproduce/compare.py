@@ -40,10 +40,8 @@ class Comparison:
     @property
     def nearest(self) -> tuple[str, float]:
         """The convention whose value is nearest, and its relative deviation: 0.1 is 10 % above the published value."""
-        number = self.figure.number
-        gaps = {name: float(value / number - 1) for name, value in self.computed.items()}
-        name = min(gaps, key=lambda name: abs(gaps[name]))
-        return name, gaps[name]
+        gaps = {name: float(value / self.figure.number - 1) for name, value in self.computed.items()}
+        return min(gaps.items(), key=lambda gap: abs(gap[1]))
 
 
 @dataclass(frozen=True)
@@ -60,27 +58,15 @@ class SetResult:
 
     def remarks(self) -> list[str]:
         """Return sentences with numbers that belong to this set and stand in none of its figures."""
-        if self.figures.name == "kimi":
-            return [kimi_state()]
         if self.figures.name != "power-speed":
-            return []
+            return [kimi_state()] if self.figures.name == "kimi" else []
         shares = [(one.figure.number / one.computed["chunked"], one.figure.what) for one in self.comparisons]
         text = " and ".join(f"{float(share):.0%} ({what})" for share, what in shares)
         return [f"Measured over promised, {text}, is the share of the other kernel's FLOP rate that power's reached."]
 
 
 def reproduce(name: str = ALL) -> list[SetResult]:
-    """Compare published figures with what powerplan computes.
-
-    Args:
-        name: a set of powerplan/published.yaml, or "all".
-
-    Returns:
-        One result for each set, in the order of the file.
-
-    Raises:
-        InputError: there is no set of this name.
-    """
+    """Compare one set of powerplan/published.yaml, or "all" in the order of the file, with what powerplan computes."""
     sets = figure_sets()
     if name != ALL and name not in sets:
         raise InputError(f"{shown(name)} is not known{allowed_values(name, [*sets, ALL])}")

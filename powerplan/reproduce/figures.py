@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from math import floor
 from typing import Literal
 
-import msgspec
-
-from powerplan.documents import parse_yaml
+from powerplan.documents import packaged_rows
 from powerplan.mixers.base import Part
 from powerplan.units import parse_ratio
 
@@ -65,14 +62,12 @@ class Figure(Part, frozen=True, kw_only=True):
 
     def cut(self, value: Fraction) -> Fraction:
         """Return `value` cut off, not rounded, behind the last digit that is printed."""
-        scale = 10**self.decimals
-        return Fraction(floor(value * scale), scale)
+        return Fraction(floor(value * 10**self.decimals), 10**self.decimals)
 
 
 def _rounded(value: Fraction, places: int) -> float:
     """Return `value` rounded to `places` behind the point; halves are rounded up, as in print."""
-    scale = 10**places
-    return float(Fraction(floor(value * scale + Fraction(1, 2)), scale))
+    return float(Fraction(floor(value * 10**places + Fraction(1, 2)), 10**places))
 
 
 class FigureSet(Part, frozen=True, kw_only=True):
@@ -93,6 +88,4 @@ class FigureSet(Part, frozen=True, kw_only=True):
 @cache
 def figure_sets() -> dict[str, FigureSet]:
     """Return all sets of published.yaml by name, in the order of the file."""
-    text = (files("powerplan") / "published.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text, "published.yaml").data["sets"]
-    return {row["name"]: msgspec.convert(row, FigureSet) for row in rows}
+    return packaged_rows("published.yaml", "sets", FigureSet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
@@ -30,19 +29,11 @@ def _kimi_and_twin(convention: Convention = RECURRENT) -> tuple[Serving, Serving
     return Serving(model, MILLION_TOKENS), Serving(twin(model, "mla")[0], MILLION_TOKENS)
 
 
-def kimi(figure: Figure) -> Computed:
-    """Return what is computed for a figure of Kimi Linear, under each convention."""
-    return _KIMI[figure.quantity]()
-
-
 def kimi_state() -> str:
     """Return a sentence with the cache and the recurrent state of one sequence; the paper prints no bytes."""
     hybrid, full = _kimi_and_twin()
-    elements = sum(
-        use.layer.mixer.state_size(MILLION_TOKENS).recurrent * use.count
-        for use in hybrid.accounting.uses
-        if use.layer.mixer is not None
-    )
+    mixers = hybrid.accounting.spec.mixer_counts()
+    elements = sum(mixer.state_size(MILLION_TOKENS).recurrent * count for mixer, count in mixers)
     caches = [float(serving.cache_bytes / BILLION) for serving in (hybrid, full)]
     return (
         f"Computed, not published: cache {caches[0]:.2f} GB, and {caches[1]:.2f} GB for the twin; recurrent state "
@@ -51,12 +42,13 @@ def kimi_state() -> str:
     )
 
 
-def _parameters(active: bool) -> Computed:
-    accounting = _kimi_and_twin()[0].accounting
-    count = accounting.active_parameters if active else accounting.total_parameters
+def _parameters(accounting: Accounting, figure: Figure) -> Computed:
+    """Return billions of parameters, active ones or all: of the whole model, with the LM head only, of the body."""
+    count = accounting.active_parameters if figure.quantity == "active" else accounting.total_parameters
     return {
-        "with embeddings": Fraction(count.with_embeddings, BILLION),
-        "without embeddings": Fraction(count.without_embeddings, BILLION),
+        "all": Fraction(count.with_embeddings, BILLION),
+        "head": Fraction(count.without_input_embedding, BILLION),
+        "body": Fraction(count.without_embeddings, BILLION),
     }
 
 
@@ -89,45 +81,34 @@ def _equation_14() -> Computed:
 
 
 def _prefill() -> Computed:
-    speedups = {}
-    for name, convention in (("prompt FLOPs", RECURRENT), ("chunked FLOPs", CHUNKED)):
-        hybrid, full = _kimi_and_twin(convention)
-        speedups[name] = full.prefill_flops / hybrid.prefill_flops
-    return speedups
+    pairs = {"prompt FLOPs": _kimi_and_twin(), "chunked FLOPs": _kimi_and_twin(CHUNKED)}
+    return {name: full.prefill_flops / hybrid.prefill_flops for name, (hybrid, full) in pairs.items()}
 
 
 def _decode() -> Computed:
     hybrid, full = _kimi_and_twin()
-    speedups = {
+    return {
         "cache bytes": full.cache_bytes / hybrid.cache_bytes,
         "state bytes": full.row.state_bytes / hybrid.row.state_bytes,
         "state bytes moved": full.row.decode_state_bytes_per_token / hybrid.row.decode_state_bytes_per_token,
+        "bytes at batch 1": full.step(1).moved_bytes / hybrid.step(1).moved_bytes,
+        "bytes at batch 64": full.step(64).moved_bytes / hybrid.step(64).moved_bytes,
     }
-    for batch in (1, 64):
-        speedups[f"bytes at batch {batch}"] = full.step(batch).moved_bytes / hybrid.step(batch).moved_bytes
-    return speedups
 
 
-_KIMI: dict[str, Callable[[], Computed]] = {
-    "parameters": lambda: _parameters(active=False),
-    "active": lambda: _parameters(active=True),
-    "cache": _cache,
-    "eq13": _equation_13,
-    "eq14": _equation_14,
-    "prefill": _prefill,
-    "decode": _decode,
-}
+def kimi(figure: Figure) -> Computed:
+    """Return what is computed for a figure of Kimi Linear, under each convention."""
+    if figure.quantity in ("parameters", "active"):
+        values = _parameters(_kimi_and_twin()[0].accounting, figure)
+        return {"with embeddings": values["all"], "without embeddings": values["body"]}
+    compute = {"cache": _cache, "eq13": _equation_13, "eq14": _equation_14, "prefill": _prefill, "decode": _decode}
+    return compute[figure.quantity]()
 
 
 def hybrids(figure: Figure) -> Computed:
     """Return the parameters of a model, or the cache of one sequence, under each convention."""
     accounting = Accounting(catalogue_spec(figure.model))
-    if figure.quantity == "cache":
-        size = Serving(accounting, figure.context).cache_bytes
-        return {"GiB": size / 2**30, "GB": size / BILLION}
-    count = accounting.active_parameters if figure.quantity == "active" else accounting.total_parameters
-    return {
-        "all": Fraction(count.with_embeddings, BILLION),
-        "head": Fraction(count.without_input_embedding, BILLION),
-        "body": Fraction(count.without_embeddings, BILLION),
-    }
+    if figure.quantity != "cache":
+        return _parameters(accounting, figure)
+    size = Serving(accounting, figure.context).cache_bytes
+    return {"GiB": size / 2**30, "GB": size / BILLION}

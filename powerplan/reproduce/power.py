@@ -55,17 +55,19 @@ def paper_ratio(spec: ModelSpec, context: int) -> Fraction:
     return Fraction(weights + 2 * spec.vocab_size * width, 3 * keys * width * layers)
 
 
-def table2(figure: Figure) -> Computed:
-    """Return the ratio of a model at one context, under each convention."""
-    spec = model_of(figure)
-    ratios = {name: _ratio(spec, figure.context, CONVENTIONS[name]) for name in ("default", "headless", "full")}
+def _ratios(figure: Figure, *conventions: str) -> Computed:
+    """Return the ratio of a model at its context under each of `conventions`, and as the paper counts it."""
+    spec, ratios = model_of(figure), Computed()
+    for name in conventions:
+        ratio = Accounting(spec, CONVENTIONS[name]).wsfr(figure.context)
+        assert ratio is not None
+        ratios[name] = ratio
     return ratios | {"paper": paper_ratio(spec, figure.context)}
 
 
-def _ratio(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
-    ratio = Accounting(spec, convention).wsfr(context)
-    assert ratio is not None
-    return ratio
+def table2(figure: Figure) -> Computed:
+    """Return the ratio of a model at one context, under each convention."""
+    return _ratios(figure, "default", "headless", "full")
 
 
 def table3(figure: Figure) -> Computed:
@@ -78,32 +80,26 @@ def table3(figure: Figure) -> Computed:
 
 def figure2(figure: Figure) -> Computed:
     """Return the ratio of a model at its context; or the most FLOPs of the set's models over the least."""
-    if figure.quantity == "spread":
-        figures = [other for other in figure_sets()["figure2"].figures if other.model]
-        spreads = {}
-        for name, convention in CONVENTIONS.items():
-            flops = []
-            for other in figures:
-                accounting = Accounting(model_of(other), convention)
-                flops.append(accounting.weight_flops_per_token + accounting.state_flops_per_token(other.context))
-            spreads[name] = max(flops) / min(flops)
-        return spreads
-    spec = model_of(figure)
-    ratios = {name: _ratio(spec, figure.context, convention) for name, convention in CONVENTIONS.items()}
-    return ratios | {"paper": paper_ratio(spec, figure.context)}
+    if figure.quantity != "spread":
+        return _ratios(figure, *CONVENTIONS)
+    models = [(model_of(other), other.context) for other in figure_sets()["figure2"].figures if other.model]
+    spreads = {}
+    for name, convention in CONVENTIONS.items():
+        flops = [Accounting(spec, convention).row(context).flops_per_token for spec, context in models]
+        spreads[name] = max(flops) / min(flops)
+    return spreads
 
 
 def table4(figure: Figure) -> Computed:
     """Return the tokens of one batch over those of the other; or the state of a head over that of a window."""
     if figure.quantity == "batch":
         return {"exact": Fraction(1920 * 4096, 7680 * 1024)}
-    dim = figure.head_dim
-    window = Attention(heads=1, head_dim=dim, window=figure.context).state_size(figure.context).elements
-    ratios = {}
-    for name, normalize in (("exact", False), ("normalised", True)):
-        state = Power(heads=1, head_dim=dim, p=figure.p, normalize=normalize).state_size(figure.context)
-        ratios[name] = Fraction(state.elements, window)
-    return ratios
+    window = Attention(heads=1, head_dim=figure.head_dim, window=figure.context).state_size(figure.context).elements
+    states = {
+        name: Power(heads=1, head_dim=figure.head_dim, p=figure.p, normalize=normalize).state_size(figure.context)
+        for name, normalize in (("exact", False), ("normalised", True))
+    }
+    return {name: Fraction(state.elements, window) for name, state in states.items()}
 
 
 def power_speed(figure: Figure) -> Computed:
@@ -111,7 +107,5 @@ def power_speed(figure: Figure) -> Computed:
     attention = Attention(heads=1, head_dim=figure.head_dim)
     power = Power(heads=1, head_dim=figure.head_dim, p=figure.p)
     softmax = Fraction(total(attention.state_flops_terms(figure.context, Convention())))
-    return {
-        "recurrent": softmax / total(power.state_flops_terms(figure.context, Convention())),
-        "chunked": softmax / total(power.state_flops_terms(figure.context, Convention(form="chunked"))),
-    }
+    forms = {"recurrent": Convention(), "chunked": Convention(form="chunked")}
+    return {name: softmax / total(power.state_flops_terms(figure.context, form)) for name, form in forms.items()}

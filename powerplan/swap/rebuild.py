@@ -77,7 +77,7 @@ def _inherited(mixer: Mixer, swap: Swap, hidden: int, relative: Mixer | None) ->
         return Inherited(same.fields | settings, same.remarks)
     if type(relative) is target:
         return Inherited(_fields(relative, target))
-    if derived := target.from_relative(mixer) or target.from_hidden_size(hidden):
+    if derived := target.from_layer(mixer, hidden):
         return derived
     if swap.fields.keys() >= {"heads", "head_dim"}:
         return Inherited(settings, (f"{swap.kind} with other heads: the weights change too",))
