@@ -190,16 +190,20 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     def map_mixers(self, change: Callable[[Mixer], AnyMixer]) -> ModelSpec:
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
 
-        def layer_of(layer: Layer) -> Layer:
+        def changed(layer: Layer) -> Layer:
             return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
 
+        return self.map_layers(changed)
+
+    def map_layers(self, change: Callable[[Layer], Layer]) -> ModelSpec:
+        """Return the spec with `change(layer)` in place of every layer; groups stay."""
         groups = []
         for group in self.layers:
+            period = tuple(map(change, group.period))
             if group.pattern is None:
-                (layer,) = (layer_of(layer) for layer in group.period)
-                groups.append(LayerGroup(repeat=group.repeat, mixer=layer.mixer, ffn=layer.ffn))
+                groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
             else:
-                groups.append(LayerGroup(repeat=group.repeat, pattern=tuple(map(layer_of, group.pattern))))
+                groups.append(LayerGroup(repeat=group.repeat, pattern=period))
         return msgspec.structs.replace(self, layers=tuple(groups))
 
 

@@ -7,7 +7,7 @@ from math import gcd
 
 import msgspec
 
-from powerplan.mixers import AnyMixer, Mixer
+from powerplan.mixers import AnyMixer
 from powerplan.search.choices import Choice, Scope
 from powerplan.spec import Layer, ModelSpec, group_layers
 
@@ -59,9 +59,9 @@ class LayerPlan:
         return self.main.swap is None and self.other is None
 
     @property
-    def families(self) -> set[str]:
+    def families(self) -> frozenset[str]:
         """The families that its mixers belong to."""
-        return {mixer.family for choice in self.choices for mixer in choice.mixers}
+        return self.main.families | self.other.families if self.other else self.main.families
 
     @property
     def regular(self) -> bool:
@@ -77,28 +77,15 @@ class LayerPlan:
         names = (choice.mixers[0].kind if choice.swap is None else choice.text for choice, _ in parts)
         return " + ".join(f"{name} x{count}" for name, (_, count) in zip(names, parts, strict=True)) + rest
 
-    def mixers(self) -> dict[int, Mixer]:
-        """Return the mixer of every layer of the scope, by position."""
-        exceptions = set(exception_places(self.layers, self.count)) if self.other is not None else set()
-        mixers = {}
-        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
-            choice = self.other if self.other is not None and index in exceptions else self.main
-            mixers[position] = choice.mixers[self.scope.distinct.index(own)]
-        return mixers
-
     def build(self, spec: ModelSpec) -> ModelSpec:
         """Return the model with the plan's mixers in its layers."""
         if self.unchanged:
             return spec
         layers = [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
-        mixers = self.mixers()
-        changed = [
-            Layer(mixer=_any(mixers[position]), ffn=layer.ffn) if position in mixers else layer
-            for position, layer in enumerate(layers)
-        ]
-        return msgspec.structs.replace(spec, layers=group_layers(changed))
-
-
-def _any(mixer: Mixer) -> AnyMixer:
-    assert isinstance(mixer, AnyMixer)
-    return mixer
+        exceptions = exception_places(self.layers, self.count) if self.other else []
+        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
+            choice = self.other if self.other and index in exceptions else self.main
+            mixer = choice.mixers[self.scope.distinct.index(own)]
+            assert isinstance(mixer, AnyMixer)
+            layers[position] = Layer(mixer=mixer, ffn=layers[position].ffn)
+        return msgspec.structs.replace(spec, layers=group_layers(layers))

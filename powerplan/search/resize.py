@@ -12,9 +12,10 @@ import msgspec
 
 from powerplan.accounting import Accounting
 from powerplan.mixers import Convention
+from powerplan.mixers.formulas import total
 from powerplan.search.choices import scopes
 from powerplan.search.layer_plan import LayerPlan
-from powerplan.spec import Layer, LayerGroup, ModelSpec
+from powerplan.spec import Layer, ModelSpec
 
 FLOPS_TOLERANCE = Fraction(1, 50)
 """Share by which the FLOPs may miss where that keeps the shape better: 2 %."""
@@ -49,7 +50,7 @@ def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, conv
             if model is None:
                 break
             flops = flops_per_token(model, context, convention)
-            head = 2 * sum(term.value for term in model.head_terms()) if convention.lm_head else 0
+            head = 2 * total(model.head_terms()) if convention.lm_head else 0
             miss = abs(float(flops / goal) - 1)
             aspect = (heads / parts) / (model.layer_count / base.layer_count)
             if 1 / MOST_ASPECT_CHANGE <= aspect <= MOST_ASPECT_CHANGE:
@@ -107,11 +108,4 @@ def _widened(spec: ModelSpec, width: Fraction) -> ModelSpec | None:
         mixer, ffn = layer.mixer, layer.ffn
         return Layer(mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
 
-    groups = []
-    for group in spec.layers:
-        period = tuple(wider(layer) for layer in group.period)
-        if group.pattern is None:
-            groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
-        else:
-            groups.append(LayerGroup(repeat=group.repeat, pattern=period))
-    return msgspec.structs.replace(spec, hidden_size=int(hidden), layers=tuple(groups))
+    return msgspec.structs.replace(spec.map_layers(wider), hidden_size=int(hidden))
