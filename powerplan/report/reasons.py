@@ -19,7 +19,7 @@ def why(answer: Recommendation, place: int) -> str:
     """Return the sentence of the candidate at `place` (from 0), without a full stop."""
     candidate, keep = answer.candidates[place], answer.request.keep
     plan = candidate.plan
-    parts = [demand.describe() for demand in candidate.unmet]
+    parts = [f"over {demand.option}: {demand.amounts()}" for demand in candidate.unmet]
     parts.append(_balance(candidate, answer.request.target))
     if plan.unchanged:
         parts += _as_it_is(candidate, answer)

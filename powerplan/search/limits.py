@@ -44,13 +44,13 @@ class Demand:
     unit: str = "bytes"
 
     @property
-    def met(self) -> bool:
-        return self.needed <= self.allowed
-
-    @property
     def excess(self) -> Fraction:
         """How many times what is allowed is needed."""
         return self.needed / self.allowed
+
+    @property
+    def met(self) -> bool:
+        return self.needed <= self.allowed
 
     def amounts(self) -> str:
         """Return "2.25 GiB, 4.5 times the 512 MiB allowed"."""
@@ -58,10 +58,6 @@ class Demand:
         if self.unit == "bytes":
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
         return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
-
-    def describe(self) -> str:
-        """Return "over --max-state: 2.25 GiB, 4.5 times the 512 MiB allowed"."""
-        return f"over {self.option}: {self.amounts()}"
 
 
 class Checker:

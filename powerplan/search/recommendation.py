@@ -21,7 +21,7 @@ from powerplan.search.labels import choice_label, plan_label, resized_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.limits import Checker, Demand, Limits
 from powerplan.search.ranking import Keep, Ranking, Side, sort_of
-from powerplan.search.resize import flops_per_token, resized, resized_alike
+from powerplan.search.resize import resized, resized_alike
 from powerplan.search.trials import Excess, Search, Trial
 from powerplan.spec import ModelSpec
 from powerplan.swap import renamed
@@ -32,12 +32,6 @@ MIX = "mix"
 
 SELECTABLE = (*FAMILIES, MIX, *NAMED_KINDS)
 """What `--only` and `--exclude` take."""
-
-SORTS_SHOWN = 6
-"""Sorts of candidates in a table, besides those that are always there."""
-
-PROCESSORS = {"torch": "CPU", "triton": "GPU"}
-"""The processor that each engine of powerplan.kernels runs on."""
 
 RESIZED = 24
 """Best candidates that `--keep flops` resizes, besides the best of each sort."""
@@ -53,7 +47,8 @@ class Request:
     keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
         the model as it is.
     convention, dtype: how costs are counted, and the dtype of weights and cache.
-    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned.
+    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
+        those that always are.
     """
 
     contexts: Sequence[int]
@@ -66,7 +61,7 @@ class Request:
     convention: Convention = field(default_factory=Convention)
     dtype: str = "bf16"
     profile: MeasuredTimes | None = None
-    top: int = SORTS_SHOWN
+    top: int = 6
 
     def admits(self, plan: LayerPlan) -> bool:
         """Whether `only` and `exclude` leave a plan."""
@@ -271,7 +266,7 @@ def _resized(
     What balances a model of one size does not quite balance one of another. So the search is repeated at the size that
     the first winner has, and that search and its ranking are returned too.
     """
-    goal = flops_per_token(search.spec, search.basis.longest, request.convention)
+    goal = search.accounting.row(search.basis.longest).flops_per_token
     models = _all_resized(search, ranking, trials, goal)
     if not models:
         raise InputError(f"{search.spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
@@ -331,19 +326,18 @@ def _chunks(plan: LayerPlan, request: Request) -> tuple[Chunk, ...]:
     are GPUs; else that of a CPU and that of a GPU.
     """
     profile, chunks = request.profile, []
-    engines = ("torch", "triton") if request.limits.device is None else ("triton",)
-    for choice in plan.choices:
-        for mixer in choice.mixers:
-            if mixer.degree is None:
-                continue
-            label, own, heads = choice_label(choice), getattr(mixer, "chunk_size", None), mixer.own_heads()
-            best = profile.best_chunk(mixer) if profile else None
-            if profile and best:
-                chunks.append(Chunk(label, best[0], f"the fastest of {best[1]} in {profile.path}"))
-            elif own is not None:
-                chunks.append(Chunk(label, own, "the model's own"))
-            elif heads is not None:
-                for engine in engines:
-                    size = default_chunk_size(heads.head_dim, mixer.degree, engine)
-                    chunks.append(Chunk(label, size, f"the kernels' default on a {PROCESSORS[engine]}"))
+    processors = {"torch": "CPU", "triton": "GPU"} if request.limits.device is None else {"triton": "GPU"}
+    for label, mixer in [(choice_label(choice), mixer) for choice in plan.choices for mixer in choice.mixers]:
+        own, heads = getattr(mixer, "chunk_size", None), mixer.own_heads()
+        best = profile.best_chunk(mixer) if profile else None
+        if mixer.degree is None:
+            continue
+        if profile and best:
+            chunks.append(Chunk(label, best[0], f"the fastest of {best[1]} in {profile.path}"))
+        elif own is not None:
+            chunks.append(Chunk(label, own, "the model's own"))
+        elif heads is not None:
+            for engine, processor in processors.items():
+                size = default_chunk_size(heads.head_dim, mixer.degree, engine)
+                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}"))
     return tuple(dict.fromkeys(chunks))

@@ -65,8 +65,8 @@ class Search:
         self.spec: ModelSpec = accounting.spec
         self.scopes = choices.scopes(self.spec)
         self.named_kinds = tuple(named_kinds)
+        self.costs = {scope: ScopeCosts(accounting, scope, basis) for scope in self.scopes}
         self._excess: dict[Choice, Excess] = {}
-        self._costs: dict[Scope, ScopeCosts] = {}
         whole = choices.whole_scope(self.spec)
         stay = choices.staying(whole.distinct)
         wasteful = whole in self.scopes and self.excess(whole, stay).wasteful
@@ -78,11 +78,6 @@ class Search:
         shape = common_shape(self.as_is.plan.scope.distinct, self.spec.hidden_size)
         return shape.head_dim if shape else None
 
-    def costs(self, scope: Scope) -> ScopeCosts:
-        if scope not in self._costs:
-            self._costs[scope] = ScopeCosts(self.accounting, scope, self.basis)
-        return self._costs[scope]
-
     def trials(self) -> list[Trial]:
         """Return every candidate that is admitted, the model as it is first."""
         trials = [self.as_is] if self.admits(self.as_is.plan) else []
@@ -92,7 +87,7 @@ class Search:
         return trials
 
     def _uniform(self, scope: Scope) -> Iterator[Trial]:
-        costs = self.costs(scope)
+        costs = self.costs[scope]
         balanced = self.balanced_window(scope)
         windows = [window for window in WINDOWS if window < self.basis.longest]
         if balanced is not None:
@@ -104,7 +99,7 @@ class Search:
                 yield Trial(plan, costs.uniform(choice), self.excess(scope, choice).wasteful)
 
     def _mixes(self, scope: Scope) -> Iterator[Trial]:
-        costs, layers = self.costs(scope), len(scope.positions)
+        costs, layers = self.costs[scope], len(scope.positions)
         named = choices.named_choices(self.spec, scope, self.named_kinds)
         mixed = [
             choice
@@ -139,7 +134,7 @@ class Search:
     def excess(self, scope: Scope, choice: Choice) -> Excess:
         """Return how a choice compares with softmax attention in the same layers."""
         if choice not in self._excess:
-            costs = self.costs(scope)
+            costs = self.costs[scope]
             full = choices.keeping_every_key(self.spec, scope.distinct)
             flops, sizes = [], []
             for mixer, other in zip(choice.mixers, full.mixers, strict=True):
@@ -155,11 +150,11 @@ class Search:
             return 0.0
         scope = self.scopes[0]
         full = choices.keeping_every_key(self.spec, scope.distinct)
-        return float(self.basis.wsfr(self.costs(scope).uniform(full), index) or 0)
+        return float(self.basis.wsfr(self.costs[scope].uniform(full), index) or 0)
 
     def balanced_window(self, scope: Scope) -> int | None:
         """Return the longest window in all layers of a scope that leaves the weights `target` times the state."""
-        costs, heads, longest = self.costs(scope), replacement_heads(self.spec), self.basis.longest
+        costs, heads, longest = self.costs[scope], replacement_heads(self.spec), self.basis.longest
 
         def light(window: int) -> bool:
             cost = costs.uniform(choices.choice_of(self.spec, Swap.attention(heads, window), scope.distinct))

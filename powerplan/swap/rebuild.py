@@ -22,14 +22,9 @@ def swapped(spec: ModelSpec, swap: Swap) -> tuple[ModelSpec, list[str]]:
     the model. If the model has none, it takes the kind's published defaults.
     """
     relative = first_relative(spec, swap.kind)
-    remarks: dict[str, None] = {}
-
-    def change(mixer: Mixer) -> AnyMixer:
-        changed, own_remarks = rebuilt(mixer, swap, spec.hidden_size, relative)
-        remarks.update(dict.fromkeys(own_remarks))
-        return changed
-
-    return spec.map_mixers(change), list(remarks)
+    changed = {mixer: rebuilt(mixer, swap, spec.hidden_size, relative) for mixer in spec.mixers()}
+    remarks = dict.fromkeys(remark for _, remarks in changed.values() for remark in remarks)
+    return spec.map_mixers(lambda mixer: changed[mixer][0]), list(remarks)
 
 
 def renamed(spec: ModelSpec, name: str, change: str) -> ModelSpec:
@@ -50,14 +45,8 @@ def rebuilt(
 ) -> tuple[AnyMixer, tuple[str, ...]]:
     """Return the mixer that `swap` puts in place of `mixer`, and remarks on what was assumed.
 
-    Args:
-        mixer: what stands in the layer now.
-        swap: the new kind, and the settings that are not taken over.
-        hidden: the model's hidden size, for kinds and mixers without heads.
-        relative: the model's `first_relative` of the new kind.
-
-    Raises:
-        InputError: where the settings contradict each other, or a kind with heads replaces one without.
+    hidden: the model's hidden size, for kinds and mixers without heads. relative: its `first_relative` of the new kind.
+    Raises InputError where the settings contradict each other, or a kind with heads replaces one without.
     """
     inherited = _inherited(mixer, swap, hidden, relative)
     try:

@@ -16,8 +16,6 @@ AS_IS = "as it is"
 
 KINDS = sorted(MIXERS)
 
-_FLAGS = {"true": True, "false": False}
-
 
 def swap_text(swap: Swap | None) -> str:
     """Return a swap as `--mixer` takes it; "as it is" for none."""
@@ -39,39 +37,32 @@ def parse_swap(text: str) -> Swap:
         InputError: for an unknown kind or field, a field that is set twice, power without p, a window without its size.
     """
     kind, _, rest = text.strip().partition(":")
+    where = parameter("mixer")
     if kind == "window" and not rest:
-        raise InputError("window needs its size; write window:4096", parameter("mixer"))
+        raise InputError("window needs its size; write window:4096", where)
     if kind == "window":
-        return Swap.attention(window=parse_context(rest, f"{parameter('mixer')} window"))
+        return Swap.attention(window=parse_context(rest, f"{where} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", parameter("mixer"))
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", where)
     settings: dict[str, Any] = {}
+    allowed = sorted(MIXERS[kind].__struct_fields__)
     for part in rest.split(",") if rest else []:
-        field, equals, value = part.partition("=")
-        field = field.strip()
-        allowed = sorted(MIXERS[kind].__struct_fields__)
+        name, equals, value = part.partition("=")
+        field = name.strip()
         if not equals:
-            example = f"p={part.strip()}" if kind == "power" and part.strip().isdigit() else _example(kind)
-            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", parameter("mixer"))
+            example = "heads=8" if kind != "power" else f"p={field}" if field.isdigit() else "p=2"
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", where)
         if field not in allowed:
-            raise InputError(
-                f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", parameter("mixer")
-            )
+            raise InputError(f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", where)
         if field in settings:
-            raise InputError(f"{field} is set twice", parameter("mixer"))
-        settings[field] = (
-            parse_context(value, f"{parameter('mixer')} {field}") if field in LENGTHS else _value(value.strip())
-        )
+            raise InputError(f"{field} is set twice", where)
+        settings[field] = parse_context(value, f"{where} {field}") if field in LENGTHS else _value(value.strip())
     if kind == "power" and "p" not in settings:
-        raise InputError("power needs its degree; write power:p=2", parameter("mixer"))
+        raise InputError("power needs its degree; write power:p=2", where)
     return Swap(kind, tuple(settings.items()))
 
 
-def _example(kind: str) -> str:
-    return "p=2" if kind == "power" else "heads=8"
-
-
 def _value(text: str) -> Any:
-    if text in _FLAGS:
-        return _FLAGS[text]
+    if text in ("true", "false"):
+        return text == "true"
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text

@@ -24,8 +24,7 @@ def balanced_window(
 ) -> int | None:
     """Return the longest window, in tokens, which in every layer leaves the weights `target` times the state FLOPs.
 
-    Exact search over integers below `context`. None where one key is too many, or the whole context is light enough,
-    or a mixer cannot be swapped.
+    Exact, below `context`. None where one key is too many, all keys are light enough, or a mixer cannot be swapped.
     """
     if context < 2 or not can_swap(spec):
         return None
@@ -51,9 +50,9 @@ def same_state_window(spec: ModelSpec) -> int | None:
     Rounded down, without the normaliser, as `powerplan dims` has it. None unless every layer has a state of features
     (power, linear).
     """
-    sizes = [(mixer.features_size(), count) for mixer, count in spec.mixer_counts()]
     state = entry = 0
-    for size, count in sizes:
+    for mixer, count in spec.mixer_counts():
+        size = mixer.features_size()
         if size is None:
             return None
         state, entry = state + size.recurrent * count, entry + size.entry * count
