@@ -304,10 +304,10 @@ def _training_time(search: Search, given: Roofline | None) -> Callable[[Trial], 
 
     @cache
     def mixer_time(mixer: Mixer) -> float:
-        timing = profile.training_time(mixer, basis.longest)
-        if isinstance(timing, Unmeasured):
+        time = profile.training_time(mixer, basis.longest)
+        if isinstance(time, Unmeasured):
             return TRAINING_PASSES * float(total(mixer.state_flops_terms(basis.longest, basis.convention))) / peak
-        return timing.seconds
+        return time
 
     def time(trial: Trial) -> float:
         return TRAINING_PASSES * trial.cost.weight_flops_per_token / peak + sum(
