@@ -7,7 +7,6 @@ from fractions import Fraction
 from powerplan.balance import verdict_of
 from powerplan.search import Candidate, Recommendation
 from powerplan.search.choices import NAMED_KINDS, Choice
-from powerplan.search.labels import choice_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.ranking import Keep
 from powerplan.search.trials import Excess
@@ -67,7 +66,7 @@ def _change(ratio: Fraction, less: str) -> str:
 def _name(choice: Choice, keep: Keep) -> str:
     """Return a choice in a sentence; its number of heads is another one where the model is resized."""
     mixer, heads = choice.mixers[0], choice.mixers[0].own_heads()
-    return choice_label(choice) if keep == "weights" or heads is None else f"{mixer.describe()} d={heads.head_dim}"
+    return choice.label if keep == "weights" or heads is None else f"{mixer.describe()} d={heads.head_dim}"
 
 
 def _balance(candidate: Candidate, target: Fraction) -> str:

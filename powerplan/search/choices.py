@@ -95,6 +95,14 @@ class Choice:
         return swap_text(self.swap)
 
     @cached_property
+    def label(self) -> str:
+        """The choice in a table: "power p=2 6x128", "window 4,096", "linear"."""
+        mixer, heads = self.mixers[0], self.mixers[0].own_heads()
+        if self.swap is None:
+            return mixer.describe()
+        return f"{mixer.label} {heads.label()}" if heads and (self.reshaped or self.fewer_kv_heads) else mixer.label
+
+    @cached_property
     def families(self) -> frozenset[str]:
         """The families of its mixers."""
         return frozenset(mixer.family for mixer in self.mixers)

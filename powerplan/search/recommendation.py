@@ -17,7 +17,6 @@ from powerplan.mixers.formulas import total
 from powerplan.roofline import Roofline, TokenTimes
 from powerplan.search.choices import FAMILIES, NAMED_KINDS
 from powerplan.search.costs import CostBasis
-from powerplan.search.labels import choice_label, plan_label, resized_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.limits import Checker, Demand, Limits
 from powerplan.search.ranking import Keep, Ranking, Side, sort_of
@@ -201,7 +200,7 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
 
     def candidate(trial: Trial, model: ModelSpec) -> Candidate:
         plan, budget = trial.plan, request.limits.flops
-        label = plan_label(plan) if request.keep == "weights" else resized_label(plan, model)
+        label = plan.label() if request.keep == "weights" else plan.resized_label(model)
         if not plan.unchanged:
             text = label if plan.is_mix or plan.scope.partial else plan.text()
             model = renamed(model, spec.name, text if request.keep == "weights" else f"{label}, resized")
@@ -327,7 +326,7 @@ def _chunks(plan: LayerPlan, request: Request) -> tuple[Chunk, ...]:
     """
     profile, chunks = request.profile, []
     processors = {"torch": "CPU", "triton": "GPU"} if request.limits.device is None else {"triton": "GPU"}
-    for label, mixer in [(choice_label(choice), mixer) for choice in plan.choices for mixer in choice.mixers]:
+    for label, mixer in [(choice.label, mixer) for choice in plan.choices for mixer in choice.mixers]:
         own, heads = getattr(mixer, "chunk_size", None), mixer.own_heads()
         best = profile.best_chunk(mixer) if profile else None
         if mixer.degree is None:

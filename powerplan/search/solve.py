@@ -35,22 +35,11 @@ class Solution:
 
 
 def solve(
-    spec: ModelSpec,
-    unknown: Unknown,
-    context: int,
-    target: Fraction,
-    convention: Convention,
-    dtype: str = "bf16",
+    spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: str = "bf16"
 ) -> Solution:
     """Return the largest context, window or degree, in every layer, that keeps the ratio at `target` or above.
 
-    Args:
-        spec: the model.
-        unknown: what is looked for.
-        context: at how many tokens windows and degrees are judged.
-        target: weight FLOPs over state FLOPs.
-        convention: what is counted.
-        dtype: of weights and cache, for the bytes of the rows.
+    Windows and degrees are judged at `context` tokens. `dtype`, of weights and cache, counts in the bytes of the rows.
 
     Raises:
         InfeasibleError: no value gives the ratio; the message says what it is at the end of the range.
@@ -101,8 +90,5 @@ def _never(unknown: str, end: str, row: Row, target: Fraction) -> str:
         return f"no {unknown} gives {format_ratio(target)}: the model has no state"
     relative = row.wsfr / target
     side = "light" if relative > 1 else "heavy"
-    times = f"{float(max(relative, 1 / relative)):,.3g}"
-    return (
-        f"no {unknown} gives {format_ratio(target)}: {end} leaves the state {times} times too {side}, "
-        f"{format_ratio(row.wsfr)}"
-    )
+    leaves = f"leaves the state {float(max(relative, 1 / relative)):,.3g} times too {side}"
+    return f"no {unknown} gives {format_ratio(target)}: {end} {leaves}, {format_ratio(row.wsfr)}"
