@@ -27,7 +27,7 @@ from powerplan.mixers import (
 )
 from powerplan.spec import LayerGroup, ModelSpec
 from powerplan.swap import with_mixer
-from powerplan.swap.text import KINDS
+from powerplan.swap.value import KINDS
 
 
 def test_the_same_mixer_changes_nothing() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, partial
 
 import msgspec
 
@@ -121,15 +122,9 @@ class ScopeCosts:
 
     def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
         self.scope, self.basis = scope, basis
-        self.hidden = accounting.spec.hidden_size
-        self._by_mixer: dict[Mixer, Cost] = {}
+        # The cost of a mixer in one layer.
+        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_mixer, hidden=accounting.spec.hidden_size))
         self.rest = basis.of_model(accounting).plus(self.layers(scope.distinct, scope.counts), -1)
-
-    def of(self, mixer: Mixer) -> Cost:
-        """Return the cost of a mixer in one layer."""
-        if mixer not in self._by_mixer:
-            self._by_mixer[mixer] = self.basis.of_mixer(mixer, self.hidden)
-        return self._by_mixer[mixer]
 
     def uniform(self, choice: Choice) -> Cost:
         """Return the cost of the model with `choice` in every layer of the scope."""

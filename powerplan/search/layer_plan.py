@@ -11,7 +11,7 @@ import msgspec
 from powerplan.mixers import AnyMixer
 from powerplan.search.choices import Choice, Scope
 from powerplan.spec import Layer, ModelSpec, group_layers
-from powerplan.swap.text import AS_IS
+from powerplan.swap.value import AS_IS
 
 LONGEST_PERIOD = 8
 """Layers after which a pattern still counts as regular: 3:1, 1:5, 5:3 are, 13 of 32 is not."""

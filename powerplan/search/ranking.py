@@ -58,13 +58,9 @@ class Ranking:
             if not state:
                 return inf
             ratio = 2 * context * cost.weight_flops_per_token / state
-            relative = ratio / self._target if softmax is None else (1 + 1 / ratio) / (1 + 1 / softmax)
+            relative = ratio / float(self.search.target) if softmax is None else (1 + 1 / ratio) / (1 + 1 / softmax)
             worst = max(worst, abs(log(relative)))
         return worst
-
-    @cached_property
-    def _target(self) -> float:
-        return float(self.search.target)
 
     @cached_property
     def _light_softmax(self) -> list[float | None]:

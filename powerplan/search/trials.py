@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
+from operator import sub
 from typing import NamedTuple
 
 from powerplan.accounting import Accounting, last_within
@@ -114,18 +115,17 @@ class Search:
         other = {choice: [costs.layers(choice.mixers, few) for _, few in splits] for choice in mixed}
         for first, second in combinations(mixed, 2):
             wasteful = self.excess(scope, first).wasteful or self.excess(scope, second).wasteful
-            for place, count in enumerate(counts):
-                cost = main[first][place].plus(other[second][place])
-                yield Trial(LayerPlan(scope, first, second, count), cost, wasteful)
+            costs_of_both = zip(counts, main[first], other[first], main[second], other[second], strict=True)
+            for count, first_most, first_few, second_most, second_few in costs_of_both:
+                yield Trial(LayerPlan(scope, first, second, count), first_most.plus(second_few), wasteful)
                 if 2 * count < layers:
-                    cost = main[second][place].plus(other[first][place])
-                    yield Trial(LayerPlan(scope, second, first, count), cost, wasteful)
+                    yield Trial(LayerPlan(scope, second, first, count), second_most.plus(first_few), wasteful)
 
     def _split(self, scope: Scope, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return how many layers of each distinct mixer are among the rest, and among the `count` exceptions."""
         exceptions = [scope.mixers[index] for index in exception_places(len(scope.positions), count)]
         few = tuple(exceptions.count(mixer) for mixer in scope.distinct)
-        return tuple(map(int.__sub__, scope.counts, few)), few
+        return tuple(map(sub, scope.counts, few)), few
 
     def split(self, plan: LayerPlan) -> list[tuple[int, ...]]:
         """Return for each choice of a plan in how many layers of each distinct mixer it stands."""

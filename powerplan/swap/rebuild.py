@@ -70,22 +70,18 @@ def _inherited(mixer: Mixer, swap: Swap, hidden: int, relative: Mixer | None) ->
         return derived
     if swap.fields.keys() >= {"heads", "head_dim"}:
         return Inherited(settings, (f"{swap.kind} with other heads: the weights change too",))
-    heads = mixer.plain_heads(swap.kind) or _assumed_heads(mixer, hidden)
-    return target.from_heads(heads.fields, settings, *heads.remarks)
+    if heads := mixer.plain_heads(swap.kind):
+        return target.from_heads(heads.fields, settings, *heads.remarks)
+    if hidden % 64:
+        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", parameter("mixer"))
+    remark = f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"
+    return target.from_heads({"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}, settings, remark)
 
 
 def _fields(mixer: Mixer, target: type[Mixer], without: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields of `mixer` that `target` has and inherits."""
     names = set(mixer.__struct_fields__) - target.not_inherited - set(without)
     return {field: getattr(mixer, field) for field in target.__struct_fields__ if field in names}
-
-
-def _assumed_heads(mixer: Mixer, hidden: int) -> Inherited:
-    if hidden % 64:
-        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", parameter("mixer"))
-    heads = {"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}
-    remark = f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"
-    return Inherited(heads, (remark,))
 
 
 def _problem(message: str, swap: Swap) -> str:
