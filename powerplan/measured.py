@@ -6,7 +6,6 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from math import inf
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -179,12 +178,9 @@ class MeasuredTimes:
         for passes in (TRAINING, FORWARD):
             rows = [row for row in self._rows_of(mixer) if row.chunk_size and row.direction in passes]
             longest = max((row.context for row in rows), default=0)
-            times: dict[int, float] = {}
-            for row in rows:
-                if row.context == longest and row.chunk_size:
-                    times[row.chunk_size] = min(row.seconds_per_token, times.get(row.chunk_size, inf))
-            if len(times) > 1:
-                return min(times, key=lambda size: (times[size], size)), len(times)
+            timed = [(row.seconds_per_token, row.chunk_size or 0) for row in rows if row.context == longest]
+            if len(sizes := {size for _, size in timed}) > 1:
+                return min(timed)[1], len(sizes)
         return None
 
     def _rows_of(self, mixer: Mixer) -> list[Result]:
