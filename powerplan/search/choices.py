@@ -118,9 +118,9 @@ class Choice:
         return all(mixer.kernel_problem is None for mixer in self.mixers)
 
     @property
-    def sets_normalize(self) -> bool:
-        """Whether the swap says how weights are normalised, and so is not plain power attention."""
-        return self.swap is not None and "normalize" in self.swap.fields
+    def plain(self) -> bool:
+        """Whether it has the heads of the layers, and weights that are normalised as the kind has it."""
+        return not (self.reshaped or self.fewer_kv_heads or (self.swap and "normalize" in self.swap.fields))
 
 
 def choice_of(spec: ModelSpec, swap: Swap, distinct: Iterable[Mixer], **marks: bool) -> Choice:

@@ -140,6 +140,5 @@ def sort_of(trial: Trial) -> tuple[object, ...]:
     if plan.is_mix:
         return ("mix", plan.scope.partial, *sorted(choice.family for choice in plan.choices))
     if main.degree and main.degree > 1:
-        plain = not main.reshaped and not main.fewer_kv_heads and not main.sets_normalize
-        return ("power", plan.scope.partial, main.degree if plain else "shaped", main.fewer_kv_heads)
+        return ("power", plan.scope.partial, main.degree if main.plain else "shaped", main.fewer_kv_heads)
     return (*sorted(plan.families), plan.scope.partial)

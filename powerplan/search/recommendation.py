@@ -82,10 +82,9 @@ class Request:
 
     def roofline(self) -> Roofline | None:
         """Return what gives times: the device that is named, or the one that the profile was measured on."""
-        if self.limits.device is not None:
-            return Roofline(peak_of(self.limits.device), self.profile)
-        peak = self.profile.peak() if self.profile else None
-        return None if peak is None else Roofline(peak, self.profile)
+        device, profile = self.limits.device, self.profile
+        peak = peak_of(device) if device else profile.peak() if profile else None
+        return Roofline(peak, profile) if peak else None
 
 
 @dataclass(frozen=True)
@@ -245,8 +244,8 @@ def _always_shown(trial: Trial, ranking: Ranking) -> bool:
         return True
     if main.fewer_kv_heads and not plan.scope.partial:
         return ranking.balanced(trial)
-    plain = not (plan.is_mix or plan.scope.partial or main.reshaped)
-    return plain and (main.family == "window" or (main.degree in (2, 3) and not main.sets_normalize))
+    known = main.plain and (main.family == "window" or main.degree in (2, 3))
+    return known and not plan.is_mix and not plan.scope.partial
 
 
 def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:

@@ -10,14 +10,14 @@ from itertools import combinations
 from operator import sub
 from typing import NamedTuple
 
-from powerplan.accounting import Accounting, last_within
+from powerplan.accounting import Accounting
 from powerplan.search import choices
 from powerplan.search.choices import WINDOWS, Choice, Scope
 from powerplan.search.costs import Cost, CostBasis, ScopeCosts
 from powerplan.search.layer_plan import LayerPlan, exception_places
 from powerplan.spec import ModelSpec
-from powerplan.swap import Swap
-from powerplan.swap.shapes import common_shape, replacement_heads
+from powerplan.swap.shapes import common_shape
+from powerplan.swap.windows import balanced_window
 
 EVERY_PROPORTION = 128
 """Layers up to which a mix is tried in every proportion; deeper models are tried in 64ths."""
@@ -88,7 +88,6 @@ class Search:
         return trials
 
     def _uniform(self, scope: Scope) -> Iterator[Trial]:
-        costs = self.costs[scope]
         balanced = self.balanced_window(scope)
         windows = [window for window in WINDOWS if window < self.basis.longest]
         if balanced is not None:
@@ -97,7 +96,7 @@ class Search:
         for choice in (*choices.uniform_choices(self.spec, scope, windows), *named):
             plan = LayerPlan(scope, choice)
             if choice.mixers != scope.distinct and self.admits(plan):
-                yield Trial(plan, costs.uniform(choice), self.excess(scope, choice).wasteful)
+                yield Trial(plan, self.costs[scope].uniform(choice), self.excess(scope, choice).wasteful)
 
     def _mixes(self, scope: Scope) -> Iterator[Trial]:
         costs, layers = self.costs[scope], len(scope.positions)
@@ -154,13 +153,7 @@ class Search:
 
     def balanced_window(self, scope: Scope) -> int | None:
         """Return the longest window in all layers of a scope that leaves the weights `target` times the state."""
-        costs, heads, longest = self.costs[scope], replacement_heads(self.spec), self.basis.longest
-
-        def light(window: int) -> bool:
-            cost = costs.uniform(choices.choice_of(self.spec, Swap.attention(heads, window), scope.distinct))
-            return 2 * longest * cost.weight_flops_per_token >= self.target * cost.scaled_state_flops[-1]
-
-        return last_within(light, longest) if longest > 1 else None
+        return balanced_window(self.spec, self.basis.longest, self.basis.convention, self.target, scope.partial)
 
 
 def _exception_counts(layers: int) -> list[int]:
