@@ -212,8 +212,8 @@ def read_saved(path: str, kind: type[Saved], where: str) -> Saved:
     data = parse_json(read_text(Path(path)), path).data
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        found = "has no schema" if schema is None else f"is of schema {shown(schema)}"
-        raise InputError(f"{path} {found}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
+        problem = "has no schema" if schema is None else f"is of schema {shown(schema)}"
+        raise InputError(f"{path} {problem}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
     try:
         saved = msgspec.json.decode(json.dumps(data, allow_nan=False), type=kind)
     except msgspec.DecodeError as error:

@@ -11,6 +11,7 @@ from powerplan.mixers import MIXERS, HeadShape, Mixer
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, first_relative, rebuilt, swap_text
 from powerplan.swap.shapes import common_shape, fewer_kv_heads, replacement_heads, same_weights
+from powerplan.swap.windows import can_swap
 
 FAMILIES = ("attention", "window", "linear", "power", "mla")
 """Families of mixers that are always candidates."""
@@ -32,8 +33,8 @@ WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 class Scope:
     """The layers that a plan may change: their positions (from 0) and their mixers.
 
-    partial: the model has layers with a mixer besides.
-    marked: other plans change all layers, so the name of a plan over this scope says that some stay.
+    partial: the model has layers with a mixer besides. marked: other plans change all layers, so the name of a plan
+    over this scope says that some stay.
     """
 
     positions: tuple[int, ...]
@@ -65,7 +66,7 @@ def scopes(spec: ModelSpec) -> list[Scope]:
     """
     whole = whole_scope(spec)
     growing = [layer for layer in spec.mixers_by_position() if layer[1].grows]
-    scopes = [whole] if whole.mixers and all(mixer.swappable for mixer in whole.mixers) else []
+    scopes = [whole] if can_swap(spec) else []
     if 0 < len(growing) < len(whole.mixers) and all(mixer.swappable for _, mixer in growing):
         positions, mixers = zip(*growing, strict=True)
         scopes.append(Scope(positions, mixers, partial=True, marked=bool(scopes)))
