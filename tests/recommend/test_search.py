@@ -19,6 +19,7 @@ from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
 from powerplan.mixers.formulas import total
+from powerplan.report.reasons import why
 from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
 from powerplan.search.costs import CostBasis
@@ -202,7 +203,7 @@ def test_a_recurrent_model_stays_and_says_why() -> None:
     for name in ("mamba2-130m", "rwkv7-1.5b", "retnet-3b"):
         answer = recommend(catalogue_spec(name), Request(contexts=[65_536]))
         assert answer.recommended.plan.unchanged
-        assert "no layer can take another mixer at the same weights" in answer.recommended.why
+        assert "no layer can take another mixer at the same weights" in why(answer, 0)
         assert answer.balanced_window is None
 
 
@@ -239,7 +240,7 @@ def test_named_kinds_are_what_mixer_makes_of_them(kind: str) -> None:
 def test_kda_beside_attention_is_kimi_linears_mix() -> None:
     answer = recommend(catalogue_spec("llama-3-8b"), Request(contexts=[262_144], only=["kda", "attention"]))
     assert answer.recommended.label == "24 kda + 8 attention"
-    assert "weight FLOPs +8.8%" in answer.recommended.why
+    assert "weight FLOPs +8.8%" in why(answer, 0)
 
 
 @pytest.mark.parametrize("kind", sorted(by_kind))
