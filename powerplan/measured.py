@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
-from math import inf
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -89,33 +89,27 @@ TRAINING = ("forward+backward", "fwd+bwd")
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per token and layer, the chunk it was reached with, and the context it was measured at."""
-
-    seconds: float
-    chunk_size: int | None
-    context: int
-
-
-@dataclass(frozen=True)
 class Unmeasured:
-    """A mixer that a profile has no time of, and the contexts that it has one of."""
+    """A mixer that a profile has no training time of, and the contexts (`known`) that it has one of."""
 
     path: str
-    direction: str
     mixer: Mixer
     context: int
-    known: tuple[int, ...] = ()
+    known: tuple[int, ...]
 
     def brief(self) -> str:
         """Return the mixer in words, and where it was measured."""
-        text = _described(self.mixer)
+        heads = self.mixer.own_heads()
+        text = self.mixer.describe()
+        if heads is not None:
+            shared = f", {heads.kv_heads} key/value heads" if heads.kv_heads != heads.heads else ""
+            text += f" with {heads.heads} heads of {heads.head_dim}{shared}"
         known = ", ".join(f"{size:,}" for size in self.known)
         return f"{text} at {self.context:,} tokens, only at {known}" if known else text
 
     def describe(self) -> str:
         """Return a sentence that says what the file lacks."""
-        return f"{self.path} has no {self.direction} time of {self.brief()}"
+        return f"{self.path} has no {TRAINING[0]} time of {self.brief()}"
 
 
 @dataclass(frozen=True)
@@ -133,56 +127,46 @@ class MeasuredTimes:
     def peak(self) -> Peak | None:
         """Return the rates that estimates beside these times rest on: the catalogue's, or those measured with them."""
         saved = self.saved
-        try:
+        with suppress(InputError):
             return peak_of(find_device(saved.device))
-        except InputError:
-            if saved.peak_flops_per_s is None or saved.bandwidth_bytes_per_s is None:
-                return None
+        if saved.peak_flops_per_s is None or saved.bandwidth_bytes_per_s is None:
+            return None
         flops, moved = Fraction(saved.peak_flops_per_s), Fraction(saved.bandwidth_bytes_per_s)
         return Peak(saved.device, flops, moved, saved.peak_of or "its peak")
 
     def elsewhere(self, name: str) -> str | None:
         """Return a remark where the device `name`, whose rates are counted with, is not the one that was measured."""
-        try:
-            own = find_device(self.saved.device).name
-        except InputError:
-            own = self.saved.device
+        own = self.saved.device
+        with suppress(InputError):
+            own = find_device(own).name
         if own == name:
             return None
         return f"{self.path} was measured on {own}: times add the mixers' part there to the weights' part on {name}"
 
-    def training_time(self, mixer: Mixer, context: int) -> Timing | Unmeasured:
-        """Return the fastest forward+backward time of `mixer`, or what the file lacks.
+    def training_time(self, mixer: Mixer, context: int) -> float | Unmeasured:
+        """Return the fewest seconds of a training pass per token of one layer of `mixer`, or what the file lacks.
 
         Where the cost per token does not depend on the context (power, linear), the longest measured context stands
         in for one that was not measured; for softmax attention the context itself is needed.
         """
-        return self._time(mixer, context, TRAINING)
+        rows = [row for row in self._rows_of(mixer) if row.direction in TRAINING]
+        here = [row for row in rows if row.context == context]
+        if rows and not here and mixer.degree is not None:
+            longest = max(row.context for row in rows)
+            here = [row for row in rows if row.context == longest]
+        if not here:
+            return Unmeasured(self.path, mixer, context, tuple(sorted({row.context for row in rows})))
+        return min(row.seconds_per_token for row in here)
 
     def model_training_time(self, spec: ModelSpec, context: int) -> float | Unmeasured:
         """Return the training seconds per token of all mixers of a model, or the first one that is missing."""
         seconds = 0.0
         for mixer, count in spec.mixer_counts():
-            timing = self.training_time(mixer, context)
-            if isinstance(timing, Unmeasured):
-                return timing
-            seconds += timing.seconds * count
+            time = self.training_time(mixer, context)
+            if isinstance(time, Unmeasured):
+                return time
+            seconds += time * count
         return seconds
-
-    def _time(self, mixer: Mixer, context: int, passes: tuple[str, ...]) -> Timing | Unmeasured:
-        lacks = Unmeasured(self.path, passes[0], mixer, context)
-        rows = [row for row in self.saved.results if _is_of(row, mixer)]
-        rows = [row for row in rows if row.part == "state" and row.direction in passes]
-        if not rows:
-            return lacks
-        here = [row for row in rows if row.context == context]
-        if not here and mixer.degree is not None:
-            longest = max(row.context for row in rows)
-            here = [row for row in rows if row.context == longest]
-        if not here:
-            return replace(lacks, known=tuple(sorted({row.context for row in rows})))
-        best = min(here, key=lambda row: (row.seconds_per_token, row.chunk_size or 0, row.impl))
-        return Timing(best.seconds_per_token, best.chunk_size, best.context)
 
     def best_chunk(self, mixer: Mixer) -> tuple[int, int] | None:
         """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several.
@@ -191,17 +175,16 @@ class MeasuredTimes:
         """
         if mixer.degree is None:
             return None
-        rows = [row for row in self.saved.results if _is_of(row, mixer) and row.chunk_size and row.part == "state"]
         for passes in (TRAINING, FORWARD):
-            timed = [row for row in rows if row.direction in passes]
-            longest = max((row.context for row in timed), default=0)
-            times: dict[int, float] = {}
-            for row in timed:
-                if row.context == longest and row.chunk_size:
-                    times[row.chunk_size] = min(row.seconds_per_token, times.get(row.chunk_size, inf))
-            if len(times) > 1:
-                return min(times, key=lambda size: (times[size], size)), len(times)
+            rows = [row for row in self._rows_of(mixer) if row.chunk_size and row.direction in passes]
+            longest = max((row.context for row in rows), default=0)
+            timed = [(row.seconds_per_token, row.chunk_size or 0) for row in rows if row.context == longest]
+            if len(sizes := {size for _, size in timed}) > 1:
+                return min(timed)[1], len(sizes)
         return None
+
+    def _rows_of(self, mixer: Mixer) -> list[Result]:
+        return [row for row in self.saved.results if row.part == "state" and _is_of(row, mixer)]
 
 
 def _is_of(row: Result, mixer: Mixer) -> bool:
@@ -214,14 +197,6 @@ def _is_of(row: Result, mixer: Mixer) -> bool:
     # Power attention of degree 1 does the work of linear attention; the normaliser makes it a little more than that.
     same_kind = row.kind == mixer.kind or (mixer.kind == "linear" and row.kind == "power")
     return same_kind and mixer.degree is not None and mixer.degree == (1 if row.kind == "linear" else row.p)
-
-
-def _described(mixer: Mixer) -> str:
-    heads = mixer.own_heads()
-    if heads is None:
-        return mixer.describe()
-    shared = f", {heads.kv_heads} key/value heads" if heads.kv_heads != heads.heads else ""
-    return f"{mixer.describe()} with {heads.heads} heads of {heads.head_dim}{shared}"
 
 
 def read_profile(path: str, where: str = "--measured") -> MeasuredTimes:
@@ -237,8 +212,8 @@ def read_saved(path: str, kind: type[Saved], where: str) -> Saved:
     data = parse_json(read_text(Path(path)), path).data
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        found = "has no schema" if schema is None else f"is of schema {shown(schema)}"
-        raise InputError(f"{path} {found}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
+        problem = "has no schema" if schema is None else f"is of schema {shown(schema)}"
+        raise InputError(f"{path} {problem}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
     try:
         saved = msgspec.json.decode(json.dumps(data, allow_nan=False), type=kind)
     except msgspec.DecodeError as error:

@@ -41,19 +41,15 @@ class Roofline:
     def times(self, spec: ModelSpec, row: Row) -> TokenTimes:
         """Return the times of a model at the context of `row`."""
         context, weights = row.context, row.decode_weight_bytes_per_token
-        decode_flops = row.weight_flops_per_token + sum(
-            Fraction(total(mixer.decode_flops_terms(context))) * count for mixer, count in spec.mixer_counts()
-        )
-        decode = float(self.peak.roofline_s(Fraction(decode_flops), weights + row.decode_state_bytes_per_token))
+        state_flops = sum(total(mixer.decode_flops_terms(context)) * count for mixer, count in spec.mixer_counts())
+        decode_flops = Fraction(row.weight_flops_per_token + state_flops)
+        decode = float(self.peak.roofline_s(decode_flops, weights + row.decode_state_bytes_per_token))
+        mixers = self.profile.model_training_time(spec, context) if self.profile else None
+        if isinstance(mixers, float):
+            train = self._training_s(row.weight_flops_per_token, weights, context) + mixers
+            return TokenTimes(train, decode, measured=True)
         train = self._training_s(row.flops_per_token, weights + row.state_bytes, context)
-        if self.profile is None:
-            return TokenTimes(train, decode)
-        mixers = self.profile.model_training_time(spec, context)
-        if isinstance(mixers, Unmeasured):
-            return TokenTimes(train, decode, missing=mixers)
-        return TokenTimes(
-            self._training_s(row.weight_flops_per_token, weights, context) + mixers, decode, measured=True
-        )
+        return TokenTimes(train, decode, missing=mixers)
 
     def _training_s(self, flops: Fraction | int, moved_bytes: Fraction, context: int) -> float:
         """Return the seconds per token of three passes, with FLOPs per token and bytes per sequence of one pass."""

@@ -66,13 +66,9 @@ class Fleet:
         """Bytes of all of them."""
         return self.count * int(si_value(self.device, "memory_gb") or 0)
 
-    def seconds(self, flops: Fraction, moved: Fraction) -> Fraction:
+    def seconds(self, flops: Fraction, moved: Fraction | int) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
-        return peak_of(self.device).roofline_s(flops, moved) / self.count
-
-    def compute_bound(self, flops: Fraction, moved: Fraction) -> bool:
-        peak = peak_of(self.device)
-        return flops / peak.flops_per_s > moved / peak.bytes_per_s
+        return peak_of(self.device).roofline_s(flops, Fraction(moved)) / self.count
 
 
 class Serving:
@@ -121,22 +117,15 @@ class Serving:
     @property
     def prefill_seconds(self) -> Fraction | None:
         """Roofline time of that at batch 1, all weights read and the state written once; None without a device."""
-        if self.fleet is None:
-            return None
-        return self.fleet.seconds(self.prefill_flops, self.stored_bytes + self.row.state_bytes)
+        moved = self.stored_bytes + self.row.state_bytes
+        return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None
 
     @property
     def largest_batch(self) -> int | None:
-        """Sequences whose state fits beside the weights; 0 where the weights alone do not.
-
-        None without a device, or without a state.
-        """
+        """Sequences whose state fits beside the weights, if any; None without a device, or without a state."""
         if self.fleet is None or not self.row.state_bytes:
             return None
-        free = self.fleet.memory - self.stored_bytes
-        if free < 0:
-            return 0
-        return int(free // self.row.state_bytes)
+        return max(0, int((self.fleet.memory - self.stored_bytes) // self.row.state_bytes))
 
     def weight_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
@@ -153,24 +142,22 @@ class Serving:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""
         if not 1 <= batch <= MAX_BATCH:
             raise InputError(f"a batch is 1 to {MAX_BATCH:,} sequences, and is {batch}")
-        at = self.context
-        cache = sum((mixer.decode_cache_bytes(at, self.width) * count for mixer, count in self._mixers), Fraction(0))
-        state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, count in self._mixers), Fraction(0))
+        at, fleet, mixers = self.context, self.fleet, self._mixers
+        cache = sum((mixer.decode_cache_bytes(at, self.width) * count for mixer, count in mixers), Fraction(0))
+        state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, count in mixers), Fraction(0))
         flops = Fraction(batch * (self._body_flops + self.head_flops + state))
         weights = self.weight_bytes(batch)
-        recurrent = self.row.decode_state_bytes_per_token - cache
-        moved = weights + batch * (cache + recurrent)
+        moved = weights + batch * self.row.decode_state_bytes_per_token
         memory = self.stored_bytes + batch * self.row.state_bytes
-        fleet = self.fleet
         return Step(
             batch=batch,
             weight_bytes=weights,
             cache_bytes=batch * cache,
-            recurrent_bytes=batch * recurrent,
+            recurrent_bytes=batch * (self.row.decode_state_bytes_per_token - cache),
             flops=flops,
             memory_bytes=memory,
             seconds=fleet.seconds(flops, moved) if fleet else None,
-            compute_bound=fleet.compute_bound(flops, moved) if fleet else None,
+            compute_bound=fleet.seconds(flops, 0) > fleet.seconds(Fraction(0), moved) if fleet else None,
             fits=memory <= fleet.memory if fleet else None,
         )
 
@@ -180,10 +167,10 @@ def twin(accounting: Accounting, kind: str) -> tuple[Accounting, list[str]]:
 
     Raises InputError for a model that is its own twin, or has no mixers.
     """
-    spec = accounting.spec
+    spec, where = accounting.spec, f"{parameter('twin')} {kind}"
     if not spec.mixers():
-        raise InputError(f"{spec.name} has no sequence mixers", f"{parameter('twin')} {kind}")
+        raise InputError(f"{spec.name} has no sequence mixers", where)
     other, remarks = with_mixer(spec, kind)
     if other.layers == spec.layers:  # Not so where they are all of that kind, but some have windows.
-        raise InputError(f"{spec.name} has {kind} in every layer already", f"{parameter('twin')} {kind}")
+        raise InputError(f"{spec.name} has {kind} in every layer already", where)
     return Accounting(other, accounting.convention), remarks

@@ -75,16 +75,18 @@ class Budget:
         """Active parameters, embeddings included: the rule of 20 tokens refers to them."""
         return self.accounting.active_parameters.with_embeddings
 
+    @property
+    def tokens_per_parameter(self) -> Fraction:
+        return Fraction(self.tokens, self.parameters)
+
     def warnings(self) -> list[str]:
         """Return what is odd about this budget for this model, in a sentence each."""
-        warnings = []
-        per_parameter = Fraction(self.tokens, self.parameters)
-        figure = f"{format_figure(per_parameter)} tokens per active parameter"
-        if not self.sequences:
-            warnings.append(f"the budget does not buy one sequence of {self.row.context:,} tokens")
-        if per_parameter * FAR_FROM_RULE < TOKENS_PER_PARAMETER:
+        short = f"the budget does not buy one sequence of {self.row.context:,} tokens"
+        warnings = [] if self.sequences else [short]
+        figure = f"{format_figure(self.tokens_per_parameter)} tokens per active parameter"
+        if self.tokens_per_parameter * FAR_FROM_RULE < TOKENS_PER_PARAMETER:
             warnings.append(f"{figure} are few: {RULE}; a smaller model would learn more")
-        elif per_parameter > TOKENS_PER_PARAMETER * FAR_FROM_RULE:
+        elif self.tokens_per_parameter > TOKENS_PER_PARAMETER * FAR_FROM_RULE:
             remark = "a bigger model would learn more, this one is cheaper to serve"
             warnings.append(f"{figure} are many: {RULE}; {remark}")
         return warnings
@@ -134,25 +136,20 @@ def alternatives(budget: Budget, dtype: str = "bf16") -> list[Alternative]:
     """
     base, context = budget.accounting, budget.row.context
     alternatives = [Alternative(None, budget, same_state_window(base.spec), None)]
-    if not can_swap(base.spec):
-        return alternatives
-    for swap in _swaps(base, context):
+    for swap in _swaps(base, context) if can_swap(base.spec) else ():
         spec, _ = swapped(base.spec, swap)
         accounting = Accounting(spec, base.convention)
         row = accounting.row(context, dtype)
         window = same_state_window(spec)
         same_context = cache_context(base.spec, row.state_elements) if window is not None else None
-        alternatives.append(
-            Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context),
-        )
+        alternatives.append(Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context))
     return alternatives
 
 
 def _swaps(base: Accounting, context: int) -> list[Swap]:
     mixers, heads = base.spec.mixers(), replacement_heads(base.spec)
     swaps = [] if all(mixer.keeps_every_key for mixer in mixers) else [Swap("attention")]
-    window = balanced_window(base.spec, context, base.convention)
-    if window is not None:
+    if window := balanced_window(base.spec, context, base.convention):
         swaps.append(Swap.attention(heads, window))
     if not all(mixer.degree == 2 for mixer in mixers):
         swaps.append(Swap.power(2, heads))
@@ -161,11 +158,10 @@ def _swaps(base: Accounting, context: int) -> list[Swap]:
 
 @dataclass(frozen=True)
 class TrainingTime:
-    """How the time of a budget is found.
+    """How the time of a budget is found: by the throughput, where no seconds per token were measured.
 
     measured: seconds of one device per training token, where a saved profile has the times of all mixers; their source
-    is its file and device. Else the throughput decides.
-    missing: what the saved profile lacks.
+    is its file and device. missing: what the saved profile lacks.
     """
 
     throughput: Throughput
@@ -175,9 +171,8 @@ class TrainingTime:
 
     def device_seconds(self, budget: Budget) -> float:
         """Return the seconds of one device for the whole budget."""
-        if self.measured is not None:
-            return self.measured * budget.tokens
-        return float(budget.total_flops / self.throughput.flops_per_s)
+        estimate = float(budget.total_flops / self.throughput.flops_per_s)
+        return estimate if self.measured is None else self.measured * budget.tokens
 
 
 def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: MeasuredTimes | None) -> TrainingTime:

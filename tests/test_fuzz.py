@@ -32,7 +32,7 @@ from powerplan.report.render import render
 from powerplan.report.wsfr import wsfr_report
 from powerplan.spec import ModelSpec
 from powerplan.swap import parse_swap, with_mixer
-from powerplan.swap.text import KINDS
+from powerplan.swap.value import KINDS
 from powerplan.units import MAX_CONTEXT, parse_context, parse_contexts, parse_integers
 from powerplan.validation import validate
 

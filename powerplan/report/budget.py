@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 from powerplan.hardware import devices as catalogue
-from powerplan.report.parts import convention_entry, model_entry, show_bytes, show_ratio
-from powerplan.report.render import Column, Report
+from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
+from powerplan.report.render import Column, Report, grouped
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
 from powerplan.training import TRAINING_PASSES, Alternative, Budget, TrainingTime
@@ -17,44 +16,30 @@ from powerplan.units import format_count, format_duration, format_figure, format
 SCHEMA = "powerplan.budget/1"
 
 
-def _source(time: TrainingTime) -> str:
-    share = f"at {_percent(time.throughput.mfu)} of {time.throughput.peak.kind}"
-    if time.measured is not None:
-        return f"state part as measured in {time.source}, weights {share}"
-    return f"{share}, {format_count(time.throughput.flops_per_s)}FLOP/s"
-
-
-def _percent(share: Fraction) -> str:
-    return f"{float(share * 100):.4g} %"
-
-
 def budget_report(
     budget: Budget, others: Sequence[Alternative], dtype: str, batch_tokens: int | None, time: TrainingTime | None
 ) -> Report:
     """Return the report of a budget; others: the same FLOPs with other mixers, the model as it is first."""
-    row = budget.row
+    row, spec = budget.row, budget.accounting.spec
+    weights, state = TRAINING_PASSES * row.weight_flops_per_token, TRAINING_PASSES * row.state_flops_per_token
     payload: dict[str, Any] = {
         "model": model_entry(budget.accounting),
         "convention": convention_entry(budget.accounting, dtype),
         "context": row.context,
         "train_flops_per_token": json_number(budget.train_flops_per_token),
-        "train_weight_flops_per_token": TRAINING_PASSES * row.weight_flops_per_token,
-        "train_state_flops_per_token": json_number(TRAINING_PASSES * row.state_flops_per_token),
+        "train_weight_flops_per_token": weights,
+        "train_state_flops_per_token": json_number(state),
         "total_flops": json_number(budget.total_flops),
         "tokens": budget.tokens,
         "sequences": budget.sequences,
-        "tokens_per_active_parameter": budget.tokens / budget.parameters,
+        "tokens_per_active_parameter": float(budget.tokens_per_parameter),
         "warnings": budget.warnings(),
     }
-    weights, state = (
-        format_count(TRAINING_PASSES * row.weight_flops_per_token),
-        format_count(TRAINING_PASSES * row.state_flops_per_token),
-    )
     lines = [
-        f"{budget.accounting.spec.name} at {row.context:,} tokens: {format_count(budget.train_flops_per_token)} "
-        f"training FLOPs per token, {weights} weights + {state} state",
+        f"{spec.name} at {row.context:,} tokens: {format_count(budget.train_flops_per_token)} training FLOPs per "
+        f"token, {format_count(weights)} weights + {format_count(state)} state",
         f"{float(budget.total_flops):.4g} FLOPs buy {format_parameters(budget.tokens)} tokens in {budget.sequences:,} "
-        f"sequences, {format_figure(Fraction(budget.tokens, budget.parameters))} tokens per active parameter",
+        f"sequences, {format_figure(budget.tokens_per_parameter)} tokens per active parameter",
     ]
     if batch_tokens is not None:
         payload |= {"batch_tokens": batch_tokens, "steps": budget.steps(batch_tokens)}
@@ -63,14 +48,13 @@ def budget_report(
         entry, line = _time(budget, time)
         payload |= entry
         lines.append(line)
-    payload["alternatives"] = [_alternative(other, budget, dtype) for other in others]
-    rows = payload["alternatives"]
+    rows = payload["alternatives"] = [_alternative(other, budget, dtype) for other in others]
     labels = {swap_text(other.swap): other.swap.describe() if other.swap else swap_text(None) for other in others}
     columns = [Column("mixer", "mixer in\nevery layer", labels.__getitem__, left=True), *_COLUMNS]
     after = ["Not all its layers can take another mixer at the same weights: --mixer asks what one would make of it."]
     if len(rows) == 1:
         return Report(SCHEMA, payload, columns, rows, before=lines, after=after)
-    shape = replacement_heads(budget.accounting.spec)
+    shape = replacement_heads(spec)
     weights_stay = all(other.budget.row.weight_flops_per_token == row.weight_flops_per_token for other in others)
     gates = "" if weights_stay or shape is not None else " but for gates"
     after = [
@@ -95,23 +79,25 @@ def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
     }
     hours = f"{seconds / 3600:,.0f}" if seconds >= 36_000 else f"{seconds / 3600:.3g}"
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
-    unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
-    unit = unit if time.measured is None else "device hours,"
-    line = f"{hours} {unit} {_source(time)}: {format_duration(seconds / rate.devices)} on {devices}"
-    return entry, line
+    share = f"at {float(rate.mfu * 100):.4g} % of {rate.peak.kind}"
+    if time.measured is not None:
+        work = f"device hours, state part as measured in {time.source}, weights {share}"
+    else:
+        # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
+        unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
+        work = f"{unit} {share}, {format_count(rate.flops_per_s)}FLOP/s"
+    return entry, f"{hours} {work}: {format_duration(seconds / rate.devices)} on {devices}"
 
 
 def _alternative(other: Alternative, base: Budget, dtype: str) -> dict[str, Any]:
-    budget = other.budget
-    wsfr = budget.row.wsfr
+    budget, row = other.budget, row_entry(other.budget.row)
     return {
         "mixer": swap_text(other.swap),
-        "wsfr": float(wsfr) if wsfr is not None else None,
+        "wsfr": row["wsfr"],
         "train_flops_per_token": json_number(budget.train_flops_per_token),
         "tokens": budget.tokens,
         "times_as_many_tokens": float(base.train_flops_per_token / budget.train_flops_per_token),
-        "state_bytes": json_number(budget.row.state_bytes),
+        "state_bytes": row["state_bytes"],
         "params_active": budget.parameters,
         "same_state_window": other.same_state_window,
         "same_state_context": other.same_state_context,
@@ -119,16 +105,12 @@ def _alternative(other: Alternative, base: Budget, dtype: str) -> dict[str, Any]
     }
 
 
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
 _COLUMNS = [
     Column("wsfr", "WSFR", show_ratio),
-    Column("train_flops_per_token", "FLOPs\nper token", lambda value: format_count(Fraction(value))),
+    Column("train_flops_per_token", "FLOPs\nper token", show_flops),
     Column("tokens", "tokens", format_parameters),
     Column("times_as_many_tokens", "against\nas is", lambda value: f"{value:.2f}x"),
     Column("state_bytes", "state per\nsequence", show_bytes),
-    Column("same_state_window", "window of\nsame state", _or_dash),
-    Column("same_state_context", "context of\nsame state", _or_dash),
+    Column("same_state_window", "window of\nsame state", lambda value: grouped(value) or "-"),
+    Column("same_state_context", "context of\nsame state", lambda value: grouped(value) or "-"),
 ]

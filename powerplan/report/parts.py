@@ -28,7 +28,7 @@ def wrapped(text: str, head: str = "", indent: int | None = None, *, at_hyphens:
     )
 
 
-def show_ratio(value: float | None) -> str:
+def show_ratio(value: float | Fraction | None) -> str:
     """Show a weight-state FLOP ratio of a row."""
     return "no state" if value is None else format_ratio(Fraction(value))
 
@@ -38,7 +38,7 @@ def show_flops(value: int | float) -> str:
     return format_count(Fraction(value)) if value else "-"
 
 
-def show_bytes(value: int | float) -> str:
+def show_bytes(value: int | float | Fraction) -> str:
     """Show bytes of a row."""
     return format_bytes(Fraction(value))
 

@@ -8,7 +8,6 @@ from powerplan.balance import verdict_of
 from powerplan.choices import Keep
 from powerplan.search import Candidate, Recommendation
 from powerplan.search.choices import NAMED_KINDS, Choice
-from powerplan.search.labels import choice_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.trials import Excess
 
@@ -19,7 +18,7 @@ def why(answer: Recommendation, place: int) -> str:
     """Return the sentence of the candidate at `place` (from 0), without a full stop."""
     candidate, keep = answer.candidates[place], answer.request.keep
     plan = candidate.plan
-    parts = [demand.describe() for demand in candidate.unmet]
+    parts = [f"over {demand.option}: {demand.amounts()}" for demand in candidate.unmet]
     parts.append(_balance(candidate, answer.request.target))
     if plan.unchanged:
         parts += _as_it_is(candidate, answer)
@@ -38,24 +37,20 @@ def why(answer: Recommendation, place: int) -> str:
 
 
 def gain(answer: Recommendation) -> str:
-    """Return what the recommended candidate saves against the model as it is.
+    """Return what the winner saves against the model as it is; where that is the winner, what the next one would save.
 
-    Where the model is best left as it is: what the next candidate would save. "" where nothing is to be said.
+    "" where nothing is to be said.
     """
-    if answer.request.keep == "flops":
-        return ""
     winner, base = answer.recommended, answer.base.row(answer.contexts[-1], answer.request.dtype)
+    following = [candidate for candidate in answer.candidates[1:2] if candidate.balanced]
+    if answer.request.keep == "flops" or (winner.plan.unchanged and not following):
+        return ""
     if winner.plan.unchanged:
-        others = answer.candidates[1:2]
-        if not others or not others[0].balanced:
-            return ""
-        share = 1 - others[0].row.flops_per_token / winner.row.flops_per_token
-        change = "save" if share > 0 else "add"
-        return f"{others[0].label} would {change} {abs(float(share)):.0%} of the FLOPs"
+        share = 1 - following[0].row.flops_per_token / winner.row.flops_per_token
+        return f"{following[0].label} would {'save' if share > 0 else 'add'} {abs(float(share)):.0%} of the FLOPs"
     flops = base.flops_per_token / winner.row.flops_per_token
     state = base.state_bytes / (winner.row.state_bytes or Fraction(1, 2))
-    fewer = _change(flops).replace("less", "fewer")
-    return f"{fewer} FLOPs per token and {_change(state)} state than as it is"
+    return f"{_change(flops, 'fewer')} FLOPs per token and {_change(state, 'less')} state than as it is"
 
 
 def _times(ratio: Fraction | float) -> str:
@@ -63,17 +58,15 @@ def _times(ratio: Fraction | float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _change(ratio: Fraction) -> str:
+def _change(ratio: Fraction, less: str) -> str:
     """Return "2.93x less" or "1.2x more", for how many times less a thing has become."""
-    return f"{_times(ratio)}x less" if ratio >= 1 else f"{_times(1 / ratio)}x more"
+    return f"{_times(ratio)}x {less}" if ratio >= 1 else f"{_times(1 / ratio)}x more"
 
 
 def _name(choice: Choice, keep: Keep) -> str:
     """Return a choice in a sentence; its number of heads is another one where the model is resized."""
-    heads = choice.mixers[0].own_heads()
-    if keep == "weights" or heads is None:
-        return choice_label(choice)
-    return f"{choice.mixers[0].describe()} d={heads.head_dim}"
+    mixer, heads = choice.mixers[0], choice.mixers[0].own_heads()
+    return choice.label if keep == "weights" or heads is None else f"{mixer.describe()} d={heads.head_dim}"
 
 
 def _balance(candidate: Candidate, target: Fraction) -> str:
@@ -92,9 +85,8 @@ def _balance(candidate: Candidate, target: Fraction) -> str:
 
 
 def _as_it_is(candidate: Candidate, answer: Recommendation) -> list[str]:
-    parts = []
-    if answer.balanced_context is not None:
-        parts.append(f"on target at {answer.balanced_context:,} tokens")
+    at = answer.balanced_context
+    parts = [] if at is None else [f"on target at {at:,} tokens"]
     ratio = candidate.row.wsfr
     every_key = all(mixer.keeps_every_key for mixer in candidate.plan.scope.distinct)
     if ratio is not None and ratio > answer.request.target and every_key:
@@ -114,8 +106,7 @@ def _choice(choice: Choice, excess: Excess, keep: Keep) -> list[str]:
         parts.append(f"{_name(choice, keep)} takes {_times(excess.bytes)}x the bytes of keeping every key here")
     size = mixer.features_size()
     if size is not None and not excess.wasteful:
-        window = size.recurrent // size.entry
-        parts.append(f"{_name(choice, keep)} holds as much as a window of {window:,} tokens")
+        parts.append(f"{_name(choice, keep)} holds as much as a window of {size.recurrent // size.entry:,} tokens")
     if mixer.kernel_problem is not None:
         parts.append(mixer.kernel_problem)
     elif choice.degree and choice.degree > 1 and choice.degree % 2:
@@ -130,7 +121,8 @@ def _pattern(plan: LayerPlan, keep: Keep) -> str:
     if count == 1:
         place = "the last layer"
     elif layers // every == count:
-        place = f"every {_ordinal(every)} layer ({every - 1}:1)"
+        ending = "th" if 10 < every % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
+        place = f"every {every}{ending} layer ({every - 1}:1)"
     elif plan.regular:
         place = f"{share.numerator} of every {share.denominator} layers"
     elif keep == "flops":
@@ -138,8 +130,3 @@ def _pattern(plan: LayerPlan, keep: Keep) -> str:
     else:
         place = f"{count} of {layers} layers, spread"
     return f"{_name(plan.other, keep)} in {place}"
-
-
-def _ordinal(number: int) -> str:
-    endings = {1: "st", 2: "nd", 3: "rd"}
-    return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"

@@ -6,14 +6,13 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import positions_text
-from powerplan.mixers import Mixer
-from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_ratio, wrapped
+from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio, wrapped
 from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
 from powerplan.search import Candidate, Recommendation, Solution
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
-from powerplan.units import format_bytes, format_count, format_duration, format_parameters, format_ratio
+from powerplan.units import format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
@@ -24,12 +23,10 @@ MOST_CONTEXTS = 3
 def recommend_report(answer: Recommendation) -> Report:
     """Return the report of a recommendation."""
     request, winner = answer.request, answer.recommended
-    reasons = [why(answer, place) for place in range(len(answer.candidates))]
-    saved = gain(answer)
-    candidates = [
-        _candidate(item, place, reason)
-        for place, (item, reason) in enumerate(zip(answer.candidates, reasons, strict=True), 1)
-    ]
+    entries = [_candidate(answer, place) for place in range(len(answer.candidates))]
+    reasons = [entry["why"] for entry in entries]
+    saved, window = gain(answer), answer.balanced_window
+    chunks = [{"mixer": chunk.mixer, "chunk_size": chunk.size, "source": chunk.source} for chunk in answer.chunks]
     payload = {
         "model": model_entry(answer.base),
         "convention": convention_entry(answer.base, request.dtype),
@@ -38,48 +35,33 @@ def recommend_report(answer: Recommendation) -> Report:
         "target": float(request.target),
         "keep": request.keep,
         "searched": answer.searched,
-        "recommended": candidates[0]
-        | {"chunk_sizes": [{"mixer": c.mixer, "chunk_size": c.size, "source": c.source} for c in answer.chunks]},
-        "candidates": candidates,
+        "recommended": entries[0] | {"chunk_sizes": chunks},
+        "candidates": entries,
         "balanced_context": answer.balanced_context,
-        "balanced_window": answer.balanced_window.tokens if answer.balanced_window else None,
-        "balanced_window_layers": _window_layers(answer),
+        "balanced_window": window.tokens if window else None,
+        "balanced_window_layers": None if window is None else "growing" if window.partial else "all",
         "gain": saved,
     }
     change = f", {saved}" if saved and not winner.plan.unchanged else ""
     rest = f"; {saved}" if saved and winner.plan.unchanged else ""
-    sentence = f"{winner.label}, {_ratio(winner)}{change}: {reasons[0]}{rest}"
-    before = [*_question(answer), *wrapped(sentence, "recommended: ")]
-    before += [f"layers: {text}" for text in _layers(winner)]
-    before += _chunk_lines(answer)
-    before += wrapped(_balance(answer))
-    columns = [_PLACE, _LABEL, *_ratios(answer), *_columns(answer)]
-    rows = [entry | _at_contexts(item) for entry, item in zip(candidates, answer.candidates, strict=True)]
-    after = []
-    for place, reason in enumerate(reasons[1:], 2):
-        after += wrapped(reason, f"{place:>2}  ")
-    after += [
-        *([""] if after else []),
-        *wrapped(f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}. {LEGEND}"),
-    ]
-    shape = replacement_heads(answer.base.spec)
-    if shape is not None:
+    ratio = show_ratio(winner.row.wsfr)
+    before = [*_question(answer), *wrapped(f"{winner.label}, {ratio}{change}: {reasons[0]}{rest}", "recommended: ")]
+    before += [*_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
+    after = [line for place, reason in enumerate(reasons[1:], 2) for line in wrapped(reason, f"{place:>2}  ")]
+    count = f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}"
+    after += ["", *wrapped(f"{count}. {LEGEND}")] if after else wrapped(f"{count}. {LEGEND}")
+    if shape := replacement_heads(answer.base.spec):
         after += wrapped(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     after += _remarks(answer)
-    return Report(SCHEMA, payload, columns, rows, before=before, after=after)
-
-
-def _at_contexts(item: Candidate) -> dict[str, Any]:
-    return {f"wsfr_{row.context}": float(row.wsfr) if row.wsfr is not None else None for row in item.rows}
+    rows = [entry | {f"wsfr_{row['context']}": row["wsfr"] for row in entry["rows"]} for entry in entries]
+    return Report(SCHEMA, payload, _columns(answer), rows, before=before, after=after)
 
 
 def _question(answer: Recommendation) -> list[str]:
     contexts = ", ".join(f"{context:,}" for context in answer.contexts)
-    request = answer.request
-    row = answer.base.row(answer.contexts[-1], request.dtype)
-    now = "no state" if row.wsfr is None else format_ratio(row.wsfr)
-    kept = "" if request.keep == "weights" else ", resized to the FLOPs per token it has"
-    target = format_ratio(request.target)
+    now = show_ratio(answer.base.wsfr(answer.contexts[-1]))
+    kept = "" if answer.request.keep == "weights" else ", resized to the FLOPs per token it has"
+    target = format_ratio(answer.request.target)
     return wrapped(f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
 
 
@@ -88,57 +70,41 @@ def _chunk_lines(answer: Recommendation) -> list[str]:
     parts = []
     for source in dict.fromkeys(chunk.source for chunk in answer.chunks):
         chunks = [chunk for chunk in answer.chunks if chunk.source == source]
-        if len({chunk.size for chunk in chunks}) == 1:
-            parts.append(f"{chunks[0].size:,} ({source})")
-        else:
-            sizes = ", ".join(f"{chunk.size:,} for {chunk.mixer}" for chunk in chunks)
-            parts.append(f"{sizes} ({source})")
+        same = len({chunk.size for chunk in chunks}) == 1
+        sizes = [f"{chunk.size:,}" if same else f"{chunk.size:,} for {chunk.mixer}" for chunk in chunks]
+        parts.append(f"{', '.join(dict.fromkeys(sizes))} ({source})")
     return wrapped("; ".join(parts), "chunk size: ") if parts else []
 
 
-def _ratio(item: Candidate) -> str:
-    return "no state" if item.row.wsfr is None else format_ratio(item.row.wsfr)
-
-
 def _balance(answer: Recommendation) -> str:
-    context, target = answer.contexts[-1], answer.request.target
+    target, window = answer.request.target, answer.balanced_window
     word = "balanced" if target == 1 else f"at {format_ratio(target)}"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
-    found = answer.balanced_window
+    other = f"at {answer.contexts[-1]:,} with no window"
     if not answer.movable:
-        return f"{word} as it is: {place}; none of its layers can take a window"
-    if found is None:
-        return f"{word} as it is: {place}; at {context:,} with no window"
-    layers = "in the layers whose state grows" if found.partial else "in every layer"
-    return f"{word} as it is: {place}; at {context:,} with a window of {found.tokens:,} {layers}"
+        other = "none of its layers can take a window"
+    elif window is not None:
+        layers = "in the layers whose state grows" if window.partial else "in every layer"
+        other = f"at {answer.contexts[-1]:,} with a window of {window.tokens:,} {layers}"
+    return f"{word} as it is: {place}; {other}"
 
 
-def _window_layers(answer: Recommendation) -> str | None:
-    if answer.balanced_window is None:
-        return None
-    return "growing" if answer.balanced_window.partial else "all"
-
-
-def _layers(item: Candidate) -> list[str]:
+def _layers(candidate: Candidate) -> list[str]:
     """Return which layers of a mix have which mixer; nothing where all have the same."""
-    if not item.plan.is_mix and not item.plan.scope.partial:
+    if not candidate.plan.is_mix and not candidate.plan.scope.partial:
         return []
     uses: dict[str, list[range]] = {}
-    for use in item.spec.layer_uses():
-        if use.layer.mixer is not None:
-            uses.setdefault(_mixer_text(use.layer.mixer), []).extend(use.positions)
-    return [f"{name} in {positions_text(tuple(spans))}" for name, spans in uses.items()]
-
-
-def _mixer_text(mixer: Mixer) -> str:
-    heads = mixer.own_heads()
-    return mixer.describe() if heads is None else f"{mixer.describe()}, {heads.describe()}"
+    for use in candidate.spec.layer_uses():
+        if mixer := use.layer.mixer:
+            heads = mixer.own_heads()
+            text = f"{mixer.describe()}, {heads.describe()}" if heads else mixer.describe()
+            uses.setdefault(text, []).extend(use.positions)
+    return [f"layers: {text} in {positions_text(tuple(spans))}" for text, spans in uses.items()]
 
 
 def _remarks(answer: Recommendation) -> list[str]:
-    request = answer.request
-    lines = []
-    partial = [item.plan.scope for item in answer.candidates if item.plan.scope.partial]
+    request, lines = answer.request, []
+    partial = [candidate.plan.scope for candidate in answer.candidates if candidate.plan.scope.partial]
     if partial:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
         lines.append(f"{word} the layers whose state grows with the context; the others stay.")
@@ -146,7 +112,7 @@ def _remarks(answer: Recommendation) -> list[str]:
         lines.append("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
-    times = [item.times for item in answer.candidates if item.times is not None]
+    times = [candidate.times for candidate in answer.candidates if candidate.times is not None]
     if times:
         lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
         lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
@@ -158,70 +124,63 @@ def _remarks(answer: Recommendation) -> list[str]:
     return lines
 
 
-def _candidate(item: Candidate, place: int, reason: str) -> dict[str, Any]:
-    row = row_entry(item.row)
+def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
+    """Return what JSON says of the candidate at `place` (from 0)."""
+    candidate = answer.candidates[place]
+    row = row_entry(candidate.row)
+    row["flops_per_token"] = row["weight_flops_per_token"] + row["state_flops_per_token"]
     entry: dict[str, Any] = {
-        "rank": place,
-        "mixer": item.mixer,
-        "label": item.label,
-        "wsfr": row["wsfr"],
-        "weight_flops_per_token": row["weight_flops_per_token"],
-        "state_flops_per_token": row["state_flops_per_token"],
-        "flops_per_token": row["weight_flops_per_token"] + row["state_flops_per_token"],
-        "state_elements": row["state_elements"],
-        "state_bytes": row["state_bytes"],
-        "decode_weight_bytes_per_token": row["decode_weight_bytes_per_token"],
-        "decode_state_bytes_per_token": row["decode_state_bytes_per_token"],
-        "params_total": item.parameters,
-        "layers": item.spec.layer_count,
-        "hidden_size": item.spec.hidden_size,
-        "feasible": item.feasible,
-        "why": reason,
-        "rows": [row_entry(one) for one in item.rows],
+        "rank": place + 1,
+        "mixer": candidate.mixer,
+        "label": candidate.label,
+        **{key: row[key] for key in _AT_THE_LONGEST_CONTEXT},
+        "params_total": candidate.parameters,
+        "layers": candidate.spec.layer_count,
+        "hidden_size": candidate.spec.hidden_size,
+        "feasible": candidate.feasible,
+        "why": why(answer, place),
+        "rows": list(map(row_entry, candidate.rows)),
     }
-    if item.tokens is not None:
-        entry["tokens"] = item.tokens
-    if item.times is not None:
+    if candidate.tokens is not None:
+        entry["tokens"] = candidate.tokens
+    if candidate.times is not None:
         entry |= {
-            "train_s_per_token": item.times.train,
-            "decode_s_per_token": item.times.decode,
-            "time_source": "measured" if item.times.measured else "roofline",
+            "train_s_per_token": candidate.times.train,
+            "decode_s_per_token": candidate.times.decode,
+            "time_source": "measured" if candidate.times.measured else "roofline",
         }
     return entry
 
 
-_PLACE = Column("rank", "#")
-_LABEL = Column("label", "candidate", left=True)
-
-
-def _ratios(answer: Recommendation) -> list[Column]:
-    """Return a column of ratios; one for each context where there are several."""
-    if len(answer.contexts) == 1:
-        return [Column("wsfr", "WSFR", show_ratio)]
-
-    shown = answer.contexts[-MOST_CONTEXTS:]
-    return [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+_AT_THE_LONGEST_CONTEXT = (
+    *("wsfr", "weight_flops_per_token", "state_flops_per_token", "flops_per_token", "state_elements", "state_bytes"),
+    *("decode_weight_bytes_per_token", "decode_state_bytes_per_token"),
+)
 
 
 def _columns(answer: Recommendation) -> list[Column]:
-    columns = []
-    if answer.request.keep == "flops":
+    """Return the columns of the table, with one of ratios for each of several contexts."""
+    request, shown = answer.request, answer.contexts[-MOST_CONTEXTS:]
+    ratios = [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+    single = len(answer.contexts) == 1
+    columns = [Column("rank", "#"), Column("label", "candidate", left=True)]
+    columns += [Column("wsfr", "WSFR", show_ratio)] if single else ratios
+    if request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
         columns.append(Column("layers", "depth", grouped))
         columns.append(Column("hidden_size", "width", grouped))
-    timed = any(item.times is not None for item in answer.candidates)
-    columns_left = not timed or answer.request.limits.flops is None
-    if answer.request.keep == "weights" and len(answer.contexts) == 1 and columns_left:
-        columns.append(Column("flops_per_token", "FLOPs\nper token", lambda value: format_count(Fraction(value))))
+    timed = any(candidate.times for candidate in answer.candidates)
+    if request.keep == "weights" and single and not (timed and request.limits.flops):
+        columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops))
     columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
-    if answer.request.limits.flops is not None:
+    if request.limits.flops is not None:
         columns.append(Column("tokens", "tokens", format_parameters))
     if timed:
         columns.append(Column("train_s_per_token", "train\nper token", format_duration))
         columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
-    if timed and answer.request.profile is not None:
+    if timed and request.profile is not None:
         columns.append(Column("time_source", "train:", left=True))
-    if not all(item.feasible for item in answer.candidates):
+    if not all(candidate.feasible for candidate in answer.candidates):
         columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
     return columns
 
@@ -229,31 +188,29 @@ def _columns(answer: Recommendation) -> list[Column]:
 def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:
     """Return the report of a reverse question."""
     words = {"context": "context", "window": "window in every layer", "p": "degree p"}[solution.unknown]
-    at, beyond = solution.at, solution.beyond
-    assert at.wsfr is not None
-    assert beyond.wsfr is not None
+    at, beyond = row_entry(solution.at), row_entry(solution.beyond)
     unit = "" if solution.unknown == "p" else " tokens"
     place = "" if solution.unknown == "context" else f" at {context:,} tokens"
     line = (
         f"{name}{place}: the largest {words} with {format_ratio(target)} or more weight is {solution.value:,}{unit}: "
-        f"{format_ratio(at.wsfr)}, state {format_bytes(at.state_bytes)} per sequence"
+        f"{show_ratio(solution.at.wsfr)}, state {show_bytes(solution.at.state_bytes)} per sequence"
     )
-    rows = [{"value": value, **row_entry(row)} for value, row in ((solution.value, at), (solution.value + 1, beyond))]
+    rows = [{"value": solution.value, **at}, {"value": solution.value + 1, **beyond}]
     payload = {
         "model": name,
         "solve": solution.unknown,
         "target": float(target),
-        "context": at.context,
+        "context": at["context"],
         "value": solution.value,
         "mixer": swap_text(solution.swap) if solution.swap else None,
-        "at": row_entry(at),
-        "beyond": row_entry(beyond),
+        "at": at,
+        "beyond": beyond,
     }
     columns = [
-        Column("value", solution.unknown, lambda value: f"{value:,}"),
+        Column("value", solution.unknown, grouped),
         Column("wsfr", "WSFR", show_ratio),
-        Column("weight_flops_per_token", "weight\nFLOPs", lambda value: format_count(Fraction(value))),
-        Column("state_flops_per_token", "state\nFLOPs", lambda value: format_count(Fraction(value))),
+        Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
+        Column("state_flops_per_token", "state\nFLOPs", show_flops),
         Column("state_bytes", "state per\nsequence", show_bytes),
     ]
     return Report(SOLVE_SCHEMA, payload, columns, rows, before=wrapped(line))

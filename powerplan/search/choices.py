@@ -11,6 +11,7 @@ from powerplan.mixers import MIXERS, HeadShape, Mixer
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, first_relative, rebuilt, swap_text
 from powerplan.swap.shapes import common_shape, fewer_kv_heads, replacement_heads, same_weights
+from powerplan.swap.windows import can_swap
 
 FAMILIES = ("attention", "window", "linear", "power", "mla")
 """Families of mixers that are always candidates."""
@@ -32,8 +33,8 @@ WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 class Scope:
     """The layers that a plan may change: their positions (from 0) and their mixers.
 
-    partial: the model has layers with a mixer besides.
-    marked: other plans change all layers, so the name of a plan over this scope says that some stay.
+    partial: the model has layers with a mixer besides. marked: other plans change all layers, so the name of a plan
+    over this scope says that some stay.
     """
 
     positions: tuple[int, ...]
@@ -49,7 +50,7 @@ class Scope:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """In how many layers each of the distinct mixers stands."""
-        return tuple(self.mixers.count(mixer) for mixer in self.distinct)
+        return tuple(map(self.mixers.count, self.distinct))
 
 
 def whole_scope(spec: ModelSpec) -> Scope:
@@ -63,13 +64,12 @@ def scopes(spec: ModelSpec) -> list[Scope]:
 
     A scope with a mixer that no other kind can replace is left out.
     """
-    layers = spec.mixers_by_position()
-    growing = [(position, mixer) for position, mixer in layers if mixer.grows]
-    scopes: list[Scope] = []
-    for part, partial in ((layers, False), (growing, True)):
-        if part and all(mixer.swappable for _, mixer in part) and not (partial and len(part) == len(layers)):
-            positions, mixers = zip(*part, strict=True)
-            scopes.append(Scope(positions, mixers, partial, marked=bool(scopes)))
+    whole = whole_scope(spec)
+    growing = [layer for layer in spec.mixers_by_position() if layer[1].grows]
+    scopes = [whole] if can_swap(spec) else []
+    if 0 < len(growing) < len(whole.mixers) and all(mixer.swappable for _, mixer in growing):
+        positions, mixers = zip(*growing, strict=True)
+        scopes.append(Scope(positions, mixers, partial=True, marked=bool(scopes)))
     return scopes
 
 
@@ -95,20 +95,33 @@ class Choice:
         """The swap as `--mixer` takes it."""
         return swap_text(self.swap)
 
-    @property
+    @cached_property
+    def label(self) -> str:
+        """The choice in a table: "power p=2 6x128", "window 4,096", "linear"."""
+        mixer, heads = self.mixers[0], self.mixers[0].own_heads()
+        if self.swap is None:
+            return mixer.describe()
+        return f"{mixer.label} {heads.label()}" if heads and (self.reshaped or self.fewer_kv_heads) else mixer.label
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        """The families of its mixers."""
+        return frozenset(mixer.family for mixer in self.mixers)
+
+    @cached_property
     def degree(self) -> int | None:
         """Degree of power attention; None for all other families."""
         return self.mixers[0].degree if self.family == "power" else None
 
-    @property
+    @cached_property
     def has_kernel(self) -> bool:
         """Whether powerplan.kernels runs it, as far as it is power attention."""
         return all(mixer.kernel_problem is None for mixer in self.mixers)
 
     @property
-    def sets_normalize(self) -> bool:
-        """Whether the swap says how weights are normalised, and so is not plain power attention."""
-        return self.swap is not None and "normalize" in self.swap.fields
+    def plain(self) -> bool:
+        """Whether it has the heads of the layers, and weights that are normalised as the kind has it."""
+        return not (self.reshaped or self.fewer_kv_heads or (self.swap and "normalize" in self.swap.fields))
 
 
 def choice_of(spec: ModelSpec, swap: Swap, distinct: Iterable[Mixer], **marks: bool) -> Choice:
@@ -136,29 +149,27 @@ def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> li
     swaps += [Swap.power(p, heads, normalize=False) for p in DEGREES if p % 2]
     choices = [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
-    if own is not None:
-        for shape in (own, *same_weights(own)):
-            reshaped = shape != own
-            choices += [choice_of(spec, _power(p, shape), distinct, reshaped=True) for p in DEGREES if reshaped]
-            for shared in fewer_kv_heads(shape):
-                marks = {"reshaped": reshaped, "fewer_kv_heads": True}
-                choices += [choice_of(spec, _power(p, shared), distinct, **marks) for p in DEGREES]
+    for shape in (own, *same_weights(own)) if own else ():
+        reshaped = shape != own
+        choices += [choice_of(spec, _power(p, shape), distinct, reshaped=True) for p in DEGREES if reshaped]
+        for shared in fewer_kv_heads(shape):
+            marks = {"reshaped": reshaped, "fewer_kv_heads": True}
+            choices += [choice_of(spec, _power(p, shared), distinct, **marks) for p in DEGREES]
     return _distinct(choices)
 
 
 def mix_choices(spec: ModelSpec, scope: Scope, context: int) -> list[Choice]:
     """Return the choices that are mixed: kinds with a kernel, heads of the same weights, windows under `context`."""
     distinct, heads = scope.distinct, replacement_heads(spec)
-    choices = []
-    if len(distinct) == 1 and distinct[0].family not in ("attention", "window", "linear", "power"):
-        choices.append(staying(distinct))
+    stays = len(distinct) == 1 and distinct[0].family not in ("attention", "window", "linear", "power")
     swaps = [Swap.attention()] if heads is None else []
     swaps += [Swap.attention(heads, window) for window in WINDOWS if window < context]
     degrees = [p for p in KERNEL_DEGREES if p > 1]
-    swaps += [Swap.of("linear", heads), *(Swap.power(p, heads, normalize=p % 2 == 0) for p in degrees)]
+    swaps += [Swap.of("linear", heads), *(_power(p, heads) for p in degrees)]
+    choices = [staying(distinct)] if stays else []
     choices += [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
-    shapes = same_weights(own) if own is not None else []
+    shapes = same_weights(own) if own else []
     choices += [choice_of(spec, _power(p, shape), distinct, reshaped=True) for shape in shapes for p in degrees]
     return _distinct(choices)
 
@@ -170,7 +181,7 @@ def keeping_every_key(spec: ModelSpec, distinct: tuple[Mixer, ...]) -> Choice:
     return Choice(None, mixers, "attention")
 
 
-def _power(p: int, shape: HeadShape) -> Swap:
+def _power(p: int, shape: HeadShape | None) -> Swap:
     return Swap.power(p, shape, normalize=p % 2 == 0)
 
 

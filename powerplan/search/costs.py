@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import add
+from functools import cache, partial
 
 import msgspec
 
@@ -33,27 +33,16 @@ class Cost(msgspec.Struct, frozen=True):
     decode_half_bytes: int
     scaled_state_flops: tuple[int, ...]
 
-    def __add__(self, other: Cost) -> Cost:
+    def plus(self, other: Cost, count: int = 1) -> Cost:
+        """Return this cost and `count` times the other one, which is taken away where `count` is negative."""
+        flops = zip(self.scaled_state_flops, other.scaled_state_flops, strict=True)
         return Cost(
-            self.weight_flops_per_token + other.weight_flops_per_token,
-            self.parameters + other.parameters,
-            self.state_elements + other.state_elements,
-            self.state_half_bytes + other.state_half_bytes,
-            self.decode_half_bytes + other.decode_half_bytes,
-            tuple(map(add, self.scaled_state_flops, other.scaled_state_flops)),
-        )
-
-    def __sub__(self, other: Cost) -> Cost:
-        return self + other * -1
-
-    def __mul__(self, count: int) -> Cost:
-        return Cost(
-            self.weight_flops_per_token * count,
-            self.parameters * count,
-            self.state_elements * count,
-            self.state_half_bytes * count,
-            self.decode_half_bytes * count,
-            tuple(flops * count for flops in self.scaled_state_flops),
+            self.weight_flops_per_token + count * other.weight_flops_per_token,
+            self.parameters + count * other.parameters,
+            self.state_elements + count * other.state_elements,
+            self.state_half_bytes + count * other.state_half_bytes,
+            self.decode_half_bytes + count * other.decode_half_bytes,
+            tuple([one + count * more for one, more in flops]),
         )
 
     @property
@@ -80,9 +69,13 @@ class CostBasis:
         """The longest context, which limits, windows and state refer to."""
         return self.contexts[-1]
 
+    def scaled_flops(self, cost: Cost) -> int:
+        """Return 2t times the forward FLOPs per token, weights and state, at the longest context t."""
+        return 2 * self.longest * cost.weight_flops_per_token + cost.scaled_state_flops[-1]
+
     def flops_per_token(self, cost: Cost) -> Fraction:
         """Return the forward FLOPs per token at the longest context, weights and state."""
-        return cost.weight_flops_per_token + Fraction(cost.scaled_state_flops[-1], 2 * self.longest)
+        return Fraction(self.scaled_flops(cost), 2 * self.longest)
 
     def wsfr(self, cost: Cost, index: int = -1) -> Fraction | None:
         """Return the weight-state FLOP ratio at one of the contexts; None without state."""
@@ -94,15 +87,14 @@ class CostBasis:
         width = DTYPE_BYTES[self.dtype]
         matmul = int(total(mixer.matmul_terms(hidden)))
         outside = total((*mixer.other_terms(hidden), *mixer.idle_terms(hidden)))
+        flops = [2 * t * total(mixer.state_flops_terms(t, self.convention)) for t in self.contexts]
         return Cost(
             weight_flops_per_token=2 * matmul,
             parameters=matmul + int(outside),
             state_elements=mixer.state_size(self.longest).elements,
             state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, width)),
             decode_half_bytes=_whole(2 * mixer.decode_bytes(self.longest, width)),
-            scaled_state_flops=tuple(
-                _whole(2 * t * total(mixer.state_flops_terms(t, self.convention))) for t in self.contexts
-            ),
+            scaled_state_flops=tuple(map(_whole, flops)),
         )
 
     def of_model(self, accounting: Accounting) -> Cost:
@@ -118,10 +110,6 @@ class CostBasis:
             scaled_state_flops=tuple(_whole(2 * row.context * row.state_flops_per_token) for row in rows),
         )
 
-    def nothing(self) -> Cost:
-        """Return the cost of no layer at all."""
-        return Cost(0, 0, 0, 0, 0, (0,) * len(self.contexts))
-
 
 def _whole(value: int | Fraction) -> int:
     exact = Fraction(value)
@@ -130,33 +118,21 @@ def _whole(value: int | Fraction) -> int:
 
 
 class ScopeCosts:
-    """The costs of plans over one scope of a model.
-
-    rest: what is left of the model's cost without the mixers of the scope.
-    """
+    """The costs of plans over one scope of a model. rest: that of the model without the mixers of the scope."""
 
     def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
         self.scope, self.basis = scope, basis
-        self.hidden = accounting.spec.hidden_size
-        self._by_mixer: dict[Mixer, Cost] = {}
-        self.rest = basis.of_model(accounting) - self._sum(scope.distinct, scope.counts)
-
-    def of(self, mixer: Mixer) -> Cost:
-        """Return the cost of a mixer in one layer."""
-        if mixer not in self._by_mixer:
-            self._by_mixer[mixer] = self.basis.of_mixer(mixer, self.hidden)
-        return self._by_mixer[mixer]
+        # The cost of a mixer in one layer.
+        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_mixer, hidden=accounting.spec.hidden_size))
+        self.rest = basis.of_model(accounting).plus(self.layers(scope.distinct, scope.counts), -1)
 
     def uniform(self, choice: Choice) -> Cost:
         """Return the cost of the model with `choice` in every layer of the scope."""
-        return self.rest + self.layers(choice, self.scope.counts)
+        return self.layers(choice.mixers, self.scope.counts).plus(self.rest)
 
-    def layers(self, choice: Choice, counts: tuple[int, ...]) -> Cost:
-        """Return the cost of `choice` in `counts` layers of each distinct mixer of the scope."""
-        return self._sum(choice.mixers, counts)
-
-    def _sum(self, mixers: Iterable[Mixer], counts: Iterable[int]) -> Cost:
-        cost = self.basis.nothing()
+    def layers(self, mixers: Iterable[Mixer], counts: Iterable[int]) -> Cost:
+        """Return the cost of `counts` layers of each of these mixers."""
+        cost = Cost(0, 0, 0, 0, 0, (0,) * len(self.basis.contexts))
         for mixer, count in zip(mixers, counts, strict=True):
-            cost += self.of(mixer) * count
+            cost = cost.plus(self.of(mixer), count)
         return cost

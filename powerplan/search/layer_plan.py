@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import gcd
 
 import msgspec
 
-from powerplan.mixers import AnyMixer, Mixer
+from powerplan.mixers import AnyMixer
 from powerplan.search.choices import Choice, Scope
 from powerplan.spec import Layer, ModelSpec, group_layers
+from powerplan.swap.value import AS_IS
 
 LONGEST_PERIOD = 8
 """Layers after which a pattern still counts as regular: 3:1, 1:5, 5:3 are, 13 of 32 is not."""
@@ -59,9 +61,9 @@ class LayerPlan:
         return self.main.swap is None and self.other is None
 
     @property
-    def families(self) -> set[str]:
+    def families(self) -> frozenset[str]:
         """The families that its mixers belong to."""
-        return {mixer.family for choice in self.choices for mixer in choice.mixers}
+        return self.main.families | self.other.families if self.other else self.main.families
 
     @property
     def regular(self) -> bool:
@@ -77,28 +79,45 @@ class LayerPlan:
         names = (choice.mixers[0].kind if choice.swap is None else choice.text for choice, _ in parts)
         return " + ".join(f"{name} x{count}" for name, (_, count) in zip(names, parts, strict=True)) + rest
 
-    def mixers(self) -> dict[int, Mixer]:
-        """Return the mixer of every layer of the scope, by position."""
-        exceptions = set(exception_places(self.layers, self.count)) if self.other is not None else set()
-        mixers = {}
-        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
-            choice = self.other if self.other is not None and index in exceptions else self.main
-            mixers[position] = choice.mixers[self.scope.distinct.index(own)]
-        return mixers
+    def label(self) -> str:
+        """Return the plan for a table: "9 power p=2 6x128 + 3 power p=2", "window 7,084"."""
+        if self.unchanged:
+            return AS_IS
+        if self.other is None:
+            return f"{self.main.label}{self._growing}"
+        return f"{self.layers - self.count} {self.main.label} + {self.count} {self.other.label}{self._growing}"
+
+    def resized_label(self, spec: ModelSpec) -> str:
+        """Return the plan in a resized model, with the heads that it has there: "16 power p=2 9x128 + 5 mla"."""
+        if self.unchanged:
+            return AS_IS
+        chosen = {mixer.describe() for choice in self.choices for mixer in choice.mixers}
+        counts: Counter[tuple[str, str]] = Counter()
+        for mixer, count in spec.mixer_counts():
+            if mixer.describe() in chosen:
+                heads = mixer.own_heads()
+                counts[mixer.label, f" {heads.label()}" if heads else ""] += count
+        shapes = {shape for _, shape in counts}
+        if len(counts) == 1:
+            return "".join(*counts) + self._growing
+        if len(shapes) == 1:
+            names = " + ".join(f"{count} {name}" for (name, _), count in counts.items())
+            return f"{names},{shapes.pop()}{self._growing}"
+        return " + ".join(f"{count} {name}{shape}" for (name, shape), count in counts.items()) + self._growing
+
+    @property
+    def _growing(self) -> str:
+        return " (growing)" if self.scope.marked else ""
 
     def build(self, spec: ModelSpec) -> ModelSpec:
         """Return the model with the plan's mixers in its layers."""
         if self.unchanged:
             return spec
         layers = [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
-        mixers = self.mixers()
-        changed = [
-            Layer(mixer=_any(mixers[position]), ffn=layer.ffn) if position in mixers else layer
-            for position, layer in enumerate(layers)
-        ]
-        return msgspec.structs.replace(spec, layers=group_layers(changed))
-
-
-def _any(mixer: Mixer) -> AnyMixer:
-    assert isinstance(mixer, AnyMixer)
-    return mixer
+        exceptions = exception_places(self.layers, self.count) if self.other else []
+        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
+            choice = self.other if self.other and index in exceptions else self.main
+            mixer = choice.mixers[self.scope.distinct.index(own)]
+            assert isinstance(mixer, AnyMixer)
+            layers[position] = Layer(mixer=mixer, ffn=layers[position].ffn)
+        return msgspec.structs.replace(spec, layers=group_layers(layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
 from powerplan.errors import InfeasibleError
@@ -40,16 +41,16 @@ class Demand:
     option: str
     needed: Fraction
     allowed: Fraction
-    unit: str
-
-    @property
-    def met(self) -> bool:
-        return self.needed <= self.allowed
+    unit: str = "bytes"
 
     @property
     def excess(self) -> Fraction:
         """How many times what is allowed is needed."""
         return self.needed / self.allowed
+
+    @property
+    def met(self) -> bool:
+        return self.needed <= self.allowed
 
     def amounts(self) -> str:
         """Return "2.25 GiB, 4.5 times the 512 MiB allowed"."""
@@ -57,10 +58,6 @@ class Demand:
         if self.unit == "bytes":
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
         return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
-
-    def describe(self) -> str:
-        """Return "over --max-state: 2.25 GiB, 4.5 times the 512 MiB allowed"."""
-        return f"over {self.option}: {self.amounts()}"
 
 
 class Checker:
@@ -82,39 +79,31 @@ class Checker:
         limits, cost = self.limits, trial.cost
         demands = []
         if limits.max_state is not None:
-            demands.append(Demand("--max-state", cost.state_bytes, Fraction(limits.max_state), "bytes"))
+            demands.append(Demand("--max-state", cost.state_bytes, Fraction(limits.max_state)))
         if limits.max_decode is not None:
-            demands.append(Demand("--max-decode-bytes", self.decode_bytes(trial), Fraction(limits.max_decode), "bytes"))
+            demands.append(Demand("--max-decode-bytes", self.decode_bytes(trial), Fraction(limits.max_decode)))
         if limits.flops is not None:
             flops = TRAINING_PASSES * self.basis.flops_per_token(cost) * (limits.tokens or self.basis.longest)
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            needed = cost.parameters * self.bytes_per_weight + cost.state_bytes
-            demands.append(Demand("--hardware", needed, memory, "bytes"))
+            demands.append(Demand("--hardware", cost.parameters * self.bytes_per_weight + cost.state_bytes, memory))
         return demands
 
-    def meets(self, trial: Trial) -> bool:
-        return all(demand.met for demand in self.demands(trial))
+    def unmet(self, trial: Trial) -> tuple[Demand, ...]:
+        """Return the demands of a candidate that are more than what is allowed."""
+        return tuple(demand for demand in self.demands(trial) if not demand.met)
 
     def infeasible(self, trials: Sequence[Trial]) -> InfeasibleError:
         """Return the error that names the constraint that binds, and by how much, where no candidate is left."""
-        checked = [(trial, self.demands(trial)) for trial in trials]
-        impossible = []
-        for place in range(len(checked[0][1])):
-            least = min((demands[place] for _, demands in checked), key=lambda demand: demand.excess)
-            if not least.met:
-                impossible.append(least)
-        if impossible:
-            worst = max(impossible, key=lambda demand: demand.excess)
+        checked, excess = [(trial, self.demands(trial)) for trial in trials], attrgetter("excess")
+        by_limit = zip(*(demands for _, demands in checked), strict=True)
+        worst = max((min(demands, key=excess) for demands in by_limit), key=excess)
+        if not worst.met:
             least_text = f"even the least of {len(trials):,} candidates" if len(trials) > 1 else "the only candidate"
             return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}")
-
-        def worst_excess(pair: tuple[Trial, list[Demand]]) -> tuple[Fraction, str]:
-            return max(demand.excess for demand in pair[1]), pair[0].plan.text()
-
-        nearest, demands = min(checked, key=worst_excess)
-        worst = max(demands, key=lambda demand: demand.excess)
+        nearest, demands = min(checked, key=lambda pair: (max(map(excess, pair[1])), pair[0].plan.text()))
+        worst = max(demands, key=excess)
         others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
         return InfeasibleError(
             f"{worst.option}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "

@@ -25,7 +25,8 @@ NEAR = log(5 / 4)
 BAND = log(2) / 2
 """Width of the bands in which plans further from the target count as equally far: half a doubling."""
 
-_FAMILY_ORDER = {"power": 0, "attention": 0, "mla": 0, "window": 1, "linear": 2}
+_FAMILY_ORDER = {"window": 1, "linear": 2}
+"""Families that rank after all others, which are 0."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,8 @@ class Ranking:
             if not state:
                 return inf
             ratio = 2 * context * cost.weight_flops_per_token / state
-            if softmax is None:
-                distance = log(ratio / float(self.search.target))
-            else:
-                distance = log((1 + 1 / ratio) / (1 + 1 / softmax))
-            worst = max(worst, abs(distance))
+            relative = ratio / float(self.search.target) if softmax is None else (1 + 1 / ratio) / (1 + 1 / softmax)
+            worst = max(worst, abs(log(relative)))
         return worst
 
     @cached_property
@@ -74,36 +72,33 @@ class Ranking:
         """Whether the model as it is would best be left so."""
         return trial.plan.unchanged and self.distance(trial) <= NEAR
 
-    def weights_kept(self, trial: Trial) -> bool:
-        """Whether the projections stay what they are; MLA's successors, as near as heads allow, count as that."""
-        return self.keep == "flops" or not any(choice.fewer_kv_heads for choice in trial.plan.choices)
-
     def key(self, trial: Trial) -> tuple[object, ...]:
         """Return what candidates are sorted by; the first that differs decides."""
         plan, cost, distance = trial.plan, trial.cost, self.distance(trial)
+        choices = plan.choices
         balanced = distance <= BALANCED or (plan.unchanged and distance <= NEAR)
         tier = 0 if balanced else 1 if distance <= NEAR else 2
         band = int((distance - NEAR) / BAND) if tier == 2 and distance < inf else tier
-        # Power attention of degree 1 is linear attention.
-        families = plan.families | {"linear" for choice in plan.choices if choice.degree == 1}
-        steps = [self._head_dim_steps(choice) for choice in plan.choices]
+        # Projections that replace MLA's, as near as heads allow, count as weights that stay.
+        smaller_weights = self.keep == "weights" and any(choice.fewer_kv_heads for choice in choices)
+        steps = [self._head_dim_steps(choice) for choice in choices]
         return (
             trial.wasteful,
-            not self.weights_kept(trial),
+            smaller_weights,
             tier,
             band,
-            self._wrong_side(trial),
+            self.prefer is not None and self._wrong_side(trial),
             not plan.unchanged,
-            not all(choice.has_kernel for choice in plan.choices),
-            max((_FAMILY_ORDER.get(family, 0) for family in families), default=0),
-            max(degree_penalty(choice) for choice in plan.choices),
+            not all(choice.has_kernel for choice in choices),
+            max(map(_family_order, choices)),
+            max(map(degree_penalty, choices)),
             max(steps) > 1,
-            len(plan.choices),
+            len(choices),
             sum(steps),
-            len({choice.degree for choice in plan.choices if choice.degree}),
+            len({choice.degree for choice in choices if choice.degree}),
             not plan.regular,
             cost.state_half_bytes,
-            self.time(trial) if self.time else self.search.basis.flops_per_token(cost),
+            self.time(trial) if self.time else self.search.basis.scaled_flops(cost),
             distance,
             cost.parameters,
             plan.text(),
@@ -111,16 +106,21 @@ class Ranking:
 
     def _head_dim_steps(self, choice: Choice) -> int:
         """Return how many doublings or halvings lie between the head dims of a choice and the model's own."""
-        heads = choice.mixers[0].own_heads()
-        if not choice.reshaped or heads is None or self.search.own_head_dim is None:
+        heads = choice.mixers[0].own_heads() if choice.reshaped else None
+        if heads is None or self.search.own_head_dim is None:
             return 0
         return ceil(abs(log2(heads.head_dim / self.search.own_head_dim)))
 
     def _wrong_side(self, trial: Trial) -> bool:
         ratio = self.search.basis.wsfr(trial.cost)
-        if self.prefer is None or ratio is None:
+        if ratio is None:
             return False
         return ratio < self.search.target if self.prefer == "weights" else ratio > self.search.target
+
+
+def _family_order(choice: Choice) -> int:
+    """Return the rank of what a choice puts into layers; power attention of degree 1 is linear attention."""
+    return 2 if choice.degree == 1 else max((_FAMILY_ORDER.get(family, 0) for family in choice.families), default=0)
 
 
 def degree_penalty(choice: Choice) -> int:
@@ -137,6 +137,5 @@ def sort_of(trial: Trial) -> tuple[object, ...]:
     if plan.is_mix:
         return ("mix", plan.scope.partial, *sorted(choice.family for choice in plan.choices))
     if main.degree and main.degree > 1:
-        plain = not main.reshaped and not main.fewer_kv_heads and not main.sets_normalize
-        return ("power", plan.scope.partial, main.degree if plain else "shaped", main.fewer_kv_heads)
+        return ("power", plan.scope.partial, main.degree if main.plain else "shaped", main.fewer_kv_heads)
     return (*sorted(plan.families), plan.scope.partial)

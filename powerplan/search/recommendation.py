@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cache
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Keep, Side
@@ -17,11 +18,10 @@ from powerplan.mixers.formulas import total
 from powerplan.roofline import Roofline, TokenTimes
 from powerplan.search.choices import FAMILIES, NAMED_KINDS
 from powerplan.search.costs import CostBasis
-from powerplan.search.labels import choice_label, plan_label, resized_label
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.limits import Checker, Demand, Limits
 from powerplan.search.ranking import Ranking, sort_of
-from powerplan.search.resize import flops_per_token, resized, resized_alike
+from powerplan.search.resize import resized, resized_alike
 from powerplan.search.trials import Excess, Search, Trial
 from powerplan.spec import ModelSpec
 from powerplan.swap import renamed
@@ -33,12 +33,6 @@ MIX = "mix"
 SELECTABLE = (*FAMILIES, MIX, *NAMED_KINDS)
 """What `--only` and `--exclude` take."""
 
-SORTS_SHOWN = 6
-"""Sorts of candidates in a table, besides those that are always there."""
-
-PROCESSORS = {"torch": "CPU", "triton": "GPU"}
-"""The processor that each engine of powerplan.kernels runs on."""
-
 RESIZED = 24
 """Best candidates that `--keep flops` resizes, besides the best of each sort."""
 
@@ -48,15 +42,13 @@ class Request:
     """What a recommendation has to respect.
 
     contexts: in tokens. The worst of them decides; limits, windows and state refer to the longest.
-    target: the weight-state FLOP ratio that is wanted.
-    limits: what every candidate must meet.
-    only, exclude: words of SELECTABLE.
-    prefer: the side that should be the heavier one, where one must be.
+    target: the weight-state FLOP ratio that is wanted. limits: what every candidate must meet.
+    only, exclude: words of SELECTABLE. prefer: the side that should be the heavier one, where one must be.
     keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
         the model as it is.
     convention, dtype: how costs are counted, and the dtype of weights and cache.
-    profile: measured times of mixers, in place of rooflines.
-    top: how many sorts of candidates are returned.
+    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
+        those that always are.
     """
 
     contexts: Sequence[int]
@@ -69,25 +61,21 @@ class Request:
     convention: Convention = field(default_factory=Convention)
     dtype: str = "bf16"
     profile: MeasuredTimes | None = None
-    top: int = SORTS_SHOWN
+    top: int = 6
 
     def admits(self, plan: LayerPlan) -> bool:
         """Whether `only` and `exclude` leave a plan."""
-        named = {word for word in self.only if word != MIX}
+        named = set(self.only) - {MIX}
         if MIX in self.exclude and plan.is_mix:
             return False
         if self.only and not named and not plan.is_mix:
             return False
-        allowed = named or set(FAMILIES) | plan.families
-        return plan.families <= allowed and not plan.families & set(self.exclude)
+        return (not named or plan.families <= named) and not plan.families & set(self.exclude)
 
     def check(self) -> None:
         """Raise InputError where the request contradicts itself."""
-        both = sorted(set(self.only) & set(self.exclude))
-        if both:
-            raise InputError(
-                f"{', '.join(both)} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}"
-            )
+        if both := ", ".join(sorted(set(self.only) & set(self.exclude))):
+            raise InputError(f"{both} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}")
         if self.limits.tokens is not None and self.limits.flops is None:
             raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
         if self.limits.devices > 1 and self.limits.device is None:
@@ -95,24 +83,20 @@ class Request:
 
     def roofline(self) -> Roofline | None:
         """Return what gives times: the device that is named, or the one that the profile was measured on."""
-        if self.limits.device is not None:
-            return Roofline(peak_of(self.limits.device), self.profile)
-        peak = self.profile.peak() if self.profile else None
-        return None if peak is None else Roofline(peak, self.profile)
+        device, profile = self.limits.device, self.profile
+        peak = peak_of(device) if device else profile.peak() if profile else None
+        return Roofline(peak, profile) if peak else None
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One plan with its model and its numbers.
 
-    label: its name in a table.
-    rows: the numbers at the contexts of the request, in their order.
-    parameters: of the model, all experts included.
-    unmet: the limits that it does not meet.
+    label: its name in a table. rows: the numbers at the contexts of the request, in their order.
+    parameters: of the model, all experts included. unmet: the limits that it does not meet.
     balanced, near: whether it is on target, and whether the model as it is would best be left so.
     wasteful, excess: whether a mixer costs more than keeping every key, and by how many times each choice does.
-    times: seconds per token on one device; None without a device.
-    tokens: what the FLOPs of the limits buy; None without them.
+    times: seconds per token on one device, None without a device. tokens: what the FLOPs of the limits buy, if any.
     """
 
     plan: LayerPlan
@@ -164,11 +148,9 @@ class BalancedWindow:
 class Recommendation:
     """Candidates in order, the recommended one first.
 
-    base: the model as it is.
-    searched: how many candidates were compared.
+    base: the model as it is. searched: how many candidates were compared.
     balanced_context, balanced_window: where the model as it is balances, in tokens.
-    chunks: chunk sizes of the recommended model.
-    movable: whether any layer can take another mixer.
+    chunks: chunk sizes of the recommended model. movable: whether any layer can take another mixer.
     """
 
     base: Accounting
@@ -189,10 +171,6 @@ class Recommendation:
 def recommend(spec: ModelSpec, request: Request) -> Recommendation:
     """Search the plans for a model, and return the best of each sort, ranked.
 
-    Args:
-        spec: the model as it is.
-        request: contexts, target and limits.
-
     Raises:
         InputError: the request contradicts itself or admits nothing, or the model has no state.
         InfeasibleError: no plan meets the limits.
@@ -205,47 +183,48 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
     search = Search(base, basis, request.target, request.admits, request.only)
     trials = search.trials()
     if not trials:
-        raise _nothing_left(spec, request)
+        words = {"only": request.only, "exclude": request.exclude}
+        options = [f"{parameter(name)} {','.join(sorted(kinds))}" for name, kinds in words.items() if kinds]
+        raise InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
     roofline = request.roofline()
     ranking = Ranking(search, request.prefer, request.keep, _training_time(search, roofline))
-    checker = Checker(request.limits, base, basis)
     if request.keep == "flops":
-        shown, resized_models, search, ranking = _resized(search, ranking, trials, request)
-        models = {trial: _named(trial.plan, resized_models[trial], spec, request.keep) for trial in shown}
-        checkers = {
-            trial: Checker(request.limits, Accounting(models[trial], request.convention), basis) for trial in shown
-        }
+        models, search, ranking = _resized(search, ranking, trials, request)
     else:
-        feasible = {id(trial) for trial in trials if checker.meets(trial)}
-        if not feasible:
+        checker = Checker(request.limits, base, basis)
+        unmet = {id(trial): bool(checker.unmet(trial)) for trial in trials}
+        if all(unmet.values()):
             raise checker.infeasible(trials)
-        ordered = sorted(trials, key=lambda trial: (id(trial) not in feasible, ranking.key(trial)))
-        shown = _selection(ordered, request.top, ranking)
-        models = {trial: _named(trial.plan, trial.plan.build(spec), spec, request.keep) for trial in shown}
-        checkers = dict.fromkeys(shown, checker)
+        ordered = sorted(trials, key=lambda trial: (unmet[id(trial)], ranking.key(trial)))
+        models = {trial: trial.plan.build(spec) for trial in _selection(ordered, request.top, ranking)}
 
-    def candidate(trial: Trial) -> Candidate:
-        accounting = Accounting(models[trial], request.convention)
-        rows = tuple(accounting.row(context, request.dtype) for context in basis.contexts)
+    def candidate(trial: Trial, model: ModelSpec) -> Candidate:
         plan, budget = trial.plan, request.limits.flops
+        label = plan.label() if request.keep == "weights" else plan.resized_label(model)
+        if not plan.unchanged:
+            text = label if plan.is_mix or plan.scope.partial else plan.text()
+            model = renamed(model, spec.name, text if request.keep == "weights" else f"{label}, resized")
+        accounting = Accounting(model, request.convention)
+        rows = tuple(accounting.row(context, request.dtype) for context in basis.contexts)
         return Candidate(
             plan=plan,
-            label=plan_label(plan) if request.keep == "weights" else resized_label(plan, models[trial]),
-            spec=models[trial],
+            label=label,
+            spec=model,
             rows=rows,
             parameters=accounting.total_parameters.with_embeddings,
-            unmet=tuple(demand for demand in checkers[trial].demands(trial) if not demand.met),
+            unmet=Checker(request.limits, accounting, basis).unmet(trial),
             balanced=ranking.balanced(trial),
             near=ranking.near(trial),
             wasteful=trial.wasteful,
             excess=() if plan.unchanged else tuple(search.excess(plan.scope, choice) for choice in plan.choices),
-            times=roofline.times(models[trial], rows[-1]) if roofline else None,
+            times=roofline.times(model, rows[-1]) if roofline else None,
             tokens=None if budget is None else int(budget // train_flops(rows[-1])),
         )
 
-    candidates = sorted(map(candidate, shown), key=lambda candidate: not candidate.feasible)
+    candidates = sorted(map(candidate, models, models.values()), key=lambda candidate: not candidate.feasible)
     if not candidates[0].feasible:
-        raise checkers[shown[0]].infeasible(shown)
+        raise Checker(request.limits, Accounting(candidates[0].spec, request.convention), basis).infeasible([*models])
+    window = search.balanced_window(search.scopes[0]) if search.scopes else None
     return Recommendation(
         base=base,
         request=request,
@@ -253,33 +232,10 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         candidates=tuple(candidates),
         searched=len(trials),
         balanced_context=base.balanced_context(request.target),
-        balanced_window=_balanced_window(search),
+        balanced_window=BalancedWindow(window, search.scopes[0].partial) if window else None,
         chunks=_chunks(candidates[0].plan, request),
         movable=bool(search.scopes),
     )
-
-
-def _nothing_left(spec: ModelSpec, request: Request) -> InputError:
-    options = [f"{parameter('only')} {','.join(sorted(request.only))}"] if request.only else []
-    options += [f"{parameter('exclude')} {','.join(sorted(request.exclude))}"] if request.exclude else []
-    return InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
-
-
-def _balanced_window(search: Search) -> BalancedWindow | None:
-    """Return the window that balances the model as it is, in as many of its layers as can have one."""
-    if not search.scopes:
-        return None
-    tokens = search.balanced_window(search.scopes[0])
-    return None if tokens is None else BalancedWindow(tokens, search.scopes[0].partial)
-
-
-def _named(plan: LayerPlan, built: ModelSpec, base: ModelSpec, keep: Keep) -> ModelSpec:
-    """Return the model under a name that says what it is: a `--mixer` text, or a mix in words."""
-    if plan.unchanged:
-        return built
-    if keep == "flops":
-        return renamed(built, base.name, f"{resized_label(plan, built)}, resized")
-    return renamed(built, base.name, plan_label(plan) if plan.is_mix or plan.scope.partial else plan.text())
 
 
 def _always_shown(trial: Trial, ranking: Ranking) -> bool:
@@ -289,9 +245,8 @@ def _always_shown(trial: Trial, ranking: Ranking) -> bool:
         return True
     if main.fewer_kv_heads and not plan.scope.partial:
         return ranking.balanced(trial)
-    if plan.is_mix or plan.scope.partial or main.reshaped:
-        return False
-    return main.family == "window" or (main.degree in (2, 3) and not main.sets_normalize)
+    known = main.plain and (main.family == "window" or main.degree in (2, 3))
+    return known and not plan.is_mix and not plan.scope.partial
 
 
 def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:
@@ -304,13 +259,13 @@ def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:
 
 def _resized(
     search: Search, ranking: Ranking, trials: list[Trial], request: Request
-) -> tuple[list[Trial], dict[Trial, ModelSpec], Search, Ranking]:
+) -> tuple[dict[Trial, ModelSpec], Search, Ranking]:
     """Return the best candidates, each resized to the FLOPs of the model as it is, ranked by their new numbers.
 
     What balances a model of one size does not quite balance one of another. So the search is repeated at the size that
     the first winner has, and that search and its ranking are returned too.
     """
-    goal = flops_per_token(search.spec, search.basis.longest, request.convention)
+    goal = search.accounting.row(search.basis.longest).flops_per_token
     models = _all_resized(search, ranking, trials, goal)
     if not models:
         raise InputError(f"{search.spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
@@ -323,7 +278,8 @@ def _resized(
         if resized_again:
             unchanged = {trial: model for trial, model in models.items() if trial.plan.unchanged}
             search, ranking, models = again, order, resized_again | unchanged
-    return _selection(sorted(models, key=ranking.key), request.top, ranking), models, search, ranking
+    shown = _selection(sorted(models, key=ranking.key), request.top, ranking)
+    return {trial: models[trial] for trial in shown}, search, ranking
 
 
 def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, ModelSpec]:
@@ -334,9 +290,7 @@ def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fr
     for trial in dict.fromkeys([*ordered[:RESIZED], *_selection(ordered, len(ordered), ranking)]):
         if trial.plan.unchanged:
             models[trial] = search.spec
-            continue
-        model = resized(search.spec, trial.plan, goal, basis.longest, basis.convention)
-        if model is not None:
+        elif model := resized(search.spec, trial.plan, goal, basis.longest, basis.convention):
             models[trial._replace(cost=basis.of_model(Accounting(model, basis.convention)))] = model
     return models
 
@@ -346,21 +300,18 @@ def _training_time(search: Search, given: Roofline | None) -> Callable[[Trial], 
     if given is None or given.profile is None:
         return None
     profile, peak, basis = given.profile, float(given.peak.flops_per_s), search.basis
-    by_mixer: dict[Mixer, float] = {}
 
+    @cache
     def mixer_time(mixer: Mixer) -> float:
-        if mixer not in by_mixer:
-            timing = profile.training_time(mixer, basis.longest)
-            flops = float(total(mixer.state_flops_terms(basis.longest, basis.convention)))
-            roofline = TRAINING_PASSES * flops / peak
-            by_mixer[mixer] = roofline if isinstance(timing, Unmeasured) else timing.seconds
-        return by_mixer[mixer]
+        time = profile.training_time(mixer, basis.longest)
+        if isinstance(time, Unmeasured):
+            return TRAINING_PASSES * float(total(mixer.state_flops_terms(basis.longest, basis.convention))) / peak
+        return time
 
     def time(trial: Trial) -> float:
-        plan, counts = trial.plan, search.split(trial.plan)
         return TRAINING_PASSES * trial.cost.weight_flops_per_token / peak + sum(
             mixer_time(mixer) * count
-            for choice, layers in zip(plan.choices, counts, strict=True)
+            for choice, layers in zip(trial.plan.choices, search.split(trial.plan), strict=True)
             for mixer, count in zip(choice.mixers, layers, strict=True)
         )
 
@@ -374,19 +325,18 @@ def _chunks(plan: LayerPlan, request: Request) -> tuple[Chunk, ...]:
     are GPUs; else that of a CPU and that of a GPU.
     """
     profile, chunks = request.profile, []
-    engines = ("torch", "triton") if request.limits.device is None else ("triton",)
-    for choice in plan.choices:
-        for mixer in choice.mixers:
-            if mixer.degree is None:
-                continue
-            label, own, heads = choice_label(choice), getattr(mixer, "chunk_size", None), mixer.own_heads()
-            best = profile.best_chunk(mixer) if profile else None
-            if profile and best:
-                chunks.append(Chunk(label, best[0], f"the fastest of {best[1]} in {profile.path}"))
-            elif own is not None:
-                chunks.append(Chunk(label, own, "the model's own"))
-            elif heads is not None:
-                for engine in engines:
-                    size = default_chunk_size(heads.head_dim, mixer.degree, engine)
-                    chunks.append(Chunk(label, size, f"the kernels' default on a {PROCESSORS[engine]}"))
+    processors = {"torch": "CPU", "triton": "GPU"} if request.limits.device is None else {"triton": "GPU"}
+    for label, mixer in [(choice.label, mixer) for choice in plan.choices for mixer in choice.mixers]:
+        own, heads = getattr(mixer, "chunk_size", None), mixer.own_heads()
+        best = profile.best_chunk(mixer) if profile else None
+        if mixer.degree is None:
+            continue
+        if profile and best:
+            chunks.append(Chunk(label, best[0], f"the fastest of {best[1]} in {profile.path}"))
+        elif own is not None:
+            chunks.append(Chunk(label, own, "the model's own"))
+        elif heads is not None:
+            for engine, processor in processors.items():
+                size = default_chunk_size(heads.head_dim, mixer.degree, engine)
+                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}"))
     return tuple(dict.fromkeys(chunks))

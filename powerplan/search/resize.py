@@ -12,21 +12,16 @@ import msgspec
 
 from powerplan.accounting import Accounting
 from powerplan.mixers import Convention
+from powerplan.mixers.formulas import total
 from powerplan.search.choices import scopes
 from powerplan.search.layer_plan import LayerPlan
-from powerplan.spec import Layer, LayerGroup, ModelSpec
+from powerplan.spec import Layer, ModelSpec
 
 FLOPS_TOLERANCE = Fraction(1, 50)
 """Share by which the FLOPs may miss where that keeps the shape better: 2 %."""
 
 MOST_ASPECT_CHANGE = 2
 """Factor by which width over depth may change: few heads make coarse steps of width."""
-
-
-def flops_per_token(spec: ModelSpec, context: int, convention: Convention) -> Fraction:
-    """Return the forward FLOPs per token, weights and state."""
-    accounting = Accounting(spec, convention)
-    return accounting.weight_flops_per_token + accounting.state_flops_per_token(context)
 
 
 def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, convention: Convention) -> ModelSpec | None:
@@ -36,7 +31,7 @@ def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, conv
     if parts is None:
         return None
     # FLOPs grow about as width^2 times depth, and both grow by the same factor.
-    growth = (float(goal) / float(flops_per_token(first, context, convention))) ** (1 / 3)
+    growth = (float(goal) / float(Accounting(first, convention).row(context).flops_per_token)) ** (1 / 3)
     middle = round(parts * growth)
     sizes: list[tuple[bool, float, float, ModelSpec]] = []
     for heads in range(max(1, middle - 2), middle + 3):
@@ -48,8 +43,8 @@ def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, conv
             model = _deepened(base, plan, depth, width)
             if model is None:
                 break
-            flops = flops_per_token(model, context, convention)
-            head = 2 * sum(term.value for term in model.head_terms()) if convention.lm_head else 0
+            flops = Accounting(model, convention).row(context).flops_per_token
+            head = 2 * total(model.head_terms()) if convention.lm_head else 0
             miss = abs(float(flops / goal) - 1)
             aspect = (heads / parts) / (model.layer_count / base.layer_count)
             if 1 / MOST_ASPECT_CHANGE <= aspect <= MOST_ASPECT_CHANGE:
@@ -63,12 +58,8 @@ def resized(base: ModelSpec, plan: LayerPlan, goal: Fraction, context: int, conv
 
 def resized_alike(base: ModelSpec, other: ModelSpec) -> ModelSpec | None:
     """Return `base` with its own mixers in the width and about the depth of `other`; None where heads forbid it."""
-    width = Fraction(other.hidden_size, base.hidden_size)
     parts = _width_parts(base)
-    if parts is None:
-        return None
-    if (width * parts).denominator != 1:
-        width = Fraction(round(width * parts), parts)
+    width = Fraction(round(Fraction(other.hidden_size, base.hidden_size) * parts), parts) if parts else None
     return _widened(_deeper(base, Fraction(other.layer_count, base.layer_count)), width) if width else None
 
 
@@ -107,11 +98,4 @@ def _widened(spec: ModelSpec, width: Fraction) -> ModelSpec | None:
         mixer, ffn = layer.mixer, layer.ffn
         return Layer(mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
 
-    groups = []
-    for group in spec.layers:
-        period = tuple(wider(layer) for layer in group.period)
-        if group.pattern is None:
-            groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
-        else:
-            groups.append(LayerGroup(repeat=group.repeat, pattern=period))
-    return msgspec.structs.replace(spec, hidden_size=int(hidden), layers=tuple(groups))
+    return msgspec.structs.replace(spec.map_layers(wider), hidden_size=int(hidden))

@@ -32,99 +32,54 @@ class Solution:
     beyond: Row
 
 
-@dataclass(frozen=True)
-class _Question:
-    """A model, and under what its numbers are counted."""
-
-    spec: ModelSpec
-    context: int
-    target: Fraction
-    convention: Convention
-    dtype: str
-
-    def row(self, swap: Swap) -> Row:
-        return Accounting(swapped(self.spec, swap)[0], self.convention).row(self.context, self.dtype)
-
-
 def solve(
-    spec: ModelSpec,
-    unknown: Unknown,
-    context: int,
-    target: Fraction,
-    convention: Convention,
-    dtype: str = "bf16",
+    spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: str = "bf16"
 ) -> Solution:
-    """Return the largest context, window or degree that keeps the ratio at `target` or above.
+    """Return the largest context, window or degree, in every layer, that keeps the ratio at `target` or above.
 
-    Args:
-        spec: the model.
-        unknown: what is looked for, in every layer.
-        context: at how many tokens windows and degrees are judged.
-        target: weight FLOPs over state FLOPs.
-        convention: what is counted.
-        dtype: of weights and cache, for the bytes of the rows.
+    Windows and degrees are judged at `context` tokens. `dtype`, of weights and cache, counts in the bytes of the rows.
 
     Raises:
         InfeasibleError: no value gives the ratio; the message says what it is at the end of the range.
         InputError: the question does not fit this model or form.
     """
-    question = _Question(spec, context, target, convention, dtype)
+    accounting, heads = Accounting(spec, convention), replacement_heads(spec)
+
+    def swap_of(value: int) -> Swap | None:
+        if unknown == "context":
+            return None
+        return Swap.attention(heads, value) if unknown == "window" else Swap.power(value, heads)
+
+    def row(value: int) -> Row:
+        swap = swap_of(value)
+        if swap is None:
+            return accounting.row(value, dtype)
+        return Accounting(swapped(spec, swap)[0], convention).row(context, dtype)
+
+    def light(value: int) -> bool:
+        ratio = row(value).wsfr
+        return ratio is None or ratio >= target
+
     if unknown == "context":
-        return _context(question)
-    if not can_swap(spec):
-        raise InputError(
-            f"{spec.name} has mixers that no other can take the place of", f"{parameter('solve')} {unknown}"
-        )
-    return _window(question) if unknown == "window" else _degree(question)
-
-
-def _context(question: _Question) -> Solution:
-    accounting, target = Accounting(question.spec, question.convention), question.target
-    if not accounting.grows_with_context:
-        raise InputError(
-            f"needs {parameter('form', 'recurrent')}: chunked, state FLOPs can fall as the context grows",
-            f"{parameter('solve')} context",
-        )
-    value = accounting.balanced_context(target)
-    if value is None:
-        first, last = accounting.row(1), accounting.row(MAX_CONTEXT)
-        if first.wsfr is not None and first.wsfr < target:
-            raise InfeasibleError(_never("context", "a context of one token", first, target))
-        raise InfeasibleError(_never("context", "a context of 2^50 tokens", last, target))
-    at, beyond = (accounting.row(tokens, question.dtype) for tokens in (value, value + 1))
-    return Solution("context", value, None, at, beyond)
-
-
-def _window(question: _Question) -> Solution:
-    context, target, heads = question.context, question.target, replacement_heads(question.spec)
-
-    def row(window: int) -> Row:
-        return question.row(Swap.attention(heads, window))
-
-    value = balanced_window(question.spec, context, question.convention, target)
-    if value is None:
-        first = row(1)
-        if first.wsfr is not None and first.wsfr < target:
-            raise InfeasibleError(_never("window", "a window of one token", first, target))
-        raise InfeasibleError(_never("window", f"a window of the whole {context:,} tokens", row(context), target))
-    return Solution("window", value, Swap.attention(heads, value), row(value), row(value + 1))
-
-
-def _degree(question: _Question) -> Solution:
-    target, heads = question.target, replacement_heads(question.spec)
-    rows: list[Row] = []
-    for p in range(1, MAX_DEGREE + 1):
-        rows.append(question.row(Swap.power(p, heads)))
-        ratio = rows[-1].wsfr
-        assert ratio is not None
-        if ratio < target:
-            break
+        if not accounting.grows_with_context:
+            needed = parameter("form", "recurrent")
+            problem = f"needs {needed}: chunked, state FLOPs can fall as the context grows"
+            raise InputError(problem, f"{parameter('solve')} {unknown}")
+        value, last = accounting.balanced_context(target), MAX_CONTEXT
+        at_first, at_last = "a context of one token", "a context of 2^50 tokens"
+    elif not can_swap(spec):
+        problem = f"{spec.name} has mixers that no other can take the place of"
+        raise InputError(problem, f"{parameter('solve')} {unknown}")
+    elif unknown == "window":
+        value, last = balanced_window(spec, context, convention, target), context
+        at_first, at_last = "a window of one token", f"a window of the whole {context:,} tokens"
     else:
-        raise InfeasibleError(_never("degree", f"p = {MAX_DEGREE}", rows[-1], target))
-    value = len(rows) - 1
+        value, last = next((p - 1 for p in range(1, MAX_DEGREE + 1) if not light(p)), None), MAX_DEGREE
+        at_first, at_last = "p = 1", f"p = {MAX_DEGREE}"
     if not value:
-        raise InfeasibleError(_never("degree", "p = 1", rows[0], target))
-    return Solution("p", value, Swap.power(value, heads), rows[-2], rows[-1])
+        end, place = (last, at_last) if light(1) else (1, at_first)
+        raise InfeasibleError(_never("degree" if unknown == "p" else unknown, place, row(end), target))
+    return Solution(unknown, value, swap_of(value), row(value), row(value + 1))
 
 
 def _never(unknown: str, end: str, row: Row, target: Fraction) -> str:
@@ -133,8 +88,5 @@ def _never(unknown: str, end: str, row: Row, target: Fraction) -> str:
         return f"no {unknown} gives {format_ratio(target)}: the model has no state"
     relative = row.wsfr / target
     side = "light" if relative > 1 else "heavy"
-    times = f"{float(max(relative, 1 / relative)):,.3g}"
-    return (
-        f"no {unknown} gives {format_ratio(target)}: {end} leaves the state {times} times too {side}, "
-        f"{format_ratio(row.wsfr)}"
-    )
+    leaves = f"leaves the state {float(max(relative, 1 / relative)):,.3g} times too {side}"
+    return f"no {unknown} gives {format_ratio(target)}: {end} {leaves}, {format_ratio(row.wsfr)}"

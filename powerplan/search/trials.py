@@ -7,27 +7,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
+from operator import sub
 from typing import NamedTuple
 
-from powerplan.accounting import Accounting, last_within
-from powerplan.search.choices import (
-    WINDOWS,
-    Choice,
-    Scope,
-    choice_of,
-    keeping_every_key,
-    mix_choices,
-    named_choices,
-    scopes,
-    staying,
-    uniform_choices,
-    whole_scope,
-)
+from powerplan.accounting import Accounting
+from powerplan.search import choices
+from powerplan.search.choices import WINDOWS, Choice, Scope
 from powerplan.search.costs import Cost, CostBasis, ScopeCosts
 from powerplan.search.layer_plan import LayerPlan, exception_places
 from powerplan.spec import ModelSpec
-from powerplan.swap import Swap
-from powerplan.swap.shapes import common_shape, replacement_heads
+from powerplan.swap.shapes import common_shape
+from powerplan.swap.windows import balanced_window
 
 EVERY_PROPORTION = 128
 """Layers up to which a mix is tried in every proportion; deeper models are tried in 64ths."""
@@ -61,7 +51,7 @@ class Excess:
 
 
 class Search:
-    """All candidates of one model at one list of contexts."""
+    """All candidates of one model at one list of contexts, for one weight-state FLOP ratio (`target`)."""
 
     def __init__(
         self,
@@ -71,39 +61,23 @@ class Search:
         admits: Callable[[LayerPlan], bool],
         named_kinds: Iterable[str] = (),
     ) -> None:
-        """Prepare a search.
-
-        Args:
-            accounting: the model as it is, in the convention of `basis`.
-            basis: the contexts, convention and dtype of all costs.
-            target: the weight-state FLOP ratio that is wanted.
-            admits: whether a plan may be a candidate.
-            named_kinds: those of NAMED_KINDS that are candidates too.
-        """
+        """Prepare the search of plans that `admits` lets pass, with those of NAMED_KINDS that `named_kinds` has."""
         self.accounting, self.basis, self.target, self.admits = accounting, basis, target, admits
         self.spec: ModelSpec = accounting.spec
-        self.scopes = scopes(self.spec)
+        self.scopes = choices.scopes(self.spec)
         self.named_kinds = tuple(named_kinds)
+        self.costs = {scope: ScopeCosts(accounting, scope, basis) for scope in self.scopes}
         self._excess: dict[Choice, Excess] = {}
-        self._costs: dict[Scope, ScopeCosts] = {}
-        self.as_is = self._as_is()
-
-    def _as_is(self) -> Trial:
-        scope = whole_scope(self.spec)
-        choice = staying(scope.distinct)
-        wasteful = bool(self.scopes) and self.scopes[0] == scope and self.excess(scope, choice).wasteful
-        return Trial(LayerPlan(scope, choice), self.basis.of_model(self.accounting), wasteful)
+        whole = choices.whole_scope(self.spec)
+        stay = choices.staying(whole.distinct)
+        wasteful = whole in self.scopes and self.excess(whole, stay).wasteful
+        self.as_is = Trial(LayerPlan(whole, stay), basis.of_model(accounting), wasteful)
 
     @cached_property
     def own_head_dim(self) -> int | None:
         """The head dim of the layers, where they have one in common."""
         shape = common_shape(self.as_is.plan.scope.distinct, self.spec.hidden_size)
         return shape.head_dim if shape else None
-
-    def costs(self, scope: Scope) -> ScopeCosts:
-        if scope not in self._costs:
-            self._costs[scope] = ScopeCosts(self.accounting, scope, self.basis)
-        return self._costs[scope]
 
     def trials(self) -> list[Trial]:
         """Return every candidate that is admitted, the model as it is first."""
@@ -114,49 +88,43 @@ class Search:
         return trials
 
     def _uniform(self, scope: Scope) -> Iterator[Trial]:
-        costs = self.costs(scope)
         balanced = self.balanced_window(scope)
         windows = [window for window in WINDOWS if window < self.basis.longest]
         if balanced is not None:
             windows = sorted({balanced, balanced + 1, *windows})
-        choices = (*uniform_choices(self.spec, scope, windows), *named_choices(self.spec, scope, self.named_kinds))
-        for choice in choices:
+        named = choices.named_choices(self.spec, scope, self.named_kinds)
+        for choice in (*choices.uniform_choices(self.spec, scope, windows), *named):
             plan = LayerPlan(scope, choice)
             if choice.mixers != scope.distinct and self.admits(plan):
-                yield Trial(plan, costs.uniform(choice), self.excess(scope, choice).wasteful)
+                yield Trial(plan, self.costs[scope].uniform(choice), self.excess(scope, choice).wasteful)
 
     def _mixes(self, scope: Scope) -> Iterator[Trial]:
-        costs, layers = self.costs(scope), len(scope.positions)
-        choices = [
+        costs, layers = self.costs[scope], len(scope.positions)
+        named = choices.named_choices(self.spec, scope, self.named_kinds)
+        mixed = [
             choice
-            for choice in (
-                *mix_choices(self.spec, scope, self.basis.longest),
-                *named_choices(self.spec, scope, self.named_kinds),
-            )
+            for choice in (*choices.mix_choices(self.spec, scope, self.basis.longest), *named)
             if self.admits(LayerPlan(scope, choice, choice, 0))
             and self.excess(scope, choice).flops <= MOST_FLOPS_IN_A_MIX
         ]
-        splits = [(count, *self._split(scope, count)) for count in _exception_counts(layers)]
-        # For each choice and split: its cost as the rest of the layers, and as the exceptions.
-        parts = {
-            choice: [(costs.layers(choice, most), costs.layers(choice, few)) for _, most, few in splits]
-            for choice in choices
-        }
-        for first, second in combinations(choices, 2):
+        counts = _exception_counts(layers)
+        splits = [self._split(scope, count) for count in counts]
+        # For each choice and split: the model's cost with it in the rest of the layers, and its cost as the exceptions.
+        main = {choice: [costs.layers(choice.mixers, most).plus(costs.rest) for most, _ in splits] for choice in mixed}
+        other = {choice: [costs.layers(choice.mixers, few) for _, few in splits] for choice in mixed}
+        for first, second in combinations(mixed, 2):
             wasteful = self.excess(scope, first).wasteful or self.excess(scope, second).wasteful
-            for (count, _, _), first_costs, second_costs in zip(splits, parts[first], parts[second], strict=True):
-                if 2 * count <= layers:
-                    cost = costs.rest + first_costs[0] + second_costs[1]
-                    yield Trial(LayerPlan(scope, first, second, count), cost, wasteful)
+            costs_of_both = zip(counts, main[first], other[first], main[second], other[second], strict=True)
+            for count, first_most, first_few, second_most, second_few in costs_of_both:
+                yield Trial(LayerPlan(scope, first, second, count), first_most.plus(second_few), wasteful)
                 if 2 * count < layers:
-                    cost = costs.rest + first_costs[1] + second_costs[0]
-                    yield Trial(LayerPlan(scope, second, first, count), cost, wasteful)
+                    yield Trial(LayerPlan(scope, second, first, count), second_most.plus(first_few), wasteful)
 
     def _split(self, scope: Scope, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return how many layers of each distinct mixer are among the rest, and among the `count` exceptions."""
         exceptions = [scope.mixers[index] for index in exception_places(len(scope.positions), count)]
         few = tuple(exceptions.count(mixer) for mixer in scope.distinct)
-        return tuple(map(int.__sub__, scope.counts, few)), few
+        return tuple(map(sub, scope.counts, few)), few
 
     def split(self, plan: LayerPlan) -> list[tuple[int, ...]]:
         """Return for each choice of a plan in how many layers of each distinct mixer it stands."""
@@ -165,8 +133,8 @@ class Search:
     def excess(self, scope: Scope, choice: Choice) -> Excess:
         """Return how a choice compares with softmax attention in the same layers."""
         if choice not in self._excess:
-            costs = self.costs(scope)
-            full = keeping_every_key(self.spec, scope.distinct)
+            costs = self.costs[scope]
+            full = choices.keeping_every_key(self.spec, scope.distinct)
             flops, sizes = [], []
             for mixer, other in zip(choice.mixers, full.mixers, strict=True):
                 cost, softmax = costs.of(mixer), costs.of(other)
@@ -180,22 +148,17 @@ class Search:
         if not self.scopes:
             return 0.0
         scope = self.scopes[0]
-        ratio = self.basis.wsfr(self.costs(scope).uniform(keeping_every_key(self.spec, scope.distinct)), index)
-        return float(ratio) if ratio is not None else 0.0
+        full = choices.keeping_every_key(self.spec, scope.distinct)
+        return float(self.basis.wsfr(self.costs[scope].uniform(full), index) or 0)
 
     def balanced_window(self, scope: Scope) -> int | None:
         """Return the longest window in all layers of a scope that leaves the weights `target` times the state."""
-        costs, heads, longest = self.costs(scope), replacement_heads(self.spec), self.basis.longest
-
-        def light(window: int) -> bool:
-            cost = costs.uniform(choice_of(self.spec, Swap.attention(heads, window), scope.distinct))
-            return 2 * longest * cost.weight_flops_per_token >= self.target * cost.scaled_state_flops[-1]
-
-        return last_within(light, longest) if longest > 1 else None
+        return balanced_window(self.spec, self.basis.longest, self.basis.convention, self.target, scope.partial)
 
 
 def _exception_counts(layers: int) -> list[int]:
     """Return the numbers of exceptions that are tried, up to half of the layers."""
+    half = range(1, layers // 2 + 1)
     if layers <= EVERY_PROPORTION:
-        return list(range(1, layers // 2 + 1))
-    return sorted({round(Fraction(layers * part, 64)) for part in range(1, 33)})
+        return list(half)
+    return sorted({round(Fraction(layers * part, 64)) for part in range(1, 33)} & set(half))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from powerplan.spec import ModelSpec
 from powerplan.swap.rebuild import first_relative, rebuilt, renamed, swapped
-from powerplan.swap.text import parse_swap, swap_text
-from powerplan.swap.value import Swap
+from powerplan.swap.value import Swap, parse_swap, swap_text
 
 __all__ = ["Swap", "first_relative", "parse_swap", "rebuilt", "renamed", "swap_text", "swapped", "with_mixer"]
 

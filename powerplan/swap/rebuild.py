@@ -22,14 +22,9 @@ def swapped(spec: ModelSpec, swap: Swap) -> tuple[ModelSpec, list[str]]:
     the model. If the model has none, it takes the kind's published defaults.
     """
     relative = first_relative(spec, swap.kind)
-    remarks: dict[str, None] = {}
-
-    def change(mixer: Mixer) -> AnyMixer:
-        changed, own_remarks = rebuilt(mixer, swap, spec.hidden_size, relative)
-        remarks.update(dict.fromkeys(own_remarks))
-        return changed
-
-    return spec.map_mixers(change), list(remarks)
+    changed = {mixer: rebuilt(mixer, swap, spec.hidden_size, relative) for mixer in spec.mixers()}
+    remarks = dict.fromkeys(remark for _, remarks in changed.values() for remark in remarks)
+    return spec.map_mixers(lambda mixer: changed[mixer][0]), list(remarks)
 
 
 def renamed(spec: ModelSpec, name: str, change: str) -> ModelSpec:
@@ -50,14 +45,8 @@ def rebuilt(
 ) -> tuple[AnyMixer, tuple[str, ...]]:
     """Return the mixer that `swap` puts in place of `mixer`, and remarks on what was assumed.
 
-    Args:
-        mixer: what stands in the layer now.
-        swap: the new kind, and the settings that are not taken over.
-        hidden: the model's hidden size, for kinds and mixers without heads.
-        relative: the model's `first_relative` of the new kind.
-
-    Raises:
-        InputError: where the settings contradict each other, or a kind with heads replaces one without.
+    hidden: the model's hidden size, for kinds and mixers without heads. relative: its `first_relative` of the new kind.
+    Raises InputError where the settings contradict each other, or a kind with heads replaces one without.
     """
     inherited = _inherited(mixer, swap, hidden, relative)
     try:
@@ -81,22 +70,18 @@ def _inherited(mixer: Mixer, swap: Swap, hidden: int, relative: Mixer | None) ->
         return derived
     if swap.fields.keys() >= {"heads", "head_dim"}:
         return Inherited(settings, (f"{swap.kind} with other heads: the weights change too",))
-    heads = mixer.plain_heads(swap.kind) or _assumed_heads(mixer, hidden)
-    return target.from_heads(heads.fields, settings, *heads.remarks)
+    if heads := mixer.plain_heads(swap.kind):
+        return target.from_heads(heads.fields, settings, *heads.remarks)
+    if hidden % 64:
+        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", parameter("mixer"))
+    remark = f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"
+    return target.from_heads({"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}, settings, remark)
 
 
 def _fields(mixer: Mixer, target: type[Mixer], without: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields of `mixer` that `target` has and inherits."""
     names = set(mixer.__struct_fields__) - target.not_inherited - set(without)
     return {field: getattr(mixer, field) for field in target.__struct_fields__ if field in names}
-
-
-def _assumed_heads(mixer: Mixer, hidden: int) -> Inherited:
-    if hidden % 64:
-        raise InputError(f"{mixer.describe()} has no heads to take over; write heads and head_dim", parameter("mixer"))
-    heads = {"heads": hidden // 64, "head_dim": 64, "v_head_dim": 64}
-    remark = f"{mixer.describe()} has no heads to take over: heads of 64 are assumed, the weights change too"
-    return Inherited(heads, (remark,))
 
 
 def _problem(message: str, swap: Swap) -> str:

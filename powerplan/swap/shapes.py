@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 
 from powerplan.mixers import HeadShape, Mixer
@@ -32,18 +33,16 @@ def same_weights(shape: HeadShape) -> list[HeadShape]:
     shapes = []
     for dim in HEAD_DIMS:
         factor = Fraction(shape.head_dim, dim)
-        sizes = [shape.heads * factor, shape.kv_heads * factor, shape.v_head_dim / factor]
-        if dim != shape.head_dim and all(size.denominator == 1 for size in sizes):
-            heads, kv_heads, v_head_dim = (int(size) for size in sizes)
-            shapes.append(HeadShape(heads, kv_heads, dim, v_head_dim))
+        heads, kv_heads, v_head_dim = shape.heads * factor, shape.kv_heads * factor, shape.v_head_dim / factor
+        if factor != 1 and heads.denominator == kv_heads.denominator == v_head_dim.denominator == 1:
+            shapes.append(HeadShape(int(heads), int(kv_heads), dim, int(v_head_dim)))
     return shapes
 
 
 def fewer_kv_heads(shape: HeadShape) -> list[HeadShape]:
     """Return the shapes whose query heads share 1/2, 1/4 ... as many key/value heads: less state, smaller weights."""
     shapes = []
-    kv_heads = shape.kv_heads
-    while kv_heads % 2 == 0:
-        kv_heads //= 2
-        shapes.append(HeadShape(shape.heads, kv_heads, shape.head_dim, shape.v_head_dim))
+    while shape.kv_heads % 2 == 0:
+        shape = replace(shape, kv_heads=shape.kv_heads // 2)
+        shapes.append(shape)
     return shapes

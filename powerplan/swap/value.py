@@ -1,11 +1,20 @@
-"""`Swap`: which mixer takes the place of the others, as a value."""
+"""`Swap`: which mixer takes the place of the others, read and written as `--mixer` takes it: power:p=2,gated=true."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from powerplan.mixers import HeadShape
+from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.mixers import MIXERS, HeadShape
+from powerplan.spec import LENGTHS
+from powerplan.units import parse_context
+
+AS_IS = "as it is"
+"""The text that stands for no swap."""
+
+KINDS = sorted(MIXERS)
 
 
 @dataclass(frozen=True)
@@ -46,3 +55,54 @@ class Swap:
         if "window" in self.fields and self.kind == "attention":
             return f"window {self.fields['window']:,}"
         return self.kind + (f" p={self.fields['p']}" if "p" in self.fields else "")
+
+
+def swap_text(swap: Swap | None) -> str:
+    """Return a swap as `--mixer` takes it; "as it is" for none."""
+    if swap is None:
+        return AS_IS
+    if swap.kind == "attention" and swap.fields.keys() == {"window"}:
+        return f"window:{swap.fields['window']}"
+    settings = (f"{field}={str(value).lower()}" for field, value in swap.settings)
+    return f"{swap.kind}:{','.join(settings)}" if swap.settings else swap.kind
+
+
+def parse_swap(text: str) -> Swap:
+    """Return the swap that a text describes.
+
+    Args:
+        text: a kind, or kind:field=value,...; "window:4096" is attention with that window. Lengths may be sizes ("4k").
+
+    Raises:
+        InputError: for an unknown kind or field, a field that is set twice, power without p, a window without its size.
+    """
+    kind, _, rest = text.strip().partition(":")
+    where = parameter("mixer")
+    if kind == "window" and not rest:
+        raise InputError("window needs its size; write window:4096", where)
+    if kind == "window":
+        return Swap.attention(window=parse_context(rest, f"{where} window"))
+    if kind not in KINDS:
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", where)
+    settings: dict[str, Any] = {}
+    allowed = sorted(MIXERS[kind].__struct_fields__)
+    for part in rest.split(",") if rest else []:
+        name, equals, value = part.partition("=")
+        field = name.strip()
+        if not equals:
+            example = "heads=8" if kind != "power" else f"p={field}" if field.isdigit() else "p=2"
+            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", where)
+        if field not in allowed:
+            raise InputError(f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", where)
+        if field in settings:
+            raise InputError(f"{field} is set twice", where)
+        settings[field] = parse_context(value, f"{where} {field}") if field in LENGTHS else _value(value.strip())
+    if kind == "power" and "p" not in settings:
+        raise InputError("power needs its degree; write power:p=2", where)
+    return Swap(kind, tuple(settings.items()))
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) else text

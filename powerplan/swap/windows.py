@@ -8,7 +8,7 @@ from powerplan.accounting import Accounting, last_within
 from powerplan.mixers import Convention
 from powerplan.mixers.formulas import total
 from powerplan.spec import ModelSpec
-from powerplan.swap.rebuild import first_relative, rebuilt, swapped
+from powerplan.swap.rebuild import first_relative, rebuilt
 from powerplan.swap.shapes import replacement_heads
 from powerplan.swap.value import Swap
 
@@ -20,29 +20,28 @@ def can_swap(spec: ModelSpec) -> bool:
 
 
 def balanced_window(
-    spec: ModelSpec, context: int, convention: Convention, target: Fraction = Fraction(1)
+    spec: ModelSpec, context: int, convention: Convention, target: Fraction = Fraction(1), only_growing: bool = False
 ) -> int | None:
-    """Return the longest window, in tokens, which in every layer leaves the weights `target` times the state FLOPs.
+    """Return the longest window, in tokens, that leaves the weights `target` times the state FLOPs.
 
-    Exact search over integers below `context`. None where one key is too many, or the whole context is light enough,
-    or a mixer cannot be swapped.
+    It stands in every layer, or only in those whose state grows with the context. Exact, below `context`. None where
+    one key is too many, all keys are light enough, or a mixer cannot be swapped.
     """
-    if context < 2 or not can_swap(spec):
+    changed = [mixer for mixer in spec.mixers() if mixer.grows or not only_growing]
+    if context < 2 or not changed or not all(mixer.swappable for mixer in changed):
         return None
-    shape = replacement_heads(spec)
-    relative = first_relative(spec, "attention")
-    narrowest, _ = swapped(spec, Swap.attention(shape, window=1))
-    limit = Accounting(narrowest, convention).weight_flops_per_token / target
+    shape, relative, hidden = replacement_heads(spec), first_relative(spec, "attention"), spec.hidden_size
+    model_weights = Accounting(spec, convention).weight_flops_per_token
 
-    def state_flops_per_token(window: int) -> Fraction:
-        # Every step of the search builds mixers only, and no model.
-        swap, flops = Swap.attention(shape, window), Fraction(0)
-        for mixer, count in spec.mixer_counts():
-            changed, _ = rebuilt(mixer, swap, spec.hidden_size, relative)
-            flops += total(changed.state_flops_terms(context, convention)) * count
-        return flops
+    def light(window: int) -> bool:
+        weights, state = Fraction(model_weights), Fraction(0)
+        for old, count in spec.mixer_counts():
+            new = rebuilt(old, Swap.attention(shape, window), hidden, relative)[0] if old in changed else old
+            weights += 2 * count * (total(new.matmul_terms(hidden)) - total(old.matmul_terms(hidden)))
+            state += count * total(new.state_flops_terms(context, convention))
+        return weights >= target * state
 
-    return last_within(lambda window: state_flops_per_token(window) <= limit, context)
+    return last_within(light, context)
 
 
 def same_state_window(spec: ModelSpec) -> int | None:
@@ -51,9 +50,9 @@ def same_state_window(spec: ModelSpec) -> int | None:
     Rounded down, without the normaliser, as `powerplan dims` has it. None unless every layer has a state of features
     (power, linear).
     """
-    sizes = [(mixer.features_size(), count) for mixer, count in spec.mixer_counts()]
     state = entry = 0
-    for size, count in sizes:
+    for mixer, count in spec.mixer_counts():
+        size = mixer.features_size()
         if size is None:
             return None
         state, entry = state + size.recurrent * count, entry + size.entry * count

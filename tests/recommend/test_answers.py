@@ -35,7 +35,7 @@ def table(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def by_mixer(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {item["mixer"]: item for item in result["candidates"]}
+    return {candidate["mixer"]: candidate for candidate in result["candidates"]}
 
 
 def test_gpt2_small_at_64k(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,14 +188,15 @@ def test_constraints_are_met_by_the_winner(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(("only", "family"), [("window", "window"), ("power", "power"), ("linear", "linear")])
 def test_only_takes_one_kind(capsys: pytest.CaptureFixture[str], only: str, family: str) -> None:
     result = run(capsys, "gpt2-small", "--only", only)
-    assert all(family in item["mixer"] for item in result["candidates"])
+    assert all(family in candidate["mixer"] for candidate in result["candidates"])
 
 
 def test_exclude_leaves_kinds_out(capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, "gpt2-small", "--exclude", "power,mix")
-    assert not any("power" in item["mixer"] or " + " in item["mixer"] for item in result["candidates"])
+    mixers = [candidate["mixer"] for candidate in result["candidates"]]
+    assert not any("power" in mixer or " + " in mixer for mixer in mixers)
     mixes = run(capsys, "gpt2-small", "--only", "mix")
-    assert all(" + " in item["mixer"] for item in mixes["candidates"])
+    assert all(" + " in candidate["mixer"] for candidate in mixes["candidates"])
 
 
 @pytest.mark.parametrize(("side", "above"), [("weights", True), ("state", False)])
@@ -234,7 +235,7 @@ def test_what_is_written_is_what_was_recommended(capsys: pytest.CaptureFixture[s
     assert f"--write: {path} exists; --force overwrites it" in capsys.readouterr().err
     third = run(capsys, "gpt2-small", "--ctx", "64k", "--write", path, "--force", "--pick", "3")["candidates"][2]
     assert Accounting(load_model(path).spec).state_flops_per_token(65_536) == third["state_flops_per_token"]
-    assert [item.name for item in tmp_path.iterdir()] == ["out.yaml"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.yaml"]
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
@@ -299,7 +300,7 @@ def test_measured_times_and_chunks(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "measured: the mixers' part of training, in" in out
     assert "roofline" in out
     without = run(capsys, "gpt2-small", "--ctx", "64k", "--measured", str(path), "--only", "window")
-    assert {item["time_source"] for item in without["candidates"]} == {"roofline"}
+    assert {candidate["time_source"] for candidate in without["candidates"]} == {"roofline"}
 
 
 def test_chunks_are_chosen_by_training_then_by_forward_passes(tmp_path: Path) -> None:
@@ -353,10 +354,10 @@ def test_power_is_named_only_where_it_ranks_before_the_window(capsys: pytest.Cap
     for arguments in (["--only", "window,attention"], []):
         candidates = run(capsys, "gpt2-small", *arguments)["candidates"]
         ahead = False
-        for item in candidates:
-            if item["mixer"].startswith("window") and " + " not in item["mixer"]:
-                assert (said in item["why"]) == ahead
-            ahead = ahead or "power" in item["mixer"]
+        for candidate in candidates:
+            if candidate["mixer"].startswith("window") and " + " not in candidate["mixer"]:
+                assert (said in candidate["why"]) == ahead
+            ahead = ahead or "power" in candidate["mixer"]
 
 
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:

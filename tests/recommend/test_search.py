@@ -130,10 +130,10 @@ def test_there_are_thousands_of_candidates() -> None:
 @given(st.permutations([4096, 65_536, 1_000_000]), st.permutations(["power", "attention", "mix", "window"]))
 def test_the_order_of_the_input_changes_nothing(at: list[int], kinds: list[str]) -> None:
     spec = catalogue_spec("gpt2-small")
-    wanted = recommend(spec, Request(contexts=sorted(at), only=sorted(kinds)))
-    found = recommend(spec, Request(contexts=at, only=kinds))
-    assert [item.mixer for item in found.candidates] == [item.mixer for item in wanted.candidates]
-    assert found.contexts == wanted.contexts
+    in_order = recommend(spec, Request(contexts=sorted(at), only=sorted(kinds)))
+    shuffled = recommend(spec, Request(contexts=at, only=kinds))
+    assert [candidate.mixer for candidate in shuffled.candidates] == [one.mixer for one in in_order.candidates]
+    assert shuffled.contexts == in_order.contexts
 
 
 def test_the_order_of_the_trials_changes_nothing() -> None:
@@ -209,9 +209,9 @@ def test_a_recurrent_model_stays_and_says_why() -> None:
 
 def test_the_window_of_a_hybrid_is_that_of_its_growing_layers() -> None:
     spec = catalogue_spec("qwen3-next-80b-a3b")
-    found = recommend(spec, Request(contexts=[262_144])).balanced_window
-    assert found is not None
-    assert found.partial
+    balanced = recommend(spec, Request(contexts=[262_144])).balanced_window
+    assert balanced is not None
+    assert balanced.partial
 
     def ratio(window: int) -> Fraction:
         def change(mixer: Mixer) -> Any:
@@ -221,20 +221,20 @@ def test_the_window_of_a_hybrid_is_that_of_its_growing_layers() -> None:
         assert wsfr is not None
         return wsfr
 
-    assert ratio(found.tokens) >= 1 > ratio(found.tokens + 1)
+    assert ratio(balanced.tokens) >= 1 > ratio(balanced.tokens + 1)
 
 
 @pytest.mark.parametrize("kind", NAMED_KINDS)
-def test_kinds_that_are_asked_for_are_what_mixer_makes_of_them(kind: str) -> None:
+def test_named_kinds_are_what_mixer_makes_of_them(kind: str) -> None:
     spec = catalogue_spec("gpt2-small")
     uniform = {c.mixer: c for c in recommend(spec, Request(contexts=[65_536], only=[kind], top=50)).candidates}[kind]
     assert uniform.row == Accounting(with_mixer(spec, kind)[0]).row(65_536)
     mixed = recommend(spec, Request(contexts=[65_536], only=[kind, "attention"], top=50))
     assert {"attention", kind} in [
-        {mixer.kind for item in candidate.plan.choices for mixer in item.mixers} for candidate in mixed.candidates
+        {mixer.kind for choice in candidate.plan.choices for mixer in choice.mixers} for candidate in mixed.candidates
     ]
     by_default = recommend(spec, Request(contexts=[65_536], top=100))
-    assert kind not in {item.family for candidate in by_default.candidates for item in candidate.plan.choices}
+    assert kind not in {choice.family for candidate in by_default.candidates for choice in candidate.plan.choices}
 
 
 def test_kda_beside_attention_is_kimi_linears_mix() -> None:
@@ -285,7 +285,7 @@ def test_a_model_without_mixers_has_nothing_to_plan() -> None:
 
 def test_a_model_as_it_is_may_be_all_there_is() -> None:
     answer = recommend(catalogue_spec("gpt2-small"), Request(contexts=[65_536], only=["attention"]))
-    assert [item.mixer for item in answer.candidates] == ["as it is"]
+    assert [candidate.mixer for candidate in answer.candidates] == ["as it is"]
     assert isinstance(answer.recommended.plan, LayerPlan)
 
 

@@ -47,12 +47,12 @@ def test_answers(capsys: pytest.CaptureFixture[str], arguments: list[str], value
 )
 def test_one_more_is_too_much(spec: ModelSpec, unknown: str, context: int, target: Fraction) -> None:
     try:
-        found = solve(spec, unknown, context, target, Convention())  # type: ignore[arg-type]
+        solution = solve(spec, unknown, context, target, Convention())  # type: ignore[arg-type]
     except (InfeasibleError, InputError):
         return
-    assert found.at.wsfr is not None
-    assert found.beyond.wsfr is not None
-    assert found.at.wsfr >= target > found.beyond.wsfr
+    assert solution.at.wsfr is not None
+    assert solution.beyond.wsfr is not None
+    assert solution.at.wsfr >= target > solution.beyond.wsfr
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_no_answer_says_how_far_off(capsys: pytest.CaptureFixture[str], argument
 
 def test_solving_agrees_with_the_accounting() -> None:
     spec = catalogue_spec("llama-3-8b")
-    found = solve(spec, "context", 1, Fraction(1), Convention())
-    assert found.value == Accounting(spec).balanced_context() == 57_255
+    solution = solve(spec, "context", 1, Fraction(1), Convention())
+    assert solution.value == Accounting(spec).balanced_context() == 57_255
     with pytest.raises(InfeasibleError):
         solve(spec, "window", 1, Fraction(1), Convention())
 
 
-def test_the_state_is_in_the_cache_dtype_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_state_is_in_the_dtype_of_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
     for unknown in ("context", "window"):
         sizes = []
         for dtype in ("bf16", "fp8"):

@@ -1,4 +1,4 @@
-"""Models whose layers have different heads, or gates: one answer to one question, whichever command is asked."""
+"""Models whose layers have different heads, or gates: every command gives the same numbers."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from powerplan.mixers import (
 )
 from powerplan.spec import LayerGroup, ModelSpec
 from powerplan.swap import with_mixer
-from powerplan.swap.text import KINDS
+from powerplan.swap.value import KINDS
 
 
 def test_the_same_mixer_changes_nothing() -> None:
@@ -176,7 +176,7 @@ def test_what_a_kind_takes_over(name: str, text: str, mixer: Mixer, note: str | 
 def test_no_heads_to_take_over() -> None:
     layer = LayerGroup(mixer=Mamba1(inner_size=96, dt_rank=3))
     spec = ModelSpec(name="odd", vocab_size=9, hidden_size=50, layers=(layer,))
-    with pytest.raises(InputError, match="mixer: mamba1 has no heads to take over; write heads and head_dim"):
+    with pytest.raises(InputError, match=r"^mixer: mamba1 has no heads to take over; write heads and head_dim"):
         with_mixer(spec, "attention")
     changed, notes = with_mixer(spec, "attention:heads=5,head_dim=10")
     (use,) = changed.layer_uses()
