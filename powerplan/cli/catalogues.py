@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument
+from powerplan.cli.options import FormatOption, MixerOption, completer, model_argument
+from powerplan.errors import InputError
+from powerplan.hardware import devices, find_device
 
 
 def models(
@@ -19,10 +22,8 @@ def models(
     output: FormatOption = "table",
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
-    from powerplan.accounting import Accounting
     from powerplan.answers.base import read_model
     from powerplan.dump import spec_to_yaml
-    from powerplan.errors import InputError
     from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
@@ -50,14 +51,12 @@ def hardware(
         typer.Argument(
             metavar="[DEVICE]",
             help="The exact name or alias of one device, such as h100-sxm; without it the table of all devices.",
-            autocompletion=complete_device,
-            show_default=False,
+            autocompletion=completer(devices),
         ),
     ] = None,
     output: FormatOption = "table",
 ) -> None:
     """Peak rates of the devices that powerplan knows, each with its unit and source."""
-    from powerplan.hardware import devices, find_device
     from powerplan.report.catalogue import device_report, devices_report
 
     say.show(devices_report(list(devices().values())) if device is None else device_report(find_device(device)), output)

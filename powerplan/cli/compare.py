@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import powerplan
 from powerplan.cli import options, say
 
 
@@ -20,18 +21,8 @@ def compare(
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
-    from powerplan.answers.compare import compare as compare_models
-    from powerplan.errors import InputError
-
     if len(models) < 2:
-        raise InputError(f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b", "MODEL")
-    answer = compare_models(
-        models,
-        ctx,
-        mixer=mixer,
-        form=form,
-        causal=causal,
-        lm_head=not exclude,
-        dtype=dtype,
-    )
-    say.answer(answer, output)
+        problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
+        raise powerplan.InputError(problem, "MODEL")
+    convention = options.convention(form, causal, exclude)
+    say.answer(powerplan.compare(models, ctx, mixer=mixer, convention=convention, dtype=dtype), output)

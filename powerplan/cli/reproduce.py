@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption
+from powerplan.cli.options import FormatOption, completer
 
 
-def complete_set(incomplete: str) -> list[str]:
-    """Return the names of sets that begin with what has been typed."""
+def names_of_sets() -> list[str]:
     from powerplan.reproduce import ALL, figure_sets
 
-    return [name for name in (*figure_sets(), ALL) if name.startswith(incomplete.lower())]
+    return [*figure_sets(), ALL]
 
 
 def reproduce(
@@ -23,7 +22,7 @@ def reproduce(
         typer.Argument(
             metavar="[NAME]",
             help="A set of figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, or all.",
-            autocompletion=complete_set,
+            autocompletion=completer(names_of_sets),
         ),
     ] = "all",
     output: FormatOption = "table",

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import powerplan
 from powerplan.choices import By
 from powerplan.cli import options, say
 
@@ -25,20 +26,9 @@ def wsfr(
     output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
-    from powerplan.answers.wsfr import wsfr as wsfr_of
-    from powerplan.errors import InputError
-
     if explain and output == "csv":
-        raise InputError("--explain has no place in a table of numbers; take table, json or markdown", "--format csv")
-    answer = wsfr_of(
-        model,
-        ctx,
-        mixer=mixer,
-        by=by,
-        explain=explain,
-        form=form,
-        causal=causal,
-        lm_head=not exclude,
-        dtype=dtype,
-    )
+        problem = "--explain has no place in a table of numbers; take table, json or markdown"
+        raise powerplan.InputError(problem, "--format csv")
+    convention = options.convention(form, causal, exclude)
+    answer = powerplan.wsfr(model, ctx, mixer=mixer, by=by, explain=explain, convention=convention, dtype=dtype)
     say.answer(answer, output)
