@@ -11,7 +11,7 @@ from powerplan.answers import base
 from powerplan.answers.base import Answer, Contexts, Model, optional
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.dump import spec_to_yaml
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import parameter
 from powerplan.hardware import Device
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
@@ -160,8 +160,7 @@ def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
     allowed = [*SELECTABLE, *more]
     words = [word.strip() for word in (kinds.split(",") if isinstance(kinds, str) else kinds)]
     for word in words:
-        if word not in allowed:
-            raise InputError(f"{shown(word)} is not known{allowed_values(word, allowed)}", parameter(name))
+        base.check_choice(word, allowed, name)
     return sorted(set(words))
 
 

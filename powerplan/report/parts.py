@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
+from powerplan.report.render import Column, grouped
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 WIDTH = 98
@@ -14,13 +15,9 @@ WIDTH = 98
 
 
 def wrapped(text: str, head: str = "", indent: int | None = None, *, at_hyphens: bool = True) -> list[str]:
-    """Return the lines of a text that is at most WIDTH wide.
+    """Return the lines of a text: the first begins with `head`, the others with `indent` spaces, by default as many.
 
-    Args:
-        text: what to wrap.
-        head: what the first line begins with.
-        indent: spaces that every other line begins with; as many as `head` is long where left out.
-        at_hyphens: whether a line may end within a name such as llama-3-8b.
+    at_hyphens: whether a line may end within a name such as llama-3-8b.
     """
     rest = " " * (len(head) if indent is None else indent)
     return textwrap.wrap(
@@ -41,6 +38,23 @@ def show_flops(value: int | float) -> str:
 def show_bytes(value: int | float) -> str:
     """Show bytes of a row."""
     return format_bytes(Fraction(value))
+
+
+CONTEXT = Column("context", "context", grouped)
+FLOPS = [
+    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", show_flops),
+]
+WSFR = Column("wsfr", "WSFR", show_ratio)
+STATE_BYTES = Column("state_bytes", "state per\nsequence", show_bytes)
+RATIOS = [
+    *FLOPS,
+    WSFR,
+    STATE_BYTES,
+    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
+    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
+]
+"""Columns of a row at one context."""
 
 
 def parameters_text(accounting: Accounting) -> str:
@@ -71,16 +85,15 @@ def parameters_entry(accounting: Accounting) -> dict[str, dict[str, int]]:
     }
 
 
+def json_float(value: Fraction | None) -> float | None:
+    return None if value is None else float(value)
+
+
 def convention_entry(accounting: Accounting, dtype: str) -> dict[str, Any]:
     """Return what JSON says of the convention that the numbers follow."""
     convention = accounting.convention
-    return {
-        "causal": convention.causal,
-        "lm_head": convention.lm_head,
-        "form": convention.form,
-        "dtype": dtype,
-        "recurrent_state_dtype": "fp32",
-    }
+    counted = {"causal": convention.causal, "lm_head": convention.lm_head, "form": convention.form}
+    return counted | {"dtype": dtype, "recurrent_state_dtype": "fp32"}
 
 
 def row_entry(row: Row) -> dict[str, Any]:
@@ -89,7 +102,7 @@ def row_entry(row: Row) -> dict[str, Any]:
         "context": row.context,
         "weight_flops_per_token": row.weight_flops_per_token,
         "state_flops_per_token": json_number(row.state_flops_per_token),
-        "wsfr": float(row.wsfr) if row.wsfr is not None else None,
+        "wsfr": json_float(row.wsfr),
         "state_elements": row.state_elements,
         "state_bytes": json_number(row.state_bytes),
         "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes_per_token),

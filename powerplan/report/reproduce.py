@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from powerplan.report.parts import wrapped
 from powerplan.report.render import Column, Report
 from powerplan.reproduce import Comparison, Figure, SetResult
 from powerplan.units import json_number
 
 SCHEMA = "powerplan.reproduce/1"
-
-WIDTH = 98
-"""Characters in a line of text around the tables."""
 
 MOST_COLUMNS = 5
 """Up to this many conventions are columns of the table; more of them are rows."""
@@ -86,11 +83,11 @@ def _section(result: SetResult) -> Report:
         columns += [Column(name, name) for name in named]
     else:
         columns += [Column("computed", "computed"), Column("convention", "as", left=True)]
-    columns.append(Column("gap", "nearest", left=False))
+    columns.append(Column("gap", "nearest"))
     after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
     for name, meaning in figures.conventions.items():
-        after += textwrap.wrap(f"{name}: {meaning}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        after += wrapped(f"{name}: {meaning}", "  ", 4)
     return Report(SCHEMA, {}, columns, rows, before=before, after=after)
 
 
@@ -103,7 +100,7 @@ def _agreement(result: SetResult, by_convention: bool) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+    return wrapped(text, at_hyphens=False)
 
 
 def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:

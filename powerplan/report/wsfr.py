@@ -13,30 +13,16 @@ from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.mixers.formulas import SYMBOLS, Term
-from powerplan.report.parts import (
-    convention_entry,
-    model_entry,
-    parameters_text,
-    row_entry,
-    show_bytes,
-    show_flops,
-    show_ratio,
-)
-from powerplan.report.render import Column, Report, grouped
+from powerplan.report.parts import CONTEXT, FLOPS, RATIOS, convention_entry, model_entry, parameters_text, row_entry
+from powerplan.report.render import Column, Report
 from powerplan.units import format_ratio, json_number
-
-SCHEMA = "powerplan.wsfr/1"
 
 
 def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By | None, explain: bool) -> Report:
     """Return the report of a model's weight-state FLOP ratios.
 
-    Args:
-        accounting: the model and the convention that its numbers follow.
-        rows: its numbers at each context, with weights and cache in `dtype`.
-        dtype: the number format of weights and cache, as a name.
-        by: the parts that every context is split into; the contexts themselves where None.
-        explain: whether every formula of the last context is printed, with the numbers put in.
+    rows: the numbers at each context. by: the parts that every context is split into; the contexts themselves where
+    None. explain: whether every formula of the last context is printed, with the numbers put in.
     """
     payload: dict[str, Any] = {
         "model": model_entry(accounting),
@@ -45,15 +31,16 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
         "rows": [row_entry(row) | {"verdict": verdict_text(accounting, row)} for row in rows],
     }
     after = [verdict_text(accounting, rows[-1])]
-    columns: list[Column] = _COLUMNS
-    table = payload["rows"]
+    columns, table = [CONTEXT, *RATIOS], payload["rows"]
     if by is not None:
         table = []
         for row, entry in zip(rows, payload["rows"], strict=True):
             parts = accounting.components(row.context) if by == "component" else accounting.layers(row.context)
             entry[f"by_{by}"] = [_part(part, row) for part in parts]
             table.extend({"context": row.context, **part} for part in entry[f"by_{by}"])
-        columns = _PARTS if by == "component" else [_PARTS[0], _LAYERS, *_PARTS[1:]]
+        layers = [Column("layers", "layers", left=True)] if by == "layer" else []
+        share = Column("share", "share", lambda value: f"{value:.1%}")
+        columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
         lines, payload["explain"] = _explanation(accounting, rows[-1].context)
         after = [*lines, "", *after]
@@ -62,7 +49,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
         before.append(
             f"decode: bytes moved for the last token at batch 1, LM head included; weights and cache in {dtype}"
         )
-    return Report(SCHEMA, payload, columns, table, before=before, after=after)
+    return Report("powerplan.wsfr/1", payload, columns, table, before=before, after=after)
 
 
 def verdict_text(accounting: Accounting, row: Row) -> str:
@@ -113,26 +100,6 @@ def _part(part: Component, row: Row) -> dict[str, Any]:
         entry["layers"] = positions_text(part.use.positions)
         entry["layer_count"] = part.use.count
     return entry
-
-
-_COLUMNS = [
-    Column("context", "context", grouped),
-    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", show_flops),
-    Column("wsfr", "WSFR", show_ratio),
-    Column("state_bytes", "state per\nsequence", show_bytes),
-    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
-    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
-]
-
-_PARTS = [
-    Column("context", "context", grouped),
-    Column("name", "part", left=True),
-    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", show_flops),
-    Column("share", "share", lambda value: f"{value:.1%}"),
-]
-_LAYERS = Column("layers", "layers", left=True)
 
 
 def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[dict[str, Any]]]:
