@@ -24,17 +24,20 @@ def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     return complete
 
 
-def model_argument(text: str, metavar: str = "MODEL") -> Any:
-    """Return a typer argument that names a model, or several, with a help text."""
-    return typer.Argument(metavar=metavar, help=text, autocompletion=completer(known_names), show_default=False)
+def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
+    """Return a typer argument that takes one of `names`, by default of a model, or several."""
+    return typer.Argument(metavar=metavar, help=text, autocompletion=completer(names))
 
 
 Model = Annotated[
-    str, model_argument("A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.")
+    str,
+    name_argument(
+        "A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.", "MODEL"
+    ),
 ]
 OptionalModel = Annotated[
     str | None,
-    model_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
+    name_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
 ]
 DEFAULT_FILE, DEFAULT_MODEL = "model.yaml", "gpt2-small"
 MixerOption = Annotated[
