@@ -48,9 +48,7 @@ def models(
 def hardware(
     device: Annotated[
         str | None,
-        name_argument(
-            "The exact name or alias of one device; without it the table of all devices.", "[DEVICE]", devices
-        ),
+        name_argument("A name or alias, such as h100-sxm; without it the table of all devices.", "[DEVICE]", devices),
     ] = None,
     output: FormatOption = "table",
 ) -> None:

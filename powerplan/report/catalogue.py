@@ -8,7 +8,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, positions_text
 from powerplan.hardware import QUANTITIES, Device, si_value
-from powerplan.report.parts import parameters_entry
+from powerplan.report.parts import model_entry
 from powerplan.report.render import Column, Report, grouped, plain
 from powerplan.units import format_count, format_parameters
 
@@ -57,7 +57,7 @@ def model_report(accounting: Accounting) -> Report:
     spec = accounting.spec
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
-        "params_by_convention": parameters_entry(accounting),
+        "params_by_convention": model_entry(accounting)["params_by_convention"],
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
             for use in accounting.uses
@@ -105,12 +105,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
     return Report("powerplan.hardware/1", {"devices": rows}, columns, rows, after=after)
 
 
-_JSON_NAMES = {
-    "memory_gb": "memory_bytes",
-    "memory_gbs": "memory_bytes_per_s",
-    "link_gbs": "link_bytes_per_s",
-    "multiprocessors": "multiprocessors",
-}
+_JSON_NAMES = {"memory_gb": "memory_bytes", "memory_gbs": "memory_bytes_per_s", "link_gbs": "link_bytes_per_s"}
 
 
 def _device_row(device: Device) -> dict[str, Any]:

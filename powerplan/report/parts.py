@@ -45,16 +45,14 @@ FLOPS = [
     Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
     Column("state_flops_per_token", "state\nFLOPs", show_flops),
 ]
-WSFR = Column("wsfr", "WSFR", show_ratio)
-STATE_BYTES = Column("state_bytes", "state per\nsequence", show_bytes)
 RATIOS = [
     *FLOPS,
-    WSFR,
-    STATE_BYTES,
+    Column("wsfr", "WSFR", show_ratio),
+    Column("state_bytes", "state per\nsequence", show_bytes),
     Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
     Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
 ]
-"""Columns of a row at one context."""
+"""Columns of what `row_entry` says beside the context."""
 
 
 def parameters_text(accounting: Accounting) -> str:
@@ -72,16 +70,10 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
         "position_embeddings": accounting.spec.position_embeddings,
-        "params_by_convention": parameters_entry(accounting),
-    }
-
-
-def parameters_entry(accounting: Accounting) -> dict[str, dict[str, int]]:
-    """Return what JSON says of a model's parameters in each convention of publishers."""
-    total, active = accounting.total_parameters, accounting.active_parameters
-    return {
-        name: {"total": getattr(total, name), "active": getattr(active, name)}
-        for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
+        "params_by_convention": {
+            name: {"total": getattr(total, name), "active": getattr(active, name)}
+            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
+        },
     }
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from powerplan.choices import Format
@@ -51,9 +51,9 @@ class Report:
     payload: dict[str, Any]
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
-    before: Sequence[str] = field(default=())
-    after: Sequence[str] = field(default=())
-    sections: Sequence[Report] = field(default=())
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    sections: Sequence[Report] = ()
 
 
 def render(report: Report, form: Format) -> str:
