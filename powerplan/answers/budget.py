@@ -102,7 +102,7 @@ def budget(
         name = "gpu_hours" if gpu_hours is not None else "measured" if profile is not None else "devices"
         raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
     wanted_tokens = optional(parse_count, "tokens", tokens, "a count of tokens")
-    total: int | Fraction | None = optional(parse_count, "flops", flops, "a count of FLOPs")
+    total: Fraction | int | None = optional(parse_count, "flops", flops, "a count of FLOPs")
     hours = optional(parse_hours, "gpu_hours", gpu_hours)
     step = optional(parse_context, "batch_tokens", batch_tokens)
 
@@ -123,7 +123,8 @@ def budget(
             total = hours * 3600 * time.throughput.flops_per_s
             if total > MAX_COUNT:
                 raise InputError("more FLOPs than 1e40", parameter("gpu_hours"))
-    bought = budget_of(accounting, at, flops=total, tokens=wanted_tokens, dtype=dtype)
+    exact = None if total is None else Fraction(total)
+    bought = budget_of(accounting, at, flops=exact, tokens=wanted_tokens, dtype=dtype)
     if not given:
         flops_, tokens_, hours_ = map(parameter, budgets)
         notes.append(f"no budget given: 20 tokens per active parameter assumed; give {flops_}, {tokens_} or {hours_}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import answers, catalogues, machine, profile, recommend
+from powerplan.cli import answers, catalogues, profile, recommend
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -45,5 +45,5 @@ app.command("dims")(catalogues.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
 app.command("reproduce")(catalogues.reproduce)
-app.command("doctor")(machine.doctor)
-app.command("schema")(machine.schema)
+app.command("doctor")(catalogues.doctor)
+app.command("schema")(catalogues.schema)

@@ -1,7 +1,8 @@
-"""The commands that print tables of what is built in: models, hardware, dims, reproduce."""
+"""The commands that print what is built in or installed: models, hardware, dims, reproduce, doctor, schema."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -105,3 +106,18 @@ def reproduce(
     from powerplan.reproduce import reproduce as compare
 
     say.show(reproduce_report(compare(name)), output)
+
+
+def doctor(output: FormatOption = "table") -> None:
+    """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
+    from powerplan.doctor import examine
+    from powerplan.report.catalogue import doctor_report
+
+    say.show(doctor_report(examine()), output)
+
+
+def schema() -> None:
+    """The JSON schema of a powerplan YAML, for editors and validators."""
+    from powerplan.schema import spec_schema
+
+    say.text(json.dumps(spec_schema(), indent=2))

@@ -1,12 +1,14 @@
-"""The reports of `powerplan models` and `powerplan hardware`: what is built in."""
+"""The reports of `powerplan models`, `hardware` and `doctor`: what is built in, and what this machine has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, positions_text
+from powerplan.doctor import Finding
 from powerplan.hardware import QUANTITIES, Device, si_value
 from powerplan.report.parts import model_entry
 from powerplan.report.render import Column, Report, grouped, plain
@@ -140,3 +142,15 @@ def device_report(device: Device) -> Report:
         Column("source", "source", left=True),
     ]
     return Report("powerplan.hardware/1", {"devices": [_device_row(device)]}, columns, rows, after=after)
+
+
+def doctor_report(findings: Sequence[Finding]) -> Report:
+    """Return the examination of this machine."""
+    rows: list[dict[str, Any]] = [asdict(finding) for finding in findings]
+    columns = [
+        Column("what", "", left=True),
+        Column("found", "found", left=True),
+        Column("ok", "", lambda value: {None: "", True: "ok", False: "missing"}[value], left=True),
+        Column("remedy", "remedy", left=True),
+    ]
+    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows)

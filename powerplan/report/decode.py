@@ -142,11 +142,8 @@ def _facts(model: Served) -> list[str]:
     size = parameters_text(model.accounting)
     lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {first.dtype}")
     for serving in model.servings:
-        state = " + ".join(
-            f"{name} {format_bytes(size)}"
-            for name, size in (("cache", serving.cache_bytes), ("recurrent", serving.recurrent_bytes))
-            if size
-        )
+        sizes = {"cache": serving.cache_bytes, "recurrent": serving.recurrent_bytes}
+        state = " + ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
         prompt = f"prefill {format_count(serving.prefill_flops)}FLOPs"
         text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
         if serving.fleet is not None:

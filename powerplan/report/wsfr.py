@@ -124,18 +124,17 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
         per_model = f", times {line.count} layers = {_exact(line.value * line.count)}" if line.count > 1 else ""
         lines.append(f"  {line.quantity}, {term.component}")
         lines.append(f"    {formula.replace('*', '·')} = {numbers} = {_exact(line.value)}{per_model}")
-        entries.append(
-            {
-                "scope": line.scope,
-                "quantity": line.quantity,
-                "component": term.component,
-                "formula": formula,
-                "values": values,
-                "value": json_number(line.value),
-                "layers": line.count,
-                "source": line.source or None,
-            }
-        )
+        entry = {
+            "scope": line.scope,
+            "quantity": line.quantity,
+            "component": term.component,
+            "formula": formula,
+            "values": values,
+            "value": json_number(line.value),
+            "layers": line.count,
+            "source": line.source or None,
+        }
+        entries.append(entry)
     letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
     lines[1:1] = textwrap.wrap(letters, width=118, initial_indent="  ", subsequent_indent="  ")
     return lines, entries
