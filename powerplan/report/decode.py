@@ -77,12 +77,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
         "that the batch is expected to touch."
     )
     labels = {model.accounting.spec.name: model.label for model in models}
-    columns = [
-        Column("name", "model", labels.__getitem__, left=True),
-        CONTEXT,
-        *_COLUMNS,
-        *(_TIMED if fleet else ()),
-    ]
+    name = Column("name", "model", labels.__getitem__, left=True)
+    columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
     # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
     left_out = {"tokens_per_s"} if len(contexts) > 1 else {"context"}
     if all(row.get("fits") for row in rows):

@@ -12,7 +12,7 @@ from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
-from powerplan.mixers.formulas import SYMBOLS, Term
+from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.parts import CONTEXT, FLOPS, RATIOS, convention_entry, model_entry, parameters_text, row_entry
 from powerplan.report.render import Column, Report
 from powerplan.units import format_ratio, json_number
@@ -110,7 +110,8 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
     scope = source = ""
     for line in explained_terms(accounting.spec, context, accounting.convention):
         term = line.term
-        values = _values(term)
+        letters = set(re.findall(r"[A-Za-z_]+", term.formula))
+        values = {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
         used.update(values)
         if line.scope != scope:
             scope = line.scope
@@ -135,15 +136,9 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
             "source": line.source or None,
         }
         entries.append(entry)
-    letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
-    lines[1:1] = textwrap.wrap(letters, width=118, initial_indent="  ", subsequent_indent="  ")
+    meanings = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
+    lines[1:1] = textwrap.wrap(meanings, width=118, initial_indent="  ", subsequent_indent="  ")
     return lines, entries
-
-
-def _values(term: Term) -> dict[str, int | float]:
-    """Return the numbers of the letters that a term's formula uses."""
-    letters = set(re.findall(r"[A-Za-z_]+", term.formula))
-    return {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
 
 
 def _exact(value: int | Fraction) -> str:
