@@ -17,6 +17,9 @@ class PowerplanError(Exception):
 
     exit_code = 1
 
+    def __init__(self, problem: str) -> None:
+        super().__init__(one_line(problem))
+
 
 class InputError(PowerplanError, ValueError):
     """A file, a value or a name that powerplan cannot use.
@@ -31,7 +34,7 @@ class InputError(PowerplanError, ValueError):
     exit_code = 2
 
     def __init__(self, problem: str, where: str | None = None) -> None:
-        super().__init__(one_line(f"{where}: {problem}" if where else problem))
+        super().__init__(f"{where}: {problem}" if where else problem)
         self.problem = problem
         self.where = where
 
@@ -41,17 +44,11 @@ class InfeasibleError(PowerplanError):
 
     exit_code = 3
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(one_line(problem))
-
 
 class MachineError(PowerplanError):
     """This machine cannot do what was asked: a package is not installed, or there is too little memory."""
 
     exit_code = 4
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(one_line(problem))
 
 
 _on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
@@ -85,36 +82,27 @@ MAX_WORD = 100
 """Longest word, in characters, that could be a misspelt name; the comparison is quadratic in it."""
 
 
-def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return up to `count` entries of `known` most like `word`: first what begins with it, then by spelling."""
+def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """Return "; did you mean a, b or c?", first what begins with `word`, then by spelling; "" where nothing is near."""
     if len(word) > MAX_WORD:
-        return []
+        return ""
     by_folded: dict[str, str] = {}
     for candidate in known:
         by_folded.setdefault(candidate.casefold(), candidate)
     folded = word.casefold()
     longer = sorted((name for name in by_folded if len(folded) > 2 and name.startswith(folded)), key=len)
     close = difflib.get_close_matches(folded, by_folded, n=count, cutoff=cutoff)
-    return [by_folded[match] for match in dict.fromkeys((*longer, *close))][:count]
+    names = [by_folded[match] for match in dict.fromkeys((*longer, *close))][:count]
+    return f"; did you mean {listed(names, 'or')}?" if names else ""
 
 
-def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
-    """Return "; did you mean a, b or c?" for the nearest spellings, or "" where nothing is near."""
-    names = nearest(word, known, count, cutoff)
-    if not names:
-        return ""
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"; did you mean {listed}?"
+def listed(names: Sequence[str], word: str) -> str:
+    """Return names as a sentence lists them: "a, b or c" where `word` is "or"."""
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def allowed_values(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
-    """Return the end of a message that lists the allowed values: "; did you mean a? allowed are a, b".
-
-    Args:
-        word: what was given instead; where none of the allowed values is near it, the text is "; allowed are a, b".
-        allowed: the values to list.
-        label: what the values are called.
-    """
+    """Return the end of a message about `word`: "; did you mean a? allowed are a, b", or "; allowed are a, b"."""
     near = did_you_mean(word, allowed) if isinstance(word, str) else ""
     return f"{near or ';'} {label} are {', '.join(allowed)}"
 

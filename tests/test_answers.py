@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import powerplan
+from powerplan import Convention
 from powerplan.answers.base import Answer
 from powerplan.cli import main
 from powerplan.errors import InputError
@@ -30,11 +31,17 @@ ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wsfr gpt2-small": ("wsfr", {"model": "gpt2-small"}),
     "wsfr gemma-2-9b --ctx 8k,64k --by layer --form chunked": (
         "wsfr",
-        {"model": "gemma-2-9b", "context": [8192, "64k"], "by": "layer", "form": "chunked"},
+        {"model": "gemma-2-9b", "context": [8192, "64k"], "by": "layer", "convention": Convention(form="chunked")},
     ),
     "wsfr llama-3-8b --ctx 64k --explain --causal full --exclude lm-head --dtype fp8": (
         "wsfr",
-        {"model": "llama-3-8b", "context": 65536, "explain": True, "causal": "full", "lm_head": False, "dtype": "fp8"},
+        {
+            "model": "llama-3-8b",
+            "context": 65536,
+            "explain": True,
+            "convention": Convention(causal="full", lm_head=False),
+            "dtype": "fp8",
+        },
     ),
     "compare gpt2-small llama-3-8b --mixer power:p=2": (
         "compare",
@@ -101,7 +108,6 @@ def test_notes_of_several_models_name_them() -> None:
         ("wsfr", {"model": "gpt2", "context": 0}, "context: a context is 1 to [0-9,]+ tokens, and is 0"),
         ("wsfr", {"model": "gpt2", "mixer": "kdb"}, "mixer: 'kdb' is not a mixer; did you mean kda.*"),
         ("wsfr", {"model": "gpt2", "by": "layers"}, "by: 'layers' is not known; did you mean layer.*"),
-        ("wsfr", {"model": "gpt2", "form": "chunk"}, "form must be recurrent or chunked, and is 'chunk'"),
         ("wsfr", {"model": "gpt2", "dtype": "int2"}, "dtype must be fp32, bf16, fp16, fp8, int4, and is 'int2'"),
         ("compare", {"models": ["gpt2"]}, "models: compare needs a list of two models or more"),
         ("compare", {"models": "gpt2"}, "models: compare needs a list of two models or more"),
@@ -117,6 +123,11 @@ def test_notes_of_several_models_name_them() -> None:
 def test_an_error_names_the_parameter(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         getattr(powerplan, name)(**arguments)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^form must be recurrent or chunked, and is 'chunk'$"):
+        Convention(form="chunk")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("context", [1.5, True, None, "x"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powerplan.errors import InputError, nearest
+from powerplan.errors import InputError, did_you_mean
 from powerplan.units import (
     MAX_CONTEXT,
     format_bytes,
@@ -119,10 +119,11 @@ def test_json_numbers_are_exact_where_they_can_be() -> None:
     assert json_number(2**70) == 2**70
 
 
-def test_nearest_prefers_what_begins_alike() -> None:
-    assert nearest("h100", ["h200", "h100-pcie", "h100-sxm"], count=2) == ["h100-sxm", "h100-pcie"]
-    assert nearest("kv_head", ["heads", "kv_heads"]) == ["kv_heads"]
-    assert nearest("zzz", ["heads"]) == []
+def test_did_you_mean_prefers_what_begins_alike() -> None:
+    devices = ["h200", "h100-pcie", "h100-sxm"]
+    assert did_you_mean("h100", devices, count=2) == "; did you mean h100-sxm or h100-pcie?"
+    assert did_you_mean("kv_head", ["heads", "kv_heads"]) == "; did you mean kv_heads?"
+    assert did_you_mean("zzz", ["heads"]) == ""
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.hardware import Device, find_device
 from powerplan.load import LoadedModel, load_model
+from powerplan.measured import MeasuredTimes, read_profile
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
-from powerplan.units import context_of, parse_contexts
+from powerplan.units import context_of, parse_contexts, parse_integer
+
+Parsed = TypeVar("Parsed")
 
 Model = str | Path | ModelSpec | LoadedModel
 """A catalogue name, a path as on the command line, a spec, or what load_model returned."""
@@ -64,11 +68,7 @@ class Answer:
 
 
 def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
-    """Return the model that a parameter `model` means, with `mixer` in every layer.
-
-    Raises:
-        InputError: the model cannot be read, or the mixer is unknown or does not fit; it names the parameter.
-    """
+    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError."""
     if isinstance(model, ModelSpec):
         loaded = LoadedModel(model, model.name)
     else:
@@ -100,3 +100,25 @@ def read_contexts(contexts: Contexts) -> list[int]:
     if not several:
         raise InputError("is empty; give tokens, as 65536 or '64k'", parameter("context"))
     return list(dict.fromkeys(context_of(context, parameter("context")) for context in several))
+
+
+def read_devices(devices: int | str) -> int:
+    """Return a number of devices; raises InputError for one that is out of range."""
+    return parse_integer(str(devices), parameter("devices"), 1, 10**7)
+
+
+def read_device(gpu: str | Device | None) -> Device | None:
+    """Return the device that a parameter `gpu` names; raises InputError where none is called so."""
+    return find_device(gpu) if isinstance(gpu, str) else gpu
+
+
+def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes | None:
+    """Return the times in the file that a parameter `measured` names; raises InputError where it is no profile."""
+    if isinstance(measured, MeasuredTimes | None):
+        return measured
+    return read_profile(str(measured), parameter("measured"))
+
+
+def optional(parse: Callable[..., Parsed], name: str, value: object, *more: str) -> Parsed | None:
+    """Return what `parse` makes of the parameter `name`; None where it is not given."""
+    return None if value is None else parse(str(value), parameter(name), *more)

@@ -7,16 +7,15 @@ from fractions import Fraction
 from pathlib import Path
 
 from powerplan.accounting import Accounting
-from powerplan.answers.base import Answer, Model, read_model
-from powerplan.choices import Causal, Form
+from powerplan.answers.base import Answer, Model, optional, read_device, read_devices, read_measured, read_model
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, find_device, peak_of
-from powerplan.measured import MeasuredTimes, read_profile
+from powerplan.hardware import Device, peak_of
+from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.budget import budget_report
 from powerplan.report.render import Report
 from powerplan.training import Alternative, Budget, Throughput, TrainingTime, alternatives, budget_of, training_time
-from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_hours, parse_integer, parse_share
+from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_hours, parse_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,7 @@ def budget(
     batch_tokens: int | str | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
-    form: Form = "recurrent",
-    causal: Causal = "exact",
-    lm_head: bool = True,
+    convention: Convention | None = None,
     dtype: str = "bf16",
 ) -> BudgetAnswer:
     """Return what a training budget buys, as `powerplan budget` prints it.
@@ -79,9 +76,7 @@ def budget(
         batch_tokens: tokens of an optimiser step, as "512k".
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         mixer: the mixer to put into every layer, such as "power:p=2".
-        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
-        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
-        lm_head: whether the output projection counts as weight FLOPs.
+        convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
 
     Returns:
@@ -100,30 +95,26 @@ def budget(
     given = [parameter(name) for name, value in budgets.items() if value]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are one budget twice; give one of them")
-    share, count = parse_share(str(mfu), parameter("mfu")), parse_integer(str(devices), parameter("devices"), 1, 10**7)
-    profile = (
-        measured if isinstance(measured, MeasuredTimes | None) else read_profile(str(measured), parameter("measured"))
-    )
-    device = find_device(gpu) if isinstance(gpu, str) else gpu
+    share, count = parse_share(str(mfu), parameter("mfu")), read_devices(devices)
+    profile, device = read_measured(measured), read_device(gpu)
     peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
     if peak is None and (gpu_hours is not None or profile is not None or count > 1):
         name = "gpu_hours" if gpu_hours is not None else "measured" if profile is not None else "devices"
         raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
-    wanted_tokens = None if tokens is None else parse_count(str(tokens), parameter("tokens"), "a count of tokens")
-    total = None if flops is None else Fraction(parse_count(str(flops), parameter("flops"), "a count of FLOPs"))
-    hours = None if gpu_hours is None else parse_hours(str(gpu_hours), parameter("gpu_hours"))
-    step = None if batch_tokens is None else parse_context(str(batch_tokens), parameter("batch_tokens"))
+    wanted_tokens = optional(parse_count, "tokens", tokens, "a count of tokens")
+    total: Fraction | int | None = optional(parse_count, "flops", flops, "a count of FLOPs")
+    hours = optional(parse_hours, "gpu_hours", gpu_hours)
+    step = optional(parse_context, "batch_tokens", batch_tokens)
 
     loaded = read_model(model, mixer)
     notes = list(loaded.notes)
-    accounting = Accounting(loaded.spec, Convention(causal, form, lm_head))
+    accounting = Accounting(loaded.spec, convention)
     time = None
     if peak is not None:
         time = training_time(loaded.spec, accounting.row(at), Throughput(peak, share, count), profile)
         if time.missing is not None:
-            notes.append(
-                f"{time.missing.describe()}: time is counted at {parameter('mfu', f'{float(share):g}')} instead"
-            )
+            counted = parameter("mfu", f"{float(share):g}")
+            notes.append(f"{time.missing.describe()}: time is counted at {counted} instead")
         elif profile is not None and (remark := profile.elsewhere(peak.name)) is not None:
             notes.append(remark)
         if hours is not None and time.measured is not None:
@@ -132,7 +123,8 @@ def budget(
             total = hours * 3600 * time.throughput.flops_per_s
             if total > MAX_COUNT:
                 raise InputError("more FLOPs than 1e40", parameter("gpu_hours"))
-    bought = budget_of(accounting, at, flops=total, tokens=wanted_tokens, dtype=dtype)
+    exact = None if total is None else Fraction(total)
+    bought = budget_of(accounting, at, flops=exact, tokens=wanted_tokens, dtype=dtype)
     if not given:
         flops_, tokens_, hours_ = map(parameter, budgets)
         notes.append(f"no budget given: 20 tokens per active parameter assumed; give {flops_}, {tokens_} or {hours_}")

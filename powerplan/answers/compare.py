@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
-from powerplan.choices import Causal, Form
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.report.compare import compare_report
@@ -35,9 +34,7 @@ def compare(
     context: Contexts = "8k,128k",
     *,
     mixer: str | None = None,
-    form: Form = "recurrent",
-    causal: Causal = "exact",
-    lm_head: bool = True,
+    convention: Convention | None = None,
     dtype: str = "bf16",
 ) -> CompareAnswer:
     """Return two or more models side by side, as `powerplan compare` prints them.
@@ -46,9 +43,7 @@ def compare(
         models: catalogue names, paths or specs, as for wsfr.
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
-        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
-        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
-        lm_head: whether the output projection counts as weight FLOPs.
+        convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
 
     Returns:
@@ -66,7 +61,7 @@ def compare(
     if isinstance(models, str) or len(models) < 2:
         raise InputError("compare needs a list of two models or more", parameter("models"))
     loaded = [read_model(model, mixer) for model in models]
-    accountings = tuple(Accounting(one.spec, Convention(causal, form, lm_head)) for one in loaded)
+    accountings = tuple(Accounting(one.spec, convention) for one in loaded)
     return CompareAnswer(
         accountings=accountings,
         rows=tuple(tuple(accounting.row(tokens, dtype) for tokens in contexts) for accounting in accountings),

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import get_args
 
 from powerplan.accounting import Accounting
-from powerplan.answers.base import Answer, Contexts, Model, check_choice, named_notes, read_contexts, read_model
+from powerplan.answers import base
+from powerplan.answers.base import Answer, Contexts, Model, named_notes
 from powerplan.choices import Twin
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, find_device, peak_of
+from powerplan.hardware import Device, peak_of
 from powerplan.load import LoadedModel
 from powerplan.report.decode import Served, decode_report
 from powerplan.report.render import Report
 from powerplan.serving import MAX_BATCH, Fleet, Serving
 from powerplan.serving import twin as twin_of
 from powerplan.spec import ModelSpec
-from powerplan.units import parse_integer, parse_integers
+from powerplan.units import parse_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +74,24 @@ def decode(
         >>> llama.servings[0].largest_batch
         3
     """
-    contexts = read_contexts(context)
+    contexts = base.read_contexts(context)
     several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
     if not several:
         raise InputError("decode needs one model or more", "models")
-    check_choice(twin, get_args(Twin), "twin")
+    base.check_choice(twin, get_args(Twin), "twin")
     sizes = batch if isinstance(batch, (int, str)) else ",".join(map(str, batch))
     batches = tuple(parse_integers(str(sizes), parameter("batch"), 1, MAX_BATCH))
-    count = parse_integer(str(devices), parameter("devices"), 1, 10**7)
+    count = base.read_devices(devices)
     if gpu is None and count > 1:
         raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
-    fleet = None if gpu is None else Fleet(find_device(gpu) if isinstance(gpu, str) else gpu, count)
-    if fleet is not None:
-        peak_of(fleet.device)  # A device without the rates that times need is refused before a model is read.
+    device = base.read_device(gpu)
+    fleet = None if device is None else Fleet(device, count)
+    if device is not None:
+        peak_of(device)  # A device without the rates that times need is refused before a model is read.
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
-        loaded = read_model(model, mixer)
+        loaded = base.read_model(model, mixer)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
         served.append(Served(accounting, _servings(accounting, contexts, dtype, fleet)))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from powerplan.answers.base import Answer, Contexts, Model, read_contexts, read_model
-from powerplan.choices import Causal, Form, Keep, Side, Unknown
+from powerplan.answers import base
+from powerplan.answers.base import Answer, Contexts, Model, optional
+from powerplan.choices import Keep, Side, Unknown
 from powerplan.dump import spec_to_yaml
-from powerplan.errors import InputError, allowed_values, parameter, shown
-from powerplan.hardware import Device, find_device
-from powerplan.measured import MeasuredTimes, read_profile
+from powerplan.errors import parameter
+from powerplan.hardware import Device
+from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.reasons import why
 from powerplan.report.recommend import recommend_report, solve_report
@@ -75,9 +76,7 @@ def recommend(
     measured: str | Path | MeasuredTimes | None = None,
     top: int | str = 6,
     mixer: str | None = None,
-    form: Form = "recurrent",
-    causal: Causal = "exact",
-    lm_head: bool = True,
+    convention: Convention | None = None,
     dtype: str = "bf16",
 ) -> RecommendAnswer:
     """Return which mixers, windows, heads or layer mix balance a model, as `powerplan recommend` prints it.
@@ -94,14 +93,12 @@ def recommend(
         devices: how many devices hold them together.
         keep: "weights" keeps width, depth and FFN; "flops" resizes candidates to the FLOPs per token of the model.
         only: families or kinds to use, such as "power,window" or ["power", "mix"].
-        exclude: families or kinds to leave out; "lm-head" leaves out the head's FLOPs, as lm_head=False does.
+        exclude: families or kinds to leave out; "lm-head" does what Convention(lm_head=False) does.
         prefer: the side, "weights" or "state", that should be the heavier one where one must be.
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         top: how many sorts of candidates are returned, besides those that always are.
         mixer: the mixer to put into every layer first, such as "power:p=2".
-        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
-        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
-        lm_head: whether the output projection counts as weight FLOPs.
+        convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
 
     Returns:
@@ -116,26 +113,20 @@ def recommend(
         >>> answer.recommended.label
         '9 power p=2 6x128 + 3 power p=2'
     """
-    contexts, ratio = read_contexts(context), _ratio(target)
-    count, sorts = (
-        parse_integer(str(devices), parameter("devices"), 1, 10**7),
-        parse_integer(str(top), parameter("top"), 1, 1000),
-    )
+    contexts, ratio = base.read_contexts(context), _ratio(target)
+    count, sorts = base.read_devices(devices), parse_integer(str(top), parameter("top"), 1, 1000)
     limits = Limits(
-        max_state=None if max_state is None else parse_bytes(str(max_state), parameter("max_state")),
-        max_decode=None
-        if max_decode_bytes is None
-        else parse_bytes(str(max_decode_bytes), parameter("max_decode_bytes")),
-        flops=None if flops is None else parse_count(str(flops), parameter("flops"), "a count of FLOPs"),
-        tokens=None if tokens is None else parse_count(str(tokens), parameter("tokens"), "a count of tokens"),
-        device=find_device(gpu) if isinstance(gpu, str) else gpu,
+        max_state=optional(parse_bytes, "max_state", max_state),
+        max_decode=optional(parse_bytes, "max_decode_bytes", max_decode_bytes),
+        flops=optional(parse_count, "flops", flops, "a count of FLOPs"),
+        tokens=optional(parse_count, "tokens", tokens, "a count of tokens"),
+        device=base.read_device(gpu),
         devices=count,
     )
     selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
-    loaded = read_model(model, mixer)
-    profile = (
-        measured if isinstance(measured, MeasuredTimes | None) else read_profile(str(measured), parameter("measured"))
-    )
+    loaded = base.read_model(model, mixer)
+    profile = base.read_measured(measured)
+    convention = convention or Convention()
     request = Request(
         contexts=contexts,
         target=ratio,
@@ -144,7 +135,7 @@ def recommend(
         exclude=[word for word in excluded if word != LM_HEAD],
         prefer=prefer,
         keep=keep,
-        convention=Convention(causal, form, lm_head and LM_HEAD not in excluded),
+        convention=replace(convention, lm_head=convention.lm_head and LM_HEAD not in excluded),
         dtype=dtype,
         profile=profile,
         top=sorts,
@@ -169,8 +160,7 @@ def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
     allowed = [*SELECTABLE, *more]
     words = [word.strip() for word in (kinds.split(",") if isinstance(kinds, str) else kinds)]
     for word in words:
-        if word not in allowed:
-            raise InputError(f"{shown(word)} is not known{allowed_values(word, allowed)}", parameter(name))
+        base.check_choice(word, allowed, name)
     return sorted(set(words))
 
 
@@ -198,9 +188,7 @@ def solve(
     *,
     target: str | float = "1:1",
     mixer: str | None = None,
-    form: Form = "recurrent",
-    causal: Causal = "exact",
-    lm_head: bool = True,
+    convention: Convention | None = None,
     dtype: str = "bf16",
 ) -> SolveAnswer:
     """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
@@ -210,7 +198,7 @@ def solve(
         unknown: "context", "window" or "p", of every layer.
         context: tokens at which windows and degrees are judged.
         target: the weight-state FLOP ratio to keep, as "3:1" or 3.
-        mixer, form, causal, lm_head, dtype: as for recommend.
+        mixer, convention, dtype: as for recommend.
 
     Raises:
         InputError: an argument cannot be used, or the question does not fit the model.
@@ -221,6 +209,6 @@ def solve(
         13403
     """
     at, ratio = parse_context(str(context), parameter("context")), _ratio(target)
-    loaded = read_model(model, mixer)
-    solution = search_backwards(loaded.spec, unknown, at, ratio, Convention(causal, form, lm_head), dtype)
+    loaded = base.read_model(model, mixer)
+    solution = search_backwards(loaded.spec, unknown, at, ratio, convention or Convention(), dtype)
     return SolveAnswer(solution=solution, name=loaded.spec.name, context=at, target=ratio, notes=loaded.notes)

@@ -7,7 +7,7 @@ from typing import get_args
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
-from powerplan.choices import By, Causal, Form
+from powerplan.choices import By
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.wsfr import verdict_text, wsfr_report
@@ -54,9 +54,7 @@ def wsfr(
     mixer: str | None = None,
     by: By | None = None,
     explain: bool = False,
-    form: Form = "recurrent",
-    causal: Causal = "exact",
-    lm_head: bool = True,
+    convention: Convention | None = None,
     dtype: str = "bf16",
 ) -> WsfrAnswer:
     """Return the weight-state FLOP ratio of a model at each context, as `powerplan wsfr` prints it.
@@ -67,9 +65,7 @@ def wsfr(
         mixer: the mixer to put into every layer, such as "power:p=2"; the model's own where None.
         by: whether the report splits every context by "component" or by "layer".
         explain: whether the report prints every formula with the numbers put in.
-        form: "recurrent" counts state FLOPs in proportion to the state, "chunked" as a chunked kernel executes them.
-        causal: "exact" counts the keys that a causal mask leaves, "full" the full context for every query.
-        lm_head: whether the output projection counts as weight FLOPs.
+        convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
 
     Returns:
@@ -88,7 +84,7 @@ def wsfr(
     contexts = read_contexts(context)
     check_choice(by, get_args(By), "by")
     loaded = read_model(model, mixer)
-    accounting = Accounting(loaded.spec, Convention(causal, form, lm_head))
+    accounting = Accounting(loaded.spec, convention)
     return WsfrAnswer(
         accounting=accounting,
         rows=tuple(accounting.row(tokens, dtype) for tokens in contexts),

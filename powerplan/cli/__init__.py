@@ -25,13 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         error("interrupted")
         return 130
-    except BrokenPipeError:
-        _abandon_stdout()  # The reader (head, less) has gone, and there is nobody to tell.
-        return 0
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, BrokenPipeError):
+    except (BrokenPipeError, SystemExit) as stop:
+        # The reader (head, less) has gone, and there is nobody to tell. Where typer finds that, it ends the process.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, BrokenPipeError):
             raise
-        _abandon_stdout()  # typer ends the process itself where its commands or its help find the reader gone.
+        _abandon_stdout()
         return 0
     except OSError as problem:
         _abandon_stdout()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import budget, catalogues, compare, decode, dims, machine, profile, recommend, reproduce, wsfr
+from powerplan.cli import answers, catalogues, profile, recommend
 from powerplan.version import __version__
 
 app = typer.Typer(
@@ -35,15 +35,15 @@ def _before(
         typer.echo(context.get_help())
 
 
-app.command("wsfr")(wsfr.wsfr)
-app.command("compare")(compare.compare)
-app.command("budget")(budget.budget)
-app.command("decode")(decode.decode)
+app.command("wsfr")(answers.wsfr)
+app.command("compare")(answers.compare)
+app.command("budget")(answers.budget)
+app.command("decode")(answers.decode)
 app.command("recommend")(recommend.recommend)
 app.command("profile")(profile.profile)
-app.command("dims")(dims.dims)
+app.command("dims")(catalogues.dims)
 app.command("models")(catalogues.models)
 app.command("hardware")(catalogues.hardware)
-app.command("reproduce")(reproduce.reproduce)
-app.command("doctor")(machine.doctor)
-app.command("schema")(machine.schema)
+app.command("reproduce")(catalogues.reproduce)
+app.command("doctor")(catalogues.doctor)
+app.command("schema")(catalogues.schema)

@@ -1,28 +1,30 @@
-"""`powerplan models` and `powerplan hardware`: what is built in."""
+"""The commands that print what is built in or installed: models, hardware, dims, reproduce, doctor, schema."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
+from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, complete_device, model_argument
+from powerplan.cli.options import FormatOption, MixerOption, name_argument
+from powerplan.errors import InputError
+from powerplan.hardware import devices, find_device
 
 
 def models(
     model: Annotated[
-        str | None, model_argument("One model, as for wsfr; without it the table of all built-in models.", "[MODEL]")
+        str | None, name_argument("One model, as for wsfr; without it the table of all built-in models.", "[MODEL]")
     ] = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
     output: FormatOption = "table",
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
-    from powerplan.accounting import Accounting
     from powerplan.answers.base import read_model
     from powerplan.dump import spec_to_yaml
-    from powerplan.errors import InputError
     from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
@@ -47,17 +49,75 @@ def models(
 def hardware(
     device: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[DEVICE]",
-            help="The exact name or alias of one device, such as h100-sxm; without it the table of all devices.",
-            autocompletion=complete_device,
-            show_default=False,
-        ),
+        name_argument("A name or alias, such as h100-sxm; without it the table of all devices.", "[DEVICE]", devices),
     ] = None,
     output: FormatOption = "table",
 ) -> None:
     """Peak rates of the devices that powerplan knows, each with its unit and source."""
-    from powerplan.hardware import devices, find_device
     from powerplan.report.catalogue import device_report, devices_report
 
     say.show(devices_report(list(devices().values())) if device is None else device_report(find_device(device)), output)
+
+
+def dims(
+    head_dim: Annotated[str, typer.Option(help="Head dims: 64, or a list such as 32,64,128.")] = "64",
+    p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
+    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
+    v_head_dim: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all.")
+    ] = None,
+    output: FormatOption = "table",
+) -> None:
+    """Dimensions of the power embeddings: tpow, spow and tiled spow, the state, and the window of the same state."""
+    from powerplan.mixers.power import MAX_DEGREE
+    from powerplan.report.dims import dims_report, states_report
+    from powerplan.units import parse_integer, parse_integers
+
+    head_dims = parse_integers(head_dim, "--head-dim", 1, 65536)
+    degrees = parse_integers(p, "--p", 1, MAX_DEGREE)
+    width = parse_integer(tile, "--tile", 1, 4096)
+    values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)
+    if kind is None:
+        say.show(dims_report(head_dims, degrees, width, values), output)
+    else:
+        say.show(states_report(head_dims, degrees, values, kind), output)
+
+
+def set_names() -> list[str]:
+    from powerplan.reproduce import ALL, figure_sets
+
+    return [*figure_sets(), ALL]
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        name_argument(
+            "Figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, or all.", "[NAME]", set_names
+        ),
+    ] = "all",
+    output: FormatOption = "table",
+) -> None:
+    """Published figures beside what powerplan computes under each named convention, with the gap and its reason."""
+    from powerplan.report.reproduce import reproduce_report
+    from powerplan.reproduce import reproduce as compare
+
+    say.show(reproduce_report(compare(name)), output)
+
+
+def doctor(output: FormatOption = "table") -> None:
+    """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
+    from powerplan.doctor import examine
+    from powerplan.report.catalogue import doctor_report
+
+    say.show(doctor_report(examine()), output)
+
+
+def schema() -> None:
+    """The JSON schema of a powerplan YAML, for editors and validators."""
+    from powerplan.schema import spec_schema
+
+    say.text(json.dumps(spec_schema(), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -9,41 +10,39 @@ import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.errors import allowed_values, shown
+from powerplan.hardware import devices
+from powerplan.load import known_names
+from powerplan.mixers.formulas import Convention
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Return the catalogue names and aliases that begin with what has been typed."""
-    from powerplan.load import known_names
+def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a completion for typer: those of `names` that begin with what has been typed."""
 
-    return [name for name in known_names() if name.startswith(incomplete.lower())]
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete.lower())]
 
-
-def complete_device(incomplete: str) -> list[str]:
-    """Return the device names that begin with what has been typed."""
-    from powerplan.hardware import devices
-
-    return [name for name in devices() if name.startswith(incomplete.lower())]
+    return complete
 
 
-def model_argument(text: str, metavar: str = "MODEL") -> Any:
-    """Return a typer argument that names a model, or several, with a help text."""
-    return typer.Argument(metavar=metavar, help=text, autocompletion=complete_model, show_default=False)
+def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
+    """Return a typer argument that takes one of `names`, by default of a model, or several."""
+    return typer.Argument(metavar=metavar, help=text, autocompletion=completer(names))
 
 
 Model = Annotated[
-    str, model_argument("A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.")
+    str,
+    name_argument(
+        "A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.", "MODEL"
+    ),
 ]
 OptionalModel = Annotated[
     str | None,
-    model_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
+    name_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
 ]
 DEFAULT_FILE, DEFAULT_MODEL = "model.yaml", "gpt2-small"
 MixerOption = Annotated[
     str | None,
-    typer.Option(
-        "--mixer",
-        help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
-    ),
+    typer.Option(help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ..."),
 ]
 
 
@@ -66,10 +65,8 @@ def choice_option(choices: Any, text: str, *names: str) -> Any:
             raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
         return word
 
-    def complete(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
-
-    return typer.Option(*names, help=text, parser=parse, metavar=f"<{'|'.join(words)}>", autocompletion=complete)
+    metavar = f"<{'|'.join(words)}>"
+    return typer.Option(*names, help=text, parser=parse, metavar=metavar, autocompletion=completer(lambda: words))
 
 
 FormOption = Annotated[
@@ -89,22 +86,21 @@ DeviceOption = Annotated[
         "--hardware",
         metavar="DEVICE",
         help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
-        autocompletion=complete_device,
-        show_default=False,
+        autocompletion=completer(devices),
     ),
 ]
 MeasuredOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Plan with the measured times of this file, which powerplan profile --save wrote.",
-        show_default=False,
-    ),
+    typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
 ]
 FormatOption = Annotated[
-    Format,
-    choice_option(Format, "How to print the result. JSON and CSV are never rounded.", "--format"),
+    Format, choice_option(Format, "How to print the result. JSON and CSV are never rounded.", "--format")
 ]
+
+
+def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Convention:
+    """Return the convention that --form, --causal and the words of --exclude describe."""
+    return Convention(causal, form, lm_head="lm-head" not in (exclude or ()))
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

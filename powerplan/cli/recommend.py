@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import options, say
 from powerplan.cli.options import choice_option
+from powerplan.errors import InputError, listed
 
 DEFAULT_CONTEXT = "64k"
 TOP = "6"
@@ -17,55 +19,38 @@ TOP = "6"
 def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
-        str | None,
-        typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
+        str | None, typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts.")
     ] = None,
     target: Annotated[str, typer.Option(help="Weight to state FLOPs: 1:1, 3:1, 1:2.")] = "1:1",
-    max_state: Annotated[
-        str | None, typer.Option("--max-state", help="State per sequence at most, such as 512MiB.", show_default=False)
-    ] = None,
+    max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,
     max_decode_bytes: Annotated[
-        str | None,
-        typer.Option(
-            "--max-decode-bytes",
-            help="Bytes moved per decoded token at most, weights and state, at batch 1.",
-            show_default=False,
-        ),
+        str | None, typer.Option(help="Bytes moved per decoded token at most, weights and state, at batch 1.")
     ] = None,
-    flops: Annotated[str | None, typer.Option(help="Training FLOPs in all, such as 1e21.", show_default=False)] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Tokens that --flops must pay for, such as 10B.", show_default=False)
-    ] = None,
-    hardware: options.DeviceOption = None,
+    flops: Annotated[str | None, typer.Option(help="Training FLOPs in all, such as 1e21.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens that --flops must pay for, such as 10B.")] = None,
+    gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
     keep: Annotated[
         Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
     ] = "weights",
     only: Annotated[
         str | None,
-        typer.Option(
-            help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named.",
-            show_default=False,
-        ),
+        typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named."),
     ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.", show_default=False)] = None,
+    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.")] = None,
     weights_vs_state: Annotated[
-        Side | None,
-        choice_option(Side, "Which side should be the heavier one, where one must be.", "--weights-vs-state"),
+        Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,
     solve: Annotated[
-        Unknown | None,
-        choice_option(Unknown, "Ask the other way round: which context, window or p has the target?"),
+        Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
-    write: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.", show_default=False)
-    ] = None,
+    write: Annotated[str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.")] = None,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     form: options.FormOption = "recurrent",
@@ -74,9 +59,8 @@ def recommend(
     output: options.FormatOption = "table",
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
-    from powerplan.answers.recommend import recommend as recommend_for
+    from powerplan.answers.recommend import LM_HEAD
     from powerplan.answers.recommend import solve as solve_for
-    from powerplan.errors import InputError
     from powerplan.output import check_target, write_whole
     from powerplan.plots import check_format, wsfr_plot
     from powerplan.units import parse_contexts, parse_integer
@@ -89,6 +73,7 @@ def recommend(
             check_target(path, force, option)
     if plot is not None:
         check_format(plot, "--plot")
+    convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
@@ -98,7 +83,7 @@ def recommend(
             "--max-decode-bytes": max_decode_bytes,
             "--flops": flops,
             "--tokens": tokens,
-            "--hardware": hardware,
+            "--hardware": gpu,
             "--devices": devices != "1",
             "--keep": keep != "weights",
             "--only": only,
@@ -113,31 +98,20 @@ def recommend(
         }
         given = [option for option, value in unused.items() if value]
         if given:
-            out = " and ".join(filter(None, (", ".join(given[:-1]), given[-1])))
-            raise InputError(f"answers with one number: leave {out} out", "--solve")
-        solved = solve_for(
-            model,
-            solve,
-            contexts[0],
-            target=target,
-            mixer=mixer,
-            form=form,
-            causal=causal,
-            lm_head=LM_HEAD not in excluded,
-            dtype=dtype,
-        )
+            raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
+        solved = solve_for(model, solve, contexts[0], target=target, mixer=mixer, convention=convention, dtype=dtype)
         say.answer(solved, output, notes)
         return
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    answer = recommend_for(
+    answer = powerplan.recommend(
         model,
         contexts,
         max_state=max_state,
         max_decode_bytes=max_decode_bytes,
         flops=flops,
         tokens=tokens,
-        gpu=hardware,
+        gpu=gpu,
         devices=devices,
         keep=keep,
         only=only or (),
@@ -147,8 +121,7 @@ def recommend(
         top=top,
         target=target,
         mixer=mixer,
-        form=form,
-        causal=causal,
+        convention=convention,
         dtype=dtype,
     )
     if place > len(answer.candidates):
@@ -160,6 +133,3 @@ def recommend(
     if plot is not None:
         write_whole(plot, wsfr_plot(answer.recommendation, check_format(plot, "--plot")), force, "--plot")
         say.note(f"wrote {plot}")
-
-
-LM_HEAD = "lm-head"

@@ -1,14 +1,16 @@
-"""The reports of `powerplan models` and `powerplan hardware`: what is built in."""
+"""The reports of `powerplan models`, `hardware` and `doctor`: what is built in, and what this machine has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, positions_text
+from powerplan.doctor import Finding
 from powerplan.hardware import QUANTITIES, Device, si_value
-from powerplan.report.parts import parameters_entry
+from powerplan.report.parts import model_entry
 from powerplan.report.render import Column, Report, grouped, plain
 from powerplan.units import format_count, format_parameters
 
@@ -57,30 +59,30 @@ def model_report(accounting: Accounting) -> Report:
     spec = accounting.spec
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
-        "params_by_convention": parameters_entry(accounting),
+        "params_by_convention": model_entry(accounting)["params_by_convention"],
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
             for use in accounting.uses
         ],
     }
-    counts = [("parameters", total)] if active == total else [("parameters", total), ("active parameters", active)]
-    rows = []
-    for label, count in counts:
-        rows += [
-            {"key": label, "value": f"{count.with_embeddings:,}"},
-            {"key": "  without input embedding", "value": f"{count.without_input_embedding:,}"},
-            {"key": "  without embeddings", "value": f"{count.without_embeddings:,}"},
+    counts = {"parameters": total} | ({} if active == total else {"active parameters": active})
+    facts = []
+    for label, count in counts.items():
+        facts += [
+            (label, f"{count.with_embeddings:,}"),
+            ("  without input embedding", f"{count.without_input_embedding:,}"),
+            ("  without embeddings", f"{count.without_embeddings:,}"),
         ]
-    rows += [
-        {"key": "hidden size", "value": f"{spec.hidden_size:,}"},
-        {"key": "vocabulary", "value": f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"},
-        *({"key": kind["layers"], "value": kind["layer"]} for kind in payload["layer_kinds"]),
-        {"key": "balanced at", "value": grouped(payload["balanced_context"]) or "no context"},
-        {"key": "aliases", "value": ", ".join(spec.aliases) or "-"},
-        *({"key": key, "value": getattr(spec, key)} for key in ("published", "source", "note") if getattr(spec, key)),
+    facts += [
+        ("hidden size", f"{spec.hidden_size:,}"),
+        ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
+        *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
+        ("balanced at", grouped(payload["balanced_context"]) or "no context"),
+        ("aliases", ", ".join(spec.aliases) or "-"),
+        *((key, getattr(spec, key)) for key in ("published", "source", "note") if getattr(spec, key)),
     ]
     columns = [Column("key", spec.name, left=True), Column("value", "", left=True)]
-    return Report("powerplan.model/1", payload, columns, rows)
+    return Report("powerplan.model/1", payload, columns, [{"key": key, "value": value} for key, value in facts])
 
 
 def devices_report(devices: Sequence[Device]) -> Report:
@@ -92,9 +94,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
 
     columns = [
         Column("name", "device", left=True),
-        Column("bf16_flops", "bf16 TFLOP/s", tera),
-        Column("fp8_flops", "fp8 TFLOP/s", tera),
-        Column("fp32_flops", "fp32 TFLOP/s", tera),
+        *(Column(f"{dtype}_flops", f"{dtype} TFLOP/s", tera) for dtype in ("bf16", "fp8", "fp32")),
         Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
         Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
         Column("link_bytes_per_s", "link GB/s", lambda value: "-" if value is None else f"{value / 1e9:g}"),
@@ -107,12 +107,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
     return Report("powerplan.hardware/1", {"devices": rows}, columns, rows, after=after)
 
 
-_JSON_NAMES = {
-    "memory_gb": "memory_bytes",
-    "memory_gbs": "memory_bytes_per_s",
-    "link_gbs": "link_bytes_per_s",
-    "multiprocessors": "multiprocessors",
-}
+_JSON_NAMES = {"memory_gb": "memory_bytes", "memory_gbs": "memory_bytes_per_s", "link_gbs": "link_bytes_per_s"}
 
 
 def _device_row(device: Device) -> dict[str, Any]:
@@ -129,16 +124,17 @@ def _device_row(device: Device) -> dict[str, Any]:
 
 def device_report(device: Device) -> Report:
     """Return one device: quantity, value, unit and source."""
-    rows = []
-    for field, (label, unit, _) in QUANTITIES.items():
-        value = si_value(device, field)
-        if value is not None:
-            rows.append({"quantity": label, "value": value, "unit": unit, "source": device.source})
-    after = [f"aliases: {', '.join(device.aliases)}"] if device.aliases else []
-    if device.measured:
-        after.append(f"measured: {device.measured}")
-    if device.verify:
-        after.append("verify: the sources disagree or are second-hand")
+    rows = [
+        {"quantity": label, "value": value, "unit": unit, "source": device.source}
+        for field, (label, unit, _) in QUANTITIES.items()
+        if (value := si_value(device, field)) is not None
+    ]
+    remarks = {
+        "aliases": ", ".join(device.aliases),
+        "measured": device.measured,
+        "verify": "the sources disagree or are second-hand" if device.verify else "",
+    }
+    after = [f"{name}: {remark}" for name, remark in remarks.items() if remark]
     columns = [
         Column("quantity", device.name, left=True),
         Column("value", "value", lambda value: format_count(Fraction(value))),
@@ -146,3 +142,15 @@ def device_report(device: Device) -> Report:
         Column("source", "source", left=True),
     ]
     return Report("powerplan.hardware/1", {"devices": [_device_row(device)]}, columns, rows, after=after)
+
+
+def doctor_report(findings: Sequence[Finding]) -> Report:
+    """Return the examination of this machine."""
+    rows: list[dict[str, Any]] = [asdict(finding) for finding in findings]
+    columns = [
+        Column("what", "", left=True),
+        Column("found", "found", left=True),
+        Column("ok", "", lambda value: {None: "", True: "ok", False: "missing"}[value], left=True),
+        Column("remedy", "remedy", left=True),
+    ]
+    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows)

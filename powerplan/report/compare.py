@@ -6,28 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
-from powerplan.report.parts import (
-    convention_entry,
-    model_entry,
-    parameters_text,
-    row_entry,
-    show_bytes,
-    show_flops,
-    show_ratio,
-)
-from powerplan.report.render import Column, Report, grouped
-
-SCHEMA = "powerplan.compare/1"
+from powerplan.report.parts import CONTEXT, RATIOS, convention_entry, model_entry, parameters_text, row_entry
+from powerplan.report.render import Column, Report
 
 
 def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Row]], dtype: str) -> Report:
-    """Return the report of several models side by side.
-
-    Args:
-        accountings: the models, all in the same convention.
-        rows: for each model its numbers at each context, with weights and cache in `dtype`.
-        dtype: the number format of weights and cache, as a name.
-    """
+    """Return the report of models in the same convention; rows: for each model its numbers at each context."""
     models: list[dict[str, Any]] = [
         model_entry(accounting)
         | {
@@ -47,21 +31,9 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
     before = []
     for accounting in accountings:
         spec, balanced = accounting.spec, accounting.balanced_context()
-        before.append(
-            f"{spec.name}: {parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}; "
-            + (f"balanced at {balanced:,} tokens" if balanced else "balanced at no context")
-        )
+        size = f"{parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}"
+        place = f"{balanced:,} tokens" if balanced else "no context"
+        before.append(f"{spec.name}: {size}; balanced at {place}")
     after = [f"FLOPs forward, per token; decode: bytes for one token at batch 1; weights and cache in {dtype}."]
-    return Report(SCHEMA, payload, _COLUMNS, table, before=before, after=after)
-
-
-_COLUMNS = [
-    Column("context", "context", grouped),
-    Column("name", "model", left=True),
-    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", show_flops),
-    Column("wsfr", "WSFR", show_ratio),
-    Column("state_bytes", "state per\nsequence", show_bytes),
-    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
-    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
-]
+    columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]
+    return Report("powerplan.compare/1", payload, columns, table, before=before, after=after)

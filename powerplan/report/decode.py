@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting
-from powerplan.report.parts import model_entry, parameters_text, show_bytes, wrapped
+from powerplan.report.parts import CONTEXT, json_float, model_entry, parameters_text, show_bytes, wrapped
 from powerplan.report.render import Column, Report, grouped
 from powerplan.serving import Fleet, Serving, Step
 from powerplan.units import format_bytes, format_count, format_duration, json_number
@@ -34,25 +34,16 @@ class Served:
 
 
 def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, fleet: Fleet | None) -> Report:
-    """Return the report of what serving takes, with models and their twins side by side.
-
-    Args:
-        models: the models at the same contexts.
-        batches: how many sequences are decoded together.
-        dtype: the number format of weights and cache, as a name.
-        fleet: the devices that give times and memory; None where no device was named.
-    """
-    served = [model.servings for model in models]
-    contexts = [serving.context for serving in served[0]]
-    steps = [[[serving.step(batch) for batch in batches] for serving in row] for row in served]
+    """Return the report of what serving models at the same contexts takes, with twins beside their models."""
+    contexts = [serving.context for serving in models[0].servings]
     entries = [
         model_entry(model.accounting)
         | {
             "twin_of": models[model.twin_of[0]].accounting.spec.name if model.twin_of else None,
             "stored_bytes": json_number(model.servings[0].stored_bytes),
-            "contexts": [_context(*at) for at in zip(model.servings, by_context, strict=True)],
+            "contexts": [_context(serving, batches) for serving in model.servings],
         }
-        for model, by_context in zip(models, steps, strict=True)
+        for model in models
     ]
     payload: dict[str, Any] = {
         "dtype": dtype,
@@ -62,10 +53,10 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
         "memory_bytes": fleet.memory if fleet else None,
         "models": entries,
         "twins": [
-            _against_twin(served[model.twin_of[0]][place], steps[model.twin_of[0]][place], served[index][place], at)
-            for index, model in enumerate(models)
+            _against_twin(serving, twin, batches)
+            for model in models
             if model.twin_of
-            for place, at in enumerate(steps[index])
+            for serving, twin in zip(models[model.twin_of[0]].servings, model.servings, strict=True)
         ],
     }
     rows = [
@@ -86,12 +77,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
         "that the batch is expected to touch."
     )
     labels = {model.accounting.spec.name: model.label for model in models}
-    columns = [
-        Column("name", "model", labels.__getitem__, left=True),
-        Column("context", "context", grouped),
-        *_COLUMNS,
-        *((*_TIMED, _FITS) if fleet else ()),
-    ]
+    name = Column("name", "model", labels.__getitem__, left=True)
+    columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
     # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
     left_out = {"tokens_per_s"} if len(contexts) > 1 else {"context"}
     if all(row.get("fits") for row in rows):
@@ -102,7 +89,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
     return Report(SCHEMA, payload, columns, rows, sections=[table])
 
 
-def _context(serving: Serving, steps: Sequence[Step]) -> dict[str, Any]:
+def _context(serving: Serving, batches: Sequence[int]) -> dict[str, Any]:
     return {
         "context": serving.context,
         "cache_bytes": json_number(serving.cache_bytes),
@@ -111,8 +98,8 @@ def _context(serving: Serving, steps: Sequence[Step]) -> dict[str, Any]:
         "state_bytes": json_number(serving.row.state_bytes),
         "largest_batch": serving.largest_batch,
         "prefill_flops": json_number(serving.prefill_flops),
-        "prefill_s": _float(serving.prefill_seconds),
-        "steps": [_step(step) for step in steps],
+        "prefill_s": json_float(serving.prefill_seconds),
+        "steps": [_step(serving.step(batch)) for batch in batches],
     }
 
 
@@ -129,15 +116,11 @@ def _step(step: Step) -> dict[str, Any]:
     if step.seconds is not None:
         entry |= {
             "step_s": float(step.seconds),
-            "tokens_per_s": _float(step.tokens_per_s),
+            "tokens_per_s": json_float(step.tokens_per_s),
             "bound": "FLOPs" if step.compute_bound else "bytes",
             "fits": step.fits,
         }
     return entry
-
-
-def _float(value: Fraction | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _place(fleet: Fleet) -> str:
@@ -155,11 +138,8 @@ def _facts(model: Served) -> list[str]:
     size = parameters_text(model.accounting)
     lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {first.dtype}")
     for serving in model.servings:
-        state = " + ".join(
-            f"{name} {format_bytes(size)}"
-            for name, size in (("cache", serving.cache_bytes), ("recurrent", serving.recurrent_bytes))
-            if size
-        )
+        sizes = {"cache": serving.cache_bytes, "recurrent": serving.recurrent_bytes}
+        state = " + ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
         prompt = f"prefill {format_count(serving.prefill_flops)}FLOPs"
         text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
         if serving.fleet is not None:
@@ -180,17 +160,16 @@ def _largest(serving: Serving, fleet: Fleet) -> str:
     return f"{most:,} sequence{'' if most == 1 else 's'} fit{'s' if most == 1 else ''} on {_place(fleet)}"
 
 
-def _against_twin(
-    serving: Serving, steps: Sequence[Step], other: Serving, other_steps: Sequence[Step]
-) -> dict[str, Any]:
+def _against_twin(serving: Serving, twin: Serving, batches: Sequence[int]) -> dict[str, Any]:
     """Return by how many times the twin takes more: bytes of cache and state, FLOPs of a prompt, bytes of a token."""
+    steps = [(serving.step(batch), twin.step(batch)) for batch in batches]
     return {
         "model": serving.accounting.spec.name,
-        "twin": other.accounting.spec.name,
+        "twin": twin.accounting.spec.name,
         "context": serving.context,
-        "cache_change": float(serving.cache_bytes / other.cache_bytes - 1),
-        "state_times": float(other.row.state_bytes / serving.row.state_bytes),
-        "prefill_times": float(other.prefill_flops / serving.prefill_flops),
+        "cache_change": float(serving.cache_bytes / twin.cache_bytes - 1),
+        "state_times": float(twin.row.state_bytes / serving.row.state_bytes),
+        "prefill_times": float(twin.prefill_flops / serving.prefill_flops),
         "steps": [
             {
                 "batch": mine.batch,
@@ -198,7 +177,7 @@ def _against_twin(
                 "flops_times": float(theirs.flops / mine.flops),
                 "time_times": None if mine.seconds is None else float((theirs.seconds or 0) / mine.seconds),
             }
-            for mine, theirs in zip(steps, other_steps, strict=True)
+            for mine, theirs in steps
         ],
     }
 
@@ -224,6 +203,6 @@ _COLUMNS = [
 _TIMED = [
     Column("step_s", "step\ntime", format_duration),
     Column("tokens_per_s", "tokens\nper s", lambda value: format_count(Fraction(value))),
+    Column("fits", "fits", lambda value: "" if value else "no", left=True),
 ]
-_FITS = Column("fits", "fits", lambda value: "" if value else "no", left=True)
-"""Whether the weights and the state of the batch fit in memory: times of others are what they would be."""
+"""Columns with a device. Times of batches that do not fit in its memory are what they would be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,34 +12,14 @@ from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import MIXERS, SIZED, Mixer, Power
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import SYMBOLS
+from powerplan.report.parts import wrapped
 from powerplan.report.render import Column, Report, grouped
 from powerplan.units import MAX_CONTEXT, format_bytes
 
 
 def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_head_dim: int | None) -> Report:
     """Return the dimensions of the power embeddings, and the state of one key/value head with each of them."""
-    rows = []
-    for d in head_dims:
-        for p in degrees:
-            v = v_head_dim or d
-            spow, tpow = spow_dim(d, p), tpow_dim(d, p)
-            rows.append(
-                {
-                    "head_dim": d,
-                    "p": p,
-                    "tile": tile,
-                    "tpow": tpow,
-                    "spow": spow,
-                    "tspow": tiled_spow_dim(d, p, tile),
-                    "savings": float(1 - Fraction(spow, tpow)),
-                    "v_head_dim": v,
-                    "state_elements": spow * v,
-                    "normaliser_elements": spow,
-                    "state_bytes": RECURRENT_BYTES * spow * (v + 1),
-                    "same_state_window": spow * v // (d + v),
-                    "default_chunk_size": default_chunk_size(d, p),
-                }
-            )
+    rows = [_power_row(d, p, tile, v_head_dim or d) for d in head_dims for p in degrees]
     columns = [
         Column("head_dim", "head\ndim", grouped),
         Column("p", "p"),
@@ -48,7 +27,7 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         Column("spow", "spow", grouped),
         Column("tspow", f"tiled spow\n(tile {tile})", grouped),
         Column("savings", "savings", lambda value: f"{value:.1%}"),
-        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
+        Column("state_bytes", "state\nper head", format_bytes),
         Column("same_state_window", "window of\nsame state", grouped),
     ]
     after = [
@@ -56,6 +35,25 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
     ]
     return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
+
+
+def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
+    spow, tpow = spow_dim(d, p), tpow_dim(d, p)
+    return {
+        "head_dim": d,
+        "p": p,
+        "tile": tile,
+        "tpow": tpow,
+        "spow": spow,
+        "tspow": tiled_spow_dim(d, p, tile),
+        "savings": float(1 - Fraction(spow, tpow)),
+        "v_head_dim": v,
+        "state_elements": spow * v,
+        "normaliser_elements": spow,
+        "state_bytes": RECURRENT_BYTES * spow * (v + 1),
+        "same_state_window": spow * v // (d + v),
+        "default_chunk_size": default_chunk_size(d, p),
+    }
 
 
 def _kinds_of_fixed_state() -> list[str]:
@@ -83,10 +81,8 @@ def parse_kinds(text: str) -> list[str]:
         return KINDS
     for kind in kinds:
         if kind not in KINDS:
-            raise InputError(
-                f"{shown(kind)} is not a kind with a state of fixed size{allowed_values(kind, [*KINDS, 'all'])}",
-                "--kind",
-            )
+            known = allowed_values(kind, [*KINDS, "all"])
+            raise InputError(f"{shown(kind)} is not a kind with a state of fixed size{known}", "--kind")
     return list(dict.fromkeys(kinds))
 
 
@@ -103,13 +99,13 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
         Column("mixer", "mixer", left=True),
         Column("formula", "state of a head", lambda value: value.replace("*", "·"), left=True),
         Column("state_elements", "elements", grouped),
-        Column("state_bytes", "state\nper head", lambda value: format_bytes(value)),
+        Column("state_bytes", "state\nper head", format_bytes),
         Column("same_state_window", "window of\nsame state", grouped),
     ]
     used = {letter for row in rows for letter in re.findall("[A-Za-z]+", row["formula"])}
     letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
     after = [
-        *textwrap.wrap(letters, width=98),
+        *wrapped(letters),
         "state per head: fp32, without the short convolutions; each kind with its defaults (docs/spec.md).",
         "window of same state: tokens whose keys and values have as many elements, the normaliser left out.",
     ]

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
+from powerplan.report.render import Column, grouped
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 WIDTH = 98
@@ -14,13 +15,9 @@ WIDTH = 98
 
 
 def wrapped(text: str, head: str = "", indent: int | None = None, *, at_hyphens: bool = True) -> list[str]:
-    """Return the lines of a text that is at most WIDTH wide.
+    """Return the lines of a text: the first begins with `head`, the others with `indent` spaces, by default as many.
 
-    Args:
-        text: what to wrap.
-        head: what the first line begins with.
-        indent: spaces that every other line begins with; as many as `head` is long where left out.
-        at_hyphens: whether a line may end within a name such as llama-3-8b.
+    at_hyphens: whether a line may end within a name such as llama-3-8b.
     """
     rest = " " * (len(head) if indent is None else indent)
     return textwrap.wrap(
@@ -43,6 +40,21 @@ def show_bytes(value: int | float | Fraction) -> str:
     return format_bytes(Fraction(value))
 
 
+CONTEXT = Column("context", "context", grouped)
+FLOPS = [
+    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
+    Column("state_flops_per_token", "state\nFLOPs", show_flops),
+]
+RATIOS = [
+    *FLOPS,
+    Column("wsfr", "WSFR", show_ratio),
+    Column("state_bytes", "state per\nsequence", show_bytes),
+    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
+    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
+]
+"""Columns of what `row_entry` says beside the context."""
+
+
 def parameters_text(accounting: Accounting) -> str:
     """Return the size of a model in words: "671B parameters, 37.6B active"."""
     total, active = accounting.total_parameters.with_embeddings, accounting.active_parameters.with_embeddings
@@ -58,29 +70,22 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
         "position_embeddings": accounting.spec.position_embeddings,
-        "params_by_convention": parameters_entry(accounting),
+        "params_by_convention": {
+            name: {"total": getattr(total, name), "active": getattr(active, name)}
+            for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
+        },
     }
 
 
-def parameters_entry(accounting: Accounting) -> dict[str, dict[str, int]]:
-    """Return what JSON says of a model's parameters in each convention of publishers."""
-    total, active = accounting.total_parameters, accounting.active_parameters
-    return {
-        name: {"total": getattr(total, name), "active": getattr(active, name)}
-        for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
-    }
+def json_float(value: Fraction | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def convention_entry(accounting: Accounting, dtype: str) -> dict[str, Any]:
     """Return what JSON says of the convention that the numbers follow."""
     convention = accounting.convention
-    return {
-        "causal": convention.causal,
-        "lm_head": convention.lm_head,
-        "form": convention.form,
-        "dtype": dtype,
-        "recurrent_state_dtype": "fp32",
-    }
+    counted = {"causal": convention.causal, "lm_head": convention.lm_head, "form": convention.form}
+    return counted | {"dtype": dtype, "recurrent_state_dtype": "fp32"}
 
 
 def row_entry(row: Row) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def row_entry(row: Row) -> dict[str, Any]:
         "context": row.context,
         "weight_flops_per_token": row.weight_flops_per_token,
         "state_flops_per_token": json_number(row.state_flops_per_token),
-        "wsfr": float(row.wsfr) if row.wsfr is not None else None,
+        "wsfr": json_float(row.wsfr),
         "state_elements": row.state_elements,
         "state_bytes": json_number(row.state_bytes),
         "decode_weight_bytes_per_token": json_number(row.decode_weight_bytes_per_token),

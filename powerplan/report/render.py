@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from powerplan.choices import Format
@@ -51,9 +51,9 @@ class Report:
     payload: dict[str, Any]
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
-    before: Sequence[str] = field(default=())
-    after: Sequence[str] = field(default=())
-    sections: Sequence[Report] = field(default=())
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    sections: Sequence[Report] = ()
 
 
 def render(report: Report, form: Format) -> str:
@@ -64,11 +64,10 @@ def render(report: Report, form: Format) -> str:
         return _csv(report)
     if report.sections:
         return "\n\n".join(render(section, form) for section in report.sections)
+    if not report.rows:
+        return "\n".join([*report.before, *report.after])
     table = table_of(report.columns, report.rows, "pipe" if form == "markdown" else "simple")
-    gap = [""] if report.before else []
-    end = [""] if report.after else []
-    lines = [*report.before, *gap, table, *end, *report.after] if report.rows else [*report.before, *report.after]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, ("\n".join(report.before), table, "\n".join(report.after))))
 
 
 def _csv(report: Report) -> str:
@@ -79,18 +78,16 @@ def _csv(report: Report) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def _on_one_line(heading: str) -> str:
-    """Return a heading on one line: line breaks become spaces, and words that they divide become whole."""
-    return heading.replace("-\n", "").replace("\n", " ")
-
-
 def table_of(columns: Sequence[Column], rows: Sequence[dict[str, Any]], tablefmt: str = "simple") -> str:
-    """Return the text of a table."""
+    """Return the text of a table. Headings have several lines where tablefmt is "simple", else one."""
     from tabulate import tabulate
 
+    headings = [column.heading for column in columns]
+    if tablefmt != "simple":  # Words that a line break divides become whole.
+        headings = [heading.replace("-\n", "").replace("\n", " ") for heading in headings]
     return tabulate(
         [[column.show(row.get(column.key)) for column in columns] for row in rows],
-        headers=[column.heading if tablefmt == "simple" else _on_one_line(column.heading) for column in columns],
+        headers=headings,
         tablefmt=tablefmt,
         colalign=["left" if column.left else "right" for column in columns] if rows else None,
         disable_numparse=True,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from powerplan.report.parts import wrapped
 from powerplan.report.render import Column, Report
 from powerplan.reproduce import Comparison, Figure, SetResult
 from powerplan.units import json_number
 
 SCHEMA = "powerplan.reproduce/1"
-
-WIDTH = 98
-"""Characters in a line of text around the tables."""
 
 MOST_COLUMNS = 5
 """Up to this many conventions are columns of the table; more of them are rows."""
@@ -78,19 +75,16 @@ def _section(result: SetResult) -> Report:
     before = [*_wrapped(f"{figures.name}: {figures.title}"), *_wrapped(f"published in: {figures.source}")]
     named = list(figures.conventions)
     side_by_side = len(named) <= MOST_COLUMNS
-    rows: list[dict[str, Any]] = []
-    for comparison in result.comparisons:
-        rows += [_as_row(comparison)] if side_by_side else _as_rows(comparison)
-    columns = [Column("what", "figure", left=True), Column("published", "pub-\nlished")]
+    rows = [row for comparison in result.comparisons for row in _rows(comparison, side_by_side)]
+    values = [Column("computed", "computed"), Column("convention", "as", left=True)]
     if side_by_side:
-        columns += [Column(name, name) for name in named]
-    else:
-        columns += [Column("computed", "computed"), Column("convention", "as", left=True)]
-    columns.append(Column("gap", "nearest", left=False))
+        values = [Column(name, name) for name in named]
+    columns = [Column("what", "figure", left=True), Column("published", "pub-\nlished"), *values]
+    columns.append(Column("gap", "nearest"))
     after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
     for name, meaning in figures.conventions.items():
-        after += textwrap.wrap(f"{name}: {meaning}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        after += wrapped(f"{name}: {meaning}", "  ", 4)
     return Report(SCHEMA, {}, columns, rows, before=before, after=after)
 
 
@@ -103,7 +97,7 @@ def _agreement(result: SetResult, by_convention: bool) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+    return wrapped(text, at_hyphens=False)
 
 
 def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:
@@ -126,23 +120,13 @@ def _gap(comparison: Comparison) -> str:
     return f"{gap:+.1%}" if abs(gap) < 0.1 else f"{gap:+.0%}"
 
 
-def _as_row(comparison: Comparison) -> dict[str, Any]:
-    agreeing = comparison.agrees
-    row: dict[str, Any] = {"what": comparison.figure.what, "published": comparison.figure.printed()}
-    if not agreeing:
-        row["gap"] = f"{comparison.nearest[0]} {_gap(comparison)}"
-    return row | {
-        name: _cell(comparison.figure, value, name in agreeing) for name, value in comparison.computed.items()
-    }
-
-
-def _as_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    agreeing, rows = comparison.agrees, []
-    for place, (name, value) in enumerate(comparison.computed.items()):
-        row = {"computed": _cell(comparison.figure, value, name in agreeing), "convention": name}
-        if not place:
-            row |= {"what": comparison.figure.what, "published": comparison.figure.printed()}
-        if name == comparison.nearest[0]:
-            row["gap"] = _gap(comparison)
-        rows.append(row)
-    return rows
+def _rows(comparison: Comparison, side_by_side: bool) -> list[dict[str, Any]]:
+    """Return one row with a cell for each convention, or a row for each convention."""
+    figure, agreeing, nearest = comparison.figure, comparison.agrees, comparison.nearest[0]
+    cells = {name: _cell(figure, value, name in agreeing) for name, value in comparison.computed.items()}
+    first = {"what": figure.what, "published": figure.printed()}
+    if side_by_side:
+        return [first | cells | {"gap": "" if agreeing else f"{nearest} {_gap(comparison)}"}]
+    rows = [{"convention": name, "computed": cell} for name, cell in cells.items()]
+    rows[list(cells).index(nearest)]["gap"] = _gap(comparison)
+    return [first | rows[0], *rows[1:]]

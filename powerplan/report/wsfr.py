@@ -12,31 +12,17 @@ from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
-from powerplan.mixers.formulas import SYMBOLS, Term
-from powerplan.report.parts import (
-    convention_entry,
-    model_entry,
-    parameters_text,
-    row_entry,
-    show_bytes,
-    show_flops,
-    show_ratio,
-)
-from powerplan.report.render import Column, Report, grouped
+from powerplan.mixers.formulas import SYMBOLS
+from powerplan.report.parts import CONTEXT, FLOPS, RATIOS, convention_entry, model_entry, parameters_text, row_entry
+from powerplan.report.render import Column, Report
 from powerplan.units import format_ratio, json_number
-
-SCHEMA = "powerplan.wsfr/1"
 
 
 def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By | None, explain: bool) -> Report:
     """Return the report of a model's weight-state FLOP ratios.
 
-    Args:
-        accounting: the model and the convention that its numbers follow.
-        rows: its numbers at each context, with weights and cache in `dtype`.
-        dtype: the number format of weights and cache, as a name.
-        by: the parts that every context is split into; the contexts themselves where None.
-        explain: whether every formula of the last context is printed, with the numbers put in.
+    rows: the numbers at each context. by: the parts that every context is split into; the contexts themselves where
+    None. explain: whether every formula of the last context is printed, with the numbers put in.
     """
     payload: dict[str, Any] = {
         "model": model_entry(accounting),
@@ -45,15 +31,16 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
         "rows": [row_entry(row) | {"verdict": verdict_text(accounting, row)} for row in rows],
     }
     after = [verdict_text(accounting, rows[-1])]
-    columns: list[Column] = _COLUMNS
-    table = payload["rows"]
+    columns, table = [CONTEXT, *RATIOS], payload["rows"]
     if by is not None:
         table = []
         for row, entry in zip(rows, payload["rows"], strict=True):
             parts = accounting.components(row.context) if by == "component" else accounting.layers(row.context)
             entry[f"by_{by}"] = [_part(part, row) for part in parts]
             table.extend({"context": row.context, **part} for part in entry[f"by_{by}"])
-        columns = _PARTS if by == "component" else [_PARTS[0], _LAYERS, *_PARTS[1:]]
+        layers = [Column("layers", "layers", left=True)] if by == "layer" else []
+        share = Column("share", "share", lambda value: f"{value:.1%}")
+        columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
         lines, payload["explain"] = _explanation(accounting, rows[-1].context)
         after = [*lines, "", *after]
@@ -62,7 +49,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
         before.append(
             f"decode: bytes moved for the last token at batch 1, LM head included; weights and cache in {dtype}"
         )
-    return Report(SCHEMA, payload, columns, table, before=before, after=after)
+    return Report("powerplan.wsfr/1", payload, columns, table, before=before, after=after)
 
 
 def verdict_text(accounting: Accounting, row: Row) -> str:
@@ -115,26 +102,6 @@ def _part(part: Component, row: Row) -> dict[str, Any]:
     return entry
 
 
-_COLUMNS = [
-    Column("context", "context", grouped),
-    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", show_flops),
-    Column("wsfr", "WSFR", show_ratio),
-    Column("state_bytes", "state per\nsequence", show_bytes),
-    Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
-    Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
-]
-
-_PARTS = [
-    Column("context", "context", grouped),
-    Column("name", "part", left=True),
-    Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-    Column("state_flops_per_token", "state\nFLOPs", show_flops),
-    Column("share", "share", lambda value: f"{value:.1%}"),
-]
-_LAYERS = Column("layers", "layers", left=True)
-
-
 def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[dict[str, Any]]]:
     """Return every formula with the numbers put in, as lines of text and as entries of the JSON."""
     lines = [f"How the numbers at {context:,} tokens come about"]
@@ -143,7 +110,8 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
     scope = source = ""
     for line in explained_terms(accounting.spec, context, accounting.convention):
         term = line.term
-        values = _values(term)
+        letters = set(re.findall(r"[A-Za-z_]+", term.formula))
+        values = {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
         used.update(values)
         if line.scope != scope:
             scope = line.scope
@@ -157,27 +125,20 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
         per_model = f", times {line.count} layers = {_exact(line.value * line.count)}" if line.count > 1 else ""
         lines.append(f"  {line.quantity}, {term.component}")
         lines.append(f"    {formula.replace('*', '·')} = {numbers} = {_exact(line.value)}{per_model}")
-        entries.append(
-            {
-                "scope": line.scope,
-                "quantity": line.quantity,
-                "component": term.component,
-                "formula": formula,
-                "values": values,
-                "value": json_number(line.value),
-                "layers": line.count,
-                "source": line.source or None,
-            }
-        )
-    letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
-    lines[1:1] = textwrap.wrap(letters, width=118, initial_indent="  ", subsequent_indent="  ")
+        entry = {
+            "scope": line.scope,
+            "quantity": line.quantity,
+            "component": term.component,
+            "formula": formula,
+            "values": values,
+            "value": json_number(line.value),
+            "layers": line.count,
+            "source": line.source or None,
+        }
+        entries.append(entry)
+    meanings = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
+    lines[1:1] = textwrap.wrap(meanings, width=118, initial_indent="  ", subsequent_indent="  ")
     return lines, entries
-
-
-def _values(term: Term) -> dict[str, int | float]:
-    """Return the numbers of the letters that a term's formula uses."""
-    letters = set(re.findall(r"[A-Za-z_]+", term.formula))
-    return {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
 
 
 def _exact(value: int | Fraction) -> str:

@@ -1,0 +1,105 @@
+"""The commands that ask one function of `import powerplan` and print its answer: wsfr, compare, budget, decode."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import powerplan
+from powerplan.choices import By, Twin
+from powerplan.cli import options, say
+
+
+def wsfr(
+    model: options.Model,
+    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k.")] = "1k,8k,64k,1M",
+    mixer: options.MixerOption = None,
+    by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
+) -> None:
+    """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
+    if explain and output == "csv":
+        problem = "--explain has no place in a table of numbers; take table, json or markdown"
+        raise powerplan.InputError(problem, "--format csv")
+    convention = options.convention(form, causal, exclude)
+    answer = powerplan.wsfr(model, ctx, mixer=mixer, by=by, explain=explain, convention=convention, dtype=dtype)
+    say.answer(answer, output)
+
+
+def compare(
+    models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
+    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    mixer: options.MixerOption = None,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
+) -> None:
+    """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
+    if len(models) < 2:
+        problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
+        raise powerplan.InputError(problem, "MODEL")
+    convention = options.convention(form, causal, exclude)
+    say.answer(powerplan.compare(models, ctx, mixer=mixer, convention=convention, dtype=dtype), output)
+
+
+def budget(
+    model: options.Model,
+    ctx: Annotated[str, typer.Option(help="Context in tokens: 65536 or 64k.")] = "64k",
+    flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.")] = None,
+    gpu_hours: Annotated[str | None, typer.Option(help="Device hours in all; needs --gpu.")] = None,
+    gpu: options.DeviceOption = None,
+    mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
+    devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
+    batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimiser step, such as 512k (=524288).")] = None,
+    mixer: options.MixerOption = None,
+    measured: options.MeasuredOption = None,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    exclude: options.ExcludeOption = None,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
+) -> None:
+    """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
+    answer = powerplan.budget(
+        model,
+        ctx,
+        flops=flops,
+        tokens=tokens,
+        gpu_hours=gpu_hours,
+        gpu=gpu,
+        mfu=mfu,
+        devices=devices,
+        batch_tokens=batch_tokens,
+        measured=measured,
+        mixer=mixer,
+        convention=options.convention(form, causal, exclude),
+        dtype=dtype,
+    )
+    say.answer(answer, output)
+
+
+def decode(
+    models: Annotated[list[str], options.name_argument("One or more models, as for wsfr.", "MODEL...")],
+    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 128k,1M.")] = "128k",
+    batch: Annotated[str, typer.Option(help="Sequences decoded together: 8, or a list such as 1,8,64.")] = "1,8,64",
+    gpu: options.DeviceOption = None,
+    devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that share weights, state and work.")] = "1",
+    twin: Annotated[
+        Twin | None, options.choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
+    ] = None,
+    mixer: options.MixerOption = None,
+    dtype: options.DtypeOption = "bf16",
+    output: options.FormatOption = "table",
+) -> None:
+    """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+    answer = powerplan.decode(models, ctx, batch=batch, gpu=gpu, devices=devices, twin=twin, mixer=mixer, dtype=dtype)
+    say.answer(answer, output)
