@@ -280,7 +280,7 @@ settings_text = st.lists(st.tuples(words | st.sampled_from(SPEC_KEYS), words | s
 )
 def test_any_text_as_a_mixer(text: str) -> None:
     parsed = attempt(lambda: parse_swap(text))
-    assert parsed is None or parsed[0] in KINDS
+    assert parsed is None or parsed.kind in KINDS
     check_spec_or_refusal(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
 
 
