@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
-from powerplan.hardware import Device, find_device
 from powerplan.load import LoadedModel, load_model
-from powerplan.measured import MeasuredTimes, read_profile
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
 from powerplan.units import context_of, parse_contexts, parse_integer
+
+if TYPE_CHECKING:
+    from powerplan.hardware import Device
+    from powerplan.measured import MeasuredTimes
 
 Parsed = TypeVar("Parsed")
 
@@ -109,11 +111,15 @@ def read_devices(devices: int | str) -> int:
 
 def read_device(gpu: str | Device | None) -> Device | None:
     """Return the device that a parameter `gpu` names; raises InputError where none is called so."""
+    from powerplan.hardware import find_device
+
     return find_device(gpu) if isinstance(gpu, str) else gpu
 
 
 def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes | None:
     """Return the times in the file that a parameter `measured` names; raises InputError where it is no profile."""
+    from powerplan.measured import MeasuredTimes, read_profile  # Most commands need no times.
+
     if isinstance(measured, MeasuredTimes | None):
         return measured
     return read_profile(str(measured), parameter("measured"))

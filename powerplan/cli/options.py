@@ -10,7 +10,6 @@ import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.errors import allowed_values, shown
-from powerplan.hardware import devices
 from powerplan.load import known_names
 from powerplan.mixers.formulas import Convention
 
@@ -22,6 +21,12 @@ def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
         return [name for name in names() if name.startswith(incomplete.lower())]
 
     return complete
+
+
+def device_names() -> Iterable[str]:
+    from powerplan.hardware import devices  # Only a completion needs it: planning without a device loads no rates.
+
+    return devices()
 
 
 def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
@@ -86,7 +91,7 @@ DeviceOption = Annotated[
         "--hardware",
         metavar="DEVICE",
         help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
-        autocompletion=completer(devices),
+        autocompletion=completer(device_names),
     ),
 ]
 MeasuredOption = Annotated[
