@@ -9,9 +9,8 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, name_argument
+from powerplan.cli.options import FormatOption, MixerOption, device_names, name_argument
 from powerplan.errors import InputError
-from powerplan.hardware import devices, find_device
 
 
 def models(
@@ -49,11 +48,14 @@ def models(
 def hardware(
     device: Annotated[
         str | None,
-        name_argument("A name or alias, such as h100-sxm; without it the table of all devices.", "[DEVICE]", devices),
+        name_argument(
+            "A name or alias, such as h100-sxm; without it the table of all devices.", "[DEVICE]", device_names
+        ),
     ] = None,
     output: FormatOption = "table",
 ) -> None:
     """Peak rates of the devices that powerplan knows, each with its unit and source."""
+    from powerplan.hardware import devices, find_device
     from powerplan.report.catalogue import device_report, devices_report
 
     say.show(devices_report(list(devices().values())) if device is None else device_report(find_device(device)), output)
