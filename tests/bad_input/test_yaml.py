@@ -164,9 +164,9 @@ def test_a_megabyte_is_refused_in_a_moment(
 ) -> None:
     content, message = SLOW[case]
     arguments = spec(content[: 2**20])
-    start = time.perf_counter()
+    start = time.process_time()
     expect_refusal(arguments, f"model.yaml{message}")
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("case", STRUCTURE)
