@@ -13,8 +13,8 @@ from powerplan.mixers.formulas import Formulas, Term
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
 
-    source: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
-    letters: ClassVar[str] = "m f=intermediate_size"
+    source = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
+    letters = "m f=intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
 
     intermediate_size: Size
@@ -37,8 +37,8 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     bias: on every routed expert. router_bias: E parameters.
     """
 
-    source: ClassVar[str] = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
-    letters: ClassVar[str] = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
+    source = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
+    letters = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
 
     experts: Size

@@ -17,13 +17,13 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     sinks: one learned logit per query head (gpt-oss), parameters outside matmuls.
     """
 
-    source: ClassVar[str] = (
+    source = (
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2; Ainslie et al. 2023, arXiv 2305.13245, section 2.2 (GQA)"
     )
     not_inherited: ClassVar[frozenset[str]] = frozenset({"window"})
-    state: ClassVar[str] = "G*(k + v)*kept"
-    flops: ClassVar[str] = "2*H*(k + v)*keys"
-    entry: ClassVar[str] = "G*(k + v)"
+    state = "G*(k + v)*kept"
+    flops = "2*H*(k + v)*keys"
+    entry = "G*(k + v)"
 
     window: Window | None = None
     sinks: bool = False
@@ -66,10 +66,8 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
     Parameters checked against flash-linear-attention. The key and value shift of the Pro block is not counted.
     """
 
-    source: ClassVar[str] = (
-        "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
-    )
-    entry: ClassVar[str] = "G*(k + v) + H"
+    source = "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
+    entry = "G*(k + v) + H"
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("forget gate", "m*H"))

@@ -130,8 +130,8 @@ class Block(Part, frozen=True, kw_only=True):
     rounded_widths: the fields that grow with it to the nearest integer, at least 1.
     """
 
-    source: ClassVar[str] = ""
-    letters: ClassVar[str] = ""
+    source = ""
+    letters = ""
     whole_widths: ClassVar[tuple[str, ...]] = ()
     rounded_widths: ClassVar[tuple[str, ...]] = ()
 
@@ -202,16 +202,16 @@ class Mixer(Block, frozen=True, kw_only=True):
     """
 
     whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
-    state: ClassVar[str] = ""
-    flops: ClassVar[str] = ""
-    entry: ClassVar[str] = ""
-    looked_up: ClassVar[str] = ""
-    touched: ClassVar[str] = ""
-    chunked_differs: ClassVar[bool] = False
-    steady: ClassVar[bool] = True
-    swappable: ClassVar[bool] = False
-    latent_heads: ClassVar[bool] = False
-    sparse_reads: ClassVar[bool] = False
+    state = ""
+    flops = ""
+    entry = ""
+    looked_up = ""
+    touched = ""
+    chunked_differs = False
+    steady = True
+    swappable = False
+    latent_heads = False
+    sparse_reads = False
     not_inherited: ClassVar[frozenset[str]] = frozenset()
 
     @property

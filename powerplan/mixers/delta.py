@@ -20,8 +20,8 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     once, 2Hkv.
     """
 
-    query: ClassVar[str] = "4*H*k*v"
-    within: ClassVar[str] = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+    query = "4*H*k*v"
+    within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
 
     conv_size: Width = 4
 
@@ -44,7 +44,7 @@ class DeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag="delt
     flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.06484, section 3 (chunkwise form); flash-linear-attention"
+    source = "Yang et al. 2024, arXiv 2406.06484, section 3 (chunkwise form); flash-linear-attention"
 
     output_gate: bool = False
 
@@ -58,11 +58,11 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     Checked against transformers' Qwen3-Next and flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
-    convolved: ClassVar[str] = "2*J*k + H*v"
-    decay: ClassVar[str] = "H*k*v"
-    decay_gate: ClassVar[str] = "m*H"
-    letters: ClassVar[str] = DeltaRule.letters + " J=key_heads"
+    source = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
+    convolved = "2*J*k + H*v"
+    decay = "H*k*v"
+    decay_gate = "m*H"
+    letters = DeltaRule.letters + " J=key_heads"
     whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
 
@@ -90,10 +90,10 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     Checked against transformers' Kimi Linear and flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
-    gate: ClassVar[str] = "m*u + u*H*v"
-    decay_gate: ClassVar[str] = "m*u + u*H*k"
-    letters: ClassVar[str] = GatedDeltaNet.letters + " u=gate_rank"
+    source = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
+    gate = "m*u + u*H*v"
+    decay_gate = "m*u + u*H*k"
+    letters = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME
@@ -117,13 +117,11 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
     """
 
-    source: ClassVar[str] = (
-        "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
-    )
-    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim m rw=decay_rank ra=rate_rank rv=value_rank rg=gate_rank"
-    decay: ClassVar[str] = "H*k*v"
-    update: ClassVar[str] = "4*H*k*v"
-    within: ClassVar[str] = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
+    source = "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"
+    letters = "H=heads k=head_dim v=v_head_dim m rw=decay_rank ra=rate_rank rv=value_rank rg=gate_rank"
+    decay = "H*k*v"
+    update = "4*H*k*v"
+    within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
     rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
 

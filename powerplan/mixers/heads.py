@@ -19,8 +19,8 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """
 
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
-    letters: ClassVar[str] = "m H=heads G=kv_heads k=head_dim v=v_head_dim"
-    swappable: ClassVar[bool] = True
+    letters = "m H=heads G=kv_heads k=head_dim v=v_head_dim"
+    swappable = True
 
     heads: Size
     kv_heads: Size = SAME

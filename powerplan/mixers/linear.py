@@ -19,11 +19,11 @@ class RecurrentState(Mixer, frozen=True, kw_only=True):
     decay, query, update, within: formulas of the steps; `within` is attention within chunks.
     """
 
-    chunked_differs: ClassVar[bool] = True
-    decay: ClassVar[str] = ""
-    query: ClassVar[str] = "2*H*k*v"
-    update: ClassVar[str] = "2*H*k*v"
-    within: ClassVar[str] = "2*H*(k + v)*keys"
+    chunked_differs = True
+    decay = ""
+    query = "2*H*k*v"
+    update = "2*H*k*v"
+    within = "2*H*(k + v)*keys"
 
     def effective_chunk_size(self) -> int:
         """Return the tokens of a chunk."""
@@ -66,10 +66,10 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     state: the elements of the state. convolved: the channels of the convolutions. gate: parameters of the output gate.
     """
 
-    letters: ClassVar[str] = "H=heads k=head_dim v=v_head_dim W=conv_size m"
-    state: ClassVar[str] = "H*k*v"
-    convolved: ClassVar[str] = "2*H*k + H*v"
-    gate: ClassVar[str] = "m*H*v"
+    letters = "H=heads k=head_dim v=v_head_dim W=conv_size m"
+    state = "H*k*v"
+    convolved = "2*H*k + H*v"
+    gate = "m*H*v"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
     heads: Size
@@ -107,7 +107,7 @@ class RetNet(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="retn
     Parameters checked against both.
     """
 
-    source: ClassVar[str] = "Sun et al. 2023, arXiv 2307.08621, equations 6 to 8; torchscale, multiscale_retention.py"
+    source = "Sun et al. 2023, arXiv 2307.08621, equations 6 to 8; torchscale, multiscale_retention.py"
 
     output_norm: Literal["none", "head", "full"] = "none"
 
@@ -120,7 +120,7 @@ class Lightning(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="l
     Checked against transformers' MiniMax.
     """
 
-    source: ClassVar[str] = "Qin et al. 2024, arXiv 2401.04658, algorithm 1; MiniMax-01, arXiv 2501.08313, section 2.2"
+    source = "Qin et al. 2024, arXiv 2401.04658, algorithm 1; MiniMax-01, arXiv 2501.08313, section 2.2"
 
     output_norm: Literal["none", "head", "full"] = "full"
     chunk_size: Window = 256
@@ -134,11 +134,9 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     Parameters checked against flash-linear-attention.
     """
 
-    source: ClassVar[str] = (
-        "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
-    )
-    letters: ClassVar[str] = MatrixState.letters + " u=gate_rank"
-    decay: ClassVar[str] = "H*k*v"
+    source = "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"
+    letters = MatrixState.letters + " u=gate_rank"
+    decay = "H*k*v"
 
     gate_rank: Size = 16
 

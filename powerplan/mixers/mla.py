@@ -19,13 +19,13 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     bias: on both down-projections and the output projection (attention_bias in DeepSeek's code).
     """
 
-    source: ClassVar[str] = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
-    letters: ClassVar[str] = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
-    state: ClassVar[str] = "(L + r)*t"
-    flops: ClassVar[str] = "2*H*(n + r + v)*keys"
-    entry: ClassVar[str] = "L + r"
-    swappable: ClassVar[bool] = True
-    latent_heads: ClassVar[bool] = True
+    source = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
+    letters = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
+    state = "(L + r)*t"
+    flops = "2*H*(n + r + v)*keys"
+    entry = "L + r"
+    swappable = True
+    latent_heads = True
     rounded_widths: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "q_lora_rank")
 
     heads: Size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import msgspec
 
@@ -24,10 +24,10 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
     """
 
-    letters: ClassVar[str] = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
-    state: ClassVar[str] = "G*D*(v + z)"
-    query: ClassVar[str] = "2*H*D*(v + z)"
-    update: ClassVar[str] = "2*G*D*(v + z)"
+    letters = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
+    state = "G*D*(v + z)"
+    query = "2*H*D*(v + z)"
+    update = "2*G*D*(v + z)"
 
     gated: bool = False
     chunk_size: Window | None = None
@@ -83,7 +83,7 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     tile: features in a tile of the tiled embedding, which the chunked form executes.
     """
 
-    source: ClassVar[str] = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"
+    source = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"
 
     p: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEGREE)]
     normalize: bool = True
@@ -116,4 +116,4 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
 class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="linear"):
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
-    source: ClassVar[str] = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
+    source = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from powerplan.mixers.base import Size, problem
 from powerplan.mixers.formulas import Formulas
@@ -18,13 +18,13 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     Parameters checked against flash-linear-attention.
     """
 
-    source: ClassVar[str] = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
-    letters: ClassVar[str] = MatrixState.letters + " M=slots"
-    state: ClassVar[str] = "H*M*(k + v)"
-    decay: ClassVar[str] = "H*M*(k + v)"
-    query: ClassVar[str] = "2*H*M*(k + v)"
-    update: ClassVar[str] = "2*H*M*(k + v)"
-    within: ClassVar[str] = "2*H*(k + 2*M + v)*keys"
+    source = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
+    letters = MatrixState.letters + " M=slots"
+    state = "H*M*(k + v)"
+    decay = "H*M*(k + v)"
+    query = "2*H*M*(k + v)"
+    update = "2*H*M*(k + v)"
+    within = "2*H*(k + 2*M + v)*keys"
 
     slots: Size = 64
     output_gate: bool = False
@@ -50,15 +50,15 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     flash-linear-attention (SSEGLA); its gated DeltaNet variant is not supported.
     """
 
-    source: ClassVar[str] = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
-    letters: ClassVar[str] = MatrixState.letters + " B=partitions chosen=top_k u=gate_rank"
-    state: ClassVar[str] = "(1 + B)*H*k*v"
-    touched: ClassVar[str] = "(1 + chosen)*H*k*v"
-    decay: ClassVar[str] = "(1 + chosen)*H*k*v"
-    query: ClassVar[str] = "2*(1 + chosen)*H*k*v"
-    update: ClassVar[str] = "2*(1 + chosen)*H*k*v"
-    within: ClassVar[str] = "2*(1 + chosen)*H*(k + v)*keys"
-    gate: ClassVar[str] = "m*v + v*H*v"
+    source = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"
+    letters = MatrixState.letters + " B=partitions chosen=top_k u=gate_rank"
+    state = "(1 + B)*H*k*v"
+    touched = "(1 + chosen)*H*k*v"
+    decay = "(1 + chosen)*H*k*v"
+    query = "2*(1 + chosen)*H*k*v"
+    update = "2*(1 + chosen)*H*k*v"
+    within = "2*(1 + chosen)*H*(k + v)*keys"
+    gate = "m*v + v*H*v"
 
     partitions: Size = 4
     top_k: Size = 1

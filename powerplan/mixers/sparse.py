@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 from powerplan.choices import Causal
 from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
@@ -36,10 +36,10 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     of its authors, and this is not counted.
     """
 
-    source: ClassVar[str] = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
-    entry: ClassVar[str] = "G*(k + v)"
-    looked_up: ClassVar[str] = "G*(k + v)*(blocks + picked + near)"
-    sparse_reads: ClassVar[bool] = True
+    source = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
+    entry = "G*(k + v)"
+    looked_up = "G*(k + v)*(blocks + picked + near)"
+    sparse_reads = True
 
     compress_size: Window = 32
     compress_stride: Window = 16
@@ -82,12 +82,10 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     output_norm: an RMSNorm of v weights (flash-linear-attention, checked for parameters; not in the paper).
     """
 
-    source: ClassVar[str] = (
-        "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
-    )
-    entry: ClassVar[str] = "G*(k + v)"
-    looked_up: ClassVar[str] = "G*(k + v)*picked + G*k*blocks"
-    sparse_reads: ClassVar[bool] = True
+    source = "Lu et al. 2025, arXiv 2502.13189, section 2.2; flash-linear-attention, ops/moba/parallel.py"
+    entry = "G*(k + v)"
+    looked_up = "G*(k + v)*picked + G*k*blocks"
+    sparse_reads = True
 
     block_size: Window = 4096
     top_k: Size = 12
@@ -134,10 +132,10 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the bytes of the indexer.
     """
 
-    source: ClassVar[str] = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
-    letters: ClassVar[str] = MLA.letters + " X=index_heads x=index_head_dim"
-    entry: ClassVar[str] = "L + r + x"
-    looked_up: ClassVar[str] = "x*t + (L + r)*top"
+    source = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
+    letters = MLA.letters + " X=index_heads x=index_head_dim"
+    entry = "L + r + x"
+    looked_up = "x*t + (L + r)*top"
 
     index_heads: Size = 64
     index_head_dim: Size = 128

@@ -22,8 +22,8 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     Checked against transformers' Mamba and Jamba.
     """
 
-    source: ClassVar[str] = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
-    letters: ClassVar[str] = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
+    source = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
+    letters = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
 
@@ -79,14 +79,14 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
     """
 
-    source: ClassVar[str] = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
-    letters: ClassVar[str] = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
-    state: ClassVar[str] = "I*N"
-    decay: ClassVar[str] = "I*N"
-    query: ClassVar[str] = "2*I*N"
-    update: ClassVar[str] = "2*I*N"
-    within: ClassVar[str] = "2*(g*N + I)*keys"
-    projected: ClassVar[str] = "2*I + 2*g*N + H"
+    source = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+    letters = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
+    state = "I*N"
+    decay = "I*N"
+    query = "2*I*N"
+    update = "2*I*N"
+    within = "2*(g*N + I)*keys"
+    projected = "2*I + 2*g*N + H"
 
     heads: Size
     head_dim: Size = 64
@@ -149,12 +149,12 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     Parameters checked against flash-linear-attention; its gated DeltaNet variant is not supported.
     """
 
-    source: ClassVar[str] = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
-    steady: ClassVar[bool] = False
-    letters: ClassVar[str] = Mamba2.letters + " levels=max_levels"
-    state: ClassVar[str] = "levels*I*N"
-    query: ClassVar[str] = "2*I*N*asked"
-    projected: ClassVar[str] = Mamba2.projected + " + H*levels"
+    source = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"
+    steady = False
+    letters = Mamba2.letters + " levels=max_levels"
+    state = "levels*I*N"
+    query = "2*I*N*asked"
+    projected = Mamba2.projected + " + H*levels"
 
     chunk_size: Window = 64
     max_levels: Size = 15
