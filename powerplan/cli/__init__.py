@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from powerplan.cli.app import app
+from powerplan.cli.app import application_for
 from powerplan.cli.say import error
 from powerplan.errors import PowerplanError, on_command_line
 
@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 4 cannot write, 130 interrupted."""
     try:
         with on_command_line():
+            app = application_for(sys.argv[1:] if arguments is None else arguments)
             code = app(args=arguments, prog_name="powerplan", standalone_mode=False)
         sys.stdout.flush()
     except PowerplanError as problem:
