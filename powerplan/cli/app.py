@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from powerplan.cli import answers, catalogues, profile, recommend
 from powerplan.version import __version__
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "wsfr": answers.wsfr,
     "compare": answers.compare,
     "budget": answers.budget,
