@@ -24,6 +24,18 @@ STEP = TILE * TILE
 """Rows of a step of phi."""
 
 
+def expand_blocks(columns: int, chunk_size: int) -> tuple[int, int, int]:
+    """Return the tokens of a program of `expand_kernel`, its warps, and the tiles of its ring."""
+    if chunk_size <= 64:
+        return 64, 4, 4
+    return (128, 8, 4) if columns == 128 else (128, 4, 4)
+
+
+def states_blocks(columns: int) -> tuple[int, int]:
+    """Return the tokens of a block of `states_kernel`, and the blocks of its rings."""
+    return BLOCK, 3
+
+
 def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
     """Return the descriptor of x [..., columns] as [all rows, columns], read in tiles of `rows` full rows."""
     return TensorDescriptor.from_tensor(x.flatten(0, -2), [rows, x.shape[-1]], tile_layout(x.shape[-1]))
@@ -78,10 +90,11 @@ def scan_states(
     launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
     share = min(width // TILE // 2, 256 // columns)
     parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
-    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, BLOCK], tile_layout(BLOCK))
+    block, stages = states_blocks(columns)
+    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, block], tile_layout(block))
     arguments = {
         "xt_desc": xt_tiles,
-        "y_desc": _tiles(y, BLOCK),
+        "y_desc": _tiles(y, block),
         "p_chunks": calls.chunk_table.chunks,
         "p_parts": parts,
         "groups": call.kv_heads,
@@ -90,8 +103,8 @@ def scan_states(
         "TILES_X": width // TILE,
         "V": columns,
         "SHARE": share,
-        "BT": BLOCK,
-        "STAGES": 3,
+        "BT": block,
+        "STAGES": stages,
     }
     launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
     start_kv = None if start is None else start[0]
@@ -127,8 +140,7 @@ def _part(calls: Launches, side: Side, states: Tensor) -> Tensor:
     dim = call.v_head_dim if symmetric else call.head_dim
     columns = padded_dim(dim)
     part = torch.empty(*x.shape[:2], dim, dtype=torch.float32, device=calls.device)
-    wide = columns == 128
-    rows = 64 if call.chunk_size <= 64 else 128
+    rows, warps, stages = expand_blocks(columns, call.chunk_size)
     blocks = -(-min(call.chunk_size, call.tokens) // rows)
     arguments: dict[str, Any] = {
         "b_desc": _tiles(states, STEP),
@@ -153,14 +165,13 @@ def _part(calls: Launches, side: Side, states: Tensor) -> Tensor:
         "N": columns,
         "REPEATS": x.shape[1] // call.kv_heads,
         "BM": rows,
-        "STAGES": 4,
+        "STAGES": stages,
         "SYMMETRIC": symmetric,
         "OF_KEYS": side.of_keys,
         "GATED": calls.gated,
         "SCALED": side.y_factor is not None,
         "HAS_START": side.has_edge,
     }
-    warps = 8 if wide and rows == 128 else 4
     launch(expand_kernel, shape.chunk_slots * x.shape[1] * blocks, arguments, warps)
     return part
 
