@@ -36,8 +36,6 @@ def keys_kernel(
     p_state_key,
     p_chunks,
     p_steps,
-    p_part_k,
-    p_part_v,
     p_dk,
     p_dv,
     p_k_dot_dk,
@@ -65,7 +63,6 @@ def keys_kernel(
     GATED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_START: tl.constexpr,
-    APART: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -82,8 +79,6 @@ def keys_kernel(
         BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
-    part_k, part_v: [tokens, G, K] and [tokens, G, V] float32 in, where APART: the gradients through the sums' part in
-        the state, which other kernels have computed, for chunks that have a gradient of the state after them.
     dk: [tokens, G, K] out.
     dv: [tokens, G, V] out.
     k_dot_dk: [tokens, G] float32 out, where GATED: a key's share of the gradient of log_g_cumsum, times -P.
@@ -113,35 +108,29 @@ def keys_kernel(
     b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK)
     o_k = tl.arange(0, BK)
     o_key = o_s * groups + i_group
-    if APART:
-        m_part_k = m_s[:, None] & (o_k < tl.where(has_state, K, 0))[None, :]
-        b_dk = tl.load(p_part_k + o_key[:, None] * K + o_k[None, :], mask=m_part_k, other=0.0)
-        m_part_v = m_s[:, None] & (o_v < tl.where(has_state, V, 0))[None, :]
-        b_dv = tl.load(p_part_v + o_key[:, None] * V + o_v[None, :], mask=m_part_v, other=0.0)
-    else:
-        b_dk, b_dv = grad_through_phi(
-            p_k,
-            s_kt,
-            o_s,
-            m_s,
-            (b_v.to(tl.float32) * b_to_end[:, None]).to(OPERAND),
-            b_to_end,
-            p_state_kv + slot * V,
-            p_state_key + slot,
-            p_steps,
-            tl.where(has_state, steps, 0),
-            K,
-            V,
-            P,
-            BK,
-            BV,
-            BN,
-            NORMALIZE,
-            True,
-            OPERAND,
-            PRECISION,
-        )
-        b_dv *= b_to_end[:, None]
+    b_dk, b_dv = grad_through_phi(
+        p_k,
+        s_kt,
+        o_s,
+        m_s,
+        (b_v.to(tl.float32) * b_to_end[:, None]).to(OPERAND),
+        b_to_end,
+        p_state_kv + slot * V,
+        p_state_key + slot,
+        p_steps,
+        tl.where(has_state, steps, 0),
+        K,
+        V,
+        P,
+        BK,
+        BV,
+        BN,
+        NORMALIZE,
+        True,
+        OPERAND,
+        PRECISION,
+    )
+    b_dv *= b_to_end[:, None]
     if NORMALIZE and P == 2:
         p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
         b_dk += grad_through_squares(b_k, b_to_end, p_square, has_state, BK, OPERAND, PRECISION)

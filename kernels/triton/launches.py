@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,18 @@ from powerplan.kernels.triton.tuning import tuned
 StatePair = tuple[Tensor, Tensor]
 """States [..., rows, columns], and their normalisers, which are a placeholder where there are none (LaunchShape)."""
 
-NormGrads = tuple[Tensor, Tensor]
-"""1 / norm, and the gradient of norm, [tokens, H]; placeholders without a normaliser."""
+
+class NormGrads(NamedTuple):
+    """What the gradient of the output gives for the sums that it is the quotient of.
+
+    inverse_norm: [tokens, H], 1 / norm; a placeholder without a normaliser.
+    grad_norm: [tokens, H], the gradient of norm; likewise.
+    y: [tokens, H, V], the gradient of the weighted sums where the kernels of hopper/ run, else that of the output.
+    """
+
+    inverse_norm: Tensor
+    grad_norm: Tensor
+    y: Tensor
 
 
 class Launches:
@@ -98,7 +108,6 @@ class Launches:
             "scale": call.scale,
             "GATED": self.gated,
             "HAS_START": has_start,
-            "APART": shape.hopper,
         } | shape.constants()
 
     def _over_blocks(
@@ -118,13 +127,11 @@ class Launches:
 
         start_with(tuned(name, self.shape, start_with))
 
-    def output(self, states: StatePair, part: Tensor, has_start: bool) -> tuple[Tensor, Tensor]:
+    def output(self, states: StatePair, has_start: bool) -> tuple[Tensor, Tensor]:
         """Return out [tokens, H, V], and the sums of weights [tokens, H].
 
         Args:
             states: The states before all chunks.
-            part: [tokens, H, V], what `hopper.run.output_part` returned; a placeholder where this kernel queries the
-                states.
             has_start: Whether there is a state before the first chunk of a sequence.
         """
         call = self.shape.call
@@ -132,7 +139,6 @@ class Launches:
         out = self.v.new_empty(tokens, heads, call.v_head_dim)
         norm = self.float((tokens, heads), call.normalize)
         arguments = self._common(states, has_start) | {
-            "p_part": part,
             "p_out": out,
             "p_norm": norm,
             "power_scale": self.power_scale,
@@ -142,10 +148,12 @@ class Launches:
         return out, norm
 
     def norm_grads(self, grad: Tensor, out: Tensor, norm: Tensor) -> NormGrads:
-        """Return 1 / norm and the gradient of norm, from the gradient of the output, the output and norm."""
+        """Return the gradients of the weighted sums and of norm, from that of the output, the output and norm."""
         if not self.shape.call.normalize:
-            return self.placeholder, self.placeholder
+            return NormGrads(self.placeholder, self.placeholder, grad)
         inverse_norm, grad_norm = torch.empty_like(norm), torch.empty_like(norm)
+        want_y = self.shape.hopper
+        y = torch.empty_like(out) if want_y else grad
         v_head_dim = self.shape.call.v_head_dim
         block = 32  # 32 rows of up to 128 values are up to 32 registers for each of 128 threads
         arguments = {
@@ -154,6 +162,7 @@ class Launches:
             "p_norm": norm,
             "p_inverse_norm": inverse_norm,
             "p_grad_norm": grad_norm,
+            "p_y": y,
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
             "queries": norm.numel(),
@@ -161,21 +170,22 @@ class Launches:
             "V": v_head_dim,
             "BV": power_of_two(v_head_dim),
             "BLOCK": block,
+            "WANT_Y": want_y,
         }
         launch(grad_norm_kernel, -(-norm.numel() // block), arguments)
-        return inverse_norm, grad_norm
+        return NormGrads(inverse_norm, grad_norm, y)
 
     def _gradient_arguments(self, grad: Tensor, norm_grads: NormGrads, states: StatePair, edge: bool) -> dict[str, Any]:
         return self._common(states, edge) | {
             "p_grad_out": grad,
-            "p_inverse_norm": norm_grads[0],
-            "p_grad_norm": norm_grads[1],
+            "p_inverse_norm": norm_grads.inverse_norm,
+            "p_grad_norm": norm_grads.grad_norm,
             "s_gt": grad.stride(0),
             "s_gh": grad.stride(1),
         }
 
     def grad_queries(
-        self, grad: Tensor, norm_grads: NormGrads, states: StatePair, part: Tensor, has_start: bool
+        self, grad: Tensor, norm_grads: NormGrads, states: StatePair, has_start: bool
     ) -> tuple[Tensor, Tensor]:
         """Return dq [tokens, H, K], and q.dq [tokens, H] where there are gates.
 
@@ -183,18 +193,17 @@ class Launches:
             grad: [tokens, H, V], the gradient of the output.
             norm_grads: What the method of this name returned.
             states: The states before all chunks.
-            part: As `output` takes it, for dq.
             has_start: Whether there is a state before the first chunk of a sequence.
         """
         dq = self.q.new_empty(self.q.shape)
         q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
         arguments = self._gradient_arguments(grad, norm_grads, states, has_start)
-        arguments |= {"p_part": part, "p_dq": dq, "p_q_dot_dq": q_dot_dq, "power_scale": self.power_scale}
+        arguments |= {"p_dq": dq, "p_q_dot_dq": q_dot_dq, "power_scale": self.power_scale}
         self._over_blocks("queries", queries_kernel, arguments, self.shape.call.heads_per_kv_head, "BM", "BN")
         return dq, q_dot_dq
 
     def grad_keys(
-        self, grad: Tensor, norm_grads: NormGrads, grad_states: StatePair, parts: tuple[Tensor, Tensor], has_end: bool
+        self, grad: Tensor, norm_grads: NormGrads, grad_states: StatePair, has_end: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return dk [tokens, G, K], dv [tokens, G, V], and k.dk [tokens, G] where there are gates.
 
@@ -202,12 +211,11 @@ class Launches:
             grad: [tokens, H, V], the gradient of the output.
             norm_grads: What the method of this name returned.
             grad_states: The gradients of the states after all chunks.
-            parts: As `output` takes its part, for dk and dv.
             has_end: Whether there is a gradient of the state after the last chunk of a sequence.
         """
         dk, dv = self.k.new_empty(self.k.shape), self.v.new_empty(self.v.shape)
         k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
         arguments = self._gradient_arguments(grad, norm_grads, grad_states, has_end)
-        arguments |= {"p_part_k": parts[0], "p_part_v": parts[1], "p_dk": dk, "p_dv": dv, "p_k_dot_dk": k_dot_dk}
+        arguments |= {"p_dk": dk, "p_dv": dv, "p_k_dot_dk": k_dot_dk}
         self._over_blocks("keys", keys_kernel, arguments, 1, "BN", "BM")
         return dk, dv, k_dot_dk

@@ -33,7 +33,6 @@ def output_kernel(
     p_state_key,
     p_chunks,
     p_steps,
-    p_part,
     p_out,
     p_norm,
     s_qt,
@@ -60,7 +59,6 @@ def output_kernel(
     GATED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_START: tl.constexpr,
-    APART: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -74,8 +72,6 @@ def output_kernel(
     state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
-    part: [tokens, H, V] float32 in, where APART: the state's part of the sums, which another kernel has computed, for
-        chunks that have a state before them.
     out: [tokens, H, V] out.
     norm: [tokens, H] float32 out, where NORMALIZE: the sum of each query's weights.
     HAS_START: whether the first chunk of a sequence has a state before it, too.
@@ -106,22 +102,18 @@ def output_kernel(
     # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
     b_norm = tl.zeros([BM], tl.float32)
     o_query = o_t * (groups * REPEATS) + i_head
-    if APART:
-        m_part = m_t[:, None] & (o_v < tl.where(has_state, V, 0))[None, :]
-        b_out = tl.load(p_part + o_query[:, None] * V + o_v[None, :], mask=m_part, other=0.0)
-    else:
-        b_out = tl.zeros([BM, BV], tl.float32)
-        o_row = tl.arange(0, STEP_ROWS)
-        for i_step in range(tl.where(has_state, steps, 0)):
-            p_step = p_steps + i_step * (P + 1)
-            b_phi = phi_columns(p_q, s_qt, o_t, m_t, p_step, K, P, BK, BM, OPERAND)
-            o_state = i_step * STEP_ROWS + o_row
-            b_kv = tl.load(p_state_kv + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
-            # [BM, STEP_ROWS] @ [STEP_ROWS, BV] -> [BM, BV]
-            b_out = tl.dot(b_phi, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
-            if NORMALIZE and P != 2:
-                b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
-        b_out *= b_since_start[:, None]
+    b_out = tl.zeros([BM, BV], tl.float32)
+    o_row = tl.arange(0, STEP_ROWS)
+    for i_step in range(tl.where(has_state, steps, 0)):
+        p_step = p_steps + i_step * (P + 1)
+        b_phi = phi_columns(p_q, s_qt, o_t, m_t, p_step, K, P, BK, BM, OPERAND)
+        o_state = i_step * STEP_ROWS + o_row
+        b_kv = tl.load(p_state_kv + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
+        # [BM, STEP_ROWS] @ [STEP_ROWS, BV] -> [BM, BV]
+        b_out = tl.dot(b_phi, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
+        if NORMALIZE and P != 2:
+            b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
+    b_out *= b_since_start[:, None]
 
     # The state's part of the normaliser for P = 2: q^T Z q. One product with K x K in the matrix unit takes the place of
     # K^2 / 2 multiply-adds a query outside it.

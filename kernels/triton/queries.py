@@ -36,7 +36,6 @@ def queries_kernel(
     p_state_key,
     p_chunks,
     p_steps,
-    p_part,
     p_dq,
     p_q_dot_dq,
     s_qt,
@@ -64,7 +63,6 @@ def queries_kernel(
     GATED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_START: tl.constexpr,
-    APART: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -80,8 +78,6 @@ def queries_kernel(
     state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
-    part: [tokens, H, K] float32 in, where APART: the gradient through the sums' part from the state, which another
-        kernel has computed, for chunks that have a state before them.
     dq: [tokens, H, K] out.
     q_dot_dq: [tokens, H] float32 out, where GATED: a query's share of the gradient of log_g_cumsum, times P.
     HAS_START: whether the first chunk of a sequence has a state before it, too.
@@ -116,32 +112,28 @@ def queries_kernel(
         b_since_start *= tl.exp(b_cumsum_t)
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     o_k = tl.arange(0, BK)
-    if APART:
-        m_part = m_t[:, None] & (o_k < tl.where(has_state, K, 0))[None, :]
-        b_dq = tl.load(p_part + o_query[:, None] * K + o_k[None, :], mask=m_part, other=0.0)
-    else:
-        b_dq, _ = grad_through_phi(
-            p_q,
-            s_qt,
-            o_t,
-            m_t,
-            (b_y * b_since_start[:, None]).to(OPERAND),
-            b_grad_norm * b_since_start,
-            p_state_kv + slot * V,
-            p_state_key + slot,
-            p_steps,
-            tl.where(has_state, steps, 0),
-            K,
-            V,
-            P,
-            BK,
-            BV,
-            BM,
-            NORMALIZE,
-            False,
-            OPERAND,
-            PRECISION,
-        )
+    b_dq, _ = grad_through_phi(
+        p_q,
+        s_qt,
+        o_t,
+        m_t,
+        (b_y * b_since_start[:, None]).to(OPERAND),
+        b_grad_norm * b_since_start,
+        p_state_kv + slot * V,
+        p_state_key + slot,
+        p_steps,
+        tl.where(has_state, steps, 0),
+        K,
+        V,
+        P,
+        BK,
+        BV,
+        BM,
+        NORMALIZE,
+        False,
+        OPERAND,
+        PRECISION,
+    )
     if NORMALIZE and P == 2:
         p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
         b_dq += grad_through_squares(b_q, b_grad_norm * b_since_start, p_square, has_state, BK, OPERAND, PRECISION)

@@ -8,7 +8,7 @@ from torch import Tensor
 from powerplan.kernels.call import Gradients, Inputs, Outputs
 from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.launches import Launches, StatePair
-from powerplan.kernels.triton.layout import power_of_two, squares, step_conversion
+from powerplan.kernels.triton.layout import squares, step_conversion
 from powerplan.kernels.triton.shapes import LaunchShape, tokens_first
 from powerplan.kernels.triton.states import scan
 
@@ -19,7 +19,7 @@ def _to_rows(state: Tensor, shape: LaunchShape, adjoint: bool = False) -> StateP
     convert = step_conversion(call.head_dim, call.p, shape.phi_width, shape.scan_steps, state.device)
     flat = state.flatten(0, 1).float()
     if call.normalize and call.p == 2:
-        square = squares(call.head_dim, power_of_two(call.head_dim), state.device)
+        square = squares(call.head_dim, shape.square_width, state.device)
         kv, key = flat[..., :-1], square.to_square(state[..., -1].float())
         rows = convert.from_rows_adjoint(kv) if adjoint else convert.to_rows(kv)
         return rows.view(*state.shape[:2], *rows.shape[1:]).contiguous(), key.contiguous()
@@ -38,9 +38,18 @@ def _from_rows(states: StatePair, shape: LaunchShape, adjoint: bool = False) -> 
     rows = convert.to_rows_adjoint(flat) if adjoint else convert.from_rows(flat)
     state = rows.view(*kv.shape[:2], *rows.shape[1:])
     if call.normalize and not joined:
-        square = squares(call.head_dim, power_of_two(call.head_dim), kv.device)
+        square = squares(call.head_dim, shape.square_width, kv.device)
         return torch.cat((state, square.from_square(key)[..., None]), -1)
     return state
+
+
+def launches(shape: LaunchShape, inputs: Inputs) -> Launches:
+    """Return the kernels over a call's tensors."""
+    if not shape.hopper:
+        return Launches(shape, inputs)
+    from powerplan.kernels.triton.hopper.run import HopperLaunches
+
+    return HopperLaunches(shape, inputs)
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, return_state: bool) -> Outputs:
@@ -52,18 +61,14 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
         shape: Shape and settings of the call, and what the kernels need beside them.
         return_state: Whether the final state is wanted.
     """
-    calls = Launches(shape, inputs)
+    calls = launches(shape, inputs)
     start = None if initial_state is None else _to_rows(initial_state, shape)
-    states, part, final_state = _no_states(calls), calls.placeholder, None
+    states, final_state = _no_states(calls), None
     if shape.has_states(start is not None, return_state):
         states, end, _ = scan(calls, calls.k, calls.v, start, return_state)
         if return_state:
             final_state = _from_rows(end, shape)
-        if shape.hopper:
-            from powerplan.kernels.triton.hopper.run import output_part
-
-            part = output_part(calls, states[0], start is not None)
-    out, norm = calls.output(states, part, start is not None)
+    out, norm = calls.output(states, start is not None)
     rows = (shape.call.batch, shape.call.tokens)
     norm = norm.view(*rows, -1) if shape.call.normalize else norm.new_empty(*rows, 0)
     return Outputs(out.view(*rows, *out.shape[1:]), norm, final_state, *states)
@@ -73,7 +78,7 @@ def _no_states(calls: Launches) -> StatePair:
     """Return what stands for states that nobody reads."""
     shape, groups = calls.shape, calls.shape.call.kv_heads
     states = calls.q.new_empty(0, groups, shape.rows, shape.stored_columns, dtype=operand(shape.dtype)[2])
-    return states, calls.q.new_empty((0, groups, *shape.key_size), dtype=torch.float32)
+    return states, calls.q.new_empty((0, groups, *shape.key_size), dtype=shape.key_dtype)
 
 
 def backward(
@@ -94,7 +99,7 @@ def backward(
         shape: Shape and settings of the call, and what the kernels need beside them.
         has_initial_state: Whether the call had an initial state.
     """
-    calls = Launches(shape, inputs)
+    calls = launches(shape, inputs)
     grad = tokens_first(grad_out)
     norm = outputs.norm.flatten(0, 1) if shape.call.normalize else outputs.norm
     norm_grads = calls.norm_grads(grad, outputs.out.flatten(0, 1), norm)
@@ -103,20 +108,14 @@ def backward(
     end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
     grad_states, grad_initial_state = _no_states(calls), None
     grad_gate_carry = torch.zeros(shape.chunk_slots, shape.call.kv_heads, dtype=torch.float32, device=calls.device)
-    parts = (calls.placeholder,) * 3
     if shape.has_states(has_initial_state, end is not None):
         grad_states, grad_start, grad_gate_carry = scan(
-            calls, calls.q, grad, end, has_initial_state, norm_grads, states
+            calls, calls.q, norm_grads.y, end, has_initial_state, norm_grads, states
         )
         if has_initial_state:
             grad_initial_state = _from_rows(grad_start, shape, adjoint=True)
-        if shape.hopper:
-            from powerplan.kernels.triton.hopper.run import gradient_parts
-
-            edges = has_initial_state, end is not None
-            parts = gradient_parts(calls, grad, norm_grads, states[0], grad_states[0], *edges)
-    dq, q_dot_dq = calls.grad_queries(grad, norm_grads, states, parts[0], has_initial_state)
-    dk, dv, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, parts[1:], end is not None)
+    dq, q_dot_dq = calls.grad_queries(grad, norm_grads, states, has_initial_state)
+    dk, dv, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, end is not None)
     grad_log_g = None
     if inputs.log_g is not None:
         q_dot_dq = q_dot_dq.view(-1, shape.call.kv_heads, shape.call.heads_per_kv_head).sum(-1)

@@ -48,7 +48,17 @@ class LaunchShape:
         """Size of a state's normaliser: Z = sum k k^T for p = 2, else a value for each row; empty without one."""
         if not self.call.normalize:
             return ()
-        return (power_of_two(self.call.head_dim),) * 2 if self.call.p == 2 else (self.rows,)
+        return (self.square_width,) * 2 if self.call.p == 2 else (self.rows,)
+
+    @property
+    def square_width(self) -> int:
+        """Rows and columns of Z = sum k k^T, with padding."""
+        return self.phi_width if self.hopper else power_of_two(self.call.head_dim)
+
+    @property
+    def key_dtype(self) -> torch.dtype:
+        """Dtype of a state's normaliser: a right operand of the kernels of hopper/, else float32."""
+        return self.dtype if self.hopper else torch.float32
 
     @property
     def chunk_slots(self) -> int:
@@ -157,7 +167,7 @@ def saved_states(
     size = (slots, shape.call.kv_heads)
     states = like.new_empty((*size, shape.rows, shape.stored_columns) if save_states else (0,), dtype=stored)
     keys = (*size, *shape.key_size) if save_states and shape.call.normalize else (0,)
-    return states, like.new_empty(keys, dtype=torch.float32)
+    return states, like.new_empty(keys, dtype=shape.key_dtype)
 
 
 def tokens_first(x: Tensor) -> Tensor:

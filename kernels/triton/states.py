@@ -9,7 +9,7 @@ from torch import Tensor
 
 from powerplan.kernels.triton.config import Blocks, operand
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
-from powerplan.kernels.triton.layout import power_of_two, step_rows
+from powerplan.kernels.triton.layout import step_rows
 from powerplan.kernels.triton.running import running_kernel
 from powerplan.kernels.triton.scan import scan_kernel
 from powerplan.kernels.triton.shapes import launch
@@ -74,7 +74,7 @@ def _walk(
     shape, call, absent = calls.shape, calls.shape.call, calls.placeholder
     keyed = call.normalize and call.p != 2
     backward = norm_grads is not None
-    inverse_norm, grad_norm = (absent, absent) if norm_grads is None else norm_grads
+    inverse_norm, grad_norm = (absent, absent) if norm_grads is None else norm_grads[:2]
     _, _, stored = operand(shape.dtype)
     size = (shape.chunk_slots, call.kv_heads, shape.rows)
     # Packed sequences may leave slots unused, which are saved with the others and must not be garbage.
@@ -209,13 +209,13 @@ def _scan_squares(
     """Sum Z = sum k k^T, the normaliser's state for p = 2, or its gradient, as `scan` does the states."""
     shape, call = calls.shape, calls.shape.call
     backward = norm_grads is not None
-    width = power_of_two(call.head_dim)
+    width = shape.square_width
     parts = torch.empty(shape.chunk_slots, call.kv_heads, width, width, dtype=torch.float32, device=calls.device)
     operand_type, precision, _ = operand(shape.dtype)
     arguments: dict[str, Any] = {
         "p_x": x,
         "p_log_g_cumsum": calls.log_g_cumsum,
-        "p_grad_norm": calls.placeholder if norm_grads is None else norm_grads[1],
+        "p_grad_norm": calls.placeholder if norm_grads is None else norm_grads.grad_norm,
         "p_chunks": calls.chunk_table.chunks,
         "p_parts": parts,
         "s_xt": x.stride(0),
@@ -232,4 +232,4 @@ def _scan_squares(
         "PRECISION": precision,
     }
     launch(squares_kernel, shape.chunk_slots * call.kv_heads, arguments, 4 if width <= 64 else 8)
-    return running_sum(calls, parts, start, want_end, forward, backward, width, torch.float32)
+    return running_sum(calls, parts, start, want_end, forward, backward, width, shape.key_dtype)

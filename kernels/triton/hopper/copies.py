@@ -13,7 +13,6 @@ def copy_kernel(
     p_x,
     p_y,
     p_log_g_cumsum,
-    p_inverse_norm,
     p_chunks,
     p_xt,
     p_y_copy,
@@ -33,16 +32,14 @@ def copy_kernel(
     BLOCK: tl.constexpr,
     GATED: tl.constexpr,
     BACKWARD: tl.constexpr,
-    SCALED: tl.constexpr,
 ):
     """Copy x with time last, and y times what multiplies a token. Grid: slots heads token_blocks programs.
 
-    x, y are keys and values, and the factor is exp(a_M - a_t). Backward they are queries and gradients of the output,
-    and it is exp(a_t) scale^P, times inverse_norm where SCALED. It goes into y, not into x: x may be multiplied by
-    itself.
+    x, y are keys and values, and the factor is exp(a_M - a_t). Backward they are queries and gradients of weighted sums,
+    and it is exp(a_t) scale^P. It goes into y, not into x: x is multiplied by itself.
 
     x: [tokens, heads, DIM_X] in. y: [tokens, heads, DIM_Y] in.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. inverse_norm: [tokens, heads] float32 in, where SCALED.
+    log_g_cumsum: [tokens, G] float32 in, where GATED.
     chunks: [slots, 4] int64 in.
     xt: [slots, heads, PADDED_X, chunk] bf16 out. y_copy: [slots, heads, chunk, PADDED_Y] bf16 out. Both are 0 for
         tokens past the chunk's end, and for features that are padding.
@@ -71,8 +68,6 @@ def copy_kernel(
             b_factor = tl.exp(b_exponent)
         if BACKWARD:
             b_factor *= power_scale
-            if SCALED:
-                b_factor *= tl.load(p_inverse_norm + o_t * (groups * REPEATS) + i_head, mask=m_t, other=0.0)
         b_y = (b_y.to(tl.float32) * b_factor[:, None]).to(p_y_copy.dtype.element_ty)
     p_rows = p_y_copy + (i_copy * chunk + o_in_chunk) * PADDED_Y
     tl.store(p_rows[:, None] + o_y[None, :], b_y)

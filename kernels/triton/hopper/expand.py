@@ -21,7 +21,12 @@ Legend: ../prologue.py.
 from __future__ import annotations
 
 from triton.experimental import gluon
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from powerplan.kernels.triton.hopper.gluon import all_threads, copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import STEP, TILE, rows_layout, sums_layout
@@ -50,23 +55,19 @@ def outer(b_lead, b_last, LEFT: gl.constexpr):
 def store_tiles(
     p_x,
     s_xt,
-    b_factor,
     o_t,
     m_t,
     x_tiles,
     DIM: gl.constexpr,
     TILES: gl.constexpr,
-    SCALED: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):
-    """Copy tokens o_t of x, times their factors where SCALED, to shared memory as tiles [TILES, tokens, 8]."""
+    """Copy tokens o_t of x to shared memory as tiles [TILES, tokens, 8]."""
     o_f = gl.arange(0, TILE, gl.SliceLayout(0, LAYOUT))
     for i_tile in gl.static_range(TILES):
         o_feature = i_tile * TILE + o_f
         mask = gl.expand_dims(m_t, 1) & gl.expand_dims(o_feature < DIM, 0)
         b_x = gl.load(p_x + gl.expand_dims(o_t * s_xt, 1) + gl.expand_dims(o_feature, 0), mask=mask, other=0.0)
-        if SCALED:
-            b_x = (b_x.to(gl.float32) * gl.expand_dims(b_factor, 1)).to(x_tiles.dtype)
         x_tiles.index(i_tile).store(b_x)
 
 
@@ -152,7 +153,6 @@ def expand_kernel(
     b_desc,
     p_x,
     p_y,
-    p_y_factor,
     p_log_g_cumsum,
     p_chunks,
     p_part,
@@ -175,14 +175,12 @@ def expand_kernel(
     SYMMETRIC: gl.constexpr,
     OF_KEYS: gl.constexpr,
     GATED: gl.constexpr,
-    SCALED: gl.constexpr,
     HAS_START: gl.constexpr,
 ):
     """Compute the part of a state in one result for BM tokens of one head. Grid: slots heads token_blocks programs.
 
     b: [slots G STEPS 64, N] bf16 in, by descriptor, tiles [64, N].
     x: [tokens, heads, DIM_X] in. y: [tokens, heads, DIM_Y] in; not read where SYMMETRIC, where y is x.
-    y_factor: [tokens, heads] float32 in, where SCALED: what y is multiplied by.
     log_g_cumsum: [tokens, G] float32 in, where GATED.
     chunks: [slots, 4] int64 in.
     part: [tokens, heads, DIM] float32 out: the sum over steps, times power_scale and the decay between the state and
@@ -224,22 +222,22 @@ def expand_kernel(
         bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
         for i_stage in gl.static_range(STAGES):
             mbarrier.init(bars.index(i_stage), 1)
+        # The unit that copies tiles sees shared memory through another proxy: without the fence it may meet barriers as
+        # they were before.
+        fence_async_shared()
+        all_threads()
         row = (i_chunk * groups + i_group) * (STEPS * STEP)
         for i_step in gl.static_range(STAGES - 1):
             load_ring_tile(b_desc, row, i_step, ring, bars, STEPS)
         o_t = first + gl.arange(0, BM, gl.SliceLayout(1, LOAD))
         m_t = o_t < stop
-        b_factor = gl.full([BM], 1.0, gl.float32, gl.SliceLayout(1, LOAD))
         x_tiles = gl.allocate_shared_memory(p_x.dtype.element_ty, [TILES_X, BM, TILE], TILES_IN_SHARED)
-        store_tiles(p_x + i_head.to(gl.int64) * s_xh, s_xt, b_factor, o_t, m_t, x_tiles, DIM_X, TILES_X, False, LOAD)
+        store_tiles(p_x + i_head.to(gl.int64) * s_xh, s_xt, o_t, m_t, x_tiles, DIM_X, TILES_X, LOAD)
         y_tiles = x_tiles
         if not SYMMETRIC:
-            if SCALED:
-                p_factor = p_y_factor + o_t * (groups * REPEATS) + i_head
-                b_factor = gl.load(p_factor, mask=m_t, other=0.0)
             y_tiles = gl.allocate_shared_memory(p_x.dtype.element_ty, [TILES_Y, BM, TILE], TILES_IN_SHARED)
             p_head = p_y + i_head.to(gl.int64) * s_yh
-            store_tiles(p_head, s_yt, b_factor, o_t, m_t, y_tiles, DIM_Y, TILES_Y, SCALED, LOAD)
+            store_tiles(p_head, s_yt, o_t, m_t, y_tiles, DIM_Y, TILES_Y, LOAD)
         all_threads()
 
         acc = gl.zeros([BM, N], gl.float32, SUMS)

@@ -12,7 +12,12 @@ The running sum over chunks is another kernel's (running.py). Legend: ../prologu
 from __future__ import annotations
 
 from triton.experimental import gluon
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from powerplan.kernels.triton.hopper.gluon import all_threads, copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import STEP, TILE, sums_layout, time_layout
@@ -61,6 +66,7 @@ def sum_chunk(
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i_stage in gl.static_range(STAGES):
         mbarrier.init(bars.index(i_stage), 1)
+    fence_async_shared()
     all_threads()
     blocks = (length + BT - 1) // BT
     total = blocks * REPEATS
