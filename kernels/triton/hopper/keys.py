@@ -9,11 +9,13 @@ from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import sums_layout
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
+    anew,
     copy_pair,
     decays,
     load_gate,
     new_barriers,
     owned_rows,
+    rows_and_columns,
     state_at,
 )
 
@@ -129,17 +131,11 @@ def keys_kernel(
         dv = gl.zeros([BN, V], gl.float32, OF_V)
         none = gl.zeros([BN, BM], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
-        o_of_k = first + gl.arange(0, BN, gl.SliceLayout(1, OF_K))
-        o_of_v = first + gl.arange(0, BN, gl.SliceLayout(1, OF_V))
-        o_k = gl.arange(0, K, gl.SliceLayout(0, OF_K))
-        o_v = gl.arange(0, V, gl.SliceLayout(0, OF_V))
-        m_k = gl.expand_dims(o_of_k < stop, 1) & gl.expand_dims(o_k < DIM_K, 0)
-        m_v = gl.expand_dims(o_of_v < stop, 1) & gl.expand_dims(o_v < DIM_V, 0)
-        o_first_k = gl.expand_dims((o_of_k.to(gl.int64) * groups + i_group) * DIM_K, 1)
-        o_first_v = gl.expand_dims((o_of_v.to(gl.int64) * groups + i_group) * DIM_V, 1)
         if HAS_STATES:
-            dk = gl.load(p_part_k + (o_first_k + gl.expand_dims(o_k, 0)), mask=m_k & has_state, other=0.0) * 0.5
-            dv = gl.load(p_part_v + (o_first_v + gl.expand_dims(o_v, 0)), mask=m_v & has_state, other=0.0)
+            o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, DIM_K, OF_K)
+            o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, DIM_V, OF_V)
+            dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0) * 0.5
+            dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0)
             if NORMALIZE:
                 if has_state:
                     square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
@@ -194,9 +190,12 @@ def keys_kernel(
         dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
 
         dk = dk * 2.0
+        # Computed anew: kept over the loop, the offsets would take registers that it has not got.
+        o_dk, m_dk = rows_and_columns(anew(first), stop, groups, i_group, BN, DIM_K, OF_K)
+        o_dv, m_dv = rows_and_columns(anew(first), stop, groups, i_group, BN, DIM_V, OF_V)
         if GATED:
             b_dot = gl.sum(dk * k_tile.load(OF_K).to(gl.float32), 1)
-            p_dot = p_k_dot_dk + (o_row.to(gl.int64) * groups + i_group)
-            gl.store(p_dot, gl.convert_layout(b_dot, ROW), mask=m_row)
-        gl.store(p_dk + (o_first_k + gl.expand_dims(o_k, 0)), dk.to(p_dk.dtype.element_ty), mask=m_k)
-        gl.store(p_dv + (o_first_v + gl.expand_dims(o_v, 0)), dv.to(p_dv.dtype.element_ty), mask=m_v)
+            o_key = first + gl.arange(0, BN, gl.SliceLayout(1, OF_K))
+            gl.store(p_k_dot_dk + (o_key.to(gl.int64) * groups + i_group), b_dot, mask=o_key < stop)
+        gl.store(p_dk + o_dk, dk.to(p_dk.dtype.element_ty), mask=m_dk)
+        gl.store(p_dv + o_dv, dv.to(p_dv.dtype.element_ty), mask=m_dv)

@@ -9,11 +9,13 @@ from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import sums_layout
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
+    anew,
     copy_pair,
     decays,
     load_gate,
     new_barriers,
     owned_rows,
+    rows_and_columns,
     state_at,
 )
 
@@ -100,11 +102,8 @@ def output_kernel(
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(q_bar, 0)
         if HAS_STATES:
-            o_sum = first + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
-            o_v = gl.arange(0, V, gl.SliceLayout(0, SUMS))
-            m_part = gl.expand_dims((o_sum < stop) & has_state, 1) & gl.expand_dims(o_v < DIM, 0)
-            o_part = gl.expand_dims((o_sum.to(gl.int64) * (groups * REPEATS) + i_head) * DIM, 1)
-            acc = gl.load(p_part + (o_part + gl.expand_dims(o_v, 0)), mask=m_part, other=0.0)
+            o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+            acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0)
             if NORMALIZE:
                 if has_state:
                     # q^T Z q, by a product with Z: K multiply-adds a query remain outside the matrix unit.
@@ -151,12 +150,9 @@ def output_kernel(
         acc = warpgroup_mma(b_left, v_ring.index((count - 1) % STAGES), acc, is_async=True)
         acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
 
-        o_out = first + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
+        o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, DIM, SUMS)
         if NORMALIZE:
-            gl.store(p_norm + o_row.to(gl.int64) * (groups * REPEATS) + i_head, b_norm, mask=m_row)
+            gl.store(p_norm + (o_row.to(gl.int64) * (groups * REPEATS) + i_head), b_norm, mask=m_row)
             b_inverse = 1.0 / gl.where(b_norm == 0, 1.0, b_norm)
             acc = acc * gl.expand_dims(gl.convert_layout(b_inverse, gl.SliceLayout(1, SUMS)), 1)
-        o_v = gl.arange(0, V, gl.SliceLayout(0, SUMS))
-        o_first = gl.expand_dims((o_out.to(gl.int64) * (groups * REPEATS) + i_head) * DIM, 1)
-        m_out = gl.expand_dims(o_out < stop, 1) & gl.expand_dims(o_v < DIM, 0)
-        gl.store(p_out + (o_first + gl.expand_dims(o_v, 0)), acc.to(p_out.dtype.element_ty), mask=m_out)
+        gl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_out)

@@ -10,11 +10,13 @@ from powerplan.kernels.triton.hopper.layouts import sums_layout
 from powerplan.kernels.triton.hopper.output import column_decays
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
+    anew,
     copy_pair,
     decays,
     load_gate,
     new_barriers,
     owned_rows,
+    rows_and_columns,
     state_at,
 )
 
@@ -90,7 +92,6 @@ def queries_kernel(
         o_row = first + gl.arange(0, BM, ROW)
         o_column = start + gl.arange(0, BN, COLUMN)
         m_row = o_row < stop
-        o_query = o_row.to(gl.int64) * (groups * REPEATS) + i_head
         b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
         reference = 0.0
         if GATED:
@@ -98,18 +99,15 @@ def queries_kernel(
         b_factor = gl.exp2(gl.where(first > start, b_gate - reference, 0.0)) * power_scale
         b_u = gl.zeros([BM], gl.float32, ROW)
         if NORMALIZE:
+            o_query = o_row.to(gl.int64) * (groups * REPEATS) + i_head
             b_u = gl.load(p_grad_norm + o_query, mask=m_row, other=0.0)
         # Half of dq: the 2 of the derivative of a square multiplies it at the end.
         acc = gl.zeros([BM, K], gl.float32, SUMS)
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
-        o_sum = first + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
-        o_k = gl.arange(0, K, gl.SliceLayout(0, SUMS))
-        m_sum = gl.expand_dims(o_sum < stop, 1) & gl.expand_dims(o_k < DIM, 0)
-        o_first = gl.expand_dims((o_sum.to(gl.int64) * (groups * REPEATS) + i_head) * DIM, 1)
         if HAS_STATES:
-            m_part = m_sum & has_state
-            acc = gl.load(p_part + (o_first + gl.expand_dims(o_k, 0)), mask=m_part, other=0.0) * 0.5
+            o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+            acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0) * 0.5
             if NORMALIZE:
                 if has_state:
                     square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
@@ -153,7 +151,10 @@ def queries_kernel(
         acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
 
         acc = acc * 2.0
+        # Computed anew, as in keys.py.
+        o_dq, m_dq = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, DIM, SUMS)
         if GATED:
             b_dot = gl.sum(acc * q_tile.load(SUMS).to(gl.float32), 1)
-            gl.store(p_q_dot_dq + o_query, gl.convert_layout(b_dot, ROW), mask=m_row)
-        gl.store(p_dq + (o_first + gl.expand_dims(o_k, 0)), acc.to(p_dq.dtype.element_ty), mask=m_sum)
+            o_sum = first + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
+            gl.store(p_q_dot_dq + (o_sum.to(gl.int64) * (groups * REPEATS) + i_head), b_dot, mask=o_sum < stop)
+        gl.store(p_dq + o_dq, acc.to(p_dq.dtype.element_ty), mask=m_dq)

@@ -65,6 +65,24 @@ def copy_pair(a_desc, b_desc, row, a_column, b_column, a_ring, b_ring, bars, slo
 
 
 @gluon.jit
+def anew(x):
+    """Return x, an int32 that the compiler takes for another: what follows from it is computed again, and not kept."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [gl.to_tensor(x)], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def rows_and_columns(first, stop, heads, i_head, ROWS: gl.constexpr, DIM: gl.constexpr, SUMS: gl.constexpr):
+    """Return the offsets [ROWS, columns of SUMS] of a block of x [tokens, heads, DIM], and which of them are in it."""
+    COLUMNS: gl.constexpr = SUMS.instr_shape[1]
+    o_t = first + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
+    o_f = gl.arange(0, COLUMNS, gl.SliceLayout(0, SUMS))
+    mask = gl.expand_dims(o_t < stop, 1) & gl.expand_dims(o_f < DIM, 0)
+    return gl.expand_dims((o_t.to(gl.int64) * heads + i_head) * DIM, 1) + gl.expand_dims(o_f, 0), mask
+
+
+@gluon.jit
 def load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED: gl.constexpr):
     """Return log_g_cumsum of tokens in powers of two; 0 where there is no such token, and without gates."""
     if GATED:
