@@ -132,8 +132,8 @@ def keys_kernel(
         none = gl.zeros([BN, BM], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
         if HAS_STATES:
-            o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, DIM_K, OF_K)
-            o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, DIM_V, OF_V)
+            o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, K, DIM_K, OF_K)
+            o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, V, DIM_V, OF_V)
             dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0) * 0.5
             dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0)
             if NORMALIZE:
@@ -191,8 +191,8 @@ def keys_kernel(
 
         dk = dk * 2.0
         # Computed anew: kept over the loop, the offsets would take registers that it has not got.
-        o_dk, m_dk = rows_and_columns(anew(first), stop, groups, i_group, BN, DIM_K, OF_K)
-        o_dv, m_dv = rows_and_columns(anew(first), stop, groups, i_group, BN, DIM_V, OF_V)
+        o_dk, m_dk = rows_and_columns(anew(first), stop, groups, i_group, BN, K, DIM_K, OF_K)
+        o_dv, m_dv = rows_and_columns(anew(first), stop, groups, i_group, BN, V, DIM_V, OF_V)
         if GATED:
             b_dot = gl.sum(dk * k_tile.load(OF_K).to(gl.float32), 1)
             o_key = first + gl.arange(0, BN, gl.SliceLayout(1, OF_K))

@@ -102,7 +102,7 @@ def output_kernel(
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(q_bar, 0)
         if HAS_STATES:
-            o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+            o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
             acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0)
             if NORMALIZE:
                 if has_state:
@@ -150,7 +150,7 @@ def output_kernel(
         acc = warpgroup_mma(b_left, v_ring.index((count - 1) % STAGES), acc, is_async=True)
         acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
 
-        o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+        o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
         if NORMALIZE:
             gl.store(p_norm + (o_row.to(gl.int64) * (groups * REPEATS) + i_head), b_norm, mask=m_row)
             b_inverse = 1.0 / gl.where(b_norm == 0, 1.0, b_norm)

@@ -106,7 +106,7 @@ def queries_kernel(
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
         if HAS_STATES:
-            o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+            o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
             acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0) * 0.5
             if NORMALIZE:
                 if has_state:
@@ -152,7 +152,7 @@ def queries_kernel(
 
         acc = acc * 2.0
         # Computed anew, as in keys.py.
-        o_dq, m_dq = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, DIM, SUMS)
+        o_dq, m_dq = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
         if GATED:
             b_dot = gl.sum(acc * q_tile.load(SUMS).to(gl.float32), 1)
             o_sum = first + gl.arange(0, BM, gl.SliceLayout(1, SUMS))

@@ -73,9 +73,10 @@ def anew(x):
 
 
 @gluon.jit
-def rows_and_columns(first, stop, heads, i_head, ROWS: gl.constexpr, DIM: gl.constexpr, SUMS: gl.constexpr):
-    """Return the offsets [ROWS, columns of SUMS] of a block of x [tokens, heads, DIM], and which of them are in it."""
-    COLUMNS: gl.constexpr = SUMS.instr_shape[1]
+def rows_and_columns(
+    first, stop, heads, i_head, ROWS: gl.constexpr, COLUMNS: gl.constexpr, DIM: gl.constexpr, SUMS: gl.constexpr
+):
+    """Return the offsets [ROWS, COLUMNS] of a block of x [tokens, heads, DIM], and which of them are in it."""
     o_t = first + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
     o_f = gl.arange(0, COLUMNS, gl.SliceLayout(0, SUMS))
     mask = gl.expand_dims(o_t < stop, 1) & gl.expand_dims(o_f < DIM, 0)
