@@ -1,5 +1,7 @@
 """Reads SASS, the machine code of NVIDIA GPUs, as nvdisasm prints it: counts, and operands of wgmma that are not kept.
 
+Usage: python benchmarks/sass.py FILE... (what `nvdisasm -c` printed). Exits with 1 where an operand is not kept.
+
 A Hopper product (HGMMA, PTX's wgmma) runs asynchronously and reads a left operand from registers while it runs. HGMMA
 with gsb0 closes a group of products. WARPGROUP.DEPBAR.LE gsb0, N waits until all but the N newest groups are complete.
 Two faults of compiled code give wrong results that no test without a Hopper GPU sees:
@@ -14,10 +16,12 @@ Two faults of compiled code give wrong results that no test without a Hopper GPU
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 PREDICATE_FIRST = ("SHFL", "LOP3", "ATOM", "ATOMG", "ATOMS", "LDS", "LDG", "LD", "FSWZADD")
 """Instructions that may name a predicate before the register that they write. Others then write no register."""
@@ -128,8 +132,10 @@ class Block:
 class Listing:
     """The instructions of one kernel and the paths between them.
 
+    Jumps name a label, or, in a listing without labels (`nvdisasm --binary`), an address.
+
     Raises:
-        ValueError: The text has no instruction, or jumps to a label that it has not got.
+        ValueError: The text has no instruction, or jumps to a place that it has not got.
     """
 
     def __init__(self, text: str) -> None:
@@ -154,18 +160,19 @@ class Listing:
 
     def _split(self, labels: dict[str, int]) -> list[Block]:
         code = self.instructions
+        labels |= {f"{x.address:#x}": i for i, x in enumerate(code)}
         jumps: dict[int, list[int]] = {}
-        starts = {0, *labels.values()}
+        starts = {0}
         meeting: dict[str, int] = {}
         for i, x in enumerate(code):
-            target = re.search(r"`\((\.L_x_\w+)\)", x.operands[-1]) if x.operands else None
-            if target is not None and target[1] not in labels:
-                raise ValueError(f"{x} jumps to {target[1]}, which is not in the listing")
-            if x.base == "BSSY" and target is not None:
-                meeting[x.operands[0]] = labels[target[1]]
+            place = x.operands[-1].strip("`()") if x.base in ("BRA", "BSSY") else ""
+            if place and place not in labels:
+                raise ValueError(f"[{x}] leads to {place}, which is not in the listing")
             always = not x.predicate and len(x.operands) < 2
-            if x.base == "BRA" and target is not None:
-                jumps[i] = [labels[target[1]]] + ([] if always else [i + 1])
+            if x.base == "BSSY":
+                meeting[x.operands[0]] = labels[place]
+            elif x.base == "BRA":
+                jumps[i] = [labels[place]] + ([] if always else [i + 1])
             elif x.base == "BSYNC":
                 jumps[i] = [i + 1] + [meeting[name] for name in x.operands[:1] if name in meeting]
             elif x.base in ("EXIT", "RET", "BRX", "JMX"):
@@ -181,6 +188,10 @@ class Listing:
                 blocks[m].before.append(n)
         return blocks
 
+    def _first(self) -> list[int]:
+        """Return the blocks that nothing leads to: where kernels, or functions that they call, begin."""
+        return [n for n, block in enumerate(self.blocks) if n == 0 or not block.before]
+
     def _overwritten(self) -> Iterator[Fault]:
         """Yield what touches registers of products that may be outstanding.
 
@@ -189,7 +200,8 @@ class Listing:
         """
         code = self.instructions
         begin: list[tuple[int, ...]] = [(0,) * (OLDEST + 2)] * len(self.blocks)
-        waiting, seen = [0], {0}
+        waiting = self._first()
+        seen = set(waiting)
         while waiting:
             n = waiting.pop()
             state = begin[n]
@@ -297,8 +309,10 @@ class Listing:
         spin on a barrier, which ptxas puts at the end.
         """
         passed = [(1 << len(self.blocks)) - 1] * len(self.blocks)
-        passed[0] = 1
-        reached, waiting = {0}, [0]
+        first = self._first()
+        for n in first:
+            passed[n] = 1 << n
+        reached, waiting = set(first), list(first)
         while waiting:
             new = [m for m in self.blocks[waiting.pop()].after if m not in reached]
             reached.update(new)
@@ -306,7 +320,9 @@ class Listing:
         changed = True
         while changed:
             changed = False
-            for n, block in enumerate(self.blocks[1:], 1):
+            for n, block in enumerate(self.blocks):
+                if n in first:
+                    continue
                 common = passed[n]
                 for m in block.before:
                     common &= passed[m]
@@ -360,3 +376,17 @@ def _parsed(line: str) -> Instruction | None:
         return None
     operands = tuple(x.strip().removesuffix(".reuse") for x in found[4].split(",")) if found[4] else ()
     return Instruction(int(found[1], 16), found[2] or "", found[3], operands)
+
+
+def main() -> int:
+    wrong = 0
+    for name in sys.argv[1:]:
+        listing = Listing(Path(name).read_text(encoding="utf-8"))
+        found = listing.faults()
+        wrong += len(found)
+        print(f"{name}: {listing.counts()['HGMMA']} products, {len(found)} faults", *found, sep="\n  ")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
