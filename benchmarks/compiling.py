@@ -61,6 +61,10 @@ class Launch:
         return str(self.kernel.fn.__name__)
 
     @property
+    def gluon(self) -> bool:
+        return isinstance(self.kernel, GluonJITFunction)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of the compiler."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | self.more
@@ -91,16 +95,17 @@ class Launch:
                 constants[parameter.name] = value
             if aligned:
                 attributes[index,] = [["tt.divisibility", 16]]
-        language = GluonASTSource if isinstance(self.kernel, GluonJITFunction) else ASTSource
+        language = GluonASTSource if self.gluon else ASTSource
         return language(fn=self.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def compile_all(arch: int, launches: Sequence[Launch], cache: Path | None = None) -> list[dict[str, Any]]:
     """Return what the compiler made of launches for compute capability arch / 10; equal ones are compiled once.
 
-    The keys of a result: registers (of a thread), stack (bytes), local (loads and stores of local memory), shared
-    (bytes), warps, matrix (how often each instruction of a matrix unit occurs), barriers, instructions, operands (those
-    of wgmma that are not kept, sass.py), remarks (what ptxas changed about wgmma), compile_s.
+    The keys of a result: gluon (whether the kernel is Gluon's), warps, registers (of a thread), stack and spills
+    (bytes), local (loads and stores of local memory), shared (bytes), matrix (how often each instruction of a matrix
+    unit occurs), barriers, instructions, operands (of wgmma, those that are not kept: sass.py), remarks (what ptxas
+    changed about wgmma), compile_s.
 
     Args:
         arch: 80 for sm_80, 90 for sm_90a, and so on.
@@ -137,6 +142,7 @@ def _compile(arch: int, launch: Launch, source: ASTSource) -> tuple[dict[str, An
     row = cubin.resources(log.getvalue()) | {
         "shared": made.metadata.shared,
         "warps": launch.warps,
+        "gluon": launch.gluon,
         "remarks": cubin.remarks(log.getvalue()),
         "compile_s": round(time.perf_counter() - begin, 2),
     }

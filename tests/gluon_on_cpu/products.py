@@ -25,13 +25,14 @@ class Product:
     remade: bool = False
 
     def compute(self, double: bool) -> None:
+        # Float64 stays: rounding every product to float32 would be the error that it is to avoid.
         kind = torch.float64 if double else torch.float32
         left = self.left.load() if isinstance(self.left, Shared) else self.left
         found = left.to(kind) @ self.right.load().to(kind)
         if self.start is not None:
             start = self.start.value if isinstance(self.start, Pending) else self.start
             found = found + start
-        self.result.value = found.float()
+        self.result.value = found
 
 
 def product(
