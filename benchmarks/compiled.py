@@ -188,8 +188,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configurations = list(shipped(options.dtype, options.p, options.thorough))
-    # Every full garbage collection would visit what torch and triton leave at import, half a million objects: 6 % of the
-    # time. Configurations share kernels: without a folder to keep, there is one for this run.
+    # Every full garbage collection would visit the half a million objects of torch and triton: 6 % of the time.
+    # Configurations share kernels: without a folder to keep, there is one for this run.
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=gc.freeze) as pool:
         cache = options.cache or Path(folder)
         tasks = [(config, arch, cache) for config in configurations for arch in options.arch]
