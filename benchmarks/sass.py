@@ -155,7 +155,7 @@ class Listing:
         return Counter(x.base for x in self.instructions)
 
     def faults(self) -> list[Fault]:
-        """Return the products whose registers are not kept."""
+        """Return the products whose registers are not kept, each with the first instruction that shows it."""
         return [*self._overwritten(), *self._lost()]
 
     def _split(self, labels: dict[str, int]) -> list[Block]:
@@ -213,13 +213,13 @@ class Listing:
                     begin[m] = both
                     seen.add(m)
                     waiting.append(m)
-        found: set[tuple[int, int]] = set()
+        found: set[int] = set()
         for n, block in enumerate(self.blocks):
             state = begin[n]
             for i in range(block.start, block.stop):
                 for k, why in self._touched(state, code[i]):
-                    if (k, i) not in found:
-                        found.add((k, i))
+                    if k not in found:
+                        found.add(k)
                         yield Fault("overwritten", code[k], code[i], why)
                 state = _step(state, i, code[i])
 
