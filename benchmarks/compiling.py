@@ -34,9 +34,6 @@ TYPES = {
 }
 """Triton's names of the dtypes of tensors that kernels take."""
 
-MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
-"""Instructions of the matrix units for 16-bit operands and tf32: sm_90, sm_80 and sm_100."""
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -154,7 +151,7 @@ def _inspected(text: str) -> dict[str, Any]:
     counts = listing.counts()
     return {
         "local": counts["LDL"] + counts["STL"],
-        "matrix": {name: counts[name] for name in MATRIX if counts[name]},
+        "matrix": {name: counts[name] for name in sorted(counts) if name.endswith("MMA")},
         "barriers": counts["BAR"],
         "instructions": sum(counts.values()),
         "operands": [str(fault) for fault in listing.faults()],
