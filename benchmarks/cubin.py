@@ -72,6 +72,7 @@ def resources(log: str) -> dict[str, int]:
 def remarks(log: str) -> list[str]:
     """Return what ptxas changed about asynchronous products: it waits for them earlier than the kernel asks it to.
 
-    C7510 to C7519 are "wgmma.mma_async instructions are serialized due to ..." and "wgmma.wait_group is injected ...".
+    C7510 to C7518 are "wgmma.mma_async instructions are serialized due to ..." and "wgmma.wait_group is injected ...".
+    C7519, "warpgroup.arrive is injected ...", costs nothing.
     """
-    return [x[1] for x in re.finditer(r"info\s*: (\(C751\d\) .*)", log)]
+    return [x[1] for x in re.finditer(r"info\s*: (\(C751[0-8]\) .*)", log)]

@@ -151,7 +151,7 @@ def test_command(tmp_path: Path) -> None:
 def test_what_ptxas_says() -> None:
     log = (
         "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to x\n"
-        "ptxas info    : 0 bytes gmem\n"
+        "ptxas info    : (C7519) warpgroup.arrive is injected in around line 2072 by compiler\n"
         "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
         "ptxas info    : Used 58 registers, used 0 barriers\n"
     )

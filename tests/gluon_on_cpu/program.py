@@ -175,9 +175,11 @@ def site() -> tuple[tuple[Any, ...], int]:
     """Return the place in the kernel, with the steps of unrolled loops, and its line."""
     frame = sys._getframe(1)
     places = []
-    while frame is not None and frame.f_code.co_name != "launch":
+    while frame is not None:
         if not frame.f_code.co_filename.startswith(HERE):
             places.append((frame.f_code, frame.f_lasti, frame.f_lineno))
+        elif frame.f_code.co_name == "launch":
+            break
         frame = frame.f_back  # type: ignore[assignment]
     return (tuple(places), tuple(running().unrolled)), places[0][2]
 

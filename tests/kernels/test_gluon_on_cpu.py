@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -20,6 +21,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from gluon_on_cpu import emulated
 from gluon_on_cpu.memory import Shared, allocate
 from gluon_on_cpu.program import program
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("POWERPLAN_TEST_DEVICE", "cpu") != "cpu", reason="with a GPU there is nothing to emulate"
+)
 
 
 @pytest.fixture(scope="module")
