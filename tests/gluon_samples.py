@@ -103,7 +103,8 @@ def outer_kernel(
     if FAULT != "early":
         acc = warpgroup_mma_wait(0, deps=[acc])
     out.store(acc)
-    fence_async_shared()
+    if FAULT != "fence":
+        fence_async_shared()
     store_tile(o_desc, [first, 0], out)
     if FAULT != "store":
         tma.store_wait(0)

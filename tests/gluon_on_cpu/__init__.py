@@ -13,6 +13,7 @@ could. Where an earlier one would give another result, this raises:
 
 - Shared memory begins as NaN. A copy makes its target NaN at once and arrives at the wait for its barrier: reading the
   target before raises, as does copying to, or writing, what an outstanding product or store reads.
+- What threads store to shared memory must be fenced before a product or a copy reads it.
 - A barrier counts arrivals and bytes. A wait that a GPU would never leave raises, as does one that would pass at once
   while something is under way: it waits for the wrong phase.
 - The result of an asynchronous product can be used after a wait that covers it and has it among its deps.
@@ -321,7 +322,7 @@ def _stand_ins(operands: bool, double: bool) -> dict[str, ModuleType]:
         warpgroup_mma_wait=products.wait_for_products,
         warpgroup_mma_init=lambda x: x,
         warpgroup_mma_accumulator=Pending,
-        fence_async_shared=lambda cluster=False: None,
+        fence_async_shared=memory.fence,
         mbarrier=memory.BARRIERS,
         # The names of triton 3.6 and of 3.9: kernels take the one that is there.
         tma=SimpleNamespace(

@@ -54,6 +54,7 @@ class Shared:
             raise ValueError(f"store of {list(value.shape)} to shared memory of {self.shape}")
         self.check_free("store")
         self.view.copy_(value.reshape(self.view.shape))
+        running().unfenced.append(self)
 
     def _reinterpret(self, dtype: torch.dtype, shape: Sequence[Any], layout: Any) -> Shared:
         flat = self._plain().reshape(-1).view(dtype) if self.view.is_contiguous() else None
@@ -88,6 +89,12 @@ class Shared:
     def check_readable(self, what: str) -> None:
         if any(x.target.touches(self) for x in running().copies):
             raise RuntimeError(f"{what} of shared memory before the wait for the copy that fills it")
+
+    def check_visible(self, what: str) -> None:
+        """Raise where products and copies, which see shared memory apart from threads, would not see all stores."""
+        self.check_readable(what)
+        if any(x.touches(self) for x in running().unfenced):
+            raise RuntimeError(f"{what} of shared memory that was stored to: fence_async_shared() is missing")
 
     def check_free(self, what: str) -> None:
         here = running()
@@ -244,10 +251,14 @@ def copy_to_shared(
 
 
 def copy_to_global(desc: Descriptor, coord: Sequence[Any], src: Shared, **_: Any) -> None:
-    src.check_readable("store")
+    src.check_visible("copy")
     outer, inner = desc.parts(coord)
     desc.base[outer] = src.load()[inner]
     running().stores.append(src)
+
+
+def fence(cluster: Any = False) -> None:
+    running().unfenced.clear()
 
 
 def wait_for_stores(pendings: Any = 0, **_: Any) -> None:

@@ -48,7 +48,7 @@ def product(
         raise TypeError("the right operand of a product lies in shared memory")
     for part in (a, b):
         if isinstance(part, Shared):
-            part.check_readable("product")
+            part.check_visible("product")
     place, line = site()
     made = None
     if isinstance(a, Tensor):

@@ -71,6 +71,7 @@ class Program:
     products: list[Any] = field(default_factory=list)
     copies: list[Any] = field(default_factory=list)
     stores: list[Any] = field(default_factory=list)
+    unfenced: list[Any] = field(default_factory=list)  # shared memory that threads stored to since the last fence
     barriers: dict[tuple[int, int], Any] = field(default_factory=dict)
     loops: list[tuple[object, int]] = field(default_factory=list)  # each loop at run time, and its iteration
     unrolled: list[int] = field(default_factory=list)

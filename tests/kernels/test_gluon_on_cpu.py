@@ -75,6 +75,7 @@ def test_tiles_past_the_end_are_zero(samples: ModuleType) -> None:
         ("early", RuntimeError, "result of a product is used before a warpgroup_mma_wait"),
         ("mask", IndexError, "load of elements 1024 to 2039 of a tensor of 1600"),
         ("left", RuntimeError, "the program ends while 2 copies are under way"),
+        ("fence", RuntimeError, r"copy of shared memory that was stored to: fence_async_shared\(\) is missing"),
         ("store", RuntimeError, r"store_wait\(0\) is missing"),
     ],
 )
