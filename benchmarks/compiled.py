@@ -155,7 +155,7 @@ def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -
         found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
     if row["shared"] > SHARED_KB[arch] * 1024:
         found.append(f"{row['shared'] / 1024:.0f} KB of shared memory, and the GPU has {SHARED_KB[arch]}")
-    if kernel in PRODUCTS and config.dtype != "fp32":
+    if (kernel in PRODUCTS or row["gluon"]) and config.dtype != "fp32":
         # Blocks of fewer than 64 rows, which a state of p = 1 and operands of 32 bits ask for, use the older one.
         small = config.dtype == "fp16" or (config.p == 1 and config.key_dim < 64)
         least = "HMMA" if small else MATRIX[arch]

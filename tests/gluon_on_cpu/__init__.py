@@ -186,10 +186,11 @@ class Kernel:
             unknown = kwargs.keys() - OPTIONS - set(known)
             if unknown:
                 raise TypeError(f"{self.__name__} has no argument {', '.join(sorted(unknown))}")
+            warps = int(kwargs.get("num_warps", 4))
             positional = [_argument(x) for x in args]
             named = {name: _argument(x) for name, x in kwargs.items() if name in known}
             for z, y, x in itertools.product(*(range(size) for size in reversed(sizes))):
-                with program((x, y, z), sizes, self.operands, self.double) as here:
+                with program((x, y, z), sizes, warps, self.operands, self.double) as here:
                     self.fn(*positional, **named)
                     here.finish()
 
@@ -269,6 +270,7 @@ def _stand_ins(operands: bool, double: bool) -> dict[str, ModuleType]:
         range=run_range,
         program_id=lambda axis=0: Int(running().index[axis]),
         num_programs=lambda axis=0: Int(running().grid[axis]),
+        num_warps=lambda: Int(running().warps),
         load=load,
         store=store,
         allocate_shared_memory=memory.allocate,

@@ -66,6 +66,7 @@ class Program:
 
     index: tuple[int, int, int]
     grid: tuple[int, ...]
+    warps: int
     operands: bool
     double: bool
     products: list[Any] = field(default_factory=list)
@@ -84,8 +85,10 @@ class Program:
 
 
 @contextmanager
-def program(index: tuple[int, int, int], grid: tuple[int, ...], operands: bool, double: bool) -> Iterator[Program]:
-    _programs.append(Program(index, grid, operands, double))
+def program(
+    index: tuple[int, int, int], grid: tuple[int, ...], warps: int = 4, operands: bool = True, double: bool = False
+) -> Iterator[Program]:
+    _programs.append(Program(index, grid, warps, operands, double))
     try:
         yield _programs[-1]
     finally:

@@ -156,7 +156,7 @@ def test_what_has_no_stand_in_says_so(samples: ModuleType) -> None:
 
 @pytest.fixture
 def memory() -> Iterator[Any]:
-    with program((0, 0, 0), (1, 1, 1), operands=True, double=False):
+    with program((0, 0, 0), (1, 1, 1)):
         yield lambda *shape: allocate(torch.float32, shape, SwizzledSharedLayout(1, 1, 1, [1, 0]))
 
 
