@@ -1,5 +1,5 @@
 # make demo: environment, install, WSFR of a built-in model, what to train instead, its layer timed here.
-# make test: environment, install, all tests.
+# make test: environment, install, all tests; with a second version of Triton after make triton36 (190 MB).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +9,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 # time changes when a file in it comes or goes.
 FOLDERS := $(shell find powerplan kernels models -type d -not -name __pycache__)
 
-.PHONY: demo test lint format bench clean
+# The version of Triton on the GPU machines.
+TRITON_36 = build/triton-3.6
+
+.PHONY: demo test triton36 lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
@@ -18,7 +21,12 @@ demo: $(VENV)/.installed
 	$(BIN)/powerplan profile gpt2-small --p 2 --time-limit 45
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2
+	$(if $(wildcard $(TRITON_36)),POWERPLAN_TRITON_36=$(abspath $(TRITON_36))) $(BIN)/pytest -n 2
+
+triton36: $(TRITON_36)
+
+$(TRITON_36): | $(VENV)/bin/python
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ triton==3.6.0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
