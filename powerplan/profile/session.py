@@ -69,8 +69,8 @@ class Session:
                 check_all(workload, self.record, self._tell)
                 if workload.on_gpu:
                     # The checks compiled kernels, which takes a minute at the first time and seconds at the next.
-                    checked = self.limit.passed()
-                    self.record.notes.append(f"kernels were compiled and checked in {checked:.0f} s, before the limit")
+                    seconds = self.limit.passed()
+                    self.record.notes.append(f"kernels were compiled and checked in {seconds:.0f} s, before the limit")
                     self.limit = TimeLimit(self.time_limit)
                 if self.limit.left() <= 0:
                     checked = f"the checks ended after {self.limit.passed():.0f} s"

@@ -42,6 +42,12 @@ def check(case: Case, dtype: torch.dtype, **settings: Any) -> None:
     assert beyond_budget(case, dtype, returned, inputs, low_products=dtype in LOW) == {}
 
 
+def check_close(actual: Tensor, expected: Tensor, roundings: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """The same sums in another order: they differ by some roundings of the largest value."""
+    atol = roundings * torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("dtype", [*LOW, torch.float32])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
@@ -105,8 +111,8 @@ def test_packed_sequences_are_those_apart(head_dim: int) -> None:
     for index, (start, stop) in enumerate(pairwise(bounds)):
         piece = {name: None if x is None else x[:, start:stop] for name, x in inputs.items()}
         out, end = call(case, piece)
-        torch.testing.assert_close(packed[:, start:stop], out, rtol=0, atol=2e-2 * out.abs().max().item())
-        torch.testing.assert_close(ends.kv[index : index + 1], end.kv, rtol=0, atol=1e-2 * end.kv.abs().max().item())
+        check_close(packed[:, start:stop], out, 2)
+        check_close(ends.kv[index : index + 1], end.kv, 2)
 
 
 def test_tensors_as_projections_leave_them() -> None:
@@ -152,4 +158,4 @@ def test_steps_go_on_where_the_whole_stopped(head_dim: int) -> None:
     for token in range(270, 280):
         now = (q[:, token], k[:, token], v[:, token], log_g[:, token])
         out, state = power_attention_step(*now, state, impl="triton")
-        torch.testing.assert_close(out, whole[:, token], rtol=0, atol=1e-4 * whole.abs().max().item())
+        check_close(out, whole[:, token], 100, torch.float32)

@@ -30,7 +30,7 @@ from support.gpu.plan import Cell, Plan, check_case, plan
 from support.gpu.results import ResultFile
 from support.gpu.roles import launches, role_flops, role_of, role_records
 from support.gpu.steps import DEVICE_LOST
-from support.peers import UnavailableError, prepare
+from support.peers import prepare
 from support.report import format_seconds
 from support.rows import Row, with_ratios
 from support.runner import reason, repeats_within
@@ -69,8 +69,7 @@ class Measure:
     def run(self) -> list[str]:
         """Measure all, and return what failed: results of power attention that are wrong, and errors."""
         self._rates()
-        done = {row["cell"] for row in self.file.read()["rows"]}
-        done |= {record["cell"] for record in self.file.read()["host"]}
+        done = self._found()
         first = len(self.plan.broken_down)
         steps: list[tuple[str, Callable[[], None]]] = []
         for index, cell in enumerate(self.plan.cells):
@@ -84,7 +83,7 @@ class Measure:
                 continue
             try:
                 step()
-            except (UnavailableError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+            except Exception as error:  # Triton's errors have no base of their own, and the other cells can go on.
                 self._fail(name, error)
             self.file.set(targets=targets.records(self.file.read()))
         left_out = [name for name, _ in steps if time.monotonic() > self.end and name not in self._found()]
@@ -97,9 +96,9 @@ class Measure:
         found = {record["cell"] for name in ("rows", "host") for record in data[name]}
         return found | {f"kernels of {record['cell']}" for record in data["kernels"]}
 
-    def _fail(self, name: str, error: BaseException) -> None:
+    def _fail(self, name: str, error: Exception) -> None:
         """Record an error of power attention, and end the process where the device answers no more."""
-        self.failed.append(f"{name}: {reason(error)}")  # type: ignore[arg-type]
+        self.failed.append(f"{name}: {reason(error)}")
         self.say(self.failed[-1])
         if not self.gpu:
             return
@@ -165,7 +164,7 @@ class Measure:
                 run = prepare(shape, variant)
                 run()
                 expected[variant], runs[variant] = clock(run), run
-            except (UnavailableError, ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+            except Exception as error:
                 rows.append(Row(shape, variant, skipped=reason(error)))
                 if variant.is_power:
                     self._fail(cell.name, error)

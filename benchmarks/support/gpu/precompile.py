@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from support.gpu.plan import Cell, Plan, check_case, plan
@@ -78,7 +77,7 @@ def main() -> int:
             name = f"check of {cell.name}" if checks else cell.name
             try:
                 seconds = future.result()
-            except (BrokenProcessPool, RuntimeError, ValueError, ImportError, OSError) as error:
+            except Exception as error:
                 failed.append(f"{name}: {reason(error)}")
                 print(failed[-1], flush=True)
                 continue
