@@ -2,8 +2,8 @@
 
 schema     "powerplan.gpu-benchmark/1"
 date, device, versions, machine
-           day (UTC); name of the GPU; of python, powerplan, torch, triton, fla-core, retention and the driver; the
-           rates measured in the same run, matmul_flops_per_s (bf16, 8192^3) and copy_bytes_per_s (read and written)
+           day (UTC); name of the GPU; of python, powerplan, torch, cuda, triton, fla-core and retention; the rates
+           measured in the same run, matmul_flops_per_s (bf16, 8192^3) and copy_bytes_per_s (read and written)
 steps      name, ended (passed, failed, stopped, skipped), seconds, limit_s, said (its last line)
 checks     variant, share_of_budget (at most 1), against: of power attention against float64, before it is timed
 rows       one for each implementation at a shape: cell (name of the comparison), pass, context, batch, heads,
@@ -11,12 +11,13 @@ rows       one for each implementation at a shape: cell (name of the comparison)
            over_fastest_sdpa; or `skipped`, with the reason. clock is "call", from the host's call to the end of its
            work, or "device", with the work queued ahead. Rows of other packages have state_per_head, the numbers
            of their state.
-kernels    one for each launch of a training call in its order: cell, kernel, launch (of this kernel), role,
-           seconds
+kernels    one for each launch of a training call in its order: cell, kernel, index (of this kernel's launches,
+           from 0), role, seconds
 roles      cell, role (output, states, dq, ...), flops (useful: the masked half is not counted), seconds,
            share_of_matmul
 host       cell, seconds (median, p20, p80, repeats) of a call until it returns, cpu_seconds in all threads, launches
-crossovers cell, context where power attention overtakes the fastest SDPA (None: nowhere), slower_at, faster_at
+crossovers head_dim, context where power attention overtakes the fastest SDPA (None: nowhere), slower_at and
+           faster_at (measured contexts on either side), contexts (SDPA's time over power attention's, by context)
 targets    shape, measure, sign, bound, value (None: not measured), met
 """
 
