@@ -81,6 +81,42 @@ def load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED: gl.constexpr):
 
 
 @gluon.jit
+def key_columns(p_log_g_cumsum, first, stop, reference, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr):
+    """Return what `decays` takes of SIZE keys from `first` on, one value a thread: to be stored for the other threads."""
+    o_s = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    b_gate = load_gate(p_log_g_cumsum, o_s, stop, groups, i_group, GATED)
+    return gl.where(whole, gl.exp2(reference - b_gate), b_gate)
+
+
+@gluon.jit
+def query_columns(
+    p_log_g_cumsum, first, stop, reference, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
+):
+    """`key_columns` of queries; nothing is left of those of the next sequence."""
+    o_t = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    b_gate = load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED)
+    b_gate = gl.where(o_t < stop, b_gate, float("-inf"))
+    return gl.where(whole, gl.exp2(b_gate - reference), b_gate)
+
+
+@gluon.jit
+def query_shares(p_grad_norm, first, stop, heads, i_head, SIZE: gl.constexpr, NORMALIZE: gl.constexpr):
+    """Return u, the gradient of norm, of SIZE queries from `first` on, one value a thread."""
+    o_t = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    if NORMALIZE:
+        b_u = gl.load(p_grad_norm + (o_t.to(gl.int64) * heads + i_head), mask=o_t < stop, other=0.0)
+    else:
+        b_u = o_t.to(gl.float32) * 0.0
+    return b_u
+
+
+@gluon.jit
+def new_columns(COUNT: gl.constexpr, SIZE: gl.constexpr):
+    """Return places for COUNT vectors of SIZE values in shared memory."""
+    return gl.allocate_shared_memory(gl.float32, [COUNT, SIZE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
 def decays(b_rows, b_factors, b_columns, o_rows, o_columns, whole, power_scale, OF_KEYS: gl.constexpr):
     """Return scale^P exp(a_query - a_key) for each row and column; 0 where a query does not see a key.
 
