@@ -26,8 +26,8 @@ from powerplan.kernels.triton.hopper.ring import (
 )
 from powerplan.kernels.triton.hopper.within import owned_rows, state_at
 
-UNROLL = gl.constexpr(8)
-"""Steps of an iteration."""
+UNROLL = gl.constexpr(4)
+"""Most steps of an iteration: with more, the compiler starts so many loads early that registers run out."""
 
 
 @gluon.jit
@@ -99,7 +99,7 @@ def contract_kernel(
     """
     HALF: gl.constexpr = TILES // 2
     STEPS: gl.constexpr = (TILES + 1) * HALF
-    LEADS: gl.constexpr = (UNROLL // HALF) if HALF < UNROLL else 1
+    PART: gl.constexpr = HALF if HALF < UNROLL else UNROLL
     WARPS: gl.constexpr = gl.num_warps()
     L3: gl.constexpr = rows_layout(BM, WARPS)
     L4: gl.constexpr = lanes_layout(BM, WARPS)
@@ -131,23 +131,24 @@ def contract_kernel(
         window = ()
         for i in gl.static_range(HALF):
             window = window + (gl.zeros([BM, TILE], gl.float32, LAST),)
-        for i_round in range(TILES // LEADS):
-            # Loaded anew in each iteration, as Triton before 3.7.1 loses operands in registers that a loop reuses.
-            b_y = y_tile.load(LEFT)
-            for i in gl.static_range(LEADS * HALF):
-                lead = i_round * LEADS + i // HALF
-                if i % HALF == 0:
-                    b_lead = x_tiles.index(lead).load(LEAD).to(gl.float32)
-                    b_dlead = gl.zeros([BM, TILE, 4], gl.float32, gl.SliceLayout(3, L4))
-                b_last = x_tiles.index((lead + i % HALF) % TILES).load(LAST).to(gl.float32)
-                step = i_round * (LEADS * HALF) + i
-                product, b_dphi, b_y = step_gradient(product, b_y, step, state_desc, row, ring, bars, STEPS, L3)
-                b_dlead += lead_gradient(b_dphi, b_last, L4)
-                b_dlast = window[i % HALF] + gl.sum(b_dphi * gl.expand_dims(b_lead, 2), 1)
-                window = window[: i % HALF] + (b_dlast,) + window[i % HALF + 1 :]
-                if i % HALF == HALF - 1:
-                    dx_tiles.index(lead).store(window[0] + gl.convert_layout(gl.sum(b_dlead, 2), LAST))
-                    window = window[1:] + (gl.zeros([BM, TILE], gl.float32, LAST),)
+        for lead in range(TILES):
+            b_lead = x_tiles.index(lead).load(LEAD).to(gl.float32)
+            b_dlead = gl.zeros([BM, TILE, 4], gl.float32, gl.SliceLayout(3, L4))
+            for i_part in range(HALF // PART):
+                # Loaded anew in each iteration: Triton before 3.7.1 loses operands in registers that a loop reuses.
+                b_y = y_tile.load(LEFT)
+                for i in gl.static_range(PART):
+                    ahead = i_part * PART + i
+                    b_last = x_tiles.index((lead + ahead) % TILES).load(LAST).to(gl.float32)
+                    step = lead * HALF + ahead
+                    product, b_dphi, b_y = step_gradient(product, b_y, step, state_desc, row, ring, bars, STEPS, L3)
+                    b_dlead += lead_gradient(b_dphi, b_last, L4)
+                    b_dlast = window[i] + gl.sum(b_dphi * gl.expand_dims(b_lead, 2), 1)
+                    window = window[:i] + (b_dlast,) + window[i + 1 :]
+                # The next part's tiles come first; after the last part the window is as it was.
+                window = window[PART:] + window[:PART]
+            dx_tiles.index(lead).store(window[0] + gl.convert_layout(gl.sum(b_dlead, 2), LAST))
+            window = window[1:] + (gl.zeros([BM, TILE], gl.float32, LAST),)
         for i in gl.static_range(HALF - 1):
             add_to_tile(dx_tiles, i, window[i], LAST)
         # The pairs (a, a + HALF).

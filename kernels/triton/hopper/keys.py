@@ -53,7 +53,6 @@ def keys_kernel(
     NORMALIZE: gl.constexpr,
     HAS_START: gl.constexpr,
     HAS_STATES: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     """Compute dk and dv for BN keys of one key/value head, p = 2. Grid: slots G token_blocks programs.
 
@@ -143,87 +142,37 @@ def keys_kernel(
             b_ahead = query_columns(p_log_g_cumsum, first + block, stop, reference, block >= BN, groups, i_group, BM, GATED)
             columns.index(i).store(b_ahead)
             shares.index(i).store(query_shares(p_grad_norm, first + block, stop, heads, head, BM, NORMALIZE))
-        if OVERLAP:
-            mbarrier.wait(bars.index(0), 0)
-            b_s = warpgroup_mma(k_tile, q_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
-            b_dw = warpgroup_mma(v_tile, y_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+        for i in range(count):
+            slot = i % STAGES
+            ahead = i + STAGES - 1
+            copied_head = i_group * REPEATS + ahead // blocks
+            i_block = i % blocks
+            o_t = o_column + i_block * BM
+            whole = i_block * BM >= BN
+            b_columns = columns.index(i % 2).load(COLUMN)
+            b_u = shares.index(i % 2).load(COLUMN)
+            next_block = (i + 2) % blocks * BM
+            next_head = i_group * REPEATS + gl.minimum(i + 2, count - 1) // blocks
+            b_ahead = query_columns(
+                p_log_g_cumsum, first + next_block, stop, reference, next_block >= BN, groups, i_group, BM, GATED
+            )  # fmt: skip
+            b_share = query_shares(p_grad_norm, first + next_block, stop, heads, next_head, BM, NORMALIZE)
+            mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
+            b_s = warpgroup_mma(k_tile, q_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+            b_dw = warpgroup_mma(v_tile, y_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
             b_s, b_dw = warpgroup_mma_wait(0, deps=[b_s, b_dw])
-            b_columns = columns.index(0).load(COLUMN)
-            b_u = shares.index(0).load(COLUMN)
-            b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_column, count < 0, power_scale, True)
+            copy_pair(
+                q_desc, y_desc, first + ahead % blocks * BM, copied_head * K, copied_head * V, q_ring, y_ring, bars,
+                ahead % STAGES, ahead < count,
+            )  # fmt: skip
+            columns.index(i % 2).store(b_ahead)
+            shares.index(i % 2).store(b_share)
+            b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
             b_left_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
             b_left_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
-            for i in range(1, count):
-                slot = i % STAGES
-                before = (i - 1) % STAGES
-                ahead = i + STAGES - 2
-                copied_head = i_group * REPEATS + ahead // blocks
-                copy_pair(
-                    q_desc, y_desc, first + ahead % blocks * BM, copied_head * K, copied_head * V, q_ring, y_ring, bars,
-                    ahead % STAGES, (ahead >= STAGES - 1) & (ahead < count),
-                )  # fmt: skip
-                i_block = i % blocks
-                o_t = o_column + i_block * BM
-                # Queries behind these keys see all of them.
-                whole = i_block * BM >= BN
-                b_columns = columns.index(i % 2).load(COLUMN)
-                b_u = shares.index(i % 2).load(COLUMN)
-                # Those of the next block, on their way while this one is multiplied.
-                next_block = (i + 1) % blocks * BM
-                next_head = i_group * REPEATS + gl.minimum(i + 1, count - 1) // blocks
-                b_ahead = query_columns(
-                    p_log_g_cumsum, first + next_block, stop, reference, next_block >= BN, groups, i_group, BM, GATED
-                )  # fmt: skip
-                b_share = query_shares(p_grad_norm, first + next_block, stop, heads, next_head, BM, NORMALIZE)
-                mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
-                b_s = warpgroup_mma(k_tile, q_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                b_dw = warpgroup_mma(v_tile, y_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                dk = warpgroup_mma(b_left_k, q_ring.index(before), dk, is_async=True)
-                dv = warpgroup_mma(b_left_v, y_ring.index(before), dv, is_async=True)
-                b_s, b_dw = warpgroup_mma_wait(2, deps=[b_s, b_dw])
-                b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
-                b_next_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
-                b_next_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
-                dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
-                b_left_k = b_next_k
-                b_left_v = b_next_v
-                columns.index((i + 1) % 2).store(b_ahead)
-                shares.index((i + 1) % 2).store(b_share)
-            dk = warpgroup_mma(b_left_k, q_ring.index((count - 1) % STAGES), dk, is_async=True)
-            dv = warpgroup_mma(b_left_v, y_ring.index((count - 1) % STAGES), dv, is_async=True)
+            dk = warpgroup_mma(b_left_k, q_ring.index(slot), dk, is_async=True)
+            dv = warpgroup_mma(b_left_v, y_ring.index(slot), dv, is_async=True)
             dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
-        else:
-            for i in range(count):
-                slot = i % STAGES
-                ahead = i + STAGES - 1
-                copied_head = i_group * REPEATS + ahead // blocks
-                i_block = i % blocks
-                o_t = o_column + i_block * BM
-                whole = i_block * BM >= BN
-                b_columns = columns.index(i % 2).load(COLUMN)
-                b_u = shares.index(i % 2).load(COLUMN)
-                next_block = (i + 2) % blocks * BM
-                next_head = i_group * REPEATS + gl.minimum(i + 2, count - 1) // blocks
-                b_ahead = query_columns(
-                    p_log_g_cumsum, first + next_block, stop, reference, next_block >= BN, groups, i_group, BM, GATED
-                )  # fmt: skip
-                b_share = query_shares(p_grad_norm, first + next_block, stop, heads, next_head, BM, NORMALIZE)
-                mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
-                b_s = warpgroup_mma(k_tile, q_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                b_dw = warpgroup_mma(v_tile, y_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                b_s, b_dw = warpgroup_mma_wait(0, deps=[b_s, b_dw])
-                copy_pair(
-                    q_desc, y_desc, first + ahead % blocks * BM, copied_head * K, copied_head * V, q_ring, y_ring, bars,
-                    ahead % STAGES, ahead < count,
-                )  # fmt: skip
-                columns.index(i % 2).store(b_ahead)
-                shares.index(i % 2).store(b_share)
-                b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
-                b_left_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
-                b_left_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
-                dk = warpgroup_mma(b_left_k, q_ring.index(slot), dk, is_async=True)
-                dv = warpgroup_mma(b_left_v, y_ring.index(slot), dv, is_async=True)
-                dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
 
         dk = dk * 2.0
         # Computed anew: kept over the loop, the offsets would take registers that it has not got.

@@ -47,7 +47,6 @@ def output_kernel(
     NORMALIZE: gl.constexpr,
     HAS_START: gl.constexpr,
     HAS_STATES: gl.constexpr,
-    OVERLAP: gl.constexpr,
 ):
     """Compute the output for BM queries of one head, p = 2. Grid: slots H token_blocks programs.
 
@@ -118,67 +117,29 @@ def output_kernel(
         for i in gl.static_range(2):
             b_ahead = key_columns(p_log_g_cumsum, start + i * BN, stop, reference, i < whole, groups, i_group, BN, GATED)
             columns.index(i).store(b_ahead)
-        if OVERLAP:
-            mbarrier.wait(bars.index(0), 0)
-            b_s = warpgroup_mma(q_tile, k_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+        for i in range(count):
+            slot = i % STAGES
+            ahead = i + STAGES - 1
+            o_s = o_column + i * BN
+            b_columns = columns.index(i % 2).load(COLUMN)
+            b_ahead = key_columns(
+                p_log_g_cumsum, start + (i + 2) * BN, stop, reference, i + 2 < whole, groups, i_group, BN, GATED
+            )  # fmt: skip
+            mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
+            b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
             b_s = warpgroup_mma_wait(0, deps=[b_s])
-            b_columns = columns.index(0).load(COLUMN)
-            b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_column, 0 < whole, power_scale, False)
+            # The products of the block before are complete, and its place in the rings free.
+            copy_pair(
+                k_desc, v_desc, start + ahead * BN, i_group * K, i_group * V, k_ring, v_ring, bars, ahead % STAGES,
+                ahead < count,
+            )  # fmt: skip
+            columns.index(i % 2).store(b_ahead)
+            b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
             if NORMALIZE:
                 b_norm += gl.sum(b_w, 1)
             b_left = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)
-            for i in range(1, count):
-                slot = i % STAGES
-                before = (i - 1) % STAGES
-                # Keys and values of block i + STAGES - 2 go where those of block i - 2 were.
-                ahead = i + STAGES - 2
-                copy_pair(
-                    k_desc, v_desc, start + ahead * BN, i_group * K, i_group * V, k_ring, v_ring, bars, ahead % STAGES,
-                    (ahead >= STAGES - 1) & (ahead < count),
-                )  # fmt: skip
-                o_s = o_column + i * BN
-                b_columns = columns.index(i % 2).load(COLUMN)
-                # Those of the next block, on their way while this one is multiplied.
-                b_ahead = key_columns(
-                    p_log_g_cumsum, start + (i + 1) * BN, stop, reference, i + 1 < whole, groups, i_group, BN, GATED
-                )  # fmt: skip
-                mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
-                b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                acc = warpgroup_mma(b_left, v_ring.index(before), acc, is_async=True)
-                b_s = warpgroup_mma_wait(1, deps=[b_s])
-                b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
-                if NORMALIZE:
-                    b_norm += gl.sum(b_w, 1)
-                b_next = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)
-                acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
-                b_left = b_next
-                columns.index((i + 1) % 2).store(b_ahead)
-            acc = warpgroup_mma(b_left, v_ring.index((count - 1) % STAGES), acc, is_async=True)
+            acc = warpgroup_mma(b_left, v_ring.index(slot), acc, is_async=True)
             acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
-        else:
-            for i in range(count):
-                slot = i % STAGES
-                ahead = i + STAGES - 1
-                o_s = o_column + i * BN
-                b_columns = columns.index(i % 2).load(COLUMN)
-                b_ahead = key_columns(
-                    p_log_g_cumsum, start + (i + 2) * BN, stop, reference, i + 2 < whole, groups, i_group, BN, GATED
-                )  # fmt: skip
-                mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
-                b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
-                b_s = warpgroup_mma_wait(0, deps=[b_s])
-                # The products of the block before are complete, and its place in the rings free.
-                copy_pair(
-                    k_desc, v_desc, start + ahead * BN, i_group * K, i_group * V, k_ring, v_ring, bars, ahead % STAGES,
-                    ahead < count,
-                )  # fmt: skip
-                columns.index(i % 2).store(b_ahead)
-                b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
-                if NORMALIZE:
-                    b_norm += gl.sum(b_w, 1)
-                b_left = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)
-                acc = warpgroup_mma(b_left, v_ring.index(slot), acc, is_async=True)
-                acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
 
         o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
         if NORMALIZE:

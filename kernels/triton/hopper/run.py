@@ -23,7 +23,6 @@ from powerplan.kernels.triton.shapes import LaunchShape, launch
 BLOCK = 64
 """Tokens of a block of the copies and of the sums over chunks."""
 
-OVERLAP = False
 STEP = TILE * TILE
 """Rows of a step of phi."""
 
@@ -201,7 +200,6 @@ class HopperLaunches(Launches):
             "GATED": self.gated,
             "NORMALIZE": call.normalize,
             "HAS_STATES": has_states,
-            "OVERLAP": OVERLAP,
         }
         launch(kernel, shape.chunk_slots * heads * blocks, arguments, arguments.pop("warps"))
 
