@@ -10,11 +10,12 @@ from torch import Tensor
 from powerplan.kernels.call import Gradients, Inputs, Outputs
 from powerplan.kernels.triton.config import Blocks, operand
 from powerplan.kernels.triton.keys import keys_kernel
+from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import power_of_two, step_conversion, step_count, step_rows, step_table
 from powerplan.kernels.triton.output import output_kernel
 from powerplan.kernels.triton.queries import queries_kernel
 from powerplan.kernels.triton.scan import scan_kernel
-from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, launch, tokens_first
+from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, tokens_first
 from powerplan.kernels.triton.small import grad_log_g_kernel, grad_norm_kernel, log_g_cumsum_kernel
 from powerplan.kernels.triton.tuning import tuned
 

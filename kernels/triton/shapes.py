@@ -1,9 +1,9 @@
-"""What stays the same over a call of the Triton kernels: sizes, where chunks begin, and how a kernel starts."""
+"""What stays the same over a call of the Triton kernels: sizes, and where chunks begin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -30,7 +30,13 @@ class LaunchShape:
     dtype: torch.dtype
     arch: int
 
-    @property
+    @staticmethod
+    def of(call: CallShape, inputs: Inputs) -> LaunchShape:
+        """Return the shape of a call with what these kernels need beside it."""
+        return LaunchShape(call, inputs.sequences, inputs.q.dtype, family(inputs.q.device))
+
+    # Cached, and a call's shape with it (launch_shape): every launch reads some of them.
+    @cached_property
     def chunk_slots(self) -> int:
         """Places for chunks: exact for rows of one length, enough for packed sequences of any lengths."""
         call = self.call
@@ -40,22 +46,34 @@ class LaunchShape:
 
     def blocks(self, kernel: str) -> Blocks:
         """Return the blocks of "scan", "output", "queries" or "keys", no longer than a chunk."""
-        call = self.call
-        return blocks(kernel, self.arch, call.p, call.head_dim, call.v_head_dim, self.dtype).within(call.chunk_size)
+        found = self._blocks.get(kernel)
+        if found is None:
+            call = self.call
+            found = blocks(kernel, self.arch, call.p, call.head_dim, call.v_head_dim, self.dtype)
+            found = self._blocks[kernel] = found.within(call.chunk_size)
+        return found
 
-    @property
+    @cached_property
+    def _blocks(self) -> dict[str, Blocks]:
+        return {}
+
+    @cached_property
     def scan_steps(self) -> int:
         """Steps of phi that one program of the scan owns."""
         return 1 if self.call.p == 1 else self.blocks("scan").steps
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of phi, padded to what one program of the scan owns."""
         head_dim, p = self.call.head_dim, self.call.p
         return step_rows(head_dim, p) * step_count(head_dim, p, self.scan_steps)
 
     def constants(self) -> dict[str, Any]:
-        """Return the constants that all kernels over chunks take."""
+        """Return the constants that all kernels over chunks take. They are the same dict every time: not to change."""
+        return self._constants
+
+    @cached_property
+    def _constants(self) -> dict[str, Any]:
         call = self.call
         operand_type, precision, _ = operand(self.dtype)
         return {
@@ -72,8 +90,13 @@ class LaunchShape:
 
 
 def launch_shape(call: CallShape, inputs: Inputs) -> LaunchShape:
-    """Return the shape of a call with what these kernels need beside it."""
-    return LaunchShape(call, inputs.sequences, inputs.q.dtype, family(inputs.q.device))
+    """Return `LaunchShape.of`, the same one for every call of one shape. Sizes that are traced are no keys."""
+    return _launch_shape(call, inputs.sequences, inputs.q.dtype, inputs.q.device)
+
+
+@lru_cache(maxsize=1024)
+def _launch_shape(call: CallShape, sequences: int, dtype: torch.dtype, device: torch.device) -> LaunchShape:
+    return LaunchShape(call, sequences, dtype, family(device))
 
 
 @dataclass(frozen=True)
@@ -109,11 +132,6 @@ def chunk_table(bounds: Tensor, chunk_size: int, slots: int) -> ChunkTable:
 def dense_chunk_table(batch: int, tokens: int, chunk_size: int, slots: int, device: torch.device) -> ChunkTable:
     """Return the chunks of rows of one length. Cached: making it takes a dozen small kernels."""
     return chunk_table(torch.arange(batch + 1, device=device) * tokens, chunk_size, slots)
-
-
-def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
-    """Run `programs` programs of a kernel. Kernels start here only, so that benchmarks/compiled.py can listen."""
-    kernel[(programs,)](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
 def saved_states(shape: LaunchShape, save_states: bool, like: Tensor) -> tuple[Tensor, Tensor]:
