@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ StatePair = tuple[Tensor, Tensor]
 """States [..., rows, V], and their keys [..., rows], which are a placeholder without a normaliser."""
 
 
+@lru_cache(maxsize=16)
+def _placeholder(device: torch.device) -> Tensor:
+    """Return what stands where a kernel takes a tensor that a call has not got. It is neither read nor written."""
+    return torch.empty(1, dtype=torch.float32, device=device)
+
+
 class Kernels:
     """The kernels over one call's tensors, which lie flattened to tokens."""
 
@@ -36,16 +43,18 @@ class Kernels:
             self.chunk_table = dense_chunk_table(call.batch, call.tokens, call.chunk_size, slots, self.device)
         else:
             self.chunk_table = chunk_table(inputs.cu_seqlens, call.chunk_size, slots)
-        # Stands where a kernel takes a tensor that this call has not got.
-        self.placeholder = torch.empty(1, dtype=torch.float32, device=self.device)
-        self.log_g_cumsum = self.placeholder if inputs.log_g is None else self._sum_gates(inputs.log_g)
+        self.placeholder = _placeholder(self.device)
         self.gated = inputs.log_g is not None
+        self.log_g = self.log_g_cumsum = self.placeholder
+        if inputs.log_g is not None:
+            self.log_g = inputs.log_g.flatten(0, 1).contiguous()
+            self.log_g_cumsum = self._sum_gates(self.log_g)
         self.step_table = step_table(call.head_dim, call.p, shape.scan_steps, self.device)
         self.power_scale = call.scale**call.p
 
-    def _along_chunks(self, kernel: Any, tensors: dict[str, Tensor]) -> None:
+    def _along_chunks(self, kernel: Any, arguments: dict[str, Any]) -> None:
         call = self.shape.call
-        arguments = tensors | {
+        arguments = arguments | {
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
             "BLOCK": min(power_of_two(call.chunk_size), 1024),
@@ -53,20 +62,27 @@ class Kernels:
         launch(kernel, self.shape.chunk_slots * call.kv_heads, arguments)
 
     def _sum_gates(self, log_g: Tensor) -> Tensor:
-        gates = log_g.flatten(0, 1).contiguous()
-        log_g_cumsum = torch.empty(gates.shape, dtype=torch.float32, device=self.device)
-        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": gates, "p_log_g_cumsum": log_g_cumsum})
+        log_g_cumsum = torch.empty(log_g.shape, dtype=torch.float32, device=self.device)
+        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": log_g, "p_log_g_cumsum": log_g_cumsum})
         return log_g_cumsum
 
-    def grad_log_g(self, grad_log_g_cumsum: Tensor, grad_gate_carry: Tensor) -> Tensor:
-        """Return dL/dlog_g [tokens, G] from dL/da [tokens, G], and from the share of later chunks [slots, G]."""
-        grad_log_g = torch.empty_like(grad_log_g_cumsum)
-        tensors = {
-            "p_grad_log_g_cumsum": grad_log_g_cumsum,
+    def grad_log_g(self, q_dot_dq: Tensor, k_dot_dk: Tensor, grad_gate_carry: Tensor) -> Tensor:
+        """Return dL/dlog_g [tokens, G], in log_g's dtype, from what `gradients` and `scan` returned."""
+        call = self.shape.call
+        grad_log_g = torch.empty_like(self.log_g)
+        parts = grad_gate_carry.shape[2]
+        arguments = {
+            "p_q_dot_dq": q_dot_dq,
+            "p_k_dot_dk": k_dot_dk,
             "p_grad_gate_carry": grad_gate_carry,
+            "p_log_g": self.log_g,
             "p_grad_log_g": grad_log_g,
+            "parts": parts,
+            "P": call.p,
+            "REPEATS": call.heads_per_kv_head,
+            "PARTS": min(power_of_two(parts), 1024),
         }
-        self._along_chunks(grad_log_g_kernel, tensors)
+        self._along_chunks(grad_log_g_kernel, arguments)
         return grad_log_g
 
     def scan(
@@ -90,9 +106,9 @@ class Kernels:
 
         Returns:
             The states before all chunks, or the gradients of those after them, [slots, G, rows, V]; the state at the
-            other end in float32, [N, G, rows, V]; and grad_gate_carry, [slots, G]. The gates of a chunk act on later
-            tokens only through the state S after it: for each chunk but the last, grad_gate_carry holds that share of
-            their gradient, <dS, S>.
+            other end in float32, [N, G, rows, V]; and for the backward scan grad_gate_carry, [slots, G, parts]. The
+            gates of a chunk act on later tokens only through the state S after it: for each chunk but the last,
+            grad_gate_carry holds the parts of that share of their gradient, <dS, S>; for the last one it holds 0.
         """
         shape, call, absent = self.shape, self.shape.call, self.placeholder
         backward = norm_grads is not None
@@ -108,7 +124,9 @@ class Kernels:
         start_kv, start_key = (absent, absent) if start is None else start
         forward_kv, forward_key = (absent, absent) if forward_states is None else forward_states
         state_blocks = len(self.step_table) // shape.scan_steps
-        grad_gate_carry = torch.zeros(*states.shape[:2], state_blocks, dtype=torch.float32, device=self.device)
+        grad_gate_carry = absent
+        if backward and self.gated:
+            grad_gate_carry = torch.zeros(*size[:2], state_blocks, dtype=torch.float32, device=self.device)
         arguments = {
             "p_x": x,
             "p_v": v,
@@ -150,7 +168,7 @@ class Kernels:
             launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
 
         start_with(tuned("scan", shape, start_with))
-        return (states, keys), (end, end_key), grad_gate_carry.sum(-1)
+        return (states, keys), (end, end_key), grad_gate_carry
 
     def _float(self, size: tuple[int, ...], wanted: bool) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self.device) if wanted else self.placeholder
@@ -245,8 +263,8 @@ class Kernels:
         grad_states: StatePair,
         has_start: bool,
         has_end: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return dq, dk, dv, and dL/da [tokens, G] without the share of states after a chunk.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return dq, dk, dv, and with gates q.dq [tokens, H] and k.dk [tokens, G]; else placeholders.
 
         Args:
             grad: [tokens, H, V], the gradient of the output.
@@ -273,10 +291,7 @@ class Kernels:
         self._over_blocks("queries", queries_kernel, arguments, call.heads_per_kv_head, "BM", "BN")
         arguments = self._common(grad_states, has_end) | shared | {"p_dk": dk, "p_dv": dv, "p_k_dot_dk": k_dot_dk}
         self._over_blocks("keys", keys_kernel, arguments, 1, "BN", "BM")
-        if not self.gated:
-            return dq, dk, dv, self.placeholder
-        q_dot_dq = q_dot_dq.view(-1, call.kv_heads, call.heads_per_kv_head).sum(-1)
-        return dq, dk, dv, (q_dot_dq - k_dot_dk) / call.p
+        return dq, dk, dv, q_dot_dq, k_dot_dk
 
 
 def _to_rows(state: Tensor, shape: LaunchShape, adjoint: bool = False) -> StatePair:
@@ -344,7 +359,7 @@ def backward(
     states = (outputs.saved_states, outputs.saved_keys)
     end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
     grad_states, grad_start, grad_gate_carry = kernels.scan(kernels.q, grad, end, has_initial_state, norm_grads, states)
-    dq, dk, dv, grad_log_g_cumsum = kernels.gradients(
+    dq, dk, dv, q_dot_dq, k_dot_dk = kernels.gradients(
         grad, norm_grads, states, grad_states, has_initial_state, end is not None
     )
     grad_initial_state = _from_rows(grad_start, shape, adjoint=True) if has_initial_state else None
@@ -352,7 +367,7 @@ def backward(
     if inputs.log_g is not None:
         if grad_state is not None and outputs.final_state is not None:
             final_state_dot = (grad_state * outputs.final_state).sum((2, 3))
-            grad_gate_carry.index_add_(0, kernels.chunk_table.first_chunk[1:] - 1, final_state_dot)
-        grad_log_g = kernels.grad_log_g(grad_log_g_cumsum, grad_gate_carry).view(inputs.log_g.shape)
+            grad_gate_carry[:, :, 0].index_add_(0, kernels.chunk_table.first_chunk[1:] - 1, final_state_dot)
+        grad_log_g = kernels.grad_log_g(q_dot_dq, k_dot_dk, grad_gate_carry).view(inputs.log_g.shape)
     dq, dk, dv = dq.view(inputs.q.shape), dk.view(inputs.k.shape), dv.view(inputs.v.shape)
     return Gradients(dq, dk, dv, grad_log_g, grad_initial_state)
