@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -140,13 +141,33 @@ def variants(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     }
 
 
+def calls_in(run: Callable[[], object]) -> int:
+    """Return how many functions a run calls, in Python and in C: work that no busy machine changes."""
+    count = 0
+
+    def listen(_: Any, event: str, __: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(listen)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 def measure(timed: dict[str, Callable[[], object]], repeats: int) -> list[dict[str, Any]]:
-    """Return the median and the least time of each, and its launches. They take turns, so that all see one machine."""
+    """Return the median and the least time of each, its launches, and the functions that it calls.
+
+    They take turns, so that all see one machine.
+    """
     times: dict[str, list[float]] = {name: [] for name in timed}
     launches = {}
     for run in timed.values():
         for _ in range(10):
             run()
+    calls = {name: calls_in(run) for name, run in timed.items()}
     for _ in range(repeats):
         for name, run in timed.items():
             NoKernel.launches = 0
@@ -160,6 +181,7 @@ def measure(timed: dict[str, Callable[[], object]], repeats: int) -> list[dict[s
             "median_us": round(1e6 * statistics.median(each), 1),
             "least_us": round(1e6 * min(each), 1),
             "launches": launches[name],
+            "calls": calls[name],
         }
         for name, each in times.items()
     ]

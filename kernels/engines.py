@@ -5,6 +5,7 @@ The operators of torch.library (ops.py) and the calls that need none (eager.py) 
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from types import ModuleType
@@ -37,11 +38,11 @@ def inside(q: Tensor) -> AbstractContextManager[object]:
 
 
 @lru_cache(maxsize=1)
-def _triton() -> tuple[ModuleType, ModuleType]:
-    """Return the modules of the Triton engine, which need the triton package."""
-    from powerplan.kernels.triton import run, shapes
+def _triton() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Return modules of the Triton engine, which need the triton package."""
+    from powerplan.kernels.triton import replay, run, shapes
 
-    return run, shapes
+    return run, shapes, replay
 
 
 def forward(
@@ -65,9 +66,15 @@ def forward(
     with inside(inputs.q):
         if engine == "torch":
             return packed.forward(inputs, initial_state, shape, save_states, return_state)
-        run, shapes = _triton()
-        outputs: Outputs = run.forward(inputs, initial_state, shapes.launch_shape(shape, inputs), return_state)
-        return outputs
+        run, shapes, replay = _triton()
+        launched = shapes.launch_shape(shape, inputs)
+
+        def lay_out() -> Outputs:
+            outputs: Outputs = run.forward(inputs, initial_state, launched, return_state)
+            return outputs
+
+        name = ("forward", return_state, os.environ.get("POWERPLAN_AUTOTUNE"))
+        return Outputs(*replay.repeat(launched.tapes, name, (*inputs, initial_state), lay_out))
 
 
 def backward(
@@ -93,7 +100,13 @@ def backward(
     with inside(inputs.q):
         if engine == "torch":
             return packed.backward(grad_out, grad_state, inputs, outputs, shape, has_initial_state)
-        run, shapes = _triton()
+        run, shapes, replay = _triton()
         launched = shapes.launch_shape(shape, inputs)
-        grads: Gradients = run.backward(grad_out, grad_state, inputs, outputs, launched, has_initial_state)
-        return grads
+
+        def lay_out() -> Gradients:
+            grads: Gradients = run.backward(grad_out, grad_state, inputs, outputs, launched, has_initial_state)
+            return grads
+
+        tensors = (grad_out, grad_state, *inputs, *outputs)
+        name = ("backward", has_initial_state, os.environ.get("POWERPLAN_AUTOTUNE"))
+        return Gradients(*replay.repeat(launched.tapes, name, tensors, lay_out))

@@ -7,10 +7,12 @@ integers. Where these are as they were, the kernel that it compiled for them sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from operator import attrgetter, itemgetter, or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from torch import Tensor
@@ -18,9 +20,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 DIRECT_VERSIONS = ((3, 6), (3, 9))
-"""The first and the last version of Triton whose compiled kernels are known to start as `_start` does it.
+"""The first and the last version of Triton whose compiled kernels are known to start as `_run` does it.
 
-The JIT of each of them ends with the call that `_start` makes. With any other every launch goes through the JIT.
+The JIT of each of them ends with the call that `_run` makes. With any other every launch goes through the JIT.
 """
 
 ALIGNMENT = 16
@@ -58,11 +60,65 @@ def launch(
     launcher(programs, arguments, warps, stages, options)
 
 
+class Launch(NamedTuple):
+    """A launch that was made.
+
+    launcher, programs, warps, stages, options: what started it.
+    arguments: the values of all parameters, in their order
+    start: run, function and packed metadata of the compiled kernel; None where there is no way but the JIT
+    """
+
+    launcher: Launcher
+    programs: int
+    arguments: tuple[Any, ...]
+    warps: int
+    stages: int
+    options: dict[str, Any] | None
+    start: tuple[Any, Any, Any] | None
+
+    def start_on(self, stream: int, values: Sequence[Any]) -> None:
+        """Start the compiled kernel with the values of all parameters, or addresses in place of tensors."""
+        assert self.start is not None
+        _run(self.start, self.programs, stream, values)
+
+    def again(self, values: Sequence[Any]) -> None:
+        """Launch with other values, through the JIT."""
+        arguments = dict(zip(self.launcher.names, values, strict=True))
+        self.launcher.by_the_jit(self.programs, arguments, self.warps, self.stages, self.options)
+
+
+def _run(start: tuple[Any, Any, Any], programs: int, stream: int, values: Sequence[Any]) -> None:
+    """Do what ends every launch of Triton's JIT, without metadata and hooks.
+
+    A pointer may be an integer, and then nobody asks the driver what kind of pointer it is.
+    """
+    run, function, metadata = start
+    run(programs, 1, 1, stream, function, metadata, None, None, None, *values)
+
+
+class _Listener(threading.local):
+    hear: Callable[[Launch], None] | None = None
+
+
+_listener = _Listener()
+
+
+@contextmanager
+def listening(hear: Callable[[Launch], None]) -> Iterator[None]:
+    """Tell `hear` of every launch of this thread."""
+    before, _listener.hear = _listener.hear, hear
+    try:
+        yield
+    finally:
+        _listener.hear = before
+
+
 class Launcher:
     """Starts one kernel.
 
     Attributes:
         kernel: The kernel. Held, so that no other gets its id, by which `launch` finds this.
+        names: The names of its parameters.
         direct: Whether compiled kernels may start without the JIT: not in the interpreter, nor in another version.
         bound: By the types of the arguments, where they lie, and what was compiled for them.
     """
@@ -71,17 +127,28 @@ class Launcher:
         self.kernel = kernel
         version = tuple(int(part) for part in triton.__version__.split(".")[:2])
         first, last = DIRECT_VERSIONS
-        self.direct = isinstance(kernel, JITFunction) and first <= version <= last and len(kernel.params) > 1
-        if self.direct:
-            self.values_of = itemgetter(*(parameter.name for parameter in kernel.params))
+        self.direct = isinstance(kernel, JITFunction) and first <= version <= last
+        self.names = tuple(kernel.arg_names)
+        self.values_of = itemgetter(*self.names)  # of two parameters at least
         self.bound: dict[tuple[type, ...], Bound] = {}
 
     def __call__(
         self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None
     ) -> None:
-        if not self.direct or self.kernel.pre_run_hooks or _hooked():
-            self._by_the_jit(programs, arguments, warps, stages, options)
-            return
+        if _listener.hear is not None:
+            start = self._start(programs, arguments, warps, stages, options)
+            values = self.values_of(arguments)
+            _listener.hear(Launch(self, programs, values, warps, stages, options, start))
+        else:
+            self._start(programs, arguments, warps, stages, options)
+
+    def _start(
+        self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None
+    ) -> tuple[Any, Any, Any] | None:
+        """Start the kernel, and return what starts it without the JIT, if anything does."""
+        if not self.direct or self.kernel.pre_run_hooks or is_listened_to():
+            self.by_the_jit(programs, arguments, warps, stages, options)
+            return None
         values = self.values_of(arguments)
         types = tuple(map(type, values))
         bound = self.bound.get(types)
@@ -104,18 +171,17 @@ class Launcher:
         )
         start = bound.starts.get(key)
         if start is None:
-            compiled = self._by_the_jit(programs, arguments, warps, stages, options)
-            if _is_direct(compiled, active):
-                if len(bound.starts) >= MOST_BOUND:
-                    bound.starts.clear()
-                bound.starts[key] = compiled.run, compiled.function, compiled.packed_metadata
-            return
-        run, function, metadata = start
-        stream = active.get_current_stream(device)
-        # No metadata and no hooks of a launch. A pointer may be an integer: then nobody asks the driver what it is.
-        run(programs, 1, 1, stream, function, metadata, None, None, None, *bound.in_order(addresses + others))
+            compiled = self.by_the_jit(programs, arguments, warps, stages, options)
+            if not _is_direct(compiled, active):
+                return None
+            if len(bound.starts) >= MOST_BOUND:
+                bound.starts.clear()
+            start = bound.starts[key] = compiled.run, compiled.function, compiled.packed_metadata
+            return start
+        _run(start, programs, active.get_current_stream(device), bound.in_order(addresses + others))
+        return start
 
-    def _by_the_jit(
+    def by_the_jit(
         self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None
     ) -> Any:
         """Start the kernel as Triton does, and return what was compiled."""
@@ -146,23 +212,32 @@ class Bound:
         places = range(len(types))
         tensors = [place for place in places if issubclass(types[place], Tensor)]
         others = [place for place in places if place not in tensors]
-        descriptors = [place for place in others if types[place].__name__ == "TensorDescriptor"]
+        descriptors = [place for place in others if types[place].__name__ == _DESCRIPTOR]
         numbers = [place for place in others if types[place] is float and not kernel.params[place].is_constexpr]
         apart = {*descriptors, *numbers}
-        self.tensors, self.others = _picker(tensors), _picker(others)
-        self.specialised = _picker([index for index, place in enumerate(others) if place not in apart])
-        self.descriptors = _picker([others.index(place) for place in descriptors])
+        self.tensors, self.others = picker(tensors), picker(others)
+        self.specialised = picker([index for index, place in enumerate(others) if place not in apart])
+        self.descriptors = picker([others.index(place) for place in descriptors])
         self.described = bool(descriptors)
         shuffled = [*tensors, *others]
-        self.in_order = _picker([shuffled.index(place) for place in places])
+        self.in_order = picker([shuffled.index(place) for place in places])
         self.starts: dict[Any, tuple[Any, Any, Any]] = {}
 
 
-def _picker(places: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
+def picker(places: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
     """Return what takes these places of a tuple; itemgetter makes no tuple of one or none."""
     if len(places) > 1:
         return itemgetter(*places)
     return lambda values: tuple(values[place] for place in places)
+
+
+_DESCRIPTOR = "TensorDescriptor"
+"""The name of the types that describe a tensor to the GPU's tensor memory access: triton's own and Gluon's."""
+
+
+def is_descriptor(value: Any) -> bool:
+    """Return whether this describes a tensor to the GPU's tensor memory access."""
+    return type(value).__name__ == _DESCRIPTOR
 
 
 def _description(descriptor: Any) -> tuple[Any, ...]:
@@ -170,9 +245,14 @@ def _description(descriptor: Any) -> tuple[Any, ...]:
     return descriptor.base.dtype, tuple(descriptor.block_shape), getattr(descriptor, "layout", None)
 
 
-def _hooked() -> bool:
+_RUNTIME = getattr(getattr(triton, "knobs", None), "runtime", None)
+
+
+def is_listened_to() -> bool:
     """Return whether somebody listens to launches, as profilers do, or has a hand in compiling."""
-    runtime = triton.knobs.runtime
+    runtime = _RUNTIME
+    if runtime is None:  # before triton 3.4, where all launches go through the JIT
+        return False
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool(
         (enter is not None and getattr(enter, "calls", True))

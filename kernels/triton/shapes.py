@@ -54,6 +54,11 @@ class LaunchShape:
         return found
 
     @cached_property
+    def tapes(self) -> dict[Any, Any]:
+        """What replay.py remembers of calls of this shape, on the one device that `launch_shape` made it for."""
+        return {}
+
+    @cached_property
     def _blocks(self) -> dict[str, Blocks]:
         return {}
 
