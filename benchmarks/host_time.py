@@ -200,9 +200,8 @@ def main() -> None:
     with without_a_gpu():
         rows = measure(variants(options), options.repeats)
     for row in rows:
-        print(
-            f"{row['name']:<40} {row['median_us']:>8.1f} us  least {row['least_us']:>8.1f}  launches {row['launches']}"
-        )
+        times = f"{row['median_us']:>8.1f} us, at least {row['least_us']:>8.1f}"
+        print(f"{row['name']:<40} {times}, {row['launches']} launches, {row['calls']} calls")
     if options.out is not None:
         result = {
             "schema": "powerplan.host_time/1",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import attrgetter, itemgetter, or_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import triton
 from torch import Tensor
@@ -96,21 +96,31 @@ def _run(start: tuple[Any, Any, Any], programs: int, stream: int, values: Sequen
     run(programs, 1, 1, stream, function, metadata, None, None, None, *values)
 
 
-class _Listener(threading.local):
-    hear: Callable[[Launch], None] | None = None
+class Listener(Protocol):
+    """Hears of the launches of its thread."""
+
+    def begins(self) -> None:
+        """A launch begins: all that happens until its end is the launch's."""
+
+    def ends(self, launched: Launch) -> None:
+        """It has been made."""
 
 
-_listener = _Listener()
+class _Listening(threading.local):
+    listener: Listener | None = None
+
+
+_listening = _Listening()
 
 
 @contextmanager
-def listening(hear: Callable[[Launch], None]) -> Iterator[None]:
-    """Tell `hear` of every launch of this thread."""
-    before, _listener.hear = _listener.hear, hear
+def listening(listener: Listener) -> Iterator[None]:
+    """Let a listener hear of every launch of this thread."""
+    before, _listening.listener = _listening.listener, listener
     try:
         yield
     finally:
-        _listener.hear = before
+        _listening.listener = before
 
 
 class Launcher:
@@ -135,12 +145,13 @@ class Launcher:
     def __call__(
         self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None
     ) -> None:
-        if _listener.hear is not None:
-            start = self._start(programs, arguments, warps, stages, options)
-            values = self.values_of(arguments)
-            _listener.hear(Launch(self, programs, values, warps, stages, options, start))
-        else:
+        listener = _listening.listener
+        if listener is None:
             self._start(programs, arguments, warps, stages, options)
+            return
+        listener.begins()
+        start = self._start(programs, arguments, warps, stages, options)
+        listener.ends(Launch(self, programs, self.values_of(arguments), warps, stages, options, start))
 
     def _start(
         self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None

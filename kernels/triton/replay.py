@@ -68,7 +68,7 @@ def repeat(tapes: Tapes, name: Any, tensors: Optional, lay_out: Callable[[], Opt
     if tape > MOST_ATTEMPTS:
         return lay_out()
     watch = Watch(given)
-    with listening(watch.launches.append), watch:
+    with listening(watch), watch:
         returned = lay_out()
     tapes[kind] = watch.tape(returned) or tape + 1
     return returned
@@ -147,9 +147,21 @@ class Watch(TorchDispatchMode):
         self.new: list[tuple[Tensor, bool]] = []
         self.launches: list[Launch] = []
         self.possible = True
+        self.is_launching = False
+
+    def begins(self) -> None:
+        """A launch begins, in which the interpreter uses operators of its own."""
+        self.is_launching = True
+
+    def ends(self, launched: Launch) -> None:
+        """Keep a launch."""
+        self.is_launching = False
+        self.launches.append(launched)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.is_launching:
+            return result
         if func.overloadpacket in _EMPTY + _ZEROS:
             self.new.append((result, func.overloadpacket in _ZEROS))
         else:
@@ -230,9 +242,7 @@ class _Row:
             new=tuple(self.layouts),
             descriptors=tuple(self.descriptors),
             fixed=tuple(self.fixed),
-            launches=tuple(
-                (launch._replace(arguments=()), pick) for launch, pick in zip(launches, pickers, strict=True)
-            ),
+            launches=tuple(zip(kept, pickers, strict=True)),
             results=results,
             direct=all(launch.start is not None for launch in launches),
         )

@@ -1,0 +1,267 @@
+"""Launches without the JIT, and passes that are repeated from a tape."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from powerplan.kernels import power_attention
+from powerplan.kernels.testing import Case, arguments
+from powerplan.kernels.triton import launching, shapes
+from powerplan.kernels.triton.launching import launch
+from powerplan.kernels.triton.replay import Tape
+
+HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "host_time.py"
+
+
+def copy_kernel(p_from, p_to, scale, count, block: tl.constexpr, flag: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Never compiled: what matters is how it starts."""
+
+
+class Compiled:
+    """Stands for a compiled kernel, and keeps what it is started with."""
+
+    function, packed_metadata, launch_metadata = 7, (4, 1, 0), staticmethod(lambda *_: None)
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, ...]] = []
+
+    def run(self, *given: Any) -> None:
+        self.started.append(given)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Compiled]:
+    """Return the list of what the JIT compiles, for a GPU of compute capability 9.0 that is not there."""
+    made: list[Compiled] = []
+
+    def do_compile(self: Any, key: Any, signature: Any, device: int, *_: Any, **__: Any) -> Compiled:
+        made.append(Compiled())
+        self.device_caches[device][0][key] = made[-1]
+        return made[-1]
+
+    target = GPUTarget("cuda", 90, 32)
+    functions = {
+        "get_current_device": lambda: 0,
+        "get_current_stream": lambda _: 5,
+        "get_current_target": lambda: target,
+    }
+    monkeypatch.setattr(driver, "_active", SimpleNamespace(**functions))
+    monkeypatch.setattr(JITFunction, "_do_compile", do_compile)
+    monkeypatch.setattr(launching, "_launchers", {})
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    return made
+
+
+@pytest.fixture
+def kernel() -> Any:
+    return JITFunction(copy_kernel)
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    made = {"p_from": torch.zeros(64), "p_to": torch.zeros(64), "scale": 0.5, "count": 64, "block": 32, "flag": True}
+    return made | changes
+
+
+def test_the_jit_sees_a_launch_once(compiled: list[Compiled], kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = given(), given(scale=0.25)
+    launch(kernel, 3, first)
+    monkeypatch.setattr(kernel, "run", lambda *_, **__: pytest.fail("bound again"))
+    launch(kernel, 4, second)
+    (one,) = compiled
+    by_the_jit, direct = one.started
+    assert by_the_jit[:6] == (3, 1, 1, 5, 7, (4, 1, 0))
+    assert by_the_jit[9] is first["p_from"]
+    assert direct[:9] == (4, 1, 1, 5, 7, (4, 1, 0), None, None, None)
+    assert direct[9:] == (second["p_from"].data_ptr(), second["p_to"].data_ptr(), 0.25, 64, 32, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"p_from": torch.zeros(65)[1:]}, {}),
+        ({"p_to": torch.zeros(64, dtype=torch.bfloat16)}, {}),
+        ({"p_to": None}, {}),
+        ({"count": 65}, {}),
+        ({"count": 1}, {}),
+        ({"block": 64}, {}),
+        ({"flag": False}, {}),
+        ({}, {"warps": 8}),
+        ({}, {"stages": 3}),
+        ({}, {"options": {"maxnreg": 128}}),
+    ],
+    ids=range(10),
+)
+def test_another_specialisation_is_another_kernel(
+    changes: dict[str, Any], settings: dict[str, Any], compiled: list[Compiled], kernel: Any
+) -> None:
+    for _ in range(2):
+        launch(kernel, 1, given())
+        launch(kernel, 1, given(**changes), **settings)
+    assert [len(each.started) for each in compiled] == [2, 2]
+
+
+def test_tensor_descriptors_are_told_apart_by_what_is_compiled(compiled: list[Compiled], kernel: Any) -> None:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def describe(rows: int, block: int, dtype: torch.dtype = torch.float32) -> Any:
+        return TensorDescriptor.from_tensor(torch.zeros(rows, 32, dtype=dtype), [block, 32])
+
+    described = [describe(64, 16), describe(128, 16), describe(64, 8), describe(64, 16, torch.bfloat16)]
+    for descriptor in described:
+        launch(kernel, 1, given(p_from=descriptor))
+    assert [[started[9] for started in each.started] for each in compiled] == [
+        described[:2],
+        described[2:3],
+        described[3:],
+    ]
+
+
+@pytest.mark.parametrize("case", ["hook", "own hook", "version"])
+def test_the_jit_sees_every_launch_where_somebody_listens(
+    case: str, compiled: list[Compiled], kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    if case == "hook":
+        monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [heard.append])
+    elif case == "own hook":
+        kernel.add_pre_run_hook(lambda *_, **__: heard.append(1))
+    else:
+        monkeypatch.setattr(launching, "DIRECT_VERSIONS", ((2, 0), (2, 1)))
+    for _ in range(3):
+        launch(kernel, 1, given())
+    assert all(isinstance(started[9], Tensor) for started in compiled[0].started)
+    assert len(heard) in (0, 3)
+
+
+def test_what_is_remembered_has_an_end(compiled: list[Compiled], kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "MOST_BOUND", 4)
+    for count in range(2, 40):
+        launch(kernel, 1, given(count=count))
+    (launcher,) = launching._launchers.values()
+    assert sum(len(bound.starts) for bound in launcher.bound.values()) <= 4
+
+
+@pytest.fixture
+def tapes() -> Iterator[Callable[[], list[Any]]]:
+    """Return what lists the tapes of all shapes; there is none at first."""
+    made: list[shapes.LaunchShape] = []
+    shapes._launch_shape.cache_clear()
+    launch_shape = shapes.launch_shape
+
+    def listen(*given: Any) -> shapes.LaunchShape:
+        shape = launch_shape(*given)
+        made.append(shape)
+        return shape
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "launch_shape", listen)
+        yield lambda: [tape for tapes in {id(x): x.tapes for x in made}.values() for tape in tapes.values()]
+    shapes._launch_shape.cache_clear()
+
+
+def training_step(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, **settings: Any) -> list[Tensor]:
+    """Return the output and the gradients of one call."""
+    inputs = [x for x in (q, k, v, log_g) if x is not None]
+    returned = power_attention(q, k, v, log_g, chunk_size=8, impl="triton", **settings)
+    out = returned[0] if isinstance(returned, tuple) else returned
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, inputs, weight)]
+
+
+def laid_out(*tensors: Tensor | None, **settings: Any) -> list[Tensor]:
+    """Return the same without a tape."""
+    shapes._launch_shape.cache_clear()
+    results = training_step(*tensors, **settings)  # type: ignore[arg-type]
+    shapes._launch_shape.cache_clear()
+    return results
+
+
+@pytest.mark.parametrize(
+    "case",
+    [Case(), Case(gated=False), Case(p=1, normalize=False), Case(p=2, normalize=False, gated=False), Case(repeats=3)],
+    ids=str,
+)
+def test_a_tape_gives_the_same_bits(case: Case, tapes: Callable[[], list[Any]]) -> None:
+    made = []
+    for seed in range(4):
+        inputs = Case(**{**vars(case), "tokens": 18, "batch": 1, "groups": 1, "seed": seed}).inputs(torch.float32)
+        tensors = (*arguments(inputs), inputs["log_g"])
+        made.append((tensors, training_step(*tensors)))
+    assert [type(tape) for tape in tapes()] == [Tape, Tape]
+    for tensors, results in made:
+        for one, other in zip(results, laid_out(*tensors), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_inputs_that_are_one_tensor_and_views_of_one(tapes: Callable[[], list[Any]]) -> None:
+    """A tape of three equal inputs would not tell their uses apart; views of one projection lie at three addresses."""
+    for _ in range(4):
+        same = torch.randn(1, 18, 1, 8, requires_grad=True)
+        training_step(same, same, same, None)
+    q, k, v = (torch.randn(1, 18, 1, 8, requires_grad=True) for _ in range(3))
+    for one, other in zip(training_step(q, k, v, None), laid_out(q, k, v, None), strict=True):
+        assert torch.equal(one, other)
+    for _ in range(4):
+        tensors = torch.randn(1, 18, 3, 1, 8, requires_grad=True).unbind(2)
+        results = training_step(*tensors, None)
+    assert [type(tape) for tape in tapes()[-2:]] == [Tape, Tape]
+    for one, other in zip(results, laid_out(*tensors, None), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["packed", "state", "strided", "expanded gradient", "odd address"])
+def test_what_no_tape_can_repeat_is_laid_out_every_time(name: str, tapes: Callable[[], list[Any]]) -> None:
+    results = []
+    for seed in range(6):
+        inputs = Case(tokens=18, batch=1, groups=1, repeats=1, gated=False, seed=seed).inputs(torch.float32)
+        q, k, v = arguments(inputs)
+        settings: dict[str, Any] = {}
+        if name == "packed":
+            # The lengths differ from call to call, and are no part of a shape.
+            settings["cu_seqlens"] = torch.tensor([0, 3 + seed, 18])
+        elif name == "state":
+            settings["return_state"] = True
+        elif name == "strided":
+            q = torch.randn(1, 18, 1, 16)[..., ::2].requires_grad_()
+        elif name == "odd address":
+            q = torch.randn(1 + 18 * 8)[1:].view(1, 18, 1, 8).requires_grad_()
+        if name == "expanded gradient":
+            (grad,) = torch.autograd.grad(power_attention(q, k, v, chunk_size=8, impl="triton").sum(), k)
+            (right,) = torch.autograd.grad(power_attention(q, k, v, chunk_size=8, impl="torch").sum(), k)
+            torch.testing.assert_close(grad, right)
+            continue
+        results.append(((q, k, v, None), settings, training_step(q, k, v, None, **settings)))
+    assert any(not isinstance(tape, Tape) for tape in tapes()) or not tapes() or name == "odd address"
+    for tensors, settings, made in results:
+        for one, other in zip(made, laid_out(*tensors, **settings), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_work_of_a_call(tmp_path: Path) -> None:
+    """Launches and calls of functions, in Python and C, where no kernel runs: what a busy machine does not change."""
+    result = tmp_path / "host.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(HOST_TIME), "--repeats", "1", "--out", str(result)]
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=100)
+    rows = {row["name"]: row for row in json.loads(result.read_text(encoding="utf-8"))["rows"]}
+    assert rows["forward and backward"]["launches"] == 6
+    assert rows["forward and backward, gated"]["launches"] == 9
+    # 104 and 307 when this was written.
+    assert rows["no gradients"]["calls"] < 150
+    assert rows["forward and backward, gated"]["calls"] < 400
