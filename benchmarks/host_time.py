@@ -76,7 +76,7 @@ def without_a_gpu() -> Iterator[None]:
         stack.enter_context(patch.object(api, "lacking", lambda *_: None))
         stack.enter_context(patch.object(JITFunction, "_do_compile", do_compile))
         active = driver._active
-        driver.set_active(NoDriver())  # type: ignore[no-untyped-call]
+        driver.set_active(NoDriver())
         stack.callback(driver.set_active, active)
         yield
 

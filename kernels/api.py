@@ -77,6 +77,8 @@ def power_attention(
     checks.check_settings(p, scale, chunk_size)
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
+    check_sizes: checks.CheckSizes
+    call_shape: checks.MakeShape
     if eager.is_eager(q, k, v):
         check_sizes, call_shape = checks.check_sizes_once, checks.call_shape_once
     else:
@@ -146,7 +148,7 @@ def power_attention_step(
         raise ValueError(f"impl must be auto, recurrent, triton, and is {impl!r}")
     checks.check_settings(p, scale, None)
     timed = (q[:, None], k[:, None], v[:, None])  # with a time dim of one token
-    sizes, device = [x.shape for x in timed], q.device
+    sizes, device = (timed[0].shape, timed[1].shape, timed[2].shape), q.device
     checks.check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (device, k.device, v.device), p, normalize)
     if log_g is not None:
         checks.check_gate(log_g[:, None], sizes[1][:3], device)

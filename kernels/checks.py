@@ -5,7 +5,7 @@ What depends on sizes, dtypes and settings alone is checked once for each combin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import isfinite
@@ -23,6 +23,13 @@ DEGREES = KERNEL_DEGREES
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that q, k and v may have."""
+
+
+Size = Sequence[int]
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
+Devices = tuple[torch.device, torch.device, torch.device]
+CheckSizes = Callable[[Size, Size, Size, Dtypes, Devices, int, bool], None]
+MakeShape = Callable[[Size, Size, Size, int, float | None, int | None, bool, str], CallShape]
 
 
 def check_types(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
@@ -43,11 +50,11 @@ def check_settings(p: int, scale: float | None, chunk_size: int | None) -> None:
 
 
 def check_sizes(
-    q: Sequence[int],
-    k: Sequence[int],
-    v: Sequence[int],
-    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
-    devices: tuple[torch.device, torch.device, torch.device],
+    q: Size,
+    k: Size,
+    v: Size,
+    dtypes: Dtypes,
+    devices: Devices,
     p: int,
     normalize: bool,
 ) -> None:
@@ -75,9 +82,9 @@ def check_sizes(
 
 
 def call_shape(
-    q: Sequence[int],
-    k: Sequence[int],
-    v: Sequence[int],
+    q: Size,
+    k: Size,
+    v: Size,
     p: int,
     scale: float | None,
     chunk_size: int | None,
@@ -92,8 +99,8 @@ def call_shape(
 
 
 # Sizes that are traced are no keys: these are for calls in eager mode. With `typed`, True is not 1.
-check_sizes_once = lru_cache(maxsize=1024, typed=True)(check_sizes)
-call_shape_once = lru_cache(maxsize=1024, typed=True)(call_shape)
+check_sizes_once: CheckSizes = lru_cache(maxsize=1024, typed=True)(check_sizes)
+call_shape_once: MakeShape = lru_cache(maxsize=1024, typed=True)(call_shape)
 
 
 def scale_of(scale: float | None, head_dim: int) -> float:
@@ -105,7 +112,7 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_gate(log_g: Tensor, size: Sequence[int], device: torch.device) -> None:
+def check_gate(log_g: Tensor, size: Size, device: torch.device) -> None:
     """Check log_g against the first three sizes of k, [B, T, G], and against k's device."""
     if log_g.shape != size:
         raise ValueError(f"log_g must be [B, T, G] = {list(size)}, and is {list(log_g.shape)}")

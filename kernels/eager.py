@@ -55,7 +55,7 @@ def _has_tangent(x: Tensor) -> bool:
         if functorch.maybe_get_level(x) in jvps:
             return True
         x = functorch.get_unwrapped(x)
-    return forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def call(
@@ -79,7 +79,7 @@ def call(
     if not needs_gradient:
         outputs = engines.forward(engine, inputs, initial_state, shape, False, return_state)
         return outputs.out, outputs.final_state
-    out, final_state = ChunkedPower.apply(*inputs, initial_state, shape, return_state, engine)
+    out, final_state = ChunkedPower.apply(*inputs, initial_state, shape, return_state, engine)  # type: ignore[no-untyped-call]
     return out, final_state
 
 
@@ -109,10 +109,10 @@ class ChunkedPower(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             with torch.no_grad():
                 made = run(engine, grad_out, grad_state, inputs, outputs, shape, has_initial_state)
-            q, k, v, log_g, initial_state = _NoSecondDerivative.apply(*made, *inputs, grad_out, grad_state)
+            made = _NoSecondDerivative.apply(*made, *inputs, grad_out, grad_state)  # type: ignore[no-untyped-call]
         else:
             made = run(engine, grad_out, grad_state, inputs, outputs, shape, has_initial_state)
-            q, k, v, log_g, initial_state = made
+        q, k, v, log_g, initial_state = made
         return q, k, v, log_g, None, initial_state, None, None, None
 
 

@@ -24,7 +24,7 @@ from powerplan.kernels import power_attention
 from powerplan.kernels.testing import Case, arguments
 from powerplan.kernels.triton import launching, shapes
 from powerplan.kernels.triton.launching import launch
-from powerplan.kernels.triton.replay import Tape
+from powerplan.kernels.triton.replay import MOST_ATTEMPTS, Tape, repeat
 
 HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "host_time.py"
 
@@ -173,6 +173,89 @@ def tapes() -> Iterator[Callable[[], list[Any]]]:
         patch.setattr(shapes, "launch_shape", listen)
         yield lambda: [tape for tapes in {id(x): x.tapes for x in made}.values() for tape in tapes.values()]
     shapes._launch_shape.cache_clear()
+
+
+TABLE = torch.arange(4.0)
+
+
+def a_pass(kernel: Any, x: Tensor, zeros: bool) -> tuple[Tensor | None, ...]:
+    """Launch on an input, on a new tensor that is returned in another shape, and on one that outlives the call."""
+    new = (torch.zeros if zeros else torch.empty)(8, 8)
+    launch(kernel, 2, given(p_from=x.view(4, 16), p_to=new, count=16))
+    launch(kernel, 3, given(p_from=TABLE, p_to=new.flatten(), scale=2.0))
+    return new.view(4, 16), None
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_tape_launches_what_the_pass_launched(zeros: bool, compiled: list[Compiled], kernel: Any) -> None:
+    kept: dict[Any, Any] = {}
+    passes = []
+    for _ in range(4):
+        x = torch.zeros(64)
+        passes.append((x, repeat(kept, "pass", (x, None), lambda x=x: a_pass(kernel, x, zeros))))  # type: ignore[misc]
+    (tape,) = kept.values()
+    assert isinstance(tape, Tape)
+    assert tape.direct
+    (one,) = compiled  # To the compiler 16 and 64 are both multiples of 16.
+    first, second = one.started[::2], one.started[1::2]
+    for index in (1, 2, 3):  # but for the first, which the JIT starts
+        x, (new, nothing) = passes[index]
+        assert nothing is None
+        assert new is not None
+        assert new.shape == (4, 16)
+        assert bool((new == 0).all()) == zeros  # Memory that nobody has written to reads as NaN.
+        assert first[index][9:] == (x.data_ptr(), new.data_ptr(), 0.5, 16, 32, True)
+        assert second[index][9:] == (TABLE.data_ptr(), new.data_ptr(), 2.0, 64, 32, True)
+        assert (first[index][0], second[index][0]) == (2, 3)
+
+
+def test_a_tape_describes_the_tensors_of_each_call(compiled: list[Compiled], kernel: Any) -> None:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def described(x: Tensor) -> tuple[Tensor | None, ...]:
+        new = torch.empty(16, 32)
+        between = TensorDescriptor.from_tensor(new, [8, 32])
+        launch(kernel, 1, given(p_from=TensorDescriptor.from_tensor(x.view(64, 32), [16, 32]), p_to=between))
+        return (new,)
+
+    kept: dict[Any, Any] = {}
+    inputs = [torch.zeros(2048) for _ in range(4)]
+    results = [repeat(kept, "pass", (x,), lambda x=x: described(x)) for x in inputs]  # type: ignore[misc]
+    assert [type(tape) for tape in kept.values()] == [Tape]
+    for x, (new,), started in zip(inputs, results, compiled[0].started, strict=True):
+        one, other = started[9:11]
+        assert new is not None
+        assert one.base.data_ptr() == x.data_ptr()
+        assert other.base.data_ptr() == new.data_ptr()
+        assert (one.shape, one.block_shape, other.block_shape) == ((64, 32), [16, 32], [8, 32])
+
+
+@pytest.mark.parametrize(
+    "other_work",
+    [
+        lambda x: x.add_(1),
+        lambda x: x + 1,
+        lambda x: x.sum().item(),
+        lambda x: launch(JITFunction(copy_kernel), 1, given(p_from=x[16:])),
+        lambda x: launch(JITFunction(copy_kernel), 1, given(p_from=x.view(torch.int32))),
+    ],
+    ids=["in place", "another operator", "a value", "a part", "another dtype"],
+)
+def test_what_is_no_launch_and_no_view_is_not_repeated(
+    other_work: Callable[[Tensor], object], compiled: list[Compiled], kernel: Any
+) -> None:
+    kept: dict[Any, Any] = {}
+    worked = []
+
+    def lay_out(x: Tensor) -> tuple[Tensor | None, ...]:
+        worked.append(other_work(x[:64]))
+        return a_pass(kernel, x, False)
+
+    for _ in range(MOST_ATTEMPTS + 3):
+        x = torch.zeros(64)
+        repeat(kept, "pass", (x,), lambda x=x: lay_out(x))  # type: ignore[misc]
+    assert len(worked) == MOST_ATTEMPTS + 3
+    assert list(kept.values()) == [MOST_ATTEMPTS + 1]  # Nobody watches any more.
 
 
 def training_step(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, **settings: Any) -> list[Tensor]:
