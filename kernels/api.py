@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from powerplan.dims import spow_dim
-from powerplan.kernels import checks, eager
+from powerplan.kernels import checks, eager, engines
 from powerplan.kernels.call import LOWEST_LOG_GATE, CallShape, Inputs
 from powerplan.kernels.ops import chunked_power, power_step
 from powerplan.kernels.recurrent import recurrent, step
@@ -169,7 +169,8 @@ def power_attention_step(
     scale = checks.scale_of(scale, int(q.shape[-1]))
     if impl == "triton":
         key = state.key if normalize and state.key is not None else state.kv.new_empty(0)
-        out, kv, key = power_step(q, k, v, log_g, state.kv, key, p, scale)
+        one_step = engines.step if eager.is_eager(q, k, v, log_g, *state) else power_step
+        out, kv, key = one_step(q, k, v, log_g, state.kv, key, p, scale)
         return out, PowerState(kv, key if normalize else None)
     with torch.autocast(q.device.type, enabled=False):
         return step(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)

@@ -110,3 +110,17 @@ def backward(
         tensors = (grad_out, grad_state, *inputs, *outputs)
         name = ("backward", has_initial_state, os.environ.get("POWERPLAN_AUTOTUNE"))
         return Gradients(*replay.repeat(launched.tapes, name, tensors, lay_out))
+
+
+def step(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, kv: Tensor, key: Tensor, p: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output [N, H, V] of one token of decoding in Triton, and the new kv and key.
+
+    q [N, H, K], k [N, G, K], v [N, G, V], log_g [N, G], kv [N, G, D, V] and key [N, G, D]; key is empty without a
+    normaliser.
+    """
+    from powerplan.kernels.triton import decode
+
+    with inside(q):
+        return decode.step(q, k, v, log_g, kv, key, p, scale)

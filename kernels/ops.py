@@ -300,10 +300,7 @@ def power_step(
     Returns:
         out [N, H, V], and the new kv and key.
     """
-    from powerplan.kernels.triton import decode
-
-    with engines.inside(q):
-        return decode.step(q, k, v, log_g, kv, key, p, scale)
+    return engines.step(q, k, v, log_g, kv, key, p, scale)
 
 
 @power_step.register_fake
