@@ -1,23 +1,23 @@
 """A pass of the kernels, repeated without the Python that laid it out.
 
-For tensors of the same sizes, strides and dtypes a pass is a list of allocations and launches that differs in addresses
-only. The second call of its kind is watched and written to a `Tape`, and from the third on the tape runs, in a fraction
-of the time (benchmarks/host_time.py).
+For tensors of the same sizes, strides and dtypes a pass is a list of allocations, operators and launches that differs
+in addresses only. The second call of its kind is watched and written to a `Tape`, and from the third on the tape runs,
+in a fraction of the time (benchmarks/host_time.py). Operators are repeated as they were called, and cost what they
+cost; a pass of nothing but new tensors and launches is the fastest.
 
-A pass is written down only where it consists of new tensors, views and launches. Any other operator (a copy of a
-strided input, the table of packed sequences, the conversion of a state), and it is laid out anew every time.
+Nothing is written down where an operator gives a value to Python, or a tensor whose size depends on values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import attrgetter, or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import driver
 
@@ -30,7 +30,6 @@ MOST_KINDS = 64
 """Kinds of calls of one shape that are remembered: they differ in strides and dtypes."""
 
 _EMPTY = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten.empty_strided)
-_ZEROS = (torch.ops.aten.zeros, torch.ops.aten.zeros_like, torch.ops.aten.new_zeros)
 
 _dtype = attrgetter("dtype")
 
@@ -46,7 +45,7 @@ def repeat(tapes: Tapes, name: Any, tensors: Optional, lay_out: Callable[[], Opt
         tapes: The tapes of calls of one shape on one device.
         name: What the pass is, and its settings beside the shape.
         tensors: All tensors that lay_out reads and that differ from call to call.
-        lay_out: Runs the pass. What it launches follows from the arguments before it, and not from the tensors' values.
+        lay_out: Runs the pass. What it does follows from the arguments before it, and not from the tensors' values.
     """
     given = [x for x in tensors if x is not None]
     addresses = tuple(map(Tensor.data_ptr, given))
@@ -67,86 +66,176 @@ def repeat(tapes: Tapes, name: Any, tensors: Optional, lay_out: Callable[[], Opt
         return lay_out()
     if tape > MOST_ATTEMPTS:
         return lay_out()
-    watch = Watch(given)
+    watch = Watch()
     with listening(watch), watch:
         returned = lay_out()
-    tapes[kind] = watch.tape(returned) or tape + 1
+    try:
+        tapes[kind] = _Writer(given, watch).tape(returned)
+    except _NoTapeError:
+        tapes[kind] = tape + 1
     return returned
 
 
-@dataclass(frozen=True)
-class Tape:
-    """The allocations and launches of a pass.
+class Row:
+    """The values of a run, by place: inputs, new tensors, what steps make, and last what is the same every time.
 
-    What launches take stands in one row, by whose places they name it: the inputs, the new tensors, tensor descriptors,
-    and what is the same every time.
-
-    Attributes:
-        new: Size, strides, dtype and device of each new tensor, and whether it starts as zeros.
-        descriptors: Tensor descriptors, each with the place of the tensor that it describes.
-        fixed: Constants, numbers, and tensors that outlive calls.
-        launches: The launches, each with what picks its arguments from the row.
-        results: The places of what the pass returns.
-        direct: Whether all launches start compiled kernels, which take addresses. Else they go through the JIT or the
-            interpreter, which take tensors.
+    tensors: all values. taken: the same as a compiled kernel takes them, with addresses in place of tensors.
     """
 
-    new: tuple[tuple[dict[str, Any], bool], ...]
-    descriptors: tuple[tuple[Any, int], ...]
+    __slots__ = ("stream", "taken", "tensors")
+
+    def __init__(self, tensors: list[Any], taken: list[Any], stream: int) -> None:
+        self.tensors = tensors
+        self.taken = taken
+        self.stream = stream
+
+    def put(self, place: int, x: Tensor) -> None:
+        """Put a tensor in its place."""
+        self.tensors[place] = x
+        self.taken[place] = x.data_ptr()
+
+
+class Start(NamedTuple):
+    """Starts a compiled kernel."""
+
+    launch: Launch
+    pick: Callable[[Any], tuple[Any, ...]]
+
+    def run(self, row: Row) -> None:
+        self.launch.start_on(row.stream, self.pick(row.taken))
+
+
+class Again(NamedTuple):
+    """Launches a kernel through the JIT, or in the interpreter."""
+
+    launch: Launch
+    pick: Callable[[Any], tuple[Any, ...]]
+
+    def run(self, row: Row) -> None:
+        self.launch.again(self.pick(row.tensors))
+
+
+class Part(NamedTuple):
+    """Makes a view of the tensor at a place: sizes, strides, and an offset in elements from where that begins."""
+
+    own: int
+    place: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def run(self, row: Row) -> None:
+        whole = row.tensors[self.place]
+        row.put(self.own, whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset))
+
+
+class Describe(NamedTuple):
+    """Makes the tensor descriptor of the tensor at a place. A new one would check the layout again: 5 us."""
+
+    own: int
+    descriptor: Any
+    place: int
+
+    def run(self, row: Row) -> None:
+        same = object.__new__(type(self.descriptor))
+        same.__dict__.update(self.descriptor.__dict__)
+        same.base = row.tensors[self.place]
+        row.tensors[self.own] = row.taken[self.own] = same
+
+
+class At(NamedTuple):
+    """Stands for the value at a place in an operator's arguments."""
+
+    place: int
+
+
+class Operate(NamedTuple):
+    """Calls an operator, and puts the tensors that it makes in their places; there are none where it writes to one."""
+
+    own: tuple[int, ...]
+    operator: Any
+    arguments: list[Any]
+    keywords: dict[str, Any]
+
+    def run(self, row: Row) -> None:
+        arguments = [_filled(value, row.tensors) for value in self.arguments]
+        keywords = {name: _filled(value, row.tensors) for name, value in self.keywords.items()}
+        made = self.operator(*arguments, **keywords)
+        if self.own:
+            for place, x in zip(self.own, (made,) if isinstance(made, Tensor) else made, strict=True):
+                row.put(place, x)
+
+
+def _filled(value: Any, tensors: list[Any]) -> Any:
+    if type(value) is At:
+        return tensors[value.place]
+    return [_filled(each, tensors) for each in value] if type(value) is list else value
+
+
+Step = Start | Again | Part | Describe | Operate
+
+
+class Tape(NamedTuple):
+    """What a pass does, on other tensors of the same layouts.
+
+    new: size, strides, dtype and device of each tensor that begins empty
+    made: how many values steps make
+    fixed: constants, numbers, and tensors that outlive calls, in the order of the row's end
+    fixed_addresses: the same with addresses in place of tensors
+    steps: all else, in its order
+    results: the places of what the pass returns
+    direct: whether no launch goes through the JIT or the interpreter
+    """
+
+    new: tuple[dict[str, Any], ...]
+    made: int
     fixed: tuple[Any, ...]
-    launches: tuple[tuple[Launch, Callable[[Any], tuple[Any, ...]]], ...]
+    fixed_addresses: tuple[Any, ...]
+    steps: tuple[Step, ...]
     results: tuple[int | None, ...]
     direct: bool
 
-    @cached_property
-    def fixed_addresses(self) -> tuple[Any, ...]:
-        """What is the same every time, with addresses of tensors."""
-        return tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in self.fixed)
-
     def run(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> Optional:
         """Return what the pass returns for these inputs, which lie at these addresses."""
-        made = []
-        for layout, is_zero in self.new:
-            x = torch.empty_strided(**layout)
-            made.append(x.zero_() if is_zero else x)
-        row = (*inputs, *made, *self.fixed)
-        described = [_describing(descriptor, row[place]) for descriptor, place in self.descriptors]
+        new = [torch.empty_strided(**layout) for layout in self.new]
+        to_make = [None] * self.made
+        tensors = [*inputs, *new, *to_make, *self.fixed]
+        taken = [*addresses, *map(Tensor.data_ptr, new), *to_make, *self.fixed_addresses]
+        stream = 0
         if self.direct:
-            taken = (*addresses, *map(Tensor.data_ptr, made), *self.fixed_addresses, *described)
             active = driver.active
             stream = active.get_current_stream(active.get_current_device())
-            for launch, pick in self.launches:
-                launch.start_on(stream, pick(taken))
-        else:
-            for launch, pick in self.launches:
-                launch.again(pick((*row, *described)))
-        return tuple([None if place is None else row[place] for place in self.results])
+        row = Row(tensors, taken, stream)
+        for step in self.steps:
+            step.run(row)
+        return tuple([None if place is None else tensors[place] for place in self.results])
 
 
-def _describing(descriptor: Any, tensor: Tensor) -> Any:
-    """Return the descriptor of another tensor of the same layout. A new one would check the layout again: 5 us."""
-    same = object.__new__(type(descriptor))
-    same.__dict__.update(descriptor.__dict__)
-    same.base = tensor
-    return same
+class Call(NamedTuple):
+    """A call of an operator."""
+
+    operator: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    result: Any
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it made a tensor that nobody has written to."""
+        return self.operator.overloadpacket in _EMPTY
 
 
 class Watch(TorchDispatchMode):
-    """Sees the operators of a pass, and keeps what a tape needs.
+    """Keeps the operators and the launches of a pass, in their order.
 
     Attributes:
-        inputs: The tensors that the pass reads.
-        new: The tensors that it made, and whether as zeros. They are held, so that no two have one address.
-        launches: Its launches.
-        possible: Whether all else that it did was to view tensors.
+        events: They hold all tensors, so that no two have one address.
+        is_launching: Whether a launch has begun.
     """
 
-    def __init__(self, inputs: list[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.inputs = inputs
-        self.new: list[tuple[Tensor, bool]] = []
-        self.launches: list[Launch] = []
-        self.possible = True
+        self.events: list[Launch | Call] = []
         self.is_launching = False
 
     def begins(self) -> None:
@@ -156,96 +245,162 @@ class Watch(TorchDispatchMode):
     def ends(self, launched: Launch) -> None:
         """Keep a launch."""
         self.is_launching = False
-        self.launches.append(launched)
+        self.events.append(launched)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.is_launching:
-            return result
-        if func.overloadpacket in _EMPTY + _ZEROS:
-            self.new.append((result, func.overloadpacket in _ZEROS))
-        else:
-            # The schema of some operators calls a view what may be a copy.
-            self.possible &= func.is_view and isinstance(result, Tensor) and _storage(result) == _storage(args[0])
+        if not self.is_launching:
+            self.events.append(Call(func, args, kwargs or {}, result))
         return result
-
-    def tape(self, returned: Optional) -> Tape | None:
-        """Return the tape of a pass that returned this, or None where it did more than a tape can."""
-        if not self.possible or not self.launches:
-            return None
-        try:
-            return _Row(self.inputs, self.new).tape(self.launches, returned)
-        except _NoTapeError:
-            return None
 
 
 class _NoTapeError(Exception):
     """A pass does something that a tape cannot repeat."""
 
 
-class _Row:
-    """The row of a tape while it is written."""
+class _Writer:
+    """Writes the tape of a pass that was watched.
 
-    def __init__(self, inputs: list[Tensor], new: list[tuple[Tensor, bool]]) -> None:
-        self.tensors = [*inputs, *(x for x, _ in new)]
-        self.first_new = len(inputs)
-        self.layouts = [(_layout(x), is_zero) for x, is_zero in new]
-        self.places = {x.data_ptr(): place for place, x in enumerate(self.tensors) if x.numel()}
-        if len(self.places) < sum(bool(x.numel()) for x in self.tensors):
-            raise _NoTapeError  # Two inputs at one address: their uses cannot be told apart.
-        self.storages = {_storage(x) for x in self.tensors if x.numel()}
+    Every tensor of the pass lies in the memory of an input, of a tensor that an operator made, or of one that outlives
+    the pass. That one is its root: it has a place, and the storage tells it.
+    """
+
+    def __init__(self, inputs: list[Tensor], watch: Watch) -> None:
+        self.events = watch.events
+        new = [event.result for event in self.events if isinstance(event, Call) and event.is_empty]
+        self.roots: list[Tensor] = [*inputs, *new]
+        self.inputs = len(inputs)
+        self.first_made = len(self.roots)
+        self.layouts = [_layout(x) for x in new]
+        self.places: dict[int, list[int]] = {}
+        for place, x in enumerate(self.roots):
+            if x.numel():
+                self.places.setdefault(_storage(x), []).append(place)
         self.fixed: list[Any] = []
-        self.descriptors: list[tuple[Any, int]] = []
+        self.steps: list[Step] = []
+        self.whole: set[int] = set()  # places whose sizes and strides count
 
-    def place(self, value: Any) -> int:
-        """Return the place of what a launch takes. Those of descriptors follow the row, and are negative here."""
-        if is_descriptor(value):
-            self.descriptors.append((value, self.place(value.base)))
-            return -len(self.descriptors)
-        if isinstance(value, Tensor):
-            if not value.numel():
-                found = [place for place, x in enumerate(self.tensors) if x is value]
-                if not found:
-                    raise _NoTapeError
-                return found[0]
-            place = self.places.get(value.data_ptr())
-            if place is not None and value.dtype == self.tensors[place].dtype:
-                return place
-            if _storage(value) in self.storages:
-                raise _NoTapeError  # a part of a tensor, or a view of another dtype
-        self.fixed.append(value)
-        return len(self.tensors) + len(self.fixed) - 1
-
-    def result(self, x: Tensor | None) -> int | None:
-        """Return the place of what the pass returns. A new tensor is made in the shape that it is returned in."""
-        if x is None:
-            return None
-        place = self.place(x)
-        index = place - self.first_new
-        if 0 <= index < len(self.layouts):
-            whole = self.tensors[place]
-            if x.numel() != whole.numel() or not (x.is_contiguous() and whole.is_contiguous()):
-                raise _NoTapeError
-            self.layouts[index] = _layout(x), self.layouts[index][1]
-        return place
-
-    def tape(self, launches: list[Launch], returned: Optional) -> Tape:
-        picks = [[self.place(value) for value in launch.arguments] for launch in launches]
-        results = tuple(self.result(x) for x in returned)
-        wanted = [place for place in results if place is not None]
-        if len(set(wanted)) < len(wanted):
-            raise _NoTapeError  # One new tensor returned in two shapes.
-        end = len(self.tensors) + len(self.fixed)
-        pickers = [picker([place if place >= 0 else end - place - 1 for place in pick]) for pick in picks]
-        kept = [launch._replace(arguments=()) for launch in launches]
+    def tape(self, returned: Optional) -> Tape:
+        for event in self.events:
+            if isinstance(event, Call):
+                if not event.is_empty:
+                    self.operate(event)
+                continue
+            pick = picker([self.place(value) for value in event.arguments])
+            kept = event._replace(arguments=())
+            self.steps.append(Again(kept, pick) if event.start is None else Start(kept, pick))
+        results = tuple([None if x is None else self.result(x) for x in returned])
+        self.fixed.reverse()
         return Tape(
             new=tuple(self.layouts),
-            descriptors=tuple(self.descriptors),
+            made=len(self.roots) - self.first_made,
             fixed=tuple(self.fixed),
-            launches=tuple(zip(kept, pickers, strict=True)),
+            fixed_addresses=tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in self.fixed),
+            steps=tuple(self.steps),
             results=results,
-            direct=all(launch.start is not None for launch in launches),
+            direct=not any(isinstance(step, Again) for step in self.steps),
         )
+
+    def keep(self, value: Any) -> int:
+        """Return the place of what is the same every time: from the end of the row."""
+        self.fixed.append(value)
+        return -len(self.fixed)
+
+    def own(self, value: Any) -> int:
+        """Return a new place, for what a step makes."""
+        self.roots.append(value)
+        return len(self.roots) - 1
+
+    def root(self, x: Tensor) -> int | None:
+        """Return the place of a tensor's root, or None where it outlives the pass."""
+        found = self.places.get(_storage(x), [])
+        if len(found) > 1:  # Inputs that are views of one tensor: the one that begins where this does.
+            found = [place for place in found if self.roots[place].data_ptr() == x.data_ptr()]
+            if len(found) != 1:
+                raise _NoTapeError
+        if found and self.roots[found[0]].dtype != x.dtype:
+            raise _NoTapeError
+        return found[0] if found else None
+
+    def place(self, value: Any, whole: bool = False) -> int:
+        """Return the place of a value.
+
+        whole: Whether its sizes and strides count. A launch takes an address alone.
+        """
+        if is_descriptor(value):
+            base = self.place(value.base)
+            own = self.own(None)
+            self.steps.append(Describe(own, value, base))
+            return own
+        place = self.root(value) if isinstance(value, Tensor) and value.numel() else None
+        if place is None:
+            return self.keep(value)
+        root = self.roots[place]
+        offset = value.storage_offset() - root.storage_offset()
+        if offset or (whole and (value.shape != root.shape or value.stride() != root.stride())):
+            own = self.own(None)
+            self.steps.append(Part(own, place, tuple(value.shape), value.stride(), offset))
+            return own
+        if whole:
+            self.whole.add(place)
+        return place
+
+    def operate(self, call: Call) -> None:
+        """Write a step for an operator, unless what it returns are views of what is there."""
+        made = [call.result] if isinstance(call.result, Tensor) else call.result
+        if not isinstance(made, (list, tuple)) or not all(isinstance(x, Tensor) for x in made):
+            raise _NoTapeError  # A value for Python.
+        if torch.Tag.dynamic_output_shape in call.operator.tags and not _is_indexed(call):
+            raise _NoTapeError
+        writes = call.operator._schema.is_mutable
+        taken = {_storage(x) for x in pytree.tree_leaves(call.arguments) if isinstance(x, Tensor) and x.numel()}
+        views = [_storage(x) in taken for x in made]
+        if any(views) and not writes:
+            if not all(views):
+                raise _NoTapeError
+            return
+        arguments, keywords = self.filled(list(call.arguments)), self.filled(call.keywords)
+        own: tuple[int, ...] = ()
+        if not writes:
+            own = tuple(self.own(x) for x in made)
+            for place, x in zip(own, made, strict=True):
+                self.places.setdefault(_storage(x), []).append(place)
+        self.steps.append(Operate(own, call.operator, arguments, keywords))
+
+    def filled(self, value: Any) -> Any:
+        """Return an operator's arguments with places for tensors."""
+        if isinstance(value, Tensor):
+            return At(self.place(value, whole=True))
+        if isinstance(value, (list, tuple)):
+            return [self.filled(each) for each in value]
+        if isinstance(value, dict):
+            return {name: self.filled(each) for name, each in value.items()}
+        return value
+
+    def result(self, x: Tensor) -> int:
+        """Return the place of what the pass returns. An empty tensor is made in the shape that it is returned in."""
+        if not x.numel():  # There is no memory to tell what it is.
+            found = [place for place, root in enumerate(self.roots) if root is x]
+            if not found:
+                raise _NoTapeError
+            return found[0]
+        place = self.root(x)
+        if place is None:
+            return self.keep(x)
+        root = self.roots[place]
+        is_new = self.inputs <= place < self.first_made and place not in self.whole
+        if is_new and x.numel() == root.numel() and x.is_contiguous() and root.is_contiguous():
+            self.layouts[place - self.inputs] = _layout(x)
+            self.whole.add(place)
+            return place
+        return self.place(x, whole=True)
+
+
+def _is_indexed(call: Call) -> bool:
+    """Return whether this picks entries by their numbers. By a mask, the size of the result would depend on values."""
+    if call.operator.overloadpacket is not torch.ops.aten.index:
+        return False
+    return all(x is None or x.dtype in (torch.int32, torch.int64) for x in call.arguments[1])
 
 
 def _storage(x: Tensor) -> int:

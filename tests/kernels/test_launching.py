@@ -21,7 +21,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from powerplan.kernels import power_attention
-from powerplan.kernels.testing import Case, arguments
+from powerplan.kernels.testing import Case, arguments, state_of
 from powerplan.kernels.triton import launching, shapes
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.replay import MOST_ATTEMPTS, Tape, repeat
@@ -209,6 +209,36 @@ def test_a_tape_launches_what_the_pass_launched(zeros: bool, compiled: list[Comp
         assert (first[index][0], second[index][0]) == (2, 3)
 
 
+def test_a_tape_repeats_operators_and_their_order(compiled: list[Compiled], kernel: Any) -> None:
+    """Views, lists of tensors, several results, writing in place, parts, and what outlives the call."""
+
+    def lay_out(x: Tensor) -> tuple[Tensor | None, ...]:
+        rows = x.view(8, 8)
+        new = torch.zeros(8, 8)
+        new[1:3].add_(rows[4:6], alpha=2)
+        launch(kernel, 1, given(p_from=new[2:], p_to=rows[4]))
+        new.mul_(2)
+        largest, index = torch.cat([rows, new, TABLE[:, None].expand(4, 8)]).max(1)
+        launch(kernel, 1, given(p_from=largest, p_to=new))
+        return new.view(-1), largest, (index.float() + TABLE[2:3])[4:]
+
+    kept: dict[Any, Any] = {}
+    for _ in range(4):
+        x = torch.randn(64)
+        made = repeat(kept, "pass", (x,), lambda x=x: lay_out(x))  # type: ignore[misc]
+        for one, other in zip(made, lay_out(x), strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)
+    assert [type(tape) for tape in kept.values()] == [Tape]
+    first, second = compiled[0].started[-8:][4:6]  # of the last repeated pass
+    new, largest, _ = made
+    assert new is not None
+    assert largest is not None
+    assert first[9:11] == (new.data_ptr() + 4 * 16, x.data_ptr() + 4 * 32)
+    assert second[9:11] == (largest.data_ptr(), new.data_ptr())
+
+
 def test_a_tape_describes_the_tensors_of_each_call(compiled: list[Compiled], kernel: Any) -> None:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -233,15 +263,14 @@ def test_a_tape_describes_the_tensors_of_each_call(compiled: list[Compiled], ker
 @pytest.mark.parametrize(
     "other_work",
     [
-        lambda x: x.add_(1),
-        lambda x: x + 1,
         lambda x: x.sum().item(),
-        lambda x: launch(JITFunction(copy_kernel), 1, given(p_from=x[16:])),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
         lambda x: launch(JITFunction(copy_kernel), 1, given(p_from=x.view(torch.int32))),
     ],
-    ids=["in place", "another operator", "a value", "a part", "another dtype"],
+    ids=["a value", "a size that depends on values", "a mask", "another dtype"],
 )
-def test_what_is_no_launch_and_no_view_is_not_repeated(
+def test_what_depends_on_values_is_not_repeated(
     other_work: Callable[[Tensor], object], compiled: list[Compiled], kernel: Any
 ) -> None:
     kept: dict[Any, Any] = {}
@@ -258,13 +287,16 @@ def test_what_is_no_launch_and_no_view_is_not_repeated(
     assert list(kept.values()) == [MOST_ATTEMPTS + 1]  # Nobody watches any more.
 
 
-def training_step(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, **settings: Any) -> list[Tensor]:
-    """Return the output and the gradients of one call."""
-    inputs = [x for x in (q, k, v, log_g) if x is not None]
+def training_step(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, weight: Tensor | None = None, **settings: Any
+) -> list[Tensor]:
+    """Return the output, the final state, and the gradients of one call."""
+    inputs = [x for x in (q, k, v, log_g, *settings.get("initial_state", ())) if x is not None]
     returned = power_attention(q, k, v, log_g, chunk_size=8, impl="triton", **settings)
-    out = returned[0] if isinstance(returned, tuple) else returned
-    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
-    return [out.detach(), *torch.autograd.grad(out, inputs, weight)]
+    outs = [returned] if isinstance(returned, Tensor) else [returned[0], *(x for x in returned[1] if x is not None)]
+    weights = [torch.linspace(-1, 1, x.numel()).view(x.shape) for x in outs]
+    weights[0] = weights[0] if weight is None else weight
+    return [*(x.detach() for x in outs), *torch.autograd.grad(outs, inputs, weights)]
 
 
 def laid_out(*tensors: Tensor | None, **settings: Any) -> list[Tensor]:
@@ -308,31 +340,31 @@ def test_inputs_that_are_one_tensor_and_views_of_one(tapes: Callable[[], list[An
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["packed", "state", "strided", "expanded gradient", "odd address"])
-def test_what_no_tape_can_repeat_is_laid_out_every_time(name: str, tapes: Callable[[], list[Any]]) -> None:
-    results = []
-    for seed in range(6):
-        inputs = Case(tokens=18, batch=1, groups=1, repeats=1, gated=False, seed=seed).inputs(torch.float32)
+@pytest.mark.parametrize("name", ["packed", "states", "strided", "expanded gradient", "odd address"])
+def test_a_tape_of_other_calls_gives_the_same_bits(name: str, tapes: Callable[[], list[Any]]) -> None:
+    """The lengths of packed sequences are values, which differ from call to call."""
+    calls = []
+    for seed in range(5):
+        case = Case(tokens=18, batch=1, groups=1, repeats=1, with_state=name == "states", seed=seed)
+        inputs = case.inputs(torch.float32)
         q, k, v = arguments(inputs)
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"weight": torch.linspace(-1, 1, 18 * 5).view(1, 18, 1, 5)}
         if name == "packed":
-            # The lengths differ from call to call, and are no part of a shape.
             settings["cu_seqlens"] = torch.tensor([0, 3 + seed, 18])
-        elif name == "state":
-            settings["return_state"] = True
+        elif name == "states":
+            settings |= {"return_state": True, "initial_state": state_of(inputs)}
         elif name == "strided":
             q = torch.randn(1, 18, 1, 16)[..., ::2].requires_grad_()
-        elif name == "odd address":
+        elif name == "expanded gradient":
+            settings["weight"] = torch.ones(()).expand(1, 18, 1, 5)
+        else:
             q = torch.randn(1 + 18 * 8)[1:].view(1, 18, 1, 8).requires_grad_()
-        if name == "expanded gradient":
-            (grad,) = torch.autograd.grad(power_attention(q, k, v, chunk_size=8, impl="triton").sum(), k)
-            (right,) = torch.autograd.grad(power_attention(q, k, v, chunk_size=8, impl="torch").sum(), k)
-            torch.testing.assert_close(grad, right)
-            continue
-        results.append(((q, k, v, None), settings, training_step(q, k, v, None, **settings)))
-    assert any(not isinstance(tape, Tape) for tape in tapes()) or not tapes() or name == "odd address"
-    for tensors, settings, made in results:
-        for one, other in zip(made, laid_out(*tensors, **settings), strict=True):
+        tensors = (q, k, v, inputs["log_g"])
+        calls.append((tensors, settings, training_step(*tensors, **settings)))
+    wanted = [] if name == "odd address" else [Tape, Tape]
+    assert [type(tape) for tape in tapes()] == wanted
+    for tensors, settings, results in calls:
+        for one, other in zip(results, laid_out(*tensors, **settings), strict=True):
             assert torch.equal(one, other)
 
 
