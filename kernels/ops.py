@@ -156,7 +156,8 @@ def _(*flat: Any) -> Five:
     else:
         from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 
-        states, keys = saved_states(LaunchShape.of(shape, inputs), arguments.save_states, inputs.q)
+        ends = has_initial_state, arguments.return_state
+        states, keys = saved_states(LaunchShape.of(shape, inputs), arguments.save_states, *ends, inputs.q)
     final_size = (sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
     return (
         inputs.v.new_empty(shape.batch, shape.tokens, shape.heads, shape.v_head_dim),

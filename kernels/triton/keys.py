@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from powerplan.kernels.triton.features import power, power_derivative
-from powerplan.kernels.triton.phi_gradient import grad_through_phi
+from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
 from powerplan.kernels.triton.prologue import (
     LAST_IN_SEQUENCE,
     chunk_bounds,
@@ -75,7 +75,8 @@ def keys_kernel(
     log_g_cumsum: [tokens, G] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, where NORMALIZE (grad_norm_kernel).
     state_kv: [slots, G, rows, V] bf16 or float32 in, the gradient of the state after each chunk.
-    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE.
+    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 that of Z = sum k k^T, [slots, G, BK,
+        BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
     dk: [tokens, G, K] out.
@@ -104,6 +105,9 @@ def keys_kernel(
     if GATED:
         b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
         b_to_end = tl.exp(tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group) - b_cumsum_s)
+    b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK)
+    o_k = tl.arange(0, BK)
+    o_key = o_s * groups + i_group
     b_dk, b_dv = grad_through_phi(
         p_k,
         s_kt,
@@ -127,10 +131,12 @@ def keys_kernel(
         PRECISION,
     )
     b_dv *= b_to_end[:, None]
+    if NORMALIZE and P == 2:
+        p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
+        b_dk += grad_through_squares(b_k, b_to_end, p_square, has_state, BK, OPERAND, PRECISION)
 
     # The chunk's part, over the group's blocks of queries, from the one on that holds the first of these keys. Scores
     # are computed again, as in queries_kernel.
-    b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK)
     b_v = b_v.to(OPERAND)
     first_query = start + (first - start) // BM * BM
     query_blocks = tl.cdiv(stop - first_query, BM)
@@ -169,8 +175,6 @@ def keys_kernel(
         b_dk = tl.dot(b_ds.to(OPERAND), b_q, b_dk, input_precision=PRECISION)
 
     # Store. Every weight is homogeneous of degree P in k, so -k.dk / P is what a_s gets from this key.
-    o_k = tl.arange(0, BK)
-    o_key = o_s * groups + i_group
     tl.store(
         p_dk + o_key[:, None] * K + o_k[None, :],
         b_dk.to(p_dk.dtype.element_ty),

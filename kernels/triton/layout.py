@@ -12,6 +12,7 @@ key side alone: phi(q) is plain, phi(k) carries the weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement, product
 from math import factorial, prod
@@ -33,6 +34,11 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def padded_dim(size: int) -> int:
+    """Return the least of 32, 64 and 128 that is at least `size`: what the kernels of hopper/ take."""
+    return max(32, power_of_two(size))
+
+
 def step_rows(d: int, p: int) -> int:
     """Return the rows of one step of phi for d features."""
     return power_of_two(d) if p == 1 else STEP_ROWS
@@ -42,10 +48,14 @@ def step_rows(d: int, p: int) -> int:
 def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
     """Return the steps of phi, each p features and a weight.
 
-    The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile.
+    The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile. For p = 2
+    the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2, a
+    lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
     """
     if p == 1:
         return ((0, 1),)
+    if p == 2:
+        return tuple(_pairs(-(-d // TILE)))
     table = []
     for tiles in combinations_with_replacement(range(-(-d // TILE)), p):
         weight = factorial(p) // prod(factorial(tiles.count(tile)) for tile in set(tiles))
@@ -54,6 +64,16 @@ def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
             if all(feature < d for feature in singles):
                 table.append((*singles, tiles[-2] * TILE, tiles[-1] * TILE, weight))
     return tuple(table)
+
+
+def _pairs(tiles: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the pairs of tiles: the first features of both, and 1 for a tile with itself, else 2."""
+    for lead in range(tiles):
+        for ahead in range((tiles + 1) // 2):
+            yield lead * TILE, (lead + ahead) % tiles * TILE, 2 if ahead else 1
+    if tiles % 2 == 0:
+        for lead in range(tiles // 2):
+            yield lead * TILE, (lead + tiles // 2) * TILE, 2
 
 
 def step_count(d: int, p: int, group: int = 1) -> int:
@@ -70,9 +90,12 @@ def step_table(d: int, p: int, group: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def step_conversion(d: int, p: int, group: int, device: torch.device) -> Conversion:
-    """Return the conversion between the shared layout of states and rows of steps, padded to a multiple of `group`."""
-    return conversion(_rows(d, p, group), d, p).to(device)
+def step_conversion(d: int, p: int, width: int, group: int, device: torch.device) -> Conversion:
+    """Return the conversion between the shared layout of states and rows of steps.
+
+    width: features that the steps are of, d and padding. group: the steps are padded to a multiple of it.
+    """
+    return conversion(_rows(width, p, group), d, p).to(device)
 
 
 def _rows(d: int, p: int, group: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -84,3 +107,39 @@ def _rows(d: int, p: int, group: int) -> Iterator[tuple[tuple[int, ...], int]]:
             yield (*singles, lead + i, last + j), weight
     for _ in range((step_count(d, p, group) - len(steps(d, p))) * STEP_ROWS):
         yield (0,) * p, 0
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Between the key part of PowerState for p = 2, [D], and Z = sum k k^T, [width, width], which is symmetric.
+
+    An entry for features i < j holds sqrt(2) Z[i, j], one for i = j holds Z[i, i]: phi(q).phi(k) counts it so. Both
+    conversions are their own adjoints for symmetric gradients, whose entry (i, j) is that of Z[i, j] with Z[j, i] held.
+    """
+
+    entry: Tensor
+    inverse_root: Tensor
+    place: Tensor
+    root: Tensor
+    width: int
+
+    def to_square(self, key: Tensor) -> Tensor:
+        """[..., D] -> [..., width, width]."""
+        return (key.index_select(-1, self.entry) * self.inverse_root).unflatten(-1, (self.width, self.width))
+
+    def from_square(self, square: Tensor) -> Tensor:
+        """[..., width, width] -> [..., D]."""
+        return square.flatten(-2).index_select(-1, self.place) * self.root
+
+
+@lru_cache(maxsize=16)
+def squares(d: int, width: int, device: torch.device) -> Squares:
+    """Return the conversion for d features, padded to `width`."""
+    pairs = list(combinations_with_replacement(range(d), 2))
+    number = {pair: index for index, pair in enumerate(pairs)}
+    grid = [tuple(sorted((i, j))) for i in range(width) for j in range(width)]
+    entry = torch.tensor([number.get(pair, 0) for pair in grid])
+    inverse_root = torch.tensor([0.0 if pair not in number else 1.0 if pair[0] == pair[1] else 0.5**0.5 for pair in grid])
+    place = torch.tensor([i * width + j for i, j in pairs])
+    root = torch.tensor([1.0 if i == j else 2.0**0.5 for i, j in pairs])
+    return Squares(*(x.to(device) for x in (entry, inverse_root, place, root)), width)

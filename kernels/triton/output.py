@@ -69,7 +69,7 @@ def output_kernel(
     v: [tokens, G, V] in.
     log_g_cumsum: [tokens, G] float32 in, where GATED.
     state_kv: [slots, G, rows, V] bf16 or float32 in, the state before each chunk.
-    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE.
+    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
     out: [tokens, H, V] out.
@@ -90,12 +90,19 @@ def output_kernel(
     p_v += i_group * s_vh
     slot = (i_chunk * groups + i_group) * rows
     p_state_kv += slot * V
-    p_state_key += slot
+    p_state_key += (i_chunk * groups + i_group) * (BK * BK) if P == 2 else slot
+
+    # Decay since the start of the chunk, exp(a_t) in [0, 1], once a query instead of once a step; and scale^P with it.
+    b_since_start = tl.full([BM], power_scale, tl.float32)
+    if GATED:
+        b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
+        b_since_start *= tl.exp(b_cumsum_t)
 
     # Query the state, phi(q) kv, step by step. A block reads all of it from L2: at K = V = 64, P = 2 that is 295 KB in
     # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
-    b_out = tl.zeros([BM, BV], tl.float32)
     b_norm = tl.zeros([BM], tl.float32)
+    o_query = o_t * (groups * REPEATS) + i_head
+    b_out = tl.zeros([BM, BV], tl.float32)
     o_row = tl.arange(0, STEP_ROWS)
     for i_step in range(tl.where(has_state, steps, 0)):
         p_step = p_steps + i_step * (P + 1)
@@ -106,29 +113,17 @@ def output_kernel(
         b_out = tl.dot(b_phi, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
         if NORMALIZE and P != 2:
             b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
+    b_out *= b_since_start[:, None]
 
-    # The state's part of the normaliser for P = 2: phi(q).key = q^T Z q. Z is sum k k^T, [K, K]: of its 8 x 8 tiles,
-    # key holds those on the diagonal and, doubled, those above it. One product with K x K in the matrix unit takes the
-    # place of K^2 / 2 multiply-adds a query outside it.
+    # The state's part of the normaliser for P = 2: q^T Z q. One product with K x K in the matrix unit takes the place of
+    # K^2 / 2 multiply-adds a query outside it.
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2 and has_state:
         o_k = tl.arange(0, BK)
-        o_i, o_j = o_k[:, None], o_k[None, :]
-        lead = o_i // 8
-        # Entry (i, j) is in the step of tiles (i // 8, j // 8), 64 rows: the steps before lead's, then last - lead.
-        i_pair = lead * (2 * ((K + 7) // 8) - lead + 1) // 2 + o_j // 8 - lead
-        m_pair = (o_j // 8 >= lead) & (o_i < K) & (o_j < K)
-        b_z = tl.load(p_state_key + i_pair * 64 + (o_i % 8) * 8 + o_j % 8, mask=m_pair, other=0.0)
+        b_square = tl.load(p_state_key + o_k[:, None] * BK + o_k[None, :])
         # [BM, BK] @ [BK, BK] -> [BM, BK]
-        b_qz = tl.dot(b_q.to(OPERAND), b_z.to(OPERAND), input_precision=PRECISION)
+        b_qz = tl.dot(b_q.to(OPERAND), b_square.to(OPERAND), input_precision=PRECISION)
         b_norm += tl.sum(b_qz * b_q.to(tl.float32), 1)
-
-    # Decay since the start of the chunk, exp(a_t) in [0, 1], once a query instead of once a step; and scale^P with it.
-    b_since_start = tl.full([BM], power_scale, tl.float32)
-    if GATED:
-        b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
-        b_since_start *= tl.exp(b_cumsum_t)
-    b_out *= b_since_start[:, None]
     b_norm *= b_since_start
 
     # Attend within the chunk, to blocks of keys up to the last query. Keys at or behind `stop` need no mask of their
@@ -152,6 +147,5 @@ def output_kernel(
     # Normalise and store. norm is kept for the backward pass: 4 bytes a query, instead of another walk over the keys.
     if NORMALIZE:
         b_out /= divisor(b_norm)[:, None]
-        tl.store(p_norm + o_t * (groups * REPEATS) + i_head, b_norm, mask=m_t)
-    p_rows = p_out + (o_t * (groups * REPEATS) + i_head) * V
-    tl.store(p_rows[:, None] + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_t[:, None] & m_v)
+        tl.store(p_norm + o_query, b_norm, mask=m_t)
+    tl.store(p_out + o_query[:, None] * V + o_v[None, :], b_out.to(p_out.dtype.element_ty), mask=m_t[:, None] & m_v)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from powerplan.kernels.triton.features import power_derivative
-from powerplan.kernels.triton.phi_gradient import grad_through_phi
+from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -75,7 +75,7 @@ def queries_kernel(
     log_g_cumsum: [tokens, G] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, where NORMALIZE (grad_norm_kernel).
     state_kv: [slots, G, rows, V] bf16 or float32 in, the state before each chunk.
-    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE.
+    state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
     chunks: [slots, 4] int64 in.
     steps: [steps, P + 1] int32 in.
     dq: [tokens, H, K] out.
@@ -110,6 +110,8 @@ def queries_kernel(
     if GATED:
         b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
         b_since_start *= tl.exp(b_cumsum_t)
+    b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
+    o_k = tl.arange(0, BK)
     b_dq, _ = grad_through_phi(
         p_q,
         s_qt,
@@ -132,10 +134,12 @@ def queries_kernel(
         OPERAND,
         PRECISION,
     )
+    if NORMALIZE and P == 2:
+        p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
+        b_dq += grad_through_squares(b_q, b_grad_norm * b_since_start, p_square, has_state, BK, OPERAND, PRECISION)
 
     # The chunk's part, over blocks of keys up to the last query, with scores computed again: K multiply-adds each,
     # where storing them would take 2 bytes for every pair of tokens.
-    b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     b_y = b_y.to(OPERAND)
     for begin in range(start, tl.minimum(first + BM, stop), BN):
         o_s, m_s = token_block(begin, stop, BN)
@@ -159,7 +163,6 @@ def queries_kernel(
 
     # Store. Every weight is homogeneous of degree P in q, so q.dq / P is what a_t gets from this query: the gates cost
     # K multiply-adds a token, from dq in float32, before it is rounded.
-    o_k = tl.arange(0, BK)
     m_dq = m_t[:, None] & (o_k < K)[None, :]
     tl.store(p_dq + o_query[:, None] * K + o_k[None, :], b_dq.to(p_dq.dtype.element_ty), mask=m_dq)
     if GATED:

@@ -53,6 +53,7 @@ def scan_kernel(
     BLOCK: tl.constexpr,
     GATED: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    KEYED: tl.constexpr,
     HAS_START: tl.constexpr,
     WANT_END: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -69,11 +70,11 @@ def scan_kernel(
     log_g_cumsum: [tokens, G] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, backward where NORMALIZE (grad_norm_kernel).
     start_kv: [N, G, rows, V] float32 in, where HAS_START: initial states. Backward: gradients of the final states.
-    start_key: [N, G, rows] float32 in, likewise, where NORMALIZE.
+    start_key: [N, G, rows] float32 in, likewise, where KEYED.
     state_kv: [slots, G, rows, V] bf16 or float32 out.
-    state_key: [slots, G, rows] float32 out, where NORMALIZE.
+    state_key: [slots, G, rows] float32 out, where KEYED.
     end_kv: [N, G, rows, V] float32 out, where WANT_END: final states. Backward: gradients of the initial states.
-    end_key: [N, G, rows] float32 out, likewise, where NORMALIZE.
+    end_key: [N, G, rows] float32 out, likewise, where KEYED.
     forward_kv: [slots, G, rows, V] in, backward where GATED: state_kv of the forward pass.
     forward_key: [slots, G, rows] float32 in, likewise state_key.
     grad_gate_carry: [slots, G, state_blocks] float32 out, backward where GATED, not for the last chunk of a sequence.
@@ -82,6 +83,7 @@ def scan_kernel(
     chunks: [slots, 4] int64 in.
     first_chunk: [N + 1] int64 in, the first slot of each sequence.
     steps: [steps, P + 1] int32 in.
+    KEYED: whether the normaliser is summed here: where there is one, but for P = 2 (squares.py).
     REPEATS: query heads of a group in x and v: 1 forward. BLOCK: tokens that a product sums over.
     """
     ROWS: tl.constexpr = STEPS * STEP_ROWS
@@ -104,7 +106,7 @@ def scan_kernel(
     b_key = tl.zeros([ROWS], tl.float32)
     if HAS_START:
         b_kv = tl.load(p_start_kv + first_row * V + o_kv, mask=m_v, other=0.0)
-        if NORMALIZE:
+        if KEYED:
             b_key = tl.load(p_start_key + first_row + o_row)
         if not BACKWARD:
             b_unweighted = 1.0 / divisor(b_weight)
@@ -128,7 +130,7 @@ def scan_kernel(
                 b_stored_kv = b_kv * b_weight[:, None]
                 b_stored_key = b_key * b_weight
             tl.store(p_state_kv + slot * V + o_kv, b_stored_kv.to(p_state_kv.dtype.element_ty), mask=m_v)
-            if NORMALIZE:
+            if KEYED:
                 tl.store(p_state_key + slot + o_row, b_stored_key)
             # <dS, S> while dS is here: the state after this chunk is the one before the next. It costs one more read
             # of the forward states. A part for each program, not an atomic sum, so that results repeat bit for bit.
@@ -136,7 +138,7 @@ def scan_kernel(
                 slot += groups * rows
                 b_forward_kv = tl.load(p_forward_kv + slot * V + o_kv, mask=m_v, other=0.0).to(tl.float32)
                 b_carry = tl.sum(b_forward_kv * b_kv, 1)
-                if NORMALIZE:
+                if KEYED:
                     b_carry += tl.load(p_forward_key + slot + o_row) * b_key
                 p_carry = p_grad_gate_carry + (i_chunk * groups + i_group) * state_blocks + i_state_block
                 tl.store(p_carry, tl.sum(b_carry, 0))
@@ -169,15 +171,16 @@ def scan_kernel(
                 if BACKWARD:
                     b_factor *= power_scale
                     o_query = o_t * (groups * REPEATS) + i_head
-                    if NORMALIZE:
+                    if KEYED:
                         b_key_factor = b_factor * tl.load(p_grad_norm + o_query, mask=m_t, other=0.0)
+                    if NORMALIZE:
                         b_factor *= tl.load(p_inverse_norm + o_query, mask=m_t, other=0.0)
                 if GATED or BACKWARD:
                     b_v = b_v.to(tl.float32) * b_factor[:, None]
                 # [ROWS, BLOCK] @ [BLOCK, BV] -> [ROWS, BV]
                 b_kv = tl.dot(b_phi, b_v.to(OPERAND), b_kv, input_precision=PRECISION)
                 # The normaliser's column is summed outside the matrix unit: a 65th column would pad to 128.
-                if NORMALIZE:
+                if KEYED:
                     if GATED or BACKWARD:
                         b_key += tl.sum(b_phi.to(tl.float32) * b_key_factor[None, :], 1)
                     else:
@@ -189,5 +192,5 @@ def scan_kernel(
             b_kv *= b_weight[:, None]
             b_key *= b_weight
         tl.store(p_end_kv + first_row * V + o_kv, b_kv, mask=m_v)
-        if NORMALIZE:
+        if KEYED:
             tl.store(p_end_key + first_row + o_row, b_key)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
-from powerplan.kernels.triton.layout import power_of_two, step_count, step_rows
+from powerplan.kernels.triton.layout import padded_dim, power_of_two, step_count, step_rows
+from powerplan.kernels.triton.support import hopper_lacking
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,47 @@ class LaunchShape:
         sequences: N, rows of the batch, or packed sequences in one row.
         dtype: That of q, k and v.
         arch: Family of GPUs, 80 or 90, as `config.family` returns it.
+        hopper: Whether the kernels of hopper/ compute what has to do with states.
     """
 
     call: CallShape
     sequences: int
     dtype: torch.dtype
     arch: int
+    hopper: bool = False
+
+    @property
+    def phi_width(self) -> int:
+        """Features that phi is made of: K, and padding where the kernels of hopper/ need it."""
+        return padded_dim(self.call.head_dim) if self.hopper else self.call.head_dim
+
+    @property
+    def stored_columns(self) -> int:
+        """Columns of stored states: V, and padding where the kernels of hopper/ need it."""
+        return padded_dim(self.call.v_head_dim) if self.hopper else self.call.v_head_dim
+
+    @property
+    def key_size(self) -> tuple[int, ...]:
+        """Size of a state's normaliser: Z = sum k k^T for p = 2, else a value for each row; empty without one."""
+        if not self.call.normalize:
+            return ()
+        return (self.square_width,) * 2 if self.call.p == 2 else (self.rows,)
+
+    @property
+    def square_width(self) -> int:
+        """Rows and columns of Z = sum k k^T, with padding."""
+        return self.phi_width if self.hopper else power_of_two(self.call.head_dim)
+
+    @property
+    def key_dtype(self) -> torch.dtype:
+        """Dtype of a state's normaliser: a right operand of the kernels of hopper/, else float32."""
+        return self.dtype if self.hopper else torch.float32
 
     @staticmethod
     def of(call: CallShape, inputs: Inputs) -> LaunchShape:
         """Return the shape of a call with what these kernels need beside it."""
-        return LaunchShape(call, inputs.sequences, inputs.q.dtype, family(inputs.q.device))
+        dtype, device = inputs.q.dtype, inputs.q.device
+        return LaunchShape(call, inputs.sequences, dtype, family(device), uses_hopper(call, dtype, device))
 
     # Cached, and a call's shape with it (launch_shape): every launch reads some of them.
     @cached_property
@@ -65,13 +96,18 @@ class LaunchShape:
     @cached_property
     def scan_steps(self) -> int:
         """Steps of phi that one program of the scan owns."""
-        return 1 if self.call.p == 1 else self.blocks("scan").steps
+        return 1 if self.call.p == 1 or self.hopper else self.blocks("scan").steps
 
     @cached_property
     def rows(self) -> int:
         """Rows of phi, padded to what one program of the scan owns."""
-        head_dim, p = self.call.head_dim, self.call.p
-        return step_rows(head_dim, p) * step_count(head_dim, p, self.scan_steps)
+        width, p = self.phi_width, self.call.p
+        return step_rows(width, p) * step_count(width, p, self.scan_steps)
+
+    def has_states(self, has_start: bool, want_end: bool) -> bool:
+        """Whether there is any state to compute or to query: not where each sequence is one chunk and starts empty."""
+        dense = self.sequences == self.call.batch
+        return has_start or want_end or not dense or self.call.tokens > self.call.chunk_size
 
     def constants(self) -> dict[str, Any]:
         """Return the constants that all kernels over chunks take. They are the same dict every time: not to change."""
@@ -94,6 +130,12 @@ class LaunchShape:
         }
 
 
+def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that can run them."""
+    fits = call.p == 2 and dtype == torch.bfloat16 and max(call.head_dim, call.v_head_dim) <= 128
+    return fits and hopper_lacking(device) is None
+
+
 def launch_shape(call: CallShape, inputs: Inputs) -> LaunchShape:
     """Return `LaunchShape.of`, the same one for every call of one shape. Sizes that are traced are no keys."""
     return _launch_shape(call, inputs.sequences, inputs.q.dtype, inputs.q.device)
@@ -101,7 +143,7 @@ def launch_shape(call: CallShape, inputs: Inputs) -> LaunchShape:
 
 @lru_cache(maxsize=1024)
 def _launch_shape(call: CallShape, sequences: int, dtype: torch.dtype, device: torch.device) -> LaunchShape:
-    return LaunchShape(call, sequences, dtype, family(device))
+    return LaunchShape(call, sequences, dtype, family(device), uses_hopper(call, dtype, device))
 
 
 @dataclass(frozen=True)
@@ -139,12 +181,16 @@ def dense_chunk_table(batch: int, tokens: int, chunk_size: int, slots: int, devi
     return chunk_table(torch.arange(batch + 1, device=device) * tokens, chunk_size, slots)
 
 
-def saved_states(shape: LaunchShape, save_states: bool, like: Tensor) -> tuple[Tensor, Tensor]:
+def saved_states(
+    shape: LaunchShape, save_states: bool, has_start: bool, want_end: bool, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return tensors of the sizes of the states and keys saved for the backward pass; empty if they are not saved."""
     _, _, stored = operand(shape.dtype)
-    size = (shape.chunk_slots, shape.call.kv_heads, shape.rows)
-    states = like.new_empty((*size, shape.call.v_head_dim) if save_states else (0,), dtype=stored)
-    return states, like.new_empty(size if save_states and shape.call.normalize else (0,), dtype=torch.float32)
+    slots = shape.chunk_slots if shape.has_states(has_start, want_end) else 0
+    size = (slots, shape.call.kv_heads)
+    states = like.new_empty((*size, shape.rows, shape.stored_columns) if save_states else (0,), dtype=stored)
+    keys = (*size, *shape.key_size) if save_states and shape.call.normalize else (0,)
+    return states, like.new_empty(keys, dtype=shape.key_dtype)
 
 
 def tokens_first(x: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ def grad_norm_kernel(
     p_norm,
     p_inverse_norm,
     p_grad_norm,
+    p_y,
     s_gt,
     s_gh,
     queries,
@@ -102,6 +103,7 @@ def grad_norm_kernel(
     V: tl.constexpr,
     BV: tl.constexpr,
     BLOCK: tl.constexpr,
+    WANT_Y: tl.constexpr,
 ):
     """Compute the gradients of numerator and denominator from that of the output, their quotient. BLOCK queries each.
 
@@ -112,6 +114,7 @@ def grad_norm_kernel(
     norm: [tokens, H] float32 in.
     inverse_norm: [tokens, H] float32 out: 1 / norm, and 1 where norm is 0.
     grad_norm: [tokens, H] float32 out: the gradient of norm, -<grad_out, out> / norm, and 0 where norm is 0.
+    y: [tokens, H, V] contiguous, out, where WANT_Y: grad_out / norm.
     queries: tokens H. heads: H.
     """
     # Load.
@@ -128,3 +131,6 @@ def grad_norm_kernel(
     b_grad_norm = tl.where(b_norm == 0, 0.0, -tl.sum(b_out * b_grad_out, 1) * b_inverse_norm)
     tl.store(p_inverse_norm + o_query, b_inverse_norm, mask=m_query)
     tl.store(p_grad_norm + o_query, b_grad_norm, mask=m_query)
+    if WANT_Y:
+        b_y = (b_grad_out * b_inverse_norm[:, None]).to(p_y.dtype.element_ty)
+        tl.store(p_y + o_query[:, None] * V + o_v[None, :], b_y, mask=m_block)

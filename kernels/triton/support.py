@@ -46,3 +46,10 @@ def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
     if v.shape[3] > largest:
         return f"takes head dims of v up to {largest} in {q.dtype}, and it is {v.shape[3]}"
     return None
+
+
+def hopper_lacking(device: torch.device) -> str | None:
+    """Return why the kernels of hopper/ cannot run on a device, or None if they can."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return "needs a GPU of compute capability 9.0"
+    return None

@@ -375,8 +375,8 @@ def test_the_work_of_a_call(tmp_path: Path) -> None:
     command = [sys.executable, str(HOST_TIME), "--repeats", "1", "--out", str(result)]
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=100)
     rows = {row["name"]: row for row in json.loads(result.read_text(encoding="utf-8"))["rows"]}
-    assert rows["forward and backward"]["launches"] == 6
-    assert rows["forward and backward, gated"]["launches"] == 9
-    # 104 and 307 when this was written.
+    assert rows["forward and backward"]["launches"] == 10
+    assert rows["forward and backward, gated"]["launches"] == 13
+    # 115 and 388 when this was written.
     assert rows["no gradients"]["calls"] < 150
-    assert rows["forward and backward, gated"]["calls"] < 400
+    assert rows["forward and backward, gated"]["calls"] < 500

@@ -1,0 +1,201 @@
+"""The gradients of keys and values: through the state, and through the chunk's queries. Legend: ../prologue.py."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+
+from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
+from powerplan.kernels.triton.hopper.layouts import sums_layout
+from powerplan.kernels.triton.hopper.within import (
+    LOG2E,
+    anew,
+    copy_pair,
+    decays,
+    load_gate,
+    new_barriers,
+    owned_rows,
+    rows_and_columns,
+    state_at,
+)
+
+
+@gluon.jit
+def column_decays(p_log_g_cumsum, o_t, stop, reference, whole, groups, i_group, GATED: gl.constexpr):
+    """Return what `decays` takes of a block of queries; nothing of it is left of queries of the next sequence."""
+    b_gate = load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED)
+    b_gate = gl.where(o_t < stop, b_gate, float("-inf"))
+    return gl.where(whole, gl.exp2(b_gate - reference), b_gate)
+
+
+@gluon.jit
+def column_shares(p_grad_norm, o_t, stop, heads, i_head, NORMALIZE: gl.constexpr):
+    """Return u of a block of queries."""
+    if NORMALIZE:
+        b_u = gl.load(p_grad_norm + o_t.to(gl.int64) * heads + i_head, mask=o_t < stop, other=0.0)
+    else:
+        b_u = o_t.to(gl.float32) * 0.0
+    return b_u
+
+
+@gluon.jit
+def keys_kernel(
+    k_desc,
+    v_desc,
+    q_desc,
+    y_desc,
+    square_desc,
+    p_log_g_cumsum,
+    p_grad_norm,
+    p_chunks,
+    p_part_k,
+    p_part_v,
+    p_dk,
+    p_dv,
+    p_k_dot_dk,
+    groups,
+    token_blocks,
+    power_scale,
+    K: gl.constexpr,
+    V: gl.constexpr,
+    DIM_K: gl.constexpr,
+    DIM_V: gl.constexpr,
+    REPEATS: gl.constexpr,
+    BN: gl.constexpr,
+    BM: gl.constexpr,
+    STAGES: gl.constexpr,
+    GATED: gl.constexpr,
+    NORMALIZE: gl.constexpr,
+    HAS_START: gl.constexpr,
+    HAS_STATES: gl.constexpr,
+):
+    """Compute dk and dv for BN keys of one key/value head, p = 2. Grid: slots G token_blocks programs.
+
+    With y the gradient of the sum of weighted values and u that of norm, a weight w gives w y to dv, and y.v + u is the
+    gradient of w.
+
+    k: [tokens, G K], v: [tokens, G V], q: [tokens, H K], y: [tokens, H V] bf16 in, by descriptor, tiles of BN and BM
+        rows of a head.
+    square: [slots G K, K] bf16 in, by descriptor: the gradient of Z after each chunk, where NORMALIZE and HAS_STATES.
+    log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
+    chunks: [slots, 4] int64 in.
+    part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] float32 in, where HAS_STATES: what comes back through the
+        state without the normaliser (expand.py), for chunks that have a gradient of the state after them.
+    dk: [tokens, G, DIM_K] bf16 out. dv: [tokens, G, DIM_V] bf16 out. k_dot_dk: [tokens, G] float32 out, where GATED.
+    K, V: head dims, padded. BN: a multiple of BM.
+    HAS_START: whether the last chunk of a sequence has a gradient of the state after it. HAS_STATES: whether any has.
+    """
+    WARPS: gl.constexpr = gl.num_warps()
+    SCORES: gl.constexpr = sums_layout(BM, WARPS)
+    OF_K: gl.constexpr = sums_layout(K, WARPS)
+    OF_V: gl.constexpr = sums_layout(V, WARPS)
+    LEFT_K: gl.constexpr = gl.DotOperandLayout(0, OF_K, 2)
+    LEFT_V: gl.constexpr = gl.DotOperandLayout(0, OF_V, 2)
+    ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
+    COLUMN: gl.constexpr = gl.SliceLayout(0, SCORES)
+    i_chunk, start, stop, i_group, _, first = owned_rows(p_chunks, groups, token_blocks, BN, 1)
+    if first < stop:
+        has_state = state_at(p_chunks, i_chunk, 3, HAS_START)
+        k_tile = gl.allocate_shared_memory(k_desc.dtype, [BN, K], k_desc.layout)
+        v_tile = gl.allocate_shared_memory(v_desc.dtype, [BN, V], v_desc.layout)
+        q_ring = gl.allocate_shared_memory(q_desc.dtype, [STAGES, BM, K], q_desc.layout)
+        y_ring = gl.allocate_shared_memory(y_desc.dtype, [STAGES, BM, V], y_desc.layout)
+        bars = new_barriers(STAGES + 2)
+        own_bar = bars.index(STAGES)
+        mbarrier.expect(own_bar, BN * (K + V) * 2)
+        copy_tile(k_desc, [first, i_group * K], own_bar, k_tile)
+        copy_tile(v_desc, [first, i_group * V], own_bar, v_tile)
+        # Blocks of queries from the first of these keys on, those of one head after those of another.
+        blocks = (stop - first + BM - 1) // BM
+        count = blocks * REPEATS
+        for i in gl.static_range(STAGES - 1):
+            i_head = i_group * REPEATS + i // blocks
+            copy_pair(
+                q_desc, y_desc, first + i % blocks * BM, i_head * K, i_head * V, q_ring, y_ring, bars, i, i < count
+            )  # fmt: skip
+
+        o_row = first + gl.arange(0, BN, ROW)
+        o_column = first + gl.arange(0, BM, COLUMN)
+        m_row = o_row < stop
+        b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
+        # The reference of decays is the last of these keys, or of the chunk's.
+        reference = 0.0
+        left = 0.0
+        if GATED:
+            last = gl.minimum(first + BN, stop) - 1
+            reference = gl.load(p_log_g_cumsum + (last * groups + i_group)) * LOG2E
+            left = gl.load(p_log_g_cumsum + ((stop - 1) * groups + i_group)) * LOG2E
+        b_factor = gl.exp2(gl.where(m_row, reference - b_gate, 0.0)) * power_scale
+        # Half of dk: the 2 of the derivative of a square multiplies it at the end.
+        dk = gl.zeros([BN, K], gl.float32, OF_K)
+        dv = gl.zeros([BN, V], gl.float32, OF_V)
+        none = gl.zeros([BN, BM], gl.float32, SCORES)
+        mbarrier.wait(own_bar, 0)
+        if HAS_STATES:
+            o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, K, DIM_K, OF_K)
+            o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, V, DIM_V, OF_V)
+            dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0) * 0.5
+            dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0)
+            if NORMALIZE:
+                if has_state:
+                    square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
+                    square_bar = bars.index(STAGES + 1)
+                    mbarrier.expect(square_bar, K * K * 2)
+                    copy_tile(square_desc, [(i_chunk * groups + i_group) * K, 0], square_bar, square)
+                    mbarrier.wait(square_bar, 0)
+                    b_kz = warpgroup_mma(k_tile, square, gl.zeros([BN, K], gl.float32, OF_K), is_async=True)
+                    b_kz = warpgroup_mma_wait(0, deps=[b_kz])
+                    b_to_end = gl.exp2(gl.where(m_row, left - b_gate, 0.0))
+                    dk += b_kz * gl.expand_dims(gl.convert_layout(b_to_end, gl.SliceLayout(1, OF_K)), 1)
+
+        mbarrier.wait(bars.index(0), 0)
+        b_s = warpgroup_mma(k_tile, q_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+        b_dw = warpgroup_mma(v_tile, y_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+        b_s, b_dw = warpgroup_mma_wait(0, deps=[b_s, b_dw])
+        heads = groups * REPEATS
+        b_columns = column_decays(p_log_g_cumsum, o_column, stop, reference, BN <= 0, groups, i_group, GATED)
+        b_u = column_shares(p_grad_norm, o_column, stop, heads, i_group * REPEATS, NORMALIZE)
+        b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_column, count < 0, power_scale, True)
+        b_left_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
+        b_left_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
+        for i in range(1, count):
+            slot = i % STAGES
+            before = (i - 1) % STAGES
+            ahead = i + STAGES - 2
+            copied_head = i_group * REPEATS + ahead // blocks
+            copy_pair(
+                q_desc, y_desc, first + ahead % blocks * BM, copied_head * K, copied_head * V, q_ring, y_ring, bars,
+                ahead % STAGES, (ahead >= STAGES - 1) & (ahead < count),
+            )  # fmt: skip
+            i_block = i % blocks
+            o_t = o_column + i_block * BM
+            # Queries behind these keys see all of them.
+            whole = i_block * BM >= BN
+            b_columns = column_decays(p_log_g_cumsum, o_t, stop, reference, whole, groups, i_group, GATED)
+            b_u = column_shares(p_grad_norm, o_t, stop, heads, i_group * REPEATS + i // blocks, NORMALIZE)
+            mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
+            b_s = warpgroup_mma(k_tile, q_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+            b_dw = warpgroup_mma(v_tile, y_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+            dk = warpgroup_mma(b_left_k, q_ring.index(before), dk, is_async=True)
+            dv = warpgroup_mma(b_left_v, y_ring.index(before), dv, is_async=True)
+            b_s, b_dw = warpgroup_mma_wait(2, deps=[b_s, b_dw])
+            b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
+            b_next_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
+            b_next_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
+            dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
+            b_left_k = b_next_k
+            b_left_v = b_next_v
+        dk = warpgroup_mma(b_left_k, q_ring.index((count - 1) % STAGES), dk, is_async=True)
+        dv = warpgroup_mma(b_left_v, y_ring.index((count - 1) % STAGES), dv, is_async=True)
+        dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
+
+        dk = dk * 2.0
+        # Computed anew: kept over the loop, the offsets would take registers that it has not got.
+        o_dk, m_dk = rows_and_columns(anew(first), stop, groups, i_group, BN, K, DIM_K, OF_K)
+        o_dv, m_dv = rows_and_columns(anew(first), stop, groups, i_group, BN, V, DIM_V, OF_V)
+        if GATED:
+            b_dot = gl.sum(dk * k_tile.load(OF_K).to(gl.float32), 1)
+            o_key = first + gl.arange(0, BN, gl.SliceLayout(1, OF_K))
+            gl.store(p_k_dot_dk + (o_key.to(gl.int64) * groups + i_group), b_dot, mask=o_key < stop)
+        gl.store(p_dk + o_dk, dk.to(p_dk.dtype.element_ty), mask=m_dk)
+        gl.store(p_dv + o_dv, dv.to(p_dv.dtype.element_ty), mask=m_dv)

@@ -1,0 +1,158 @@
+"""The output: what the state adds to each block of queries, and attention within the chunk. Legend: ../prologue.py."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+
+from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
+from powerplan.kernels.triton.hopper.layouts import sums_layout
+from powerplan.kernels.triton.hopper.within import (
+    LOG2E,
+    anew,
+    copy_pair,
+    decays,
+    load_gate,
+    new_barriers,
+    owned_rows,
+    rows_and_columns,
+    state_at,
+)
+
+
+@gluon.jit
+def column_decays(p_log_g_cumsum, o_s, stop, reference, whole, groups, i_group, GATED: gl.constexpr):
+    """Return what `decays` takes of a block of keys."""
+    b_gate = load_gate(p_log_g_cumsum, o_s, stop, groups, i_group, GATED)
+    return gl.where(whole, gl.exp2(reference - b_gate), b_gate)
+
+
+@gluon.jit
+def output_kernel(
+    q_desc,
+    k_desc,
+    v_desc,
+    square_desc,
+    p_log_g_cumsum,
+    p_chunks,
+    p_part,
+    p_out,
+    p_norm,
+    groups,
+    token_blocks,
+    power_scale,
+    K: gl.constexpr,
+    V: gl.constexpr,
+    DIM: gl.constexpr,
+    REPEATS: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    GATED: gl.constexpr,
+    NORMALIZE: gl.constexpr,
+    HAS_START: gl.constexpr,
+    HAS_STATES: gl.constexpr,
+):
+    """Compute the output for BM queries of one head, p = 2. Grid: slots H token_blocks programs.
+
+    q: [tokens, H K], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM, BN and BN rows of a head.
+    square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
+    log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
+    part: [tokens, H, DIM] float32 in, where HAS_STATES: the state's part of the sums (expand.py), for chunks that have
+        a state before them.
+    out: [tokens, H, DIM] bf16 out. norm: [tokens, H] float32 out, where NORMALIZE.
+    K, V: head dims, padded; DIM: that of out. BM: a multiple of BN.
+    HAS_START: whether the first chunk of a sequence has a state before it. HAS_STATES: whether any has.
+    """
+    WARPS: gl.constexpr = gl.num_warps()
+    SCORES: gl.constexpr = sums_layout(BN, WARPS)
+    SUMS: gl.constexpr = sums_layout(V, WARPS)
+    SQUARES: gl.constexpr = sums_layout(K, WARPS)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
+    ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
+    COLUMN: gl.constexpr = gl.SliceLayout(0, SCORES)
+    i_chunk, start, stop, i_group, i_head, first = owned_rows(p_chunks, groups, token_blocks, BM, REPEATS)
+    if first < stop:
+        has_state = state_at(p_chunks, i_chunk, 2, HAS_START)
+        q_tile = gl.allocate_shared_memory(q_desc.dtype, [BM, K], q_desc.layout)
+        k_ring = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BN, K], k_desc.layout)
+        v_ring = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BN, V], v_desc.layout)
+        bars = new_barriers(STAGES + 2)
+        q_bar = bars.index(STAGES)
+        mbarrier.expect(q_bar, BM * K * 2)
+        copy_tile(q_desc, [first, i_head * K], q_bar, q_tile)
+        count = (gl.minimum(first + BM, stop) - start + BN - 1) // BN
+        whole = (first - start) // BN
+        for i in gl.static_range(STAGES - 1):
+            copy_pair(
+                k_desc, v_desc, start + i * BN, i_group * K, i_group * V, k_ring, v_ring, bars, i, i < count
+            )  # fmt: skip
+
+        o_row = first + gl.arange(0, BM, ROW)
+        o_column = start + gl.arange(0, BN, COLUMN)
+        m_row = o_row < stop
+        b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
+        # The reference of decays is the last key before the block.
+        reference = 0.0
+        if GATED:
+            reference = gl.load(p_log_g_cumsum + (gl.maximum(first - 1, start) * groups + i_group)) * LOG2E
+        b_factor = gl.exp2(gl.where(first > start, b_gate - reference, 0.0)) * power_scale
+        b_norm = gl.zeros([BM], gl.float32, ROW)
+        acc = gl.zeros([BM, V], gl.float32, SUMS)
+        none = gl.zeros([BM, BN], gl.float32, SCORES)
+        mbarrier.wait(q_bar, 0)
+        if HAS_STATES:
+            o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
+            acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0)
+            if NORMALIZE:
+                if has_state:
+                    # q^T Z q, by a product with Z: K multiply-adds a query remain outside the matrix unit.
+                    square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
+                    square_bar = bars.index(STAGES + 1)
+                    mbarrier.expect(square_bar, K * K * 2)
+                    copy_tile(square_desc, [(i_chunk * groups + i_group) * K, 0], square_bar, square)
+                    mbarrier.wait(square_bar, 0)
+                    b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SQUARES), is_async=True)
+                    b_qz = warpgroup_mma_wait(0, deps=[b_qz])
+                    b_sum = gl.sum(b_qz * q_tile.load(SQUARES).to(gl.float32), 1)
+                    b_since = gl.exp2(b_gate) * power_scale
+                    b_norm = gl.convert_layout(b_sum, ROW) * b_since
+
+        mbarrier.wait(bars.index(0), 0)
+        b_s = warpgroup_mma(q_tile, k_ring.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+        b_s = warpgroup_mma_wait(0, deps=[b_s])
+        b_columns = column_decays(p_log_g_cumsum, o_column, stop, reference, 0 < whole, groups, i_group, GATED)
+        b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_column, 0 < whole, power_scale, False)
+        if NORMALIZE:
+            b_norm += gl.sum(b_w, 1)
+        b_left = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)
+        for i in range(1, count):
+            slot = i % STAGES
+            before = (i - 1) % STAGES
+            # Keys and values of block i + STAGES - 2 go where those of block i - 2 were.
+            ahead = i + STAGES - 2
+            copy_pair(
+                k_desc, v_desc, start + ahead * BN, i_group * K, i_group * V, k_ring, v_ring, bars, ahead % STAGES,
+                (ahead >= STAGES - 1) & (ahead < count),
+            )  # fmt: skip
+            o_s = o_column + i * BN
+            b_columns = column_decays(p_log_g_cumsum, o_s, stop, reference, i < whole, groups, i_group, GATED)
+            mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
+            b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
+            acc = warpgroup_mma(b_left, v_ring.index(before), acc, is_async=True)
+            b_s = warpgroup_mma_wait(1, deps=[b_s])
+            b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
+            if NORMALIZE:
+                b_norm += gl.sum(b_w, 1)
+            b_next = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)
+            acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
+            b_left = b_next
+        acc = warpgroup_mma(b_left, v_ring.index((count - 1) % STAGES), acc, is_async=True)
+        acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
+
+        o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
+        if NORMALIZE:
+            gl.store(p_norm + (o_row.to(gl.int64) * (groups * REPEATS) + i_head), b_norm, mask=m_row)
+            b_inverse = 1.0 / gl.where(b_norm == 0, 1.0, b_norm)
+            acc = acc * gl.expand_dims(gl.convert_layout(b_inverse, gl.SliceLayout(1, SUMS)), 1)
+        gl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_out)

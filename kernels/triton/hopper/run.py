@@ -1,0 +1,321 @@
+"""Launches the kernels of this folder: the states of all chunks, and what they add to out, dq, dk and dv."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from powerplan.kernels.triton.hopper.copies import copy_kernel, widen_kernel
+from powerplan.kernels.triton.hopper.expand import expand_kernel
+from powerplan.kernels.triton.hopper.keys import keys_kernel
+from powerplan.kernels.triton.hopper.layouts import tile_layout
+from powerplan.kernels.triton.hopper.output import output_kernel
+from powerplan.kernels.triton.hopper.queries import queries_kernel
+from powerplan.kernels.triton.hopper.states import states_kernel
+from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
+from powerplan.kernels.triton.launching import launch
+from powerplan.kernels.triton.layout import TILE, padded_dim
+from powerplan.kernels.triton.shapes import LaunchShape
+
+BLOCK = 64
+"""Tokens of a block of the copies and of the sums over chunks."""
+
+STEP = TILE * TILE
+"""Rows of a step of phi."""
+
+
+def expand_blocks(columns: int, chunk_size: int) -> tuple[int, int, int]:
+    """Return the tokens of a program of `expand_kernel`, its warps, and the tiles of its ring."""
+    if chunk_size <= 64:
+        return 64, 4, 4
+    return (128, 8, 4) if columns == 128 else (128, 4, 4)
+
+
+def within_blocks(kernel: str, shape: LaunchShape) -> tuple[int, int, int, int]:
+    """Return the rows that a program of "output", "queries" or "keys" owns, the columns it takes, warps and stages."""
+    wide = max(shape.phi_width, shape.stored_columns) == 128
+    if kernel == "output":
+        return 128, 64, 8, 3
+    if kernel == "queries":
+        return (64, 64, 4, 2) if wide else (64, 64, 4, 3)
+    return (64, 32, 4, 3) if wide else (64, 64, 4, 3)
+
+
+def states_blocks(columns: int) -> tuple[int, int]:
+    """Return the tokens of a block of `states_kernel`, and the blocks of its rings."""
+    return BLOCK, 3
+
+
+def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
+    """Return the descriptor of x [..., columns] as [all rows, columns], read in tiles of `rows` full rows."""
+    return TensorDescriptor.from_tensor(x.flatten(0, -2), [rows, x.shape[-1]], tile_layout(x.shape[-1]))
+
+
+def scan_states(
+    calls: Launches,
+    x: Tensor,
+    v: Tensor,
+    start: StatePair | None,
+    want_end: bool,
+    norm_grads: NormGrads | None,
+    forward_states: StatePair | None,
+) -> tuple[StatePair, StatePair, Tensor]:
+    """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
+    from powerplan.kernels.triton.states import running_sum
+
+    shape, call = calls.shape, calls.shape.call
+    backward = norm_grads is not None
+    repeats = call.heads_per_kv_head if backward else 1
+    width, columns = shape.phi_width, shape.stored_columns
+    chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
+    copies = (shape.chunk_slots, call.kv_heads * repeats)
+    xt = x.new_empty(*copies, width, chunk)
+    y = x.new_empty(*copies, chunk, columns)
+    arguments: dict[str, Any] = {
+        "p_x": x,
+        "p_y": v,
+        "p_log_g_cumsum": calls.log_g_cumsum,
+        "p_chunks": calls.chunk_table.chunks,
+        "p_xt": xt,
+        "p_y_copy": y,
+        "s_xt": x.stride(0),
+        "s_xh": x.stride(1),
+        "s_yt": v.stride(0),
+        "s_yh": v.stride(1),
+        "groups": call.kv_heads,
+        "token_blocks": chunk // BLOCK,
+        "chunk": chunk,
+        "power_scale": calls.power_scale,
+        "DIM_X": call.head_dim,
+        "DIM_Y": call.v_head_dim,
+        "PADDED_X": width,
+        "PADDED_Y": columns,
+        "REPEATS": repeats,
+        "BLOCK": BLOCK,
+        "GATED": calls.gated,
+        "BACKWARD": backward,
+    }
+    launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
+    share = min(width // TILE // 2, 256 // columns)
+    parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
+    block, stages = states_blocks(columns)
+    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, block], tile_layout(block))
+    arguments = {
+        "xt_desc": xt_tiles,
+        "y_desc": _tiles(y, block),
+        "p_chunks": calls.chunk_table.chunks,
+        "p_parts": parts,
+        "groups": call.kv_heads,
+        "chunk": chunk,
+        "REPEATS": repeats,
+        "TILES_X": width // TILE,
+        "V": columns,
+        "SHARE": share,
+        "BT": block,
+        "STAGES": stages,
+    }
+    launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
+    start_kv = None if start is None else start[0]
+    forward = None if forward_states is None else forward_states[0]
+    states, end, carry = running_sum(
+        calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype
+    )
+    return (states, calls.placeholder), (end, calls.placeholder), carry
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the products with a state.
+
+    x, y: [tokens, heads, dim], the tensors whose outer product is taken; y is None where it is x.
+    of_keys: Whether x are keys, which the state after the chunk acts on.
+    has_edge: Whether the first chunk (of_keys: the last) of a sequence has such a state, too.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    of_keys: bool
+    has_edge: bool
+
+
+class HopperLaunches(Launches):
+    """The kernels of this folder over one call's tensors."""
+
+    def _rows(self, x: Tensor, rows: int) -> TensorDescriptor:
+        """Return the descriptor of x [tokens, heads, dim] as [tokens, heads dim], read in tiles of `rows` of a head.
+
+        A copy stands for x where a tile is not 16-byte aligned or head dims are padded.
+        """
+        heads, dim = x.shape[1:]
+        width = padded_dim(dim)
+        if width != dim:
+            x = torch.nn.functional.pad(x, (0, width - dim))
+        elif x.stride(1) != dim or x.stride(0) % 8 or x.data_ptr() % 16:
+            x = x.contiguous()
+        flat = x.as_strided((x.shape[0], heads * width), (x.stride(0), 1))
+        return TensorDescriptor.from_tensor(flat, [rows, width], tile_layout(width))
+
+    def _part(self, side: Side, states: Tensor) -> Tensor:
+        """Return the state's part of one result, [tokens, heads, V] where y is x, else [tokens, heads, K]."""
+        shape, call = self.shape, self.shape.call
+        x, y = side.x, side.x if side.y is None else side.y
+        symmetric = side.y is None
+        dim = call.v_head_dim if symmetric else call.head_dim
+        columns = padded_dim(dim)
+        part = torch.empty(*x.shape[:2], dim, dtype=torch.float32, device=self.device)
+        rows, warps, stages = expand_blocks(columns, call.chunk_size)
+        blocks = -(-min(call.chunk_size, call.tokens) // rows)
+        arguments: dict[str, Any] = {
+            "b_desc": _tiles(states, STEP),
+            "p_x": x,
+            "p_y": y,
+            "p_log_g_cumsum": self.log_g_cumsum,
+            "p_chunks": self.chunk_table.chunks,
+            "p_part": part,
+            "s_xt": x.stride(0),
+            "s_xh": x.stride(1),
+            "s_yt": y.stride(0),
+            "s_yh": y.stride(1),
+            "groups": call.kv_heads,
+            "token_blocks": blocks,
+            "power_scale": 1.0 if side.of_keys else self.power_scale,
+            "DIM_X": x.shape[2],
+            "DIM_Y": y.shape[2],
+            "DIM": dim,
+            "TILES_X": shape.phi_width // TILE,
+            "TILES_Y": shape.stored_columns // TILE,
+            "N": columns,
+            "REPEATS": x.shape[1] // call.kv_heads,
+            "BM": rows,
+            "STAGES": stages,
+            "SYMMETRIC": symmetric,
+            "OF_KEYS": side.of_keys,
+            "GATED": self.gated,
+            "HAS_START": side.has_edge,
+        }
+        launch(expand_kernel, shape.chunk_slots * x.shape[1] * blocks, arguments, warps)
+        return part
+
+    def _widened(self, states: Tensor) -> Tensor:
+        """Return states of unordered pairs of tiles as states of all pairs, [slots, G, K V, K] with padded dims."""
+        width, columns = self.shape.phi_width, self.shape.stored_columns
+        wide = states.new_empty(*states.shape[:2], width * columns, width)
+        block = min(columns, 4096 // width)
+        arguments = {"p_states": states, "p_wide": wide, "TILES": width // TILE, "V": columns, "BLOCK": block}
+        programs = states.shape[0] * states.shape[1] * (width // TILE) * (columns // block)
+        launch(widen_kernel, programs, arguments, 8)
+        return wide
+
+    def _within(self, kernel: Any, arguments: dict[str, Any], states: StatePair, heads: int, own: int) -> None:
+        """Launch a kernel of attention within chunks, whose programs own `own` rows of one of `heads` heads."""
+        shape, call = self.shape, self.shape.call
+        blocks = -(-min(call.chunk_size, call.tokens) // own)
+        has_states = states[0].shape[0] > 0
+        square = states[1] if has_states and call.normalize else self.q.new_empty(1, shape.phi_width)
+        arguments |= {
+            "square_desc": _tiles(square, shape.phi_width),
+            "p_log_g_cumsum": self.log_g_cumsum,
+            "p_chunks": self.chunk_table.chunks,
+            "groups": call.kv_heads,
+            "token_blocks": blocks,
+            "power_scale": self.power_scale,
+            "K": shape.phi_width,
+            "V": shape.stored_columns,
+            "REPEATS": call.heads_per_kv_head,
+            "GATED": self.gated,
+            "NORMALIZE": call.normalize,
+            "HAS_STATES": has_states,
+        }
+        launch(kernel, shape.chunk_slots * heads * blocks, arguments, arguments.pop("warps"))
+
+    def output(self, states: StatePair, has_start: bool) -> tuple[Tensor, Tensor]:
+        call = self.shape.call
+        tokens, heads = self.q.shape[:2]
+        out = self.v.new_empty(tokens, heads, call.v_head_dim)
+        norm = self.float((tokens, heads), call.normalize)
+        part = self.placeholder
+        if states[0].shape[0]:
+            part = self._part(Side(self.q, None, False, has_start), states[0])
+        rows, columns, warps, stages = within_blocks("output", self.shape)
+        arguments = {
+            "q_desc": self._rows(self.q, rows),
+            "k_desc": self._rows(self.k, columns),
+            "v_desc": self._rows(self.v, columns),
+            "p_part": part,
+            "p_out": out,
+            "p_norm": norm,
+            "DIM": call.v_head_dim,
+            "BM": rows,
+            "BN": columns,
+            "STAGES": stages,
+            "HAS_START": has_start,
+            "warps": warps,
+        }
+        self._within(output_kernel, arguments, states, heads, rows)
+        return out, norm
+
+    def grad_queries(
+        self, grad: Tensor, norm_grads: NormGrads, states: StatePair, has_start: bool
+    ) -> tuple[Tensor, Tensor]:
+        call = self.shape.call
+        dq = self.q.new_empty(self.q.shape)
+        q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
+        part = self.placeholder
+        if states[0].shape[0]:
+            part = self._part(Side(self.q, norm_grads.y, False, has_start), self._widened(states[0]))
+        rows, columns, warps, stages = within_blocks("queries", self.shape)
+        arguments = {
+            "q_desc": self._rows(self.q, rows),
+            "y_desc": self._rows(norm_grads.y, rows),
+            "k_desc": self._rows(self.k, columns),
+            "v_desc": self._rows(self.v, columns),
+            "p_grad_norm": norm_grads.grad_norm,
+            "p_part": part,
+            "p_dq": dq,
+            "p_q_dot_dq": q_dot_dq,
+            "DIM": call.head_dim,
+            "BM": rows,
+            "BN": columns,
+            "STAGES": stages,
+            "HAS_START": has_start,
+            "warps": warps,
+        }
+        self._within(queries_kernel, arguments, states, self.q.shape[1], rows)
+        return dq, q_dot_dq
+
+    def grad_keys(
+        self, grad: Tensor, norm_grads: NormGrads, grad_states: StatePair, has_end: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        call = self.shape.call
+        dk, dv = self.k.new_empty(self.k.shape), self.v.new_empty(self.v.shape)
+        k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
+        part_k = part_v = self.placeholder
+        if grad_states[0].shape[0]:
+            part_k = self._part(Side(self.k, self.v, True, has_end), self._widened(grad_states[0]))
+            part_v = self._part(Side(self.k, None, True, has_end), grad_states[0])
+        rows, columns, warps, stages = within_blocks("keys", self.shape)
+        arguments = {
+            "k_desc": self._rows(self.k, rows),
+            "v_desc": self._rows(self.v, rows),
+            "q_desc": self._rows(self.q, columns),
+            "y_desc": self._rows(norm_grads.y, columns),
+            "p_grad_norm": norm_grads.grad_norm,
+            "p_part_k": part_k,
+            "p_part_v": part_v,
+            "p_dk": dk,
+            "p_dv": dv,
+            "p_k_dot_dk": k_dot_dk,
+            "DIM_K": call.head_dim,
+            "DIM_V": call.v_head_dim,
+            "BN": rows,
+            "BM": columns,
+            "STAGES": stages,
+            "HAS_START": has_end,
+            "warps": warps,
+        }
+        self._within(keys_kernel, arguments, grad_states, call.kv_heads, rows)
+        return dk, dv, k_dot_dk
