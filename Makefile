@@ -1,5 +1,7 @@
 # make demo: environment, install, WSFR of a built-in model, what to train instead, its layer timed here.
-# make test: environment, install, all tests.
+# make test: environment, install, all tests; with a second version of Triton after make triton36 (190 MB).
+# make gpu: on a machine with a GPU, kernel tests and speed there in four minutes (GPU_ARGS='--only bench'). It makes no
+#   environment: PYTHON has torch and triton, msgspec and pytest.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +11,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 # time changes when a file in it comes or goes.
 FOLDERS := $(shell find powerplan kernels models -type d -not -name __pycache__)
 
-.PHONY: demo test lint format bench clean
+# The second version of Triton that kernels are compiled with, the one that torch 2.11 brings.
+TRITON_36 = build/triton-3.6
+
+.PHONY: demo test triton36 lint format bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
@@ -18,7 +23,12 @@ demo: $(VENV)/.installed
 	$(BIN)/powerplan profile gpt2-small --p 2 --time-limit 45
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2
+	$(if $(wildcard $(TRITON_36)),POWERPLAN_TRITON_36=$(abspath $(TRITON_36))) $(BIN)/pytest -n 2
+
+triton36: $(TRITON_36)
+
+$(TRITON_36): | $(VENV)/bin/python
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ triton==3.6.0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -32,6 +42,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recommend.py
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(GPU_ARGS)
 
 # The links of an editable install are in build/, so the next target installs again.
 clean:

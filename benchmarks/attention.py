@@ -20,9 +20,10 @@ import torch
 from powerplan.errors import InputError
 from powerplan.profile.timing import clock_of, copy_rate, matmul_rate
 from powerplan.units import parse_contexts, parse_integers
+from support.files import write
 from support.peers import IMPLS
 from support.presets import PRESETS, Preset, Sweep, overridden
-from support.report import Machine, breakdown_tables, device_name, result, tables, target_table, write
+from support.report import Machine, breakdown_tables, device_name, result, tables, target_table
 from support.runner import Runner, WrongResultError
 from support.shapes import DTYPES, PASSES
 

@@ -1,42 +1,41 @@
 """Compiles every shipped kernel configuration for GPUs that need not be there: registers, spills, shared memory, SASS.
 
 Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [--thorough] [--out RESULT.json]
-Exits with 1 where a kernel spills, needs more shared memory than the GPU has, or misses its matrix instructions.
+Exits with 1 where a kernel spills, needs more shared memory than the GPU has, misses its matrix instructions, does not
+keep an operand of a product (sass.py), or has its products serialised by ptxas.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from pkgutil import walk_packages
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import triton
 from tabulate import tabulate
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+import powerplan.kernels.triton
+from compiling import Launch, compile_all
 from powerplan.dims import spow_dim
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import decode, run
 from powerplan.kernels.triton.shapes import LaunchShape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TYPES = {torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"} | {x: name for name, x in DTYPES.items()}
 SHARED_KB = {80: 99, 90: 227, 100: 227}
 """Shared memory that a block may use (CUDA C++ Programming Guide, technical specifications per compute capability).
 
@@ -104,7 +103,7 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
             yield Configuration(dtype, p, dim, dim, True, norm)
 
 
-def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any], int, int]]:
+def launches(config: Configuration, arch: int) -> list[Launch]:
     """Return the kernels that a forward and a backward pass launch, with their arguments, on tensors without memory."""
     groups = 4
     dtype = DTYPES[config.dtype]
@@ -120,12 +119,24 @@ def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any]
     call = CallShape.of(q.shape, k.shape, v.shape, config.p, scale, 1024, config.normalize)
     shape = LaunchShape(call, sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80)
     inputs = Inputs(q, k, v, log_g)
-    launched: list[tuple[Any, dict[str, Any], int, int]] = []
+    launched: list[Launch] = []
 
-    def listen(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
-        launched.append((kernel, arguments, warps, stages))
+    def listen(
+        kernel: Any,
+        programs: int,
+        arguments: dict[str, Any],
+        warps: int = 4,
+        stages: int = 2,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        launched.append(Launch(kernel, arguments, warps, stages, options or {}))
 
-    with patch.object(run, "launch", listen), patch.object(decode, "launch", listen):
+    with ExitStack() as listening:
+        # Every module holds the function that starts a kernel under its own name.
+        for module in walk_packages(powerplan.kernels.triton.__path__, "powerplan.kernels.triton."):
+            holder = import_module(module.name)
+            if hasattr(holder, "launch"):
+                listening.enter_context(patch.object(holder, "launch", listen))
         size = (2, groups, spow_dim(config.key_dim, config.p))
         state = empty(*size, call.state_columns, of=torch.float32) if config.carried else None
         outputs = run.forward(inputs, state, shape, config.carried)
@@ -137,60 +148,6 @@ def launches(config: Configuration, arch: int) -> list[tuple[Any, dict[str, Any]
     return launched
 
 
-def compile_for(arch: int, kernel: Any, arguments: dict[str, Any], warps: int, stages: int) -> dict[str, Any]:
-    """Return what the compiler made of one launch for compute capability arch / 10."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        kind, aligned = "constexpr", False
-        if isinstance(value, torch.Tensor):
-            kind, aligned = f"*{TYPES[value.dtype]}", True
-        elif not parameter.is_constexpr and isinstance(value, float):
-            kind = "fp32"
-        elif not parameter.is_constexpr and value != 1:
-            kind, aligned = "i32", value % 16 == 0
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[parameter.name] = value
-        if aligned:
-            attributes[index,] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    begin = time.perf_counter()
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    seconds = time.perf_counter() - begin
-    return _inspect(made.asm["cubin"]) | {
-        "shared": made.metadata.shared,
-        "warps": warps,
-        "compile_s": round(seconds, 2),
-    }
-
-
-def _inspect(cubin: bytes) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _tool("cuobjdump", "-res-usage", str(path))
-        listing = _tool("nvdisasm", "-c", str(path))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    names = Counter(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", listing, re.MULTILINE))
-    matrix = {name: names[name] for name in sorted(set(MATRIX.values())) if names[name]}
-    return {
-        "registers": int(found[1]),
-        "stack": int(found[2]),
-        "local": names["LDL"] + names["STL"],
-        "matrix": matrix,
-        "instructions": sum(names.values()),
-    }
-
-
-def _tool(name: str, *arguments: str) -> str:
-    path = getattr(triton.knobs.nvidia, name).path
-    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
 def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -> list[str]:
     """Return what is wrong with one compiled kernel."""
     found = []
@@ -198,23 +155,24 @@ def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -
         found.append(f"spills: {row['local']} local loads and stores, {row['stack']} bytes of stack")
     if row["shared"] > SHARED_KB[arch] * 1024:
         found.append(f"{row['shared'] / 1024:.0f} KB of shared memory, and the GPU has {SHARED_KB[arch]}")
-    if kernel in PRODUCTS and config.dtype != "fp32":
+    if (kernel in PRODUCTS or row["gluon"]) and config.dtype != "fp32":
         # Blocks of fewer than 64 rows, which a state of p = 1 and operands of 32 bits ask for, use the older one.
         small = config.dtype == "fp16" or (config.p == 1 and config.key_dim < 64)
         least = "HMMA" if small else MATRIX[arch]
         if least not in row["matrix"] and MATRIX[arch] not in row["matrix"]:
             found.append(f"no {least}: {row['matrix'] or 'no matrix instruction'}")
-    return found
+    # Of plain Triton's products it is Triton that says when they run.
+    return [*found, *row["operands"], *(row["remarks"] if row["gluon"] else ())]
 
 
-def rows_of(task: tuple[Configuration, int]) -> list[dict[str, Any]]:
+def rows_of(task: tuple[Configuration, int, Path | None]) -> list[dict[str, Any]]:
     """Return one row for each kernel of a configuration, compiled for one architecture."""
-    config, arch = task
+    config, arch, cache = task
     rows = []
-    for kernel, arguments, warps, stages in launches(config, arch):
-        name = kernel.fn.__name__ + (" backward" if arguments.get("BACKWARD") else "")
-        made = compile_for(arch, kernel, arguments, warps, stages)
-        wrong = faults(config, arch, kernel.fn.__name__, made)
+    launched = launches(config, arch)
+    for launch, made in zip(launched, compile_all(arch, launched, cache), strict=True):
+        wrong = faults(config, arch, launch.name, made)
+        name = launch.name + (" backward" if launch.arguments.get("BACKWARD") else "")
         rows.append({"configuration": config.name, "arch": f"sm_{arch}", "kernel": name, **made, "faults": wrong})
     return rows
 
@@ -226,22 +184,26 @@ def main() -> int:
     parser.add_argument("--p", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--thorough", action="store_true", help="head dims and variants that share blocks, too")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="a folder that keeps results: what has not changed is not compiled")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configurations = list(shipped(options.dtype, options.p, options.thorough))
-    tasks = [(config, arch) for config in configurations for arch in options.arch]
-    with ProcessPoolExecutor(options.workers) as pool:
+    # Every full garbage collection would visit the half a million objects of torch and triton: 6 % of the time.
+    # Configurations share kernels: without a folder to keep, there is one for this run.
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=gc.freeze) as pool:
+        cache = options.cache or Path(folder)
+        tasks = [(config, arch, cache) for config in configurations for arch in options.arch]
         rows = [row for part in pool.map(rows_of, tasks) for row in part]
     columns = ("configuration", "arch", "kernel", "registers", "warps", "local", "shared", "matrix", "compile_s")
     table = [[row[name] for name in columns] + ["; ".join(row["faults"])] for row in rows]
     print(tabulate(table, headers=[*columns, "faults"]))
     wrong = sum(bool(row["faults"]) for row in rows)
-    print(f"\n{len(rows)} kernels compiled, {wrong} with faults (triton {version('triton')})")
+    print(f"\n{len(rows)} kernels compiled, {wrong} with faults (triton {triton.__version__})")
     if options.out is not None:
         result = {
             "schema": "powerplan.compiled/1",
             "date": datetime.now(UTC).date().isoformat(),
-            "triton": version("triton"),
+            "triton": triton.__version__,
             "torch": torch.__version__,
             "configurations": [asdict(config) for config in configurations],
             "rows": rows,

@@ -43,16 +43,18 @@ class Case:
     def scale(self) -> float:
         return float(self.key_dim**-0.5)
 
-    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Tensor | None]:
+    def inputs(self, dtype: torch.dtype = torch.float64, device: str | None = None) -> dict[str, Tensor | None]:
         """Return q, k, v, log_g, kv and key, which require gradients; None for those that the case has not got.
 
-        q, k and v have the dtype asked for; gates and states have at least float32.
+        q, k and v have the dtype asked for; gates and states have at least float32. They are on `device`, or on torch's
+        default device, and hold the same numbers on any.
         """
         make = torch.Generator().manual_seed(self.seed)
+        device = str(torch.get_default_device()) if device is None else device
         high = torch.promote_types(dtype, torch.float32)
 
         def normal(*shape: int, to: torch.dtype = dtype, aligned: bool = False) -> Tensor:
-            x = torch.randn(*shape, generator=make, dtype=torch.float64)
+            x = torch.randn(*shape, generator=make, dtype=torch.float64, device="cpu")
             if aligned and self.normalize:
                 x[..., 0] = 3 * self.key_dim**0.25
             return x.to(device=device, dtype=to).requires_grad_()
@@ -60,7 +62,7 @@ class Case:
         b, t, g, d = self.batch, self.tokens, self.groups, spow_dim(self.key_dim, self.p)
         q = normal(b, t, g * self.repeats, self.key_dim, aligned=True)
         k, v = normal(b, t, g, self.key_dim, aligned=True), normal(b, t, g, self.value_dim)
-        gates = -torch.rand(b, t, g, generator=make, dtype=torch.float64) * 0.2
+        gates = -torch.rand(b, t, g, generator=make, dtype=torch.float64, device="cpu") * 0.2
         log_g = gates.to(device=device, dtype=high).requires_grad_() if self.gated else None
         kv, key = normal(b, g, d, self.value_dim, to=high), None
         if self.normalize:
@@ -72,8 +74,8 @@ class Case:
 
 def case_keys(case: Case, make: torch.Generator) -> Tensor:
     """Return sums of phi over four keys, [B, G, D]."""
-    keys = torch.randn(case.batch, case.groups, 4, case.key_dim, generator=make, dtype=torch.float64)
-    return spow(keys, case.p).sum(2)
+    size = (case.batch, case.groups, 4, case.key_dim)
+    return spow(torch.randn(size, generator=make, dtype=torch.float64, device="cpu"), case.p).sum(2)
 
 
 def state_of(inputs: dict[str, Tensor | None]) -> PowerState | None:
@@ -107,7 +109,7 @@ def results(out: Tensor, state: PowerState, inputs: dict[str, Tensor | None], se
     parts = {"out": out, "state kv": state.kv} | ({} if state.key is None else {"state key": state.key})
     loss = out.new_zeros((), dtype=torch.float64)
     for part in parts.values():
-        weight = torch.randn(part.shape, generator=make, dtype=torch.float64).to(part.device)
+        weight = torch.randn(part.shape, generator=make, dtype=torch.float64, device="cpu").to(part.device)
         loss = loss + (part.double() * weight).sum()
     named = {name: x for name, x in inputs.items() if x is not None}
     grads = torch.autograd.grad(loss, list(named.values()))
@@ -138,7 +140,7 @@ def product_state(case: Case, inputs: dict[str, Tensor | None]) -> PowerState:
 
 
 def budget(
-    case: Case, dtype: torch.dtype, factor: float = 8.0, low_products: bool = False, device: str = "cpu"
+    case: Case, dtype: torch.dtype, factor: float = 8.0, low_products: bool = False, device: str | None = None
 ) -> dict[str, float]:
     """Return the error that is allowed for each result of a case, by name.
 
@@ -160,7 +162,7 @@ def budget(
         factor: How many times the error of plain torch is allowed.
         low_products: Whether the implementation's products take operands in `dtype`, those for the state too, which the
             definition computes in float32. Plain torch then does the same for the state.
-        device: Where plain torch runs.
+        device: Where plain torch runs; None for torch's default device.
     """
     narrow = torch.float32 if dtype == torch.float64 else dtype
     inputs = case.inputs(narrow, device)

@@ -67,25 +67,32 @@ def _case(shape: Shape, variant: Variant, tokens: int) -> Case:
 
 def _check_power(shape: Shape, variant: Variant) -> Checked:
     """Output, state and all gradients, in chunks of at most 128 of 300 tokens."""
-    dtype = DTYPES[shape.dtype]
     case = _case(shape, variant, TOKENS)
-    inputs = case.inputs(dtype, shape.device)
+    return compared(case, variant, DTYPES[shape.dtype], shape.device, min(CHUNK, variant.chunk or CHUNK))
+
+
+def compared(
+    case: Case, variant: Variant, dtype: torch.dtype, device: str, chunk: int, oracle_device: str = "cpu"
+) -> Checked:
+    """Compare output, state and all gradients of power attention with float64, which runs on `oracle_device`."""
+    inputs = case.inputs(dtype, device)
     out, state = power_attention(
         *arguments(inputs),
         inputs["log_g"],
         p=case.p,
         normalize=case.normalize,
-        chunk_size=min(CHUNK, variant.chunk or CHUNK),
+        chunk_size=chunk,
         return_state=True,
         impl=variant.impl.removeprefix("power-"),
     )
-    found = {name: x.cpu() for name, x in results(out, state, inputs).items()}
-    wide = widened(case, case.inputs(dtype))
+    found = {name: x.to(oracle_device) for name, x in results(out, state, inputs).items()}
+    wide = widened(case, case.inputs(dtype, oracle_device))
     # Triton multiplies in the inputs' dtype; the torch engine in float32, and is held to that.
     low_products = variant.impl == "power-triton" and dtype != torch.float32
-    exact, allowed = results(*plain(case, wide), wide), budget(case, dtype, low_products=low_products)
+    exact = results(*plain(case, wide), wide)
+    allowed = budget(case, dtype, low_products=low_products, device=oracle_device)
     share = max(largest_error(found[name], exact[name]) / allowed[name] for name in exact)
-    return Checked(share, f"float64, output, state and gradients, {TOKENS} tokens, head dim {case.key_dim}")
+    return Checked(share, f"float64, output, state and gradients, {case.tokens} tokens, head dim {case.key_dim}")
 
 
 def _check_step(shape: Shape, variant: Variant) -> Checked:

@@ -87,6 +87,11 @@ def normalized(variant: Variant) -> bool:
     return (variant.p or 2) % 2 == 0
 
 
+def engine_of(variant: Variant) -> str:
+    """Return the engine whose default chunk size a variant of power attention takes."""
+    return "triton" if variant.impl == "power-triton" else "torch"
+
+
 def flops(shape: Shape, variant: Variant) -> int:
     """Return the FLOPs that the planner counts for a run of `variant`: causal pairs only, the backward pass twice that.
 
@@ -101,7 +106,9 @@ def flops(shape: Shape, variant: Variant) -> int:
     elif variant.impl == "simple-gla":
         mixer = Linear(**heads, chunk_size=64)
     else:
-        mixer = Power(**heads, p=variant.p or 2, chunk_size=variant.chunk, normalize=normalized(variant))
+        p = variant.p or 2
+        chunk = variant.chunk or default_chunk_size(shape.head_dim, p, engine_of(variant))
+        mixer = Power(**heads, p=p, chunk_size=chunk, normalize=normalized(variant))
     if shape.kind == "decode":
         # "full" counts every key of the context, which is what its last token sees.
         return shape.batch * int(total(mixer.state_flops_terms(shape.tokens, Convention("full", form))))

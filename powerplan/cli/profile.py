@@ -127,12 +127,12 @@ def _measured(
     spec, notes = loaded.spec, [*notes, *loaded.notes]
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
     from powerplan.profile import Session
-    from powerplan.profile.machine import check_dtype, resolve_device
+    from powerplan.profile.machine import check_dtype, default_dtype, resolve_device
 
     device = resolve_device(device)
     if dtype is not None:
         check_dtype(dtype, device)
-    workload = workload_of(spec, device=device, dtype=dtype, **settings)
+    workload = workload_of(spec, device=device, dtype=dtype or default_dtype(device), **settings)
     for note in (*notes, *workload.notes):
         say.note(note)
     with progress_bar(seconds) as progress:

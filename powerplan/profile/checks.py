@@ -61,7 +61,9 @@ def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
     for check in (check_layer,) if timed.feature is None else (check_kernel, check_layer):
         try:
             result = check(workload, timed)
-        except (ValueError, ImportError, TypeError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if not _means_cannot_run(error):
+                raise
             record.refuse(timed, "out of memory in its check" if is_out_of_memory(error) else _first_line(error))
             return
         if not result.share_of_budget <= 1:
@@ -70,6 +72,13 @@ def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
                 f"times the allowed error against {result.against}"
             )
         record.checks.append(result)
+
+
+def _means_cannot_run(error: Exception) -> bool:
+    """Whether an error says that an implementation cannot run here. Triton's own errors, such as too little shared
+    memory, are of no other kind."""
+    kinds = (ValueError, ImportError, TypeError, RuntimeError, MemoryError)
+    return isinstance(error, kinds) or type(error).__module__.startswith("triton.")
 
 
 def _first_line(error: BaseException) -> str:

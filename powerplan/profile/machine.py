@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,10 @@ from powerplan.profile.timing import Clock, clock_of, copy_rate, cpu_clock, matm
 
 DTYPES = ("fp32", "bf16", "fp16")
 """Dtypes that layers run in."""
+
+
+MAX_COMPILED = 256
+"""Contexts and passes that one function may be compiled for."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,28 @@ def check_dtype(text: str, device: str) -> None:
         raise InputError(f"{shown(text)} is not a dtype that layers run in{allowed_values(text, DTYPES)}", "--dtype")
     if text == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise MachineError(f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16; take fp16")
+
+
+def default_dtype(device: str) -> str:
+    """Return the dtype of layers where the user names none: fp32 on a processor, bf16 on a GPU, or fp16 on one without
+    bf16."""
+    if not device.startswith("cuda"):
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+@contextmanager
+def used(device: str) -> Iterator[None]:
+    """Make a GPU torch's current device, on which its events and streams are, and let it compile for many contexts."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    from torch._dynamo import config
+
+    # FlexAttention is compiled for every context, forward and training. Past the limit, which is 8, torch raises.
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    with torch.cuda.device(device), config.patch({limit: MAX_COMPILED}):
+        yield
 
 
 def examine(device: str, dtype: str) -> Machine:

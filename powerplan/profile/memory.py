@@ -90,6 +90,12 @@ def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fractio
         return Fraction(state * 3)
     if timed.impl == "recurrent":
         return Fraction(state * (6 + context))
+    if timed.impl == "triton":
+        # A state before each chunk, and its gradient, in bf16 for bf16 inputs and in fp32 for others.
+        chunks = batch * -(-context // (timed.chunk_size or context))
+        stored = 2 if workload.dtype == "bf16" else 4
+        held = chunks * mixer.kv_heads * mixer.executed_dim * (mixer.v_head_dim * stored + 4)
+        return Fraction(state * 6 + 2 * held)
     kept_per_row = Fraction(KEPT_BYTES, spow_dim(64, 2) * 65)
     rows = spow_dim(mixer.head_dim, mixer.degree) * (mixer.v_head_dim + 1)
     return Fraction(state * 6 + int(batch * context * mixer.kv_heads * rows * kept_per_row))
@@ -130,9 +136,12 @@ def memory_limited(limit: int, device: str) -> Iterator[None]:
     pages = Path("/proc/self/statm")
     with ExitStack() as afterwards:
         if device.startswith("cuda"):
-            installed = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), device)
-            afterwards.callback(torch.cuda.set_per_process_memory_fraction, 1.0, device)
+            # By number: torch.cuda.set_per_process_memory_fraction refuses "cuda" without one.
+            index = torch.device(device).index
+            index = torch.cuda.current_device() if index is None else index
+            installed = torch.cuda.get_device_properties(index).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / installed), index)
+            afterwards.callback(torch.cuda.set_per_process_memory_fraction, 1.0, index)
         elif pages.exists():
             import resource
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeGuard
 
 import msgspec
@@ -86,18 +87,23 @@ def workload_of(
         raise InputError(f"{spec.name} has layers whose mixer has no heads that another could take", "MODEL")
     against_names = parse_names(against, "--against", (*BASELINES, "none"))
     gpu = device.startswith("cuda")
-    # The latter runs windows, and softmax attention as a subject: FlexAttention, or SDPA in blocks.
-    auto, softmax_impl = ("triton", "flex") if gpu else ("torch", "sdpa")
-    impls = list(dict.fromkeys(auto if name == "auto" else name for name in parse_names(impl, "--impl", IMPLS)))
+    # What runs windows, and softmax attention as a subject: FlexAttention, or SDPA in blocks.
+    softmax_impl = "flex" if gpu else "sdpa"
+    impls = parse_names(impl, "--impl", IMPLS)
+    dtype = dtype or ("bf16" if gpu else "fp32")
     notes: list[str] = []
     requested = _requested_mixers(spec, degrees, mixer, notes)
     mixers = list(dict.fromkeys(_as_kernels_run(own, notes) for own in requested))
-    baselines = _baselines(spec, mixers[0], against_names, softmax_impl, auto)
-    baselines = [pair for pair in baselines if pair[0] not in mixers]
+    baselines = [
+        (own, _chosen_impl(impl, own, device, dtype, notes))
+        for own, impl in _baselines(spec, mixers[0], against_names, softmax_impl)
+        if own not in mixers
+    ]
     names = distinct_names([*mixers, *(baseline for baseline, _ in baselines)])
     subjects: list[TimedMixer] = []
     for subject in mixers:
-        own_impls = [softmax_impl] if subject.degree is None else impls
+        chosen = [_chosen_impl(name, subject, device, dtype, notes) for name in impls]
+        own_impls = [softmax_impl] if subject.degree is None else list(dict.fromkeys(chosen))
         for own in own_impls:
             name = f"{names[subject]} {own}" if len(own_impls) > 1 else names[subject]
             subjects.append(TimedMixer(name, subject, own))
@@ -113,7 +119,7 @@ def workload_of(
         passes=passes,
         contexts=tuple(sorted(contexts)) if contexts else (GPU_CONTEXTS if gpu else CPU_CONTEXTS),
         device=device,
-        dtype=dtype or ("bf16" if gpu else "fp32"),
+        dtype=dtype,
         batch=batch,
         chunk_sizes=chunk_sizes,
         breakdown=breakdown,
@@ -162,6 +168,27 @@ def parse_passes(text: str) -> tuple[str, ...]:
     return tuple(name for name in PASSES if name in names)
 
 
+def _chosen_impl(name: str, mixer: GroupedHeads, device: str, dtype: str, notes: list[str]) -> str:
+    """Return the implementation that `auto` stands for, as `power_attention` takes it; any other name as it is."""
+    if name != "auto" or mixer.degree is None:
+        return name
+    if not device.startswith("cuda"):
+        return "torch"
+    import torch
+
+    from powerplan.kernels.triton.support import lacking
+    from powerplan.profile.runs import torch_dtype
+
+    # Only sizes, dtype and device are looked at: no memory is taken for them.
+    def like(dim: int) -> Any:
+        return SimpleNamespace(device=torch.device(device), dtype=torch_dtype(dtype), shape=(1, 1, 1, dim))
+
+    reason = lacking(like(mixer.head_dim), like(mixer.v_head_dim), mixer.degree)
+    if reason is not None:
+        notes.append(f"{mixer.describe()} runs on the torch engine: impl='triton' {reason}")
+    return "triton" if reason is None else "torch"
+
+
 def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, notes: list[str]) -> list[GroupedHeads]:
     """Return the mixers that `--p` or `--mixer` asks for; without either, the model's own power or linear attention."""
     if mixer is not None:
@@ -205,7 +232,7 @@ def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
 
 
 def _baselines(
-    spec: ModelSpec, subject: GroupedHeads, names: list[str], window_impl: str, linear_impl: str
+    spec: ModelSpec, subject: GroupedHeads, names: list[str], window_impl: str
 ) -> list[tuple[GroupedHeads, str]]:
     """Return the baselines `names` in the heads of `subject`, and the model's own windows; each with what runs it."""
     heads = subject.own_heads()
@@ -218,7 +245,7 @@ def _baselines(
         for size in dict.fromkeys(filter(None, [same_state_window(base), *windows])):
             swaps.append((Swap.attention(heads, size), window_impl))
     if "linear" in names:
-        swaps.append((Swap.of("linear", heads), linear_impl))
+        swaps.append((Swap.of("linear", heads), "auto"))
     return [(_as_kernels_run(_swapped_in(base, swap, []), []), impl) for swap, impl in swaps]
 
 

@@ -36,6 +36,10 @@ LONG_RUN_S = 1.0
 """A first run of this many seconds or more counts as a sample on a processor; a shorter one only warms up."""
 
 
+COMPILE_S = 10.0
+"""FlexAttention is compiled at every context, which takes about this many seconds."""
+
+
 @dataclass
 class TimeLimit:
     """The seconds that a profile may take, from now on."""
@@ -107,7 +111,8 @@ class Scheduler:
     def fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
         """Whether a run is expected to fit into `seconds`, a short one twice since it needs a warm-up."""
         expected = self.expected(timed, point)
-        return (expected if expected >= LONG_RUN_S else 2 * expected) <= seconds
+        compiling = COMPILE_S if _is_compiled(timed, point) else 0.0
+        return (expected if expected >= LONG_RUN_S else 2 * expected) + compiling <= seconds
 
     def expected(self, timed: TimedMixer, point: Point) -> float:
         """Return a run's roofline time, times the factor by which the most similar run was slower than its own."""
@@ -132,3 +137,9 @@ class Scheduler:
     def _roofline(self, timed: TimedMixer, point: Point) -> float:
         flops, moved_bytes = run_costs(self.workload, timed, point, executed=True)
         return self.machine.peak.roofline_s(float(flops), float(moved_bytes))
+
+
+def _is_compiled(timed: TimedMixer, point: Point) -> bool:
+    """Whether a run compiles FlexAttention: that of a window on a GPU, where the context is longer than it."""
+    window = timed.mixer.window_size
+    return timed.impl == "flex" and window is not None and point.tokens > window and point.part in ("state", "layer")

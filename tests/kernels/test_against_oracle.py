@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from device import ON_GPU, triton_dtypes
 
 from powerplan.kernels import power_attention
 from powerplan.kernels.embedding import spow
@@ -45,6 +46,14 @@ def check_usual_dtypes(case: Case, impl: str) -> None:
     if impl != "triton":  # It has no float64.
         check(case, impl, torch.float64)
     check(case, impl, torch.float32)
+    if impl == "triton" and ON_GPU:
+        check_low_precision(case, impl, torch.bfloat16)
+        check_low_precision(case, impl, torch.float16)
+
+
+def check_low_precision(case: Case, impl: str, dtype: torch.dtype) -> None:
+    """Compiled kernels multiply 16-bit operands (tf32 has fp16's fraction); the interpreter multiplies in float32."""
+    check(case, impl, dtype, low_products=impl == "triton" and ON_GPU)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -64,6 +73,8 @@ def test_shapes(case: Case, impl: str) -> None:
     if impl != "triton":
         check_usual_dtypes(case, impl)
     check(replace(case, with_state=True), impl, torch.float32)
+    if impl == "triton" and ON_GPU:
+        check_low_precision(replace(case, with_state=True), impl, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +95,13 @@ def test_several_tiles_of_features_for_p_4_in_triton() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("p", "normalize"), DEGREES)
 def test_low_precision(p: int, normalize: bool, dtype: torch.dtype, impl: str) -> None:
-    if impl == "triton" and dtype == torch.bfloat16:
-        pytest.skip("the interpreter of triton cannot multiply bfloat16: benchmarks/attention.py checks it on a GPU")
+    if impl == "triton" and dtype not in triton_dtypes():
+        pytest.skip("the interpreter of triton cannot multiply bfloat16: make gpu runs this on a GPU")
     case = Case(p=p, normalize=normalize, tokens=40, key_dim=6)
     if impl == "triton" and p == 4:
         case = replace(case, tokens=20, batch=1, groups=1, key_dim=5)
     for seed in range(3 if impl == "torch" else 1):
-        check(replace(case, seed=seed), impl, dtype)
+        check_low_precision(replace(case, seed=seed), impl, dtype)
 
 
 @pytest.mark.parametrize(("p", "normalize"), [(1, False), (2, True), (2, False), (3, False)])

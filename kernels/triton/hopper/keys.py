@@ -7,13 +7,13 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import sums_layout
+from powerplan.kernels.triton.hopper.ring import new_barriers
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
     anew,
     copy_pair,
     decays,
     load_gate,
-    new_barriers,
     owned_rows,
     rows_and_columns,
     state_at,
@@ -79,8 +79,8 @@ def keys_kernel(
     square: [slots G K, K] bf16 in, by descriptor: the gradient of Z after each chunk, where NORMALIZE and HAS_STATES.
     log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
-    part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] float32 in, where HAS_STATES: what comes back through the
-        state without the normaliser (expand.py), for chunks that have a gradient of the state after them.
+    part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] bf16 in, where HAS_STATES: what comes back through the
+        state without the normaliser (contract.py, expand.py), for chunks that have a gradient of the state after them.
     dk: [tokens, G, DIM_K] bf16 out. dv: [tokens, G, DIM_V] bf16 out. k_dot_dk: [tokens, G] float32 out, where GATED.
     K, V: head dims, padded. BN: a multiple of BM.
     HAS_START: whether the last chunk of a sequence has a gradient of the state after it. HAS_STATES: whether any has.
@@ -134,8 +134,8 @@ def keys_kernel(
         if HAS_STATES:
             o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, K, DIM_K, OF_K)
             o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, V, DIM_V, OF_V)
-            dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0) * 0.5
-            dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0)
+            dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0).to(gl.float32) * 0.5
+            dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0).to(gl.float32)
             if NORMALIZE:
                 if has_state:
                     square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)

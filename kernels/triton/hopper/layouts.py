@@ -33,6 +33,18 @@ def rows_layout(rows, warps):
 
 
 @constexpr_function
+def lanes_layout(rows, warps):
+    """Return `rows_layout` with the features of the last tile as [4, 2]: by threads that share a row, and within one."""
+    whole = rows_layout(rows, warps)
+
+    def apart(bases):
+        return [[row, lead, last // 2, last % 2] for row, lead, last in bases]
+
+    bases = (whole.reg_bases, whole.lane_bases, whole.warp_bases)
+    return gl.DistributedLinearLayout(*(apart(x) for x in bases), [], [rows, 8, 4, 2])
+
+
+@constexpr_function
 def time_layout(tokens):
     """Return the layout of [8 lead, 8 last, tokens] whose reshape to [64, tokens] is the left operand of 4 warps."""
     registers = [[0, 0, 1], [1, 0, 0], [0, 0, 8]]

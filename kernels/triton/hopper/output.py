@@ -7,13 +7,13 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import sums_layout
+from powerplan.kernels.triton.hopper.ring import new_barriers
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
     anew,
     copy_pair,
     decays,
     load_gate,
-    new_barriers,
     owned_rows,
     rows_and_columns,
     state_at,
@@ -58,7 +58,7 @@ def output_kernel(
     q: [tokens, H K], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM, BN and BN rows of a head.
     square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
     log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
-    part: [tokens, H, DIM] float32 in, where HAS_STATES: the state's part of the sums (expand.py), for chunks that have
+    part: [tokens, H, DIM] bf16 in, where HAS_STATES: the state's part of the sums (expand.py), for chunks that have
         a state before them.
     out: [tokens, H, DIM] bf16 out. norm: [tokens, H] float32 out, where NORMALIZE.
     K, V: head dims, padded; DIM: that of out. BM: a multiple of BN.
@@ -103,7 +103,7 @@ def output_kernel(
         mbarrier.wait(q_bar, 0)
         if HAS_STATES:
             o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
-            acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0)
+            acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0).to(gl.float32)
             if NORMALIZE:
                 if has_state:
                     # q^T Z q, by a product with Z: K multiply-adds a query remain outside the matrix unit.

@@ -8,13 +8,13 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 from powerplan.kernels.triton.hopper.layouts import sums_layout
 from powerplan.kernels.triton.hopper.output import column_decays
+from powerplan.kernels.triton.hopper.ring import new_barriers
 from powerplan.kernels.triton.hopper.within import (
     LOG2E,
     anew,
     copy_pair,
     decays,
     load_gate,
-    new_barriers,
     owned_rows,
     rows_and_columns,
     state_at,
@@ -58,8 +58,8 @@ def queries_kernel(
     square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
     log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
-    part: [tokens, H, DIM] float32 in, where HAS_STATES: what comes back through the state without the normaliser
-        (expand.py), for chunks that have a state before them.
+    part: [tokens, H, DIM] bf16 in, where HAS_STATES: what comes back through the state without the normaliser
+        (contract.py), for chunks that have a state before them.
     dq: [tokens, H, DIM] bf16 out. q_dot_dq: [tokens, H] float32 out, where GATED.
     K, V: head dims, padded; DIM: that of dq. BM: a multiple of BN.
     HAS_START: whether the first chunk of a sequence has a state before it. HAS_STATES: whether any has.
@@ -107,7 +107,7 @@ def queries_kernel(
         mbarrier.wait(own_bar, 0)
         if HAS_STATES:
             o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
-            acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0) * 0.5
+            acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0).to(gl.float32) * 0.5
             if NORMALIZE:
                 if has_state:
                     square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from powerplan.kernels.triton.hopper.copies import copy_kernel, widen_kernel
+from powerplan.kernels.triton.hopper.contract import contract_kernel
+from powerplan.kernels.triton.hopper.copies import copy_kernel
 from powerplan.kernels.triton.hopper.expand import expand_kernel
 from powerplan.kernels.triton.hopper.keys import keys_kernel
 from powerplan.kernels.triton.hopper.layouts import tile_layout
@@ -28,21 +28,21 @@ STEP = TILE * TILE
 """Rows of a step of phi."""
 
 
-def expand_blocks(columns: int, chunk_size: int) -> tuple[int, int, int]:
-    """Return the tokens of a program of `expand_kernel`, its warps, and the tiles of its ring."""
-    if chunk_size <= 64:
-        return 64, 4, 4
-    return (128, 8, 4) if columns == 128 else (128, 4, 4)
+def through_blocks(kernel: str, shape: LaunchShape) -> tuple[int, int, int]:
+    """Return the tokens of a program of "expand" or "contract", its warps, and the tiles of its ring."""
+    if shape.call.chunk_size <= 64 or kernel == "contract":
+        return 64, 4, 3
+    return (128, 8, 3) if shape.stored_columns == 128 else (128, 4, 3)
 
 
 def within_blocks(kernel: str, shape: LaunchShape) -> tuple[int, int, int, int]:
     """Return the rows that a program of "output", "queries" or "keys" owns, the columns it takes, warps and stages."""
     wide = max(shape.phi_width, shape.stored_columns) == 128
     if kernel == "output":
-        return 128, 64, 8, 3
-    if kernel == "queries":
         return (64, 64, 4, 2) if wide else (64, 64, 4, 3)
-    return (64, 32, 4, 3) if wide else (64, 64, 4, 3)
+    if kernel == "queries":
+        return (64, 32, 4, 3) if wide else (64, 64, 4, 3)
+    return (64, 32, 4, 3)
 
 
 def states_blocks(columns: int) -> tuple[int, int]:
@@ -127,21 +127,6 @@ def scan_states(
     return (states, calls.placeholder), (end, calls.placeholder), carry
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the products with a state.
-
-    x, y: [tokens, heads, dim], the tensors whose outer product is taken; y is None where it is x.
-    of_keys: Whether x are keys, which the state after the chunk acts on.
-    has_edge: Whether the first chunk (of_keys: the last) of a sequence has such a state, too.
-    """
-
-    x: Tensor
-    y: Tensor | None
-    of_keys: bool
-    has_edge: bool
-
-
 class HopperLaunches(Launches):
     """The kernels of this folder over one call's tensors."""
 
@@ -159,56 +144,43 @@ class HopperLaunches(Launches):
         flat = x.as_strided((x.shape[0], heads * width), (x.stride(0), 1))
         return TensorDescriptor.from_tensor(flat, [rows, width], tile_layout(width))
 
-    def _part(self, side: Side, states: Tensor) -> Tensor:
-        """Return the state's part of one result, [tokens, heads, V] where y is x, else [tokens, heads, K]."""
+    def _through_states(
+        self, kernel: Any, x: Tensor, y: Tensor | None, states: Tensor, of_keys: bool, has_edge: bool
+    ) -> Tensor:
+        """Return the states' part of one result: phi(x) times a state, or the gradient of x from that product's, y.
+
+        of_keys: Whether x are keys, which the state after the chunk acts on.
+        has_edge: Whether the first chunk (of_keys: the last) of a sequence has such a state, too.
+        """
         shape, call = self.shape, self.shape.call
-        x, y = side.x, side.x if side.y is None else side.y
-        symmetric = side.y is None
-        dim = call.v_head_dim if symmetric else call.head_dim
-        columns = padded_dim(dim)
-        part = torch.empty(*x.shape[:2], dim, dtype=torch.float32, device=self.device)
-        rows, warps, stages = expand_blocks(columns, call.chunk_size)
+        dim = call.v_head_dim if y is None else call.head_dim
+        part = x.new_empty(*x.shape[:2], dim)
+        rows, warps, stages = through_blocks("expand" if y is None else "contract", shape)
         blocks = -(-min(call.chunk_size, call.tokens) // rows)
         arguments: dict[str, Any] = {
-            "b_desc": _tiles(states, STEP),
+            "state_desc": _tiles(states, STEP),
             "p_x": x,
-            "p_y": y,
             "p_log_g_cumsum": self.log_g_cumsum,
             "p_chunks": self.chunk_table.chunks,
             "p_part": part,
             "s_xt": x.stride(0),
             "s_xh": x.stride(1),
-            "s_yt": y.stride(0),
-            "s_yh": y.stride(1),
             "groups": call.kv_heads,
             "token_blocks": blocks,
-            "power_scale": 1.0 if side.of_keys else self.power_scale,
-            "DIM_X": x.shape[2],
-            "DIM_Y": y.shape[2],
-            "DIM": dim,
-            "TILES_X": shape.phi_width // TILE,
-            "TILES_Y": shape.stored_columns // TILE,
-            "N": columns,
+            "power_scale": 1.0 if of_keys else self.power_scale,
+            "K": call.head_dim,
+            "TILES": shape.phi_width // TILE,
+            "COLUMNS": shape.stored_columns,
             "REPEATS": x.shape[1] // call.kv_heads,
             "BM": rows,
             "STAGES": stages,
-            "SYMMETRIC": symmetric,
-            "OF_KEYS": side.of_keys,
+            "OF_KEYS": of_keys,
             "GATED": self.gated,
-            "HAS_START": side.has_edge,
+            "HAS_START": has_edge,
         }
-        launch(expand_kernel, shape.chunk_slots * x.shape[1] * blocks, arguments, warps)
+        arguments |= {"V": dim} if y is None else {"y_desc": self._rows(y, rows)}
+        launch(kernel, shape.chunk_slots * x.shape[1] * blocks, arguments, warps)
         return part
-
-    def _widened(self, states: Tensor) -> Tensor:
-        """Return states of unordered pairs of tiles as states of all pairs, [slots, G, K V, K] with padded dims."""
-        width, columns = self.shape.phi_width, self.shape.stored_columns
-        wide = states.new_empty(*states.shape[:2], width * columns, width)
-        block = min(columns, 4096 // width)
-        arguments = {"p_states": states, "p_wide": wide, "TILES": width // TILE, "V": columns, "BLOCK": block}
-        programs = states.shape[0] * states.shape[1] * (width // TILE) * (columns // block)
-        launch(widen_kernel, programs, arguments, 8)
-        return wide
 
     def _within(self, kernel: Any, arguments: dict[str, Any], states: StatePair, heads: int, own: int) -> None:
         """Launch a kernel of attention within chunks, whose programs own `own` rows of one of `heads` heads."""
@@ -239,7 +211,7 @@ class HopperLaunches(Launches):
         norm = self.float((tokens, heads), call.normalize)
         part = self.placeholder
         if states[0].shape[0]:
-            part = self._part(Side(self.q, None, False, has_start), states[0])
+            part = self._through_states(expand_kernel, self.q, None, states[0], False, has_start)
         rows, columns, warps, stages = within_blocks("output", self.shape)
         arguments = {
             "q_desc": self._rows(self.q, rows),
@@ -266,7 +238,7 @@ class HopperLaunches(Launches):
         q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
         part = self.placeholder
         if states[0].shape[0]:
-            part = self._part(Side(self.q, norm_grads.y, False, has_start), self._widened(states[0]))
+            part = self._through_states(contract_kernel, self.q, norm_grads.y, states[0], False, has_start)
         rows, columns, warps, stages = within_blocks("queries", self.shape)
         arguments = {
             "q_desc": self._rows(self.q, rows),
@@ -295,8 +267,8 @@ class HopperLaunches(Launches):
         k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
         part_k = part_v = self.placeholder
         if grad_states[0].shape[0]:
-            part_k = self._part(Side(self.k, self.v, True, has_end), self._widened(grad_states[0]))
-            part_v = self._part(Side(self.k, None, True, has_end), grad_states[0])
+            part_k = self._through_states(contract_kernel, self.k, self.v, grad_states[0], True, has_end)
+            part_v = self._through_states(expand_kernel, self.k, None, grad_states[0], True, has_end)
         rows, columns, warps, stages = within_blocks("keys", self.shape)
         arguments = {
             "k_desc": self._rows(self.k, rows),

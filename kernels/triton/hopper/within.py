@@ -10,9 +10,9 @@ to the wait that completes it, so that no other value takes these registers. Leg
 from __future__ import annotations
 
 from triton.experimental import gluon
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from powerplan.kernels.triton.hopper.gluon import all_threads, copy_tile, gl
+from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -40,19 +40,6 @@ def state_at(p_chunks, i_chunk, COLUMN: gl.constexpr, HAS_EDGE: gl.constexpr):
     if HAS_EDGE:
         there = at_edge >= 0
     return there
-
-
-@gluon.jit
-def new_barriers(COUNT: gl.constexpr):
-    """Return COUNT barriers that one copy or one group of copies completes."""
-    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(bars.index(i), 1)
-    # The unit that copies tiles sees shared memory through another proxy: without the fence it may meet barriers as
-    # they were before.
-    fence_async_shared()
-    all_threads()
-    return bars
 
 
 @gluon.jit

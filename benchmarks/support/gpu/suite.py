@@ -1,0 +1,69 @@
+"""The step that tests: all kernel tests on the device, in parallel by pytest-xdist, or without it by file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+TESTS = ROOT / "tests" / "kernels"
+
+NO_TESTS = 5
+"""pytest's exit status where a file has no test that was asked for."""
+
+
+def command(paths: list[Path], workers: int, dry: bool) -> list[str]:
+    """Return the command for these files. Warnings of a torch and triton that CI has not seen are shown, not raised."""
+    options = ["-q", "-W", "default", "--tb=short", "-p", "no:cacheprovider", "--disable-warnings"]
+    if dry:
+        options += ["-k", "test_chunk_sizes and torch"]
+    elif find_spec("xdist") is not None and workers > 1:
+        options += ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "4"]
+    return [sys.executable, "-m", "pytest", *options, *map(str, paths)]
+
+
+def run(paths: list[Path], workers: int, dry: bool) -> tuple[int, str]:
+    """Return pytest's exit status and its last line; its output is passed on."""
+    device = {} if dry else {"POWERPLAN_TEST_DEVICE": "cuda"}
+    done = subprocess.Popen(
+        command(paths, workers, dry),
+        cwd=ROOT,
+        env=os.environ | device,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    last = ""
+    assert done.stdout is not None
+    for line in done.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    return done.wait(), last
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--dry", action="store_true")
+    options = parser.parse_args()
+    if find_spec("xdist") is not None or options.workers == 1 or options.dry:
+        paths = [TESTS / "test_against_oracle.py"] if options.dry else [TESTS]
+        status, last = run(paths, options.workers, options.dry)
+        print(last)
+        return 1 if status else 0
+    files = sorted(TESTS.glob("test_*.py"))
+    with ThreadPoolExecutor(options.workers) as pool:
+        results = list(pool.map(lambda path: run([path], 1, options.dry), files))
+    failed = [path.name for path, (status, _) in zip(files, results, strict=True) if status not in (0, NO_TESTS)]
+    print(f"{len(files) - len(failed)} of {len(files)} files passed{': not ' if failed else ''}{', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
