@@ -107,13 +107,14 @@ def backward(
     states = (outputs.saved_states, outputs.saved_keys)
     end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
     grad_states, grad_initial_state = _no_states(calls), None
-    grad_gate_carry = calls.no_carry()
     if shape.has_states(has_initial_state, end is not None):
         grad_states, grad_start, grad_gate_carry = scan(
             calls, calls.q, norm_grads.y, end, has_initial_state, norm_grads, states
         )
         if has_initial_state:
             grad_initial_state = _from_rows(grad_start, shape, adjoint=True)
+    else:
+        grad_gate_carry = calls.no_carry()
     dq, q_dot_dq = calls.grad_queries(grad, norm_grads, states, has_initial_state)
     dk, dv, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, end is not None)
     grad_log_g = None
