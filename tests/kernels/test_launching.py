@@ -24,7 +24,8 @@ from powerplan.kernels import power_attention
 from powerplan.kernels.testing import Case, arguments, state_of
 from powerplan.kernels.triton import launching, shapes
 from powerplan.kernels.triton.launching import launch
-from powerplan.kernels.triton.replay import MOST_ATTEMPTS, Tape, repeat
+from powerplan.kernels.triton.replay import MOST_ATTEMPTS, repeat
+from powerplan.kernels.triton.tape import Tape
 
 HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "host_time.py"
 
