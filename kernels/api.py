@@ -9,31 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim
-from powerplan.kernels.call import CallShape, Inputs
+from powerplan.dims import spow_dim
+from powerplan.kernels import checks, eager, engines
+from powerplan.kernels.call import LOWEST_LOG_GATE, CallShape, Inputs
 from powerplan.kernels.ops import chunked_power, power_step
 from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.triton.support import lacking
-
-DEGREES = KERNEL_DEGREES
-"""The degrees p that all implementations execute."""
-
-LOWEST_LOG_GATE = -100.0
-"""The lowest log_g that counts; lower ones, -inf included, count as this one.
-
-exp(-100) = 4e-44 leaves nothing of the past in any dtype, and the sums of these gates stay finite.
-"""
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes that q, k and v may have."""
 
 
 def power_attention(
@@ -86,28 +73,36 @@ def power_attention(
             The message names the argument, what it is and what it should be. Values on a GPU are not looked at.
         TypeError: An argument has a type, or q a dtype, that is not allowed.
     """
-    _check(q, k, v, log_g, p, normalize)
-    scale = _scale(scale, q.shape[-1])
-    if chunk_size is not None and (not _is_integer(chunk_size) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be an integer of at least 1, and is {chunk_size!r}")
-    if impl not in ("auto", *IMPLEMENTATIONS):
+    checks.check_types(q, k, v, log_g)
+    checks.check_settings(p, scale, chunk_size)
+    if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
+    check_sizes: checks.CheckSizes
+    call_shape: checks.MakeShape
+    if eager.is_eager(q, k, v):
+        check_sizes, call_shape = checks.check_sizes_once, checks.call_shape_once
+    else:
+        check_sizes, call_shape = checks.check_sizes, checks.call_shape
+    sizes, device = (q.shape, k.shape, v.shape), q.device
+    check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (device, k.device, v.device), p, normalize)
+    if log_g is not None:
+        checks.check_gate(log_g, sizes[1][:3], device)
     if impl == "auto":
-        impl = "triton" if q.device.type == "cuda" and lacking(q, v, p) is None else "torch"
+        impl = "triton" if device.type == "cuda" and lacking(q, v, p) is None else "torch"
     elif impl == "triton" and (reason := lacking(q, v, p)) is not None:
         raise ValueError(f"impl='triton' {reason}")
-    if chunk_size is None:
-        chunk_size = default_chunk_size(int(q.shape[-1]), p, "triton" if impl == "triton" else "torch")
-    log_g = None if log_g is None else log_g.clamp(min=LOWEST_LOG_GATE)
     if cu_seqlens is not None:
-        _check_packing(cu_seqlens, q)
+        checks.check_packing(cu_seqlens, q)
     inputs = Inputs(q, k, v, log_g, cu_seqlens)
     if initial_state is not None:
-        _check_state(initial_state, q, k, v, p, inputs.sequences, normalize)
+        checks.check_state(initial_state, q, k, v, p, inputs.sequences, normalize)
         initial_state = initial_state if normalize else PowerState(initial_state.kv)
-    shape = CallShape.of(q.shape, k.shape, v.shape, p, scale, chunk_size, normalize)
+    shape = call_shape(*sizes, p, scale, chunk_size, normalize, impl)
     out, state = IMPLEMENTATIONS[impl](inputs, initial_state, shape, return_state)
-    return (out, state) if return_state else out
+    if not return_state:
+        return out
+    assert state is not None, "an implementation returns the state that is asked for"
+    return out, state
 
 
 def power_attention_step(
@@ -145,32 +140,37 @@ def power_attention_step(
         ValueError: As `power_attention`, and for a gradient through impl="triton".
         TypeError: As `power_attention`.
     """
+    checks.check_types(q, k, v, log_g)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, and is {type(x).__name__}")
         if x.ndim != 3:
             raise ValueError(f"{name} must have the dims batch, heads, head dim, and has shape {list(x.shape)}")
-    if log_g is not None and not isinstance(log_g, Tensor):
-        raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
     if impl not in ("auto", "recurrent", "triton"):
         raise ValueError(f"impl must be auto, recurrent, triton, and is {impl!r}")
+    checks.check_settings(p, scale, None)
     timed = (q[:, None], k[:, None], v[:, None])  # with a time dim of one token
-    _check(*timed, None if log_g is None else log_g[:, None], p, normalize)
-    _check_state(state, *timed, p, q.shape[0], normalize)
+    sizes, device = (timed[0].shape, timed[1].shape, timed[2].shape), q.device
+    checks.check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (device, k.device, v.device), p, normalize)
+    if log_g is not None:
+        checks.check_gate(log_g[:, None], sizes[1][:3], device)
+    checks.check_state(state, *timed, p, q.shape[0], normalize)
     needs_gradient = _needs_gradient(q, k, v, log_g, *state)
+    has_tangent = eager.has_tangent(q, k, v, log_g, *state)
     if impl == "auto":
         fits = q.device.type == "cuda" and lacking(timed[0], timed[2], p) is None
-        impl = "triton" if fits and not needs_gradient else "recurrent"
+        impl = "triton" if fits and not needs_gradient and not has_tangent else "recurrent"
     elif impl == "triton":
         if (reason := lacking(timed[0], timed[2], p)) is not None:
             raise ValueError(f"impl='triton' {reason}")
         if needs_gradient:
             raise ValueError("impl='triton' has no gradients for a step: use impl='recurrent', or torch.no_grad()")
+        if has_tangent:
+            raise ValueError(_NO_TANGENT.format("triton"))
     log_g = None if log_g is None else log_g.clamp(min=LOWEST_LOG_GATE)
-    scale = _scale(scale, q.shape[-1])
+    scale = checks.scale_of(scale, int(q.shape[-1]))
     if impl == "triton":
         key = state.key if normalize and state.key is not None else state.kv.new_empty(0)
-        out, kv, key = power_step(q, k, v, log_g, state.kv, key, p, scale)
+        one_step = engines.step if eager.is_eager(q, k, v, log_g, *state) else power_step
+        out, kv, key = one_step(q, k, v, log_g, state.kv, key, p, scale)
         return out, PowerState(kv, key if normalize else None)
     with torch.autocast(q.device.type, enabled=False):
         return step(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
@@ -199,10 +199,15 @@ def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerSt
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
 
-Implementation = Callable[[Inputs, PowerState | None, CallShape, bool], tuple[Tensor, PowerState]]
+_NO_TANGENT = (
+    "impl={!r} has no forward-mode derivatives, and one was asked for (torch.func.jvp, jacfwd, hessian, or "
+    "torch.autograd.forward_ad): use impl='reference' or impl='recurrent'"
+)
+
+Implementation = Callable[[Inputs, PowerState | None, CallShape, bool], tuple[Tensor, PowerState | None]]
 """Takes the inputs, the initial state, the call's shape, and whether the final state is wanted.
 
-It returns the output and the final state, which is meaningless where it is not wanted.
+It returns the output and the final state, or None for a state that is not wanted and that nothing has computed.
 """
 
 
@@ -212,6 +217,7 @@ def _one_by_one(function: Callable[..., tuple[Tensor, PowerState]], start_empty:
     def run(
         inputs: Inputs, state: PowerState | None, shape: CallShape, return_state: bool
     ) -> tuple[Tensor, PowerState]:
+        inputs = inputs.with_finite_gates()
         if state is None and start_empty:
             k = inputs.k[:1].expand(inputs.sequences, -1, -1, -1)
             state = empty_state(k, inputs.v, shape.p, shape.normalize)
@@ -240,15 +246,23 @@ def _by_chunks(engine: str) -> Implementation:
 
     def run(
         inputs: Inputs, state: PowerState | None, shape: CallShape, return_state: bool
-    ) -> tuple[Tensor, PowerState]:
+    ) -> tuple[Tensor, PowerState | None]:
         q, k, v, log_g, cu_seqlens = inputs
         joined = None  # the state with its normaliser as the last column, [N, G, D, W]
         if state is not None:
             joined = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
-        save_states = _needs_gradient(q, k, v, log_g, joined)
-        settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, save_states, return_state, engine)
-        out, final_state, *_ = chunked_power(q, k, v, log_g, joined, cu_seqlens, *settings)
-        if return_state and shape.normalize:
+        if eager.has_tangent(q, k, v, log_g, joined):
+            raise ValueError(_NO_TANGENT.format(engine))
+        needs_gradient = _needs_gradient(q, k, v, log_g, joined)
+        final_state: Tensor | None
+        if eager.is_eager(*inputs, joined):
+            out, final_state = eager.call(inputs, joined, shape, needs_gradient, return_state, engine)
+        else:
+            settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, needs_gradient, return_state, engine)
+            out, final_state, *_ = chunked_power(q, k, v, log_g, joined, cu_seqlens, *settings)
+        if final_state is None or not return_state:
+            return out, None
+        if shape.normalize:
             return out, PowerState(final_state[..., :-1], final_state[..., -1])
         return out, PowerState(final_state)
 
@@ -265,97 +279,3 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return float(head_dim**-0.5)
-    if not isinstance(scale, (int, float)) or not isfinite(scale):
-        raise ValueError(f"scale must be a finite number, and is {scale!r}")
-    return float(scale)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, normalize: bool) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, and is {type(x).__name__}")
-        if x.ndim != 4:
-            raise ValueError(f"{name} must have the dims batch, time, heads, head dim, and has shape {list(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, and q is {q.dtype} on {q.device}; they must agree")
-    if q.dtype not in DTYPES:
-        raise TypeError(f"q is {q.dtype}; allowed are {', '.join(str(dtype) for dtype in DTYPES)}")
-    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            "shapes must be q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], and are "
-            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-        )
-    if 0 in (*q.shape, *k.shape, *v.shape):
-        raise ValueError(f"no dim may be 0: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}")
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f"the {q.shape[2]} heads of q must be a multiple of the {k.shape[2]} heads of k and v")
-    if not _is_integer(p) or p not in DEGREES:
-        raise ValueError(f"p must be 1, 2, 3 or 4, and is {p!r}")
-    if normalize and p % 2:
-        raise ValueError(
-            f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
-        )
-    if log_g is not None:
-        _check_gate(log_g, k)
-
-
-def _check_gate(log_g: Tensor, k: Tensor) -> None:
-    if not isinstance(log_g, Tensor):
-        raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
-    if log_g.shape != k.shape[:3]:
-        raise ValueError(f"log_g must be [B, T, G] = {list(k.shape[:3])}, and is {list(log_g.shape)}")
-    if not log_g.is_floating_point() or log_g.device != k.device:
-        raise ValueError(f"log_g must be floating point on {k.device}, and is {log_g.dtype} on {log_g.device}")
-    largest = _values(log_g.detach().max())
-    if largest is not None and not largest <= 0:
-        raise ValueError(f"log_g must be at most 0 (a gate of at most 1), and its largest value is {largest:g}")
-
-
-def _values(x: Tensor) -> Any:
-    """Return x.tolist(); None where that would wait for a GPU or break a trace, or where x has no values."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    try:
-        return x.tolist()
-    except RuntimeError:  # Fake tensors, and the wrappers of torch.func, have no values.
-        return None
-
-
-def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequences: int, normalize: bool) -> None:
-    if not isinstance(state, PowerState):
-        raise TypeError(f"the state must be a PowerState, and is {type(state).__name__}")
-    size = [sequences, k.shape[2], spow_dim(int(k.shape[3]), p)]
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    shapes = {"kv": [*size, v.shape[3]], "key": size}
-    for name, shape in shapes.items():
-        x = getattr(state, name)
-        if x is None:
-            if normalize:
-                raise ValueError("the state comes from normalize=False and has no key part, which normalize=True needs")
-            continue
-        if list(x.shape) != shape:
-            raise ValueError(f"the state's {name} must be {shape}, and is {list(x.shape)}")
-        if x.dtype != dtype or x.device != q.device:
-            raise ValueError(f"the state's {name} must be {dtype} on {q.device}, and is {x.dtype} on {x.device}")
-
-
-def _check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
-    if q.shape[0] != 1:
-        raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
-        kind = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
-        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {kind}")
-    bounds = _values(cu_seqlens)
-    if bounds is not None and (bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds))):
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and is {bounds[:8]}")

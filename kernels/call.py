@@ -24,6 +24,12 @@ from torch import Tensor
 
 from powerplan.kernels.tiles import PHI_BLOCK_ROWS, TILE, Tiling, tiling
 
+LOWEST_LOG_GATE = -100.0
+"""The lowest log_g that counts; lower ones, -inf included, count as this one.
+
+exp(-100) = 4e-44 leaves nothing of the past in any dtype, and the sums of these gates stay finite.
+"""
+
 
 @dataclass(frozen=True)
 class CallShape:
@@ -121,6 +127,10 @@ class Inputs(NamedTuple):
     def sequences(self) -> int:
         """N, the number of sequences."""
         return self.k.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    def with_finite_gates(self) -> Inputs:
+        """Return the inputs with gates of at least LOWEST_LOG_GATE."""
+        return self if self.log_g is None else self._replace(log_g=self.log_g.clamp(min=LOWEST_LOG_GATE))
 
     def at(self, tokens: slice) -> Inputs:
         """Return these tokens of every row, as sequences that are not packed."""

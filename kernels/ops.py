@@ -1,7 +1,7 @@
 """The chunked implementations as operators of torch.library: fake tensors, autograd, FLOP formulas.
 
 States go in and out in the layout of PowerState; inside, each engine has its own. Two engines stand behind one pair of
-operators: "torch" (packed.py) and "triton" (triton/run.py).
+operators (engines.py). Calls in eager mode do without the operators (eager.py).
 
 The schema of an operator is flat. `ForwardArguments` and `BackwardArguments` name its places once; `_shape` makes the
 CallShape that everything inside takes. What nobody wants is an empty tensor, since an operator cannot return None.
@@ -9,8 +9,6 @@ CallShape that everything inside takes. What nobody wants is an empty tensor, si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from powerplan.dims import chunked_power_flops, spow_dim
-from powerplan.kernels import packed
+from powerplan.kernels import engines, packed
 from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
 
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -86,14 +84,6 @@ def _shape(arguments: ForwardArguments | BackwardArguments) -> CallShape:
     return CallShape.of(q, k, v, arguments.p, arguments.scale, arguments.chunk_size, arguments.normalize)
 
 
-@contextmanager
-def _inside(q: Tensor) -> Iterator[None]:
-    """Turn autocast off, which would still turn products inside an operator to bf16; start kernels on q's device."""
-    device = torch.cuda.device(q.device) if q.is_cuda else nullcontext()
-    with torch.autocast(q.device.type, enabled=False), device:
-        yield
-
-
 def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -138,15 +128,8 @@ def chunked_power(
     """
     settings = (p, scale, chunk_size, normalize, save_states, return_state, engine)
     arguments = ForwardArguments(q, k, v, log_g, initial_state, cu_seqlens, *settings)
-    inputs, shape = arguments.inputs, _shape(arguments)
-    with _inside(q):
-        if engine == "torch":
-            outputs = packed.forward(inputs, initial_state, shape, save_states, return_state)
-        else:
-            from powerplan.kernels.triton import run
-            from powerplan.kernels.triton.shapes import launch_shape
-
-            outputs = run.forward(inputs, initial_state, launch_shape(shape, inputs), return_state)
+    shape = _shape(arguments)
+    outputs = engines.forward(engine, arguments.inputs, initial_state, shape, save_states, return_state)
     out, norm, final_state, states, keys = outputs
     # Outputs may not share memory: each that nobody wants is an empty tensor of its own.
     high = torch.promote_types(q.dtype, torch.float32)
@@ -171,10 +154,10 @@ def _(*flat: Any) -> Five:
             is_packed = inputs.cu_seqlens is not None
             states = high.new_empty(packed.saved_states_size(shape, sequences, is_packed, has_initial_state))
     else:
-        from powerplan.kernels.triton.shapes import launch_shape, saved_states
+        from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 
         ends = has_initial_state, arguments.return_state
-        states, keys = saved_states(launch_shape(shape, inputs), arguments.save_states, *ends, inputs.q)
+        states, keys = saved_states(LaunchShape.of(shape, inputs), arguments.save_states, *ends, inputs.q)
     final_size = (sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
     return (
         inputs.v.new_empty(shape.batch, shape.tokens, shape.heads, shape.v_head_dim),
@@ -222,20 +205,12 @@ def chunked_power_backward(
     settings = (p, scale, chunk_size, normalize, has_initial_state, engine)
     arguments = BackwardArguments(*tensors, *settings)
     inputs, outputs, shape = arguments.inputs, arguments.outputs, _shape(arguments)
-    with _inside(q):
-        if engine == "torch":
-            grads = packed.backward(grad_out, grad_state, inputs, outputs, shape, has_initial_state)
-        else:
-            from powerplan.kernels.triton import run
-            from powerplan.kernels.triton.shapes import launch_shape
-
-            launched = launch_shape(shape, inputs)
-            grads = run.backward(grad_out, grad_state, inputs, outputs, launched, has_initial_state)
+    grads = engines.backward(engine, grad_out, grad_state, inputs, outputs, shape, has_initial_state)
     return (
         grads.q,
         grads.k,
         grads.v,
-        q.new_empty(0) if log_g is None or grads.log_g is None else grads.log_g.to(log_g.dtype),
+        q.new_empty(0) if grads.log_g is None else grads.log_g,
         norm.new_empty(0) if grads.initial_state is None else grads.initial_state,
     )
 
@@ -254,6 +229,25 @@ def _(*flat: Any) -> Five:
     )
 
 
+def backward_operator(
+    engine: str,
+    grad_out: Tensor,
+    grad_state: Tensor | None,
+    inputs: Inputs,
+    outputs: Outputs,
+    shape: CallShape,
+    has_initial_state: bool,
+) -> Gradients:
+    """Do what engines.backward does, by the operator `chunked_power_backward`."""
+    nobody_wants = outputs.norm.new_empty(0)
+    final_state, saved_keys = (nobody_wants if x is None else x for x in (outputs.final_state, outputs.saved_keys))
+    tensors = (grad_out, grad_state, *inputs, outputs.out, outputs.norm, final_state, outputs.saved_states, saved_keys)
+    settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, has_initial_state, engine)
+    q, k, v, log_g, initial_state = chunked_power_backward(*BackwardArguments(*tensors, *settings))
+    gated = inputs.log_g is not None
+    return Gradients(q, k, v, log_g if gated else None, initial_state if has_initial_state else None)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
     arguments = ForwardArguments(*inputs)
     ctx.settings = arguments[6:]  # from p on
@@ -265,18 +259,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    inputs, (out, norm, final_state, saved_states, saved_keys) = Inputs(*saved[:5]), saved[5:]
     p, scale, chunk_size, normalize, save_states, return_state, engine = ctx.settings
     assert save_states, "the forward pass was run without what its gradient needs"
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    outputs = Outputs(out, norm, final_state, saved_states, saved_keys)
+    shape = CallShape.of(inputs.q.shape, inputs.k.shape, inputs.v.shape, p, scale, chunk_size, normalize)
     grad_state = grad_state if return_state else None
-    tensors = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys)
-    arguments = BackwardArguments(*tensors, p, scale, chunk_size, normalize, ctx.has_initial_state, engine)
-    grads = Gradients(*chunked_power_backward(*arguments))
-    grad_log_g = None if log_g is None else grads.log_g
-    grad_initial_state = grads.initial_state if ctx.has_initial_state else None
+    grads = backward_operator(engine, grad_out, grad_state, inputs, outputs, shape, ctx.has_initial_state)
     not_differentiable = (None,) * (len(ForwardArguments._fields) - 5)
-    return grads.q, grads.k, grads.v, grad_log_g, grad_initial_state, *not_differentiable
+    return grads.q, grads.k, grads.v, grads.log_g, grads.initial_state, *not_differentiable
 
 
 chunked_power.register_autograd(_backward, setup_context=_setup)
@@ -308,10 +301,7 @@ def power_step(
     Returns:
         out [N, H, V], and the new kv and key.
     """
-    from powerplan.kernels.triton import decode
-
-    with _inside(q):
-        return decode.step(q, k, v, log_g, kv, key, p, scale)
+    return engines.step(q, k, v, log_g, kv, key, p, scale)
 
 
 @power_step.register_fake

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels import chunked
-from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
+from powerplan.kernels.call import LOWEST_LOG_GATE, CallShape, Gradients, Inputs, Outputs
 from powerplan.kernels.conversion import Conversion
 from powerplan.kernels.tiles import tile_conversion
 
@@ -38,6 +38,7 @@ def forward(
         save_states: Whether to save states for the backward pass, of `saved_states_size`.
         return_state: Whether the final state is wanted.
     """
+    inputs = inputs.with_finite_gates()
     convert = _conversion(shape, inputs.q.device)
     rows = None if initial_state is None else convert.to_rows(initial_state.flatten(0, 1))
     if inputs.cu_seqlens is None:
@@ -76,6 +77,22 @@ def backward(
         shape: Shape and settings of the call.
         has_initial_state: Whether the call had an initial state.
     """
+    grads = _backward(grad_out, grad_state, inputs.with_finite_gates(), outputs, shape, has_initial_state)
+    if inputs.log_g is None or grads.log_g is None:
+        return grads
+    # Gates that count as LOWEST_LOG_GATE, whatever they are, have no gradient.
+    log_g = grads.log_g.masked_fill_(inputs.log_g < LOWEST_LOG_GATE, 0.0).to(inputs.log_g.dtype)
+    return grads._replace(log_g=log_g)
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_state: Tensor | None,
+    inputs: Inputs,
+    outputs: Outputs,
+    shape: CallShape,
+    has_initial_state: bool,
+) -> Gradients:
     convert = _conversion(shape, inputs.q.device)
     grad_rows = None if grad_state is None else convert.from_rows_adjoint(grad_state.flatten(0, 1))
     final_state_dot = None

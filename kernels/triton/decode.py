@@ -14,8 +14,8 @@ from torch import Tensor
 
 from powerplan.kernels.embedding import multisets
 from powerplan.kernels.state import divisor
+from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import power_of_two
-from powerplan.kernels.triton.shapes import launch
 
 BLOCK = 64
 """Rows of the state that one program reads: 16 KB at V = 64, 32 registers for each of 128 threads."""

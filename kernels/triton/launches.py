@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from powerplan.kernels.call import Inputs
 from powerplan.kernels.triton.config import Blocks
 from powerplan.kernels.triton.keys import keys_kernel
+from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import power_of_two, step_count, step_rows, step_table
 from powerplan.kernels.triton.output import output_kernel
 from powerplan.kernels.triton.queries import queries_kernel
-from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, launch, tokens_first
+from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, tokens_first
 from powerplan.kernels.triton.small import grad_log_g_kernel, grad_norm_kernel, log_g_cumsum_kernel
 from powerplan.kernels.triton.tuning import tuned
 
@@ -34,6 +36,12 @@ class NormGrads(NamedTuple):
     y: Tensor
 
 
+@lru_cache(maxsize=16)
+def _placeholder(device: torch.device) -> Tensor:
+    """Return what stands where a kernel takes a tensor that a call has not got. It is neither read nor written."""
+    return torch.empty(1, dtype=torch.float32, device=device)
+
+
 class Launches:
     """The kernels over one call's tensors, which lie flattened to tokens."""
 
@@ -47,10 +55,12 @@ class Launches:
             self.chunk_table = dense_chunk_table(call.batch, call.tokens, call.chunk_size, slots, self.device)
         else:
             self.chunk_table = chunk_table(inputs.cu_seqlens, call.chunk_size, slots)
-        # Stands where a kernel takes a tensor that this call has not got.
-        self.placeholder = torch.empty(1, dtype=torch.float32, device=self.device)
-        self.log_g_cumsum = self.placeholder if inputs.log_g is None else self._sum_gates(inputs.log_g)
+        self.placeholder = _placeholder(self.device)
         self.gated = inputs.log_g is not None
+        self.log_g = self.log_g_cumsum = self.placeholder
+        if inputs.log_g is not None:
+            self.log_g = inputs.log_g.flatten(0, 1).contiguous()
+            self.log_g_cumsum = self._sum_gates(self.log_g)
         self.step_table = step_table(shape.phi_width, call.p, shape.scan_steps, self.device)
         self.power_scale = call.scale**call.p
 
@@ -58,9 +68,9 @@ class Launches:
         """Return a new float32 tensor, or the placeholder where it is not wanted."""
         return torch.empty(size, dtype=torch.float32, device=self.device) if wanted else self.placeholder
 
-    def _along_chunks(self, kernel: Any, tensors: dict[str, Tensor]) -> None:
+    def _along_chunks(self, kernel: Any, arguments: dict[str, Any]) -> None:
         call = self.shape.call
-        arguments = tensors | {
+        arguments = arguments | {
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
             "BLOCK": min(power_of_two(call.chunk_size), 1024),
@@ -68,20 +78,32 @@ class Launches:
         launch(kernel, self.shape.chunk_slots * call.kv_heads, arguments)
 
     def _sum_gates(self, log_g: Tensor) -> Tensor:
-        gates = log_g.flatten(0, 1).contiguous()
-        log_g_cumsum = torch.empty(gates.shape, dtype=torch.float32, device=self.device)
-        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": gates, "p_log_g_cumsum": log_g_cumsum})
+        log_g_cumsum = torch.empty(log_g.shape, dtype=torch.float32, device=self.device)
+        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": log_g, "p_log_g_cumsum": log_g_cumsum})
         return log_g_cumsum
 
-    def grad_log_g(self, grad_log_g_cumsum: Tensor, grad_gate_carry: Tensor) -> Tensor:
-        """Return dL/dlog_g [tokens, G] from dL/da [tokens, G], and from the share of later chunks [slots, G]."""
-        grad_log_g = torch.empty_like(grad_log_g_cumsum)
-        tensors = {
-            "p_grad_log_g_cumsum": grad_log_g_cumsum,
+    def no_carry(self) -> Tensor:
+        """Return what stands for shares of later chunks where there are none, [slots, G, 1]; zeros."""
+        size = (self.shape.chunk_slots, self.shape.call.kv_heads, 1)
+        return torch.zeros(size, dtype=torch.float32, device=self.device) if self.gated else self.placeholder
+
+    def grad_log_g(self, q_dot_dq: Tensor, k_dot_dk: Tensor, grad_gate_carry: Tensor) -> Tensor:
+        """Return dL/dlog_g [tokens, G], in log_g's dtype, from what `gradients` and `scan` returned."""
+        call = self.shape.call
+        grad_log_g = torch.empty_like(self.log_g)
+        parts = grad_gate_carry.shape[2]
+        arguments = {
+            "p_q_dot_dq": q_dot_dq,
+            "p_k_dot_dk": k_dot_dk,
             "p_grad_gate_carry": grad_gate_carry,
+            "p_log_g": self.log_g,
             "p_grad_log_g": grad_log_g,
+            "parts": parts,
+            "P": call.p,
+            "REPEATS": call.heads_per_kv_head,
+            "PARTS": min(power_of_two(parts), 1024),
         }
-        self._along_chunks(grad_log_g_kernel, tensors)
+        self._along_chunks(grad_log_g_kernel, arguments)
         return grad_log_g
 
     def _common(self, states: StatePair, has_start: bool) -> dict[str, Any]:

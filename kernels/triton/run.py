@@ -107,21 +107,21 @@ def backward(
     states = (outputs.saved_states, outputs.saved_keys)
     end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
     grad_states, grad_initial_state = _no_states(calls), None
-    grad_gate_carry = torch.zeros(shape.chunk_slots, shape.call.kv_heads, dtype=torch.float32, device=calls.device)
     if shape.has_states(has_initial_state, end is not None):
         grad_states, grad_start, grad_gate_carry = scan(
             calls, calls.q, norm_grads.y, end, has_initial_state, norm_grads, states
         )
         if has_initial_state:
             grad_initial_state = _from_rows(grad_start, shape, adjoint=True)
+    else:
+        grad_gate_carry = calls.no_carry()
     dq, q_dot_dq = calls.grad_queries(grad, norm_grads, states, has_initial_state)
     dk, dv, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, end is not None)
     grad_log_g = None
     if inputs.log_g is not None:
-        q_dot_dq = q_dot_dq.view(-1, shape.call.kv_heads, shape.call.heads_per_kv_head).sum(-1)
         if grad_state is not None and outputs.final_state is not None:
             final_state_dot = (grad_state * outputs.final_state).sum((2, 3))
-            grad_gate_carry.index_add_(0, calls.chunk_table.first_chunk[1:] - 1, final_state_dot)
-        grad_log_g = calls.grad_log_g((q_dot_dq - k_dot_dk) / shape.call.p, grad_gate_carry).view(inputs.log_g.shape)
+            grad_gate_carry[:, :, 0].index_add_(0, calls.chunk_table.first_chunk[1:] - 1, final_state_dot)
+        grad_log_g = calls.grad_log_g(q_dot_dq, k_dot_dk, grad_gate_carry).view(inputs.log_g.shape)
     dq, dk, dv = dq.view(inputs.q.shape), dk.view(inputs.k.shape), dv.view(inputs.v.shape)
     return Gradients(dq, dk, dv, grad_log_g, grad_initial_state)

@@ -1,9 +1,9 @@
-"""What stays the same over a call of the Triton kernels: sizes, where chunks begin, and how a kernel starts."""
+"""What stays the same over a call of the Triton kernels: sizes, and where chunks begin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -60,7 +60,14 @@ class LaunchShape:
         """Dtype of a state's normaliser: a right operand of the kernels of hopper/, else float32."""
         return self.dtype if self.hopper else torch.float32
 
-    @property
+    @staticmethod
+    def of(call: CallShape, inputs: Inputs) -> LaunchShape:
+        """Return the shape of a call with what these kernels need beside it."""
+        dtype, device = inputs.q.dtype, inputs.q.device
+        return LaunchShape(call, inputs.sequences, dtype, family(device), uses_hopper(call, dtype, device))
+
+    # Cached, and a call's shape with it (launch_shape): every launch reads some of them.
+    @cached_property
     def chunk_slots(self) -> int:
         """Places for chunks: exact for rows of one length, enough for packed sequences of any lengths."""
         call = self.call
@@ -70,15 +77,28 @@ class LaunchShape:
 
     def blocks(self, kernel: str) -> Blocks:
         """Return the blocks of "scan", "output", "queries" or "keys", no longer than a chunk."""
-        call = self.call
-        return blocks(kernel, self.arch, call.p, call.head_dim, call.v_head_dim, self.dtype).within(call.chunk_size)
+        found = self._blocks.get(kernel)
+        if found is None:
+            call = self.call
+            found = blocks(kernel, self.arch, call.p, call.head_dim, call.v_head_dim, self.dtype)
+            found = self._blocks[kernel] = found.within(call.chunk_size)
+        return found
 
-    @property
+    @cached_property
+    def tapes(self) -> dict[Any, Any]:
+        """What replay.py remembers of calls of this shape, on the one device that `launch_shape` made it for."""
+        return {}
+
+    @cached_property
+    def _blocks(self) -> dict[str, Blocks]:
+        return {}
+
+    @cached_property
     def scan_steps(self) -> int:
         """Steps of phi that one program of the scan owns."""
         return 1 if self.call.p == 1 or self.hopper else self.blocks("scan").steps
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of phi, padded to what one program of the scan owns."""
         width, p = self.phi_width, self.call.p
@@ -90,7 +110,11 @@ class LaunchShape:
         return has_start or want_end or not dense or self.call.tokens > self.call.chunk_size
 
     def constants(self) -> dict[str, Any]:
-        """Return the constants that all kernels over chunks take."""
+        """Return the constants that all kernels over chunks take. They are the same dict every time: not to change."""
+        return self._constants
+
+    @cached_property
+    def _constants(self) -> dict[str, Any]:
         call = self.call
         operand_type, precision, _ = operand(self.dtype)
         return {
@@ -113,9 +137,13 @@ def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bo
 
 
 def launch_shape(call: CallShape, inputs: Inputs) -> LaunchShape:
-    """Return the shape of a call with what these kernels need beside it."""
-    dtype, device = inputs.q.dtype, inputs.q.device
-    return LaunchShape(call, inputs.sequences, dtype, family(device), uses_hopper(call, dtype, device))
+    """Return `LaunchShape.of`, the same one for every call of one shape. Sizes that are traced are no keys."""
+    return _launch_shape(call, inputs.sequences, inputs.q.dtype, inputs.q.device)
+
+
+@lru_cache(maxsize=1024)
+def _launch_shape(call: CallShape, sequences: int, dtype: torch.dtype, device: torch.device) -> LaunchShape:
+    return LaunchShape(call, sequences, dtype, family(device), uses_hopper(call, dtype, device))
 
 
 @dataclass(frozen=True)
@@ -151,11 +179,6 @@ def chunk_table(bounds: Tensor, chunk_size: int, slots: int) -> ChunkTable:
 def dense_chunk_table(batch: int, tokens: int, chunk_size: int, slots: int, device: torch.device) -> ChunkTable:
     """Return the chunks of rows of one length. Cached: making it takes a dozen small kernels."""
     return chunk_table(torch.arange(batch + 1, device=device) * tokens, chunk_size, slots)
-
-
-def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
-    """Run `programs` programs of a kernel. Kernels start here only, so that benchmarks/compiled.py can listen."""
-    kernel[(programs,)](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
 def saved_states(

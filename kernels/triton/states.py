@@ -9,10 +9,10 @@ from torch import Tensor
 
 from powerplan.kernels.triton.config import Blocks, operand
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
+from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import step_rows
 from powerplan.kernels.triton.running import running_kernel
 from powerplan.kernels.triton.scan import scan_kernel
-from powerplan.kernels.triton.shapes import launch
 from powerplan.kernels.triton.squares import squares_kernel
 from powerplan.kernels.triton.tuning import tuned
 
@@ -42,9 +42,9 @@ def scan(
 
     Returns:
         The states before all chunks, or the gradients of those after them, [slots, G, rows, columns]; the state at the
-        other end in float32, [N, G, rows, V]; and grad_gate_carry, [slots, G]. The gates of a chunk act on later tokens
-        only through the state S after it: for each chunk but the last, grad_gate_carry holds that share of their
-        gradient, <dS, S>.
+        other end in float32, [N, G, rows, V]; and grad_gate_carry, [slots, G, parts], backward with gates. The gates of
+        a chunk act on later tokens only through the state S after it: for each chunk but the last, grad_gate_carry
+        holds the parts of that share of their gradient, <dS, S>; for the last it holds 0.
     """
     shape = calls.shape
     if shape.hopper:
@@ -56,7 +56,8 @@ def scan(
         key_start = None if start is None else start[1]
         forward_key = None if forward_states is None else forward_states[1]
         keys, end_key, key_carry = _scan_squares(calls, x, key_start, want_end, norm_grads, forward_key)
-        carry = carry + key_carry
+        if norm_grads is not None and calls.gated:
+            carry = torch.cat((carry, key_carry), -1)
         return (states[0], keys), (end[0], end_key), carry
     return states, end, carry
 
@@ -86,7 +87,9 @@ def _walk(
     start_kv, start_key = (absent, absent) if start is None else start
     forward_kv, forward_key = (absent, absent) if forward_states is None else forward_states
     state_blocks = len(calls.step_table) // shape.scan_steps
-    grad_gate_carry = torch.zeros(*states.shape[:2], state_blocks, dtype=torch.float32, device=calls.device)
+    grad_gate_carry = absent
+    if backward and calls.gated:
+        grad_gate_carry = torch.zeros(*size[:2], state_blocks, dtype=torch.float32, device=calls.device)
     arguments = {
         "p_x": x,
         "p_v": v,
@@ -129,7 +132,7 @@ def _walk(
         launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
 
     start_with(tuned("scan", shape, start_with))
-    return (states, keys), (end, end_key), grad_gate_carry.sum(-1)
+    return (states, keys), (end, end_key), grad_gate_carry
 
 
 def running_sum(
@@ -156,7 +159,7 @@ def running_sum(
 
     Returns:
         The sums before (backward: after) all chunks, of the size of parts; the sum at the other end, [N, G, rows,
-        columns]; and <dS, S> by chunk, [slots, G].
+        columns]; and <dS, S> by chunk in parts, [slots, G, blocks], backward with gates.
     """
     shape, call = calls.shape, calls.shape.call
     slots, groups, rows, padded = parts.shape
@@ -167,8 +170,9 @@ def running_sum(
     new = torch.empty if calls.dense else torch.zeros
     states = new(parts.shape, dtype=stored, device=calls.device)
     end = calls.float((shape.sequences, groups, rows, columns), want_end)
-    with_carry = backward and calls.gated
-    carry = torch.zeros(slots, groups, blocks if with_carry else 1, dtype=torch.float32, device=calls.device)
+    carry = calls.placeholder
+    if backward and calls.gated:
+        carry = torch.zeros(slots, groups, blocks, dtype=torch.float32, device=calls.device)
     arguments = {
         "p_parts": parts,
         "p_log_g_cumsum": calls.log_g_cumsum,
@@ -195,7 +199,7 @@ def running_sum(
         "BACKWARD": backward,
     }
     launch(running_kernel, blocks * shape.sequences * groups, arguments)
-    return states, end, carry.sum(-1)
+    return states, end, carry
 
 
 def _scan_squares(

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import powerplan.kernels
 from powerplan.dims import default_chunk_size
-from powerplan.kernels import PowerState, api, empty_state, power_attention, power_attention_step
-from powerplan.kernels.ops import ForwardArguments
+from powerplan.kernels import PowerState, empty_state, engines, power_attention, power_attention_step
+from powerplan.kernels.call import CallShape, Inputs, Outputs
 from powerplan.kernels.triton import support
 
 
@@ -166,17 +166,17 @@ def test_default_chunk_sizes() -> None:
 
 @pytest.mark.parametrize("engine", ["torch", "triton"])
 def test_each_engine_takes_its_own_default_chunk_size(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[ForwardArguments] = []
+    taken: list[tuple[str, int]] = []
 
-    def listen(*flat: Any) -> tuple[Tensor, ...]:
-        taken.append(ForwardArguments(*flat))
-        return (torch.empty(0),) * 5
+    def listen(engine: str, inputs: Inputs, state: Tensor | None, shape: CallShape, *_: bool) -> Outputs:
+        taken.append((engine, shape.chunk_size))
+        nothing = torch.empty(0)
+        return Outputs(nothing, nothing, None, nothing)
 
-    monkeypatch.setattr(api, "chunked_power", listen)
+    monkeypatch.setattr(engines, "forward", listen)
     power_attention(**tensors(), impl=engine)
     power_attention(**tensors(), impl=engine, chunk_size=3)
-    assert [arguments.chunk_size for arguments in taken] == [default_chunk_size(8, 2, engine), 3]
-    assert [arguments.engine for arguments in taken] == [engine] * 2
+    assert taken == [(engine, default_chunk_size(8, 2, engine)), (engine, 3)]
 
 
 def test_triton_needs_a_gpu_or_its_interpreter_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

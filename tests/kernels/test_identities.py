@@ -167,6 +167,24 @@ def test_very_negative_gates_forget_and_stay_finite(impl: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_gates_below_the_lowest_count_as_the_lowest_and_have_no_gradient(impl: str) -> None:
+    inputs = made(Case(batch=1, tokens=20, groups=2), impl)
+    log_g = inputs["log_g"]
+    assert log_g is not None
+    low = log_g.detach().clone()
+    low[:, 3:16:4] = torch.tensor([-100.5, -torch.inf])
+    tensors = [*arguments(inputs), low.requires_grad_()]
+    cut = [*arguments(inputs), low.detach().clamp(min=-100).requires_grad_()]
+    outs = [run(inputs | {"log_g": gates[3]}, impl)[0] for gates in (tensors, cut)]
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=0)
+    weight = torch.linspace(-1, 1, outs[0].numel(), dtype=outs[0].dtype).view(outs[0].shape)
+    *others, grad = torch.autograd.grad(outs[0], tensors, weight)
+    *same, whole = torch.autograd.grad(outs[1], cut, weight)
+    assert all(torch.equal(one, other) for one, other in zip(others, same, strict=True))
+    assert torch.equal(grad, whole.masked_fill(low.detach() < -100, 0))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_a_query_that_sees_nothing_gets_nothing(impl: str) -> None:
     inputs = made(Case(tokens=20, gated=False), impl)
     blind = inputs | {"q": torch.zeros_like(arguments(inputs)[0]).requires_grad_()}

@@ -224,10 +224,3 @@ def test_vmap_is_a_loop() -> None:
     log_g = -torch.rand(3, 1, 6, 2)
     mapped = torch.func.vmap(power_attention)(q, q, q, log_g)
     assert torch.equal(mapped, torch.stack([power_attention(x, x, x, g) for x, g in zip(q, log_g, strict=True)]))
-
-
-def test_a_second_derivative_is_refused() -> None:
-    q, k, v = arguments(Case(tokens=6, batch=1).inputs())
-    (grad,) = torch.autograd.grad(power_attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="chunked_power_backward"):
-        torch.autograd.grad(grad.sum(), q)

@@ -17,8 +17,9 @@ from powerplan.kernels.triton.hopper.output import output_kernel
 from powerplan.kernels.triton.hopper.queries import queries_kernel
 from powerplan.kernels.triton.hopper.states import states_kernel
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
+from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import TILE, padded_dim
-from powerplan.kernels.triton.shapes import LaunchShape, launch
+from powerplan.kernels.triton.shapes import LaunchShape
 
 BLOCK = 64
 """Tokens of a block of the copies and of the sums over chunks."""
