@@ -80,17 +80,12 @@ def test_several_tiles_of_features_for_p_4_in_triton() -> None:
     check(Case(p=4, key_dim=9, tokens=18, batch=1, groups=1, repeats=1, with_state=True), "triton", torch.float32)
 
 
-@pytest.mark.parametrize("impl", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("p", "normalize"), DEGREES)
-def test_low_precision(p: int, normalize: bool, dtype: torch.dtype, impl: str) -> None:
-    if impl == "triton" and dtype == torch.bfloat16:
-        pytest.skip("the interpreter of triton cannot multiply bfloat16: benchmarks/attention.py checks it on a GPU")
-    case = Case(p=p, normalize=normalize, tokens=40, key_dim=6)
-    if impl == "triton" and p == 4:
-        case = replace(case, tokens=20, batch=1, groups=1, key_dim=5)
-    for seed in range(3 if impl == "torch" else 1):
-        check(replace(case, seed=seed), impl, dtype)
+def test_low_precision(p: int, normalize: bool, dtype: torch.dtype) -> None:
+    """Of the torch engine. Triton's interpreter cannot multiply bfloat16; test_tf32.py is about float16 there."""
+    for seed in range(3):
+        check(Case(p=p, normalize=normalize, tokens=40, key_dim=6, seed=seed), "torch", dtype)
 
 
 @pytest.mark.parametrize(("p", "normalize"), [(1, False), (2, True), (2, False), (3, False)])
