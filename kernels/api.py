@@ -73,8 +73,8 @@ def power_attention(
         initial_state: State of the tokens before these, as an earlier call returned it: one sequence for each row of
             the batch, or for each of the packed sequences. None for none.
         return_state: Whether to return the state after the last token too.
-        cu_seqlens: [N + 1] integers that rise from 0 to T. B is 1, and the row holds N sequences end to end, which do
-            not see each other. None where each row of the batch is one sequence.
+        cu_seqlens: [N + 1] int32 or int64 on q's device, rising from 0 to T. B is 1, and the row holds N sequences end
+            to end, which do not see each other. None where each row of the batch is one sequence.
         impl: "reference" (all pairs), "recurrent" (token by token), "torch" (in chunks, on any device), "triton" (in
             chunks, on a GPU), or "auto": triton where the GPU, the dtype and the head dims allow it, else torch.
 
@@ -353,9 +353,20 @@ def _check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
         raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
         kind = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
-        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {kind}")
-    bounds = _values(cu_seqlens)
-    if bounds is not None and (bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds))):
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and is {bounds[:8]}")
+        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, int32 or int64, and is {kind}")
+    if cu_seqlens.device != q.device:
+        raise ValueError(f"cu_seqlens must be on {q.device} as q is, and is on {cu_seqlens.device}")
+    bounds, fault = _values(cu_seqlens), None
+    if bounds is None:
+        return
+    falls = next((index for index, (start, stop) in enumerate(pairwise(bounds)) if stop <= start), None)
+    if bounds[0] != 0:
+        fault = f"begins with {bounds[0]}"
+    elif falls is not None:
+        fault = f"has {bounds[falls + 1]} after {bounds[falls]} (entry {falls + 1})"
+    elif bounds[-1] != q.shape[1]:
+        fault = f"ends with {bounds[-1]}"
+    if fault is not None:
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and {fault}")
