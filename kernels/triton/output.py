@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import phi_columns, power, rounded
+from powerplan.kernels.triton.features import add_product, phi_columns, power, rounded
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -104,7 +104,7 @@ def output_kernel(
         b_kv = tl.load(p_state_kv + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
         # [BM, STEP_ROWS] @ [STEP_ROWS, BV] -> [BM, BV]
         b_left = rounded(b_phi, OPERAND, PRECISION)
-        b_out = tl.dot(b_left, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
+        b_out = add_product(b_left, b_kv.to(OPERAND), b_out, P, PRECISION)
         if NORMALIZE and P != 2:
             b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
 

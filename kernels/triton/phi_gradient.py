@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import outer, rounded
+from powerplan.kernels.triton.features import add_product, outer, rounded
 from powerplan.kernels.triton.prologue import load_column, load_columns
 
 
@@ -101,7 +101,7 @@ def grad_through_phi(
                 b_phi = outer(b_weighted_lead.to(OPERAND), b_last.to(OPERAND), ROWS)
                 b_phi = rounded(b_phi, OPERAND, PRECISION)
                 # [ROWS, 64] @ [64, BV] -> [ROWS, BV]
-                b_phi_kv = tl.dot(b_phi, b_kv, b_phi_kv, input_precision=PRECISION)
+                b_phi_kv = add_product(b_phi, b_kv, b_phi_kv, P, PRECISION)
 
             # Back through the product single lead last^T: a sum over 8 for each of its factors.
             b_dphi = tl.reshape(b_dphi, [ROWS, 8, 8])
