@@ -44,10 +44,11 @@ def add_product(b_left, b_right, b_sum, P: tl.constexpr, PRECISION: tl.constexpr
     """Return sum + left @ right, for one of the many steps of phi.
 
     A product in float32 is a chain of multiply-adds in each thread that starts from the sum. At P = 4 and K = 32 its
-    links are 143,360 roundings to the sum's precision; for P > 2 they start from 0, and the sum is rounded once for the
-    64 rows of a step. At P = 4 and K = 16 errors of the output are 6 times as large without that.
+    links are 143,360 roundings to the sum's precision. So there they start from 0, and the sum is rounded once for the
+    64 rows of a step: at K = 16 errors of the output are 6 times as large without that. For P < 4 there are fewer rows,
+    and what keeps the product apart takes registers.
     """
-    if P > 2 and b_left.dtype == tl.float32 and PRECISION == "ieee":
+    if P == 4 and b_left.dtype == tl.float32 and PRECISION == "ieee":
         b_product = tl.dot(b_left, b_right, input_precision=PRECISION)
         # A plain addition of a product is what Triton puts back at the start of the chain.
         b_sum = tl.math.fma(b_product, tl.full(b_sum.shape, 1.0, tl.float32), b_sum)
