@@ -60,8 +60,8 @@ def power_attention(
         initial_state: State of the tokens before these, as an earlier call returned it: one sequence for each row of
             the batch, or for each of the packed sequences. None for none.
         return_state: Whether to return the state after the last token too.
-        cu_seqlens: [N + 1] integers that rise from 0 to T. B is 1, and the row holds N sequences end to end, which do
-            not see each other. None where each row of the batch is one sequence.
+        cu_seqlens: [N + 1] int32 or int64 on q's device, rising from 0 to T. B is 1, and the row holds N sequences end
+            to end, which do not see each other. None where each row of the batch is one sequence.
         impl: "reference" (all pairs), "recurrent" (token by token), "torch" (in chunks, on any device), "triton" (in
             chunks, on a GPU), or "auto": triton where the GPU, the dtype and the head dims allow it, else torch.
 

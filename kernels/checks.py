@@ -158,9 +158,20 @@ def check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
         raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
         kind = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
-        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {kind}")
-    bounds = _values(cu_seqlens)
-    if bounds is not None and (bounds[0] != 0 or bounds[-1] != q.shape[1] or any(a >= b for a, b in pairwise(bounds))):
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and is {bounds[:8]}")
+        raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, int32 or int64, and is {kind}")
+    if cu_seqlens.device != q.device:
+        raise ValueError(f"cu_seqlens must be on {q.device} as q is, and is on {cu_seqlens.device}")
+    bounds, fault = _values(cu_seqlens), None
+    if bounds is None:
+        return
+    falls = next((index for index, (start, stop) in enumerate(pairwise(bounds)) if stop <= start), None)
+    if bounds[0] != 0:
+        fault = f"begins with {bounds[0]}"
+    elif falls is not None:
+        fault = f"has {bounds[falls + 1]} after {bounds[falls]} (entry {falls + 1})"
+    elif bounds[-1] != q.shape[1]:
+        fault = f"ends with {bounds[-1]}"
+    if fault is not None:
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and {fault}")

@@ -63,7 +63,28 @@ def _accelerators() -> list[Finding]:
         reason = f"{type(error).__name__}: {error}".strip(": \n").splitlines()[0]
         return [Finding("torch", f"does not work: {reason}", ok=False, remedy="reinstall torch for this machine")]
     parts = (f"{one.name}, sm_{one.major}{one.minor}, {format_bytes(one.total_memory)}" for one in devices)
-    return [Finding(f"accelerator {index}", text, ok=True) for index, text in enumerate(parts)]
+    found = [Finding(f"accelerator {index}", text, ok=True) for index, text in enumerate(parts)]
+    return [*found, *_hopper([index for index, one in enumerate(devices) if (one.major, one.minor) == (9, 0)])]
+
+
+def _hopper(indices: list[int]) -> list[Finding]:
+    """Return whether power attention's engine for Hopper runs on these devices of capability 9.0."""
+    if not indices:
+        return []
+    import torch
+
+    from powerplan.kernels.triton.support import hopper_lacking, miscompiles, triton_version
+
+    findings = []
+    for index in indices:
+        reason = hopper_lacking(torch.device("cuda", index))
+        findings.append(Finding(f"Hopper engine, {index}", reason or "can run", ok=reason is None))
+    version = triton_version()
+    if version is not None and miscompiles(version):
+        text = f"triton {version} miscompiles products whose left operand stays in registers over a loop"
+        remedy = "none needed for powerplan, which has no such product; for other kernels, a triton after 3.7.0"
+        findings.append(Finding("Hopper compiler", text, remedy=remedy))
+    return findings
 
 
 def _memory() -> str:

@@ -1,4 +1,4 @@
-"""One token of decoding: every state is read once, updated, queried, and written once. No gradients.
+"""One token of decoding: every state is read once, updated, queried, and written once, in two launches. No gradients.
 
 Legend of the kernels: prologue.py.
 """
@@ -13,26 +13,32 @@ import triton.language as tl
 from torch import Tensor
 
 from powerplan.kernels.embedding import multisets
-from powerplan.kernels.state import divisor
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import power_of_two
+from powerplan.kernels.triton.prologue import divisor
 
-BLOCK = 64
-"""Rows of the state that one program reads: 16 KB at V = 64, 32 registers for each of 128 threads."""
+VALUES = 4096
+"""Values of the state that one program reads: 16 KB, 32 registers for each of 128 threads.
+
+Two (P = 4) to four (P = 2) programs fit on an SM, with 32 to 64 KB under way; 3 TB/s on 132 SMs at a latency of 0.7 us
+take 16 KB. At 64 values a row a program has 64 rows, and for each of its queries stores one row of output where it
+reads and writes 64.
+"""
+
+COLUMNS = 16
+"""Values that one program of combine_kernel sums over all blocks: 64 bytes of a row, as each block stores them."""
 
 
 @triton.jit
-def load_phi(p_x, p_features, p_root, o_d, m_d, dim, P: tl.constexpr):
-    """Return the entries o_d of phi(x) in the shared layout (embedding.py), in float32.
+def load_phi(p_x, b_entry, m_d, P: tl.constexpr):
+    """Return entries of phi(x) in the shared layout (embedding.py), in float32.
 
     x: features of one token and head, in.
-    features: [P, dim] int32 in, the P features that each entry multiplies.
-    root: [dim] float32 in, the root of each entry's multinomial.
+    entry: what _table holds for these entries.
     """
-    b_phi = tl.load(p_root + o_d, mask=m_d, other=0.0)
+    b_phi = (b_entry >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     for i_factor in tl.static_range(P):
-        o_feature = tl.load(p_features + i_factor * dim + o_d, mask=m_d, other=0)
-        b_phi *= tl.load(p_x + o_feature, mask=m_d, other=0.0).to(tl.float32)
+        b_phi *= tl.load(p_x + ((b_entry >> (8 * i_factor)) & 255), mask=m_d, other=0.0).to(tl.float32)
     return b_phi
 
 
@@ -44,8 +50,7 @@ def decode_kernel(
     p_log_g,
     p_kv,
     p_key,
-    p_features,
-    p_root,
+    p_table,
     p_new_kv,
     p_new_key,
     p_partial_out,
@@ -71,8 +76,7 @@ def decode_kernel(
     log_g: [N, G] in, where GATED.
     kv: [N, G, D, V] float32 in.
     key: [N, G, D] float32 in, where NORMALIZE.
-    features: [P, D] int32 in (load_phi).
-    root: [D] float32 in (load_phi).
+    table: [D] int64 in (_table).
     new_kv: [N, G, D, V] float32 out, exp(log_g) kv + phi(k) v^T.
     new_key: [N, G, D] float32 out, exp(log_g) key + phi(k), where NORMALIZE.
     partial_out: [state_blocks, N G REPEATS, V] float32 out, this block's part of phi(q)^T new_kv.
@@ -89,32 +93,86 @@ def decode_kernel(
     o_kv = (i_state * dim + o_d)[:, None] * V + o_v[None, :]
 
     # Load, decay, add, store: 8 bytes for each of the D V values, the whole cost of a step, for 2 (1 + REPEATS) FLOPs.
+    # All of the state is asked for before any of it is stored: the compiler moves no load over a store.
+    b_kv = tl.load(p_kv + o_kv, mask=m_kv, other=0.0)
+    if NORMALIZE:
+        b_key = tl.load(p_key + i_state * dim + o_d, mask=m_d, other=0.0)
+    b_entry = tl.load(p_table + o_d, mask=m_d, other=0)
+    b_v = tl.load(p_v + i_state * V + o_v, mask=m_v, other=0.0).to(tl.float32)
     gate = 1.0
     if GATED:
         gate = tl.exp(tl.load(p_log_g + i_state).to(tl.float32))
-    b_phi_k = load_phi(p_k + i_state * K, p_features, p_root, o_d, m_d, dim, P)
-    b_v = tl.load(p_v + i_state * V + o_v, mask=m_v, other=0.0).to(tl.float32)
-    b_kv = tl.load(p_kv + o_kv, mask=m_kv, other=0.0) * gate + b_phi_k[:, None] * b_v[None, :]
+    b_phi_k = load_phi(p_k + i_state * K, b_entry, m_d, P)
+    b_kv = b_kv * gate + b_phi_k[:, None] * b_v[None, :]
     tl.store(p_new_kv + o_kv, b_kv, mask=m_kv)
     if NORMALIZE:
-        b_key = tl.load(p_key + i_state * dim + o_d, mask=m_d, other=0.0) * gate + b_phi_k
+        b_key = b_key * gate + b_phi_k
         tl.store(p_new_key + i_state * dim + o_d, b_key, mask=m_d)
 
     # Query the new rows while they are in registers. Every block stores a part of its own: V values for each query,
     # where it has read BLOCK V. Atomic sums would add in another order every time, and not give the same bits again.
     for i_repeat in tl.static_range(REPEATS):
         i_query = i_state * REPEATS + i_repeat
-        b_phi_q = load_phi(p_q + i_query * K, p_features, p_root, o_d, m_d, dim, P)
+        b_phi_q = load_phi(p_q + i_query * K, b_entry, m_d, P)
         o_part = i_block.to(tl.int64) * states * REPEATS + i_query
         tl.store(p_partial_out + o_part * V + o_v, tl.sum(b_phi_q[:, None] * b_kv, 0), mask=m_v)
         if NORMALIZE:
             tl.store(p_partial_norm + o_part, tl.sum(b_phi_q * b_key, 0))
 
 
+@triton.jit
+def combine_kernel(
+    p_partial_out,
+    p_partial_norm,
+    p_out,
+    state_blocks,
+    power_scale,
+    V: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    """Sum the parts of COLUMNS values of one query's output, and normalise. Grid: N H cdiv(V, COLUMNS).
+
+    partial_out: [state_blocks, N H, V] float32 in (decode_kernel).
+    partial_norm: [state_blocks, N H] float32 in, where NORMALIZE.
+    out: [N H, V] out.
+    power_scale: scale^P, which cancels where NORMALIZE.
+    BLOCK: parts summed at a time.
+    """
+    i_query = (tl.program_id(0) // tl.cdiv(V, COLUMNS)).to(tl.int64)
+    queries = tl.num_programs(0) // tl.cdiv(V, COLUMNS)
+    o_v = tl.program_id(0) % tl.cdiv(V, COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
+    m_v = o_v < V
+    b_sum = tl.zeros([BLOCK, COLUMNS], tl.float32)
+    b_norm = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, state_blocks, BLOCK):
+        o_block = first + tl.arange(0, BLOCK)
+        m_block = o_block < state_blocks
+        o_part = o_block.to(tl.int64) * queries + i_query
+        m_part = m_block[:, None] & m_v[None, :]
+        b_sum += tl.load(p_partial_out + o_part[:, None] * V + o_v[None, :], mask=m_part, other=0.0)
+        if NORMALIZE:
+            b_norm += tl.load(p_partial_norm + o_part, mask=m_block, other=0.0)
+    b_out = tl.sum(b_sum, 0)
+    if NORMALIZE:
+        b_out /= divisor(tl.sum(b_norm, 0))
+    else:
+        b_out *= power_scale
+    tl.store(p_out + i_query * V + o_v, b_out.to(p_out.dtype.element_ty), mask=m_v)
+
+
 @lru_cache(maxsize=16)
-def _tables(key_dim: int, p: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _table(key_dim: int, p: int, device: torch.device) -> Tensor:
+    """Return an integer for each entry of phi, [D] int64: one load of 8 bytes for what phi is made of.
+
+    The p features that the entry multiplies are its lower bytes, and the root of its multinomial, in the bits of a
+    float32, its upper half.
+    """
     features, root = multisets(key_dim, p)
-    return features.T.to(device=device, dtype=torch.int32).contiguous(), root.to(device=device, dtype=torch.float32)
+    factors = features.long() << (8 * torch.arange(p))
+    entries: Tensor = factors.sum(1) + (root.float().view(torch.int32).long() << 32)
+    return entries.to(device)
 
 
 def step(
@@ -126,8 +184,8 @@ def step(
     """
     count, groups, dim, value_dim = kv.shape
     heads, normalize = q.shape[1], key.numel() > 0
-    features, root = _tables(k.shape[2], p, q.device)
-    state_blocks = -(-dim // BLOCK)
+    block = VALUES // power_of_two(value_dim)
+    state_blocks = -(-dim // block)
     new_kv, new_key = kv.new_empty(kv.shape), key.new_empty(key.shape)
     partial_out = kv.new_empty(state_blocks, count, heads, value_dim)
     partial_norm = kv.new_empty(state_blocks, count, heads) if normalize else key
@@ -138,8 +196,7 @@ def step(
         "p_log_g": kv if log_g is None else log_g.contiguous(),
         "p_kv": kv.contiguous(),
         "p_key": key.contiguous(),
-        "p_features": features,
-        "p_root": root,
+        "p_table": _table(k.shape[2], p, q.device),
         "p_new_kv": new_kv,
         "p_new_key": new_key,
         "p_partial_out": partial_out,
@@ -151,12 +208,22 @@ def step(
         "P": p,
         "BV": power_of_two(value_dim),
         "REPEATS": heads // groups,
-        "BLOCK": BLOCK,
+        "BLOCK": block,
         "GATED": log_g is not None,
         "NORMALIZE": normalize,
     }
     launch(decode_kernel, count * groups * state_blocks, arguments)
-    out = partial_out.sum(0)
-    # With a normaliser the scale cancels.
-    out = out / divisor(partial_norm.sum(0))[..., None] if normalize else out * scale**p
-    return out.to(v.dtype), new_kv, new_key
+    out = v.new_empty(count, heads, value_dim)
+    arguments = {
+        "p_partial_out": partial_out,
+        "p_partial_norm": partial_norm,
+        "p_out": out,
+        "state_blocks": state_blocks,
+        "power_scale": scale**p,
+        "V": value_dim,
+        "COLUMNS": COLUMNS,
+        "BLOCK": 64,
+        "NORMALIZE": normalize,
+    }
+    launch(combine_kernel, count * heads * -(-value_dim // COLUMNS), arguments)
+    return out, new_kv, new_key

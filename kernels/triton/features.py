@@ -6,10 +6,55 @@ P > 2 (layout.py). How often a step counts, its weight, stands in its row of the
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
 from powerplan.kernels.triton.prologue import load_column, load_columns, load_rows
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""Whether kernels run in Triton's interpreter, which knows no assembly."""
+
+
+@triton.jit
+def rounded(b_x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return x as an operand of a product: in OPERAND, and where PRECISION is "tf32", rounded to tf32's 10 bits.
+
+    A GPU takes tf32 operands from float32 and ignores their last 13 bits. Cut off like that, every operand errs towards
+    0, by 2^-11 on average, and sums of terms of one sign keep that error. Rounded to nearest, errors have both signs.
+    16-bit values need no rounding: fp16 has 10 bits, too.
+    """
+    if PRECISION == "tf32" and b_x.dtype == tl.float32:
+        if INTERPRETED:
+            # As cvt.rna does: halves go away from 0, inf and NaN stay.
+            b_bits = b_x.to(tl.int32, bitcast=True)
+            b_bits = tl.where(tl.abs(b_x) < float("inf"), b_bits + 0x1000, b_bits) & -0x2000
+            b_operand = b_bits.to(tl.float32, bitcast=True)
+        else:
+            # Three instructions: compare, add, and. Written in Triton as above it is five.
+            b_operand = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [b_x], tl.float32, True, 1)
+    else:
+        b_operand = b_x.to(OPERAND)
+    return b_operand
+
+
+@triton.jit
+def add_product(b_left, b_right, b_sum, P: tl.constexpr, PRECISION: tl.constexpr):
+    """Return sum + left @ right, for one of the many steps of phi.
+
+    A product in float32 is a chain of multiply-adds in each thread that starts from the sum. At P = 4 and K = 32 its
+    links are 143,360 roundings to the sum's precision. So there they start from 0, and the sum is rounded once for the
+    64 rows of a step: at K = 16 errors of the output are 6 times as large without that. For P < 4 there are fewer rows,
+    and what keeps the product apart takes registers.
+    """
+    if P == 4 and b_left.dtype == tl.float32 and PRECISION == "ieee":
+        b_product = tl.dot(b_left, b_right, input_precision=PRECISION)
+        # A plain addition of a product is what Triton puts back at the start of the chain.
+        b_sum = tl.math.fma(b_product, tl.full(b_sum.shape, 1.0, tl.float32), b_sum)
+    else:
+        b_sum = tl.dot(b_left, b_right, b_sum, input_precision=PRECISION)
+    return b_sum
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import power, power_derivative
+from powerplan.kernels.triton.features import power, power_derivative, rounded
 from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
 from powerplan.kernels.triton.prologue import (
     LAST_IN_SEQUENCE,
@@ -113,7 +113,7 @@ def keys_kernel(
         s_kt,
         o_s,
         m_s,
-        (b_v.to(tl.float32) * b_to_end[:, None]).to(OPERAND),
+        rounded(b_v.to(tl.float32) * b_to_end[:, None], OPERAND, PRECISION),
         b_to_end,
         p_state_kv + slot * V,
         p_state_key + slot,
@@ -151,7 +151,7 @@ def keys_kernel(
         if NORMALIZE:
             b_inverse_norm = tl.load(p_inverse_norm + o_query, mask=m_t, other=0.0)
             b_y = b_y.to(tl.float32) * b_inverse_norm[:, None]
-        b_y = b_y.to(OPERAND)
+        b_y = rounded(b_y, OPERAND, PRECISION)
         # Weights, with keys as rows: dk and dv are sums over queries, and so no product needs its result transposed.
         # [BN, BK] @ [BK, BM] -> [BN, BM]
         b_s = tl.dot(b_k.to(OPERAND), tl.trans(b_q), input_precision=PRECISION) * scale
@@ -164,7 +164,7 @@ def keys_kernel(
         b_w = power(b_s, P) * b_between
         # Accumulate dv.
         # [BN, BM] @ [BM, BV] -> [BN, BV]
-        b_dv = tl.dot(b_w.to(OPERAND), b_y, b_dv, input_precision=PRECISION)
+        b_dv = tl.dot(rounded(b_w, OPERAND, PRECISION), b_y, b_dv, input_precision=PRECISION)
         # Accumulate dk.
         # [BN, BV] @ [BV, BM] -> [BN, BM]
         b_ds = tl.dot(b_v, tl.trans(b_y), input_precision=PRECISION)
@@ -172,7 +172,7 @@ def keys_kernel(
             b_ds += tl.load(p_grad_norm + o_query, mask=m_t, other=0.0)[None, :]
         b_ds *= power_derivative(b_s, P) * scale * b_between
         # [BN, BM] @ [BM, BK] -> [BN, BK]
-        b_dk = tl.dot(b_ds.to(OPERAND), b_q, b_dk, input_precision=PRECISION)
+        b_dk = tl.dot(rounded(b_ds, OPERAND, PRECISION), b_q, b_dk, input_precision=PRECISION)
 
     # Store. Every weight is homogeneous of degree P in k, so -k.dk / P is what a_s gets from this key.
     tl.store(

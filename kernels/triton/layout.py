@@ -139,7 +139,9 @@ def squares(d: int, width: int, device: torch.device) -> Squares:
     number = {pair: index for index, pair in enumerate(pairs)}
     grid = [tuple(sorted((i, j))) for i in range(width) for j in range(width)]
     entry = torch.tensor([number.get(pair, 0) for pair in grid])
-    inverse_root = torch.tensor([0.0 if pair not in number else 1.0 if pair[0] == pair[1] else 0.5**0.5 for pair in grid])
+    inverse_root = torch.tensor(
+        [0.0 if pair not in number else 1.0 if pair[0] == pair[1] else 0.5**0.5 for pair in grid]
+    )
     place = torch.tensor([i * width + j for i, j in pairs])
     root = torch.tensor([1.0 if i == j else 2.0**0.5 for i, j in pairs])
     return Squares(*(x.to(device) for x in (entry, inverse_root, place, root)), width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import phi_columns, power
+from powerplan.kernels.triton.features import add_product, phi_columns, power, rounded
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -110,7 +110,8 @@ def output_kernel(
         o_state = i_step * STEP_ROWS + o_row
         b_kv = tl.load(p_state_kv + o_state[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
         # [BM, STEP_ROWS] @ [STEP_ROWS, BV] -> [BM, BV]
-        b_out = tl.dot(b_phi, b_kv.to(OPERAND), b_out, input_precision=PRECISION)
+        b_left = rounded(b_phi, OPERAND, PRECISION)
+        b_out = add_product(b_left, b_kv.to(OPERAND), b_out, P, PRECISION)
         if NORMALIZE and P != 2:
             b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
     b_out *= b_since_start[:, None]
@@ -122,7 +123,7 @@ def output_kernel(
         o_k = tl.arange(0, BK)
         b_square = tl.load(p_state_key + o_k[:, None] * BK + o_k[None, :])
         # [BM, BK] @ [BK, BK] -> [BM, BK]
-        b_qz = tl.dot(b_q.to(OPERAND), b_square.to(OPERAND), input_precision=PRECISION)
+        b_qz = tl.dot(b_q.to(OPERAND), rounded(b_square, OPERAND, PRECISION), input_precision=PRECISION)
         b_norm += tl.sum(b_qz * b_q.to(tl.float32), 1)
     b_norm *= b_since_start
 
@@ -141,7 +142,7 @@ def output_kernel(
             b_w = tl.where(m_seen, b_w, 0.0)
         b_v = load_columns(p_v, s_vt, o_s, m_s, 0, V, BV)
         # [BM, BN] @ [BN, BV] -> [BM, BV]
-        b_out = tl.dot(b_w.to(OPERAND), b_v.to(OPERAND), b_out, input_precision=PRECISION)
+        b_out = tl.dot(rounded(b_w, OPERAND, PRECISION), b_v.to(OPERAND), b_out, input_precision=PRECISION)
         b_norm += tl.sum(b_w, 1)
 
     # Normalise and store. norm is kept for the backward pass: 4 bytes a query, instead of another walk over the keys.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import outer
+from powerplan.kernels.triton.features import add_product, outer, rounded
 from powerplan.kernels.triton.prologue import load_column, load_columns
 
 
@@ -99,8 +99,9 @@ def grad_through_phi(
                 if P > 2:
                     b_weighted_lead *= b_single[:, None]
                 b_phi = outer(b_weighted_lead.to(OPERAND), b_last.to(OPERAND), ROWS)
+                b_phi = rounded(b_phi, OPERAND, PRECISION)
                 # [ROWS, 64] @ [64, BV] -> [ROWS, BV]
-                b_phi_kv = tl.dot(b_phi, b_kv, b_phi_kv, input_precision=PRECISION)
+                b_phi_kv = add_product(b_phi, b_kv, b_phi_kv, P, PRECISION)
 
             # Back through the product single lead last^T: a sum over 8 for each of its factors.
             b_dphi = tl.reshape(b_dphi, [ROWS, 8, 8])
@@ -124,7 +125,9 @@ def grad_through_phi(
 
 
 @triton.jit
-def grad_through_squares(b_x, b_y_key, p_square, has_state, BK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+def grad_through_squares(
+    b_x, b_y_key, p_square, has_state, BK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
     """Return the gradient of x, [ROWS, BK] in float32, where x^T Z x y_key is the state's part of the normaliser (P = 2).
 
     Queries: Z is the sum of k k^T before the chunk. Keys: it is the gradient of that sum after the chunk.
@@ -132,7 +135,9 @@ def grad_through_squares(b_x, b_y_key, p_square, has_state, BK: tl.constexpr, OP
     x: [ROWS, BK]. y_key: [ROWS] float32. square: Z, [BK, BK] float32 in, symmetric.
     """
     o_k = tl.arange(0, BK)
-    b_square = tl.load(p_square + o_k[:, None] * BK + o_k[None, :], mask=o_k[None, :] < tl.where(has_state, BK, 0), other=0.0)
+    b_square = tl.load(
+        p_square + o_k[:, None] * BK + o_k[None, :], mask=o_k[None, :] < tl.where(has_state, BK, 0), other=0.0
+    )
     # [ROWS, BK] @ [BK, BK] -> [ROWS, BK]
-    b_dx = tl.dot(b_x.to(OPERAND), b_square.to(OPERAND), input_precision=PRECISION)
+    b_dx = tl.dot(b_x.to(OPERAND), rounded(b_square, OPERAND, PRECISION), input_precision=PRECISION)
     return b_dx * (2.0 * b_y_key)[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import power_derivative
+from powerplan.kernels.triton.features import power_derivative, rounded
 from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
@@ -117,7 +117,7 @@ def queries_kernel(
         s_qt,
         o_t,
         m_t,
-        (b_y * b_since_start[:, None]).to(OPERAND),
+        rounded(b_y * b_since_start[:, None], OPERAND, PRECISION),
         b_grad_norm * b_since_start,
         p_state_kv + slot * V,
         p_state_key + slot,
@@ -140,7 +140,7 @@ def queries_kernel(
 
     # The chunk's part, over blocks of keys up to the last query, with scores computed again: K multiply-adds each,
     # where storing them would take 2 bytes for every pair of tokens.
-    b_y = b_y.to(OPERAND)
+    b_y = rounded(b_y, OPERAND, PRECISION)
     for begin in range(start, tl.minimum(first + BM, stop), BN):
         o_s, m_s = token_block(begin, stop, BN)
         b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK).to(OPERAND)
@@ -159,7 +159,7 @@ def queries_kernel(
         else:
             b_ds = tl.where(m_seen, b_ds, 0.0)
         # [BM, BN] @ [BN, BK] -> [BM, BK]
-        b_dq = tl.dot(b_ds.to(OPERAND), b_k, b_dq, input_precision=PRECISION)
+        b_dq = tl.dot(rounded(b_ds, OPERAND, PRECISION), b_k, b_dq, input_precision=PRECISION)
 
     # Store. Every weight is homogeneous of degree P in q, so q.dq / P is what a_t gets from this query: the gates cost
     # K multiply-adds a token, from dq in float32, before it is rounded.

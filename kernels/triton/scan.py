@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import phi_rows, weights_of_rows
+from powerplan.kernels.triton.features import phi_rows, rounded, weights_of_rows
 from powerplan.kernels.triton.prologue import chunk_bounds, divisor, load_columns, load_gates, token_block
 
 
@@ -129,7 +129,9 @@ def scan_kernel(
             if not BACKWARD:
                 b_stored_kv = b_kv * b_weight[:, None]
                 b_stored_key = b_key * b_weight
-            tl.store(p_state_kv + slot * V + o_kv, b_stored_kv.to(p_state_kv.dtype.element_ty), mask=m_v)
+            # States are operands of the other kernels, which load them as they are: rounded once, here, and not once
+            # for each block of queries and keys that reads them.
+            tl.store(p_state_kv + slot * V + o_kv, rounded(b_stored_kv, OPERAND, PRECISION), mask=m_v)
             if KEYED:
                 tl.store(p_state_key + slot + o_row, b_stored_key)
             # <dS, S> while dS is here: the state after this chunk is the one before the next. It costs one more read
@@ -178,7 +180,8 @@ def scan_kernel(
                 if GATED or BACKWARD:
                     b_v = b_v.to(tl.float32) * b_factor[:, None]
                 # [ROWS, BLOCK] @ [BLOCK, BV] -> [ROWS, BV]
-                b_kv = tl.dot(b_phi, b_v.to(OPERAND), b_kv, input_precision=PRECISION)
+                b_left, b_right = rounded(b_phi, OPERAND, PRECISION), rounded(b_v, OPERAND, PRECISION)
+                b_kv = tl.dot(b_left, b_right, b_kv, input_precision=PRECISION)
                 # The normaliser's column is summed outside the matrix unit: a 65th column would pad to 128.
                 if KEYED:
                     if GATED or BACKWARD:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from powerplan.kernels.triton.features import rounded
 from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, token_block
 
 
@@ -64,7 +65,7 @@ def squares_kernel(
             b_factor *= power_scale * b_grad_norm
         b_right = b_x.to(OPERAND)
         if GATED or BACKWARD:
-            b_right = (b_x.to(tl.float32) * b_factor[:, None]).to(OPERAND)
+            b_right = rounded(b_x.to(tl.float32) * b_factor[:, None], OPERAND, PRECISION)
         # [BK, BLOCK] @ [BLOCK, BK] -> [BK, BK]
         b_sum = tl.dot(tl.trans(b_x.to(OPERAND)), b_right, b_sum, input_precision=PRECISION)
     p_rows = p_parts + (i_chunk * groups + i_group) * (BK * BK) + o_k * BK

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -26,6 +28,20 @@ It holds for q and k in float16 at p = 1 too. The state is one block there, and 
 INSTALLED = find_spec("triton") is not None
 """Whether the triton package is there. Looked up once: torch.compile cannot trace the search before torch 2.7."""
 
+HOPPER_TRITON = (3, 6)
+"""The oldest version of triton that the Hopper engine takes.
+
+Its kernels are written in Gluon, an experimental part of triton whose functions change from one version to the next.
+3.6 is the oldest version that they ran with on an H100.
+"""
+
+MISCOMPILING_TRITON = ((3, 4, 0), (3, 7, 0))
+"""The first and the last version of triton that is known to miscompile products on Hopper.
+
+A left operand that stays in registers over the iterations of a loop loses its registers to other values. The kernels
+here make or load every left operand in the iteration that multiplies it.
+"""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that blocks.json has entries for."""
 
@@ -48,8 +64,48 @@ def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
     return None
 
 
+def triton_version() -> str | None:
+    """Return the version of triton, or None where it is not installed. Imports triton."""
+    if not INSTALLED:
+        return None
+    import triton
+
+    return str(triton.__version__)
+
+
+@lru_cache(maxsize=16)
 def hopper_lacking(device: torch.device) -> str | None:
-    """Return why the kernels of hopper/ cannot run on a device, or None if they can."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
-        return "needs a GPU of compute capability 9.0"
+    """Return why the Hopper engine cannot run on a device with this triton, or None if it can.
+
+    The reason follows the engine's name: "runs on ...", "needs ...". It is looked up once for each device. Triton is
+    imported only where the device is a Hopper GPU.
+    """
+    gpus = "runs on NVIDIA GPUs of compute capability 9.0 (Hopper)"
+    if device.type != "cuda":
+        return f"{gpus}, and the device is {device}"
+    if torch.version.hip is not None:  # MI200 has capability 9.0, too.
+        return f"{gpus}, and torch is built for AMD GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):
+        return f"{gpus}, and {device} has {capability[0]}.{capability[1]}"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "does not run under TRITON_INTERPRET=1: Triton's interpreter does not know Gluon"
+    found = triton_version()
+    least = ".".join(map(str, HOPPER_TRITON))
+    if found is None:
+        return f"needs triton {least} or newer, which is not installed (on Linux: pip install 'triton>={least}')"
+    if _numbers(found) < HOPPER_TRITON:
+        return f"needs triton {least} or newer for its Gluon, and {found} is installed"
     return None
+
+
+def miscompiles(version: str) -> bool:
+    """Return whether this version of triton is known to miscompile products on Hopper (MISCOMPILING_TRITON)."""
+    first, last = MISCOMPILING_TRITON
+    return first <= _numbers(version) <= last
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version: (3, 6, 0) for 3.6.0+git1a2b, and zeros where it has none."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return (0, 0, 0) if found is None else tuple(int(number or 0) for number in found.groups())

@@ -120,9 +120,7 @@ def contract_kernel(
         x_tiles = gl.allocate_shared_memory(
             p_x.dtype.element_ty, [TILES, BM, TILE], gl.SwizzledSharedLayout(8, 1, 1, [1, 0])
         )
-        dx_tiles = gl.allocate_shared_memory(
-            gl.float32, [TILES, BM, TILE], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        )
+        dx_tiles = gl.allocate_shared_memory(gl.float32, [TILES, BM, TILE], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         store_tiles(p_x + i_head.to(gl.int64) * s_xh, s_xt, first, stop, x_tiles, K, TILES, BM, WARPS)
         all_threads()
         mbarrier.wait(bars.index(STAGES), 0)
@@ -171,6 +169,4 @@ def contract_kernel(
             b_part = dx_tiles.index(i).load(ROWS) * gl.expand_dims(b_decay, 1)
             o_feature = i * TILE + o_f
             m_part = gl.expand_dims(o_row < stop, 1) & gl.expand_dims(o_feature < K, 0)
-            gl.store(
-                p_part + (o_first + gl.expand_dims(o_feature, 0)), b_part.to(p_part.dtype.element_ty), mask=m_part
-            )
+            gl.store(p_part + (o_first + gl.expand_dims(o_feature, 0)), b_part.to(p_part.dtype.element_ty), mask=m_part)

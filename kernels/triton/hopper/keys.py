@@ -139,7 +139,9 @@ def keys_kernel(
         for i in gl.static_range(2):
             block = i % blocks * BM
             head = i_group * REPEATS + gl.minimum(i, count - 1) // blocks
-            b_ahead = query_columns(p_log_g_cumsum, first + block, stop, reference, block >= BN, groups, i_group, BM, GATED)
+            b_ahead = query_columns(
+                p_log_g_cumsum, first + block, stop, reference, block >= BN, groups, i_group, BM, GATED
+            )
             columns.index(i).store(b_ahead)
             shares.index(i).store(query_shares(p_grad_norm, first + block, stop, heads, head, BM, NORMALIZE))
         for i in range(count):

@@ -123,7 +123,9 @@ def queries_kernel(
 
         columns = new_columns(2, BN)
         for i in gl.static_range(2):
-            b_ahead = key_columns(p_log_g_cumsum, start + i * BN, stop, reference, i < whole, groups, i_group, BN, GATED)
+            b_ahead = key_columns(
+                p_log_g_cumsum, start + i * BN, stop, reference, i < whole, groups, i_group, BN, GATED
+            )
             columns.index(i).store(b_ahead)
         for i in range(count):
             slot = i % STAGES

@@ -121,9 +121,7 @@ def scan_states(
     launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
     start_kv = None if start is None else start[0]
     forward = None if forward_states is None else forward_states[0]
-    states, end, carry = running_sum(
-        calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype
-    )
+    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype)
     return (states, calls.placeholder), (end, calls.placeholder), carry
 
 
