@@ -174,6 +174,7 @@ class Kernel:
 
     def __init__(self, fn: Callable[..., Any], operands: bool, double: bool) -> None:
         self.fn, self.__name__, self.operands, self.double = fn, fn.__name__, operands, double
+        self.arg_names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
@@ -182,7 +183,7 @@ class Kernel:
         sizes = (*grid, 1, 1)[:3]
 
         def launch(*args: Any, **kwargs: Any) -> None:
-            known = self.fn.__code__.co_varnames[: self.fn.__code__.co_argcount]
+            known = self.arg_names
             unknown = kwargs.keys() - OPTIONS - set(known)
             if unknown:
                 raise TypeError(f"{self.__name__} has no argument {', '.join(sorted(unknown))}")
