@@ -49,8 +49,8 @@ def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
     """Return the steps of phi, each p features and a weight.
 
     The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile. For p = 2
-    the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2, a
-    lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
+    the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2,
+    a lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
     """
     if p == 1:
         return ((0, 1),)
