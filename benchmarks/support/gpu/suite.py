@@ -35,7 +35,7 @@ def command(paths: list[Path], workers: int, dry: bool, which: str | None = None
     if dry:
         which = "test_chunk_sizes and torch"
     elif find_spec("xdist") is not None and workers > 1:
-        options += ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "4"]
+        options += ["-p", "xdist.plugin", "-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "4"]
     if which is not None:
         options += ["-k", which]
     return [sys.executable, "-m", "pytest", *options, *map(str, paths)]
@@ -43,7 +43,8 @@ def command(paths: list[Path], workers: int, dry: bool, which: str | None = None
 
 def run(paths: list[Path], workers: int, dry: bool, which: str | None = None) -> tuple[int, str]:
     """Return pytest's exit status and its last line; its output is passed on."""
-    device = {} if dry else {"POWERPLAN_TEST_DEVICE": "cuda"}
+    # Other plugins that are installed would only be imported, by each worker.
+    device = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | ({} if dry else {"POWERPLAN_TEST_DEVICE": "cuda"})
     done = subprocess.Popen(
         command(paths, workers, dry, which),
         cwd=ROOT,
