@@ -30,9 +30,9 @@ def test_a_tape_holds_no_tensor_of_its_call_by_a_descriptor() -> None:
     def double(x: Tensor) -> Tensor:
         def lay_out() -> tuple[Tensor]:
             copied, doubled = torch.empty_like(x), torch.empty_like(x)
-            launch(double_kernel, 1, {"desc": TensorDescriptor.from_tensor(x, [16, 16]), "p_to": copied, "SIZE": 16})
+            launch(double_kernel, 1, {"desc": TensorDescriptor.from_tensor(x, [16, 16]), "p_to": copied, "size": 16})
             launch(
-                double_kernel, 1, {"desc": TensorDescriptor.from_tensor(copied, [16, 16]), "p_to": doubled, "SIZE": 16}
+                double_kernel, 1, {"desc": TensorDescriptor.from_tensor(copied, [16, 16]), "p_to": doubled, "size": 16}
             )
             described.append(weakref.ref(copied))
             return (doubled,)
