@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from powerplan.dims import KERNEL_DEGREES
 from powerplan.errors import InputError
 from powerplan.kernels import power_attention, power_attention_step
+from powerplan.kernels.checks import DEGREES
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 
@@ -23,8 +23,8 @@ class PowerAttention(GroupedHeadsMixer):
         self, mixer: FeatureAttention, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any
     ) -> None:
         super().__init__(mixer, hidden_size, rope=rope, **factory_kwargs)
-        if mixer.degree not in KERNEL_DEGREES:
-            raise InputError(f"p={mixer.degree}: the kernels run degrees {KERNEL_DEGREES[0]} to {KERNEL_DEGREES[-1]}")
+        if mixer.degree not in DEGREES:
+            raise InputError(f"p={mixer.degree}: the kernels run degrees {DEGREES[0]} to {DEGREES[-1]}")
         if mixer.degree % 2 and mixer.has_normaliser:
             raise InputError(f"p={mixer.degree} needs normalize: false: weights of odd degrees have both signs")
         self.p, self.normalize = mixer.degree, mixer.has_normaliser

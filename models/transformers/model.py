@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from powerplan.errors import InputError
-from powerplan.kernels.api import IMPLEMENTATIONS, KERNEL_DEGREES
+from powerplan.kernels.api import IMPLEMENTATIONS
+from powerplan.kernels.checks import DEGREES
 from powerplan.models.mixers.heads import GATE_OFFSET
 from powerplan.models.transformers.attention import (
     POWER,
@@ -73,7 +74,7 @@ def use_power_attention(
     Raises:
         InputError: A model of another kind, an unknown degree or implementation, or a layer that the model lacks.
     """
-    if p not in KERNEL_DEGREES or isinstance(p, bool):
+    if p not in DEGREES or isinstance(p, bool):
         raise InputError(f"p must be 1, 2, 3 or 4, and is {p!r}")
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise InputError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
