@@ -367,6 +367,6 @@ def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_planner_knows_what_the_kernels_have() -> None:
-    from powerplan.kernels.api import DEGREES
+    from powerplan.kernels.checks import DEGREES
 
     assert KERNEL_DEGREES == DEGREES

@@ -1,8 +1,8 @@
-"""Block sizes of the kernels of this folder, timed on an H100 (benchmarks/hopper_blocks.py).
+"""Block sizes of the kernels of this folder, the fastest of those timed on an H100 (benchmarks/NOTES.md has the times).
 
-The result is benchmarks/results/hopper-blocks.json: B1 T64k H8, head dims 64 and 128. Others take the blocks of the
-least of 64 and 128 that holds their head dims. Programs of 128 threads with up to 168 registers fit three times on a
-multiprocessor, and what a program waits for is hidden by the other two.
+Timed were B1 T64k H8 with head dims 64 and 128. Other head dims take the blocks of the one that holds them. Three
+programs of 128 threads fit on a multiprocessor where a thread takes up to 168 registers, and what one of them waits for
+is hidden by the other two.
 """
 
 from __future__ import annotations
