@@ -44,12 +44,16 @@ def default_chunk_size(head_dim: int, p: int, engine: str = "torch") -> int:
     so much state that longer chunks pay. p = 4 expands 28,672 rows at a time at head dim 64: 117 MB for 4 heads of 256
     tokens.
 
-    "triton" (GPUs): 256 for p = 1, 1,024 for p = 2, 4,096 above. The state is written and read once per chunk, 4 D V
-    bytes in bf16, and longer chunks spread that over more tokens: in chunks of 1,024 (K = V = 64, p = 2) it is 576
-    bytes per token, beside 512 for q, k, v and out. phi stays in registers, so no cache limits the chunk.
+    "triton" (GPUs): 256 for p = 1; for p = 2 1,024, and 2,048 for head dims above 64; 4,096 above. The state is written
+    and read once per chunk, 4 D V bytes in bf16, and longer chunks spread that over more tokens: in chunks of 1,024 (K
+    = V = 64, p = 2) it is 576 bytes per token, beside 512 for q, k, v and out. phi stays in registers, so no cache
+    limits the chunk. On an H100 a training step of 64k tokens and 8 heads of 128 takes 18.0 ms in chunks of 1,024 and
+    16.8 in chunks of 2,048; of 64, 4.4 ms in chunks of 1,024 and 4.8 in chunks of 512.
     """
     if engine == "triton":
-        return {1: 256, 2: 1024}.get(p, 4096)
+        if p == 2:
+            return 1024 if head_dim <= 64 else 2048
+        return 256 if p == 1 else 4096
     if engine != "torch":
         raise ValueError(f"engine must be torch or triton, and is {engine!r}")
     longest = 1024 if p == 3 else 256

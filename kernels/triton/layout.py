@@ -49,8 +49,8 @@ def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
     """Return the steps of phi, each p features and a weight.
 
     The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile. For p = 2
-    the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2, a
-    lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
+    the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2,
+    a lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
     """
     if p == 1:
         return ((0, 1),)
@@ -117,15 +117,16 @@ class Squares:
     conversions are their own adjoints for symmetric gradients, whose entry (i, j) is that of Z[i, j] with Z[j, i] held.
     """
 
+    width: int
     entry: Tensor
     inverse_root: Tensor
     place: Tensor
     root: Tensor
-    width: int
 
     def to_square(self, key: Tensor) -> Tensor:
         """[..., D] -> [..., width, width]."""
-        return (key.index_select(-1, self.entry) * self.inverse_root).unflatten(-1, (self.width, self.width))
+        square = key.index_select(-1, self.entry) * self.inverse_root
+        return square.view(*square.shape[:-1], self.width, self.width)
 
     def from_square(self, square: Tensor) -> Tensor:
         """[..., width, width] -> [..., D]."""
@@ -137,11 +138,10 @@ def squares(d: int, width: int, device: torch.device) -> Squares:
     """Return the conversion for d features, padded to `width`."""
     pairs = list(combinations_with_replacement(range(d), 2))
     number = {pair: index for index, pair in enumerate(pairs)}
-    grid = [tuple(sorted((i, j))) for i in range(width) for j in range(width)]
+    grid = [(min(i, j), max(i, j)) for i in range(width) for j in range(width)]
     entry = torch.tensor([number.get(pair, 0) for pair in grid])
-    inverse_root = torch.tensor(
-        [0.0 if pair not in number else 1.0 if pair[0] == pair[1] else 0.5**0.5 for pair in grid]
-    )
+    roots = [1.0 if i == j else 0.5**0.5 for i, j in grid]
+    inverse_root = torch.tensor([root if pair in number else 0.0 for pair, root in zip(grid, roots, strict=True)])
     place = torch.tensor([i * width + j for i, j in pairs])
     root = torch.tensor([1.0 if i == j else 2.0**0.5 for i, j in pairs])
-    return Squares(*(x.to(device) for x in (entry, inverse_root, place, root)), width)
+    return Squares(width, *(x.to(device) for x in (entry, inverse_root, place, root)))

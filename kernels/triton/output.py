@@ -116,8 +116,8 @@ def output_kernel(
             b_norm += tl.sum(b_phi.to(tl.float32) * tl.load(p_state_key + o_state)[None, :], 1)
     b_out *= b_since_start[:, None]
 
-    # The state's part of the normaliser for P = 2: q^T Z q. One product with K x K in the matrix unit takes the place of
-    # K^2 / 2 multiply-adds a query outside it.
+    # The state's part of the normaliser for P = 2: q^T Z q. One product with K x K in the matrix unit takes the place
+    # of K^2 / 2 multiply-adds a query outside it.
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2 and has_state:
         o_k = tl.arange(0, BK)

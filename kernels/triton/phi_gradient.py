@@ -128,7 +128,7 @@ def grad_through_phi(
 def grad_through_squares(
     b_x, b_y_key, p_square, has_state, BK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Return the gradient of x, [ROWS, BK] in float32, where x^T Z x y_key is the state's part of the normaliser (P = 2).
+    """Return the gradient of x, [ROWS, BK] in float32, where x^T Z x y_key is the state's part of norm (P = 2).
 
     Queries: Z is the sum of k k^T before the chunk. Keys: it is the gradient of that sum after the chunk.
 

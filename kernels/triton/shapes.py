@@ -131,7 +131,7 @@ class LaunchShape:
 
 
 def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that can run them."""
+    """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that runs them."""
     fits = call.p == 2 and dtype == torch.bfloat16 and max(call.head_dim, call.v_head_dim) <= 128
     return fits and hopper_lacking(device) is None
 
@@ -173,6 +173,12 @@ def chunk_table(bounds: Tensor, chunk_size: int, slots: int) -> ChunkTable:
     used = index < first_chunk[-1]
     table = torch.stack((start, stop, (within == 0).long(), (within == counts[sequence] - 1).long()), 1)
     return ChunkTable(torch.where(used[:, None], table, torch.zeros_like(table)), first_chunk)
+
+
+@lru_cache(maxsize=64)
+def each_chunk(slots: int, device: torch.device) -> Tensor:
+    """Return `ChunkTable.first_chunk` as if every slot were a sequence of its own, [slots + 1] int64."""
+    return torch.arange(slots + 1, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The states before all chunks and the gradients of those after them, by one walk over each sequence or chunk by chunk."""
+"""The states before all chunks and the gradients of those after them: by walks over sequences, or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from powerplan.kernels.triton.config import Blocks, operand
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import step_rows
-from powerplan.kernels.triton.running import running_kernel
+from powerplan.kernels.triton.running import running_sum
 from powerplan.kernels.triton.scan import scan_kernel
+from powerplan.kernels.triton.shapes import LaunchShape, each_chunk
 from powerplan.kernels.triton.squares import squares_kernel
 from powerplan.kernels.triton.tuning import tuned
 
-RUNNING_BLOCK = 2048
-"""Values of a program of the running sum, 16 for each of 128 threads."""
+FULL_GPU = 256
+"""Programs that fill a GPU: two for each of an H100's 132 multiprocessors."""
+
+MANY_CHUNKS = 4
+"""Chunks of a sequence from which it pays to work on all at once: their sums are written, and read once more."""
 
 
 def scan(
@@ -50,7 +54,7 @@ def scan(
     if shape.hopper:
         from powerplan.kernels.triton.hopper.run import scan_states
     else:
-        scan_states = _walk
+        scan_states = _by_chunks if few_programs(shape) else _walk
     states, end, carry = scan_states(calls, x, v, start, want_end, norm_grads, forward_states)
     if shape.call.normalize and shape.call.p == 2:
         key_start = None if start is None else start[1]
@@ -62,7 +66,15 @@ def scan(
     return states, end, carry
 
 
-def _walk(
+def few_programs(shape: LaunchShape) -> bool:
+    """Whether walks over whole sequences would leave most of a GPU idle: at p = 1 there is one for each head."""
+    call = shape.call
+    keyed = call.normalize and call.p != 2
+    walks = shape.rows // (step_rows(call.head_dim, call.p) * shape.scan_steps) * shape.sequences * call.kv_heads
+    return not keyed and walks < FULL_GPU and shape.chunk_slots >= MANY_CHUNKS * shape.sequences
+
+
+def _by_chunks(
     calls: Launches,
     x: Tensor,
     v: Tensor,
@@ -71,7 +83,30 @@ def _walk(
     norm_grads: NormGrads | None,
     forward_states: StatePair | None,
 ) -> tuple[StatePair, StatePair, Tensor]:
-    """`scan` by one program for each sequence, group and block of rows; without the normaliser for p = 2."""
+    """`_walk` over all chunks at once, as if each were a sequence, and then a running sum."""
+    _, (parts, _), _ = _walk(calls, x, v, None, True, norm_grads, None, each_its_own=True)
+    start_kv = None if start is None else start[0]
+    forward = None if forward_states is None else forward_states[0]
+    backward, columns = norm_grads is not None, calls.shape.call.v_head_dim
+    stored = operand(calls.shape.dtype)[2]
+    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, columns, stored)
+    return (states, calls.placeholder), (end, calls.placeholder), carry
+
+
+def _walk(
+    calls: Launches,
+    x: Tensor,
+    v: Tensor,
+    start: StatePair | None,
+    want_end: bool,
+    norm_grads: NormGrads | None,
+    forward_states: StatePair | None,
+    each_its_own: bool = False,
+) -> tuple[StatePair, StatePair, Tensor]:
+    """`scan` by one program for each sequence, group and block of rows; without the normaliser for p = 2.
+
+    each_its_own: Whether each chunk counts as a sequence.
+    """
     shape, call, absent = calls.shape, calls.shape.call, calls.placeholder
     keyed = call.normalize and call.p != 2
     backward = norm_grads is not None
@@ -82,7 +117,8 @@ def _walk(
     new = torch.empty if calls.dense else torch.zeros
     states = new(*size, call.v_head_dim, dtype=stored, device=calls.device)
     keys = new(size if keyed else (1,), dtype=torch.float32, device=calls.device)
-    end_size = (shape.sequences, *states.shape[1:])
+    sequences = shape.chunk_slots if each_its_own else shape.sequences
+    end_size = (sequences, *states.shape[1:])
     end, end_key = calls.float(end_size, want_end), calls.float(end_size[:3], want_end and keyed)
     start_kv, start_key = (absent, absent) if start is None else start
     forward_kv, forward_key = (absent, absent) if forward_states is None else forward_states
@@ -106,7 +142,7 @@ def _walk(
         "p_forward_key": forward_key,
         "p_grad_gate_carry": grad_gate_carry,
         "p_chunks": calls.chunk_table.chunks,
-        "p_first_chunk": calls.chunk_table.first_chunk,
+        "p_first_chunk": each_chunk(sequences, calls.device) if each_its_own else calls.chunk_table.first_chunk,
         "p_steps": calls.step_table,
         "s_xt": x.stride(0),
         "s_xh": x.stride(1),
@@ -128,78 +164,11 @@ def _walk(
     arguments["KEYED"] = keyed
 
     def start_with(blocks: Blocks) -> None:
-        programs = state_blocks * shape.sequences * call.kv_heads
+        programs = state_blocks * sequences * call.kv_heads
         launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
 
     start_with(tuned("scan", shape, start_with))
     return (states, keys), (end, end_key), grad_gate_carry
-
-
-def running_sum(
-    calls: Launches,
-    parts: Tensor,
-    start: Tensor | None,
-    want_end: bool,
-    forward: Tensor | None,
-    backward: bool,
-    columns: int,
-    stored: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add up the sums of single chunks over each sequence.
-
-    Args:
-        calls: The call's tensors.
-        parts: [slots, G, rows, padded columns], the sums of single chunks.
-        start: [N, G, rows, columns] float32, or None.
-        want_end: Whether the sum at the other end is wanted.
-        forward: What this returned first in the forward pass, for the backward pass.
-        backward: Whether this is the backward pass.
-        columns: The columns without padding.
-        stored: The dtype of the result.
-
-    Returns:
-        The sums before (backward: after) all chunks, of the size of parts; the sum at the other end, [N, G, rows,
-        columns]; and <dS, S> by chunk in parts, [slots, G, blocks], backward with gates.
-    """
-    shape, call = calls.shape, calls.shape.call
-    slots, groups, rows, padded = parts.shape
-    size = rows * padded
-    weighted = shape.hopper and rows == shape.rows
-    block = min(RUNNING_BLOCK, size)
-    blocks = size // block
-    new = torch.empty if calls.dense else torch.zeros
-    states = new(parts.shape, dtype=stored, device=calls.device)
-    end = calls.float((shape.sequences, groups, rows, columns), want_end)
-    carry = calls.placeholder
-    if backward and calls.gated:
-        carry = torch.zeros(slots, groups, blocks, dtype=torch.float32, device=calls.device)
-    arguments = {
-        "p_parts": parts,
-        "p_log_g_cumsum": calls.log_g_cumsum,
-        "p_start": calls.placeholder if start is None else start,
-        "p_states": states,
-        "p_end": end,
-        "p_forward": calls.placeholder if forward is None else forward,
-        "p_grad_gate_carry": carry,
-        "p_chunks": calls.chunk_table.chunks,
-        "p_first_chunk": calls.chunk_table.first_chunk,
-        "p_steps": calls.step_table,
-        "groups": groups,
-        "blocks": blocks,
-        "size": size,
-        "step_size": padded * 64,
-        "P": call.p,
-        "BLOCK": block,
-        "COLUMNS": columns,
-        "PADDED": padded,
-        "GATED": calls.gated,
-        "WEIGHTED": weighted,
-        "HAS_START": start is not None,
-        "WANT_END": want_end,
-        "BACKWARD": backward,
-    }
-    launch(running_kernel, blocks * shape.sequences * groups, arguments)
-    return states, end, carry
 
 
 def _scan_squares(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from powerplan.errors import InputError
 from powerplan.kernels import power_attention, power_attention_step
-from powerplan.kernels.api import DEGREES
+from powerplan.kernels.checks import DEGREES
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 

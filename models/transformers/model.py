@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from powerplan.errors import InputError
-from powerplan.kernels.api import DEGREES, IMPLEMENTATIONS
+from powerplan.kernels.api import IMPLEMENTATIONS
+from powerplan.kernels.checks import DEGREES
 from powerplan.models.mixers.heads import GATE_OFFSET
 from powerplan.models.transformers.attention import (
     POWER,

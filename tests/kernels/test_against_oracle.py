@@ -52,8 +52,8 @@ def check_usual_dtypes(case: Case, impl: str) -> None:
 
 
 def check_low_precision(case: Case, impl: str, dtype: torch.dtype) -> None:
-    """Compiled kernels multiply 16-bit operands (tf32 has fp16's fraction); the interpreter multiplies in float32."""
-    check(case, impl, dtype, low_products=impl == "triton" and ON_GPU)
+    """Triton's kernels multiply operands of 16 bits, those of the state too; tf32 has fp16's fraction."""
+    check(case, impl, dtype, low_products=impl == "triton")
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -53,7 +53,7 @@ def step_gradient(product, b_y, step, desc, row, ring, bars, STEPS: gl.constexpr
 
 @gluon.jit
 def lead_gradient(b_dphi, b_last, L4: gl.constexpr):
-    """Return sum of dphi [rows, 8, 8] times the last tile [rows, 8], [rows, 8, 4]: what each of 4 threads adds to it."""
+    """Return dphi [rows, 8, 8] times the last tile [rows, 8], summed over it within each of 4 threads, [rows, 8, 4]."""
     ROWS: gl.constexpr = b_dphi.shape[0]
     b_products = gl.reshape(b_dphi * gl.expand_dims(b_last, 1), [ROWS, TILE, 4, 2])
     return gl.sum(gl.convert_layout(b_products, L4, assert_trivial=True), 3)

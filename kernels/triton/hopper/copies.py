@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, load_rows, token_block
+from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, token_block
 
 
 @triton.jit
@@ -35,8 +35,8 @@ def copy_kernel(
 ):
     """Copy x with time last, and y times what multiplies a token. Grid: slots heads token_blocks programs.
 
-    x, y are keys and values, and the factor is exp(a_M - a_t). Backward they are queries and gradients of weighted sums,
-    and it is exp(a_t) scale^P. It goes into y, not into x: x is multiplied by itself.
+    x, y are keys and values, and the factor is exp(a_M - a_t). Backward they are queries and gradients of weighted
+    sums, and it is exp(a_t) scale^P. It goes into y, not into x: x is multiplied by itself.
 
     x: [tokens, heads, DIM_X] in. y: [tokens, heads, DIM_Y] in.
     log_g_cumsum: [tokens, G] float32 in, where GATED.

@@ -12,6 +12,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
+__all__ = ["all_threads", "constexpr_function", "copy_tile", "gl"]
+
 constexpr_function: Any = gluon.constexpr_function
 
 # Starts a copy of a tile from global to shared memory. It was async_copy_global_to_shared before triton 3.7.

@@ -78,7 +78,7 @@ def keys_kernel(
     LEFT_V: gl.constexpr = gl.DotOperandLayout(0, OF_V, 2)
     ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
     COLUMN: gl.constexpr = gl.SliceLayout(0, SCORES)
-    i_chunk, start, stop, i_group, _, first = owned_rows(p_chunks, groups, token_blocks, BN, 1)
+    i_chunk, _, stop, i_group, _, first = owned_rows(p_chunks, groups, token_blocks, BN, 1)
     if first < stop:
         has_state = state_at(p_chunks, i_chunk, 3, HAS_START)
         k_tile = gl.allocate_shared_memory(k_desc.dtype, [BN, K], k_desc.layout)

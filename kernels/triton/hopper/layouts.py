@@ -34,7 +34,7 @@ def rows_layout(rows, warps):
 
 @constexpr_function
 def lanes_layout(rows, warps):
-    """Return `rows_layout` with the features of the last tile as [4, 2]: by threads that share a row, and within one."""
+    """Return `rows_layout` with the last tile's features as [4, 2]: 4 threads share a row, and each has 2 of them."""
     whole = rows_layout(rows, warps)
 
     def apart(bases):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from powerplan.kernels.triton.hopper.blocks import Blocks, blocks
 from powerplan.kernels.triton.hopper.contract import contract_kernel
 from powerplan.kernels.triton.hopper.copies import copy_kernel
 from powerplan.kernels.triton.hopper.expand import expand_kernel
@@ -19,35 +20,13 @@ from powerplan.kernels.triton.hopper.states import states_kernel
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import TILE, padded_dim
-from powerplan.kernels.triton.shapes import LaunchShape
+from powerplan.kernels.triton.running import running_sum
 
 BLOCK = 64
 """Tokens of a block of the copies and of the sums over chunks."""
 
 STEP = TILE * TILE
 """Rows of a step of phi."""
-
-
-def through_blocks(kernel: str, shape: LaunchShape) -> tuple[int, int, int]:
-    """Return the tokens of a program of "expand" or "contract", its warps, and the tiles of its ring."""
-    if shape.call.chunk_size <= 64 or kernel == "contract":
-        return 64, 4, 3
-    return (128, 8, 3) if shape.stored_columns == 128 else (128, 4, 3)
-
-
-def within_blocks(kernel: str, shape: LaunchShape) -> tuple[int, int, int, int]:
-    """Return the rows that a program of "output", "queries" or "keys" owns, the columns it takes, warps and stages."""
-    wide = max(shape.phi_width, shape.stored_columns) == 128
-    if kernel == "output":
-        return (64, 64, 4, 2) if wide else (64, 64, 4, 3)
-    if kernel == "queries":
-        return (64, 32, 4, 3) if wide else (64, 64, 4, 3)
-    return (64, 32, 4, 3)
-
-
-def states_blocks(columns: int) -> tuple[int, int]:
-    """Return the tokens of a block of `states_kernel`, and the blocks of its rings."""
-    return BLOCK, 3
 
 
 def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
@@ -65,8 +44,6 @@ def scan_states(
     forward_states: StatePair | None,
 ) -> tuple[StatePair, StatePair, Tensor]:
     """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
-    from powerplan.kernels.triton.states import running_sum
-
     shape, call = calls.shape, calls.shape.call
     backward = norm_grads is not None
     repeats = call.heads_per_kv_head if backward else 1
@@ -102,11 +79,11 @@ def scan_states(
     launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
     share = min(width // TILE // 2, 256 // columns)
     parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
-    block, stages = states_blocks(columns)
-    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, block], tile_layout(block))
+    own = blocks("states", shape)
+    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, own.rows], tile_layout(own.rows))
     arguments = {
         "xt_desc": xt_tiles,
-        "y_desc": _tiles(y, block),
+        "y_desc": _tiles(y, own.rows),
         "p_chunks": calls.chunk_table.chunks,
         "p_parts": parts,
         "groups": call.kv_heads,
@@ -115,8 +92,8 @@ def scan_states(
         "TILES_X": width // TILE,
         "V": columns,
         "SHARE": share,
-        "BT": block,
-        "STAGES": stages,
+        "BT": own.rows,
+        "STAGES": own.stages,
     }
     launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
     start_kv = None if start is None else start[0]
@@ -153,8 +130,8 @@ class HopperLaunches(Launches):
         shape, call = self.shape, self.shape.call
         dim = call.v_head_dim if y is None else call.head_dim
         part = x.new_empty(*x.shape[:2], dim)
-        rows, warps, stages = through_blocks("expand" if y is None else "contract", shape)
-        blocks = -(-min(call.chunk_size, call.tokens) // rows)
+        own = blocks("expand" if y is None else "contract", shape)
+        token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
         arguments: dict[str, Any] = {
             "state_desc": _tiles(states, STEP),
             "p_x": x,
@@ -164,26 +141,32 @@ class HopperLaunches(Launches):
             "s_xt": x.stride(0),
             "s_xh": x.stride(1),
             "groups": call.kv_heads,
-            "token_blocks": blocks,
+            "token_blocks": token_blocks,
             "power_scale": 1.0 if of_keys else self.power_scale,
             "K": call.head_dim,
             "TILES": shape.phi_width // TILE,
             "COLUMNS": shape.stored_columns,
             "REPEATS": x.shape[1] // call.kv_heads,
-            "BM": rows,
-            "STAGES": stages,
+            "BM": own.rows,
+            "STAGES": own.stages,
             "OF_KEYS": of_keys,
             "GATED": self.gated,
             "HAS_START": has_edge,
         }
-        arguments |= {"V": dim} if y is None else {"y_desc": self._rows(y, rows)}
-        launch(kernel, shape.chunk_slots * x.shape[1] * blocks, arguments, warps)
+        arguments |= {"V": dim} if y is None else {"y_desc": self._rows(y, own.rows)}
+        programs = shape.chunk_slots * x.shape[1] * token_blocks
+        launch(kernel, programs, arguments, own.warps, options=own.options)
         return part
 
-    def _within(self, kernel: Any, arguments: dict[str, Any], states: StatePair, heads: int, own: int) -> None:
-        """Launch a kernel of attention within chunks, whose programs own `own` rows of one of `heads` heads."""
+    def _within(
+        self, kernel: Any, arguments: dict[str, Any], states: StatePair, heads: int, own: Blocks, has_edge: bool
+    ) -> None:
+        """Launch a kernel of attention within chunks over `heads` heads.
+
+        has_edge: Whether the first (for keys: the last) chunk of a sequence has a state before (after) it.
+        """
         shape, call = self.shape, self.shape.call
-        blocks = -(-min(call.chunk_size, call.tokens) // own)
+        token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
         has_states = states[0].shape[0] > 0
         square = states[1] if has_states and call.normalize else self.q.new_empty(1, shape.phi_width)
         arguments |= {
@@ -191,7 +174,7 @@ class HopperLaunches(Launches):
             "p_log_g_cumsum": self.log_g_cumsum,
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
-            "token_blocks": blocks,
+            "token_blocks": token_blocks,
             "power_scale": self.power_scale,
             "K": shape.phi_width,
             "V": shape.stored_columns,
@@ -199,8 +182,10 @@ class HopperLaunches(Launches):
             "GATED": self.gated,
             "NORMALIZE": call.normalize,
             "HAS_STATES": has_states,
+            "HAS_START": has_edge,
+            "STAGES": own.stages,
         }
-        launch(kernel, shape.chunk_slots * heads * blocks, arguments, arguments.pop("warps"))
+        launch(kernel, shape.chunk_slots * heads * token_blocks, arguments, own.warps, options=own.options)
 
     def output(self, states: StatePair, has_start: bool) -> tuple[Tensor, Tensor]:
         call = self.shape.call
@@ -210,22 +195,19 @@ class HopperLaunches(Launches):
         part = self.placeholder
         if states[0].shape[0]:
             part = self._through_states(expand_kernel, self.q, None, states[0], False, has_start)
-        rows, columns, warps, stages = within_blocks("output", self.shape)
+        own = blocks("output", self.shape)
         arguments = {
-            "q_desc": self._rows(self.q, rows),
-            "k_desc": self._rows(self.k, columns),
-            "v_desc": self._rows(self.v, columns),
+            "q_desc": self._rows(self.q, own.rows),
+            "k_desc": self._rows(self.k, own.columns),
+            "v_desc": self._rows(self.v, own.columns),
             "p_part": part,
             "p_out": out,
             "p_norm": norm,
             "DIM": call.v_head_dim,
-            "BM": rows,
-            "BN": columns,
-            "STAGES": stages,
-            "HAS_START": has_start,
-            "warps": warps,
+            "BM": own.rows,
+            "BN": own.columns,
         }
-        self._within(output_kernel, arguments, states, heads, rows)
+        self._within(output_kernel, arguments, states, heads, own, has_start)
         return out, norm
 
     def grad_queries(
@@ -237,24 +219,21 @@ class HopperLaunches(Launches):
         part = self.placeholder
         if states[0].shape[0]:
             part = self._through_states(contract_kernel, self.q, norm_grads.y, states[0], False, has_start)
-        rows, columns, warps, stages = within_blocks("queries", self.shape)
+        own = blocks("queries", self.shape)
         arguments = {
-            "q_desc": self._rows(self.q, rows),
-            "y_desc": self._rows(norm_grads.y, rows),
-            "k_desc": self._rows(self.k, columns),
-            "v_desc": self._rows(self.v, columns),
+            "q_desc": self._rows(self.q, own.rows),
+            "y_desc": self._rows(norm_grads.y, own.rows),
+            "k_desc": self._rows(self.k, own.columns),
+            "v_desc": self._rows(self.v, own.columns),
             "p_grad_norm": norm_grads.grad_norm,
             "p_part": part,
             "p_dq": dq,
             "p_q_dot_dq": q_dot_dq,
             "DIM": call.head_dim,
-            "BM": rows,
-            "BN": columns,
-            "STAGES": stages,
-            "HAS_START": has_start,
-            "warps": warps,
+            "BM": own.rows,
+            "BN": own.columns,
         }
-        self._within(queries_kernel, arguments, states, self.q.shape[1], rows)
+        self._within(queries_kernel, arguments, states, self.q.shape[1], own, has_start)
         return dq, q_dot_dq
 
     def grad_keys(
@@ -267,12 +246,12 @@ class HopperLaunches(Launches):
         if grad_states[0].shape[0]:
             part_k = self._through_states(contract_kernel, self.k, self.v, grad_states[0], True, has_end)
             part_v = self._through_states(expand_kernel, self.k, None, grad_states[0], True, has_end)
-        rows, columns, warps, stages = within_blocks("keys", self.shape)
+        own = blocks("keys", self.shape)
         arguments = {
-            "k_desc": self._rows(self.k, rows),
-            "v_desc": self._rows(self.v, rows),
-            "q_desc": self._rows(self.q, columns),
-            "y_desc": self._rows(norm_grads.y, columns),
+            "k_desc": self._rows(self.k, own.rows),
+            "v_desc": self._rows(self.v, own.rows),
+            "q_desc": self._rows(self.q, own.columns),
+            "y_desc": self._rows(norm_grads.y, own.columns),
             "p_grad_norm": norm_grads.grad_norm,
             "p_part_k": part_k,
             "p_part_v": part_v,
@@ -281,11 +260,8 @@ class HopperLaunches(Launches):
             "p_k_dot_dk": k_dot_dk,
             "DIM_K": call.head_dim,
             "DIM_V": call.v_head_dim,
-            "BN": rows,
-            "BM": columns,
-            "STAGES": stages,
-            "HAS_START": has_end,
-            "warps": warps,
+            "BN": own.rows,
+            "BM": own.columns,
         }
-        self._within(keys_kernel, arguments, grad_states, call.kv_heads, rows)
+        self._within(keys_kernel, arguments, grad_states, call.kv_heads, own, has_end)
         return dk, dv, k_dot_dk

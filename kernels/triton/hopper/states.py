@@ -75,7 +75,8 @@ def sum_chunk(
         t = i % gl.maximum(blocks, 1) * BT
         wanted = i < total
         load_block(
-            xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, leads, lasts, i, x_ring, y_ring, bars, wanted, SHARE
+            xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, leads, lasts, i, x_ring, y_ring, bars, wanted,
+            SHARE,
         )  # fmt: skip
     accs = ()
     for i in gl.static_range(SHARE):

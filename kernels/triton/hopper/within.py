@@ -84,7 +84,7 @@ def load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED: gl.constexpr):
 def key_columns(
     p_log_g_cumsum, first, stop, reference, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
 ):
-    """Return what `decays` takes of SIZE keys from `first` on, one value a thread: to be stored for the other threads."""
+    """Return what `decays` takes of SIZE keys from `first` on, one value a thread, to be stored for all threads."""
     o_s = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     b_gate = load_gate(p_log_g_cumsum, o_s, stop, groups, i_group, GATED)
     return gl.where(whole, gl.exp2(reference - b_gate), b_gate)

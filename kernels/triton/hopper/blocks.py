@@ -1,0 +1,62 @@
+"""Block sizes of the kernels of this folder, timed on an H100 (benchmarks/hopper_blocks.py).
+
+The result is benchmarks/results/hopper-blocks.json: B1 T64k H8, head dims 64 and 128. Others take the blocks of the
+least of 64 and 128 that holds their head dims. Programs of 128 threads with up to 168 registers fit three times on a
+multiprocessor, and what a program waits for is hidden by the other two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from powerplan.kernels.triton.shapes import LaunchShape
+
+
+class Blocks(NamedTuple):
+    """Sizes of a kernel's blocks, and how it is compiled.
+
+    rows: tokens that a program owns; of "states" tokens that a product sums over
+    columns: tokens that it takes at a time; 0 where it walks over steps of phi
+    warps: warps of a program
+    stages: places of its rings
+    registers: most registers of a thread; None for 255
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Options of the compiler, as `launch` takes them."""
+        return None if self.registers is None else {"maxnreg": self.registers}
+
+
+NARROW = {
+    "states": Blocks(64, 0, 4, 4),
+    "expand": Blocks(128, 0, 4, 3),
+    "contract": Blocks(64, 0, 4, 3),
+    "output": Blocks(64, 64, 4, 3),
+    "queries": Blocks(64, 64, 4, 3, 168),
+    "keys": Blocks(64, 64, 4, 3),
+}
+"""Blocks for head dims up to 64."""
+
+WIDE = {
+    "states": Blocks(64, 0, 4, 3),
+    "expand": Blocks(128, 0, 8, 3),
+    "contract": Blocks(64, 0, 4, 3),
+    "output": Blocks(64, 64, 4, 2),
+    "queries": Blocks(64, 32, 4, 3),
+    "keys": Blocks(64, 32, 4, 2),
+}
+"""Blocks for head dims up to 128."""
+
+
+def blocks(kernel: str, shape: LaunchShape) -> Blocks:
+    """Return the blocks of "states", "expand", "contract", "output", "queries" or "keys"."""
+    wide = max(shape.phi_width, shape.stored_columns) == 128
+    found = (WIDE if wide else NARROW)[kernel]
+    return found._replace(rows=64, warps=4) if shape.call.chunk_size <= 64 else found
