@@ -58,6 +58,21 @@ def add_product(b_left, b_right, b_sum, P: tl.constexpr, PRECISION: tl.constexpr
 
 
 @triton.jit
+def fine_product(b_left, b_right, b_sum, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return sum + left @ right, for a small product that much follows from: the normaliser's, for P = 2.
+
+    left are 16-bit values or float32 ones as they came in. A right operand of tf32 goes in as two, its rounded value
+    and what that leaves: the normaliser's gradient counts in every gate.
+    """
+    b_high = rounded(b_right, OPERAND, PRECISION)
+    b_sum = tl.dot(b_left.to(OPERAND), b_high, b_sum, input_precision=PRECISION)
+    if PRECISION == "tf32":
+        b_low = rounded(b_right - b_high, OPERAND, PRECISION)
+        b_sum = tl.dot(b_left.to(OPERAND), b_low, b_sum, input_precision=PRECISION)
+    return b_sum
+
+
+@triton.jit
 def single_features(p_x, s_t, o_t, m_t, p_step, P: tl.constexpr):
     """Return the product of the single features of a step (P > 2), [tokens], in float32."""
     b_single = load_column(p_x, s_t, o_t, m_t, tl.load(p_step))

@@ -29,6 +29,15 @@ STEP_ROWS = TILE * TILE
 """Rows of a step of phi for p >= 2."""
 
 
+def settle(device: torch.device) -> None:
+    """Wait until a table that is about to be cached is filled: its next reader may be on another stream.
+
+    A CUDA graph's capture can not wait. A call of the same shape before it has made the tables.
+    """
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()
+
+
 def power_of_two(size: int) -> int:
     """Return the least power of two that is at least `size`, and at least 16, the least that a dot takes."""
     return max(16, 1 << (size - 1).bit_length())
@@ -86,7 +95,9 @@ def step_table(d: int, p: int, group: int, device: torch.device) -> Tensor:
     """Return the steps as int32 [steps, p + 1], padded to a multiple of `group` by steps of features beyond d."""
     table = list(steps(d, p))
     padding = ((2**20,) * p + (0,),) * (step_count(d, p, group) - len(table))
-    return torch.tensor([*table, *padding], dtype=torch.int32, device=device)
+    made = torch.tensor([*table, *padding], dtype=torch.int32, device=device)
+    settle(device)
+    return made
 
 
 @lru_cache(maxsize=16)
@@ -95,7 +106,9 @@ def step_conversion(d: int, p: int, width: int, group: int, device: torch.device
 
     width: features that the steps are of, d and padding. group: the steps are padded to a multiple of it.
     """
-    return conversion(_rows(width, p, group), d, p).to(device)
+    made = conversion(_rows(width, p, group), d, p).to(device)
+    settle(device)
+    return made
 
 
 def _rows(d: int, p: int, group: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -144,4 +157,6 @@ def squares(d: int, width: int, device: torch.device) -> Squares:
     inverse_root = torch.tensor([root if pair in number else 0.0 for pair, root in zip(grid, roots, strict=True)])
     place = torch.tensor([i * width + j for i, j in pairs])
     root = torch.tensor([1.0 if i == j else 2.0**0.5 for i, j in pairs])
-    return Squares(width, *(x.to(device) for x in (entry, inverse_root, place, root)))
+    made = Squares(width, *(x.to(device) for x in (entry, inverse_root, place, root)))
+    settle(device)
+    return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import add_product, phi_columns, power, rounded
+from powerplan.kernels.triton.features import add_product, fine_product, phi_columns, power, rounded
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -123,7 +123,7 @@ def output_kernel(
         o_k = tl.arange(0, BK)
         b_square = tl.load(p_state_key + o_k[:, None] * BK + o_k[None, :])
         # [BM, BK] @ [BK, BK] -> [BM, BK]
-        b_qz = tl.dot(b_q.to(OPERAND), rounded(b_square, OPERAND, PRECISION), input_precision=PRECISION)
+        b_qz = fine_product(b_q, b_square.to(tl.float32), tl.zeros([BM, BK], tl.float32), OPERAND, PRECISION)
         b_norm += tl.sum(b_qz * b_q.to(tl.float32), 1)
     b_norm *= b_since_start
 

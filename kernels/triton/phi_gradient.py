@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import add_product, outer, rounded
+from powerplan.kernels.triton.features import add_product, fine_product, outer, rounded
 from powerplan.kernels.triton.prologue import load_column, load_columns
 
 
@@ -139,5 +139,6 @@ def grad_through_squares(
         p_square + o_k[:, None] * BK + o_k[None, :], mask=o_k[None, :] < tl.where(has_state, BK, 0), other=0.0
     )
     # [ROWS, BK] @ [BK, BK] -> [ROWS, BK]
-    b_dx = tl.dot(b_x.to(OPERAND), rounded(b_square, OPERAND, PRECISION), input_precision=PRECISION)
+    b_none = tl.zeros([b_x.shape[0], BK], tl.float32)
+    b_dx = fine_product(b_x, b_square.to(tl.float32), b_none, OPERAND, PRECISION)
     return b_dx * (2.0 * b_y_key)[:, None]

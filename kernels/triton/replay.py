@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from powerplan.kernels.triton.launching import ALIGNMENT, Launch, is_descriptor, is_listened_to, listening, picker
-from powerplan.kernels.triton.tape import Again, At, Describe, Operate, Optional, Part, Start, Step, Tape
+from powerplan.kernels.triton.tape import Again, At, Describe, Operate, Optional, Part, Start, Step, Tape, without_base
 
 MOST_ATTEMPTS = 3
 """Calls of one kind that are watched in vain before nobody watches them any more."""
@@ -194,7 +194,7 @@ class _Writer:
         if is_descriptor(value):
             base = self.place(value.base)
             own = self.own(None)
-            self.steps.append(Describe(own, value, base))
+            self.steps.append(Describe(own, without_base(value), base))
             return own
         place = self.root(value) if isinstance(value, Tensor) and value.numel() else None
         if place is None:

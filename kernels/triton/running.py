@@ -147,7 +147,8 @@ def running_sum(
     weighted = shape.hopper and rows == shape.rows
     block = min(RUNNING_BLOCK, power_of_two(size))
     blocks = -(-size // block)
-    operand_type, precision, _ = operand(shape.dtype)
+    # The normaliser's states are rounded by those who multiply them: <dS, S> takes them as they are.
+    operand_type, precision, _ = operand(shape.dtype if rows == shape.rows else stored)
     new = torch.empty if calls.dense else torch.zeros
     states = new(parts.shape, dtype=stored, device=calls.device)
     end = calls.float((shape.sequences, groups, rows, columns), want_end)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
-from powerplan.kernels.triton.layout import padded_dim, power_of_two, step_count, step_rows
+from powerplan.kernels.triton.layout import padded_dim, power_of_two, settle, step_count, step_rows
 from powerplan.kernels.triton.support import hopper_lacking
 
 
@@ -178,13 +178,17 @@ def chunk_table(bounds: Tensor, chunk_size: int, slots: int) -> ChunkTable:
 @lru_cache(maxsize=64)
 def each_chunk(slots: int, device: torch.device) -> Tensor:
     """Return `ChunkTable.first_chunk` as if every slot were a sequence of its own, [slots + 1] int64."""
-    return torch.arange(slots + 1, device=device)
+    made = torch.arange(slots + 1, device=device)
+    settle(device)
+    return made
 
 
 @lru_cache(maxsize=64)
 def dense_chunk_table(batch: int, tokens: int, chunk_size: int, slots: int, device: torch.device) -> ChunkTable:
     """Return the chunks of rows of one length. Cached: making it takes a dozen small kernels."""
-    return chunk_table(torch.arange(batch + 1, device=device) * tokens, chunk_size, slots)
+    made = chunk_table(torch.arange(batch + 1, device=device) * tokens, chunk_size, slots)
+    settle(device)
+    return made
 
 
 def saved_states(

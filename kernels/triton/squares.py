@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import rounded
+from powerplan.kernels.triton.features import fine_product
 from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, token_block
 
 
@@ -63,10 +63,8 @@ def squares_kernel(
         if BACKWARD:
             b_grad_norm = tl.load(p_grad_norm + o_t * (groups * REPEATS) + i_head, mask=m_t, other=0.0)
             b_factor *= power_scale * b_grad_norm
-        b_right = b_x.to(OPERAND)
-        if GATED or BACKWARD:
-            b_right = rounded(b_x.to(tl.float32) * b_factor[:, None], OPERAND, PRECISION)
         # [BK, BLOCK] @ [BLOCK, BK] -> [BK, BK]
-        b_sum = tl.dot(tl.trans(b_x.to(OPERAND)), b_right, b_sum, input_precision=PRECISION)
+        b_right = b_x.to(tl.float32) * b_factor[:, None]
+        b_sum = fine_product(tl.trans(b_x.to(OPERAND)), b_right, b_sum, OPERAND, PRECISION)
     p_rows = p_parts + (i_chunk * groups + i_group) * (BK * BK) + o_k * BK
     tl.store(p_rows[:, None] + o_k[None, :], b_sum)

@@ -68,7 +68,10 @@ class Part(NamedTuple):
 
 
 class Describe(NamedTuple):
-    """Makes the tensor descriptor of the tensor at a place. A new one would check the layout again: 5 us."""
+    """Makes the tensor descriptor of the tensor at a place. A new one would check the layout again: 5 us.
+
+    descriptor: What `without_base` returned of one for the same layout.
+    """
 
     own: int
     descriptor: Any
@@ -79,6 +82,14 @@ class Describe(NamedTuple):
         same.__dict__.update(self.descriptor.__dict__)
         same.base = row.tensors[self.place]
         row.tensors[self.own] = row.taken[self.own] = same
+
+
+def without_base(descriptor: Any) -> Any:
+    """Return a copy of a tensor descriptor that does not hold the tensor: a tape outlives the call that it is of."""
+    bare = object.__new__(type(descriptor))
+    bare.__dict__.update(descriptor.__dict__)
+    bare.base = None
+    return bare
 
 
 class At(NamedTuple):

@@ -14,11 +14,12 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+from powerplan.dims import default_chunk_size  # noqa: E402
 from support.gpu import targets  # noqa: E402
 from support.gpu.others import OTHERS  # noqa: E402
 from support.gpu.plan import CELLS, HOST, LONGEST, plan  # noqa: E402
 from support.gpu.results import LISTS, SCHEMA, ResultFile  # noqa: E402
-from support.gpu.roles import Launch, role_flops, role_of, role_records  # noqa: E402
+from support.gpu.roles import Launch, role_flops, role_records, roles_of  # noqa: E402
 from support.gpu.steps import SKIPPED, Step, failures, run_together  # noqa: E402
 from support.shapes import flops  # noqa: E402
 
@@ -197,20 +198,107 @@ def test_targets_ask_for_cells_that_are_measured() -> None:
 def test_roles_share_the_useful_flops_of_a_training_call() -> None:
     cell = LONGEST[64]
     useful = role_flops(cell.shape, cell.power)
-    assert sum(useful.values()) == pytest.approx(flops(cell.shape, cell.power))
-    # 36 pairs of tiles of 8: 2,304 rows of phi, and 64 values and the normaliser; the first chunk asks no state.
-    asking = 64 * 1024 - 1024
-    assert useful["states backward"] == 2 * 8 * 2304 * 65 * asking
-    launches = [
-        Launch("log_g_cumsum_kernel", 0, 1e-5),
-        Launch("scan_kernel", 0, 2e-3),
-        Launch("output_kernel", 0, 1e-3),
-        Launch("scan_kernel", 1, 2e-3),
-        Launch("queries_kernel", 0, 2e-3),
-        Launch("keys_kernel", 0, 3e-3),
+    chunk = default_chunk_size(64, 2, "triton")
+    # 36 pairs of tiles of 8: 2,304 rows of phi, and 64 values; the first chunk asks no state, the last adds to none.
+    product = 2 * 8 * 2304 * 64 * (64 * 1024 - chunk)
+    assert useful["states"] == useful["states backward"] == product
+    within = 8 * 64 * 1024 * (chunk + 1) // 2 * 2 * (64 + 64)
+    assert useful["output"] == useful["dq"] == product + within
+    assert useful["dk, dv"] == 2 * product + within
+    # The planner counts 2,080 distinct entries in place of 2,304 rows, and the normaliser.
+    assert sum(useful.values()) == pytest.approx(flops(cell.shape, cell.power), rel=0.1)
+
+
+def launched(*names: str) -> list[Launch]:
+    return [Launch(name, names[:index].count(name), 1e-3) for index, name in enumerate(names)]
+
+
+def test_every_launch_of_the_hopper_engine_has_its_role() -> None:
+    forward = launched(
+        *("log_g_cumsum_kernel", "copy_kernel", "states_kernel", "running_kernel", "squares_kernel", "running_kernel"),
+        *("expand_kernel", "output_kernel", "grad_norm_kernel", "copy_kernel", "states_kernel", "running_kernel"),
+        *("squares_kernel", "running_kernel", "contract_kernel", "queries_kernel", "contract_kernel"),
+        *("expand_kernel", "keys_kernel", "grad_log_g_kernel", "void at::native::direct_copy_kernel_cuda"),
+    )
+    assert roles_of(forward) == [
+        *("other", "states", "states", "states", "states", "states", "output", "output", "other"),
+        *("states backward",) * 5,
+        *("dq", "dq", "dk, dv", "dk, dv", "dk, dv", "other", "other"),
     ]
-    roles = ["other", "states", "output", "states backward", "dq", "dk, dv"]
-    assert [role_of(launch) for launch in launches] == roles
-    records = {record["role"]: record for record in role_records(launches, useful, 8e14, cell.name)}
-    assert records["output"]["share_of_matmul"] == useful["output"] / 1e-3 / 8e14
+    useful = role_flops(LONGEST[64].shape, LONGEST[64].power)
+    records = {record["role"]: record for record in role_records(forward, useful, 8e14, "a cell")}
+    states, alone = records["states"], records["states, states_kernel alone"]
+    assert states["kernels"] == ["copy_kernel", "running_kernel", "squares_kernel", "states_kernel"]
+    assert states["share_of_matmul"] == pytest.approx(useful["states"] / 5e-3 / 8e14)
+    assert alone["share_of_matmul"] == pytest.approx(useful["states"] / 1e-3 / 8e14)
+    assert records["dk, dv"]["seconds"] == pytest.approx(3e-3)
     assert records["other"]["share_of_matmul"] is None
+
+
+def test_every_launch_of_the_other_engine_has_its_role() -> None:
+    found = launched(
+        *("log_g_cumsum_kernel", "scan_kernel", "squares_kernel", "running_kernel", "output_kernel"),
+        *("scan_kernel", "squares_kernel", "running_kernel", "queries_kernel", "keys_kernel"),
+    )
+    assert roles_of(found) == [
+        *("other", "states", "states", "states", "output"),
+        *("states backward", "states backward", "states backward", "dq", "dk, dv"),
+    ]
+
+
+def test_steps_run_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    done = run(
+        "--dry", "--only", "bench,precompile", "--limits", "bench=1", "--workers", 1, "--out", tmp_path / "a.json"
+    )
+    data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert [step["name"] for step in data["steps"]] == ["machine", "bench", "precompile"], done.stdout
+    assert data["steps"][1]["limit_s"] == pytest.approx(1, abs=0.01)
+
+
+def test_limits_are_steps_and_seconds() -> None:
+    assert "argument --limits: bench: give a step and its seconds, such as bench=90" in run("--limits", "bench").stderr
+    assert "argument --limits: test: allowed are precompile" in run("--limits", "test=3").stderr
+
+
+def test_what_would_be_compiled_is_compiled_under_the_same_name(tmp_path: Path) -> None:
+    """Launches are recorded and compiled elsewhere; the JIT then finds every kernel in Triton's cache."""
+    code = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from powerplan.kernels.triton.small import log_g_cumsum_kernel
+from powerplan.kernels.triton.hopper.copies import copy_kernel
+from support.gpu.precompile import compile_source, recorded
+
+class NoGpu:
+    get_current_device = get_current_stream = lambda *_: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    is_active = lambda self: True
+
+driver.set_active(NoGpu())
+x = torch.empty(64, 2, 32, dtype=torch.bfloat16)
+gates, table = torch.empty(64, 2), torch.zeros(1, 4, dtype=torch.int64)
+
+def call():
+    log_g_cumsum_kernel[(2,)](gates, gates, table, 2, BLOCK=64, num_warps=4)
+    copy_kernel[(2,)](x, x, gates, table, x, x, *(64, 32, 64, 32, 2, 1, 64, 0.5, 32, 32, 32, 32, 1, 64, True, False))
+
+sources, hits = [], []
+with recorded(sources.append):
+    call()
+    call()
+assert len(sources) == 2, sources
+for source in sources:
+    compile_source(source)
+triton.knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
+usual = JITFunction._do_compile
+JITFunction._do_compile = lambda *arguments: usual(*arguments) and None
+call()
+print(hits)
+"""
+    path = os.pathsep.join([str(BENCHMARKS.parent), str(BENCHMARKS)])
+    bare = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = bare | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "[True, True]\n", done.stdout + done.stderr

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from support.checks import Checked, compared
 from support.gpu import targets
 from support.gpu.plan import Cell, Plan, check_case, plan
 from support.gpu.results import ResultFile
-from support.gpu.roles import launches, role_flops, role_of, role_records
+from support.gpu.roles import launches, role_flops, role_records, roles_of
 from support.gpu.steps import DEVICE_LOST
 from support.peers import prepare
 from support.report import format_seconds
@@ -70,14 +71,14 @@ class Measure:
         """Measure all, and return what failed: results of power attention that are wrong, and errors."""
         self._rates()
         done = self._found()
-        first = len(self.plan.broken_down)
         steps: list[tuple[str, Callable[[], None]]] = []
+        decoding = [index for index, cell in enumerate(self.plan.cells) if cell.shape.kind == "decode"]
         for index, cell in enumerate(self.plan.cells):
-            steps.append((cell.name, lambda cell=cell: self._cell(cell)))  # type: ignore[misc]
-            if index + 1 == first:
+            if index == decoding[0]:
                 steps.append((self.plan.host.name, self._host))
-                for broken in self.plan.broken_down:
-                    steps.append((f"kernels of {broken.name}", lambda cell=broken: self._kernels(cell)))  # type: ignore[misc]
+            steps.append((cell.name, partial(self._cell, cell)))
+            if index == decoding[-1]:
+                steps += [(f"kernels of {one.name}", partial(self._kernels, one)) for one in self.plan.broken_down]
         for name, step in steps:
             if name in done or time.monotonic() > self.end:
                 continue
@@ -244,18 +245,17 @@ class Measure:
         run()
         found = launches(run, self.plan.device)
         roles = role_records(found, role_flops(cell.shape, cell.power), self.matmul, cell.name)
-        self.file.add(
-            "kernels",
-            *({"cell": cell.name, **asdict(launch), "role": role_of(launch)} for launch in found),
-        )
+        placed = list(zip(found, roles_of(found), strict=True))
+        self.file.add("kernels", *({"cell": cell.name, **asdict(launch), "role": role} for launch, role in placed))
         self.file.add("roles", *roles)
-        for launch in sorted(found, key=lambda launch: -launch.seconds)[:12]:
-            name = launch.kernel if len(launch.kernel) <= 60 else f"{launch.kernel[:57]}..."
-            self.say(f"{cell.name}  {format_seconds(launch.seconds):>8}  {name} #{launch.index}: {role_of(launch)}")
+        # The longest, and not torch's fills and sums of microseconds.
+        for launch, own in sorted(placed, key=lambda one: -one[0].seconds)[:20]:
+            name = launch.kernel if len(launch.kernel) <= 40 else f"{launch.kernel[:37]}..."
+            self.say(f"{cell.name}  {format_seconds(launch.seconds):>8}  {name} #{launch.index}: {own}")
         for role in roles:
             if role["share_of_matmul"] is not None:
                 shown = f"{format_seconds(role['seconds']):>8}, {role['share_of_matmul']:.0%} of the matrix product"
-                self.say(f"{cell.name}  {role['role']}: {shown}")
+                self.say(f"{cell.name}  {role['role']}: {shown} ({', '.join(role['kernels'])})")
         if self.gpu:
             torch.cuda.empty_cache()
 

@@ -77,16 +77,15 @@ LONGEST = {64: training(64 * K, 64), 128: training(64 * K, 128)}
 """Training at 64k tokens by head dim: the first rows, and those whose kernels are looked at one by one."""
 
 HOST = replace(training(2304, 64, heads=2), name="host train B1 T2304 H2 d64 gated", peers=())
-"""Three chunks of 1,024, the last one short: all kernels are launched, and each takes microseconds."""
+"""Three chunks where one has 1,024 tokens, the last one short: all kernels are launched, each for microseconds."""
 
-CELLS = (
-    *LONGEST.values(),
-    forward(64),
-    forward(32),
-    *(training(tokens, 64) for tokens in CONTEXTS),
-    decoding(64, 64),
-    decoding(128, 16),
-    *(training(tokens, 128) for tokens in CONTEXTS),
+LONG = (*LONGEST.values(), forward(64), forward(32))
+
+CROSSOVERS = (*(training(tokens, 64) for tokens in CONTEXTS), *(training(tokens, 128) for tokens in CONTEXTS))
+
+DECODING = (decoding(64, 64), decoding(128, 16))
+
+OTHERS = (
     training(4 * K, 64, batch=8, heads=12),
     training(16 * K, 64, batch=4, heads=12),
     other_degree("forward", 3, 64),
@@ -95,10 +94,20 @@ CELLS = (
     other_degree("train", 4, 32),
 )
 
+CELLS = (*LONG, *CROSSOVERS, *DECODING, *OTHERS)
+"""All that is compared, in the order that it is measured in."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells in their order, the one of the host's time, and those whose kernels are looked at."""
+    """What is measured.
+
+    Attributes:
+        cells: All that is compared, in its order.
+        host: The cell of the host's time. It is taken before the first step of decoding.
+        broken_down: Cells whose kernels are looked at one by one, after the last step of decoding.
+        device: Where.
+    """
 
     cells: tuple[Cell, ...]
     host: Cell

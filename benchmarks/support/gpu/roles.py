@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,29 +11,42 @@ from typing import Any
 import torch
 from torch._C._autograd import DeviceType
 
-from powerplan.dims import default_chunk_size
-from powerplan.mixers import Convention, Power
+from powerplan.dims import default_chunk_size, tiled_spow_dim
 from powerplan.profile.breakdown import torch_profiler
 from powerplan.profile.timing import Run
-from support.shapes import Shape, Variant, engine_of, normalized
+from support.shapes import Shape, Variant, engine_of
+
+TILE = 8
+"""Features of a tile of the kernels' layout of phi."""
 
 PROFILED_RUNS = 3
 """A launch's time is the median of as many runs."""
 
-ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("scan_kernel", ("states", "states backward")),
-    ("output_kernel", ("output",)),
-    ("queries_kernel", ("dq",)),
-    ("keys_kernel", ("dk, dv",)),
-)
-"""Roles of kernels by a part of their names: of the first launch in a call, of the second, and so on.
+STATES, OUTPUT, DQ, DK_DV = ("states", "states backward"), ("output",), ("dq",), ("dk, dv",)
 
-A kernel with more launches than roles has the last role in all further ones. What several kernels do together has one
-role, whose time is the sum of theirs.
+ROLES: dict[str, tuple[str, ...]] = {
+    "scan_kernel": STATES,
+    "states_kernel": STATES,
+    "running_kernel": STATES,
+    "squares_kernel": STATES,
+    "copy_kernel": STATES,
+    "output_kernel": OUTPUT,
+    "expand_kernel": OUTPUT + DK_DV,
+    "queries_kernel": DQ,
+    "contract_kernel": DQ + DK_DV,
+    "keys_kernel": DK_DV,
+}
+"""Roles of a kernel by its name, in the order of its launches in a training call: each role has as many launches.
+
+Two running sums are forward and two are backward, one of the states and one of the normaliser, or one of it alone. What
+several kernels do together has one role, whose time is the sum of theirs. Names are whole: torch has copy kernels, too.
 """
 
+ALONE = ("states_kernel", "scan_kernel")
+"""Kernels whose share of the matrix product is recorded alone, too: beside them a role has much that moves memory."""
+
 OTHER = "other"
-"""The role of all other kernels: gates, normaliser, copies."""
+"""The role of all other kernels: gates, norm, and what torch launches."""
 
 
 @dataclass(frozen=True)
@@ -77,37 +91,34 @@ def _counts(event: Any, gpu: bool) -> bool:
     return str(event.name).startswith("power: ")
 
 
-def role_of(launch: Launch) -> str:
-    """Return the role of a launch."""
-    for part, roles in ROLES:
-        if part in launch.kernel:
-            return roles[min(launch.index, len(roles) - 1)]
-    return OTHER
+def roles_of(found: Sequence[Launch]) -> list[str]:
+    """Return the role of each launch of a training call."""
+    counts = Counter(launch.kernel for launch in found)
+    roles = (ROLES.get(launch.kernel, (OTHER,)) for launch in found)
+    return [
+        of_kernel[launch.index * len(of_kernel) // counts[launch.kernel]]
+        for launch, of_kernel in zip(found, roles, strict=True)
+    ]
 
 
 def role_flops(shape: Shape, variant: Variant) -> dict[str, int]:
-    """Return the useful FLOPs of each role in a training call: the planner's, causal pairs only.
+    """Return the useful FLOPs of each role in a training call: products that no kernel can do without, 2 a
+    multiply-add.
 
-    The backward pass has twice those of the forward pass: of the products with the state, one is in the scan for dS,
-    one in dq and two in dk and dv; of the products within chunks, half are in dq and half in dk and dv. What is
-    computed again counts for nobody.
+    phi has the rows of the kernels' layout in tiles of 8 features: 2,304 for the 2,080 distinct entries at head dim 64.
+    Causal pairs only, the first chunk queries no state and the last adds to none, and the normaliser is left out. The
+    backward pass has twice the products of the forward pass: with the state, one in the states' gradient, one in dq and
+    two in dk and dv; within chunks, half in dq and half in dk and dv. What is computed again counts for nobody.
     """
-    p = variant.p or 2
-    chunk = variant.chunk or default_chunk_size(shape.head_dim, p, engine_of(variant))
-    mixer = Power(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        p=p,
-        chunk_size=chunk,
-        normalize=normalized(variant),
-    )
-    terms = mixer.state_flops_terms(shape.tokens, Convention("exact", "chunked"))
-
-    def count(part: str) -> int:
-        return sum(int(term.value * shape.batch * shape.tokens) for term in terms if part in term.component)
-
-    query, update, within = count("query state"), count("update state"), count("within chunks")
+    p, d = variant.p or 2, shape.head_dim
+    chunk = variant.chunk or default_chunk_size(d, p, engine_of(variant))
+    whole, rest = divmod(shape.tokens, chunk)
+    pairs = (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2
+    rows = d if p == 1 else tiled_spow_dim(d, p, TILE)
+    with_state = 2 * rows * d * shape.batch
+    query = with_state * shape.heads * max(0, shape.tokens - chunk)
+    update = with_state * shape.kv_heads * max(0, shape.tokens - (rest or chunk))
+    within = 4 * d * pairs * shape.batch * shape.heads
     return {
         "output": query + within,
         "states": update,
@@ -120,18 +131,21 @@ def role_flops(shape: Shape, variant: Variant) -> dict[str, int]:
 def role_records(
     found: Sequence[Launch], useful: Mapping[str, int], matmul_rate: float, cell: str
 ) -> list[dict[str, Any]]:
-    """Return seconds and share of the matrix product by role, for the result file, of roles that had a launch."""
-    seconds: dict[str, float] = {}
-    for launch in found:
-        role = role_of(launch)
-        seconds[role] = seconds.get(role, 0.0) + launch.seconds
-    return [
-        {
-            "cell": cell,
-            "role": role,
-            "flops": useful.get(role),
-            "seconds": time,
-            "share_of_matmul": useful[role] / time / matmul_rate if role in useful else None,
-        }
-        for role, time in seconds.items()
-    ]
+    """Return seconds and share of the matrix product by role, for the result file, of roles that had a launch.
+
+    `kernels` says whose time it is. Those of ALONE have a record of their own after that of their role.
+    """
+    kernels: dict[str, dict[str, float]] = {}
+    for launch, role in zip(found, roles_of(found), strict=True):
+        seconds = kernels.setdefault(role, {})
+        seconds[launch.kernel] = seconds.get(launch.kernel, 0.0) + launch.seconds
+    records = []
+    for role, seconds in kernels.items():
+        parts = {role: seconds}
+        parts |= {f"{role}, {name} alone": {name: seconds[name]} for name in ALONE if name in seconds}
+        for name, times in parts.items():
+            total = sum(times.values())
+            share = useful[role] / total / matmul_rate if role in useful else None
+            fields: dict[str, Any] = {"cell": cell, "role": name, "flops": useful.get(role), "seconds": total}
+            records.append(fields | {"share_of_matmul": share, "kernels": sorted(times)})
+    return records

@@ -52,11 +52,19 @@ def step_gradient(product, b_y, step, desc, row, ring, bars, STEPS: gl.constexpr
 
 
 @gluon.jit
-def lead_gradient(b_dphi, b_last, L4: gl.constexpr):
-    """Return dphi [rows, 8, 8] times the last tile [rows, 8], summed over it within each of 4 threads, [rows, 8, 4]."""
+def add_lead_gradient(b_dlead, b_dphi, b_last, L4: gl.constexpr):
+    """Add dphi [rows, 8, 8] times the last tile [rows, 8], summed over it within each of 4 threads: [rows, 8, 4]."""
     ROWS: gl.constexpr = b_dphi.shape[0]
-    b_products = gl.reshape(b_dphi * gl.expand_dims(b_last, 1), [ROWS, TILE, 4, 2])
-    return gl.sum(gl.convert_layout(b_products, L4, assert_trivial=True), 3)
+    PART: gl.constexpr = gl.SliceLayout(3, L4)
+    FACTOR: gl.constexpr = gl.SliceLayout(1, PART)
+    # The two features that a thread holds, apart: one multiply-add each, where a sum over both takes half as many again.
+    pairs = gl.convert_layout(gl.reshape(b_dphi, [ROWS, TILE, 4, 2]), L4, assert_trivial=True)
+    factors = gl.convert_layout(gl.reshape(b_last, [ROWS, 4, 2]), gl.SliceLayout(1, L4), assert_trivial=True)
+    b_even, b_odd = gl.split(pairs)
+    b_even_factor, b_odd_factor = gl.split(factors)
+    b_dlead += gl.convert_layout(b_even, PART) * gl.expand_dims(gl.convert_layout(b_even_factor, FACTOR), 1)
+    b_dlead += gl.convert_layout(b_odd, PART) * gl.expand_dims(gl.convert_layout(b_odd_factor, FACTOR), 1)
+    return b_dlead
 
 
 @gluon.jit
@@ -140,7 +148,7 @@ def contract_kernel(
                     b_last = x_tiles.index((lead + ahead) % TILES).load(LAST).to(gl.float32)
                     step = lead * HALF + ahead
                     product, b_dphi, b_y = step_gradient(product, b_y, step, state_desc, row, ring, bars, STEPS, L3)
-                    b_dlead += lead_gradient(b_dphi, b_last, L4)
+                    b_dlead = add_lead_gradient(b_dlead, b_dphi, b_last, L4)
                     b_dlast = window[i] + gl.sum(b_dphi * gl.expand_dims(b_lead, 2), 1)
                     window = window[:i] + (b_dlast,) + window[i + 1 :]
                 # The next part's tiles come first; after the last part the window is as it was.
@@ -157,7 +165,9 @@ def contract_kernel(
             b_lead = x_tiles.index(i).load(LEAD).to(gl.float32)
             b_last = x_tiles.index(i + HALF).load(LAST).to(gl.float32)
             add_to_tile(dx_tiles, i + HALF, gl.sum(b_dphi * gl.expand_dims(b_lead, 2), 1), LAST)
-            add_to_tile(dx_tiles, i, gl.convert_layout(gl.sum(lead_gradient(b_dphi, b_last, L4), 2), LAST), LAST)
+            b_dlead = gl.zeros([BM, TILE, 4], gl.float32, gl.SliceLayout(3, L4))
+            b_dlead = add_lead_gradient(b_dlead, b_dphi, b_last, L4)
+            add_to_tile(dx_tiles, i, gl.convert_layout(gl.sum(b_dlead, 2), LAST), LAST)
         all_threads()
 
         ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [WARPS, 1], [1, 0])

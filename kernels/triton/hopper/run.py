@@ -114,8 +114,8 @@ class HopperLaunches(Launches):
         width = padded_dim(dim)
         if width != dim:
             x = torch.nn.functional.pad(x, (0, width - dim))
-        elif x.stride(1) != dim or x.stride(0) % 8 or x.data_ptr() % 16:
-            x = x.contiguous()
+        elif x.stride(1) != dim or x.stride(0) % 8 or x.stride(0) < heads * dim or x.data_ptr() % 16:
+            x = x.clone(memory_format=torch.contiguous_format)  # .contiguous() would return x where its base is off
         flat = x.as_strided((x.shape[0], heads * width), (x.stride(0), 1))
         return TensorDescriptor.from_tensor(flat, [rows, width], tile_layout(width))
 
