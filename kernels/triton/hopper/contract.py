@@ -57,7 +57,7 @@ def add_lead_gradient(b_dlead, b_dphi, b_last, L4: gl.constexpr):
     ROWS: gl.constexpr = b_dphi.shape[0]
     PART: gl.constexpr = gl.SliceLayout(3, L4)
     FACTOR: gl.constexpr = gl.SliceLayout(1, PART)
-    # The two features that a thread holds, apart: one multiply-add each, where a sum over both takes half as many again.
+    # The two features that a thread holds, apart: one multiply-add each, where their sum takes half as much again.
     pairs = gl.convert_layout(gl.reshape(b_dphi, [ROWS, TILE, 4, 2]), L4, assert_trivial=True)
     factors = gl.convert_layout(gl.reshape(b_last, [ROWS, 4, 2]), gl.SliceLayout(1, L4), assert_trivial=True)
     b_even, b_odd = gl.split(pairs)

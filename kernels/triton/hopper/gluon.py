@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-__all__ = ["all_threads", "constexpr_function", "copy_tile", "gl"]
+__all__ = ["all_threads", "constexpr_function", "copy_tile", "gl", "viewed"]
 
 constexpr_function: Any = gluon.constexpr_function
 
@@ -21,3 +21,18 @@ copy_tile: Any = getattr(tma, "async_load", None) or tma.async_copy_global_to_sh
 
 # Waits for all threads of the program. It was thread_barrier before triton 3.7.
 all_threads: Any = getattr(gl, "barrier", None) or gl.thread_barrier
+
+# Shared memory seen with another shape. The method was _reinterpret before triton 3.7.
+if hasattr(getattr(gl, "shared_memory_descriptor", None), "reinterpret"):
+
+    @gluon.jit
+    def viewed(memory, COUNT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+        """Return the same memory as [COUNT, ROWS, COLUMNS]."""
+        return memory.reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], memory.layout)
+
+else:
+
+    @gluon.jit
+    def viewed(memory, COUNT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+        """Return the same memory as [COUNT, ROWS, COLUMNS]."""
+        return memory._reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], memory.layout)

@@ -80,7 +80,8 @@ def scan_states(
     share = min(width // TILE // 2, 256 // columns)
     parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
     own = blocks("states", shape)
-    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [TILE, own.rows], tile_layout(own.rows))
+    tile_rows = width if width <= 64 else TILE
+    xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [tile_rows, own.rows], tile_layout(own.rows))
     arguments = {
         "xt_desc": xt_tiles,
         "y_desc": _tiles(y, own.rows),

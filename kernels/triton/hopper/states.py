@@ -19,23 +19,29 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from powerplan.kernels.triton.hopper.gluon import all_threads, copy_tile, gl
+from powerplan.kernels.triton.hopper.gluon import all_threads, copy_tile, gl, viewed
 from powerplan.kernels.triton.hopper.layouts import STEP, TILE, sums_layout, time_layout
 
 
 @gluon.jit
-def load_block(xt_desc, y_desc, x_row, y_row, t, leads, lasts, slot, x_ring, y_ring, bars, wanted, SHARE: gl.constexpr):
-    """Start the copies of one block of tokens into place `slot` of the rings: the lead tiles, the last tiles, and y."""
+def load_block(
+    xt_desc, y_desc, x_row, y_row, t, leads, lasts, slot, x_ring, y_ring, bars, wanted, TILES: gl.constexpr,
+    WHOLE: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of one block of tokens into place `slot` of the rings: TILES tiles of x, and y.
+
+    WHOLE: all tiles of x, by one copy; else the lead tiles and the last tiles, one by one.
+    """
     BT: gl.constexpr = y_ring.shape[1]
-    TILES: gl.constexpr = len(leads) + SHARE
-    bytes_of_block: gl.constexpr = (TILES * TILE + y_ring.shape[2]) * BT * 2
-    mbarrier.expect(bars.index(slot), bytes_of_block, pred=wanted)
-    for i in gl.static_range(len(leads)):
-        place = x_ring.index(slot * TILES + i)
-        copy_tile(xt_desc, [x_row + leads[i] * TILE, t], bars.index(slot), place, pred=wanted)
-    for i in gl.static_range(SHARE):
-        place = x_ring.index(slot * TILES + len(leads) + i)
-        copy_tile(xt_desc, [x_row + lasts[i] * TILE, t], bars.index(slot), place, pred=wanted)
+    mbarrier.expect(bars.index(slot), (TILES * TILE + y_ring.shape[2]) * BT * 2, pred=wanted)
+    if WHOLE:
+        blocks = viewed(x_ring, y_ring.shape[0], TILES * TILE, BT)
+        copy_tile(xt_desc, [x_row, t], bars.index(slot), blocks.index(slot), pred=wanted)
+    else:
+        tiles = leads + lasts
+        for i in gl.static_range(TILES):
+            place = x_ring.index(slot * TILES + i)
+            copy_tile(xt_desc, [x_row + tiles[i] * TILE, t], bars.index(slot), place, pred=wanted)
     copy_tile(y_desc, [y_row + t, 0], bars.index(slot), y_ring.index(slot), pred=wanted)
 
 
@@ -58,10 +64,13 @@ def sum_chunk(
 ):
     """Sum SHARE steps over the first `length` tokens of a chunk and all heads of its group; leads: one, or SHARE."""
     LEADS: gl.constexpr = len(leads)
+    # Up to head dim 64 all tiles of x come at once: each copy costs a program some 50 cycles and two barriers.
+    WHOLE: gl.constexpr = TILES_X <= 8
+    TILES: gl.constexpr = TILES_X if WHOLE else LEADS + SHARE
     L3: gl.constexpr = time_layout(BT)
     SUMS: gl.constexpr = sums_layout(V, 4)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    x_ring = gl.allocate_shared_memory(xt_desc.dtype, [STAGES * (LEADS + SHARE), TILE, BT], xt_desc.layout)
+    x_ring = gl.allocate_shared_memory(xt_desc.dtype, [STAGES * TILES, TILE, BT], xt_desc.layout)
     y_ring = gl.allocate_shared_memory(y_desc.dtype, [STAGES, BT, V], y_desc.layout)
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i_stage in gl.static_range(STAGES):
@@ -76,7 +85,7 @@ def sum_chunk(
         wanted = i < total
         load_block(
             xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, leads, lasts, i, x_ring, y_ring, bars, wanted,
-            SHARE,
+            TILES, WHOLE,
         )  # fmt: skip
     accs = ()
     for i in gl.static_range(SHARE):
@@ -89,8 +98,8 @@ def sum_chunk(
         kept = ()
         for i in gl.static_range(SHARE):
             if (i == 0) or (LEADS > 1):
-                b_lead = x_ring.index(slot * (LEADS + SHARE) + i).load(gl.SliceLayout(1, L3))
-            b_last = x_ring.index(slot * (LEADS + SHARE) + LEADS + i).load(gl.SliceLayout(0, L3))
+                b_lead = x_ring.index(slot * TILES + (leads[i] if WHOLE else i)).load(gl.SliceLayout(1, L3))
+            b_last = x_ring.index(slot * TILES + (lasts[i] if WHOLE else LEADS + i)).load(gl.SliceLayout(0, L3))
             products = gl.expand_dims(b_lead, 1) * gl.expand_dims(b_last, 0)
             b_phi = gl.convert_layout(gl.reshape(products, [STEP, BT]), LEFT, assert_trivial=True)
             new = new + (warpgroup_mma(b_phi, y, accs[i], is_async=True),)
@@ -105,7 +114,7 @@ def sum_chunk(
         t = following % blocks * BT
         load_block(
             xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, leads, lasts, following % STAGES, x_ring, y_ring,
-            bars, following < total, SHARE,
+            bars, following < total, TILES, WHOLE,
         )  # fmt: skip
     o_row = gl.arange(0, STEP, gl.SliceLayout(1, SUMS))
     o_v = gl.arange(0, V, gl.SliceLayout(0, SUMS))
@@ -131,7 +140,7 @@ def states_kernel(
 ):
     """Sum phi(x) y^T over each chunk. Grid: slots G (STEPS / SHARE) programs of 4 warps.
 
-    xt: [slots heads 8 TILES_X, chunk] bf16 in, by descriptor, tiles [8, BT].
+    xt: [slots heads 8 TILES_X, chunk] bf16 in, by descriptor, tiles [8, BT]; [8 TILES_X, BT] for TILES_X up to 8.
     y: [slots heads chunk, V] bf16 in, by descriptor, tiles [BT, V]; 0 for tokens past the chunk's end.
     chunks: [slots, 4] int64 in.
     parts: [slots, G, STEPS 64, V] bf16 out. Zeros for a slot without tokens.
