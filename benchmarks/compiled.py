@@ -54,6 +54,10 @@ DIMS = {
 """Head dims of the entries of blocks.json by degree; a call takes the entry of the least that hold its own."""
 
 
+HOPPER_DIMS = [(32, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
+"""Head dims, padded, that the Hopper engine is compiled for; thorough: all pairs of the three."""
+
+
 def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
     """Return the head dims of the entries: operands of 32 bits leave less room (support.py says what is taken)."""
     if dtype == "fp32":
@@ -78,10 +82,11 @@ class Configuration:
     normalize: bool
     repeats: int = 1
     carried: bool = False
+    hopper: bool = False
 
     @property
     def name(self) -> str:
-        flags = {"gated": self.gated, "norm": self.normalize, "state": self.carried}
+        flags = {"gated": self.gated, "norm": self.normalize, "state": self.carried, "hopper": self.hopper}
         shown = " ".join(flag for flag, there in flags.items() if there)
         return f"{self.dtype} p={self.p} K={self.key_dim} V={self.value_dim} R={self.repeats} {shown}".strip()
 
@@ -101,6 +106,18 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
             yield Configuration(dtype, p, key_dim, value_dim, False, False)
         for dim in (16, 32) if thorough else ():
             yield Configuration(dtype, p, dim, dim, True, norm)
+    if "bf16" in dtypes and 2 in degrees:
+        yield from of_hopper(thorough)
+
+
+def of_hopper(thorough: bool) -> Iterator[Configuration]:
+    """Yield what is compiled of the Hopper engine: every setting is a constant of its kernels."""
+    for key_dim, value_dim in product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS:
+        yield Configuration("bf16", 2, key_dim, value_dim, True, True, carried=True, hopper=True)
+        if thorough or (key_dim == value_dim and key_dim >= 64):
+            yield Configuration("bf16", 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
+        if thorough or key_dim == value_dim:
+            yield Configuration("bf16", 2, key_dim, value_dim, False, False, hopper=True)
 
 
 def launches(config: Configuration, arch: int) -> list[Launch]:
@@ -117,7 +134,7 @@ def launches(config: Configuration, arch: int) -> list[Launch]:
     log_g = empty(2, TOKENS, groups, of=torch.float32) if config.gated else None
     scale = config.key_dim**-0.5
     call = CallShape.of(q.shape, k.shape, v.shape, config.p, scale, 1024, config.normalize)
-    shape = LaunchShape(call, sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80)
+    shape = LaunchShape(call, sequences=2, dtype=dtype, arch=90 if arch >= 90 else 80, hopper=config.hopper)
     inputs = Inputs(q, k, v, log_g)
     launched: list[Launch] = []
 
@@ -192,7 +209,12 @@ def main() -> int:
     # Configurations share kernels: without a folder to keep, there is one for this run.
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=gc.freeze) as pool:
         cache = options.cache or Path(folder)
-        tasks = [(config, arch, cache) for config in configurations for arch in options.arch]
+        tasks = [
+            (config, arch, cache)
+            for config in configurations
+            for arch in options.arch
+            if arch == 90 or not config.hopper
+        ]
         rows = [row for part in pool.map(rows_of, tasks) for row in part]
     columns = ("configuration", "arch", "kernel", "registers", "warps", "local", "shared", "matrix", "compile_s")
     table = [[row[name] for name in columns] + ["; ".join(row["faults"])] for row in rows]

@@ -1,0 +1,229 @@
+"""Each kernel of the Hopper engine's states alone, against float64: in the whole, one could hide another's error."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from device import ON_GPU
+from torch import Tensor
+
+from hopper_on_cpu import PACKAGE, hopper_on_cpu
+from powerplan.kernels.call import CallShape, Inputs
+from powerplan.kernels.triton import states as states_module
+from powerplan.kernels.triton.launches import NormGrads
+from powerplan.kernels.triton.layout import padded_dim, steps
+from powerplan.kernels.triton.running import running_sum
+from powerplan.kernels.triton.shapes import LaunchShape
+
+pytestmark = pytest.mark.skipif(
+    ON_GPU, reason="with a GPU there is nothing to emulate: the other files test the engine"
+)
+
+ROUNDING, CHUNK, GROUPS, REPEATS = 2**-11, 64, 2, 2
+"""Half of the distance of two float16 numbers, against the smaller one; tokens of a chunk; heads."""
+
+BOUNDS = [0, 70, 71, 199]
+"""Three sequences of 2, 1 and 2 chunks. There is a slot for a sixth chunk, which is not used."""
+
+SLOTS = [(0, 64), (64, 70), (70, 71), (71, 135), (135, 199)]
+FIRST, LAST = {0, 2, 3}, {1, 2, 4}
+TOKENS = BOUNDS[-1]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    with hopper_on_cpu():
+        yield importlib.import_module(f"{PACKAGE}.run")
+
+
+class Made:
+    """A call in float16 over BOUNDS, with gates, of the engine's launches."""
+
+    def __init__(self, engine: Any, key_dim: int, value_dim: int, gated: bool = True) -> None:
+        self.make = torch.Generator().manual_seed(0)
+        q, k, v = self.normal(1, 4, key_dim), self.normal(1, 2, key_dim), self.normal(1, 2, value_dim)
+        log_g = -torch.rand(1, TOKENS, GROUPS, generator=self.make) * 0.1 if gated else None
+        call = CallShape.of(q.shape, k.shape, v.shape, 2, key_dim**-0.5, CHUNK, True)
+        shape = LaunchShape(call, 3, torch.float16, 90, hopper=True)
+        inputs = Inputs(q, k, v, log_g, torch.tensor(BOUNDS))
+        self.calls = engine.HopperLaunches(shape, inputs)
+        self.shape = shape
+        self.width, self.columns = padded_dim(key_dim), padded_dim(value_dim)
+        self.q, self.k, self.v = self.calls.q, self.calls.k, self.calls.v
+        # a of each token, and of the last token of its chunk, [tokens, G]
+        self.since, self.total = torch.zeros(2, TOKENS, GROUPS, dtype=torch.float64)
+        for start, stop in SLOTS:
+            if log_g is not None:
+                self.since[start:stop] = log_g[0, start:stop].double().cumsum(0)
+            self.total[start:stop] = self.since[stop - 1]
+
+    def normal(self, *batch_heads_dim: int) -> Tensor:
+        batch, heads, dim = batch_heads_dim
+        return torch.randn(batch, TOKENS, heads, dim, generator=self.make).half()
+
+    def states(self, dtype: torch.dtype = torch.float16) -> Tensor:
+        """[slots, G, rows, columns]."""
+        return torch.randn(6, GROUPS, self.shape.rows, self.columns, generator=self.make).to(dtype)
+
+    def phi(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., rows], without weights, in the order of layout.py."""
+        x = torch.nn.functional.pad(x, (0, self.width - x.shape[-1]))
+        products = [
+            (x[..., lead : lead + 8, None] * x[..., None, last : last + 8]).flatten(-2)
+            for lead, last, _ in steps(self.width, 2)
+        ]
+        return torch.cat(products, -1)
+
+
+def through(made: Made, x: Tensor, states: Tensor) -> Tensor:
+    """phi(x) S of each token's chunk: x [tokens, heads, K] -> [tokens, heads, columns]."""
+    heads_of_group = x.shape[1] // GROUPS
+    outs = []
+    for slot, (start, stop) in enumerate(SLOTS):
+        of_heads = states[slot].repeat_interleave(heads_of_group, 0)
+        outs.append(torch.einsum("thr,hrv->thv", made.phi(x[start:stop]), of_heads))
+    return torch.cat(outs)
+
+
+def decay(made: Made, of_keys: bool) -> Tensor:
+    """Between the state and each token and head, [tokens, heads, 1]."""
+    exponent = made.total - made.since if of_keys else made.since.repeat_interleave(REPEATS, 1)
+    return exponent.exp()[..., None] * (1.0 if of_keys else made.calls.power_scale)
+
+
+def check_part(part: Tensor, exact: Tensor, allowed: Tensor, of_keys: bool, has_edge: bool) -> None:
+    for slot, (start, stop) in enumerate(SLOTS):
+        rows = slice(start, stop)
+        if has_edge or slot not in (LAST if of_keys else FIRST):
+            assert ((part[rows].double() - exact[rows]).abs() <= allowed[rows]).all()
+        else:
+            assert part[rows].isnan().all()  # not written
+
+
+@pytest.mark.parametrize("has_edge", [False, True])
+@pytest.mark.parametrize("of_keys", [False, True])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(20, 24), (64, 5)])
+def test_expand(engine: Any, key_dim: int, value_dim: int, of_keys: bool, has_edge: bool) -> None:
+    made = Made(engine, key_dim, value_dim)
+    x, states = made.k if of_keys else made.q, made.states()
+    part = made.calls._through_states(engine.expand_kernel, x, None, states, of_keys, has_edge)
+    factor = decay(made, of_keys)
+    exact = (through(made, x.double(), states.double()) * factor)[..., :value_dim]
+    # A product of two features is rounded, and so is the result; the rest is a sum of float32 numbers.
+    terms = (through(made, x.double().abs(), states.double().abs()) * factor)[..., :value_dim]
+    check_part(part, exact, ROUNDING * (terms + 1.01 * exact.abs()) + 2**-20 * terms, of_keys, has_edge)
+
+
+@pytest.mark.parametrize("has_edge", [False, True])
+@pytest.mark.parametrize("of_keys", [False, True])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(20, 24), (64, 5)])
+def test_contract(engine: Any, key_dim: int, value_dim: int, of_keys: bool, has_edge: bool) -> None:
+    made = Made(engine, key_dim, value_dim)
+    x, states = made.k if of_keys else made.q, made.states()
+    y = made.v if of_keys else made.normal(1, 4, value_dim)[0]
+    part = made.calls._through_states(engine.contract_kernel, x, y, states, of_keys, has_edge)
+
+    def gradient(x: Tensor, y: Tensor, states: Tensor) -> Tensor:
+        x, y = x.double().requires_grad_(), torch.nn.functional.pad(y.double(), (0, made.columns - value_dim))
+        (through(made, x, states.double()) * y * decay(made, of_keys)).sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    exact = gradient(x, y, states)
+    terms = gradient(x.abs(), y.abs(), states.abs())
+    # No operand is rounded, only the result.
+    check_part(part, exact, ROUNDING * 1.01 * exact.abs() + 2**-20 * terms, of_keys, has_edge)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(20, 24), (64, 64), (40, 100)])
+def test_states_of_single_chunks(
+    engine: Any, key_dim: int, value_dim: int, backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(engine, key_dim, value_dim)
+    absent = made.calls.placeholder
+    monkeypatch.setattr(engine, "running_sum", lambda calls, parts, *_: (parts, parts, absent))
+    x, y, grads = made.k, made.v, None
+    factor = (made.total - made.since).exp()[..., None]
+    if backward:
+        x, y = made.q, made.normal(1, 4, value_dim)[0]
+        grads = NormGrads(absent, absent, y)
+        factor = decay(made, False)
+    (parts, _), _, _ = engine.scan_states(made.calls, x, y, None, False, grads, None)
+    scaled = torch.nn.functional.pad(y.double() * factor, (0, made.columns - value_dim))
+    phi = made.phi(x.double())
+    assert (parts[5] == 0).all()  # the slot without a chunk
+    for slot, (start, stop) in enumerate(SLOTS):
+        left = phi[start:stop].unflatten(1, (GROUPS, -1))
+        right = scaled[start:stop].unflatten(1, (GROUPS, -1))
+        exact, terms = (torch.einsum("tghr,tghv->grv", *x) for x in ((left, right), (left.abs(), right.abs())))
+        # Products of two features and scaled values are rounded, and the result.
+        allowed = ROUNDING * (2.01 * terms + 1.01 * exact.abs()) + 2**-20 * terms
+        # float16 has no relative rounding below 2^-14, but an absolute one of 2^-25.
+        assert ((parts[slot].double() - exact).abs() <= allowed + 2**-23).all()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("with_start", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_running_sums(engine: Any, gated: bool, with_start: bool, backward: bool) -> None:
+    made = Made(engine, 20, 24, gated)
+    parts, forward, rows = made.states(torch.float32), made.states(torch.float32), made.shape.rows
+    start = torch.randn(3, GROUPS, rows, 24, generator=made.make) if with_start else None
+    sums, end, carry = running_sum(made.calls, parts, start, True, forward, backward, 24, torch.float32)
+    weight = torch.tensor([step[2] for step in steps(32, 2)], dtype=torch.float64).repeat_interleave(64)[:, None]
+    borders = [[0, 1], [2], [3, 4]]
+    used = torch.nn.functional.pad(start, (0, 8)).double() if start is not None else parts.new_zeros(3, 1).double()
+    for sequence, slots in enumerate(borders):
+        total = used[sequence].expand(GROUPS, rows, 32) if start is not None else torch.zeros(GROUPS, rows, 32).double()
+        if not backward:
+            total = total / weight
+        after = None
+        for slot in reversed(slots) if backward else slots:
+            if with_start or after is not None or not backward:
+                # Stored with the 10 bits of fraction that float16 and tf32 have; summed without this rounding.
+                torch.testing.assert_close(sums[slot].double(), total * weight, rtol=1.01 * ROUNDING, atol=2**-20)
+            if backward and gated:
+                share = (forward[after].double() * total).sum((1, 2)) if after is not None else torch.zeros(2).double()
+                size = (forward[after].double() * total).abs().sum() if after is not None else 1.0
+                torch.testing.assert_close(carry[slot].double().sum(1), share, rtol=0, atol=float(size) * 2**-20)
+            decay_of_chunk = made.total[SLOTS[slot][0]].exp()[:, None, None]
+            total, after = total * decay_of_chunk + parts[slot].double(), slot
+        expected = total if backward else total * weight
+        torch.testing.assert_close(end[sequence].double(), expected[..., :24], rtol=2**-20, atol=2**-20)
+    assert (sums[5] == 0).all()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_squares(engine: Any, gated: bool, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(engine, 20, 24, gated)
+    absent = made.calls.placeholder
+    monkeypatch.setattr(states_module, "running_sum", lambda calls, parts, *_: (parts, parts, absent))
+    x, grads, factor = made.k, None, (made.total - made.since).exp()
+    if backward:
+        x, u = made.q, torch.randn(TOKENS, 4, generator=made.make)
+        grads = NormGrads(absent, u, absent)
+        factor = u.double() * decay(made, False)[..., 0]
+    parts, _, _ = states_module._scan_squares(made.calls, x, None, False, grads, None)
+    wide = torch.nn.functional.pad(x.double(), (0, 12))
+    assert parts.shape == (6, GROUPS, 32, 32)
+    assert (parts[5] == 0).all()
+    for slot, (start, stop) in enumerate(SLOTS):
+        left = wide[start:stop].unflatten(1, (GROUPS, -1))
+        right = (wide * factor[..., None])[start:stop].unflatten(1, (GROUPS, -1))
+        exact, terms = (torch.einsum("tghi,tghj->gij", *x) for x in ((left, right), (left.abs(), right.abs())))
+        assert ((parts[slot].double() - exact).abs() <= 2**-19 * terms).all()
+
+
+def test_the_chunks_are_those_that_this_file_says(engine: Any) -> None:
+    table = Made(engine, 20, 24).calls.chunk_table
+    assert table.chunks[:, :2].tolist() == [*map(list, SLOTS), [0, 0]]
+    assert table.chunks[:5, 2].nonzero().flatten().tolist() == sorted(FIRST)
+    assert table.chunks[:5, 3].nonzero().flatten().tolist() == sorted(LAST)
+    assert [stop - start for start, stop in pairwise(BOUNDS)] == [70, 1, 128]
