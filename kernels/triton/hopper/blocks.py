@@ -47,7 +47,7 @@ NARROW = {
 WIDE = {
     "states": Blocks(64, 0, 4, 3),
     "expand": Blocks(128, 0, 8, 3),
-    "contract": Blocks(64, 0, 4, 3),
+    "contract": Blocks(64, 0, 4, 2),  # with 3 places one program fits on a multiprocessor, and not two
     "output": Blocks(64, 64, 4, 2),
     "queries": Blocks(64, 32, 4, 3),
     "keys": Blocks(64, 32, 4, 2),

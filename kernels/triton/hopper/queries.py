@@ -59,8 +59,8 @@ def queries_kernel(
     square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
     log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
-    part: [tokens, H, DIM] bf16 in, where HAS_STATES: what comes back through the state without the normaliser
-        (contract.py), for chunks that have a state before them.
+    part: [tokens, H, DIM] bf16 or float32 in, where HAS_STATES: what comes back through the state without the
+        normaliser (contract.py), for chunks that have a state before them.
     dq: [tokens, H, DIM] bf16 out. q_dot_dq: [tokens, H] float32 out, where GATED.
     K, V: head dims, padded; DIM: that of dq. BM: a multiple of BN.
     HAS_START: whether the first chunk of a sequence has a state before it. HAS_STATES: whether any has.

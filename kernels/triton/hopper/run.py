@@ -130,7 +130,9 @@ class HopperLaunches(Launches):
         """
         shape, call = self.shape, self.shape.call
         dim = call.v_head_dim if y is None else call.head_dim
-        part = x.new_empty(*x.shape[:2], dim)
+        # The gates' gradients are differences of q.dq and k.dk, which 16 bits would not keep apart.
+        fine = y is not None and self.gated
+        part = x.new_empty(*x.shape[:2], dim, dtype=torch.float32 if fine else x.dtype)
         own = blocks("expand" if y is None else "contract", shape)
         token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
         arguments: dict[str, Any] = {
