@@ -27,7 +27,8 @@ from powerplan.kernels.triton.hopper.ring import (
 from powerplan.kernels.triton.hopper.within import owned_rows, state_at
 
 UNROLL = gl.constexpr(2)
-"""Most steps of an iteration. With 4 ptxas waits for every instruction of a product (C7511), with 8 registers run out."""
+"""Most steps of an iteration: with 4 ptxas waits for every instruction of a product (C7511), with 8 registers run
+out."""
 
 
 @gluon.jit
@@ -100,8 +101,8 @@ def contract_kernel(
         values; OF_KEYS the values.
     x: [tokens, heads, K] in, queries; OF_KEYS keys.
     log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
-    part: [tokens, heads, K] bf16 or float32 out: the gradient, times power_scale and the decay between the state and the token.
-        Not written for chunks that have no state.
+    part: [tokens, heads, K] bf16 or float32 out: the gradient, times power_scale and the decay between the state and
+        the token. Not written for chunks that have no state.
     TILES: tiles of x, even. COLUMNS: head dim of y, padded. REPEATS: heads of a group in x.
     HAS_START: whether the sequence's first chunk (OF_KEYS: its last) has such a state, too.
     """

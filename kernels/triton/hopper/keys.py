@@ -65,7 +65,8 @@ def keys_kernel(
     log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
     part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] bf16 or float32 in, where HAS_STATES: what comes back
-        through the state without the normaliser (contract.py, expand.py), for chunks that have a gradient of the state after them.
+        through the state without the normaliser (contract.py, expand.py), for chunks that have a gradient of the state
+        after them.
     dk: [tokens, G, DIM_K] bf16 out. dv: [tokens, G, DIM_V] bf16 out. k_dot_dk: [tokens, G] float32 out, where GATED.
     K, V: head dims, padded. BN: a multiple of BM.
     HAS_START: whether the last chunk of a sequence has a gradient of the state after it. HAS_STATES: whether any has.
