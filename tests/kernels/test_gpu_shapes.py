@@ -76,13 +76,14 @@ def test_other_degrees(p: int, normalize: bool, head_dim: int, dtype: torch.dtyp
         {"value_dim": 128},
         {"key_dim": 128, "value_dim": 64},
         {"key_dim": 96, "value_dim": 80},
-        {"tokens": 1},
+        {"tokens": 1, "gated": False},
         {"tokens": 256},
         {"tokens": 257},
     ],
     ids=str,
 )
 def test_shapes_of_models(changes: dict[str, int]) -> None:
+    """The gate of one token has the gradient q.dq - k.dk, which cancels: test_hopper.py holds it to its terms."""
     check(replace(TRAINED, with_state=True, **changes), torch.bfloat16)  # type: ignore[arg-type]
 
 
@@ -145,9 +146,10 @@ def test_a_call_replays_as_a_graph(head_dim: int) -> None:
     assert torch.equal(captured, eager)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_steps_go_on_where_the_whole_stopped(head_dim: int) -> None:
-    case = replace(TRAINED, tokens=280, repeats=2, key_dim=head_dim, value_dim=head_dim)
+@pytest.mark.parametrize("value_dim", [32, 64])
+def test_steps_go_on_where_the_whole_stopped(value_dim: int) -> None:
+    """In float32, which Triton takes up to head dim 64."""
+    case = replace(TRAINED, tokens=280, repeats=2, value_dim=value_dim)
     inputs = {name: None if x is None else x.detach() for name, x in case.inputs(torch.float32).items()}
     q, k, v = arguments(inputs)
     log_g = inputs["log_g"]
