@@ -25,6 +25,9 @@ take 16 KB. At 64 values a row a program has 64 rows, and for each of its querie
 reads and writes 64.
 """
 
+MOST_ROWS = 64
+"""Rows of the state that one program reads at most: with 128, at V = 32, two values spill on some GPUs."""
+
 COLUMNS = 16
 """Values that one program of combine_kernel sums over all blocks: 64 bytes of a row, as each block stores them."""
 
@@ -184,7 +187,7 @@ def step(
     """
     count, groups, dim, value_dim = kv.shape
     heads, normalize = q.shape[1], key.numel() > 0
-    block = VALUES // power_of_two(value_dim)
+    block = min(MOST_ROWS, VALUES // power_of_two(value_dim))
     state_blocks = -(-dim // block)
     new_kv, new_key = kv.new_empty(kv.shape), key.new_empty(key.shape)
     partial_out = kv.new_empty(state_blocks, count, heads, value_dim)

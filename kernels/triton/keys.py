@@ -105,9 +105,6 @@ def keys_kernel(
     if GATED:
         b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
         b_to_end = tl.exp(tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group) - b_cumsum_s)
-    b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK)
-    o_k = tl.arange(0, BK)
-    o_key = o_s * groups + i_group
     b_dk, b_dv = grad_through_phi(
         p_k,
         s_kt,
@@ -131,9 +128,7 @@ def keys_kernel(
         PRECISION,
     )
     b_dv *= b_to_end[:, None]
-    if NORMALIZE and P == 2:
-        p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
-        b_dk += grad_through_squares(b_k, b_to_end, p_square, has_state, BK, OPERAND, PRECISION)
+    b_k = load_columns(p_k, s_kt, o_s, m_s, 0, K, BK)
 
     # The chunk's part, over the group's blocks of queries, from the one on that holds the first of these keys. Scores
     # are computed again, as in queries_kernel.
@@ -174,7 +169,14 @@ def keys_kernel(
         # [BN, BM] @ [BM, BK] -> [BN, BK]
         b_dk = tl.dot(rounded(b_ds, OPERAND, PRECISION), b_q, b_dk, input_precision=PRECISION)
 
+    # The normaliser's part comes last: before the loop its product would take registers that the loop needs.
+    if NORMALIZE and P == 2:
+        p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
+        b_dk += grad_through_squares(b_k, b_to_end, p_square, has_state, BK, OPERAND, PRECISION)
+
     # Store. Every weight is homogeneous of degree P in k, so -k.dk / P is what a_s gets from this key.
+    o_k = tl.arange(0, BK)
+    o_key = o_s * groups + i_group
     tl.store(
         p_dk + o_key[:, None] * K + o_k[None, :],
         b_dk.to(p_dk.dtype.element_ty),

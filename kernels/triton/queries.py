@@ -110,8 +110,6 @@ def queries_kernel(
     if GATED:
         b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
         b_since_start *= tl.exp(b_cumsum_t)
-    b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
-    o_k = tl.arange(0, BK)
     b_dq, _ = grad_through_phi(
         p_q,
         s_qt,
@@ -134,6 +132,7 @@ def queries_kernel(
         OPERAND,
         PRECISION,
     )
+    b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2:
         p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
         b_dq += grad_through_squares(b_q, b_grad_norm * b_since_start, p_square, has_state, BK, OPERAND, PRECISION)
@@ -163,6 +162,7 @@ def queries_kernel(
 
     # Store. Every weight is homogeneous of degree P in q, so q.dq / P is what a_t gets from this query: the gates cost
     # K multiply-adds a token, from dq in float32, before it is rounded.
+    o_k = tl.arange(0, BK)
     m_dq = m_t[:, None] & (o_k < K)[None, :]
     tl.store(p_dq + o_query[:, None] * K + o_k[None, :], b_dq.to(p_dq.dtype.element_ty), mask=m_dq)
     if GATED:
