@@ -73,6 +73,38 @@ def fine_product(b_left, b_right, b_sum, OPERAND: tl.constexpr, PRECISION: tl.co
 
 
 @triton.jit
+def squared(
+    p_x,
+    s_t,
+    o_t,
+    m_t,
+    p_square,
+    has_state,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return x Z for ROWS tokens o_t, [ROWS, BK] in float32; 0 where there is no state. For P = 2: x^T Z x is norm.
+
+    square: Z, [BK, BK] in, symmetric: the sum of k k^T before the chunk, or its gradient after it.
+
+    By slices of Z: a whole one, 128 x 128 in float32, would take half of all registers.
+    """
+    SLICE: tl.constexpr = BK if BK < 32 else 32
+    o_k = tl.arange(0, BK)
+    o_slice = tl.arange(0, SLICE)
+    b_product = tl.zeros([ROWS, BK], tl.float32)
+    for first in range(0, tl.where(has_state, BK, 0), SLICE):
+        b_x = load_columns(p_x, s_t, o_t, m_t, first, K, SLICE)
+        b_square = tl.load(p_square + (first + o_slice)[:, None] * BK + o_k[None, :])
+        # [ROWS, SLICE] @ [SLICE, BK] -> [ROWS, BK]
+        b_product = fine_product(b_x, b_square.to(tl.float32), b_product, OPERAND, PRECISION)
+    return b_product
+
+
+@triton.jit
 def single_features(p_x, s_t, o_t, m_t, p_step, P: tl.constexpr):
     """Return the product of the single features of a step (P > 2), [tokens], in float32."""
     b_single = load_column(p_x, s_t, o_t, m_t, tl.load(p_step))

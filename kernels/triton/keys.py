@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import power, power_derivative, rounded
-from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
+from powerplan.kernels.triton.features import power, power_derivative, rounded, squared
+from powerplan.kernels.triton.phi_gradient import grad_through_phi
 from powerplan.kernels.triton.prologue import (
     LAST_IN_SEQUENCE,
     chunk_bounds,
@@ -172,7 +172,8 @@ def keys_kernel(
     # The normaliser's part comes last: before the loop its product would take registers that the loop needs.
     if NORMALIZE and P == 2:
         p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
-        b_dk += grad_through_squares(b_k, b_to_end, p_square, has_state, BK, OPERAND, PRECISION)
+        b_kz = squared(p_k, s_kt, o_s, m_s, p_square, has_state, K, BK, BN, OPERAND, PRECISION)
+        b_dk += b_kz * (2.0 * b_to_end)[:, None]
 
     # Store. Every weight is homogeneous of degree P in k, so -k.dk / P is what a_s gets from this key.
     o_k = tl.arange(0, BK)

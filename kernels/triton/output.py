@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import add_product, fine_product, phi_columns, power, rounded
+from powerplan.kernels.triton.features import add_product, phi_columns, power, rounded, squared
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -119,11 +119,8 @@ def output_kernel(
     # The state's part of the normaliser for P = 2: q^T Z q. One product with K x K in the matrix unit takes the place
     # of K^2 / 2 multiply-adds a query outside it.
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
-    if NORMALIZE and P == 2 and has_state:
-        o_k = tl.arange(0, BK)
-        b_square = tl.load(p_state_key + o_k[:, None] * BK + o_k[None, :])
-        # [BM, BK] @ [BK, BK] -> [BM, BK]
-        b_qz = fine_product(b_q, b_square.to(tl.float32), tl.zeros([BM, BK], tl.float32), OPERAND, PRECISION)
+    if NORMALIZE and P == 2:
+        b_qz = squared(p_q, s_qt, o_t, m_t, p_state_key, has_state, K, BK, BM, OPERAND, PRECISION)
         b_norm += tl.sum(b_qz * b_q.to(tl.float32), 1)
     b_norm *= b_since_start
 

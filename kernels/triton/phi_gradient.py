@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import add_product, fine_product, outer, rounded
+from powerplan.kernels.triton.features import add_product, outer, rounded
 from powerplan.kernels.triton.prologue import load_column, load_columns
 
 
@@ -42,7 +42,7 @@ def grad_through_phi(
     y: [ROWS, BV] OPERAND.
     y_key: [ROWS] float32, where NORMALIZE.
     kv: [rows, V] in.
-    key: [rows] float32 in, where NORMALIZE and P is not 2 (there the gradient comes from grad_through_squares).
+    key: [rows] float32 in, where NORMALIZE and P is not 2 (there the gradient comes from squared in features.py).
     steps: how many there are in the table p_steps, or 0 where there is no state: then both results are 0.
     KEYS: whether x are keys; if not, the second result is 0.
     """
@@ -122,23 +122,3 @@ def grad_through_phi(
             b_dx_tiles += tl.where((o_tile == last // 8)[None, :, None], b_dlast[:, None, :], 0.0)
         b_dx = tl.reshape(b_dx_tiles, [ROWS, BK])
     return b_dx, b_phi_kv
-
-
-@triton.jit
-def grad_through_squares(
-    b_x, b_y_key, p_square, has_state, BK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Return the gradient of x, [ROWS, BK] in float32, where x^T Z x y_key is the state's part of norm (P = 2).
-
-    Queries: Z is the sum of k k^T before the chunk. Keys: it is the gradient of that sum after the chunk.
-
-    x: [ROWS, BK]. y_key: [ROWS] float32. square: Z, [BK, BK] float32 in, symmetric.
-    """
-    o_k = tl.arange(0, BK)
-    b_square = tl.load(
-        p_square + o_k[:, None] * BK + o_k[None, :], mask=o_k[None, :] < tl.where(has_state, BK, 0), other=0.0
-    )
-    # [ROWS, BK] @ [BK, BK] -> [ROWS, BK]
-    b_none = tl.zeros([b_x.shape[0], BK], tl.float32)
-    b_dx = fine_product(b_x, b_square.to(tl.float32), b_none, OPERAND, PRECISION)
-    return b_dx * (2.0 * b_y_key)[:, None]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.features import power_derivative, rounded
-from powerplan.kernels.triton.phi_gradient import grad_through_phi, grad_through_squares
+from powerplan.kernels.triton.features import power_derivative, rounded, squared
+from powerplan.kernels.triton.phi_gradient import grad_through_phi
 from powerplan.kernels.triton.prologue import (
     FIRST_IN_SEQUENCE,
     chunk_bounds,
@@ -135,7 +135,8 @@ def queries_kernel(
     b_q = load_columns(p_q, s_qt, o_t, m_t, 0, K, BK)
     if NORMALIZE and P == 2:
         p_square = p_state_key + (i_chunk * groups + i_group) * (BK * BK)
-        b_dq += grad_through_squares(b_q, b_grad_norm * b_since_start, p_square, has_state, BK, OPERAND, PRECISION)
+        b_qz = squared(p_q, s_qt, o_t, m_t, p_square, has_state, K, BK, BM, OPERAND, PRECISION)
+        b_dq += b_qz * (2.0 * b_grad_norm * b_since_start)[:, None]
 
     # The chunk's part, over blocks of keys up to the last query, with scores computed again: K multiply-adds each,
     # where storing them would take 2 bytes for every pair of tokens.

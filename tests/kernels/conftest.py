@@ -19,9 +19,6 @@ if ON_GPU:
     # Deterministic mode refuses products of cuBLAS without it, and it is read when the first one starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_default_device(DEVICE)
-else:
-    # Read when a kernel is defined, so before any is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 CPU_ONLY = {
     "test_api.py": "refusals are made on the host, and values on a GPU are not looked at",
