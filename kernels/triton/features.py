@@ -90,9 +90,11 @@ def squared(
 
     square: Z, [BK, BK] in, symmetric: the sum of k k^T before the chunk, or its gradient after it.
 
-    By slices of Z: a whole one, 128 x 128 in float32, would take half of all registers.
+    By slices of Z: a whole one, 128 x 128 in float32, would take half of all registers. Products of float32, outside
+    the matrix unit, are unrolled over the slice.
     """
-    SLICE: tl.constexpr = BK if BK < 32 else 32
+    MOST: tl.constexpr = 16 if PRECISION == "ieee" and tl.float32 == OPERAND else 32
+    SLICE: tl.constexpr = BK if BK < MOST else MOST
     o_k = tl.arange(0, BK)
     o_slice = tl.arange(0, SLICE)
     b_product = tl.zeros([ROWS, BK], tl.float32)

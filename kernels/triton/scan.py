@@ -150,7 +150,8 @@ def scan_kernel(
             # Decay over the whole chunk: log_g <= 0, so that the factor exp(a_M) lies in [0, 1].
             b_total = 0.0
             if GATED:
-                b_total = tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group, mask=stop > start, other=0.0)
+                # A slot without tokens stops at 0, and the first gate stands in for its last one.
+                b_total = tl.load(p_log_g_cumsum + tl.maximum(stop - 1, 0) * groups + i_group)
                 b_kv *= tl.exp(b_total)
                 b_key *= tl.exp(b_total)
 

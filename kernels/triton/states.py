@@ -185,6 +185,9 @@ def _scan_squares(
     width = shape.square_width
     parts = torch.empty(shape.chunk_slots, call.kv_heads, width, width, dtype=torch.float32, device=calls.device)
     operand_type, precision, _ = operand(shape.dtype)
+    # Products of float32 run outside the matrix unit, and are unrolled over the block.
+    block = 16 if shape.dtype == torch.float32 else 64 if width <= 64 else 32
+    warps = 8 if width > 64 or shape.dtype == torch.float32 else 4
     arguments: dict[str, Any] = {
         "p_x": x,
         "p_log_g_cumsum": calls.log_g_cumsum,
@@ -198,11 +201,11 @@ def _scan_squares(
         "K": call.head_dim,
         "BK": width,
         "REPEATS": call.heads_per_kv_head if backward else 1,
-        "BLOCK": 64 if width <= 64 else 32,
+        "BLOCK": block,
         "GATED": calls.gated,
         "BACKWARD": backward,
         "OPERAND": operand_type,
         "PRECISION": precision,
     }
-    launch(squares_kernel, shape.chunk_slots * call.kv_heads, arguments, 4 if width <= 64 else 8)
+    launch(squares_kernel, shape.chunk_slots * call.kv_heads, arguments, warps)
     return running_sum(calls, parts, start, want_end, forward, backward, width, shape.key_dtype)
