@@ -6,13 +6,13 @@ over a sequence of t tokens from an empty state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 from powerplan.errors import InputError
-from powerplan.mixers.base import Mixer
+from powerplan.mixers.base import Block, Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT, context_of
@@ -112,14 +112,23 @@ class Accounting:
         """The parameters that one token touches: experts that are not chosen are left out."""
         return self._parameters(idle=False)
 
-    def _parameters(self, idle: bool) -> Parameters:
+    @cached_property
+    def parameters_read(self) -> int:
+        """The parameters that decoding one token at batch 1 reads: tied layers read theirs again, and a look-up little.
+
+        The input embedding and learned positions are left out, the LM head is not.
+        """
+        return self._parameters(idle=False, again=True).without_input_embedding
+
+    def _parameters(self, idle: bool, again: bool = False) -> Parameters:
+        """Return the parameters, with those of experts that are `idle`, and with tied layers counted `again`."""
         spec = self.spec
         body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
+        body += _integer(total(_stored_terms(spec.extras, spec.hidden_size, idle)))
         for use in self.uses:
-            terms = list(spec.norm_terms())
-            for block in use.layer.blocks:
-                terms += (*block.matmul_terms(spec.hidden_size), *block.other_terms(spec.hidden_size))
-                terms += block.idle_terms(spec.hidden_size) if idle else ()
+            if use.layer.tied and not again:
+                continue
+            terms = (*spec.norm_terms(use.layer), *_stored_terms(use.layer.blocks, spec.hidden_size, idle))
             body += _integer(total(terms)) * use.count
         head = _integer(total(spec.head_terms()))
         tables = _integer(total((*spec.embedding_terms(), *spec.position_terms())))
@@ -164,8 +173,9 @@ class Accounting:
             for block in use.layer.blocks
             for term in block.matmul_terms(self.spec.hidden_size)
         ]
-        head = self.spec.head_terms() if self.convention.lm_head else ()
-        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in head]
+        whole = [term for extra in self.spec.extras for term in extra.matmul_terms(self.spec.hidden_size)]
+        whole += self.spec.head_terms() if self.convention.lm_head else ()
+        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in whole]
 
     def _state_components(self, context: int | str) -> list[Component]:
         tokens = context_of(context)
@@ -206,7 +216,7 @@ class Accounting:
             state_flops_per_token=self.state_flops_per_token(context),
             state_elements=sum(mixer.state_size(context).elements * count for mixer, count in mixers),
             state_bytes=sum((mixer.state_bytes(context, width) * count for mixer, count in mixers), Fraction(0)),
-            decode_weight_bytes_per_token=self.active_parameters.without_input_embedding * width,
+            decode_weight_bytes_per_token=self.parameters_read * width,
             decode_state_bytes_per_token=sum(
                 (mixer.decode_bytes(context, width) * count for mixer, count in mixers), Fraction(0)
             ),
@@ -233,6 +243,12 @@ class Accounting:
             within = last_within(lambda context: self.state_flops_per_token(context) <= limit, MAX_CONTEXT)
             self._balanced[target] = within
         return self._balanced[target]
+
+
+def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[Term]:
+    for block in blocks:
+        yield from (*block.matmul_terms(hidden), *block.other_terms(hidden))
+        yield from block.idle_terms(hidden) if idle else ()
 
 
 def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
@@ -281,13 +297,18 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
         for block in use.layer.blocks:
             add(scope, weights, 2, block.matmul_terms(hidden), use.count, block.source)
-            add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
-            add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
+            if not use.layer.tied:
+                add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
+                add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
             if isinstance(block, Mixer):
                 add(scope, "state elements", 1, block.state_terms(context), use.count, block.source)
                 flops = block.state_flops_terms(context, convention)
                 add(scope, "state FLOPs per token", 1, flops, use.count, block.source)
-        add(scope, parameters, 1, spec.norm_terms(), use.count)
+        if not use.layer.tied:
+            add(scope, parameters, 1, spec.norm_terms(use.layer), use.count)
+    for extra in spec.extras:
+        add("model", weights, 2, extra.matmul_terms(hidden), source=extra.source)
+        add("model", parameters, 1, extra.other_terms(hidden), source=extra.source)
     for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
         add("model", parameters, 1, terms)
     if convention.lm_head:

@@ -49,6 +49,8 @@ def spec_to_yaml(spec: ModelSpec) -> str:
     if spec.position_embeddings is not None:
         data["position_embeddings"] = spec.position_embeddings
     data["norm"] = _line(spec.norm, always=("kind", "per_layer"))
+    if spec.extras:
+        data["extras"] = [_line(extra, always=()) for extra in spec.extras]
     data["layers"] = [
         {"repeat": group.repeat}
         | ({"pattern": [_layer(layer) for layer in group.pattern]} if group.pattern else _layer(group.period[0]))
@@ -58,7 +60,11 @@ def spec_to_yaml(spec: ModelSpec) -> str:
 
 
 def _layer(layer: Layer) -> dict[str, Any]:
-    return {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
+    data: dict[str, Any] = {}
+    data |= {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
+    data |= {"extras": [_line(extra, always=()) for extra in layer.extras]} if layer.extras else {}
+    data |= {key: getattr(layer, key) for key in ("norms", "tied") if getattr(layer, key) not in (None, False)}
+    return data
 
 
 def _block(block: Block) -> _Line:

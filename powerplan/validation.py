@@ -10,6 +10,7 @@ import msgspec
 
 from powerplan.documents import Document, Step
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
@@ -161,7 +162,7 @@ def _value(data: Any, path: Sequence[Step]) -> Any:
     return data
 
 
-_NESTED: dict[str, type[Part]] = {"norm": Norm, "layers": LayerGroup, "pattern": Layer}
+_NESTED: dict[str, type[Part]] = {"norm": Norm, "layers": LayerGroup, "pattern": Layer, "extras": Extra}
 
 
 def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:

@@ -41,6 +41,9 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
+UNBUILT = ("shared_kv", "keys_as_values")
+"""Fields of mixers that planning counts and no module has."""
+
 
 def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any) -> nn.Module:
     """Return the module of a mixer, [B, T, hidden_size] -> [B, T, hidden_size].
@@ -59,6 +62,11 @@ def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto
     if entry is None:
         kinds = ", ".join(str(kind.__struct_config__.tag) for kind in BUILT)
         raise InputError(f"{mixer.describe()} layers are not built; built are {kinds}")
+    for field in UNBUILT:
+        if getattr(mixer, field, False):
+            raise InputError(f"{mixer.describe()} with {field} is not built")
+    if isinstance(mixer, MLA) and mixer.output_gate:
+        raise InputError("mla with output_gate is not built")
     module_class, accepted = entry
     options = {name: value for name, value in (("rope", rope), ("impl", impl)) if name in accepted}
     return module_class(mixer, hidden_size, **options, **factory_kwargs)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import msgspec
 
-from powerplan.mixers.attention import Attention, Forgetting
+from powerplan.mixers.attention import Attention, ChunkedAttention, Forgetting
 from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention
@@ -23,7 +23,7 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -53,6 +53,7 @@ __all__ = [
     "SIZED",
     "AnyMixer",
     "Attention",
+    "ChunkedAttention",
     "Convention",
     "DeltaNet",
     "FeatureAttention",

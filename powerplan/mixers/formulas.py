@@ -68,6 +68,10 @@ SYMBOLS = {
     "E": "experts",
     "a": "active experts",
     "s": "width of the shared experts",
+    "l": "width of latent experts",
+    "Z": "experts that compute nothing",
+    "vectors": "vectors of the hidden size",
+    "elements": "further elements",
 }
 """What each letter of a formula stands for. A formula with any other letter is refused when it is evaluated."""
 

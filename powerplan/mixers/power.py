@@ -56,7 +56,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
         return (*super().matmul_formulas(), ("gate", "m*G" if self.gated else ""))
 
     def other_formulas(self) -> Formulas:
-        return (*super().other_formulas(), ("biases", "G" if self.gated and self.bias else ""))
+        return (*super().other_formulas(), ("biases", "G" if self.gated and self.input_bias else ""))
 
     def effective_chunk_size(self) -> int:
         """Return the chunk of the spec, or the kernels' default for this head dim and degree."""

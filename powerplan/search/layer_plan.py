@@ -10,7 +10,7 @@ import msgspec
 
 from powerplan.mixers import AnyMixer
 from powerplan.search.choices import Choice, Scope
-from powerplan.spec import Layer, ModelSpec, group_layers
+from powerplan.spec import ModelSpec, group_layers
 from powerplan.swap.value import AS_IS
 
 LONGEST_PERIOD = 8
@@ -119,5 +119,5 @@ class LayerPlan:
             choice = self.other if self.other and index in exceptions else self.main
             mixer = choice.mixers[self.scope.distinct.index(own)]
             assert isinstance(mixer, AnyMixer)
-            layers[position] = Layer(mixer=mixer, ffn=layers[position].ffn)
+            layers[position] = msgspec.structs.replace(layers[position], mixer=mixer)
         return msgspec.structs.replace(spec, layers=group_layers(layers))

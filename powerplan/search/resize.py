@@ -96,6 +96,6 @@ def _widened(spec: ModelSpec, width: Fraction) -> ModelSpec | None:
 
     def wider(layer: Layer) -> Layer:
         mixer, ffn = layer.mixer, layer.ffn
-        return Layer(mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
+        return msgspec.structs.replace(layer, mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
 
     return msgspec.structs.replace(spec.map_layers(wider), hidden_size=int(hidden))

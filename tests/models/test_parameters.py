@@ -67,7 +67,7 @@ def test_catalogue_models_have_the_parameters_of_the_accounting(name: str) -> No
 
 
 def check_layer(spec: ModelSpec, layer: Layer) -> None:
-    expected = total(spec.norm_terms())
+    expected = total(spec.norm_terms(spec.layers[0].period[0]))
     for block in (layer.mixer, layer.ffn):
         if block is not None:
             for terms in (block.matmul_terms, block.other_terms, block.idle_terms):
