@@ -1,105 +1,29 @@
 """Read a Hugging Face config.json as a ModelSpec. No code of the model's folder runs; transformers is not needed.
 
 The readers return the configuration that takes effect. The defaults of a family are those of its config class in
-transformers 5. A window counts only where the family's code applies it. A key that would change the count and is not
-understood is refused by name. Sizes that every published file states (width, layers, heads, vocabulary) have no
-default, and a file without them is refused.
+transformers 5. A window counts only where the family's code applies it. Sizes that every published file states (width,
+layers, heads, vocabulary) have no default, and a file without them is refused.
+
+No key is ignored silently. What no reader looked up must change no count (inert.py), or say no (null, false, 0), or be
+the default of its family. A number or a word beside these gets a note; anything else is refused by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from powerplan.documents import Document
 from powerplan.errors import InputError, allowed_values, shown
-from powerplan.huggingface import dense, experts, fla, hybrids, mamba
 from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.defaults import STATED, class_defaults, tables
+from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
+from powerplan.huggingface.inert import INERT
+from powerplan.huggingface.mamba import mamba_ssm
 from powerplan.spec import ModelSpec
 
-_DEEPSEEK_V3 = {
-    "first_k_dense_replace": 3,
-    "moe_intermediate_size": 2048,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 8,
-    "q_lora_rank": 1536,
-}
-_GEMMA = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
-_MIXTRAL = {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
-_QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
-
-FAMILIES: dict[str, Family] = {
-    "deepseek_v2": Family(
-        experts.deepseek_v2,
-        first_k_dense_replace=0,
-        moe_intermediate_size=1407,
-        n_routed_experts=64,
-        n_shared_experts=2,
-        q_lora_rank=1536,
-    ),
-    "deepseek_v3": Family(experts.deepseek_v3, **_DEEPSEEK_V3),
-    "deepseek_v32": Family(experts.deepseek_v32, **_DEEPSEEK_V3),
-    "gemma2": Family(dense.gemma2, **_GEMMA),
-    "gemma3_text": Family(dense.gemma3, **_GEMMA),
-    "gpt2": Family(dense.gpt2),
-    "gpt_oss": Family(
-        experts.gpt_oss, num_experts_per_tok=4, num_key_value_heads=8, num_local_experts=128, sliding_window=128
-    ),
-    "jamba": Family(mamba.jamba, num_key_value_heads=8, num_experts=16, num_experts_per_tok=2),
-    "kimi_k2": Family(experts.deepseek_v3, **_DEEPSEEK_V3),
-    "kimi_linear": Family(
-        hybrids.kimi_linear,
-        first_k_dense_replace=1,
-        moe_intermediate_size=1024,
-        num_experts=256,
-        num_experts_per_tok=8,
-        num_shared_experts=1,
-    ),
-    "llama": Family(dense.llama),
-    "mamba": Family(mamba.mamba),
-    "mamba2": Family(mamba.mamba2, n_groups=8),
-    "minimax": Family(hybrids.minimax, **_MIXTRAL),
-    "minimax_m1": Family(hybrids.minimax, **_MIXTRAL),
-    "minimax_text_01": Family(hybrids.minimax, **_MIXTRAL),
-    "mistral": Family(dense.mistral, num_key_value_heads=8, sliding_window=4096),
-    "mixtral": Family(experts.mixtral, **_MIXTRAL),
-    "nemotron_h": Family(
-        mamba.nemotron_h, head_dim=128, n_groups=8, n_routed_experts=8, num_experts_per_tok=2, num_key_value_heads=8
-    ),
-    "olmo2": Family(dense.olmo2),
-    "powercoder": Family(dense.powercoder, num_key_value_heads=2),
-    "qwen2": Family(dense.qwen2, **_QWEN),
-    "qwen3": Family(dense.qwen3, head_dim=128, **_QWEN),
-    "qwen3_moe": Family(
-        experts.qwen3_moe,
-        max_window_layers=0,
-        moe_intermediate_size=768,
-        num_experts=128,
-        num_experts_per_tok=8,
-        num_key_value_heads=4,
-        sliding_window=4096,
-    ),
-    "qwen3_next": Family(
-        hybrids.qwen3_next,
-        head_dim=256,
-        moe_intermediate_size=512,
-        num_experts=512,
-        num_experts_per_tok=10,
-        num_key_value_heads=2,
-        shared_expert_intermediate_size=512,
-    ),
-    "starcoder2": Family(dense.starcoder2, num_key_value_heads=2),
-    **fla.FAMILIES,
-}
-"""The reader of each model_type, and its defaults. Wrappers (mistral3 ...) are read through their text_config."""
-
-NESTED_DEFAULTS = {"gemma3": "gemma3_text", "kimi_k25": "kimi_k2"}
-"""The model_type of the text_config in wrappers whose files leave it out there."""
-
-
-def supported_families() -> list[str]:
-    """Return the model_type values that are read, wrappers included."""
-    return sorted({*FAMILIES, *NESTED_DEFAULTS})
+__all__ = ["FAMILIES", "REFUSED", "read_config", "supported_families"]
 
 
 def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tuple[str, ...]]:
@@ -111,15 +35,17 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
     if not isinstance(document.data, dict):
         raise InputError("a config.json is an object, and this is not one", document.where())
     config, family = _text_config(document)
-    config.defaults = family.defaults
+    known = class_defaults(family.like or config.family, nested=bool(config.prefix))
+    config.defaults, config.aliases = {**known.defaults, **family.defaults}, known.aliases
     try:
         spec = family.read(config, _name(document, fallback_name))
     except InputError as error:
         if error.where is None:
             raise config.error(error.problem) from None
         raise
+    _audit(config, family)
     _note_other_heads(document, config)
-    if config.has("quantization_config"):
+    if document.data.get("quantization_config") or config.has("quantization_config"):
         config.note("quantization_config is not read: bytes follow --dtype")
     if config.has("power_degree"):
         config.note(f"power_degree is not read: ask with --mixer power:p={shown(config.data['power_degree'])}")
@@ -131,31 +57,77 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     outer = Config(document)
     family = outer.data.get("model_type")
     if family is None and outer.has("d_model") and outer.has("n_layer"):
-        return outer, Family(mamba.mamba_ssm, ngroups=1)
+        return outer, Family(mamba_ssm, defaults={"ngroups": 1})
     if family is None:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):
         raise outer.error(f"model_type must be a word, and is {shown(family)}", "model_type")
+    inner = outer.data.get("text_config")
+    if inner is not None and not isinstance(inner, dict):
+        raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in FAMILIES:
         return outer, FAMILIES[family]
-    inner = outer.data.get("text_config")
-    if isinstance(inner, dict):
-        config = Config(document, ("text_config",))
-        family_inside = inner.get("model_type", NESTED_DEFAULTS.get(family))
-        if isinstance(family_inside, str) and family_inside in FAMILIES:
-            config.data = inner | {"model_type": family_inside}
-            if outer.has("tie_word_embeddings"):
-                config.data |= {"tie_word_embeddings": outer.boolean("tie_word_embeddings", False)}
-            config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
-            return config, FAMILIES[family_inside]
-        problem = f"model_type {shown(family)} with text_config of {shown(family_inside)} is not supported"
-        raise outer.error(f"{problem}; supported are {', '.join(supported_families())}", "model_type")
-    if inner is not None:
-        raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
-    if family in NESTED_DEFAULTS:
+    if family in tables().wrappers and inner is not None:
+        return _wrapped(document, outer, family, inner)
+    if family in wrapped_families():
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
+    if family in REFUSED:
+        raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
+    if inner is not None:
+        problem = f"model_type {shown(family)} is not supported: a wrapper whose text_config may mean something else"
+        raise outer.error(problem, "model_type")
     may_be = allowed_values(family, supported_families(), label="supported")
     raise outer.error(f"model_type {shown(family)} is not supported{may_be}", "model_type")
+
+
+def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, Any]) -> tuple[Config, Family]:
+    """Return the text decoder within a wrapper. The wrapper's tie_word_embeddings is the one that transformers follows."""
+    wrapper = tables().wrappers[family]
+    text = inner.get("model_type", wrapper.text)
+    if not isinstance(text, str) or text not in FAMILIES:
+        problem = f"model_type {shown(family)} with text_config of {shown(text)} is not supported"
+        raise outer.error(f"{problem}; supported are {', '.join(supported_families())}", "model_type")
+    changes: dict[str, Any] = {"model_type": text}
+    stated = outer.boolean("tie_word_embeddings", False) if outer.has("tie_word_embeddings") else None
+    if stated is not None:
+        changes["tie_word_embeddings"] = stated
+    config = Config(document, ("text_config",), changes)
+    config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
+    inside = inner.get("tie_word_embeddings")
+    if stated is not None and isinstance(inside, bool) and inside != stated:
+        said = f"tie_word_embeddings is {str(stated).lower()} in the file and {str(inside).lower()} in its text_config"
+        config.note(f"{said}; the first holds, as in transformers")
+    known = class_defaults(FAMILIES[text].like or text, nested=True)
+    left_out = [name for name in STATED if name not in inner and known.aliases.get(name, name) not in inner]
+    if left_out:
+        sizes = {name: known.defaults.get(known.aliases.get(name, name)) for name in left_out}
+        texts = [f"{name} {size:,}" for name, size in sizes.items() if isinstance(size, int)]
+        if texts:
+            config.note(f"text_config leaves out sizes, which are transformers' defaults of {text}: {', '.join(texts)}")
+    return config, FAMILIES[text]
+
+
+def _audit(config: Config, family: Family) -> None:
+    """Refuse the file, or remark on it, where it has keys that no reader looked up and that may change the count."""
+    remarked = []
+    for part, key, value in _not_looked_up(config):
+        if key in INERT or key in family.inert or not value or value == config.defaults.get(key):
+            continue
+        if isinstance(value, (float, str)):
+            remarked.append(key)
+            continue
+        problem = f"{key} {shown(value)} is not known for {config.family}, and it may change the count"
+        raise part.error(f"{problem}; take it out of the file if it does not", key)
+    if remarked:
+        config.note(f"not known for {config.family}, and not counted: {', '.join(sorted(remarked))}")
+
+
+def _not_looked_up(config: Config) -> Iterator[tuple[Config, str, Any]]:
+    for key in config.data:
+        if key not in config.data.looked_up:
+            yield config, key, config.data.peek(key)
+    for part in config.parts:
+        yield from _not_looked_up(part)
 
 
 def _name(document: Document, fallback: str) -> str:

@@ -7,21 +7,12 @@ from typing import Any
 
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config
+from powerplan.huggingface.config import Config, Family
 from powerplan.mixers import AnyMixer, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 LAYERNORM = Norm(kind="layernorm")
-
-NESTED_GEMMA3 = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 26,
-    "vocab_size": 262_208,
-}
-"""Sizes that Gemma 3's published files leave out under text_config, where they equal transformers' defaults."""
 
 
 def _model(
@@ -88,8 +79,6 @@ def gemma2(config: Config, name: str) -> ModelSpec:
 def gemma3(config: Config, name: str) -> ModelSpec:
     """Gemma 3 text decoder: full attention in every sixth layer, qk-norm per head, four norms a layer, tied."""
     config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
-    if config.prefix:
-        config.defaults = {**config.defaults, **NESTED_GEMMA3}
     return _gemma(config, name, period=config.integer("sliding_window_pattern", default=6), qk_norm="head")
 
 
@@ -130,3 +119,18 @@ def starcoder2(config: Config, name: str) -> ModelSpec:
     windows, bias = parts.one_window(config), config.boolean("use_bias", True)
     mixers = parts.attention_layers(config, windows, bias=bias)
     return _model(config, name, mixers, gated=False, bias=bias, norm=LAYERNORM, tie=True)
+
+
+FAMILIES: dict[str, Family] = {
+    "gemma2": Family(gemma2),
+    "gemma3_text": Family(gemma3),
+    "gpt2": Family(gpt2),
+    "llama": Family(llama),
+    "mistral": Family(mistral),
+    "olmo2": Family(olmo2),
+    "powercoder": Family(powercoder, like="starcoder2"),
+    "qwen2": Family(qwen2),
+    "qwen3": Family(qwen3),
+    "starcoder2": Family(starcoder2),
+}
+"""Reader by model_type."""

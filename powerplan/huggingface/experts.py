@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config
+from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.dense import qwen_windows
 from powerplan.mixers import DSA, MLA, AnyMixer
 from powerplan.spec import Layer, ModelSpec
@@ -37,8 +37,8 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
 
 def gpt_oss(config: Config, name: str) -> ModelSpec:
     """gpt-oss: windows in every other layer from the first on, sinks, biases on projections, experts and router."""
-    if "head_dim" not in config.data:  # null means hidden_size / num_attention_heads
-        config.defaults = {**config.defaults, "head_dim": 64}
+    if "head_dim" in config.data:  # null means hidden_size / num_attention_heads, and not the family's default
+        config.defaults = {key: value for key, value in config.defaults.items() if key != "head_dim"}
     windows, bias = parts.alternating_windows(config, period=2), config.boolean("attention_bias", True)
     mixers = parts.attention_layers(config, windows, bias=bias, sinks=True)
     moe = parts.local_experts(config, bias=True)
@@ -117,3 +117,15 @@ def sparse_layers(config: Config) -> list[bool]:
     if len(types) != count or set(types) - {"dense", "sparse"}:
         raise config.error(f"mlp_layer_types must say dense or sparse for each of {count} layers", "mlp_layer_types")
     return [layer_type == "sparse" for layer_type in types]
+
+
+FAMILIES: dict[str, Family] = {
+    "deepseek_v2": Family(deepseek_v2),
+    "deepseek_v3": Family(deepseek_v3),
+    "deepseek_v32": Family(deepseek_v32),
+    "gpt_oss": Family(gpt_oss),
+    "kimi_k2": Family(deepseek_v3, like="deepseek_v3"),
+    "mixtral": Family(mixtral),
+    "qwen3_moe": Family(qwen3_moe),
+}
+"""Reader by model_type."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config
+from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.experts import routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR
 from powerplan.mixers import KDA, GatedDeltaNet, Lightning
@@ -95,3 +95,13 @@ def minimax(config: Config, name: str) -> ModelSpec:
     moe = parts.local_experts(config)
     layers = [Layer(mixer=attention if layer_type == FULL else lightning, ffn=moe) for layer_type in types]
     return parts.assemble(config, name, layers)
+
+
+FAMILIES: dict[str, Family] = {
+    "kimi_linear": Family(kimi_linear),
+    "minimax": Family(minimax),
+    "minimax_m1": Family(minimax, like="minimax"),
+    "minimax_text_01": Family(minimax, like="minimax"),
+    "qwen3_next": Family(qwen3_next),
+}
+"""Reader by model_type."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from powerplan.errors import shown
 from powerplan.ffn import MLP, MoE
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.huggingface.parts import assemble, attention, experts_chosen, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
@@ -72,7 +72,7 @@ def mamba2_mixer(config: Config, default_chunk: int = 256) -> Mamba2:
     config.refuse("D_has_hdim", "only one D per head is read")
     hidden = config.integer("hidden_size")
     inner, head_dim = config.multiple("expand", default=2, of=hidden), config.integer("head_dim", default=64)
-    heads = config.integer("num_heads", default=inner // head_dim or 1)
+    heads = config.integer("num_heads") if config.has("num_heads") else inner // head_dim or 1
     if heads * head_dim != inner:
         key = "num_heads" if config.has("num_heads") else "head_dim"
         raise config.error(f"num_heads {heads} x head_dim {head_dim} is not the inner width {inner:,}", key)
@@ -209,3 +209,12 @@ def _blocks(config: Config) -> list[str]:
     if stated is not None and stated != len(pattern):
         config.note(f"num_hidden_layers {stated} is not read: hybrid_override_pattern has {len(pattern)} layers")
     return [_BLOCKS[letter] for letter in pattern]
+
+
+FAMILIES: dict[str, Family] = {
+    "jamba": Family(jamba),
+    "mamba": Family(mamba),
+    "mamba2": Family(mamba2),
+    "nemotron_h": Family(nemotron_h),
+}
+"""Reader by model_type."""

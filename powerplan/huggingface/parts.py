@@ -26,7 +26,7 @@ def attention(config: Config, **fields: Any) -> Attention:
     heads = config.integer("num_attention_heads", "n_head")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     config.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    head_dim = config.optional_integer("head_dim") or config.defaults.get("head_dim")
+    head_dim = config.optional_integer("head_dim") or config.default("head_dim")
     if head_dim is None:
         if hidden % heads:
             key = "hidden_size" if config.has("hidden_size") else "n_embd"
