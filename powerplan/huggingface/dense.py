@@ -79,7 +79,12 @@ def gemma2(config: Config, name: str) -> ModelSpec:
 def gemma3(config: Config, name: str) -> ModelSpec:
     """Gemma 3 text decoder: full attention in every sixth layer, qk-norm per head, four norms a layer, tied."""
     config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
-    return _gemma(config, name, period=config.integer("sliding_window_pattern", default=6), qk_norm="head")
+    return _gemma(
+        config,
+        name,
+        period=config.integer("sliding_window_pattern", "_sliding_window_pattern", default=6),
+        qk_norm="head",
+    )
 
 
 def _gemma(config: Config, name: str, period: int, **fields: Any) -> ModelSpec:

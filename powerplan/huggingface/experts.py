@@ -119,13 +119,16 @@ def sparse_layers(config: Config) -> list[bool]:
     return [layer_type == "sparse" for layer_type in types]
 
 
+MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
+"""Keys of files with latent attention that no code reads: the head dims are in other keys, and heads share no keys."""
+
 FAMILIES: dict[str, Family] = {
-    "deepseek_v2": Family(deepseek_v2),
-    "deepseek_v3": Family(deepseek_v3),
-    "deepseek_v32": Family(deepseek_v32),
+    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
+    "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
+    "deepseek_v32": Family(deepseek_v32, inert=MLA_KEYS | {"layer_types"}),
     "gpt_oss": Family(gpt_oss),
-    "kimi_k2": Family(deepseek_v3, like="deepseek_v3"),
+    "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
     "mixtral": Family(mixtral),
-    "qwen3_moe": Family(qwen3_moe),
+    "qwen3_moe": Family(qwen3_moe, defaults={"max_window_layers": 0}, inert=frozenset({"intermediate_size"})),
 }
 """Reader by model_type."""

@@ -98,10 +98,10 @@ def minimax(config: Config, name: str) -> ModelSpec:
 
 
 FAMILIES: dict[str, Family] = {
-    "kimi_linear": Family(kimi_linear),
+    "kimi_linear": Family(kimi_linear, inert=frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})),
     "minimax": Family(minimax),
     "minimax_m1": Family(minimax, like="minimax"),
     "minimax_text_01": Family(minimax, like="minimax"),
-    "qwen3_next": Family(qwen3_next),
+    "qwen3_next": Family(qwen3_next, inert=frozenset({"intermediate_size"})),
 }
 """Reader by model_type."""

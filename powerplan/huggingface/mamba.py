@@ -10,14 +10,17 @@ from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
-def _mamba1(config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False) -> Mamba1:
+def _mamba1(
+    config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False, inner_key: str | None = None
+) -> Mamba1:
     """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
 
     The rank may be "auto", which is a sixteenth of the hidden size, rounded up.
     """
     expand, rank, state, conv, conv_bias, bias = keys
+    inner = config.multiple(expand, default=2, of=hidden)
     return Mamba1(
-        inner_size=config.multiple(expand, default=2, of=hidden),
+        inner_size=inner if inner_key is None else config.integer(inner_key, default=inner),
         dt_rank=-(-hidden // 16) if config.data.get(rank, "auto") == "auto" else config.integer(rank),
         state_dim=config.integer(state, default=16),
         conv_size=config.integer(conv, default=4, high=1024),
@@ -28,9 +31,9 @@ def _mamba1(config: Config, hidden: int, keys: tuple[str, ...], inner_norms: boo
 
 
 def mamba(config: Config, name: str) -> ModelSpec:
-    """Mamba as transformers has it: a mixer and a norm per layer, tied."""
+    """Mamba as transformers has it: a mixer and a norm per layer, tied. A file's intermediate_size is the inner width."""
     keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
-    mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys)
+    mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys, inner_key="intermediate_size")
     return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, norm=Norm(per_layer=1), tie=True)
 
 
@@ -214,7 +217,7 @@ def _blocks(config: Config) -> list[str]:
 FAMILIES: dict[str, Family] = {
     "jamba": Family(jamba),
     "mamba": Family(mamba),
-    "mamba2": Family(mamba2),
-    "nemotron_h": Family(nemotron_h),
+    "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
+    "nemotron_h": Family(nemotron_h, inert=frozenset({"mtp_layers_block_type"})),
 }
 """Reader by model_type."""

@@ -1,0 +1,66 @@
+"""The language models that transformers builds, as oracles: their configs, default and odd, and what a model stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from powerplan.huggingface.defaults import STATED
+
+Settings = dict[str, Any]
+
+ODD: Settings = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes of the odd configs, in families that have these fields."""
+
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qk_norm", "qk_layernorm")
+"""Flags that the second odd config has the other way round, in families that have them."""
+
+OWN: dict[str, Settings] = {}
+"""What both odd configs of a family set besides: for families whose sizes have other names or must fit together."""
+
+LESS: dict[str, tuple[str, ...]] = {}
+"""Flags of a family that stay as they are in the second odd config: its code cannot be built with them."""
+
+
+def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
+    """Return settings unlike the default: other sizes, and with `flip` one layer more and flags the other way round."""
+    fields = {field.name: field.default for field in dataclasses.fields(config_class)}
+    stored = {name: config_class.attribute_map.get(name, name) for name in ODD}
+    settings = {stored[name]: value for name, value in ODD.items() if stored[name] in fields}
+    if flip:
+        settings |= {stored["num_hidden_layers"]: 4, stored["vocab_size"]: 101}
+        flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
+        settings |= {name: not fields[name] for name in flags}
+    return settings | OWN.get(model_type, {})
+
+
+def written(config: Any, form: str) -> Settings:
+    """Return the config as a file has it: whole, or without what its class has as default but for STATED sizes."""
+    if form == "whole":
+        return dict(json.loads(config.to_json_string(use_diff=False)))
+    stated = {config.attribute_map.get(name, name) for name in STATED} & set(config.to_dict())
+    whole = json.loads(config.to_json_string(use_diff=False))
+    return {name: whole[name] for name in stated} | dict(json.loads(config.to_json_string(use_diff=True)))
+
+
+def stored_elements(model: Any) -> int:
+    """Return the number of elements that a checkpoint of `model` holds; parameters() gives a tied matrix once.
+
+    transformers registers DeepSeek's e_score_correction_bias (one per expert) as a buffer; it is learned and stored
+    with the weights, and powerplan counts it as DeepSeek's own code does, as a parameter.
+    """
+    corrections = (tensor for name, tensor in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    return sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
