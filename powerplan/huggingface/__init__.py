@@ -81,7 +81,7 @@ def _text_config(document: Document) -> tuple[Config, Family]:
 
 
 def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, Any]) -> tuple[Config, Family]:
-    """Return the text decoder within a wrapper. The wrapper's tie_word_embeddings is the one that transformers follows."""
+    """Return the text decoder within a wrapper, whose tie_word_embeddings is the one that transformers follows."""
     wrapper = tables().wrappers[family]
     text = inner.get("model_type", wrapper.text)
     if not isinstance(text, str) or text not in FAMILIES:
