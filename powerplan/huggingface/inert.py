@@ -6,8 +6,8 @@ _GROUPS = {
     "The file itself, and how it is loaded": """
         _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
         _experts_implementation _experts_implementation_internal _name_or_path _seed add_cross_attention
-        architectures attn_implementation auto_map chunk_size_feed_forward cross_attention_hidden_size
-        custom_pipelines dtype finetuning_task fp32_logits id2label init_device is_decoder is_encoder_decoder
+        architectures attn_implementation auto_map chunk_size_feed_forward 
+        custom_pipelines dtype finetuning_task fp32_logits id2label init_device is_decoder 
         kernel_config label2id model_type name_or_path output_attentions output_hidden_states pretraining_tp
         problem_type pruned_heads quantization_config return_dict sub_configs task_specific_params text_config
         tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
@@ -20,7 +20,7 @@ _GROUPS = {
         embedding_initializer_range_scale ep_size hidden_dropout hidden_dropout_prob init_method init_std
         initializer_cutoff_factor initializer_factor initializer_range input_jitter_noise lambda_std_dev
         layerdrop linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min mlp_dropout
-        moe_aux_loss_coeff moe_dropout moe_z_loss_coeff mtp_loss_scaling_factor output_router_logits
+        moe_aux_loss_coeff moe_dropout moe_z_loss_coeff moe_renormalize mtp_loss_scaling_factor output_router_logits
         rescale_every rescale_prenorm_residual resid_dropout resid_pdrop residual_dropout router_aux_loss_coef
         router_aux_loss_factor router_bias_update_speed router_jitter_noise router_z_loss_coef seq_aux
         seq_length summary_activation summary_first_dropout summary_last_dropout summary_proj_to_labels
