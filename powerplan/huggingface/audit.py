@@ -1,4 +1,4 @@
-"""Keys that no reader looked up: those that may change the count refuse the file; and which family has a file's keys."""
+"""Keys that no reader looked up: what may change the count refuses the file. And the family that has a file's keys."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from powerplan.huggingface.inert import INERT
 def audit(config: Config, family: Family, *, refuse: bool) -> None:
     """Go through the keys that `family`'s reader did not look up.
 
-    A key passes that changes no count (INERT, or the family's inert keys), says no (null, false, 0, empty), or has the
-    family's default. A number with a point or a word gets a remark. Anything else raises InputError if `refuse`, and
-    gets a remark if not.
+    A key passes that changes no count (INERT, or the family's inert keys), is null, 0 or empty, or has the family's
+    default. False, a number with a point or a word get a remark. Anything else raises InputError if `refuse`, and gets
+    a remark if not.
     """
     remarked = []
     for part, key, value in _not_looked_up(config):
-        if key in INERT or key in family.inert or not value or value == config.defaults.get(key):
+        nothing = not value and value is not False
+        if key in INERT or key in family.inert or nothing or value == config.defaults.get(key):
             continue
-        if refuse and not isinstance(value, (float, str)):
+        if refuse and value is not False and not isinstance(value, (float, str)):
             problem = f"{key} {shown(value)} is not known for {config.family}, and it may change the count"
             raise part.error(f"{problem}; take it out of the file if it does not", key)
         remarked.append(key)

@@ -5,9 +5,9 @@ from __future__ import annotations
 _GROUPS = {
     "The file itself, and how it is loaded": """
         _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
-        _experts_implementation _experts_implementation_internal _name_or_path _seed add_cross_attention
-        architectures attn_implementation auto_map chunk_size_feed_forward 
-        custom_pipelines dtype finetuning_task fp32_logits id2label init_device is_decoder 
+        _experts_implementation _experts_implementation_internal _name_or_path _seed
+        architectures attn_implementation auto_map chunk_size_feed_forward
+        custom_pipelines dtype finetuning_task fp32_logits id2label init_device is_decoder
         kernel_config label2id model_type name_or_path output_attentions output_hidden_states pretraining_tp
         problem_type pruned_heads quantization_config return_dict sub_configs task_specific_params text_config
         tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed

@@ -1,4 +1,4 @@
-"""What transformers would build of a config.json, without its weights: a check of a file that is read like another family.
+"""What transformers would build of a config.json, without weights: a check of a file that is read like another family.
 
 transformers and torch are imported inside the function. No code of the model's folder runs.
 """
