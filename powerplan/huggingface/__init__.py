@@ -42,6 +42,8 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
     config, family = _text_config(document) if like is None else _read_like(document, like)
     known = class_defaults(family.like or config.family, nested=bool(config.prefix))
     config.defaults, config.aliases = {**known.defaults, **family.defaults}, known.aliases
+    for key in ("is_encoder_decoder", "add_cross_attention"):
+        config.refuse(key, "powerplan plans decoders without cross-attention")
     try:
         spec = family.read(config, _name(document, fallback_name))
     except InputError as error:

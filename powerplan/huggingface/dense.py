@@ -26,7 +26,6 @@ def _model(
 
 def gpt2(config: Config, name: str) -> ModelSpec:
     """GPT-2: learned positions, biases everywhere, plain MLP of 4m where n_inner is null, tied."""
-    config.refuse("add_cross_attention", "powerplan plans decoders without cross-attention")
     hidden, count = config.integer("n_embd", "hidden_size"), config.layer_count
     attention = parts.attention(config, bias=True)
     mlp = MLP(intermediate_size=config.integer("n_inner", default=4 * hidden), gated=False, bias=True)

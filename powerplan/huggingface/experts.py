@@ -109,7 +109,11 @@ def routed_experts(config: Config, routed: Sequence[str], shared: Sequence[str],
 def sparse_layers(config: Config) -> list[bool]:
     """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on."""
     count = config.layer_count
-    types = config.strings("mlp_layer_types") if config.family in ("deepseek_v32", "kimi_linear") else None
+    types = (
+        config.strings("mlp_layer_types")
+        if config.family in ("bailing_hybrid", "deepseek_v32", "kimi_linear")
+        else None
+    )
     if types is None:
         first = config.integer("first_k_dense_replace", low=0)
         step = config.integer("moe_layer_freq", default=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, hybrids, mamba
+from powerplan.huggingface import dense, experts, fla, hybrids, mamba, mamba_hybrids
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
@@ -11,6 +11,7 @@ FAMILIES: dict[str, Family] = {
     **experts.FAMILIES,
     **hybrids.FAMILIES,
     **mamba.FAMILIES,
+    **mamba_hybrids.FAMILIES,
     **fla.FAMILIES,
 }
 """The reader of each model_type. Wrappers (mistral3 ...) are read through their text_config."""

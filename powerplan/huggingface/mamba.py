@@ -10,7 +10,7 @@ from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
-def _mamba1(
+def mamba1(
     config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False, inner_key: str | None = None
 ) -> Mamba1:
     """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
@@ -33,7 +33,7 @@ def _mamba1(
 def mamba(config: Config, name: str) -> ModelSpec:
     """Mamba as transformers has it: a mixer and a norm per layer, tied. intermediate_size, if stated, is its width."""
     keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
-    mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys, inner_key="intermediate_size")
+    mixer = mamba1(config, config.integer("hidden_size", "d_model"), keys, inner_key="intermediate_size")
     return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, norm=Norm(per_layer=1), tie=True)
 
 
@@ -105,7 +105,7 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
         keys = ("d_state", "ngroups", "d_conv", "conv_bias", "bias", "chunk_size")
         mixer = _mamba2(ssm, keys, inner // head_dim, head_dim, gated_norm=ssm.boolean("rmsnorm", True))
     elif kind == "Mamba1":
-        mixer = _mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
+        mixer = mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
     else:
         raise ssm.error(f"layer {shown(kind)} is not supported; allowed are Mamba1, Mamba2", "layer")
     multiple = config.integer("pad_vocab_size_multiple", default=8)
@@ -120,11 +120,14 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
     )
 
 
+MAMBA_KEYS = tuple(f"mamba_{key}" for key in ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias"))
+"""Keys of Jamba and Zamba."""
+
+
 def jamba(config: Config, name: str) -> ModelSpec:
     """Jamba: Mamba with norms inside, attention in one layer of a period, experts in every other."""
     hidden, count = config.integer("hidden_size"), config.layer_count
-    keys = ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias")
-    mixer = _mamba1(config, hidden, tuple(f"mamba_{key}" for key in keys), inner_norms=True)
+    mixer = mamba1(config, hidden, MAMBA_KEYS, inner_norms=True)
     softmax = attention(config)
     experts = config.integer("num_experts", "num_local_experts")
     width = config.integer("intermediate_size")
@@ -215,6 +218,7 @@ def _blocks(config: Config) -> list[str]:
 
 
 FAMILIES: dict[str, Family] = {
+    "falcon_mamba": Family(mamba),
     "jamba": Family(jamba),
     "mamba": Family(mamba),
     "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),

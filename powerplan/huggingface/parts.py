@@ -129,7 +129,11 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
         if index in dense_layers or experts == 0 or (index + 1) % step:
             ffn = MLP(intermediate_size=config.integer("intermediate_size"))
         else:
-            shared = config.integer("shared_expert_intermediate_size") if config.family == "qwen3_next" else 0
+            shared = (
+                config.integer("shared_expert_intermediate_size")
+                if config.family in ("qwen3_next", "qwen3_5_moe_text")
+                else 0
+            )
             ffn = MoE(
                 intermediate_size=config.integer("moe_intermediate_size"),
                 experts=experts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
 from powerplan.mixers.formulas import Formulas
@@ -87,17 +87,26 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     Chunked: as DeltaNet. Equation 13 of the paper counts 6k^2 + 3ck + c^2 per head and token: three of the five
     products within a chunk, and c^2 for the inverse, which takes about c^2/3.
     gate_bias: biases of the output gate; flash-linear-attention has them, Kimi Linear does not.
-    Checked against transformers' Kimi Linear and flash-linear-attention.
+    full_rank: "gate" for one projection mHv in place of the output gate's two (Kimi K3), "both" for the decay's as well
+    (mHk, Ling 2.5).
+    Checked against transformers' Kimi Linear and Bailing hybrid, and flash-linear-attention.
     """
 
     source = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
-    gate = "m*u + u*H*v"
-    decay_gate = "m*u + u*H*k"
     letters = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME
     gate_bias: bool = False
+    full_rank: Literal["none", "gate", "both"] = "none"
+
+    @property
+    def gate(self) -> str:  # type: ignore[override]
+        return "m*u + u*H*v" if self.full_rank == "none" else "m*H*v"
+
+    @property
+    def decay_gate(self) -> str:  # type: ignore[override]
+        return "m*H*k" if self.full_rank == "both" else "m*u + u*H*k"
 
     def other_formulas(self) -> Formulas:
         biases = "H*v" if self.gate_bias and self.output_gate else ""
