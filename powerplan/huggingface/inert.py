@@ -33,8 +33,8 @@ _GROUPS = {
         attention_scaling attention_softmax_in_fp32 attention_value_scale attn_logit_softcapping attn_scale
         attn_temperature_tuning clip_qkv dim_model_base emb_scale embedding_multiplier embedding_scale
         enable_moe_fp32_combine eps final_logit_softcapping floor_scale fp32_lm_head fp32_residual
-        full_attn_alpha_factor full_attn_beta_factor gate_soft_cap gate_lower_bound hc_eps hc_magnitude hc_sinkhorn_iters
-        hidden_act hidden_activation hidden_mamba_act input_multiplier kda_lower_bound kda_safe_gate
+        full_attn_alpha_factor full_attn_beta_factor gate_soft_cap gate_lower_bound hc_eps hc_magnitude
+        hc_sinkhorn_iters hidden_act hidden_activation hidden_mamba_act input_multiplier kda_lower_bound kda_safe_gate
         key_multiplier layer_norm_eps layer_norm_epsilon learnable_sink_init linear_allow_neg_eigval
         linear_attn_alpha_factor linear_attn_beta_factor lm_head_multiplier log_scaling_alpha
         log_scaling_n_floor logit_cap logit_scale logits_mup_width_multiplier logits_scaling logits_soft_cap

@@ -10,7 +10,7 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.mamba import MAMBA_KEYS, mamba1
 from powerplan.huggingface.parts import FULL, LINEAR
-from powerplan.mixers import Mamba2
+from powerplan.mixers import Attention, Mamba2
 from powerplan.spec import Layer, ModelSpec
 
 REMAPPED = {"mamba": LINEAR, "attention": FULL, "multihead_attention": FULL}
@@ -18,7 +18,7 @@ REMAPPED = {"mamba": LINEAR, "attention": FULL, "multihead_attention": FULL}
 
 
 def _mamba2(config: Config, *, gated_norm: bool = True, bias: bool | None = None) -> Mamba2:
-    """Return Mamba-2 of the keys mamba_n_heads, mamba_d_head ...; inside it is mamba_d_ssm or mamba_expand times m wide."""
+    """Return Mamba-2 of the keys mamba_n_heads ...; inside it is mamba_d_ssm or mamba_expand times m wide."""
     hidden = config.integer("hidden_size")
     inner = config.optional_integer("mamba_d_ssm") or config.multiple("mamba_expand", default=2, of=hidden)
     heads, groups = config.integer("mamba_n_heads"), config.integer("mamba_n_groups")
@@ -107,9 +107,9 @@ def _zamba_types(config: Config, default: list[str]) -> list[str]:
 
 
 def _shared_block(config: Config, mlp: MLP, tied: bool) -> Layer:
-    """Return the attention and MLP that hybrid layers share. The attention reads the stream and the first embedding, 2m.
+    """Return the attention and MLP that hybrid layers share.
 
-    The projections of that other half are its extras. One of its norms is 2m wide, and one m.
+    The attention reads the stream and the first embedding, 2m in all. The projections of that other half are its extras. One of its norms is 2m wide, and one m.
     """
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
