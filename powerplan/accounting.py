@@ -124,14 +124,17 @@ class Accounting:
         """Return the parameters, with those of experts that are `idle`, and with tied layers counted `again`."""
         spec = self.spec
         body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
-        body += _integer(total(_stored_terms(spec.extras, spec.hidden_size, idle)))
+        own = [extra for extra in spec.extras if not extra.lookup]
+        body += _integer(total(_stored_terms(own, spec.hidden_size, idle)))
         for use in self.uses:
             if use.layer.tied and not again:
                 continue
             terms = (*spec.norm_terms(use.layer), *_stored_terms(use.layer.blocks, spec.hidden_size, idle))
             body += _integer(total(terms)) * use.count
         head = _integer(total(spec.head_terms()))
-        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms())))
+        lookups = [extra for extra in spec.extras if extra.lookup]
+        rows = _stored_terms(lookups, spec.hidden_size, idle)
+        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms(), *rows)))
         return Parameters(
             with_embeddings=body + tables + (0 if spec.tie_embeddings else head),
             without_input_embedding=body + head,

@@ -14,8 +14,9 @@ from powerplan.mixers.formulas import Formulas
 class Extra(Block, frozen=True, kw_only=True):
     """Parameters by a name, as many as `vectors` times the hidden size and `elements` more.
 
-    matmul: activations are multiplied with them, so that each takes 2 weight FLOPs per token. Otherwise they are scales
-    or biases.
+    matmul: activations are multiplied with them, so that each takes 2 weight FLOPs per token. lookup: a table of which
+    a token reads a row, as of the input embedding, and that belongs to the model and not to a layer. Else they are
+    scales or biases.
     """
 
     source = "the code of the model's family"
@@ -25,12 +26,15 @@ class Extra(Block, frozen=True, kw_only=True):
     vectors: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)] = 0
     elements: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE**2)] = 0
     matmul: bool = False
+    lookup: bool = False
 
     def check(self) -> None:
         for character in hostile_characters(self.name):
             raise problem("name", f"holds a control character, {shown(character)}")
         if not self.vectors and not self.elements:
             raise problem("vectors", "vectors and elements are both 0, so there is nothing to count")
+        if self.lookup and self.matmul:
+            raise problem("lookup", "a table of rows is not multiplied with")
 
     @property
     def kind(self) -> str:

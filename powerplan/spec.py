@@ -68,6 +68,8 @@ class Layer(Part, frozen=True, kw_only=True):
     def check(self) -> None:
         if self.mixer is None and self.ffn is None:
             raise problem("mixer", "a layer needs a mixer, an ffn or both, and has neither")
+        if any(extra.lookup for extra in self.extras):
+            raise problem("extras", "a lookup belongs to the extras of the model, and not to a layer")
 
     def describe(self) -> str:
         name = " + ".join(block.describe() for block in (self.mixer, self.ffn) if block is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, hybrids, mamba, mamba_hybrids
+from powerplan.huggingface import dense, experts, fla, gemma, hybrids, mamba, mamba_hybrids
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
@@ -10,6 +10,7 @@ FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
     **experts.FAMILIES,
     **hybrids.FAMILIES,
+    **gemma.FAMILIES,
     **mamba.FAMILIES,
     **mamba_hybrids.FAMILIES,
     **fla.FAMILIES,

@@ -109,7 +109,8 @@ def _zamba_types(config: Config, default: list[str]) -> list[str]:
 def _shared_block(config: Config, mlp: MLP, tied: bool) -> Layer:
     """Return the attention and MLP that hybrid layers share.
 
-    The attention reads the stream and the first embedding, 2m in all. The projections of that other half are its extras. One of its norms is 2m wide, and one m.
+    The attention reads the stream and the first embedding, 2m in all. The projections of that other half are its
+    extras. One of its norms is 2m wide, and one m.
     """
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
