@@ -28,11 +28,35 @@ ODD: Settings = {
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qk_norm", "qk_layernorm")
 """Flags that the second odd config has the other way round, in families that have them."""
 
-OWN: dict[str, Settings] = {}
+MAMBA: Settings = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 12, "num_key_value_heads": 2}
+OWN: dict[str, Settings] = {
+    "bailing_hybrid": {"num_key_value_heads": None, "kv_lora_rank": 28, "qk_rope_head_dim": 4, "layer_group_size": 2},
+    "bamba": MAMBA | {"attn_layer_indices": [1]},
+    "falcon_h1": MAMBA | {"mamba_d_ssm": None},
+    "gemma3n_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 1},
+    "gemma4_text": {"num_hidden_layers": 7, "per_layer_config": {"5": {"head_dim": 24}, "6": {"head_dim": 24}}},
+    "granitemoehybrid": MAMBA | {"shared_intermediate_size": 40},
+    "lfm2": {"full_attn_idxs": [1]},
+    "zamba": {"num_hidden_layers": 11, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 12, "head_dim": 8, "n_groups": 2},
+    "zamba2": {
+        "n_mamba_heads": 4,
+        "num_mem_blocks": 2,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+    },
+}
 """What both odd configs of a family set besides: for families whose sizes have other names or must fit together."""
 
-LESS: dict[str, tuple[str, ...]] = {}
+LESS: dict[str, tuple[str, ...]] = {
+    "zamba": ("tie_word_embeddings",),
+    "zamba2": ("tie_word_embeddings",),
+}
 """Flags of a family that stay as they are in the second odd config: its code cannot be built with them."""
+
+NEEDED: dict[str, Settings] = {"lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}}
+"""What the default config of a family must set, as its class cannot be built without."""
 
 
 def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:

@@ -155,9 +155,12 @@ def _experts(config: Config, width: int) -> tuple[MoE | None, int, tuple[Extra, 
     return moe, 3, (Extra(name="scales of the router", vectors=1, elements=experts),)
 
 
+WITH_EXPERTS = frozenset({"moe_intermediate_size", "num_experts", "top_k_experts"})
+"""Keys that count with enable_moe_block alone."""
+
 FAMILIES: dict[str, Family] = {
     "gemma3n_text": Family(gemma3n, inert=frozenset({"altup_correct_scale"})),
-    "gemma4_text": Family(gemma4),
-    "gemma4_unified_text": Family(gemma4),
+    "gemma4_text": Family(gemma4, inert=WITH_EXPERTS),
+    "gemma4_unified_text": Family(gemma4, inert=WITH_EXPERTS),
 }
 """Reader by model_type."""

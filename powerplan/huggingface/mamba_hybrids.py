@@ -125,6 +125,9 @@ def _zamba(
     config: Config, name: str, types: list[str], mamba: Layer, shared: list[Layer], own: Extra | None
 ) -> ModelSpec:
     """Return the layers of `types`; a hybrid one is the next block of `shared`, then Mamba with what is its `own`."""
+    if not config.boolean("tie_word_embeddings", True):
+        problem = f"tie_word_embeddings false is not supported: {config.family} would not share its blocks either"
+        raise config.error(problem, "tie_word_embeddings")
     hidden = config.integer("hidden_size")
     projection = Extra(name="projection of the shared block", vectors=hidden, matmul=True)
     after = replace(mamba, extras=(projection, *((own,) if own else ())))
