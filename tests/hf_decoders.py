@@ -83,8 +83,9 @@ def written(config: Any, form: str) -> Settings:
 def stored_elements(model: Any) -> int:
     """Return the number of elements that a checkpoint of `model` holds; parameters() gives a tied matrix once.
 
-    transformers registers DeepSeek's e_score_correction_bias (one per expert) as a buffer; it is learned and stored
-    with the weights, and powerplan counts it as DeepSeek's own code does, as a parameter.
+    transformers registers biases of routers (one per expert) as buffers; they are learned and stored
+    with the weights, and powerplan counts them as DeepSeek's own code does, as parameters.
     """
-    corrections = (tensor for name, tensor in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    learned = ("e_score_correction_bias", ".expert_bias")
+    corrections = (tensor for name, tensor in model.named_buffers() if name.endswith(learned))
     return sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
