@@ -49,6 +49,11 @@ KINDS = (
     "moba",
     "dsa",
     "forgetting",
+    "chunked_attention",
+    "short_conv",
+    "mlstm",
+    "rglru",
+    "rwkv4",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, gemma, hybrids, mamba, mamba_hybrids
+from powerplan.huggingface import dense, experts, fla, gemma, hybrids, mamba, mamba_hybrids, recurrent
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
@@ -13,6 +13,7 @@ FAMILIES: dict[str, Family] = {
     **gemma.FAMILIES,
     **mamba.FAMILIES,
     **mamba_hybrids.FAMILIES,
+    **recurrent.FAMILIES,
     **fla.FAMILIES,
 }
 """The reader of each model_type. Wrappers (mistral3 ...) are read through their text_config."""

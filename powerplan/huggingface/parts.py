@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from powerplan.errors import shown
 from powerplan.ffn import MLP, AnyFFN, MoE
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS as MAX_CONFIG_LAYERS
 from powerplan.huggingface.config import Config
 from powerplan.mixers import MLA, AnyMixer, Attention
 from powerplan.spec import Layer, ModelSpec, group_layers

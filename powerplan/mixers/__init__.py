@@ -11,6 +11,7 @@ from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.convolution import ShortConvolution
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention
+from powerplan.mixers.gated import MLSTM, RGLRU, RWKV4
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
@@ -24,9 +25,8 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-AnyMixer = (
-    Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | ShortConvolution
-)
+Added = ChunkedAttention | ShortConvolution | MLSTM | RGLRU | RWKV4
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | Added
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -51,7 +51,10 @@ __all__ = [
     "KDA",
     "MIXERS",
     "MLA",
+    "MLSTM",
     "NSA",
+    "RGLRU",
+    "RWKV4",
     "RWKV7",
     "SIZED",
     "AnyMixer",
