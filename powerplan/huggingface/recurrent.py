@@ -32,7 +32,8 @@ def xlstm(config: Config, name: str) -> ModelSpec:
     )
     multiple = config.integer("ffn_round_up_to_multiple_of", default=64)
     width = -(-int(hidden * _factor(config, "ffn_proj_factor", 2.667)) // multiple) * multiple
-    layer = Layer(mixer=mixer, ffn=MLP(intermediate_size=width, bias=bias))
+    extras = (Extra(name="biases of the norms", vectors=2),) if bias else ()
+    layer = Layer(mixer=mixer, ffn=MLP(intermediate_size=width, bias=bias), extras=extras)
     norm = Norm(final=config.boolean("add_out_norm", True))
     count = config.integer("num_hidden_layers", "num_blocks", high=parts.MAX_CONFIG_LAYERS)
     spec = parts.assemble(config, name, [layer] * count, ties=False, norm=norm)
