@@ -104,7 +104,7 @@ class ChunkedAttention(Attention, frozen=True, kw_only=True, tag_field="kind", t
     """
 
     source = "Llama 4, transformers 5.23, masking_utils.py, create_chunked_causal_mask"
-    window: Window
+    window: Window = 8192
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys_in_chunks(context, convention.causal, self.window)}
