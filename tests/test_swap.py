@@ -67,7 +67,7 @@ def test_every_model_takes_every_mixer(name: str) -> None:
     for kind in KINDS:
         spec, _ = with_mixer(catalogue_spec(name), "power:p=2" if kind == "power" else kind)
         assert {use.layer.mixer.kind for use in spec.layer_uses() if use.layer.mixer} == {kind}
-        assert Accounting(spec).state_flops_per_token(8192) > 0
+        assert (Accounting(spec).state_flops_per_token(8192) > 0) == (kind != "short_conv")
 
 
 def the_mixer(name: str, text: str) -> tuple[Mixer, list[str]]:

@@ -183,7 +183,7 @@ def _lfm_mixers(config: Config, default: list[str], attention: Attention) -> lis
     window = config.optional_integer("sliding_window")
     if window is None and SLIDING in types:
         raise config.error(f"layer {types.index(SLIDING)} is sliding_attention, and there is no sliding_window")
-    kinds = {CONV: convolution, FULL: attention, SLIDING: replace(attention, window=window)}
+    kinds: dict[str, AnyMixer] = {CONV: convolution, FULL: attention, SLIDING: replace(attention, window=window)}
     return [kinds[layer_type] for layer_type in types]
 
 

@@ -22,7 +22,7 @@ def meta_note(document: Document, spec: ModelSpec) -> tuple[str, ...]:
     try:
         config = AutoConfig.for_model(**{"model_type": family} | document.data)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # Whatever its classes raise for a config that they do not know.
         return (f"not checked: transformers does not build a {family} of this file ({type(error).__name__})",)
     built = sum(weight.numel() for weight in model.parameters())
