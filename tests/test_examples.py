@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from children import HUNG_S
 
 from powerplan.accounting import Accounting
 from powerplan.cli import main
@@ -23,7 +24,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def run(name: str, *arguments: str, folder: Path | None = None) -> str:
     """Return what an example prints: one screen of 100 columns."""
     command = [sys.executable, EXAMPLES / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= 24
@@ -104,7 +105,7 @@ def test_examples_say_how_they_are_used_and_what_was_wrong(name: str, tmp_path: 
         pytest.importorskip("transformers")
     assert f"Usage: python examples/{name}" in run(name, "--help", folder=tmp_path)
     command = [sys.executable, EXAMPLES / name, PLAIN[name]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
