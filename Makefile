@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/powerplan profile gpt2-small --p 2 --time-limit 45
 
 test: $(VENV)/.installed-dev
-	$(if $(wildcard $(TRITON_36)),POWERPLAN_TRITON_36=$(abspath $(TRITON_36))) $(BIN)/pytest -n 2 --dist loadgroup
+	$(if $(wildcard $(TRITON_36)),POWERPLAN_TRITON_36=$(abspath $(TRITON_36))) $(BIN)/pytest -n 2
 
 triton36: $(TRITON_36)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +23,25 @@ if find_spec("hypothesis") is not None:  # The GPU machines of `make gpu` need n
     settings.load_profile("no clock")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests that share a fixture of their file go to one worker of pytest-xdist: it is made once (loadgroup)."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        found = item._fixtureinfo.name2fixturedefs.values()
-        shared = [one for several in found for one in several if one.scope == "module" and one.baseid == file]
-        if any(one.argname in item.fixturenames and not one.argname.startswith("_") for one in shared):
-            item.add_marker(pytest.mark.xdist_group(file))
+SHARED = '@pytest.fixture(scope="module")'
+
+
+@cache
+def has_shared_fixture(file: str) -> bool:
+    return SHARED in (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let `pytest -n` make a fixture of a file once: one worker has all tests of the file. Others go where room is.
+
+    xdist's own way, marks of groups, does nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if has_shared_fixture(file) else nodeid
+
+    return ByFixture(config, log) if config.getvalue("dist") == "load" else None
