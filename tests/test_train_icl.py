@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import interruptible
 
 from icl.code import Code
 from icl.curves import Tally, bin_edges, over_seeds
@@ -135,12 +135,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, m
 def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE, "--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1"]
     command += ["--steps", "1000000", "--threads", "1", "--out", tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "0 of 1 runs are done\n"
-    assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
-    process.send_signal(signal.SIGINT)
-    assert "interrupted: the same command goes on from here" in process.communicate()[1]
+    with interruptible(command) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "0 of 1 runs are done\n"
+        assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
+        process.send_signal(signal.SIGINT)
+        assert "interrupted: the same command goes on from here" in process.communicate()[1]
     assert process.returncode == 130
     assert torch.load(tmp_path / "runs" / "recall-softmax-0.pt", weights_only=True)["step"] >= 1
 
