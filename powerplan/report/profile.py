@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from powerplan.measured import SCHEMA
-from powerplan.profile.result import Crossover, Measurement, Missing, Profile, Split
+from powerplan.measured import SCHEMA, Measurement
+from powerplan.profile.result import Crossover, Missing, Profile, Split
 from powerplan.report.parts import show_ratio, wrapped
 from powerplan.report.render import Column, Report, grouped, table_of
 from powerplan.units import format_bytes, format_count, format_duration
@@ -60,6 +60,10 @@ def _head(profile: Profile) -> list[str]:
         names = dict.fromkeys(f"{check.name.removeprefix('layer with ')} ({check.impl})" for check in checks)
         text = f"{', '.join(names)}: largest error {worst:.0%} of what is allowed"
         lines += wrapped(text, "checked against float64: ", 4)
+    checked = {check.impl for check in profile.checks}
+    timed = {row.name: None for row in profile.results if row.part in ("state", "layer") and row.impl not in checked}
+    if timed:
+        lines += wrapped(", ".join(timed), "not checked: ", 4)
     if profile.interrupted:
         lines.append("interrupted: what was measured until then")
     return lines

@@ -23,7 +23,7 @@ from powerplan.load import load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.formulas import total
-from powerplan.profile import crossover, runner, session, timing
+from powerplan.profile import runner, session
 from powerplan.profile.result import Profile, load_profile
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.swap import with_mixer
@@ -32,41 +32,12 @@ QUICK = ["--ctx", "64, 256", "--time-limit", "2h"]
 """Short contexts, and a time limit that does not depend on how fast the machine is, or how busy: see little_work."""
 
 
-@contextmanager
-def little_work() -> Iterator[None]:
-    """Let a profile end because its work is done: two repeats of each run, and no crossover sought at long contexts.
-
-    With a time limit far beyond that, what is measured does not depend on how fast the machine is, or how busy.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MIN_REPEATS", 2)
-        patch.setattr(timing, "MAX_REPEATS", 2)
-        patch.setattr(crossover, "LONGEST", 512)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _little_work() -> Iterator[None]:
-    with little_work():
-        yield
+pytestmark = pytest.mark.usefixtures("little_work")
 
 
 def profiled(tiny: Path, *options: str) -> Profile:
     assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == 0
     return load_profile("out.json")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of one whole profile, with everything that can be asked for."""
-    folder = tmp_path_factory.mktemp("profile")
-    (folder / "tiny.yaml").write_text(tiny_text, encoding="utf-8")
-    options = ["--p", "2,3", "--against", "softmax,window,linear", "--pass", "decode,train,forward"]
-    options += ["--chunk-size", "32,64", "--breakdown", *QUICK]
-    path = folder / "out.json"
-    with little_work():
-        assert main(["profile", str(folder / "tiny.yaml"), *options, "--save", str(path)]) == 0
-    return path
 
 
 def test_the_contract(whole: Path) -> None:
