@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -87,9 +87,14 @@ def whole(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time pass in runs only, and each run take its roofline time on a machine of 10 GFLOP/s, without any work."""
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let time pass in runs only, and each run take its roofline time on a machine of 10 GFLOP/s, without any work.
+    Return a function that lets more seconds pass."""
     now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
     peak = Peak("simulated", Fraction(10**10), Fraction(10**12), "test")
 
     def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
@@ -114,3 +119,4 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "prepare", prepare)
     monkeypatch.setattr(runner, "peak_of", peak_of)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return sleep
