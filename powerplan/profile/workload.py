@@ -10,6 +10,7 @@ import msgspec
 from powerplan.dims import default_chunk_size
 from powerplan.errors import printable
 from powerplan.ffn import AnyFFN
+from powerplan.measured import Direction
 from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.mixers.formulas import total
 from powerplan.profile.result import PASSES, LayerShape
@@ -28,7 +29,7 @@ class Point(NamedTuple):
     context: int
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Direction:
         """The pass as a saved profile names it."""
         return PASSES[self.pass_name]
 
