@@ -31,6 +31,7 @@ Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**50)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Direction = Literal["forward", "forward+backward", "decode"]
+LayerPart = Literal["state", "projections", "ffn", "layer"]
 
 FORWARD: Direction = "forward"
 TRAINING: Direction = "forward+backward"
@@ -66,7 +67,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     chunk_size: Count | None = None
     batch: Count = 1
     dtype: Dtype = "bf16"
-    part: Literal["state", "projections", "ffn", "layer"] = "state"
+    part: LayerPart = "state"
     ms_p20: Positive | None = None
     ms_p80: Positive | None = None
     tokens_per_s: Positive | None = None

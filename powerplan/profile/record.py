@@ -6,9 +6,11 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
+from powerplan.choices import Dtype
 from powerplan.errors import printable
-from powerplan.measured import SCHEMA, Measurement
+from powerplan.measured import SCHEMA, LayerPart, Measurement
 from powerplan.profile.costs import run_costs
 from powerplan.profile.machine import Machine, versions
 from powerplan.profile.result import PASSES, Breakdown, CheckResult, Crossover, Missing, Profile, Split
@@ -80,8 +82,8 @@ class Record:
             chunk_size=timed.chunk_size if point.part in ("state", "layer") else None,
             gated=timed.gated,
             batch=workload.batch,
-            dtype=workload.dtype,
-            part=point.part,
+            dtype=cast(Dtype, workload.dtype),
+            part=cast(LayerPart, point.part),
             ms_p20=times.p20 * 1000,
             ms_p50=times.median * 1000,
             ms_p80=times.p80 * 1000,
