@@ -152,6 +152,11 @@ def hostile_characters(text: str) -> list[str]:
     return _HOSTILE.findall(text)
 
 
+def printable(text: str) -> str:
+    """Return `text` with every character that does not print written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, limit: int = 2000) -> str:
     """Return `text` with hostile characters written as escapes. A text longer than `limit` loses its middle."""
     if len(text) > limit:

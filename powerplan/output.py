@@ -47,3 +47,6 @@ def write_whole(path: str, content: bytes, force: bool, where: str) -> None:
     except OSError as error:
         Path(name).unlink(missing_ok=True)
         raise MachineError(f"{where}: {path} cannot be written: {error.strerror}") from None
+    except KeyboardInterrupt:
+        Path(name).unlink(missing_ok=True)
+        raise

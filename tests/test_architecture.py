@@ -34,7 +34,7 @@ LAYERS = [
     {"errors", "units", "dims", "balance", "choices", "version"},
     {"mixers", "ffn"},
     {"spec"},
-    {"documents", "validation", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
+    {"documents", "validation", "typed", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
     {"swap", "measured", "output"},
     {"training", "serving"},
     {"roofline"},

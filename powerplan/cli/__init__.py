@@ -12,6 +12,9 @@ from powerplan.cli.app import application_for
 from powerplan.cli.say import error
 from powerplan.errors import PowerplanError, on_command_line
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 4 cannot write, 130 interrupted."""
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         return problem.exit_code
     except (KeyboardInterrupt, typer.Abort):
         error("interrupted")
-        return 130
+        return INTERRUPTED
     except (BrokenPipeError, SystemExit) as stop:
         # The reader (head, less) has gone, and there is nobody to tell. Where typer finds that, it ends the process.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, BrokenPipeError):
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         error(usage)
         return 2
+    if code == INTERRUPTED:  # From typer, which may catch Ctrl-C itself, or from a command that kept what it had.
+        error("interrupted")
     return code if isinstance(code, int) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,14 +94,21 @@ def profile(
         seconds = parse_seconds(time_limit, "--time-limit")
         memory = parse_bytes(memory_limit, "--memory-limit") if memory_limit is not None else None
         result = _measured(model, settings, device, dtype, seconds, memory)
-    tablefmt = "pipe" if output == "markdown" else "simple"
-    say.show(profile_report(result, all_parts=output == "csv", tablefmt=tablefmt), output)
-    if save is not None:
-        write_whole(save, to_json(result), force, "--save")
-        say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")
-    if plot is not None:
+    cut = show is None and result.interrupted
+    try:
+        if save is not None:  # Before the table: what was measured is not lost where its reader (head) has gone.
+            write_whole(save, to_json(result), force, "--save")
+            say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")
+    finally:
+        tablefmt = "pipe" if output == "markdown" else "simple"
+        say.show(profile_report(result, all_parts=output == "csv", tablefmt=tablefmt), output)
+    if plot is not None and cut and not result.part("state"):
+        say.note(f"{plot} is not written: no time of a mixer was measured")
+    elif plot is not None:
         write_whole(plot, profile_plot(result, check_format(plot, "--plot")), force, "--plot")
         say.note(f"wrote {plot}")
+    if cut:
+        raise typer.Exit(130)
 
 
 def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
@@ -118,6 +126,7 @@ def _measured(
     model: str | None, settings: dict[str, Any], device: str, dtype: str | None, seconds: float, memory: int | None
 ) -> Profile:
     """Return the profile of the workload that `settings` describe, measured behind a progress bar."""
+    started = time.monotonic()  # Loading torch counts: the limit is for the whole command.
     from powerplan.cli.progress import progress_bar
     from powerplan.load import load_model
     from powerplan.profile import workload_of
@@ -136,7 +145,7 @@ def _measured(
     for note in (*notes, *workload.notes):
         say.note(note)
     with progress_bar(seconds) as progress:
-        result = Session(workload, seconds, memory, progress).run()
+        result = Session(workload, seconds, memory, progress, started).run()
     for note in result.notes:
         if note not in workload.notes:
             say.note(note)
