@@ -137,7 +137,7 @@ class Accounting:
     def state_flops_per_token(self, context: int | str) -> Fraction:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
         tokens, mixers = context_of(context), self.spec.mixer_counts()
-        flops = (total(mixer.state_flops_terms(tokens, self.convention)) * count for mixer, count in mixers)
+        flops = (Fraction(total(mixer.state_flops_terms(tokens, self.convention))) * count for mixer, count in mixers)
         return sum(flops, Fraction(0))
 
     def wsfr(self, context: int | str) -> Fraction | None:

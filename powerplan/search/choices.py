@@ -40,13 +40,13 @@ def groups_of(spec: ModelSpec) -> list[Group]:
 
 
 class Run(NamedTuple):
-    """Layers of one mixer at equal distances: from `first` on, `count` of them, each `step` layers of the scope later.
+    """Layers of one mixer at equal distances: from `first` on, `layers` of them, each `step` layers of the scope later.
 
     mixer: its place among the scope's distinct mixers. position, stride: as first and step, over all layers of a model.
     """
 
     mixer: int
-    count: int
+    layers: int
     first: int
     step: int
     position: int
@@ -76,27 +76,27 @@ class Scope:
     @cached_property
     def layers(self) -> int:
         """The number of layers."""
-        return sum(run.count for run in self.runs)
+        return sum(run.layers for run in self.runs)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """In how many layers each of the distinct mixers stands."""
         counts = [0] * len(self.distinct)
         for run in self.runs:
-            counts[run.mixer] += run.count
+            counts[run.mixer] += run.layers
         return tuple(counts)
 
     @cached_property
     def positions(self) -> tuple[int, ...]:
         """The positions (from 0) of the layers in the model."""
-        spans = (range(run.position, run.position + run.count * run.stride, run.stride) for run in self.runs)
+        spans = (range(run.position, run.position + run.layers * run.stride, run.stride) for run in self.runs)
         return tuple(sorted(position for span in spans for position in span))
 
     def order(self) -> list[int]:
         """Return for each layer the place of its mixer among the distinct ones."""
         order = [0] * self.layers
         for run in self.runs:
-            order[run.first : run.first + run.count * run.step : run.step] = [run.mixer] * run.count
+            order[run.first : run.first + run.layers * run.step : run.step] = [run.mixer] * run.layers
         return order
 
 

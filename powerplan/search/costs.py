@@ -165,10 +165,20 @@ class Columns:
     """Costs by field, so that a sum of 500 of them, each some times, is a few sums of whole numbers."""
 
     def __init__(self, costs: Sequence[Cost]) -> None:
-        self._single = [tuple(getattr(cost, name) for cost in costs) for name in Cost.__struct_fields__[:-1]]
+        self._weights = tuple(cost.weight_flops_per_token for cost in costs)
+        self._parameters = tuple(cost.parameters for cost in costs)
+        self._elements = tuple(cost.state_elements for cost in costs)
+        self._state = tuple(cost.state_half_bytes for cost in costs)
+        self._decode = tuple(cost.decode_half_bytes for cost in costs)
         self._flops = list(zip(*(cost.scaled_state_flops for cost in costs), strict=True))
 
     def times(self, counts: Sequence[int]) -> Cost:
         """Return the sum of the costs, each as often as `counts` says."""
-        single = [sum(map(mul, column, counts)) for column in self._single]
-        return Cost(*single, tuple([sum(map(mul, column, counts)) for column in self._flops]))
+        return Cost(
+            weight_flops_per_token=sum(map(mul, self._weights, counts)),
+            parameters=sum(map(mul, self._parameters, counts)),
+            state_elements=sum(map(mul, self._elements, counts)),
+            state_half_bytes=sum(map(mul, self._state, counts)),
+            decode_half_bytes=sum(map(mul, self._decode, counts)),
+            scaled_state_flops=tuple([sum(map(mul, column, counts)) for column in self._flops]),
+        )

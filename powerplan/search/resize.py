@@ -37,13 +37,13 @@ class Size(NamedTuple):
     """The size of a model with a plan in its layers.
 
     depth: by what factor each group has more layers, before rounding. width: how many times the heads, the hidden size
-    and the FFN it has. layers: all layers. count: the exceptions of the plan.
+    and the FFN it has. layers: all layers. exceptions: those of the plan.
     """
 
     depth: Fraction
     width: Fraction
     layers: int
-    count: int
+    exceptions: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Resizer:
     def build(self, plan: LayerPlan, size: Size) -> ModelSpec:
         """Return the model of that size with the plan in its layers."""
         scope = self._depth(size.depth).scope
-        return _widened(replace(plan, scope=scope, count=size.count).build(_deeper(self.base, size.depth)), size.width)
+        return _widened(
+            replace(plan, scope=scope, count=size.exceptions).build(_deeper(self.base, size.depth)), size.width
+        )
 
     def _size(self, plan: LayerPlan, depth: int, width: Fraction) -> Size | None:
         """Return the size of about `depth` layers, the plan in the same proportion; None where there is none such."""
@@ -149,7 +151,7 @@ class Resizer:
         scope = self._depth(size.depth).scope
         if plan.other is None:
             return [(plan.main, scope.counts)]
-        few = exceptions_by_mixer(scope, size.count)
+        few = exceptions_by_mixer(scope, size.exceptions)
         return [(plan.main, tuple(map(sub, scope.counts, few))), (plan.other, few)]
 
     def _mixers(self, plan: LayerPlan, size: Size) -> list[tuple[Mixer, int]]:
