@@ -10,6 +10,7 @@ import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import options, say
 from powerplan.cli.options import choice_option
+from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
 
 DEFAULT_CONTEXT = "64k"
@@ -104,26 +105,27 @@ def recommend(
         return
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    answer = powerplan.recommend(
-        model,
-        contexts,
-        max_state=max_state,
-        max_decode_bytes=max_decode_bytes,
-        flops=flops,
-        tokens=tokens,
-        gpu=gpu,
-        devices=devices,
-        keep=keep,
-        only=only or (),
-        exclude=exclude or (),
-        prefer=weights_vs_state,
-        measured=measured,
-        top=top,
-        target=target,
-        mixer=mixer,
-        convention=convention,
-        dtype=dtype,
-    )
+    with at_work("comparing candidates"):
+        answer = powerplan.recommend(
+            model,
+            contexts,
+            max_state=max_state,
+            max_decode_bytes=max_decode_bytes,
+            flops=flops,
+            tokens=tokens,
+            gpu=gpu,
+            devices=devices,
+            keep=keep,
+            only=only or (),
+            exclude=exclude or (),
+            prefer=weights_vs_state,
+            measured=measured,
+            top=top,
+            target=target,
+            mixer=mixer,
+            convention=convention,
+            dtype=dtype,
+        )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
     say.answer(answer, output, notes)
