@@ -36,12 +36,14 @@ class Session:
             they compile kernels, the time begins after them.
         memory_limit: Bytes that one run may take; None for 70 % of the free memory.
         progress: Is told what runs now, and the share of the time limit that has passed.
+        ended: Is called when measuring has ended, by itself or by Ctrl-C: from then on there is something to lose.
     """
 
     workload: Workload
     time_limit: float = 60.0
     memory_limit: int | None = None
     progress: Callable[[str, float], None] = lambda text, share: None
+    ended: Callable[[], None] = lambda: None
 
     def run(self) -> Profile:
         """Return the profile.
@@ -51,6 +53,7 @@ class Session:
 
         Raises:
             MachineError: If an implementation is wrong here, or nothing was measured.
+            KeyboardInterrupt: If Ctrl-C came before anything was measured.
         """
         workload = self.workload
         whole = self.limit = TimeLimit(self.time_limit)
@@ -78,7 +81,11 @@ class Session:
                 self.scheduler = Scheduler(workload, machine, self.limit)
                 self.runner = Runner(workload, self.scheduler, self.record, memory_limit, cold, self._tell)
                 self._stages()
+                self.ended()
         except KeyboardInterrupt:
+            self.ended()
+            if not self.record.rows:
+                raise
             self.record.interrupted = True
             self.record.miss("all that was to follow", "interrupted")
         if not self.record.rows or machine is None:

@@ -51,8 +51,8 @@ def _little_work() -> Iterator[None]:
         yield
 
 
-def profiled(tiny: Path, *options: str) -> Profile:
-    assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == 0
+def profiled(tiny: Path, *options: str, code: int = 0) -> Profile:
+    assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == code
     return load_profile("out.json")
 
 
@@ -273,10 +273,12 @@ def test_an_interrupt_keeps_what_was_measured(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with raising(monkeypatch, KeyboardInterrupt(), after=5):
-        profile = profiled(tiny, "--pass", "forward")
+        profile = profiled(tiny, "--pass", "forward", code=130)
     assert profile.interrupted
     assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
-    assert "all that was to follow: interrupted" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "all that was to follow: interrupted" in captured.out
+    assert captured.err.splitlines()[-1] == "error: interrupted"
 
 
 def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +290,7 @@ def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: p
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "sample_until_settled", cut)
-    profile = profiled(tiny, "--pass", "forward")
+    profile = profiled(tiny, "--pass", "forward", code=130)
     assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
 
 
@@ -296,8 +298,10 @@ def test_an_interrupt_before_anything_is_an_error(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with raising(monkeypatch, KeyboardInterrupt(), after=0):
-        assert main(["profile", str(tiny), *QUICK, "--save", "out.json"]) == 4
-    assert "error: nothing was measured: all that was to follow: interrupted" in capsys.readouterr().err
+        assert main(["profile", str(tiny), *QUICK, "--save", "out.json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == "error: interrupted"
     assert not Path("out.json").exists()
 
 
@@ -405,6 +409,7 @@ def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
         finally:
             deadline.cancel()
             process.kill()
-    assert process.returncode == 0, [*steps, err]
+    assert process.returncode == 130, [*steps, err]
+    assert err.splitlines()[-1] == "error: interrupted"
     assert "interrupted: what was measured until then" in out
     assert "fwd            64  power p=2" in out
