@@ -5,6 +5,7 @@ This module imports nothing of powerplan at its top: `run` is in charge of Ctrl-
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -19,7 +20,10 @@ def run() -> None:
         streams.prepare()
         code = main()
     except KeyboardInterrupt:  # Before the handlers stand; later they end the process, or `main` catches it.
-        sys.stderr.write("error: interrupted\n")
+        try:  # noqa: SIM105 - contextlib would be one more import before this block
+            os.write(2, b"error: interrupted\n")
+        except OSError:
+            pass
         code = 130
     sys.exit(code)
 

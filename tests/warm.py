@@ -1,0 +1,120 @@
+"""A child that has powerplan loaded, and forks for each command line: 15 ms in place of the 400 of a new process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+CLOSED, GONE = "closed", "gone"
+"""Streams that are closed, and pipes whose other end is. Any other stream is the path of a file."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its exit code (negative after a signal), and what it wrote into files."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+class Warm:
+    """The child, as a context manager."""
+
+    def __enter__(self) -> Warm:
+        self.folder = tempfile.TemporaryDirectory()
+        command = [sys.executable, __file__]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.child.stdin.close()
+        self.child.wait()
+        self.child.stdout.close()
+        self.folder.cleanup()
+
+    def run(
+        self, arguments: Sequence[str], stdin: str = "/dev/null", stdout: str | None = None, stderr: str | None = None
+    ) -> Done:
+        """Run a command line in the working directory of this process; None for a stream captures it in a file."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        out, err = Path(self.folder.name, "out"), Path(self.folder.name, "err")
+        for path in (out, err):
+            path.write_bytes(b"")
+        job = {
+            "arguments": list(arguments),
+            "folder": str(Path.cwd()),
+            "streams": [stdin, stdout or str(out), stderr or str(err)],
+        }
+        self.child.stdin.write(json.dumps(job) + "\n")
+        self.child.stdin.flush()
+        code = int(self.child.stdout.readline())
+        return Done(code, out.read_bytes(), err.read_bytes())
+
+
+def serve() -> None:
+    """Read jobs line by line, run each in a fork, and write its exit code."""
+    for module in (
+        "cli.dispatch",
+        *(f"answers.{name}" for name in ("budget", "compare", "decode", "recommend", "wsfr")),
+    ):
+        import_module(f"powerplan.{module}")
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    jobs = os.fdopen(os.dup(0), encoding="utf-8")
+    codes = os.dup(1)
+    while line := jobs.readline():
+        child = os.fork()
+        if child == 0:
+            os.close(codes)
+            jobs.close()
+            become(json.loads(line))
+            return
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(codes, f"{code}\n".encode())
+
+
+def become(job: dict[str, Any]) -> None:
+    """Take the streams of a job as a new process has them, and run its command."""
+    os.chdir(job["folder"])
+    streams: list[IO[str] | None] = []
+    for descriptor, what in enumerate(job["streams"]):
+        os.close(descriptor)
+        mode = os.O_WRONLY if descriptor else os.O_RDONLY
+        if what == GONE:
+            reader, writer = os.pipe()  # The lower number is this stream's.
+            kept = os.dup(writer)
+            os.close(reader)
+            os.close(writer)
+            os.dup2(kept, descriptor)
+            os.close(kept)
+        elif what != CLOSED:
+            opened = os.open(what, mode)
+            if opened != descriptor:  # A closed stream left a lower number free.
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        streams.append(None if what == CLOSED else open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.argv = ["powerplan", *job["arguments"]]
+    from powerplan.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    serve()
