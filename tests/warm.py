@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -92,23 +93,27 @@ def serve() -> None:
 def become(job: dict[str, Any]) -> None:
     """Take the streams of a job as a new process has them, and run its command."""
     os.chdir(job["folder"])
-    streams: list[IO[str] | None] = []
-    for descriptor, what in enumerate(job["streams"]):
-        os.close(descriptor)
-        mode = os.O_WRONLY if descriptor else os.O_RDONLY
+    opened: list[int | None] = []
+    for descriptor, what in enumerate(job["streams"]):  # Above 2, so that none takes the number of a closed stream.
+        number: int | None = None
         if what == GONE:
-            reader, writer = os.pipe()  # The lower number is this stream's.
-            kept = os.dup(writer)
+            reader, writer = os.pipe()
             os.close(reader)
+            number = fcntl.fcntl(writer, fcntl.F_DUPFD, 10)
             os.close(writer)
-            os.dup2(kept, descriptor)
-            os.close(kept)
         elif what != CLOSED:
-            opened = os.open(what, mode)
-            if opened != descriptor:  # A closed stream left a lower number free.
-                os.dup2(opened, descriptor)
-                os.close(opened)
-        streams.append(None if what == CLOSED else open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+            other = os.open(what, os.O_WRONLY if descriptor else os.O_RDONLY)
+            number = fcntl.fcntl(other, fcntl.F_DUPFD, 10)
+            os.close(other)
+        opened.append(number)
+    streams: list[IO[str] | None] = []
+    for descriptor, number in enumerate(opened):
+        os.close(descriptor)
+        if number is not None:
+            os.dup2(number, descriptor)
+            os.close(number)
+        mode = "w" if descriptor else "r"
+        streams.append(None if number is None else os.fdopen(descriptor, mode, closefd=False))
     sys.stdin, sys.stdout, sys.stderr = streams  # type: ignore[assignment]
     sys.argv = ["powerplan", *job["arguments"]]
     from powerplan.cli import run

@@ -80,7 +80,6 @@ def profile(
         if unused := _given(command, ALLOWED_WITH_SHOW):
             names = " and ".join([", ".join(unused[:-1]), unused[-1]] if len(unused) > 1 else unused)
             raise InputError(f"prints a saved profile: leave {names} out", "--show")
-        result = load_profile(show)
         session = None
     else:
         settings = {
@@ -98,8 +97,7 @@ def profile(
         memory = parse_bytes(memory_limit, "--memory-limit") if memory_limit is not None else None
         session = _session(name, notes, settings, device, dtype, seconds, memory)
     with kept() as signals:
-        if session is not None:
-            result = _measured(session, signals)
+        result = load_profile(str(show)) if session is None else _measured(session, signals)
         tablefmt = "pipe" if output == "markdown" else "simple"
         files = [
             File(
