@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing itself imports re and more, 10 ms in which Ctrl-C would give a traceback.
 if TYPE_CHECKING:
+    from typing import Any
+
     from powerplan.accounting import Accounting, Parameters, Row
     from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare

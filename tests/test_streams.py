@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from warm import CLOSED, GONE, Warm
 
 from powerplan.cli import interrupts, main
@@ -115,6 +116,14 @@ def test_ctrl_c_while_torch_is_loaded(module: str) -> None:
     assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
 
 
+def test_the_entry_point_loads_nothing_before_it_stands() -> None:
+    """Python's own start, and a few files: whatever else is imported, `run` is in charge of Ctrl-C by then."""
+    code = "import sys; before = set(sys.modules); import powerplan.cli; print(*set(sys.modules) - before)"
+    loaded = set(run(code).stdout.split())
+    assert {name for name in loaded if name.startswith("powerplan")} == {"powerplan", "powerplan.cli"}
+    assert not loaded & {"typer", "msgspec", "yaml", "re", "pathlib", "dataclasses"}
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     """As a shell without job control starts its background jobs."""
     code = AT_IMPORT.replace("signal.default_int_handler", "signal.SIG_IGN")
@@ -161,17 +170,10 @@ def test_an_exception_that_a_signal_has_become() -> None:
         fail(None)
 
 
-def test_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(*arguments: Any, **settings: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("powerplan.report.dims.dims_report", fail)
-    assert main(["dims"]) == 4
-    assert capsys.readouterr().err == "error: out of memory\n"
-
-
 BIG, SMALL, WRONG = ["models", "--format", "json"], ["wsfr", "tiny.yaml", "--ctx", "1k"], ["wsfr", "zzz"]
 NOTED = ["recommend", "tiny.yaml", "--format", "json", "--write", "out.yaml", "--force"]
+UNSAVED = ["recommend", "tiny.yaml", "--ctx", "64k", "--write", "/dev/full"]
+UNSAVED_ERROR = "error: --write: /dev/full cannot be written: No space left on device\n"
 FULL = "error: cannot write the result: No space left on device\n"
 NO_MODEL = "error: 'zzz' is neither a file nor a catalogue model (powerplan models lists them)\n"
 
@@ -201,6 +203,8 @@ STREAMS: list[tuple[list[str], dict[str, str], int, str]] = [
     (BIG, {"stdout": "/dev/full", "stderr": "/dev/full"}, 4, ""),
     (BIG, {"stdout": "/dev/full", "stderr": CLOSED}, 4, ""),
     (BIG, {"stdout": GONE}, 0, ""),
+    (UNSAVED, {"stdout": "/dev/full"}, 4, UNSAVED_ERROR),
+    (UNSAVED, {"stdout": GONE}, 4, UNSAVED_ERROR),
     (SMALL, {"stdout": GONE}, 0, ""),
     (["--help"], {"stdout": GONE}, 0, ""),
     (BIG, {"stdout": GONE, "stderr": "/dev/full"}, 0, ""),
@@ -211,6 +215,36 @@ STREAMS: list[tuple[list[str], dict[str, str], int, str]] = [
 def test_streams_that_fail(arguments: list[str], streams: dict[str, str], code: int, err: str, warm: Warm) -> None:
     done = warm.run(arguments, **streams)
     assert (done.code, done.out, done.err) == (code, b"", err.encode())
+
+
+def test_a_completion_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer ends the process itself there."""
+    monkeypatch.setenv("_POWERPLAN_COMPLETE", "source_zsh")
+    for suffix, expected in ((">/dev/full", (4, "", FULL)), (">&-", (0, "", ""))):
+        done = run(RUN, suffix=suffix)
+        assert (done.returncode, done.stdout, done.stderr) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "x.yaml"), 4, "error: x.yaml: No such file or directory\n"),
+        (OSError("odd"), 4, "error: cannot write the result: odd\n"),
+        (MemoryError(), 4, "error: out of memory\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (typer.Exit(1), 2, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_else_may_end_a_command(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("powerplan.report.dims.dims_report", fail)
+    assert main(["dims"]) == code
+    assert capsys.readouterr().err == said
 
 
 def test_a_new_process_finds_its_streams_so_too() -> None:

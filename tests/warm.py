@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -10,14 +11,31 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from powerplan.cli import main, run
+
 CLOSED, GONE = "closed", "gone"
 """Streams that are closed, and pipes whose other end is. Any other stream is the path of a file."""
+
+
+COMMANDS = [
+    "--help",
+    "wsfr zzz",
+    "wsfr",
+    "models",
+    "dims",
+    "hardware",
+    "schema",
+    "reproduce",
+    "budget gpt2-small --flops 1e21",
+]
+COMMANDS += ["compare gpt2-small gpt2-xl", "decode gpt2-small", "recommend gpt2-small --only power"]
+"""What the child does before anything is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +88,9 @@ class Warm:
 
 def serve() -> None:
     """Read jobs line by line, run each in a fork, and write its exit code."""
-    for module in (
-        "cli.dispatch",
-        *(f"answers.{name}" for name in ("budget", "compare", "decode", "recommend", "wsfr")),
-    ):
-        import_module(f"powerplan.{module}")
-
+    for words in COMMANDS:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            main(words.split())  # Imports what a command needs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     codes = os.dup(1)
@@ -116,8 +131,6 @@ def become(job: dict[str, Any]) -> None:
         streams.append(None if number is None else os.fdopen(descriptor, mode, closefd=False))
     sys.stdin, sys.stdout, sys.stderr = streams  # type: ignore[assignment]
     sys.argv = ["powerplan", *job["arguments"]]
-    from powerplan.cli import run
-
     run()
 
 

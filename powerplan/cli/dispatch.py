@@ -19,24 +19,31 @@ INTERRUPTED = 130
 
 def dispatch(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code. Every error is told in one line on stderr."""
+    try:
+        return _exit_code(arguments)
+    finally:
+        try:  # Beside an error there may be an answer; Python itself would end with 120 where it cannot be written.
+            sys.stdout.flush()
+        except OSError:
+            abandon(sys.stdout)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
     completes = bool(os.environ.get(VARIABLE))
     try:
         with on_command_line():
             if completes:
                 check_request(os.environ)
-            code = application_for(arguments)(args=arguments, prog_name="powerplan", standalone_mode=False)
+            code = _called(arguments)
         sys.stdout.flush()
     except PowerplanError as problem:
         error(str(problem))
         return problem.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except (BrokenPipeError, SystemExit) as stop:
-        # The reader (head, less) has gone, and there is nobody to tell. Where typer finds that, it ends the process.
-        if isinstance(stop, BrokenPipeError) or isinstance(stop.__context__, BrokenPipeError):
-            abandon(sys.stdout)
-            return 0
-        code = stop.code
+    except BrokenPipeError:  # The reader (head, less) has gone, and there is nobody to tell.
+        abandon(sys.stdout)
+        return 0
     except OSError as problem:
         abandon(sys.stdout)
         error(f"{problem.filename or 'cannot write the result'}: {problem.strerror or problem}")
@@ -54,6 +61,16 @@ def dispatch(arguments: Sequence[str]) -> int:
         error("interrupted")
     # Typer ends with 1 after what it has told itself, such as an unknown shell. For fish that is an answer: no words.
     return 2 if code == 1 and not completes else code if isinstance(code, int) else 0
+
+
+def _called(arguments: Sequence[str]) -> object:
+    """Return what typer returns, also where it ends the process: after completion, and where a reader has gone."""
+    try:
+        return application_for(arguments)(args=arguments, prog_name="powerplan", standalone_mode=False)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        return stop.code
 
 
 def _usage_problem(problem: Exception) -> str | None:

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@fuzz(80)
+@fuzz(60)
 @given(
     command=st.sampled_from(sorted(COMMANDS)),
     stdin=st.sampled_from([CLOSED, GONE, "/dev/null", "/dev/zero"]),
