@@ -39,7 +39,8 @@ def fuzz(examples: int) -> settings:
 HOSTILE = ["\x1b[2J", "\n", "\u2028", "x` - at `$.layers", "name: x", "9" * 5000, "é" * 70, "<<", "~"]
 hostile = st.sampled_from(HOSTILE)
 
-hostile_words = st.text(max_size=12) | st.sampled_from(
+# Without slashes: a word may become the name of a file, which stays in the working directory.
+hostile_words = st.text(max_size=12).map(lambda text: text.replace("/", "")) | st.sampled_from(
     [
         *HOSTILE,
         *("", " ", "-", "--", "-1", "0", "00", "+1", "1.5", "1e400", "1e-400", "nan", "inf", "-inf", "0x10", "１", "٣"),
