@@ -43,12 +43,11 @@ FOLDERS = [
     "no/",
     "old.yaml/",
     "linked/",
-    "/",
-    "/dev/",
+    ".//",
     "/proc/",
-    "//",
+    "/no/",
     "~/",
-]
+]  # No folder outside the test's own that could be written to.
 FIGURE = b"a figure"
 
 
