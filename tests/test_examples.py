@@ -16,7 +16,7 @@ from children import HUNG_S
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import spow_dim
-from powerplan.load import load_model
+from powerplan.load import catalogue_text, load_model
 from powerplan.units import format_ratio
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -81,6 +81,18 @@ def test_convert_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ratio in capsys.readouterr().out
     last = next(line for line in out.splitlines() if "3 windows : 1 power" in line)
     assert ratio in last
+
+
+def test_convert_spec_looks_where_it_will_write(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(catalogue_text("gpt2-small"), encoding="utf-8")
+    for out, problem in (
+        ("no/out.yaml", "no/out.yaml: there is no folder no"),
+        ("mine.yaml", "mine.yaml is the file that"),
+    ):
+        command = [sys.executable, EXAMPLES / "convert_spec.py", "mine.yaml", "64k", out]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: OUT: {problem}")
 
 
 @pytest.mark.transformers

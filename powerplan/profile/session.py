@@ -41,6 +41,7 @@ class Session:
         memory_limit: Bytes that one run may take; None for 70 % of the free memory.
         progress: Is told what runs now, and the share of the time limit that has passed.
         started: The reading of time.monotonic() at which the time began; None for the start of `run`.
+        ended: Is called when measuring has ended, by itself or by Ctrl-C: from then on there is something to lose.
     """
 
     workload: Workload
@@ -48,6 +49,7 @@ class Session:
     memory_limit: int | None = None
     progress: Callable[[str, float], None] = lambda text, share: None
     started: float | None = None
+    ended: Callable[[], None] = lambda: None
 
     def run(self) -> Profile:
         """Return the profile.
@@ -87,11 +89,13 @@ class Session:
                 self.scheduler = Scheduler(workload, machine, self.limit)
                 self.runner = Runner(workload, self.scheduler, self.record, memory_limit, cold, self._tell)
                 self._stages()
+                self.ended()
         except KeyboardInterrupt:
-            self.record.interrupted = True
-            self.record.miss("all that was to follow", "interrupted")
+            self.ended()
             if not self.record.rows:
                 raise
+            self.record.interrupted = True
+            self.record.miss("all that was to follow", "interrupted")
         if not self.record.rows or machine is None:
             raise MachineError(f"nothing was measured: {self.record.first_reason()}")
         return self.record.profile(machine, whole.passed())

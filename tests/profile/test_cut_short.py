@@ -90,7 +90,7 @@ def test_what_was_measured_is_saved_before_it_is_printed(tiny: Path, monkeypatch
         raise BrokenPipeError
 
     monkeypatch.setattr("powerplan.cli.say.show", gone)
-    monkeypatch.setattr("powerplan.cli._abandon_stdout", lambda: None)
+    monkeypatch.setattr("powerplan.cli.dispatch.abandon", lambda stream: None)
     profile = profiled(tiny, "--pass", "forward", "--ctx", "64", "--against", "none")
     assert profile.results
 
