@@ -95,8 +95,8 @@ def output_kernel(
     # Decay since the start of the chunk, exp(a_t) in [0, 1], once a query instead of once a step; and scale^P with it.
     b_since_start = tl.full([BM], power_scale, tl.float32)
     if GATED:
-        b_cumsum_t, b_rest_t = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
-        b_since_start *= tl.exp(b_cumsum_t)
+        b_cumsum, _ = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
+        b_since_start *= tl.exp(b_cumsum)
 
     # Query the state, phi(q) kv, step by step. A block reads all of it from L2: at K = V = 64, P = 2 that is 295 KB in
     # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
@@ -126,6 +126,8 @@ def output_kernel(
 
     # Attend within the chunk, to blocks of keys up to the last query. Keys at or behind `stop` need no mask of their
     # own: they come after every query before it.
+    if GATED:  # Loaded anew: kept over the steps of phi, both words take registers that the loop has not got.
+        b_cumsum_t, b_rest_t = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
     for begin in range(start, tl.minimum(first + BM, stop), BN):
         o_s, m_s = token_block(begin, stop, BN)
         b_k = load_rows(p_k, s_kt, o_s, m_s, tl.arange(0, BK), K)
