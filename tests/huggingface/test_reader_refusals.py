@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting
@@ -323,7 +323,6 @@ def outcome(data: Any) -> ModelSpec | InputError:
         return error
 
 
-@settings(deadline=None)
 @given(
     family=st.sampled_from([*sorted(FAMILIES), "gemma3", "kimi_k25"]),
     nested=st.booleans(),

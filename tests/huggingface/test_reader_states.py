@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting
@@ -279,7 +279,6 @@ def outcome(data: Any) -> ModelSpec | InputError:
         return error
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted({*FLA, *FAMILIES, ""})), st.dictionaries(st.sampled_from(KEYS), values, max_size=6))
 def test_any_file_is_read_or_refused_with_its_place(family: str, changes: Settings) -> None:
     config = GROUPED | RWKV | changes | ({"model_type": family} if family else {"model_type": None, "d_model": 64})
