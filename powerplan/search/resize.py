@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class _Depth:
-    """The layers of a model of another depth: all, their norms, those that a plan may change, how often it has others."""
+    """A model of another depth: its layers, their norms, the layers that a plan may change, the count of other blocks."""
 
     layers: int
     norms: int
