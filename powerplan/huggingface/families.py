@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, hybrids, mamba
+from powerplan.huggingface import dense, experts, fla, gpt, hybrids, mamba, remote, special
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
 FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
+    **gpt.FAMILIES,
+    **remote.FAMILIES,
+    **special.FAMILIES,
     **experts.FAMILIES,
     **hybrids.FAMILIES,
     **mamba.FAMILIES,
@@ -31,6 +34,8 @@ REFUSED: dict[str, str] = {
         _WITH_ENCODER,
     ),
     **dict.fromkeys("musicgen musicgen_melody moshi".split(), _AUDIO),
+    "blt": "its layers run on patches of bytes, and no token count says how many there are",
+    "diffllama": "its attention is the difference of two, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
     "xlnet": "its attention is over two streams, which is not counted",
 }
