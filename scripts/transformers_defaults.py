@@ -2,10 +2,10 @@
 
     python scripts/transformers_defaults.py
 
-A config.json may leave out what its class has a default for. The file has for each model_type of `families`: `defaults`,
-the values of the class's fields before its __post_init__ derives any; `aliases`, other names of keys. Keys that change no
-count (inert.py) are left out. For each of `wrappers`, which hold a text decoder beside other towers: `text`, the
-model_type of its text_config where the file names none, and `tied`, its tie_word_embeddings.
+A config.json may leave out what its class has a default for. The file has for each model_type of `families`:
+`defaults`, the values of the class's fields before its __post_init__ derives any; `aliases`, other names of keys. Keys
+that change no count (inert.py) are left out. For each of `wrappers`, which hold a text decoder beside other towers:
+`text`, the model_type of its text_config where the file names none, and `tied`, its tie_word_embeddings.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ PLANNING = [
 
 LAYERS = [
     {"errors", "units", "dims", "balance", "choices", "version"},
-    {"mixers", "ffn"},
+    {"mixers", "ffn", "extras"},
     {"spec"},
     {"documents", "validation", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
     {"swap", "measured", "output"},

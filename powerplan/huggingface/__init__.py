@@ -10,32 +10,37 @@ the default of its family. A number or a word beside these gets a note; anything
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from powerplan.documents import Document
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, did_you_mean, parameter, shown
+from powerplan.huggingface.audit import audit, nearest_family
 from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.defaults import FLAT_WRAPPERS, STATED, class_defaults, tables
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
-from powerplan.huggingface.inert import INERT
 from powerplan.huggingface.mamba import mamba_ssm
 from powerplan.spec import ModelSpec
 
 __all__ = ["FAMILIES", "REFUSED", "read_config", "supported_families"]
 
 
-def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the spec of a config.json, and remarks that a user should see; `fallback_name` where the file has no name.
+def read_config(document: Document, fallback_name: str, like: str | None = None) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Return the spec of a config.json, and remarks that a user should see.
 
-    InputError, whose message begins with file:line:column, where the family is unknown, a value is missing or
-    contradicts another, or a setting would change the count and is not understood.
+    Args:
+        document: The file.
+        fallback_name: The model's name where the file has none.
+        like: A family, by its model_type, whose reader reads the file whatever its own model_type is.
+
+    Raises:
+        InputError: The family is unknown, a value is missing or contradicts another, or a setting would change the
+            count and is not understood. The message begins with file:line:column.
     """
     if not isinstance(document.data, dict):
         raise InputError("a config.json is an object, and this is not one", document.where())
-    config, family = _text_config(document)
+    config, family = _text_config(document) if like is None else _read_like(document, like)
     known = class_defaults(family.like or config.family, nested=bool(config.prefix))
     config.defaults, config.aliases = {**known.defaults, **family.defaults}, {**known.aliases, **family.aliases}
     try:
@@ -44,7 +49,7 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
         if error.where is None:
             raise config.error(error.problem) from None
         raise
-    _audit(config, family)
+    audit(config, family, refuse=like is None)
     _note_other_heads(document, config)
     if document.data.get("quantization_config") or config.has("quantization_config"):
         config.note("quantization_config is not read: bytes follow --dtype")
@@ -77,14 +82,30 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     if family in REFUSED:
         raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
     if inner is not None:
-        problem = f"model_type {shown(family)} is not supported: a wrapper whose text_config may mean something else"
-        raise outer.error(problem, "model_type")
-    may_be = allowed_values(family, supported_families(), label="supported")
-    raise outer.error(f"model_type {shown(family)} is not supported{may_be}", "model_type")
+        problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
+        raise outer.error(f"{problem}{_nearest(inner)}", "model_type")
+    problem = f"model_type {shown(family)} is not supported{did_you_mean(family, supported_families())}"
+    raise outer.error(f"{problem}{_nearest(document.data)}; powerplan models --families lists what is", "model_type")
+
+
+def _nearest(data: dict[str, Any]) -> str:
+    family = nearest_family(data)
+    return f"; its keys are most like those of {family}: --like {family} reads it so" if family else ""
+
+
+def _read_like(document: Document, like: str) -> tuple[Config, Family]:
+    """Return the config, or the text_config in it, to be read as the family `like`."""
+    if like not in FAMILIES:
+        problem = f"{shown(like)} is not a family that is read{did_you_mean(like, FAMILIES)}"
+        raise InputError(f"{problem}; powerplan models --families lists them", parameter("like"))
+    inner = isinstance(document.data.get("text_config"), dict)
+    config = Config(document, ("text_config",) if inner else (), {"model_type": like})
+    config.note(f"read like {like}, as --like says")
+    return config, FAMILIES[like]
 
 
 def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, Any]) -> tuple[Config, Family]:
-    """Return the text decoder within a wrapper. The wrapper's tie_word_embeddings is the one that transformers follows."""
+    """Return the text decoder within a wrapper, whose tie_word_embeddings is the one that transformers follows."""
     wrapper = tables().wrappers[family]
     text = inner.get("model_type", wrapper.text)
     if not isinstance(text, str) or text not in FAMILIES:
@@ -116,29 +137,6 @@ def _flat(document: Document, family: str) -> tuple[Config, Family]:
     config = Config(document, changes={"model_type": text})
     config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
     return config, replace(FAMILIES[text], inert=FAMILIES[text].inert | FLAT_WRAPPERS[family])
-
-
-def _audit(config: Config, family: Family) -> None:
-    """Refuse the file, or remark on it, where it has keys that no reader looked up and that may change the count."""
-    remarked = []
-    for part, key, value in _not_looked_up(config):
-        if key in INERT or key in family.inert or not value or value == config.defaults.get(key):
-            continue
-        if isinstance(value, (float, str)):
-            remarked.append(key)
-            continue
-        problem = f"{key} {shown(value)} is not known for {config.family}, and it may change the count"
-        raise part.error(f"{problem}; take it out of the file if it does not", key)
-    if remarked:
-        config.note(f"not known for {config.family}, and not counted: {', '.join(sorted(remarked))}")
-
-
-def _not_looked_up(config: Config) -> Iterator[tuple[Config, str, Any]]:
-    for key in config.data:
-        if key not in config.data.looked_up:
-            yield config, key, config.data.peek(key)
-    for part in config.parts:
-        yield from _not_looked_up(part)
 
 
 def _name(document: Document, fallback: str) -> str:

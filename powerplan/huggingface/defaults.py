@@ -1,4 +1,7 @@
-"""What transformers' config classes supply where a file leaves it out (defaults.json, by scripts/transformers_defaults.py)."""
+"""What transformers' config classes supply where a file leaves it out.
+
+defaults.json is made by scripts/transformers_defaults.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import msgspec
 class Wrapper(msgspec.Struct, frozen=True):
     """A config class that holds a text decoder in text_config, beside other towers.
 
-    text: the model_type of a text_config that names none. tied: the class's tie_word_embeddings, None where it has none.
+    text: the model_type of a text_config that names none. tied: the class's tie_word_embeddings, None if it has none.
     """
 
     text: str
@@ -21,7 +24,7 @@ class Wrapper(msgspec.Struct, frozen=True):
 
 
 class ClassDefaults(msgspec.Struct, frozen=True):
-    """The defaults of a config class, and other names of its keys: the name that code uses to the name that is stored."""
+    """The defaults of a config class, and its aliases: the name of a key in the code to the name that is stored."""
 
     defaults: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}

@@ -44,8 +44,7 @@ def qwen_windows(config: Config) -> list[int | None]:
 
 def alternating(config: Config, period: int) -> list[int | None]:
     """Windows in all layers but the last of each period; older files state the period as sliding_window_pattern."""
-    stated = config.optional_integer("sliding_window_pattern", "_sliding_window_pattern")
-    return parts.alternating_windows(config, stated or period)
+    return parts.alternating_windows(config, config.optional_integer("sliding_window_pattern") or period)
 
 
 def after_full(config: Config) -> list[int | None]:
@@ -271,7 +270,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": Family(partial(dense, windows=exaone4_windows, bias=False, qk_norm="head")),
     "gemma": Family(gemma, inert=VISION),
     "gemma2": Family(gemma2, inert=VISION),
-    "gemma3_text": Family(gemma3),
+    "gemma3_text": Family(gemma3, inert=frozenset({"_sliding_window_pattern"})),
     "glm": Family(glm),
     "glm4": Family(glm4),
     "glm4v_text": Family(partial(glm4, bias=True)),

@@ -18,22 +18,18 @@ FAMILIES: dict[str, Family] = {
 }
 """The reader of each model_type. Wrappers (mistral3 ...) are read through their text_config."""
 
-_ENCODER = "it is an encoder, or built as one, and powerplan plans decoders"
-_WITH_ENCODER = "its decoder attends to an encoder, and powerplan plans decoders without cross-attention"
-_AUDIO = "it generates audio, not text"
+_ENCODERS = """
+    bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta
+    roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod
+"""
+_WITH_ENCODERS = """
+    bart bigbird_pegasus blenderbot blenderbot-small git marian mbart mvp pegasus plbart prophetnet trocr whisper
+"""
 
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
-        "roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod".split(),
-        _ENCODER,
-    ),
-    **dict.fromkeys(
-        "bart bigbird_pegasus blenderbot blenderbot-small git marian mbart mvp pegasus plbart prophetnet trocr "
-        "whisper".split(),
-        _WITH_ENCODER,
-    ),
-    **dict.fromkeys("musicgen musicgen_melody moshi".split(), _AUDIO),
+    **dict.fromkeys(_ENCODERS.split(), "it is an encoder, or built as one, and powerplan plans decoders"),
+    **dict.fromkeys(_WITH_ENCODERS.split(), "its decoder attends to an encoder, which is not counted"),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "it generates audio"),
     "blt": "its layers run on patches of bytes, and no token count says how many there are",
     "diffllama": "its attention is the difference of two, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",

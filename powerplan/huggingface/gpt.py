@@ -26,12 +26,14 @@ def head_bias(config: Config) -> tuple[Extra, ...]:
 
 
 def heads(config: Config, kv_heads: int | None = None, **fields: Any) -> Attention:
-    """Return attention whose heads together are hidden_size wide; `kv_heads` are as many as heads where left out."""
-    hidden, count = config.integer("hidden_size", "n_embd"), config.integer("num_attention_heads", "n_head")
-    if hidden % count:
-        key = config.key("hidden_size", "n_embd")
-        raise config.error(f"{key} {hidden} is not a multiple of num_attention_heads {count}", key)
-    return Attention(heads=count, kv_heads=kv_heads or count, head_dim=hidden // count, **fields)
+    """Return attention with `kv_heads` key/value heads, as many as query heads where left out."""
+    _hidden(config)
+    attention = parts.attention(config, **fields)
+    return replace(attention, kv_heads=kv_heads or attention.heads)
+
+
+def _hidden(config: Config) -> int:
+    return config.integer(config.aliases.get("hidden_size", "hidden_size"), "hidden_size", "n_embd")
 
 
 def gpt(
@@ -56,7 +58,7 @@ def gpt(
     each layer.
     """
     config.refuse("add_cross_attention", "powerplan plans decoders without cross-attention")
-    hidden = config.integer("hidden_size", "n_embd")
+    hidden = _hidden(config)
     width = config.integer(*inner, default=times * hidden or None) if inner else times * hidden
     mlp = MLP(intermediate_size=width, gated=False, bias=mlp_bias)
     layer = Layer(mixer=attention or heads(config, bias=bias), ffn=mlp, extras=extras)
@@ -226,7 +228,6 @@ STARCODER = frozenset(
     {
         "inference_runner",
         "max_batch_size",
-        "num_key_value_heads",
         "pre_allocate_kv_cache",
         "validate_runner_input",
     }

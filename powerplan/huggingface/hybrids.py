@@ -39,7 +39,7 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         Layer(mixer=latent if layer_type == FULL else kda, ffn=moe if has_experts else dense)
         for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
     ]
-    return parts.assemble(config, name, layers)
+    return parts.assemble(config, name, layers, ties=False)
 
 
 def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:

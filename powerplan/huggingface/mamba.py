@@ -31,7 +31,7 @@ def _mamba1(
 
 
 def mamba(config: Config, name: str) -> ModelSpec:
-    """Mamba as transformers has it: a mixer and a norm per layer, tied. A file's intermediate_size is the inner width."""
+    """Mamba as transformers has it: a mixer and a norm per layer, tied. intermediate_size, if stated, is its width."""
     keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
     mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys, inner_key="intermediate_size")
     return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, norm=Norm(per_layer=1), tie=True)
@@ -180,7 +180,7 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
                 router_bias=True,
             )
             by_kind[kind] = Layer(ffn=moe)
-    return assemble(config, name, [by_kind[kind] for kind in kinds], norm=Norm(per_layer=1))
+    return assemble(config, name, [by_kind[kind] for kind in kinds], ties=False, norm=Norm(per_layer=1))
 
 
 def _nemotron_mamba(config: Config) -> Mamba2:

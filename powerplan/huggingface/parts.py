@@ -143,17 +143,25 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
 
 def note_prediction_layers(config: Config, *names: str) -> None:
     """Remark that the layers which predict further tokens are left out, where one of the keys `names` counts any."""
-    if config.optional_integer(*names, low=0):
+    if config.has(config.key(*names)) and config.optional_integer(*names, low=0):
         config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
 
 
-def assemble(config: Config, name: str, layers: list[Layer], *, tie: bool = False, **fields: Any) -> ModelSpec:
-    """Return the spec of `layers`, with the config's embeddings; `tie` is the family's tie_word_embeddings."""
+def assemble(
+    config: Config, name: str, layers: list[Layer], *, tie: bool = False, ties: bool = True, **fields: Any
+) -> ModelSpec:
+    """Return the spec of `layers`, with the config's embeddings.
+
+    tie: tie_word_embeddings of a family that transformers does not have. ties: whether the family's code heeds it.
+    """
+    tied = config.boolean("tie_word_embeddings", tie)
+    if tied and not ties:
+        config.note(f"tie_word_embeddings is not heeded: transformers' {config.family} does not tie its embeddings")
     return ModelSpec(
         name=name,
         vocab_size=config.integer("vocab_size"),
         hidden_size=config.integer("hidden_size", "n_embd"),
-        tie_embeddings=config.boolean("tie_word_embeddings", tie),
+        tie_embeddings=tied and ties,
         layers=group_layers(layers),
         **fields,
     )

@@ -90,17 +90,11 @@ def cpmant(config: Config, name: str) -> ModelSpec:
     segments = config.integer("segment_types")
     prompts = config.integer("prompt_types") * config.integer("prompt_length")
     buckets = segments**2 + config.integer("position_bias_num_buckets")
-    config.boolean("tie_word_embeddings", False)  # looked up, and without effect in transformers' code
-    return ModelSpec(
-        name=name,
-        vocab_size=config.integer("vocab_size"),
-        hidden_size=config.integer("hidden_size"),
-        extras=(
-            Extra(name="prompts and segments", vectors=prompts + segments),
-            Extra(name="position biases", elements=buckets * attention.heads),
-        ),
-        layers=parts.group_layers([layer] * config.layer_count),
+    extras = (
+        Extra(name="prompts and segments", vectors=prompts + segments),
+        Extra(name="position biases", elements=buckets * attention.heads),
     )
+    return parts.assemble(config, name, [layer] * config.layer_count, ties=False, extras=extras)
 
 
 def hrm_text(config: Config, name: str) -> ModelSpec:

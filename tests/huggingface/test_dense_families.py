@@ -322,7 +322,7 @@ REFUSALS: list[tuple[Settings, str]] = [
     ),
     (GPT | {"model_type": "gpt2", "attention_head_type": "grouped"}, "attention_head_type 'grouped' is not supported"),
     (GPT | {"model_type": "gpt_bigcode", "add_cross_attention": True}, "decoders without cross-attention"),
-    (GPT | {"model_type": "gptj", "n_head": 5}, "n_embd 48 is not a multiple of num_attention_heads 5"),
+    (GPT | {"model_type": "gptj", "n_head": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
     (
         {"model_type": "gpt_neo", "vocab_size": 97, "hidden_size": 48, "num_layers": 4, "num_heads": 6},
         "attention_types make 24 layers, and num_layers is 4",
