@@ -35,6 +35,11 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
+def keys(text: str) -> frozenset[str]:
+    """Return the words of `text`, the names of keys."""
+    return frozenset(text.split())
+
+
 class Keys(Mapping[str, Any]):
     """The keys and values of an object in a file. It remembers which keys were looked up."""
 

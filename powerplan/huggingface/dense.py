@@ -12,7 +12,7 @@ from typing import Any, Literal
 from powerplan.errors import shown
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family, Reader
+from powerplan.huggingface.config import Config, Family, Reader, keys
 from powerplan.mixers import AnyMixer, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
@@ -175,6 +175,14 @@ def hyperclovax(config: Config, name: str) -> ModelSpec:
     return dense(config, name, mlp_bias="mlp_bias", norm=norm)
 
 
+def hunyuan(config: Config, name: str) -> ModelSpec:
+    """Hunyuan's dense models: qk-norm per head."""
+    config.refuse("use_cla", "keys and values shared between layers are not counted")
+    if (config.optional_integer("num_experts") or 1) > 1:
+        raise config.error("num_experts above 1 is not supported: hunyuan_v1_dense has none", "num_experts")
+    return dense(config, name, qk_norm="head")
+
+
 def cohere(config: Config, name: str) -> ModelSpec:
     """Command R: attention and MLP side by side; with use_qk_norm a norm of each head's own."""
     qk_norm: Any = "full" if config.boolean("use_qk_norm", False) else "none"
@@ -199,6 +207,13 @@ def _causal(config: Config) -> None:
         config.refuse("use_bidirectional_attention", "powerplan counts causal attention")
     elif config.boolean("use_bidirectional_attention", False):
         config.note(f"{config.family}: tokens of a prompt see each other both ways; causal attention is counted")
+
+
+def phi3(config: Config, name: str) -> ModelSpec:
+    """Phi-3 and Phi-4-mini: no biases; a window in every layer if there is one."""
+    for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        config.refuse(key, "transformers' Phi-3 has no biases")
+    return dense(config, name, windows=parts.one_window, bias=False)
 
 
 def gemma3(config: Config, name: str) -> ModelSpec:
@@ -233,15 +248,31 @@ def power(config: Config, **fields: Any) -> Power:
     )
 
 
-VISION = frozenset(
-    ["_flash_attn_2_enabled", "is_llama_config", "num_image_tokens", "perceiver_config", "pixel_shuffle_factor"]
+VISION = keys(
+    """
+    _flash_attn_2_enabled is_llama_config num_image_tokens perceiver_config pixel_shuffle_factor qk_layer_norms
+    use_resampler
+    """
 )
 """Keys of text configs within wrappers (PaliGemma, Idefics 2 and 3, SmolVLM) that concern images."""
 
-COHERE = frozenset(["use_embedding_sharing", "use_gated_activation", "use_parallel_block", "use_parallel_embedding"])
+PHI = frozenset({"full_attn_mod", "interpolate_factor"})
+"""Keys of Phi-4-mini's files that its code does not read."""
+
+COHERE = keys(
+    """
+    layer_switch order_of_interleaved_layers position_embedding_type use_embedding_sharing use_gated_activation
+    use_parallel_block use_parallel_embedding
+    """
+)
 """Keys of Command R7B's files that say what its code does anyhow."""
 
-HUNYUAN = frozenset({"attention_head_dim", "cla_share_factor", "dense_list", "org_vocab_size", "use_qk_norm"})
+HUNYUAN = keys(
+    """
+    add_classification_head cla_share_factor class_num dense_list im_end_id im_newline_id im_start_id mask_init_id
+    norm_type org_vocab_size pad_id pool_type text_end_id text_start_id use_qk_norm use_rotary_pos_emb
+    """
+)
 """Keys of Hunyuan's files that its dense models share with others of the family, and their code does not read."""
 
 llama: Reader = partial(dense, mlp_bias="mlp_bias")
@@ -277,10 +308,7 @@ FAMILIES: dict[str, Family] = {
     "granite": Family(llama),
     "granite_swa": Family(partial(dense, windows=after_full, mlp_bias="mlp_bias", sinks=True)),
     "helium": Family(helium),
-    "hunyuan_v1_dense": Family(
-        partial(dense, qk_norm="head", refused=[("use_cla", "keys and values shared between layers are not counted")]),
-        inert=HUNYUAN,
-    ),
+    "hunyuan_v1_dense": Family(hunyuan, inert=HUNYUAN, aliases={"head_dim": "attention_head_dim"}),
     "hyperclovax": Family(hyperclovax),
     "internlm3": Family(internlm3),
     "iquestcoder": Family(
@@ -292,11 +320,13 @@ FAMILIES: dict[str, Family] = {
     "ministral3": Family(partial(dense, windows=parts.one_window, bias=False)),
     "mistral": Family(partial(dense, windows=parts.one_window, bias=False), inert=VISION),
     "nanochat": Family(partial(dense, gated=False, norm=Norm(kind="none"))),
-    "nemotron": Family(partial(dense, mlp_bias="mlp_bias", gated=False, norm=LAYERNORM)),
+    "nemotron": Family(
+        partial(dense, mlp_bias="mlp_bias", gated=False, norm=LAYERNORM), inert=frozenset({"rope_percent"})
+    ),
     "olmo": Family(partial(dense, norm=Norm(kind="none"))),
     "olmo2": Family(partial(dense, qk_norm="full")),
     "olmo3": Family(partial(dense, windows=partial(parts.alternating_windows, period=4), qk_norm="full")),
-    "phi3": Family(partial(dense, windows=parts.one_window, bias=False)),
+    "phi3": Family(phi3, inert=PHI),
     "powercoder": Family(powercoder, like="starcoder2"),
     "qwen2": Family(qwen2),
     "qwen2_5_vl_text": Family(qwen2),
@@ -307,7 +337,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(
         partial(dense, windows=smollm3_windows, mlp_bias="mlp_bias"), inert=frozenset({"max_window_layers"})
     ),
-    "stablelm": Family(stablelm),
+    "stablelm": Family(stablelm, inert=frozenset({"rotary_scaling_factor"})),
     "starcoder2": Family(
         partial(dense, windows=parts.one_window, bias="use_bias", mlp_bias="use_bias", gated=False, norm=LAYERNORM)
     ),

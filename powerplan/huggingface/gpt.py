@@ -12,7 +12,7 @@ from powerplan.errors import shown
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
@@ -57,7 +57,6 @@ def gpt(
     n_positions or max_position_embeddings, None where positions are rotated, sinusoidal or biases. extras: those of
     each layer.
     """
-    config.refuse("add_cross_attention", "powerplan plans decoders without cross-attention")
     hidden = _hidden(config)
     width = config.integer(*inner, default=times * hidden or None) if inner else times * hidden
     mlp = MLP(intermediate_size=width, gated=False, bias=mlp_bias)
@@ -170,6 +169,7 @@ def falcon(config: Config, name: str) -> ModelSpec:
     where the file says nothing.
     """
     _n_embed(config)
+    config.refuse("apply_residual_connection_post_layernorm", "transformers' Falcon has none of it")
     new = config.boolean("new_decoder_architecture", False)
     groups = config.optional_integer("num_kv_heads")
     kv_heads = groups if new else 1 if config.boolean("multi_query", True) else None
@@ -220,39 +220,44 @@ def _qk_layernorm(config: Config, attention: Attention) -> tuple[Attention, tupl
     return replace(attention, qk_norm="head"), (Extra(name="qk-norm biases", elements=2 * attention.head_dim),)
 
 
-BLOOM = frozenset({"bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add"})
-MPT = frozenset(
-    {"alibi_bias_max", "attn_impl", "attn_uses_sequence_id", "init_config", "learned_pos_emb", "softmax_scale"}
+BLOOM = frozenset(
+    {"bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv"}
 )
-STARCODER = frozenset(
-    {
-        "inference_runner",
-        "max_batch_size",
-        "pre_allocate_kv_cache",
-        "validate_runner_input",
-    }
+MPT = keys(
+    """
+    alibi_bias_max attn_impl attn_uses_sequence_id init_config learned_pos_emb softmax_scale tokenizer_name verbose
+    """
 )
+STARCODER = keys(
+    """
+    inference_runner max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input
+    """
+)
+CONTEXT = frozenset({"n_ctx", "n_positions"})
 
 FAMILIES: dict[str, Family] = {
     "biogpt": Family(
         partial(gpt, inner=("intermediate_size",), times=0, positions=2), defaults={"max_position_embeddings": 1024}
     ),
     "bloom": Family(bloom, inert=BLOOM),
-    "codegen": Family(
-        partial(gpt, bias=False, norm=ONE_NORM, lm_head_bias=True), inert=frozenset({"n_ctx", "n_positions"})
-    ),
-    "ctrl": Family(partial(gpt, inner=("dff",), lm_head_bias=True), inert=frozenset({"n_positions"})),
-    "falcon": Family(falcon, inert=frozenset({"alibi"})),
-    "gpt-sw3": Family(gpt2),
-    "gpt2": Family(gpt2),
+    "codegen": Family(partial(gpt, bias=False, norm=ONE_NORM, lm_head_bias=True), inert=CONTEXT),
+    "ctrl": Family(partial(gpt, inner=("dff",), lm_head_bias=True), inert=CONTEXT | {"from_tf", "output_past"}),
+    "falcon": Family(falcon, inert=frozenset({"alibi", "ff_factor"})),
+    "gpt-sw3": Family(gpt2, inert=CONTEXT),
+    "gpt2": Family(gpt2, inert=CONTEXT),
     "gpt_bigcode": Family(gpt_bigcode, inert=STARCODER),
     "gpt_neo": Family(gpt_neo),
     "gpt_neox": Family(gpt_neox),
     "gpt_neox_japanese": Family(gpt_neox_japanese),
     "gptj": Family(partial(gpt, bias=False, norm=ONE_NORM, lm_head_bias=True), inert=frozenset({"n_positions"})),
     "mpt": Family(mpt, inert=MPT),
-    "openai-gpt": Family(partial(gpt, inner=(), norm=Norm(kind="layernorm", final=False), positions=0)),
-    "opt": Family(opt, defaults={"max_position_embeddings": 2048}),
+    "openai-gpt": Family(
+        partial(gpt, inner=(), norm=Norm(kind="layernorm", final=False), positions=0),
+        inert=CONTEXT | {"n_special", "predict_special_tokens"},
+    ),
+    "opt": Family(
+        opt, defaults={"max_position_embeddings": 2048}, inert=frozenset({"learned_embeddings", "scale_embeddings"})
+    ),
     "persimmon": Family(persimmon),
     "phi": Family(phi),
     "xglm": Family(partial(gpt, inner=("ffn_dim",))),

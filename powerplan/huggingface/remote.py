@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from powerplan.errors import shown
+from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.huggingface.dense import dense, layered, llama, power, qwen_windows
 from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec
@@ -100,19 +102,71 @@ def deci(config: Config, name: str) -> ModelSpec:
     return layered(config, name, mixers)
 
 
-QWEN = frozenset(
-    ["bf16", "fp16", "fp32", "onnx_safe", "softmax_in_fp32", "use_dynamic_ntk", "use_logn_attn", "use_cache_kernel"]
+def nemotron_nas(config: Config, name: str) -> ModelSpec:
+    """Llama-Nemotron 49B, 51B and 253B: block_configs say for each layer what of attention and MLP it has.
+
+    attention has heads in groups of n_heads_in_group to a key/value head. The MLP's width is two thirds of ffn_mult
+    times the hidden size, rounded down, and up to a multiple of 256. Either may be a plain projection
+    (replace_with_linear), or missing with its norm (no_op); a layer without both is none.
+    Llama-3.3-Nemotron-Super-49B has 49,867,145,216 parameters.
+    """
+    count, blocks = config.layer_count, config.data.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != count:
+        raise config.error(f"block_configs must be a list of {count} blocks, one for each layer", "block_configs")
+    layers = []
+    for index in range(count):
+        for part in ("attention", "ffn"):
+            if not isinstance(blocks[index], dict) or not isinstance(blocks[index].get(part), dict):
+                raise config.error(f"block_configs[{index}] has no object {part}", "block_configs", index)
+        layer = _block(config, index)
+        if layer is not None:
+            layers.append(layer)
+    if not layers:
+        raise config.error("block_configs have neither attention nor an MLP in any layer", "block_configs")
+    return parts.assemble(config, name, layers)
+
+
+def _block(config: Config, index: int) -> Layer | None:
+    attention, ffn = (config.part("block_configs", index, part) for part in ("attention", "ffn"))
+    for key in ("window_length", "num_sink_tokens", "unshifted_sink", "use_prefill_window_in_sink_attention"):
+        attention.refuse(key, "no published Llama-Nemotron has windows with sinks")
+    for part in (attention, ffn):
+        part.refuse("sparsify", "no published Llama-Nemotron has sparse blocks")
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    projections = [part for part in (attention, ffn) if part.boolean("replace_with_linear", False)]
+    present = [part for part in (attention, ffn) if not part.boolean("no_op", False)]
+    linear = [part for part in present if part in projections]
+    if not present:
+        return None
+    if len(linear) == len(present):
+        problem = f"block_configs[{index}] has plain projections alone, which is not supported"
+        raise config.error(problem, "block_configs", index)
+    mixer = mlp = None
+    if attention in present and attention not in linear:
+        group = attention.integer("n_heads_in_group")
+        attention.check_divides("n_heads_in_group", group, "num_attention_heads", heads)
+        bias = config.boolean("attention_bias", False)
+        mixer = Attention(heads=heads, kv_heads=heads // group, head_dim=hidden // heads, bias=bias)
+    if ffn in present and ffn not in linear:
+        multiple = ffn.value("ffn_mult")
+        if isinstance(multiple, bool) or not isinstance(multiple, (int, float)) or not 0 < multiple <= 1000:
+            raise ffn.error(f"ffn_mult must be a number from 0 to 1,000, and is {shown(multiple)}", "ffn_mult")
+        width = -(-int(2 * multiple * hidden / 3) // 256) * 256
+        mlp = MLP(intermediate_size=width, bias=config.boolean("mlp_bias", False))
+    extras = tuple(Extra(name="linear", elements=hidden**2, matmul=True) for _ in linear)
+    return Layer(mixer=mixer, ffn=mlp, extras=extras, norms=None if len(present) == 2 else 1)
+
+
+QWEN = keys(
+    """
+    bf16 fp16 fp32 onnx_safe softmax_in_fp32 use_cache_kernel use_cache_quantization use_dynamic_ntk use_logn_attn
+    """
 )
-CHATGLM = frozenset(
-    [
-        "apply_query_key_layer_scaling",
-        "bias_dropout_fusion",
-        "boi_token_id",
-        "eoi_token_id",
-        "pre_seq_len",
-        "prefix_projection",
-        "vision_config",
-    ]
+CHATGLM = keys(
+    """
+    apply_query_key_layer_scaling bias_dropout_fusion boi_token_id eoi_token_id fp32_residual_connection
+    layernorm_epsilon original_rope pre_seq_len prefix_projection quantization_bit vision_config
+    """
 )
 CHATGLM_NAMES = {
     "num_hidden_layers": "num_layers",
@@ -129,6 +183,7 @@ FAMILIES: dict[str, Family] = {
     "internlm": Family(internlm, defaults={"bias": True}),
     "internlm2": Family(internlm, defaults={"bias": True}),
     "minicpm": Family(minicpm, defaults={"tie_word_embeddings": True}, inert=frozenset({"mup_denominator"})),
+    "nemotron-nas": Family(nemotron_nas),
     "qwen": Family(qwen, inert=QWEN),
 }
 """Reader by model_type."""

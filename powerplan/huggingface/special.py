@@ -7,8 +7,8 @@ from msgspec.structs import replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
-from powerplan.huggingface.dense import dense
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
+from powerplan.huggingface.dense import PHI, dense, phi3
 from powerplan.huggingface.experts import MLA_KEYS
 from powerplan.spec import Layer, ModelSpec, Norm
 
@@ -20,6 +20,10 @@ def with_extras(spec: ModelSpec, *extras: Extra) -> ModelSpec:
 
 def apertus(config: Config, name: str) -> ModelSpec:
     """Apertus: qk-norm per head, a plain MLP whose activation xIELU has two learned numbers a layer."""
+    if not config.boolean("qk_norm", True):
+        raise config.error("qk_norm false is not supported: transformers' Apertus always has it", "qk_norm")
+    for key in ("post_norm", "mlp_bias"):
+        config.refuse(key, "transformers' Apertus has none")
     spec = dense(config, name, qk_norm="head", gated=False)
     learned = config.value("hidden_act") == "xielu"
     return with_extras(spec, Extra(name="xielu", elements=2)) if learned else spec
@@ -152,10 +156,16 @@ def mllama(config: Config, name: str) -> ModelSpec:
 
 def phi4_multimodal(config: Config, name: str) -> ModelSpec:
     """Phi-4-multimodal: the text decoder, which is Phi-3's."""
-    config.note("phi4_multimodal: the text decoder alone is counted; towers, projectors and adapters are not")
-    return dense(config, name, windows=parts.one_window, bias=False)
+    config.note(f"{config.family}: the text decoder alone is counted; towers, projectors and adapters are not")
+    return phi3(config, name)
 
 
+MODERNBERT = keys(
+    """
+    causal_mask classifier_pooling deterministic_flash_attn is_causal position_embedding_type repad_logits_with_grad
+    sliding_window sparse_pred_ignore_index sparse_prediction
+    """
+)
 TOWERS = frozenset(
     ["audio_config", "audio_processor", "embd_layer", "img_processor", "speech_lora", "vision_config", "vision_lora"]
 )
@@ -168,9 +178,9 @@ FAMILIES: dict[str, Family] = {
     "hrm_text": Family(hrm_text, inert=frozenset({"L_bp_cycles"})),
     "minicpm3": Family(latent, inert=MLA_KEYS),
     "mllama_text_model": Family(mllama),
-    "modernbert-decoder": Family(modernbert_decoder, inert=frozenset({"sliding_window"})),
-    "phi4_multimodal": Family(phi4_multimodal, inert=TOWERS),
-    "phi4mm": Family(phi4_multimodal, like="phi3", inert=TOWERS),
+    "modernbert-decoder": Family(modernbert_decoder, inert=MODERNBERT),
+    "phi4_multimodal": Family(phi4_multimodal, inert=TOWERS | PHI),
+    "phi4mm": Family(phi4_multimodal, like="phi3", inert=TOWERS | PHI),
     "youtu": Family(latent, inert=MLA_KEYS),
 }
 """Reader by model_type."""

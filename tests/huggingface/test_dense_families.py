@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,178 +80,60 @@ def test_windows_of_gpt_neo(read: Read) -> None:
     assert windows(read(config | stated)) == [None, 16, 16, 16]
 
 
-PUBLISHED: dict[str, tuple[int, Settings]] = {
-    "Baichuan-7B": (
-        7_000_559_616,
-        {
-            "model_type": "baichuan",
-            "vocab_size": 64_000,
-            "hidden_size": 4096,
-            "intermediate_size": 11_008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "model_max_length": 4096,
-        },
-    ),
-    "Brumby-14B": (
-        14_769_945_600,
-        {
-            "model_type": "brumby",
-            "vocab_size": 151_936,
-            "hidden_size": 5120,
-            "intermediate_size": 17_408,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_window_layers": 40,
-            "use_sliding_window": False,
-        },
-    ),
-    "ChatGLM3-6B": (
-        6_243_584_000,
-        {
-            "model_type": "chatglm",
-            "padded_vocab_size": 65_024,
-            "hidden_size": 4096,
-            "ffn_hidden_size": 13_696,
-            "num_layers": 28,
-            "num_attention_heads": 32,
-            "kv_channels": 128,
-            "multi_query_attention": True,
-            "multi_query_group_num": 2,
-            "add_qkv_bias": True,
-            "add_bias_linear": False,
-            "rmsnorm": True,
-            "post_layer_norm": True,
-            "apply_residual_connection_post_layernorm": False,
-            "apply_query_key_layer_scaling": True,
-            "seq_length": 8192,
-        },
-    ),
-    "DeciLM-7B": (
-        7_043_551_232,
-        {
-            "model_type": "deci",
-            "vocab_size": 32_000,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads_per_layer": [4] * 9 + [2] * 8 + [1] * 15,
-        },
-    ),
-    "EXAONE-3.0-7.8B": (
-        7_818_448_896,
-        {
-            "model_type": "exaone",
-            "vocab_size": 102_400,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-    ),
-    "Falcon-40B": (
-        41_303_293_952,
-        {
-            "model_type": "falcon",
-            "vocab_size": 65_024,
-            "hidden_size": 8192,
-            "num_hidden_layers": 60,
-            "num_attention_heads": 128,
-            "num_kv_heads": 8,
-            "new_decoder_architecture": True,
-            "parallel_attn": True,
-            "alibi": False,
-            "bias": False,
-        },
-    ),
-    "Falcon-RW-1B": (
-        1_311_625_216,
-        {
-            "model_type": "falcon",
-            "vocab_size": 50_304,
-            "hidden_size": 2048,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 32,
-            "alibi": True,
-            "bias": True,
-            "multi_query": False,
-            "parallel_attn": False,
-        },
-    ),
-    "InternLM2-7B": (
-        7_737_708_544,
-        {
-            "model_type": "internlm2",
-            "vocab_size": 92_544,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "bias": False,
-        },
-    ),
-    "MiniCPM-2B": (
-        2_724_880_896,
-        {
-            "model_type": "minicpm",
-            "vocab_size": 122_753,
-            "hidden_size": 2304,
-            "intermediate_size": 5760,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 36,
-            "num_key_value_heads": 36,
-            "scale_depth": 1.4,
-            "scale_emb": 12,
-            "dim_model_base": 256,
-        },
-    ),
-    "Qwen-7B": (
-        7_721_324_544,
-        {
-            "model_type": "qwen",
-            "vocab_size": 151_936,
-            "hidden_size": 4096,
-            "intermediate_size": 22_016,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "kv_channels": 128,
-            "no_bias": True,
-            "onnx_safe": None,
-            "use_logn_attn": True,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "Qwen2.5-VL-3B, the text decoder": (
-        3_085_938_688,
-        {
-            "model_type": "qwen2_5_vl",
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 11_008,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-            "vision_config": {"depth": 32, "hidden_size": 1280},
-        },
-    ),
-}
+PUBLISHED: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent.parent / "data" / "published_dense.json").read_text(encoding="utf-8")
+)
+"""Published models: the keys of their config.json that a reader meets, and how many parameters they have."""
+
+SUPER_49B = [
+    *[(8, 2.625)] + [(8, 5.25)] * 5 + [(None, 2.625)] * 2 + [(8, 5.25)] * 3 + [(None, 3.28125)] + [(8, 5.25)] * 30,
+    *[(None, width) for width in (1.3125, 2.625, 2.625, 1.3125, 5.25, 1.3125, 2.625, 1.3125, 1.3125, 1.3125)],
+    *[(8, 5.25)] + [(None, width) for width in (1.3125, 1.0, 1.0, 1.3125, 1.0, 1.0, 1.0, 1.3125, 1.3125, 0.5, 0.5)],
+    *[(None, width) for width in (1.0, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5)] + [(8, 5.25)] * 9,
+]
+"""Heads to a key/value head, None where a layer has no attention, and ffn_mult of each layer of Nemotron-Super-49B."""
+
+
+def nas(blocks: list[tuple[Settings, Settings]], **settings: Any) -> Settings:
+    pairs = [{"attention": attention, "ffn": ffn} for attention, ffn in blocks]
+    sizes = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": len(blocks)}
+    return {"model_type": "nemotron-nas"} | sizes | settings | {"block_configs": pairs}
+
+
+def test_blocks_of_nemotron_super(read: Read) -> None:
+    blocks = [
+        (
+            {"n_heads_in_group": group, "no_op": group is None, "window_length": None},
+            {"ffn_mult": width, "no_op": False, "replace_with_linear": False},
+        )
+        for group, width in SUPER_49B
+    ]
+    loaded = read(nas(blocks, vocab_size=128_256, hidden_size=8192, num_attention_heads=64))
+    assert parameters(loaded) == 49_867_145_216
+    assert len(loaded.spec.mixers_by_position()) == 49
+    assert loaded.notes == ()
+
+
+def test_blocks_that_are_projections_or_missing(read: Read) -> None:
+    """hidden 48, 6 heads of 8; ffn_mult 8 makes 2 x 8 x 48 / 3 = 256 wide. Each norm has 48."""
+    attention = 2 * 48 * 48 + 2 * 48 * 3 * 8 + 48
+    mlp = 3 * 48 * 256 + 48
+    whole: tuple[Settings, Settings] = ({"n_heads_in_group": 2}, {"ffn_mult": 8})
+    blocks = [whole, ({"no_op": True}, {"no_op": True}), ({"replace_with_linear": True}, {"ffn_mult": 8})]
+    loaded = read(nas(blocks))
+    assert parameters(loaded) == 2 * 97 * 48 + 48 + 2 * mlp + attention + 48 * 48 + 48
+    assert loaded.spec.layer_count == 2
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(read: Read, name: str) -> None:
-    count, config = PUBLISHED[name]
-    assert parameters(read(config)) == count
+    loaded = read(PUBLISHED[name]["config"])
+    assert parameters(loaded) == PUBLISHED[name]["parameters"]
+    assert not [note for note in loaded.notes if "not known" in note]
 
 
 def test_brumby_has_power_attention(read: Read) -> None:
-    loaded = read(PUBLISHED["Brumby-14B"][1])
+    loaded = read(PUBLISHED["Brumby-14B"]["config"])
     (mixer,) = loaded.spec.mixers()
     assert isinstance(mixer, Power)
     assert (mixer.p, mixer.gated, mixer.qk_norm, mixer.heads, mixer.kv_heads) == (2, True, "head", 40, 8)
@@ -291,6 +175,13 @@ def test_n_embed_stands_for_hidden_size(read: Read) -> None:
     assert parameters(read(older)) == parameters(read(newer)) == parameters(read(older | newer))
 
 
+def test_two_names_of_a_key_must_agree(read: Read) -> None:
+    bloom = {"model_type": "bloom", "vocab_size": 97, "hidden_size": 48, "n_layer": 2, "num_attention_heads": 6}
+    assert parameters(read(bloom | {"n_head": 6})) == parameters(read(bloom))
+    with pytest.raises(InputError, match="n_head is 8, and num_attention_heads, its other name, 6"):
+        read(bloom | {"n_head": 8})
+
+
 REFUSALS: list[tuple[Settings, str]] = [
     (
         SIZES | {"model_type": "helium"},
@@ -302,6 +193,10 @@ REFUSALS: list[tuple[Settings, str]] = [
     ),
     (SIZES | {"model_type": "iquestcoder", "use_sliding_window": True}, "transformers' IQuest-Coder has no windows"),
     (SIZES | {"model_type": "hunyuan_v1_dense", "use_cla": True}, "keys and values shared between layers"),
+    (SIZES | {"model_type": "hunyuan_v1_dense", "num_experts": 8}, "num_experts above 1 is not supported"),
+    (SIZES | {"model_type": "apertus", "qk_norm": False}, "qk_norm false is not supported"),
+    (SIZES | {"model_type": "phi3", "lm_head_bias": True}, "transformers' Phi-3 has no biases"),
+    (SIZES | {"model_type": "llama", "add_cross_attention": True}, "decoders without cross-attention"),
     (SIZES | {"model_type": "gemma", "use_bidirectional_attention": True}, "powerplan counts causal attention"),
     (
         SIZES | {"model_type": "smollm3", "no_rope_layers": [1, 1], "use_sliding_window": True, "sliding_window": 8},
@@ -350,12 +245,19 @@ REFUSALS: list[tuple[Settings, str]] = [
         SIZES | {"model_type": "deci", "num_key_value_heads_per_layer": [2, 2, 4, 2]},
         "num_key_value_heads_per_layer[2] is 4, which does not divide 6 heads",
     ),
+    (nas([({"no_op": True}, {"no_op": True})]), "neither attention nor an MLP in any layer"),
+    (nas([({"n_heads_in_group": 4}, {"ffn_mult": 8})]), "n_heads_in_group 4 does not divide num_attention_heads 6"),
+    (nas([({"n_heads_in_group": 2}, {"ffn_mult": "8"})]), "ffn_mult must be a number from 0 to 1,000, and is '8'"),
+    (nas([({"n_heads_in_group": 2, "window_length": 8}, {"ffn_mult": 8})]), "window_length 8 is not supported"),
+    (nas([({"no_op": True}, {"replace_with_linear": True})]), "block_configs[0] has plain projections alone"),
+    (nas([({"no_op": True}, {"ffn_mult": 8})], num_hidden_layers=2), "block_configs must be a list of 2 blocks"),
+    (nas([]) | {"num_hidden_layers": 1, "block_configs": [{"ffn": {}}]}, "block_configs[0] has no object attention"),
     (SIZES | {"model_type": "chatglm", "position_encoding_2d": True}, "ChatGLM 1 is a prefix model"),
     (
-        PUBLISHED["ChatGLM3-6B"][1] | {"vocab_size": 64},
+        PUBLISHED["ChatGLM3-6B"]["config"] | {"vocab_size": 64},
         "padded_vocab_size is 65,024, and vocab_size another",
     ),
-    (PUBLISHED["ChatGLM3-6B"][1] | {"rmsnorm": False}, "rmsnorm false is not supported"),
+    (PUBLISHED["ChatGLM3-6B"]["config"] | {"rmsnorm": False}, "rmsnorm false is not supported"),
     (
         SIZES | {"model_type": "brumby", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
         "power attention keeps no window",
