@@ -44,7 +44,8 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
     known = class_defaults(family.like or config.family, nested=bool(config.prefix))
     config.defaults, config.aliases = {**known.defaults, **family.defaults}, {**known.aliases, **family.aliases}
     try:
-        config.refuse("add_cross_attention", "powerplan plans decoders without cross-attention")
+        for key in ("add_cross_attention", "is_encoder_decoder"):
+            config.refuse(key, "powerplan plans decoders without cross-attention")
         spec = family.read(config, _name(document, fallback_name))
     except InputError as error:
         if error.where is None:

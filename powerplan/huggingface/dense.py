@@ -12,7 +12,7 @@ from typing import Any, Literal
 from powerplan.errors import shown
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family, Reader, keys
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.mixers import AnyMixer, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
@@ -275,10 +275,10 @@ HUNYUAN = keys(
 )
 """Keys of Hunyuan's files that its dense models share with others of the family, and their code does not read."""
 
-llama: Reader = partial(dense, mlp_bias="mlp_bias")
-qwen2: Reader = partial(dense, windows=qwen_windows, bias=True, covers="qkv")
-glm: Reader = partial(dense, covers="qkv")
-glm4: Reader = partial(glm, norm=Norm(per_layer=4))
+llama = partial(dense, mlp_bias="mlp_bias")
+qwen2 = partial(dense, windows=qwen_windows, bias=True, covers="qkv")
+glm = partial(dense, covers="qkv")
+glm4 = partial(glm, norm=Norm(per_layer=4))
 
 FAMILIES: dict[str, Family] = {
     "arcee": Family(partial(dense, mlp_bias="mlp_bias", gated=False)),

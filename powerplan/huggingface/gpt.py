@@ -12,7 +12,7 @@ from powerplan.errors import shown
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family, keys
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
@@ -120,12 +120,13 @@ def _attention_kinds(config: Config) -> list[str]:
     if stated is None:
         stated = [[["global", "local"], 12]]
     kinds: list[str] = []
-    for item in stated if isinstance(stated, list) else [None]:
-        whole = isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int
-        if not whole or set(map(str, item[0])) - {"global", "local"} or not 0 <= item[1] <= 10_000:
+    for item in stated if isinstance(stated, list) else [stated]:
+        some, times = item if isinstance(item, list) and len(item) == 2 else (None, 0)
+        pairs = isinstance(some, list) and all(kind in ("global", "local") for kind in some)
+        if not pairs or type(times) is not int or not 0 <= times <= MAX_CONFIG_LAYERS:
             problem = f"attention_types must be pairs of kinds (global, local) and times, and has {shown(item)}"
             raise config.error(problem, "attention_types")
-        kinds += item[0] * item[1]
+        kinds += [str(kind) for kind in some or ()] * times
     layers = config.strings("attention_layers")
     if layers is not None and layers != kinds:
         raise config.error("attention_layers are others than attention_types make", "attention_layers")
