@@ -31,7 +31,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(_WITH_ENCODERS.split(), "its decoder attends to an encoder, which is not counted"),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "it generates audio"),
     "blt": "its layers run on patches of bytes, and no token count says how many there are",
-    "diffllama": "its attention is the difference of two, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
     "xlnet": "its attention is over two streams, which is not counted",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
@@ -10,6 +10,7 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.dense import PHI, dense, phi3
 from powerplan.huggingface.experts import MLA_KEYS
+from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -33,6 +34,12 @@ def bitnet(config: Config, name: str) -> ModelSpec:
     """BitNet: norms before the output projection of attention and of the MLP."""
     norms = Extra(name="sub-norms", vectors=1, elements=config.integer("intermediate_size"))
     return with_extras(dense(config, name), norms)
+
+
+def diffllama(config: Config, name: str) -> ModelSpec:
+    """DiffLlama: differential attention, with a norm of its output that has no parameters."""
+    spec = dense(config, name)
+    return spec.map_mixers(lambda mixer: Attention(**asdict(mixer) | {"differential": True}))
 
 
 def doge(config: Config, name: str) -> ModelSpec:
@@ -174,6 +181,7 @@ FAMILIES: dict[str, Family] = {
     "apertus": Family(apertus, defaults={"hidden_act": "xielu"}),
     "bitnet": Family(bitnet),
     "cpmant": Family(cpmant, inert=frozenset({"position_bias_max_distance"})),
+    "diffllama": Family(diffllama),
     "doge": Family(doge, inert=frozenset({"keep_window_size", "num_experts", "num_experts_per_tok"})),
     "hrm_text": Family(hrm_text, inert=frozenset({"L_bp_cycles"})),
     "minicpm3": Family(latent, inert=MLA_KEYS),

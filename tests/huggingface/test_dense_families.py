@@ -169,6 +169,17 @@ def test_passes_of_hrm_have_caches_of_their_own(read: Read) -> None:
     assert read(config | stated).spec == loaded.spec
 
 
+def test_differential_attention(read: Read) -> None:
+    """Queries of 6 heads of 8 see keys of 8 and values of 16; the cache is that of plain heads."""
+    loaded, plain = read(SIZES | {"model_type": "diffllama"}), read(SIZES | {"model_type": "llama"})
+    counted, reference = Accounting(loaded.spec).row(2048), Accounting(plain.spec).row(2048)
+    assert counted.state_flops_per_token * 2 == reference.state_flops_per_token * 3
+    assert counted.state_elements == reference.state_elements
+    assert parameters(loaded) == parameters(plain) + 4 * 4 * 8
+    with pytest.raises(InputError, match="differential: needs pairs of key/value heads, and there are 3"):
+        read(SIZES | {"model_type": "diffllama", "num_key_value_heads": 3})
+
+
 def test_n_embed_stands_for_hidden_size(read: Read) -> None:
     older = {"model_type": "bloom", "vocab_size": 97, "n_embed": 48, "n_layer": 2, "n_head": 6}
     newer = {"model_type": "bloom", "vocab_size": 97, "hidden_size": 48, "n_layer": 2, "n_head": 6}
