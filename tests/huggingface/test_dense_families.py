@@ -83,7 +83,7 @@ def test_windows_of_gpt_neo(read: Read) -> None:
 PUBLISHED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent.parent / "data" / "published_dense.json").read_text(encoding="utf-8")
 )
-"""Published models: the keys of their config.json that a reader meets, and how many parameters they have."""
+"""Keys of the config.json of published models, and their parameters: published ones, or counted by hand."""
 
 SUPER_49B = [
     *[(8, 2.625)] + [(8, 5.25)] * 5 + [(None, 2.625)] * 2 + [(8, 5.25)] * 3 + [(None, 3.28125)] + [(8, 5.25)] * 30,
@@ -133,7 +133,7 @@ def test_published_counts(read: Read, name: str) -> None:
 
 
 def test_brumby_has_power_attention(read: Read) -> None:
-    loaded = read(PUBLISHED["Brumby-14B"]["config"])
+    loaded = read(PUBLISHED["Brumby-14B, as Qwen3-14B and 40 x 8 gates of 5120"]["config"])
     (mixer,) = loaded.spec.mixers()
     assert isinstance(mixer, Power)
     assert (mixer.p, mixer.gated, mixer.qk_norm, mixer.heads, mixer.kv_heads) == (2, True, "head", 40, 8)
