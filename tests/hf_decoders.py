@@ -25,11 +25,18 @@ ODD: Settings = {
 }
 """Sizes of the odd configs, in families that have these fields."""
 
-FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qk_norm", "qk_layernorm")
+FLAGS = (
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qk_norm", "qk_layernorm"),
+    *("attention_out_bias", "use_qkv_bias", "enable_bias", "norm_bias", "decoder_bias", "classifier_bias", "bias"),
+    *("use_parallel_residual", "use_post_norm", "multi_query", "parallel_attn", "new_decoder_architecture"),
+    *("do_layer_norm_before", "layer_norm_elementwise_affine"),
+)
 """Flags that the second odd config has the other way round, in families that have them."""
 
 MAMBA: Settings = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 12, "num_key_value_heads": 2}
 OWN: dict[str, Settings] = {
+    "gpt_neo": {"num_layers": 3, "attention_types": [[["global", "local"], 1], [["local"], 1]]},
+    "helium": {"head_dim": 8},
     "bailing_hybrid": {"num_key_value_heads": None, "kv_lora_rank": 28, "qk_rope_head_dim": 4, "layer_group_size": 2},
     "bamba": MAMBA | {"attn_layer_indices": [1]},
     "falcon_h1": MAMBA | {"mamba_d_ssm": None},
@@ -49,14 +56,23 @@ OWN: dict[str, Settings] = {
 }
 """What both odd configs of a family set besides: for families whose sizes have other names or must fit together."""
 
+NEEDED: dict[str, Settings] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 2},
+    "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+}
+"""What a family cannot be built without, also in its default config."""
+
+TOWERS = {"phi4_multimodal": "model.embed_tokens_extend."}
+"""Parameters of causal language models that are not of the text decoder, by the start of their names."""
+
 LESS: dict[str, tuple[str, ...]] = {
     "zamba": ("tie_word_embeddings",),
     "zamba2": ("tie_word_embeddings",),
 }
 """Flags of a family that stay as they are in the second odd config: its code cannot be built with them."""
-
-NEEDED: dict[str, Settings] = {"lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}}
-"""What the default config of a family must set, as its class cannot be built without."""
 
 
 def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
@@ -68,7 +84,7 @@ def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
         settings |= {stored["num_hidden_layers"]: 4, stored["vocab_size"]: 101}
         flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
         settings |= {name: not fields[name] for name in flags}
-    return settings | OWN.get(model_type, {})
+    return settings | OWN.get(model_type, {}) | NEEDED.get(model_type, {})
 
 
 def written(config: Any, form: str) -> Settings:
@@ -87,5 +103,7 @@ def stored_elements(model: Any) -> int:
     with the weights, and powerplan counts them as DeepSeek's own code does, as parameters.
     """
     learned = ("e_score_correction_bias", ".expert_bias")
+    tower = TOWERS.get(model.config.model_type, "no tower")
+    parameters = (tensor for name, tensor in model.named_parameters() if not name.startswith(tower))
     corrections = (tensor for name, tensor in model.named_buffers() if name.endswith(learned))
-    return sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
+    return sum(tensor.numel() for tensor in (*parameters, *corrections))

@@ -32,7 +32,7 @@ PLANNING = [
 
 LAYERS = [
     {"errors", "units", "dims", "balance", "choices", "version"},
-    {"mixers", "ffn"},
+    {"mixers", "ffn", "extras"},
     {"spec"},
     {"documents", "validation", "typed", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
     {"swap", "measured", "output"},

@@ -42,7 +42,7 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
-UNBUILT = ("shared_kv", "keys_as_values")
+UNBUILT = ("shared_kv", "keys_as_values", "differential")
 """Fields of mixers that planning counts and no module has."""
 
 

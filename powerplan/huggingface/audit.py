@@ -24,12 +24,26 @@ def audit(config: Config, family: Family, *, refuse: bool) -> None:
         nothing = not value and value is not False
         if key in INERT or key in family.inert or nothing or value == config.defaults.get(key):
             continue
+        other = _same_key(part, key)
+        if other is not None:
+            if part.data.peek(other) != value:
+                raise part.error(
+                    f"{key} is {shown(value)}, and {other}, its other name, {shown(part.data.peek(other))}", key
+                )
+            continue
         if refuse and value is not False and not isinstance(value, (float, str)):
             problem = f"{key} {shown(value)} is not known for {config.family}, and it may change the count"
             raise part.error(f"{problem}; take it out of the file if it does not", key)
         remarked.append(key)
     if remarked:
-        config.note(f"not known for {config.family}, and not counted: {', '.join(sorted(remarked))}")
+        config.note(f"not known for {config.family}, and not counted: {', '.join(sorted(set(remarked)))}")
+
+
+def _same_key(config: Config, key: str) -> str | None:
+    """Return the other name of a key that was looked up in place of it, where the file has both."""
+    names = {*(stored for name, stored in config.aliases.items() if name == key)}
+    names |= {name for name, stored in config.aliases.items() if stored == key}
+    return next((name for name in sorted(names) if name in config.data.looked_up and config.has(name)), None)
 
 
 def _not_looked_up(config: Config) -> Iterator[tuple[Config, str, Any]]:

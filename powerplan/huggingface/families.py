@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, gemma, hybrids, mamba, mamba_hybrids, recurrent
+from powerplan.huggingface import (
+    dense,
+    experts,
+    fla,
+    gemma,
+    gpt,
+    hybrids,
+    mamba,
+    mamba_hybrids,
+    recurrent,
+    remote,
+    special,
+)
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
 FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
+    **gpt.FAMILIES,
+    **remote.FAMILIES,
+    **special.FAMILIES,
     **experts.FAMILIES,
     **hybrids.FAMILIES,
     **gemma.FAMILIES,
@@ -30,6 +45,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(_ENCODERS.split(), "it is an encoder, or built as one, and powerplan plans decoders"),
     **dict.fromkeys(_WITH_ENCODERS.split(), "its decoder attends to an encoder, which is not counted"),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "it generates audio"),
+    "blt": "its layers run on patches of bytes, and no token count says how many there are",
     "reformer": "its attention hashes keys into buckets, which is not counted",
     "xlnet": "its attention is over two streams, which is not counted",
 }

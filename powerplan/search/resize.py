@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class _Depth:
-    """A model of another depth: its layers, their norms, the layers that a plan may change, the count of other blocks."""
+    """A model of another depth: layers, their norms, the layers that a plan may change, counts of its other blocks."""
 
     layers: int
     norms: int

@@ -90,9 +90,9 @@ def without(config: Settings, key: str) -> Settings:
         ),
         (LLAMA | {"model_type": "t5"}, ("model_type",), f"model_type 't5' is not supported; {SUPPORTED}"),
         (
-            {"model_type": "llava", "text_config": {"model_type": "phi"}},
+            {"model_type": "llava", "text_config": {"model_type": "t5"}},
             ("model_type",),
-            f"model_type 'llava' with text_config of 'phi' is not supported; {SUPPORTED}",
+            f"model_type 'llava' with text_config of 't5' is not supported; {SUPPORTED}",
         ),
         (
             {"name": "x", "model_type": "gemma3"},
