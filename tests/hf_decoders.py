@@ -28,10 +28,40 @@ ODD: Settings = {
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qk_norm", "qk_layernorm")
 """Flags that the second odd config has the other way round, in families that have them."""
 
-OWN: dict[str, Settings] = {}
+OWN: dict[str, Settings] = {
+    "afmoe": {"num_dense_layers": 2, "global_attn_every_n_layers": 2},
+    "cohere2_moe": {"num_shared_experts": 2, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 56},
+    "dbrx": {"ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2}},
+    "deepseek_v2": {"first_k_dense_replace": 1},
+    "ernie4_5_moe": {"moe_layer_interval": 2},
+    "glm_moe_dsa": {"index_topk_freq": 2, "index_skip_topk_offset": 1},
+    "granitemoe_swa": {"shared_intermediate_size": 40},
+    "granitemoeshared": {"shared_intermediate_size": 40},
+    "hy_v4": {"hc_mult": 3},
+    "laguna": {"num_hidden_layers": 3, "num_attention_heads_per_layer": [6, 4, 8], "gating": "per-element"},
+    "llama4_text": {"interleave_moe_layer_step": 2, "no_rope_layer_interval": 2},
+    "longcat_flash": {
+        "num_layers": 2,
+        "ffn_hidden_size": 80,
+        "n_routed_experts": 5,
+        "zero_expert_num": 3,
+        "moe_topk": 2,
+    },
+    "mimo_v2_flash": {"num_attention_heads": 8},
+    "minimax_m3_vl_text": {"num_hidden_layers": 3, "moe_layer_freq": [0, 1, 1]},
+    "nemotron_h": {"moe_latent_size": 20, "layers_block_type": ["mamba", "moe", "attention", "mlp"]},
+}
 """What both odd configs of a family set besides: for families whose sizes have other names or must fit together."""
 
-LESS: dict[str, tuple[str, ...]] = {}
+NEEDED: dict[str, Settings] = {
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2}},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2},
+    "hunyuan_v1_moe": {"head_dim": 128},
+}
+"""What a family cannot be built without, also in its default config."""
+
+LESS: dict[str, tuple[str, ...]] = {"dbrx": ("tie_word_embeddings",)}
 """Flags of a family that stay as they are in the second odd config: its code cannot be built with them."""
 
 
@@ -44,7 +74,7 @@ def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
         settings |= {stored["num_hidden_layers"]: 4, stored["vocab_size"]: 101}
         flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
         settings |= {name: not fields[name] for name in flags}
-    return settings | OWN.get(model_type, {})
+    return settings | OWN.get(model_type, {}) | NEEDED.get(model_type, {})
 
 
 def written(config: Any, form: str) -> Settings:
@@ -60,7 +90,12 @@ def stored_elements(model: Any) -> int:
     """Return the number of elements that a checkpoint of `model` holds; parameters() gives a tied matrix once.
 
     transformers registers DeepSeek's e_score_correction_bias (one per expert) as a buffer; it is learned and stored
-    with the weights, and powerplan counts it as DeepSeek's own code does, as a parameter.
+    with the weights, and powerplan counts it as DeepSeek's own code does, as a parameter. In LongCat-Flash, it makes
+    half of each zero expert, which computes nothing and of which no checkpoint has anything.
     """
     corrections = (tensor for name, tensor in model.named_buffers() if name.endswith("e_score_correction_bias"))
-    return sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
+    stored = sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
+    if zero := getattr(model.config, "zero_expert_num", 0):
+        halves = [tensor for name, tensor in model.named_parameters() if name.endswith("experts.gate_up_proj")]
+        stored -= sum(zero * half[0].numel() for half in halves)
+    return stored

@@ -129,6 +129,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     state: (L + r)t, and xt of the indexer's keys
     state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k) keys;
     the weighted sum over the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
+    shared_index: the keys are those that an earlier layer picked (GLM-5): no indexer, and no indexer's keys.
     Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the bytes of the indexer.
     """
 
@@ -140,22 +141,27 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     index_heads: Size = 64
     index_head_dim: Size = 128
     top_k: Window = 2048
+    shared_index: bool = False
 
     def check(self) -> None:
         if self.q_lora_rank is None:
             raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
 
     def matmul_formulas(self) -> Formulas:
-        return (*super().matmul_formulas(), ("indexer", "q*X*x + m*x + m*X"))
+        return (*super().matmul_formulas(), ("indexer", "" if self.shared_index else "q*X*x + m*x + m*X"))
 
     def other_formulas(self) -> Formulas:
-        return (*super().other_formulas(), ("indexer norm", "2*x"))
+        return (*super().other_formulas(), ("indexer norm", "" if self.shared_index else "2*x"))
 
     def state_formulas(self) -> Formulas:
-        return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "x*t"))
+        return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "" if self.shared_index else "x*t"))
+
+    def state_values(self, context: int) -> dict[str, int]:
+        return super().state_values(context) | ({"x": 0} if self.shared_index else {})
 
     def flops_formulas(self, chunked: bool) -> Formulas:
-        return (("dsa: indexer", "2*X*x*keys"), ("dsa: attention", "2*H*(2*L + r)*top"))
+        indexer = "" if self.shared_index else "2*X*x*keys"
+        return (("dsa: indexer", indexer), ("dsa: attention", "2*H*(2*L + r)*top"))
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         top = mean_keys(context, convention.causal, self.top_k)
@@ -165,7 +171,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
         return Mixer.decode_flops_terms(self, context)
 
     def describe(self) -> str:
-        return f"dsa, top {self.top_k:,}"
+        return f"dsa, top {self.top_k:,}{', of an earlier layer' if self.shared_index else ''}"
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:

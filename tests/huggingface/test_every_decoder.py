@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hf_decoders import Settings, odd_settings, stored_elements, written
+from hf_decoders import NEEDED, Settings, odd_settings, stored_elements, written
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
@@ -31,7 +31,11 @@ def test_every_decoder_is_read_or_refused_with_a_reason() -> None:
 
 def built(transformers: Any, torch: Any, model_type: str, kind: str) -> tuple[Any, Any]:
     config_class = transformers.CONFIG_MAPPING[model_type]
-    settings = {} if kind == "default" else odd_settings(config_class, model_type, flip=kind == "odd, flags")
+    settings = (
+        NEEDED.get(model_type, {})
+        if kind == "default"
+        else odd_settings(config_class, model_type, flip=kind == "odd, flags")
+    )
     config = config_class(**settings)
     names = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     model_class = getattr(transformers, names if isinstance(names, str) else names[0])

@@ -1,0 +1,214 @@
+"""Families of multi-head latent attention (MLA, DSA) and mixtures of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import asdict, replace
+
+from powerplan.extras import Extra
+from powerplan.ffn import MLP, MoE
+from powerplan.huggingface import parts
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.experts import Experts, Grouped, routed_experts, shared_biases, sparse_layers
+from powerplan.mixers import DSA, MLA, AnyMixer
+from powerplan.spec import Layer, ModelSpec
+
+ROUTED, SHARED = ("n_routed_experts", "num_local_experts", "num_experts"), ("n_shared_experts", "num_shared_experts")
+
+
+def deepseek_v2(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V2 and V2-Lite: MLA, the first layers dense, then experts.
+
+    With use_mla false, as in DeepSeek-VL2-Tiny, DeepSeek's own code has the attention of Llama instead.
+    """
+    if not config.boolean("use_mla", True):
+        read = Grouped(Experts(shared="n_shared_experts"), sparse=sparse_layers, mlp_biased="mlp_bias")
+        return read(config, name)
+    bias = config.boolean("mlp_bias", False)
+    return _deepseek(config, name, _mla(config), router_bias=False, bias=bias)
+
+
+def deepseek_v3(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V3, R1 and Kimi K2: MLA, the first layers dense, then experts.
+
+    The router's correction bias (e_score_correction_bias, one per expert) is stored with the weights and counts as a
+    parameter, as in DeepSeek's own code; transformers holds the same tensor as a buffer.
+    """
+    corrected = (config.data.get("topk_method") or "noaux_tc") == "noaux_tc"
+    return _deepseek(config, name, _mla(config), router_bias=corrected)
+
+
+def deepseek_v32(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V3.2: DeepSeek-V3 with an indexer that picks the keys of every layer (DSA)."""
+    return _deepseek(config, name, _dsa(config), router_bias=True)
+
+
+def glm4_moe_lite(config: Config, name: str) -> ModelSpec:
+    """GLM-4.7 Flash: as DeepSeek-V3, with one dense layer where the file does not say."""
+    return _deepseek(config, name, _mla(config), router_bias=True, first=1)
+
+
+def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
+    """GLM-5: DSA whose "shared" layers (indexer_types) attend to the keys that an earlier "full" layer picked.
+
+    Without indexer_types: index_topk_pattern, letters F and S, or one full layer in index_topk_freq.
+    """
+    count = config.layer_count
+    letters = config.value("index_topk_pattern")
+    if isinstance(letters, str):
+        types = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in letters]
+    else:
+        period, offset = (
+            config.integer("index_topk_freq", default=1),
+            config.integer("index_skip_topk_offset", default=2),
+        )
+        types = ["shared" if max(index - offset + 1, 0) % period else "full" for index in range(count)]
+        types = config.strings("index_topk_pattern") or types
+    mixers = _indexed(config, _dsa(config), types)
+    return _deepseek(config, name, mixers, router_bias=True)
+
+
+def axk1(config: Config, name: str) -> ModelSpec:
+    """A.X K1: DeepSeek-V3 with a norm after the experts."""
+    spec = _deepseek(config, name, _mla(config), router_bias=True, first=1)
+    return spec.map_layers(lambda layer: replace(layer, norms=3) if isinstance(layer.ffn, MoE) else layer)
+
+
+def axk2(config: Config, name: str) -> ModelSpec:
+    """A.X K2: DSA whose query latent, twice as wide, also makes a gate of the output; norms with a low-rank gate.
+
+    The norm before a dense MLP has no gate. transformers 5.23, axk2, AXK2Attention and AXK2GatedRMSNorm.
+    """
+    dsa = _dsa(config)
+    rank, latent = config.integer("gated_norm_rank"), dsa.q_lora_rank or 0
+    gate = latent * dsa.heads * (dsa.qk_nope_head_dim + dsa.qk_rope_head_dim + 2 * dsa.v_head_dim)
+    query = Extra(name="output gate and wider query", elements=gate, matmul=True)
+
+    def gated(layer: Layer) -> Layer:
+        count = 2 if isinstance(layer.ffn, MoE) else 1
+        norms = Extra(name="gates of norms", vectors=2 * rank * count, matmul=True)
+        return replace(layer, extras=(query, norms))
+
+    return _deepseek(config, name, dsa, router_bias=True, first=1).map_layers(gated)
+
+
+def hy_v4(config: Config, name: str) -> ModelSpec:
+    """HY 4: DSA with shared indices, sinks and an output gate; hyper-connections of hc_mult residual streams.
+
+    Each layer has two connections, of 2n x nm weights for n streams, and the model one of n x nm. Streams are
+    activations: they are not counted.
+    """
+    types = ["shared" if index and (index - 1) % 4 else "full" for index in range(config.layer_count)]
+    mixers = _indexed(config, replace(_dsa(config), output_gate=True), types)
+    streams = config.integer("hc_mult")
+    extras = (
+        Extra(name="sinks", elements=mixers[0].heads),
+        Extra(name="hyper-connections", vectors=4 * streams**2, matmul=True),
+        Extra(name="hyper-connections", elements=4 * streams + 4),
+    )
+    head = (
+        Extra(name="hyper-connections", vectors=streams**2, matmul=True),
+        Extra(name="hyper-connections", elements=streams + 1),
+    )
+    spec = _deepseek(config, name, mixers, router_bias=True, first=1)
+    return replace(spec.map_layers(lambda layer: replace(layer, extras=extras)), extras=head)
+
+
+def longcat_flash(config: Config, name: str) -> ModelSpec:
+    """LongCat-Flash: each of num_layers layers has MLA and a dense MLP twice, and experts beside them.
+
+    The experts read what the first MLP reads, and are added after the second. They are a layer without norms here. Some
+    of the router's choices are no experts (zero_expert_num).
+    """
+    config.refuse("router_bias", "no published LongCat-Flash has it")
+    mixer, mlp = _mla(config), MLP(intermediate_size=config.integer("intermediate_size", "ffn_hidden_size"))
+    experts = config.integer(*ROUTED)
+    moe = MoE(
+        experts=experts,
+        top_k=parts.experts_chosen(config, experts),
+        intermediate_size=config.integer("moe_intermediate_size", "expert_ffn_hidden_size"),
+        zero_experts=config.optional_integer("zero_expert_num", low=0) or 0,
+        router_bias=True,
+    )
+    layer = [Layer(mixer=mixer, ffn=mlp), Layer(ffn=moe, norms=0), Layer(mixer=mixer, ffn=mlp)]
+    return parts.assemble(config, name, layer * config.integer("num_layers", high=MAX_CONFIG_LAYERS))
+
+
+def _mla(config: Config) -> MLA:
+    for key in ("index_topk", "index_n_heads"):
+        config.refuse(key, "sparse attention with an indexer (DeepSeek-V3.2) is not MLA alone")
+    return parts.mla(config)
+
+
+def _dsa(config: Config) -> DSA:
+    mla = parts.mla(config)
+    if mla.q_lora_rank is None:
+        raise config.error("q_lora_rank is null, and the indexer's queries come from the query latent", "q_lora_rank")
+    return DSA(
+        **asdict(mla),
+        index_heads=config.integer("index_n_heads", default=64),
+        index_head_dim=config.integer("index_head_dim", default=128),
+        top_k=config.integer("index_topk", default=2048),
+    )
+
+
+def _indexed(config: Config, dsa: DSA, default: list[str]) -> list[DSA]:
+    """Return the mixer of each layer: with an indexer, or with the selection of an earlier layer."""
+    types = config.strings("indexer_types") or default
+    if len(types) != config.layer_count or set(types) - {"full", "shared"} or types[0] != "full":
+        key = "indexer_types" if config.has("indexer_types") else "index_topk_pattern"
+        problem = f"{key} must say full or shared for each of {config.layer_count} layers, and begin with full"
+        raise config.error(problem, key)
+    shared = replace(dsa, shared_index=True)
+    return [shared if layer_type == "shared" else dsa for layer_type in types]
+
+
+def _deepseek(
+    config: Config,
+    name: str,
+    mixer: AnyMixer | Sequence[AnyMixer],
+    *,
+    router_bias: bool,
+    bias: bool = False,
+    first: int | None = None,
+) -> ModelSpec:
+    """Return the spec with dense MLPs, then experts and shared ones.
+
+    bias: whether dense MLPs and shared experts have biases. first: see `sparse_layers`.
+    """
+    parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
+    dense = Layer(ffn=MLP(intermediate_size=config.integer("intermediate_size"), bias=bias))
+    sparse = sparse_layers(config, first)
+    routed = dense
+    if config.data.get("n_routed_experts", 0) is not None:  # null means that all layers are dense
+        moe = routed_experts(config, ROUTED, SHARED, router_bias)
+        routed = Layer(ffn=moe, extras=shared_biases(moe) if bias else ())
+    mixers = mixer if isinstance(mixer, Sequence) else [mixer] * len(sparse)
+    pairs = zip(mixers, sparse, strict=True)
+    return parts.assemble(config, name, [replace(routed if sparse else dense, mixer=mixer) for mixer, sparse in pairs])
+
+
+MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
+"""Keys of files with latent attention that no code reads: the head dims are in other keys, and heads share no keys."""
+
+DSA_KEYS = MLA_KEYS | {"layer_types"}
+"""layer_types names the cache, which is the same in all layers."""
+
+FAMILIES: dict[str, Family] = {
+    "axk1": Family(axk1, inert=MLA_KEYS),
+    "axk2": Family(axk2, inert=DSA_KEYS),
+    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
+    "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
+    "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
+    "glm4_moe_lite": Family(glm4_moe_lite, inert=MLA_KEYS),
+    "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}),
+    "hy_v4": Family(hy_v4, inert=DSA_KEYS),
+    "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
+    "longcat_flash": Family(
+        longcat_flash,
+        inert=MLA_KEYS
+        | {"attention_method", "mla_scale_kv_lora", "mla_scale_q_lora", "num_hidden_layers", "zero_expert_type"},
+    ),
+}
+"""Reader by model_type."""
