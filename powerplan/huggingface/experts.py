@@ -1,4 +1,4 @@
-"""Families of grouped-query attention and mixtures of experts. Those with latent attention are in latent.py."""
+"""Families of grouped-query attention and mixtures of experts. Those with latent attention are in latent.py, those with more to read in mixed.py."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def every_layer(config: Config) -> list[bool]:
     return [True] * config.layer_count
 
 
-def sparse_layers(config: Config, first: int | None = None) -> list[bool]:
+def sparse_layers(config: Config, first: int = 1) -> list[bool]:
     """Return which layers have experts: mlp_layer_types, or one in moe_layer_freq from first_k_dense_replace on.
 
     first: the default of first_k_dense_replace, for families whose config class has none.
@@ -205,8 +205,9 @@ def qwen2_moe(config: Config, name: str) -> ModelSpec:
 
     With use_sliding_window, layers 0, 2, 4 ... below max_window_layers have the window, as in transformers.
     """
-    used = config.boolean("use_sliding_window", False)
-    window = config.optional_integer("sliding_window", low=0) if used else None
+    window = config.optional_integer("sliding_window", low=0)
+    if not config.boolean("use_sliding_window", False):
+        window = None
     last = config.integer("max_window_layers", low=0)
     slides = [bool(window) and index % 2 == 0 and index < last for index in range(config.layer_count)]
     windows = parts.windows_of(config, window or None, [SLIDING if slide else FULL for slide in slides])
@@ -264,7 +265,8 @@ def _every_fourth(config: Config, index: int) -> bool:
 
 
 def _exaone_slides(config: Config, index: int) -> bool:
-    return config.value("sliding_window") is not None and (index + 1) % config.integer("sliding_window_pattern") != 0
+    has_window = config.optional_integer("sliding_window", low=0) is not None
+    return has_window and (index + 1) % config.integer("sliding_window_pattern") != 0
 
 
 def _flint_slides(config: Config, index: int) -> bool:
@@ -272,7 +274,8 @@ def _flint_slides(config: Config, index: int) -> bool:
 
 
 def _dots_slides(config: Config, index: int) -> bool:
-    return config.has("sliding_window") and index >= config.integer("max_window_layers", low=0)
+    has_window = config.optional_integer("sliding_window", low=0) is not None
+    return has_window and index >= config.integer("max_window_layers", low=0)
 
 
 OLMO = Experts(width="intermediate_size")
@@ -325,7 +328,7 @@ FAMILIES: dict[str, Family] = {
     "hy_v3": Family(
         Grouped(
             Experts(shared="num_shared_experts", router_bias=True),
-            sparse=partial(sparse_layers, first=1),
+            sparse=sparse_layers,
             heads=HEAD,
             mlp_biased="mlp_bias",
         )

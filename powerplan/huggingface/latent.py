@@ -46,7 +46,7 @@ def deepseek_v32(config: Config, name: str) -> ModelSpec:
 
 def glm4_moe_lite(config: Config, name: str) -> ModelSpec:
     """GLM-4.7 Flash: as DeepSeek-V3, with one dense layer where the file does not say."""
-    return _deepseek(config, name, _mla(config), router_bias=True, first=1)
+    return _deepseek(config, name, _mla(config), router_bias=True)
 
 
 def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
@@ -71,7 +71,7 @@ def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
 
 def axk1(config: Config, name: str) -> ModelSpec:
     """A.X K1: DeepSeek-V3 with a norm after the experts."""
-    spec = _deepseek(config, name, _mla(config), router_bias=True, first=1)
+    spec = _deepseek(config, name, _mla(config), router_bias=True)
     return spec.map_layers(lambda layer: replace(layer, norms=3) if isinstance(layer.ffn, MoE) else layer)
 
 
@@ -90,7 +90,7 @@ def axk2(config: Config, name: str) -> ModelSpec:
         norms = Extra(name="gates of norms", vectors=2 * rank * count, matmul=True)
         return replace(layer, extras=(query, norms))
 
-    return _deepseek(config, name, dsa, router_bias=True, first=1).map_layers(gated)
+    return _deepseek(config, name, dsa, router_bias=True).map_layers(gated)
 
 
 def hy_v4(config: Config, name: str) -> ModelSpec:
@@ -111,7 +111,7 @@ def hy_v4(config: Config, name: str) -> ModelSpec:
         Extra(name="hyper-connections", vectors=streams**2, matmul=True),
         Extra(name="hyper-connections", elements=streams + 1),
     )
-    spec = _deepseek(config, name, mixers, router_bias=True, first=1)
+    spec = _deepseek(config, name, mixers, router_bias=True)
     return replace(spec.map_layers(lambda layer: replace(layer, extras=extras)), extras=head)
 
 
@@ -171,17 +171,19 @@ def _deepseek(
     *,
     router_bias: bool,
     bias: bool = False,
-    first: int | None = None,
 ) -> ModelSpec:
     """Return the spec with dense MLPs, then experts and shared ones.
 
-    bias: whether dense MLPs and shared experts have biases. first: see `sparse_layers`.
+    bias: whether dense MLPs and shared experts have biases.
     """
     parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
     dense = Layer(ffn=MLP(intermediate_size=config.integer("intermediate_size"), bias=bias))
-    sparse = sparse_layers(config, first)
+    sparse = sparse_layers(config)
     routed = dense
-    if config.data.get("n_routed_experts", 0) is not None:  # null means that all layers are dense
+    if config.data.get("n_routed_experts", 0) is None:  # All layers are dense, and these keys stand for nothing.
+        for key in ("moe_intermediate_size", "n_shared_experts", "num_experts_per_tok"):
+            config.has(key)
+    else:
         moe = routed_experts(config, ROUTED, SHARED, router_bias)
         routed = Layer(ffn=moe, extras=shared_biases(moe) if bias else ())
     mixers = mixer if isinstance(mixer, Sequence) else [mixer] * len(sparse)

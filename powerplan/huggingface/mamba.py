@@ -222,10 +222,16 @@ def _blocks(config: Config) -> list[str]:
     return [_BLOCKS[letter] for letter in pattern]
 
 
+_NEMOTRON_KEYS = """
+    attention_bias intermediate_size mamba_head_dim mamba_num_heads moe_intermediate_size moe_latent_size
+    moe_shared_expert_intermediate_size mtp_layers_block_type n_routed_experts n_shared_experts num_experts_per_tok
+"""
+"""Keys of blocks that a file may have none of, and attention_bias, which no code reads."""
+
 FAMILIES: dict[str, Family] = {
     "jamba": Family(jamba),
     "mamba": Family(mamba),
     "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
-    "nemotron_h": Family(nemotron_h, inert=frozenset({"attention_bias", "mtp_layers_block_type"})),
+    "nemotron_h": Family(nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split())),
 }
 """Reader by model_type."""

@@ -77,7 +77,7 @@ def mimo_v2_flash(config: Config, name: str) -> ModelSpec:
         sinks=config.boolean("add_swa_attention_sink_bias", True),
         window=window,
     )
-    read = Grouped(Experts(router_bias=True), sparse=lambda config: sparse_layers(config, first=1))
+    read = Grouped(Experts(router_bias=True), sparse=sparse_layers)
     return read.model(config, name, [full if layer_type == FULL else sliding for layer_type in types])
 
 
@@ -99,7 +99,7 @@ def laguna(config: Config, name: str) -> ModelSpec:
         for number, window in zip(heads, windows, strict=True)
     ]
     shared = Experts(shared_width="shared_expert_intermediate_size", router_bias=True)
-    spec = Grouped(shared, sparse=lambda config: sparse_layers(config, first=1)).model(config, name, mixers)
+    spec = Grouped(shared, sparse=sparse_layers).model(config, name, mixers)
     return _gates_without_bias(spec)
 
 
@@ -182,7 +182,7 @@ def ernie4_5_vl_moe(config: Config, name: str) -> ModelSpec:
 
 ERNIE = Grouped(
     Experts(shared="moe_num_shared_experts", router_bias=True),
-    sparse=lambda config: sparse_layers(config, first=1),
+    sparse=sparse_layers,
     biased="use_bias",
     mlp_biased="use_bias",
     head_biased="use_bias",

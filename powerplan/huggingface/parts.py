@@ -114,9 +114,11 @@ def alike(config: Config, *names: str) -> int:
 
 
 def experts_chosen(config: Config, experts: int) -> int:
-    """Return how many of `experts` a token is sent to."""
+    """Return how many of `experts` a token is sent to; the first name counts where a file has two, as gpt-oss does."""
     names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
     chosen = alike(config, *names)
+    for name in names:
+        config.has(name)
     if chosen > experts:
         raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", config.key(*names))
     return chosen
@@ -144,7 +146,7 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
         if index in dense_layers or experts == 0 or (index + 1) % step:
             ffn = MLP(intermediate_size=config.integer("intermediate_size"))
         else:
-            has_shared = config.family in ("qwen2_moe", "qwen3_next")
+            has_shared = config.family in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next")
             shared = config.integer("shared_expert_intermediate_size") if has_shared else 0
             ffn = MoE(
                 intermediate_size=config.integer("moe_intermediate_size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -143,6 +144,19 @@ def test_dsa_over_all_keys_is_absorbed_mla_and_an_indexer(mixer: Any, context: i
         indexer, attention = mixer.state_flops_terms(context, Convention())
         assert indexer.value == index * (context + 1)
         assert attention.value == mixer.heads * (2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim) * (context + 1)
+
+
+@given(dsas, st.integers(1, 400))
+def test_dsa_with_the_keys_of_an_earlier_layer_has_no_indexer(mixer: Any, context: int) -> None:
+    shared = msgspec.structs.replace(mixer, shared_index=True)
+    mla = MLA(**{name: getattr(mixer, name) for name in MLA.__struct_fields__})
+    assert total(shared.matmul_terms(16)) == total(mla.matmul_terms(16))
+    assert total(shared.other_terms(16)) == total(mla.other_terms(16))
+    latents, picked = mla.kv_lora_rank + mla.qk_rope_head_dim, min(context, mixer.top_k)
+    size = shared.state_size(context)
+    assert (size.cache, size.entry, size.looked_up) == (latents * context, latents, latents * picked)
+    _, attention = mixer.state_flops_terms(context, Convention())
+    assert total(shared.state_flops_terms(context, Convention())) == attention.value
 
 
 @given(forgettings, st.integers(1, 400))
