@@ -48,7 +48,12 @@ OWN: dict[str, Settings] = {
         "moe_topk": 2,
     },
     "mimo_v2_flash": {"num_attention_heads": 8},
-    "minimax_m3_vl_text": {"num_hidden_layers": 3, "moe_layer_freq": [0, 1, 1]},
+    "minimax_m3_vl_text": {
+        "num_hidden_layers": 3,
+        "moe_layer_freq": [0, 1, 1],
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "index_n_heads": 2,
+    },
     "nemotron_h": {"moe_latent_size": 20, "layers_block_type": ["mamba", "moe", "attention", "mlp"]},
 }
 """What both odd configs of a family set besides: for families whose sizes have other names or must fit together."""

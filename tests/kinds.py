@@ -49,6 +49,7 @@ KINDS = (
     "moba",
     "dsa",
     "forgetting",
+    "indexed_blocks",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

@@ -19,6 +19,7 @@ from powerplan.mixers import (
     DeltaNet,
     Forgetting,
     GatedDeltaNet,
+    IndexedBlocks,
     Lightning,
     Linear,
     LogLinear,
@@ -193,6 +194,16 @@ dsas = st.builds(
     index_head_dim=sizes,
     top_k=st.integers(1, 300),
 )
+indexed_blocks = st.builds(
+    lambda heads, count, dim, block, chosen: IndexedBlocks(
+        **heads, index_heads=count, index_head_dim=dim, block_size=block, top_k=chosen
+    ),
+    head_fields(),
+    sizes,
+    sizes,
+    st.integers(1, 90),
+    st.integers(1, 5),
+)
 forgettings = st.builds(lambda heads, window: Forgetting(**heads, window=window), head_fields(), windows)
 by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "attention": attentions,
@@ -215,6 +226,7 @@ by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "moba": mobas,
     "dsa": dsas,
     "forgetting": forgettings,
+    "indexed_blocks": indexed_blocks,
 }
 mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())

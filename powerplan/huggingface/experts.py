@@ -1,4 +1,4 @@
-"""Families of grouped-query attention and mixtures of experts. Those with latent attention are in latent.py, those with more to read in mixed.py."""
+"""Families of grouped-query attention and experts. latent.py has latent attention, mixed.py what has more to read."""
 
 from __future__ import annotations
 

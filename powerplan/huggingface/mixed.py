@@ -13,7 +13,7 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.huggingface.experts import Experts, Grouped, listed, moe_of, sparse_layers, typed_windows
 from powerplan.huggingface.parts import FULL, SLIDING
-from powerplan.mixers import Attention, ChunkedAttention
+from powerplan.mixers import Attention, ChunkedAttention, IndexedBlocks
 from powerplan.spec import Layer, ModelSpec, Norm
 
 CHUNKED = "chunked_attention"
@@ -255,24 +255,49 @@ def dbrx(config: Config, name: str) -> ModelSpec:
 
 
 def minimax_m3(config: Config, name: str) -> ModelSpec:
-    """MiniMax-M3: qk-norm per head, a shared expert; dense layers have an MLP of dense_intermediate_size."""
-    config.nested("sparse_attention_config")
+    """MiniMax-M3: block-sparse attention in layers of minimax_m3_sparse, qk-norm per head, a shared expert.
+
+    The published file has the sizes of the indexer in sparse_attention_config, and there sparse_attention_freq, 1 for
+    such a layer. Dense layers have an MLP of dense_intermediate_size.
+    """
     count = config.layer_count
-    parts.layer_types(config, [FULL] * count, (FULL,))
+    published = config.nested("sparse_attention_config")
+    types = [FULL] * count
+    if published is not None and published.has("sparse_attention_freq"):
+        types = [M3_SPARSE if picks else FULL for picks in listed(published, "sparse_attention_freq", count)]
+    types = list(parts.layer_types(config, types, (FULL, M3_SPARSE)))
+
+    def size(name: str, other: str) -> int:
+        stated = config.integer(name)
+        return published.integer(other, default=stated) if published is not None else stated
+
+    full = parts.attention(config, qk_norm="head")
+    indexed = IndexedBlocks(
+        heads=full.heads,
+        kv_heads=full.kv_heads,
+        head_dim=full.head_dim,
+        qk_norm="head",
+        index_heads=size("index_n_heads", "sparse_num_index_heads"),
+        index_head_dim=size("index_head_dim", "sparse_index_dim"),
+        block_size=size("index_block_size", "sparse_block_size"),
+        top_k=size("index_topk_blocks", "sparse_topk_blocks"),
+    )
     read = Grouped(
         Experts(width="intermediate_size", shared_width="shared_intermediate_size", router_bias=True),
         sparse=lambda config: sparse_layers(config, first=0),
-        biased="",
-        heads={"qk_norm": "head"},
         dense="dense_intermediate_size",
     )
-    return read(config, name)
+    return read.model(config, name, [full if layer_type == FULL else indexed for layer_type in types])
 
+
+M3_SPARSE = "minimax_m3_sparse"
 
 _DBRX_KEYS = """
     clip_qkv ffn_act_fn hidden_size moe_jitter_eps moe_loss_weight moe_normalize_expert_weights num_key_value_heads
     rope_theta uniform_expert_assignment
 """
+
+_M3_KEYS = "index_local_blocks sparse_local_block use_sparse_attention"
 
 FAMILIES: dict[str, Family] = {
     "afmoe": Family(afmoe, inert=frozenset({"global_attn_every_n_layers", "num_expert_groups", "use_grouped_mm"})),
@@ -286,6 +311,6 @@ FAMILIES: dict[str, Family] = {
     "laguna": Family(laguna),
     "llama4_text": Family(llama4),
     "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size"})),
-    "minimax_m3_vl_text": Family(minimax_m3),
+    "minimax_m3_vl_text": Family(minimax_m3, inert=frozenset(_M3_KEYS.split())),
 }
 """Reader by model_type."""

@@ -15,7 +15,7 @@ from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
 from powerplan.mixers.slots import GSA, SparseStateExpansion
-from powerplan.mixers.sparse import DSA, NSA, MoBA
+from powerplan.mixers.sparse import DSA, NSA, IndexedBlocks, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
@@ -23,7 +23,7 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | IndexedBlocks
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -61,6 +61,7 @@ __all__ = [
     "GatedDeltaNet",
     "GroupedHeads",
     "HeadShape",
+    "IndexedBlocks",
     "Inherited",
     "Lightning",
     "Linear",

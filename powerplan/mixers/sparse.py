@@ -1,4 +1,4 @@
-"""Sparse attention, softmax over the part of the cache that a query picks: NSA, MoBA, DeepSeek sparse attention."""
+"""Sparse attention: softmax over the part of the cache that a query picks (NSA, MoBA, DSA, MiniMax-M3)."""
 
 from __future__ import annotations
 
@@ -186,6 +186,50 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
         inherited = super().from_heads(heads, settings, remark)
         return Inherited(inherited.fields | {"q_lora_rank": QUERY_LATENT}, inherited.remarks)
+
+
+class IndexedBlocks(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="indexed_blocks"):
+    """Block-sparse attention of MiniMax-M3: an indexer of X heads of x features scores all keys, and picks blocks.
+
+    The best score within a block counts, and each query attends to `top_k` blocks of `block_size` tokens, its own among
+    them. Index heads share one key; each picks for its part of the key/value heads.
+    parameters in matmuls: attention's, and mXx + mx of the indexer; norms of its queries and its key have 2x
+    state: G(k + v)t, and xt of the indexer's keys
+    state FLOPs per token: 2Xx keys to score every key, 2H(k + v) picked to attend: min(i, top_k x block_size); the
+    query's own block counts whole once top_k blocks exist. One token looks up all indexer keys and the picked blocks.
+    Parameters checked against transformers' MiniMax-M3.
+    """
+
+    source = "MiniMax-M3, transformers 5.23, models/minimax_m3_vl, MiniMaxM3VLIndexer"
+    letters = GroupedHeads.letters + " X=index_heads x=index_head_dim"
+    entry = "G*(k + v) + x"
+    looked_up = "x*t + G*(k + v)*picked"
+    sparse_reads = True
+
+    index_heads: Size = 4
+    index_head_dim: Size = 128
+    block_size: Window = 128
+    top_k: Size = 16
+
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("indexer", "m*X*x + m*x"))
+
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("indexer norms", "2*x"))
+
+    def state_formulas(self) -> Formulas:
+        return (("indexed blocks: keys and values", "G*(k + v)*t"), ("indexed blocks: indexer keys", "x*t"))
+
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return (("indexed blocks: indexer", "2*X*x*keys"), ("indexed blocks: picked", "2*H*(k + v)*picked"))
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        causal = convention.causal
+        picked = mean_keys(context, causal, self.top_k * self.block_size)
+        return {"keys": mean_keys(context, causal), "picked": picked}
+
+    def describe(self) -> str:
+        return f"indexed blocks, {self.top_k:,} x {self.block_size:,}"
 
 
 QUERY_LATENT = 1536

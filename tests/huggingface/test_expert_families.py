@@ -13,7 +13,7 @@ from powerplan.errors import InputError
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.load import LoadedModel
-from powerplan.mixers import DSA, MLA, Attention, ChunkedAttention
+from powerplan.mixers import DSA, MLA, Attention, ChunkedAttention, IndexedBlocks
 from powerplan.spec import Layer, ModelSpec
 
 Settings = dict[str, Any]
@@ -364,6 +364,19 @@ def test_minimax_m2_as_published(read: Read) -> None:
     assert "multi-token-prediction layers (num_nextn_predict_layers) are not counted" in loaded.notes
     config = published | GROUPED | {"attn_type_list": [0] + [1] * 5}
     refused(read, config, "attn_type_list has a layer that is not softmax attention, and MiniMax-M2 has none")
+
+
+def test_minimax_m3_as_published(read: Read) -> None:
+    """The sizes of the indexer are in sparse_attention_config, which also says which layers have one."""
+    sizes = {"sparse_num_index_heads": 2, "sparse_index_dim": 4, "sparse_block_size": 8, "sparse_topk_blocks": 3}
+    frequency = {"sparse_attention_freq": [0, 1, 1, 1, 1, 1], "sparse_local_block": 1}
+    config = {"model_type": "minimax_m3_vl_text", "head_dim": 8, "num_local_experts": 5} | GROUPED
+    mixers = [layer.mixer for layer in layers(read(config | {"sparse_attention_config": sizes | frequency}).spec)]
+    heads: Settings = {"heads": 6, "kv_heads": 2, "head_dim": 8, "qk_norm": "head"}
+    indexed = IndexedBlocks(**heads, index_heads=2, index_head_dim=4, block_size=8, top_k=3)
+    assert mixers == [Attention(**heads), *[indexed] * 5]
+    typed = read(config | {"layer_types": [FULL, *["minimax_m3_sparse"] * 5]}).spec
+    assert layers(typed)[1].mixer == IndexedBlocks(**heads, index_heads=4, index_head_dim=128, block_size=128, top_k=16)
 
 
 def test_ernie_for_images_and_text(read: Read) -> None:
