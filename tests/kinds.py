@@ -50,6 +50,7 @@ KINDS = (
     "dsa",
     "forgetting",
     "indexed_blocks",
+    "compressed",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

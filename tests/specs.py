@@ -16,6 +16,7 @@ from powerplan.mixers import (
     NSA,
     RWKV7,
     Attention,
+    Compressed,
     DeltaNet,
     Forgetting,
     GatedDeltaNet,
@@ -204,6 +205,26 @@ indexed_blocks = st.builds(
     st.integers(1, 90),
     st.integers(1, 5),
 )
+
+
+@st.composite
+def compressed_mixers(draw: st.DrawFn) -> Compressed:
+    groups, rate = draw(st.integers(1, 4)), draw(st.none() | st.integers(1, 40))
+    return Compressed(
+        heads=groups * draw(st.integers(1, 4)),
+        head_dim=draw(sizes),
+        q_lora_rank=draw(sizes),
+        output_groups=groups,
+        output_rank=draw(sizes),
+        window=draw(st.integers(1, 300)),
+        compress_rate=rate,
+        index_heads=None if rate is None else draw(st.none() | sizes),
+        index_head_dim=draw(sizes),
+        top_k=draw(st.integers(1, 30)),
+        sinks=draw(st.booleans()),
+    )
+
+
 forgettings = st.builds(lambda heads, window: Forgetting(**heads, window=window), head_fields(), windows)
 by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "attention": attentions,
@@ -227,6 +248,7 @@ by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "dsa": dsas,
     "forgetting": forgettings,
     "indexed_blocks": indexed_blocks,
+    "compressed": compressed_mixers(),
 }
 mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())

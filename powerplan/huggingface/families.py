@@ -37,7 +37,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"), "it has several residual streams and looks up n-grams, which is not counted"
     ),
-    "deepseek_v4": "its layers attend to keys that are compressed in two ways, which is not counted",
     "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
     "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",

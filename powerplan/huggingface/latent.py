@@ -11,7 +11,8 @@ from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.huggingface.experts import Experts, Grouped, routed_experts, shared_biases, sparse_layers
-from powerplan.mixers import DSA, MLA, AnyMixer
+from powerplan.huggingface.parts import SLIDING
+from powerplan.mixers import DSA, MLA, AnyMixer, Compressed
 from powerplan.spec import Layer, ModelSpec
 
 ROUTED, SHARED = ("n_routed_experts", "num_local_experts", "num_experts"), ("n_shared_experts", "num_shared_experts")
@@ -102,17 +103,82 @@ def hy_v4(config: Config, name: str) -> ModelSpec:
     types = ["shared" if index and (index - 1) % 4 else "full" for index in range(config.layer_count)]
     mixers = _indexed(config, replace(_dsa(config), output_gate=True), types)
     streams = config.integer("hc_mult")
-    extras = (
-        Extra(name="sinks", elements=mixers[0].heads),
-        Extra(name="hyper-connections", vectors=4 * streams**2, matmul=True),
-        Extra(name="hyper-connections", elements=4 * streams + 4),
-    )
-    head = (
-        Extra(name="hyper-connections", vectors=streams**2, matmul=True),
-        Extra(name="hyper-connections", elements=streams + 1),
-    )
+    connections, head = _hyper_connections(streams, 2 * streams, scales=2)
+    extras = (Extra(name="sinks", elements=mixers[0].heads), *connections)
     spec = _deepseek(config, name, mixers, router_bias=True)
     return replace(spec.map_layers(lambda layer: replace(layer, extras=extras)), extras=head)
+
+
+def _hyper_connections(streams: int, rows: int, scales: int) -> tuple[tuple[Extra, ...], tuple[Extra, ...]]:
+    """Return the parameters of the two hyper-connections of a layer, and of the one before the LM head.
+
+    Each multiplies all n streams, nm features, with a matrix: of `rows` rows in a layer, n before the head. It has as
+    many biases, and scales: `scales` in a layer, one before the head.
+    """
+    name = "hyper-connections"
+    layer = Extra(name=name, vectors=2 * rows * streams, matmul=True), Extra(name=name, elements=2 * (rows + scales))
+    return layer, (Extra(name=name, vectors=streams**2, matmul=True), Extra(name=name, elements=streams + 1))
+
+
+def deepseek_v4(config: Config, name: str) -> ModelSpec:
+    """DeepSeek-V4: compressed attention, hyper-connections; experts in all layers, by hashes of tokens in the first.
+
+    layer_types, or compress_ratios of the original files: 0 a window alone, 4 (CSA) with an indexer, 128 (HCA) without.
+    A layer whose experts hashes choose (num_hash_layers) has no router bias. Its table of them is not counted.
+    """
+    count, bias = config.layer_count, config.boolean("mlp_bias", False)
+    ratios = config.integers("compress_ratios")
+    types = [HCA if index < 2 or index % 2 == 0 else CSA for index in range(count)]
+    if ratios and not config.has("layer_types"):
+        kinds = {0: SLIDING, 4: CSA, 128: HCA}
+        if len(ratios) < count or not set(ratios) <= set(kinds):
+            raise config.error(f"compress_ratios must have 0, 4 or 128 for each of {count} layers", "compress_ratios")
+        types = [kinds[ratio] for ratio in ratios[:count]]
+    types = list(parts.layer_types(config, types, (SLIDING, CSA, HCA)))
+    rates = config.nested("compress_rates")
+    window_alone = Compressed(
+        heads=config.integer("num_attention_heads"),
+        head_dim=config.integer("head_dim"),
+        q_lora_rank=config.integer("q_lora_rank"),
+        output_groups=config.integer("o_groups"),
+        output_rank=config.integer("o_lora_rank"),
+        window=config.integer("sliding_window"),
+        compress_rate=None,
+    )
+    by_type = {SLIDING: window_alone}
+    for kind, rate, scalar in ((CSA, 4, "compress_rate_csa"), (HCA, 128, "compress_rate_hca")):
+        stated = rates.integer(kind, default=rate) if rates else rate
+        by_type[kind] = replace(window_alone, compress_rate=config.integer(scalar, default=stated))
+    by_type[CSA] = replace(
+        by_type[CSA],
+        index_heads=config.integer("index_n_heads"),
+        index_head_dim=config.integer("index_head_dim"),
+        top_k=config.integer("index_topk"),
+    )
+    streams = config.integer("hc_mult")
+    connections, head = _hyper_connections(streams, (2 + streams) * streams, scales=3)
+    if config.integer("n_shared_experts") != 1:
+        raise config.error("n_shared_experts is not 1, and transformers' deepseek_v4 has one", "n_shared_experts")
+    moe = routed_experts(config, ROUTED, SHARED, router_bias=True)
+    extras = (*(shared_biases(moe) if bias else ()), *connections)
+    parts.note_prediction_layers(config, "num_nextn_predict_layers")
+    layers = [
+        Layer(mixer=by_type[kind], ffn=replace(moe, router_bias=not hashed), extras=extras)
+        for kind, hashed in zip(types, _hashed(config, count), strict=True)
+    ]
+    return parts.assemble(config, name, layers, extras=head)
+
+
+CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+
+
+def _hashed(config: Config, count: int) -> list[bool]:
+    """Return which layers of DeepSeek-V4 choose experts by a hash of the token."""
+    first = config.integer("num_hash_layers", default=3, low=0)
+    types = config.strings("mlp_layer_types") or ["hash_moe" if index < first else "moe" for index in range(count)]
+    if len(types) != count or set(types) - {"hash_moe", "moe"}:
+        raise config.error(f"mlp_layer_types must say hash_moe or moe for each of {count} layers", "mlp_layer_types")
+    return [layer_type == "hash_moe" for layer_type in types]
 
 
 def longcat_flash(config: Config, name: str) -> ModelSpec:
@@ -197,12 +263,15 @@ MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
 DSA_KEYS = MLA_KEYS | {"layer_types"}
 """layer_types names the cache, which is the same in all layers."""
 
+_V4_KEYS = "attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim"
+
 FAMILIES: dict[str, Family] = {
     "axk1": Family(axk1, inert=MLA_KEYS),
     "axk2": Family(axk2, inert=DSA_KEYS),
     "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
     "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
     "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
+    "deepseek_v4": Family(deepseek_v4, inert=frozenset(_V4_KEYS.split())),
     "glm4_moe_lite": Family(glm4_moe_lite, inert=MLA_KEYS),
     "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}),
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),

@@ -8,6 +8,7 @@ import msgspec
 
 from powerplan.mixers.attention import Attention, ChunkedAttention, Forgetting
 from powerplan.mixers.base import HeadShape, Inherited, Mixer
+from powerplan.mixers.compressed import Compressed
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention
 from powerplan.mixers.heads import GroupedHeads
@@ -23,7 +24,8 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | IndexedBlocks
+Selective = IndexedBlocks | Compressed
+AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | Selective
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -54,6 +56,7 @@ __all__ = [
     "AnyMixer",
     "Attention",
     "ChunkedAttention",
+    "Compressed",
     "Convention",
     "DeltaNet",
     "FeatureAttention",
