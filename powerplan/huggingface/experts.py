@@ -286,6 +286,11 @@ HEAD = {"qk_norm": "head"}
 UNUSED_WIDTH = frozenset({"intermediate_size"})
 """The width of dense MLPs, where no layer has one."""
 
+_M2_KEYS = """
+    layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta mlp_intermediate_size
+    mtp_transformer_layers shared_moe_mode use_mtp
+"""
+
 FAMILIES: dict[str, Family] = {
     "aria_text": Family(
         Grouped(Experts(width="intermediate_size", shared="moe_num_shared_experts"), mlp_biased="mlp_bias")
@@ -346,7 +351,7 @@ FAMILIES: dict[str, Family] = {
         Grouped(sparse=partial(sparse_layers, first=0), windows=typed(lambda config, index: False), heads=HEAD),
         inert=frozenset({"mtp_layer_types", "mtp_mlp_layer_types"}),
     ),
-    "minimax_m2": Family(minimax_m2, inert=frozenset({"use_mtp", "mtp_transformer_layers"})),
+    "minimax_m2": Family(minimax_m2, inert=frozenset(_M2_KEYS.split())),
     "mixtral": Family(mixtral),
     "olmoe": Family(Grouped(OLMO, heads={"qk_norm": "full"})),
     "phimoe": Family(Grouped(OLMO, windows=parts.one_window, norm=LAYERNORM, head_biased="lm_head_bias")),

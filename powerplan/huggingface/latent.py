@@ -21,13 +21,15 @@ ROUTED, SHARED = ("n_routed_experts", "num_local_experts", "num_experts"), ("n_s
 def deepseek_v2(config: Config, name: str) -> ModelSpec:
     """DeepSeek-V2 and V2-Lite: MLA, the first layers dense, then experts.
 
-    With use_mla false, as in DeepSeek-VL2-Tiny, DeepSeek's own code has the attention of Llama instead.
+    With use_mla false, as in DeepSeek-VL2-Tiny, DeepSeek's own code has the attention of Llama instead. With
+    topk_method noaux_tc, as in DeepSeek-VL2, its router has the bias of DeepSeek-V3.
     """
     if not config.boolean("use_mla", True):
-        read = Grouped(Experts(shared="n_shared_experts"), sparse=sparse_layers, mlp_biased="mlp_bias")
+        experts = Experts(shared="n_shared_experts", router_bias=config.value("topk_method") == "noaux_tc")
+        read = Grouped(experts, sparse=sparse_layers, mlp_biased="mlp_bias")
         return read(config, name)
-    bias = config.boolean("mlp_bias", False)
-    return _deepseek(config, name, _mla(config), router_bias=False, bias=bias)
+    corrected, bias = config.value("topk_method") == "noaux_tc", config.boolean("mlp_bias", False)
+    return _deepseek(config, name, _mla(config), router_bias=corrected, bias=bias)
 
 
 def deepseek_v3(config: Config, name: str) -> ModelSpec:
@@ -260,7 +262,7 @@ def _deepseek(
 MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
 """Keys of files with latent attention that no code reads: the head dims are in other keys, and heads share no keys."""
 
-DSA_KEYS = MLA_KEYS | {"layer_types"}
+DSA_KEYS = MLA_KEYS | {"indexer_rope_interleave", "layer_types"}
 """layer_types names the cache, which is the same in all layers."""
 
 _V4_KEYS = "attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim"

@@ -205,7 +205,12 @@ def hunyuan_moe(config: Config, name: str) -> ModelSpec:
                 f"{key} {shown(config.value(key))} is not supported: transformers' hunyuan_v1_moe has {expected:,}"
             )
             raise config.error(problem, key)
-    return Grouped(HUNYUAN, heads={"qk_norm": "head"})(config, name)
+    spec = Grouped(HUNYUAN, heads={"qk_norm": "head"})(config, name)
+    stated = config.optional_integer("attention_head_dim")
+    for mixer in spec.mixers():
+        if isinstance(mixer, Attention) and stated not in (None, mixer.head_dim):
+            raise config.error(f"attention_head_dim {stated} is not head_dim {mixer.head_dim}", "attention_head_dim")
+    return spec
 
 
 HUNYUAN = Experts(width="intermediate_size", shared_width="intermediate_size")
@@ -297,6 +302,11 @@ _DBRX_KEYS = """
     rope_theta uniform_expert_assignment
 """
 
+_HUNYUAN_KEYS = """
+    cla_share_factor dense_list im_end_id im_newline_id im_start_id mask_init_id norm_type num_media_embeds
+    org_vocab_size pad_id pool_type text_end_id text_start_id use_rotary_pos_emb video_end_id video_start_id
+"""
+
 _M3_KEYS = "index_local_blocks sparse_local_block use_sparse_attention"
 
 FAMILIES: dict[str, Family] = {
@@ -307,9 +317,9 @@ FAMILIES: dict[str, Family] = {
     "dbrx": Family(dbrx, inert=frozenset(_DBRX_KEYS.split())),
     "ernie4_5_moe": Family(ernie4_5_moe, inert=frozenset({"moe_capacity", "moe_gate", "moe_use_aux_free"})),
     "ernie4_5_vl_moe_text": Family(ernie4_5_vl_moe),
-    "hunyuan_v1_moe": Family(hunyuan_moe),
+    "hunyuan_v1_moe": Family(hunyuan_moe, inert=frozenset(_HUNYUAN_KEYS.split())),
     "laguna": Family(laguna),
-    "llama4_text": Family(llama4),
+    "llama4_text": Family(llama4, inert=frozenset({"for_llm_compressor", "use_qk_norm"})),
     "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size"})),
     "minimax_m3_vl_text": Family(minimax_m3, inert=frozenset(_M3_KEYS.split())),
 }

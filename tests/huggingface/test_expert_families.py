@@ -10,10 +10,9 @@ import pytest
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.load import LoadedModel
-from powerplan.mixers import DSA, MLA, Attention, ChunkedAttention, IndexedBlocks
+from powerplan.mixers import Attention, ChunkedAttention, IndexedBlocks
 from powerplan.spec import Layer, ModelSpec
 
 Settings = dict[str, Any]
@@ -27,15 +26,6 @@ GROUPED: Settings = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "num_experts_per_tok": 2,
-}
-LATENT: Settings = GROUPED | {
-    "moe_intermediate_size": 24,
-    "n_routed_experts": 5,
-    "q_lora_rank": 20,
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 8,
 }
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
@@ -169,83 +159,6 @@ def test_mimo_as_published(read: Read) -> None:
     sliding = Attention(heads=8, kv_heads=4, head_dim=12, v_head_dim=8, window=9, sinks=True)
     assert [layer.mixer for layer in layers(spec)] == [full, *[sliding] * 4, full]
     assert sparse(spec) == [False, *[True] * 5]
-
-
-def test_deepseek_v2_without_latent_attention(read: Read) -> None:
-    """DeepSeek-VL2-Tiny: use_mla false is the attention of Llama; a latent of null alone is refused."""
-    config = {
-        "model_type": "deepseek_v2",
-        "use_mla": False,
-        "hidden_size": 1280,
-        "intermediate_size": 6848,
-        "moe_intermediate_size": 896,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 10,
-        "num_key_value_heads": 10,
-        "kv_lora_rank": None,
-        "q_lora_rank": None,
-        "n_routed_experts": 64,
-        "n_shared_experts": 2,
-        "num_experts_per_tok": 6,
-        "first_k_dense_replace": 1,
-        "vocab_size": 129_280,
-    }
-    spec = read(config).spec
-    assert {layer.mixer for layer in layers(spec)} == {Attention(heads=10, head_dim=128)}
-    attention, expert = 4 * 1280**2, 3 * 1280 * 896
-    body = 12 * (attention + 2 * 1280) + 3 * 1280 * 6848 + 11 * (66 * expert + 64 * 1280)
-    assert Accounting(spec).total_parameters.with_embeddings == body + 2 * 129_280 * 1280 + 1280
-    message = "kv_lora_rank is null: without a latent, this is another attention"
-    refused(read, {key: value for key, value in config.items() if key != "use_mla"}, message)
-
-
-def test_biases_of_deepseek_v2(read: Read) -> None:
-    """mlp_bias is on dense MLPs and shared experts."""
-    config = LATENT | {"model_type": "deepseek_v2", "mlp_bias": True, "first_k_dense_replace": 1}
-    dense, sparse = layers(read(config).spec)[:2]
-    assert dense.ffn == MLP(intermediate_size=80, bias=True)
-    assert sparse.extras == (Extra(name="shared expert biases", vectors=1, elements=2 * 2 * 24),)
-
-
-@pytest.mark.parametrize(
-    ("family", "settings", "expected"),
-    [
-        ("glm_moe_dsa", {}, "FFFFFF"),
-        ("glm_moe_dsa", {"index_topk_freq": 2}, "FFSFSF"),
-        ("glm_moe_dsa", {"index_topk_freq": 2, "index_skip_topk_offset": 1}, "FSFSFS"),
-        ("glm_moe_dsa", {"index_topk_pattern": "FSSFSS"}, "FSSFSS"),
-        ("glm_moe_dsa", {"indexer_types": ["full", "full", *["shared"] * 4]}, "FFSSSS"),
-        ("hy_v4", {}, "FFSSSF"),
-        ("deepseek_v32", {}, "FFFFFF"),
-    ],
-)
-def test_layers_with_an_indexer(read: Read, family: str, settings: Settings, expected: str) -> None:
-    mixers = [layer.mixer for layer in layers(read({"model_type": family} | LATENT | settings).spec)]
-    assert all(isinstance(mixer, DSA) for mixer in mixers)
-    assert "".join("S" if isinstance(mixer, DSA) and mixer.shared_index else "F" for mixer in mixers) == expected
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"indexer_types": ["shared"] * 6}, {"indexer_types": ["full"] * 5}, {"indexer_types": ["full", "none"] * 3}],
-)
-def test_indexers_that_cannot_be(read: Read, settings: Settings) -> None:
-    message = "indexer_types must say full or shared for each of 6 layers, and begin with full"
-    refused(read, {"model_type": "glm_moe_dsa"} | LATENT | settings, message)
-
-
-def test_longcat_layers(read: Read) -> None:
-    """A layer of LongCat-Flash: MLA and an MLP, twice, and experts beside them; some choices compute nothing."""
-    config = {key: value for key, value in LATENT.items() if key not in ("num_hidden_layers", "num_key_value_heads")}
-    sizes = {"num_layers": 2, "zero_expert_num": 3, "moe_topk": 4, "expert_ffn_hidden_size": 24, "ffn_hidden_size": 80}
-    renamed = {key: config[key] for key in config.keys() - {"intermediate_size", "moe_intermediate_size"}}
-    del renamed["num_experts_per_tok"]
-    first, experts, second, *others = layers(read({"model_type": "longcat_flash"} | renamed | sizes).spec)
-    assert first == second == Layer(mixer=first.mixer, ffn=MLP(intermediate_size=80))
-    assert isinstance(first.mixer, MLA)
-    moe = MoE(experts=5, top_k=4, intermediate_size=24, zero_experts=3, router_bias=True)
-    assert experts == Layer(ffn=moe, norms=0)
-    assert others == [first, experts, second]
 
 
 def test_gates_have_no_bias(read: Read) -> None:
@@ -415,3 +328,10 @@ def test_ernie_for_images_and_text(read: Read) -> None:
 )
 def test_refusals(read: Read, family: str, settings: Settings, message: str) -> None:
     refused(read, {"model_type": family} | GROUPED | settings, message)
+
+
+@pytest.mark.parametrize("family", ["glm4v_moe", "qwen3_vl_moe"])
+def test_text_decoders_in_wrappers(read: Read, family: str) -> None:
+    loaded = read({"model_type": family, "text_config": {key: GROUPED[key] for key in GROUPED}})
+    assert loaded.notes[0] == f"{family}: the text decoder alone is counted, other towers and projectors are not"
+    assert sparse(loaded.spec) == [family != "glm4v_moe", *[True] * 5]
