@@ -170,6 +170,8 @@ class Grouped:
         parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
         sparse, bias = self.sparse(config), _flag(config, self.mlp_biased)
         by_kind: dict[bool, Layer] = {}
+        keys = self.experts
+        parts.look_up(config, *EXPERTS, keys.width, keys.shared, keys.shared_width, "num_experts_per_tok")
         if True in sparse:
             experts = moe(config, self.experts)
             by_kind[True] = Layer(ffn=experts, extras=shared_biases(experts) if bias else ())

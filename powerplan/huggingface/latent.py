@@ -249,8 +249,7 @@ def _deepseek(
     sparse = sparse_layers(config)
     routed = dense
     if config.data.get("n_routed_experts", 0) is None:  # All layers are dense, and these keys stand for nothing.
-        for key in ("moe_intermediate_size", "n_shared_experts", "num_experts_per_tok"):
-            config.has(key)
+        parts.look_up(config, "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")
     else:
         moe = routed_experts(config, ROUTED, SHARED, router_bias)
         routed = Layer(ffn=moe, extras=shared_biases(moe) if bias else ())

@@ -113,12 +113,17 @@ def alike(config: Config, *names: str) -> int:
     return entries[0]
 
 
+def look_up(config: Config, *names: str) -> None:
+    """Mark keys as known that stand for nothing in this config, such as the width of experts where there are none."""
+    for name in names:
+        config.has(name)
+
+
 def experts_chosen(config: Config, experts: int) -> int:
     """Return how many of `experts` a token is sent to; the first name counts where a file has two, as gpt-oss does."""
     names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
     chosen = alike(config, *names)
-    for name in names:
-        config.has(name)
+    look_up(config, *names)
     if chosen > experts:
         raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", config.key(*names))
     return chosen
@@ -138,6 +143,7 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
     Qwen 2 and Qwen3-Next also a shared one, with a gate.
     """
     experts = config.integer("num_experts", "num_local_experts", low=0)
+    look_up(config, "moe_intermediate_size", "num_experts_per_tok")
     dense_layers = set(config.integers("mlp_only_layers"))
     step = config.integer("decoder_sparse_step", default=1)
     layers = []

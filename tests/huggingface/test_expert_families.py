@@ -92,6 +92,8 @@ def test_windows(read: Read, family: str, settings: Settings, expected: list[int
     [
         ("glm4_moe", {}, [0]),
         ("exaone_moe", {"first_k_dense_replace": 2}, [0, 1]),
+        ("exaone_moe", {"first_k_dense_replace": 6, "moe_intermediate_size": 24, "num_experts": 5}, [0, 1, 2, 3, 4, 5]),
+        ("qwen3_moe", {"num_experts": 0, "moe_intermediate_size": 24}, [0, 1, 2, 3, 4, 5]),
         ("flint", {}, [0, 1]),
         ("flint", {"mlp_only_layers": []}, []),
         ("hy_v3", {}, [0]),
