@@ -162,3 +162,11 @@ def test_deepseek_v4_by_the_original_keys(read: Read) -> None:
     refused(read, config | {"compress_ratios": [4] * 5 + [8]}, ratios)
     refused(read, config | {"n_shared_experts": 2}, "n_shared_experts is not 1, and transformers' deepseek_v4 has one")
     refused(read, config | {"mlp_layer_types": ["dense"] * 6}, "mlp_layer_types must say hash_moe or moe for each of 6")
+
+
+def test_the_connections_before_the_head_are_no_part_of_it(read: Read) -> None:
+    """By layer, FLOPs of the whole model have a row for each name."""
+    accounting = Accounting(read({"model_type": "hy_v4", "hc_mult": 3} | LATENT).spec)
+    whole = {part.name: part.weight_flops_per_token for part in accounting.layers(64) if part.use is None}
+    assert whole == {"hyper-connections": 2 * 9 * 48, "lm head": 2 * 97 * 48}
+    assert sum(part.weight_flops_per_token for part in accounting.layers(64)) == accounting.weight_flops_per_token
