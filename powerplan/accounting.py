@@ -166,10 +166,15 @@ class Accounting:
 
     def layers(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
-        parts: dict[LayerUse | None, list[Component]] = {}
+        parts: dict[LayerUse | str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
-            parts.setdefault(part.use, []).append(part)
-        return [Component.sum_of(use.layer.describe() if use else own[0].name, use, own) for use, own in parts.items()]
+            parts.setdefault(part.use or part.name, []).append(part)
+        return [
+            Component.sum_of(use, None, own)
+            if isinstance(use, str)
+            else Component.sum_of(use.layer.describe(), use, own)
+            for use, own in parts.items()
+        ]
 
     def _weight_components(self) -> list[Component]:
         parts = [

@@ -49,7 +49,10 @@ def main() -> None:
     TARGET.write_text(json.dumps(data, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
 
-TEXT_TYPES = ("glm4v_text", "glm4v_moe_text", "mllama_text_model", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text")
+TEXT_TYPES = (
+    *("ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text", "mllama_text_model", "qwen2_5_vl_text", "qwen2_vl_text"),
+    *("qwen3_vl_moe_text", "qwen3_vl_text"),
+)
 """Text decoders that exist in wrappers alone, and have no causal language model of their own."""
 
 

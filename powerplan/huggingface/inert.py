@@ -62,6 +62,7 @@ _GROUPS = {
         moe_shared_expert_overlap n_group norm_topk_prob norm_topk_prob_before_routing num_expert_group
         num_limited_groups route_norm route_scale routed_scaling_factor router_dtype router_scaling_factor
         score_func score_function scoring_func shared_expert_combination_strategy shared_expert_sink topk_group
+        topk_method
     """,
     "Implementations of one and the same mathematics": """
         autocast_kernel_dtype cache_implementation chunk_size_lm_head chunkwise_kernel eod_token_id

@@ -9,7 +9,7 @@ from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.dense import PHI, dense, phi3
-from powerplan.huggingface.experts import MLA_KEYS
+from powerplan.huggingface.latent import MLA_KEYS
 from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
