@@ -24,6 +24,12 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     def matmul_formulas(self) -> Formulas:
         return (("mlp", "3*m*f" if self.gated else "2*m*f"),)
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("mlp", "2" if self.gated else "1", "f", "m"), ("mlp", "1", "m", "f")
+
+    def part_of(self, component: str) -> str:
+        return "mlp"
+
     def other_formulas(self) -> Formulas:
         biases = "2*f + m" if self.gated else "f + m"
         return (("biases", biases if self.bias else ""),)
@@ -67,6 +73,21 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     def other_formulas(self) -> Formulas:
         biases = "a*(2*f + m)" if self.gated else "a*(f + m)"
         return (("biases", "E" if self.router_bias else ""), ("biases", biases if self.bias else ""))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        experts, into = "E" if idle else "a", "2" if self.gated else "1"
+        return (
+            ("router", "1", "E", "m"),
+            ("active experts", f"{into}*{experts}", "f", "m"),
+            ("active experts", experts, "m", "f"),
+            ("shared experts", into, "s", "m"),
+            ("shared experts", "1", "m", "s"),
+            ("shared gate", "1" if self.shared_gate else "0", "1", "m"),
+        )
+
+    def part_of(self, component: str) -> str:
+        parts = {"active experts": "experts", "shared experts": "shared_experts"}
+        return parts.get(component, "router")
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = "3*m*f" if self.gated else "2*m*f"

@@ -11,11 +11,12 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from powerplan.documents import parse_json, read_text
+from powerplan.documents import parse_json
 from powerplan.errors import InputError, shown
 from powerplan.hardware import Peak, find_device, peak_of
 from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
+from powerplan.textfiles import read_text
 
 SCHEMA = "powerplan.profile/1"
 

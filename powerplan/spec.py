@@ -14,6 +14,7 @@ from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
+from powerplan.quantization import Quantization
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
@@ -98,6 +99,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     """A decoder-only language model.
 
     position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
+    quantization: how weights are stored that are not in the dtype of the rest; it changes bytes, and no FLOPs.
     aliases, published, source, note: describe an entry of the catalogue; they change no number.
     """
 
@@ -111,6 +113,7 @@ class ModelSpec(Part, frozen=True, kw_only=True):
     tie_embeddings: bool = False
     position_embeddings: Size | None = None
     norm: Norm = Norm()
+    quantization: Quantization | None = None
     layers: Annotated[tuple[LayerGroup, ...], msgspec.Meta(min_length=1)]
 
     def check(self) -> None:

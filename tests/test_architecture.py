@@ -30,10 +30,22 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "units", "dims", "balance", "choices", "version"},
+    {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "version"},
     {"mixers", "ffn"},
+    {"quantization"},
     {"spec"},
-    {"documents", "validation", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
+    {
+        "documents",
+        "validation",
+        "huggingface",
+        "load",
+        "dump",
+        "schema",
+        "lookalikes",
+        "accounting",
+        "hardware",
+        "doctor",
+    },
     {"swap", "measured", "output"},
     {"training", "serving"},
     {"roofline"},

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import contexts, specs
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
 from powerplan.cli import main
+from powerplan.dtypes import DTYPE_BYTES
 from powerplan.errors import InputError
 from powerplan.ffn import MoE
 from powerplan.hardware import find_device, peak_of

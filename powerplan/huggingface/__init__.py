@@ -14,6 +14,7 @@ from powerplan.documents import Document
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.huggingface import dense, experts, fla, hybrids, mamba
 from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.quantization import with_quantization
 from powerplan.spec import ModelSpec
 
 _DEEPSEEK_V3 = {
@@ -119,8 +120,7 @@ def read_config(document: Document, fallback_name: str) -> tuple[ModelSpec, tupl
             raise config.error(error.problem) from None
         raise
     _note_other_heads(document, config)
-    if config.has("quantization_config"):
-        config.note("quantization_config is not read: bytes follow --dtype")
+    spec = with_quantization(spec, config)
     if config.has("power_degree"):
         config.note(f"power_degree is not read: ask with --mixer power:p={shown(config.data['power_degree'])}")
     return spec, tuple(config.notes)

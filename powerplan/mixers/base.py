@@ -37,7 +37,7 @@ class StateSize:
 
     cache: keys and values, which grow with the context; in the cache's dtype.
     entry: what one token appends to the cache.
-    recurrent: the recurrent state, in fp32; every token reads and writes it.
+    recurrent: the recurrent state, in a dtype of its own; every token reads and writes it.
     recent: inputs of the last tokens, kept for short convolutions and token shifts; in the cache's dtype.
     looked_up: the part of `cache` that one token reads; None stands for all of it.
     touched: the part of `recurrent` that one token reads and writes; None stands for all of it.
@@ -56,7 +56,7 @@ class StateSize:
 
 
 RECURRENT_BYTES = 4
-"""Bytes per element of recurrent state: fp32, as the kernels and the reference implementations keep it."""
+"""Bytes per element of recurrent state in fp32, as the kernels and the reference implementations keep it."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,17 @@ class Block(Part, frozen=True, kw_only=True):
 
     def matmul_formulas(self) -> Formulas:
         raise NotImplementedError
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        """Return component, count, rows and columns of the matrices of those components whose shapes are stated.
+
+        idle: whether experts that a token does not choose count.
+        """
+        return ()
+
+    def part_of(self, component: str) -> str:
+        """Return the part of a model, as rules of a quantization name it, that a component of the matmuls is in."""
+        return "mixers"
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
@@ -353,12 +364,12 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Return the state FLOPs to decode one token at position `context`, which attends to every key."""
         return self.state_flops_terms(context, Convention(causal="full"))
 
-    def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
+    def state_bytes(self, context: int, cache_bytes: Fraction, state_bytes: Rational = RECURRENT_BYTES) -> Fraction:
+        """Return the bytes of the state, given the bytes per element of the cache and of the recurrent state."""
         size = self.state_size(context)
-        return (size.cache + size.recent) * cache_bytes + size.recurrent * RECURRENT_BYTES
+        return (size.cache + size.recent) * cache_bytes + size.recurrent * state_bytes
 
-    def decode_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
+    def decode_bytes(self, context: int, cache_bytes: Fraction, state_bytes: Rational = RECURRENT_BYTES) -> Fraction:
         """Return the bytes of state that are read and written to decode one token at position `context`, batch 1.
 
         Of the cache, the part that is looked up is read once and one entry is appended. The part of the recurrent state
@@ -366,7 +377,7 @@ class Mixer(Block, frozen=True, kw_only=True):
         """
         size = self.state_size(context)
         touched = size.recurrent if size.touched is None else size.touched
-        constant = 2 * size.recent * cache_bytes + 2 * touched * RECURRENT_BYTES
+        constant = 2 * size.recent * cache_bytes + 2 * touched * state_bytes
         return self.decode_cache_bytes(context, cache_bytes) + constant
 
     def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:

@@ -40,6 +40,15 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
             ("output gate", "m*H*v" if self.output_gate else ""),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (
+            ("projections", "1", "H*k", "m"),
+            ("projections", "1", "G*k", "m"),
+            ("projections", "1", "G*v", "m"),
+            ("projections", "1", "m", "H*v"),
+            ("output gate", "1" if self.output_gate else "0", "H*v", "m"),
+        )
+
     def other_formulas(self) -> Formulas:
         return (
             ("biases", "(H + G)*k + G*v" if self.bias else ""),

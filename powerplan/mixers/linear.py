@@ -87,6 +87,9 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
             ("short convolutions", f"W*({self.convolved})" if self.conv_size else ""),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("projections", "1", self.convolved, "m"), ("projections", "1", "m", "H*v")
+
     def other_formulas(self) -> Formulas:
         return (
             ("biases", self.convolved if self.conv_size and self.conv_bias else ""),

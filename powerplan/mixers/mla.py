@@ -42,6 +42,16 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
             ("projections", "m*(L + r) + L*H*(n + v) + H*v*m"),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        whole = (("projections", "1", "H*(n + r)", "m"),)
+        query = (("projections", "1", "q", "m"), ("projections", "1", "H*(n + r)", "q"))
+        return (
+            *(whole if self.q_lora_rank is None else query),
+            ("projections", "1", "L + r", "m"),
+            ("projections", "1", "H*(n + v)", "L"),
+            ("projections", "1", "m", "H*v"),
+        )
+
     def other_formulas(self) -> Formulas:
         query = "" if self.q_lora_rank is None else "q + "
         return (("latent norms", f"{query}L"), ("biases", f"{query}L + r + m" if self.bias else ""))

@@ -148,6 +148,10 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("indexer", "q*X*x + m*x + m*X"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        indexer = (("indexer", "1", "X*x", "q"), ("indexer", "1", "x", "m"), ("indexer", "1", "X", "m"))
+        return (*super().matrix_formulas(idle), *indexer)
+
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("indexer norm", "2*x"))
 

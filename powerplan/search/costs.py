@@ -9,9 +9,10 @@ from functools import cache, partial
 
 import msgspec
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
+from powerplan.dtypes import Dtypes
 from powerplan.mixers import Convention, Mixer
-from powerplan.mixers.formulas import total
+from powerplan.mixers.formulas import Rational, total
 from powerplan.search.choices import Choice, Scope
 
 
@@ -19,7 +20,7 @@ class Cost(msgspec.Struct, frozen=True):
     """The cost of one layer's mixer, of several layers, or of a whole model. Costs add up, exactly.
 
     weight_flops_per_token: weight FLOPs per token.
-    parameters: stored parameters.
+    parameters: stored parameters. weight_bits: the bits that they are stored in.
     state_elements: elements of the state of one sequence, at the longest context.
     state_half_bytes, decode_half_bytes: bytes of that state, and state bytes moved to decode one token at batch 1, in
         halves of a byte, since int4 has half a byte per element.
@@ -28,6 +29,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     weight_flops_per_token: int
     parameters: int
+    weight_bits: Rational
     state_elements: int
     state_half_bytes: int
     decode_half_bytes: int
@@ -39,11 +41,17 @@ class Cost(msgspec.Struct, frozen=True):
         return Cost(
             self.weight_flops_per_token + count * other.weight_flops_per_token,
             self.parameters + count * other.parameters,
+            self.weight_bits + count * other.weight_bits,
             self.state_elements + count * other.state_elements,
             self.state_half_bytes + count * other.state_half_bytes,
             self.decode_half_bytes + count * other.decode_half_bytes,
             tuple([one + count * more for one, more in flops]),
         )
+
+    @property
+    def weight_bytes(self) -> Fraction:
+        """Bytes of all stored weights."""
+        return Fraction(self.weight_bits, 8)
 
     @property
     def state_bytes(self) -> Fraction:
@@ -58,11 +66,11 @@ class Cost(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class CostBasis:
-    """Under what costs are counted: contexts (rising, in tokens), convention, dtype of weights and cache."""
+    """Under what costs are counted: contexts (rising, in tokens), convention, dtypes."""
 
     contexts: tuple[int, ...]
     convention: Convention
-    dtype: str
+    dtypes: Dtypes
 
     @property
     def longest(self) -> int:
@@ -82,28 +90,31 @@ class CostBasis:
         state = cost.scaled_state_flops[index]
         return Fraction(2 * self.contexts[index] * cost.weight_flops_per_token, state) if state else None
 
-    def of_mixer(self, mixer: Mixer, hidden: int) -> Cost:
-        """Return the cost of one layer's mixer in a model of this hidden size."""
-        width = DTYPE_BYTES[self.dtype]
+    def of_mixer(self, mixer: Mixer, accounting: Accounting) -> Cost:
+        """Return the cost of one layer's mixer in this model."""
+        hidden = accounting.spec.hidden_size
+        cache, state = self.dtypes.cache_bytes, self.dtypes.state_bytes
         matmul = int(total(mixer.matmul_terms(hidden)))
         outside = total((*mixer.other_terms(hidden), *mixer.idle_terms(hidden)))
         flops = [2 * t * total(mixer.state_flops_terms(t, self.convention)) for t in self.contexts]
         return Cost(
             weight_flops_per_token=2 * matmul,
             parameters=matmul + int(outside),
+            weight_bits=_plain(8 * accounting.mixer_bytes(mixer, self.dtypes)),
             state_elements=mixer.state_size(self.longest).elements,
-            state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, width)),
-            decode_half_bytes=_whole(2 * mixer.decode_bytes(self.longest, width)),
+            state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, cache, state)),
+            decode_half_bytes=_whole(2 * mixer.decode_bytes(self.longest, cache, state)),
             scaled_state_flops=tuple(map(_whole, flops)),
         )
 
     def of_model(self, accounting: Accounting) -> Cost:
         """Return the cost of a whole model."""
-        rows = [accounting.row(context, self.dtype) for context in self.contexts]
+        rows = [accounting.row(context, self.dtypes) for context in self.contexts]
         last = rows[-1]
         return Cost(
             weight_flops_per_token=last.weight_flops_per_token,
             parameters=accounting.total_parameters.with_embeddings,
+            weight_bits=_plain(8 * accounting.stored_bytes(self.dtypes)),
             state_elements=last.state_elements,
             state_half_bytes=_whole(2 * last.state_bytes),
             decode_half_bytes=_whole(2 * last.decode_state_bytes_per_token),
@@ -117,13 +128,18 @@ def _whole(value: int | Fraction) -> int:
     return exact.numerator
 
 
+def _plain(value: Fraction) -> Rational:
+    """Return a whole number as an int: sums of ints take a tenth of the time of sums of fractions."""
+    return value.numerator if value.denominator == 1 else value
+
+
 class ScopeCosts:
     """The costs of plans over one scope of a model. rest: that of the model without the mixers of the scope."""
 
     def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
         self.scope, self.basis = scope, basis
         # The cost of a mixer in one layer.
-        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_mixer, hidden=accounting.spec.hidden_size))
+        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_mixer, accounting=accounting))
         self.rest = basis.of_model(accounting).plus(self.layers(scope.distinct, scope.counts), -1)
 
     def uniform(self, choice: Choice) -> Cost:
@@ -132,7 +148,7 @@ class ScopeCosts:
 
     def layers(self, mixers: Iterable[Mixer], counts: Iterable[int]) -> Cost:
         """Return the cost of `counts` layers of each of these mixers."""
-        cost = Cost(0, 0, 0, 0, 0, (0,) * len(self.basis.contexts))
+        cost = Cost(0, 0, 0, 0, 0, 0, (0,) * len(self.basis.contexts))
         for mixer, count in zip(mixers, counts, strict=True):
             cost = cost.plus(self.of(mixer), count)
         return cost

@@ -14,6 +14,7 @@ from specs import by_kind, contexts, specs
 
 from powerplan.accounting import Accounting
 from powerplan.documents import parse_yaml
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
@@ -36,7 +37,9 @@ def search_of(
     spec: ModelSpec, at: tuple[int, ...], convention: Convention | None = None, dtype: str = "bf16"
 ) -> Search:
     convention = convention or Convention()
-    return Search(Accounting(spec, convention), CostBasis(at, convention, dtype), Fraction(1), lambda plan: True)
+    return Search(
+        Accounting(spec, convention), CostBasis(at, convention, Dtypes(dtype)), Fraction(1), lambda plan: True
+    )
 
 
 def check_trial(search: Search, trial: Trial) -> None:
