@@ -22,6 +22,7 @@ from specs import contexts, specs
 from powerplan.accounting import Accounting
 from powerplan.choices import By, Format
 from powerplan.documents import parse_json, parse_yaml
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError, one_line
 from powerplan.hardware import Device, find_device
@@ -253,7 +254,7 @@ def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | N
         changed = attempt(lambda: with_mixer(spec, mixer)[0])
         spec = changed or spec
     accounting = Accounting(spec)
-    report = wsfr_report(accounting, [accounting.row(context)], "bf16", by, explain=True)
+    report = wsfr_report(accounting, [accounting.row(context)], Dtypes(), by, explain=True)
     for form in get_args(Format):
         assert f"{context:,}" in (text := render(report, form)) or str(context) in text
 

@@ -14,7 +14,12 @@ from itertools import product
 from powerplan.errors import shown
 
 MAX_PATTERNS = 1000
-"""The most globs and regexes of one list; plain names are not limited."""
+"""The most globs and regexes of one list that are asked of one layer; plain names are not limited."""
+
+MAX_ALL_PATTERNS = 20_000
+"""The most globs and regexes of one list, in the forms in which they are asked: six seconds to compile."""
+
+_LAYER = re.compile(r"layers\.(\d+)(?:\.|$)")
 
 _OTHER_TOWERS = re.compile(r"vis(?:ion|ual)|audio|projector|\bmtp\b|eagle|draft", re.IGNORECASE)
 """Modules beside the text decoder, which are not counted."""
@@ -78,18 +83,26 @@ class ModuleNames:
             elif re.fullmatch(r"[\w.-]+", name):
                 self._plain.add(name.removesuffix(".weight").strip("."))
             elif re.fullmatch(r"[\w.*?\[\]-]+", name):
-                patterns.update((name, f"*.{name}", f"{name}.*", f"*.{name}.*"))
+                patterns.update(f"{before}{name}{after}" for before in ("", "*.") for after in ("", ".*"))
             else:
                 patterns.update(f"{glob}{more}" for glob in _globs(name) for more in ("", ".*"))
-        if len(patterns) > MAX_PATTERNS:
-            raise NotUnderstoodError(f"a list of more than {MAX_PATTERNS:,} patterns")
-        self._patterns = [re.compile(translate(glob)) for glob in sorted(patterns)]
+        by_layer: dict[str | None, list[str]] = {None: []}
+        for glob in sorted(patterns):
+            layer = _LAYER.search(glob)
+            by_layer.setdefault(layer[1] if layer else None, []).append(glob)
+        if len(patterns) > MAX_ALL_PATTERNS or max(map(len, by_layer.values())) > MAX_PATTERNS:
+            raise NotUnderstoodError("a list of too many patterns")
+        self._patterns = {layer: [re.compile(translate(glob)) for glob in globs] for layer, globs in by_layer.items()}
 
     def has(self, name: str) -> bool:
         """Whether the list names a module, or one that it is in."""
         words = name.split(".")
         runs = (".".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
-        return any(run in self._plain for run in runs) or any(pattern.match(name) for pattern in self._patterns)
+        if any(run in self._plain for run in runs):
+            return True
+        layer = _LAYER.search(name)
+        patterns = (*self._patterns[None], *(self._patterns.get(layer[1], ()) if layer else ()))
+        return any(pattern.match(name) for pattern in patterns)
 
     def share(self, part: str, layer: int, latent: bool = False) -> tuple[int, int]:
         """Return how many matrices of a part in a layer the list names, and how many there are.

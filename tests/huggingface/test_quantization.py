@@ -236,7 +236,7 @@ NOT_UNDERSTOOD: dict[str, tuple[dict[str, Any], str]] = {
     "a regex": (compressed(**int4() | {"ignore": ["re:(a+)+$"]}), "the pattern '(a+)+$'"),
     "patterns": (
         compressed(**int4() | {"ignore": [f"*a{i}*" for i in range(2000)]}),
-        "a list of more than 1,000 patterns",
+        "a list of too many patterns",
     ),
     "an algorithm": ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo 'W4A8_AWQ'"),
     "groups of nvfp4": (

@@ -39,6 +39,13 @@ LEFT_OUT: dict[str, tuple[list[str], int, int]] = {
     ),
     "other layers": (["model.layers.11", "model.layers.10.self_attn"], 4, 4),
     "other towers": (["re:.*vision.*self_attn.*", "model.visual.layers.0.self_attn", "mtp.layers.0"], 4, 4),
+    "globs for each layer, as modelopt writes them": ([f"{layer}.self_attn*" for layer in LAYERS[1:]], 1, 4),
+    "a glob of layers": (["model.layers.1*"], 3, 3),
+    "all but experts": (
+        ["re:.*self_attn.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*", "re:.*shared_experts.*"],
+        0,
+        4,
+    ),
     "a regex with classes": ([r"re:^model\.layers\.\d+\.self_attn\.[^.]+$"], 0, 4),
 }
 
@@ -143,3 +150,16 @@ def test_a_list_of_megabytes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert model["params_total"] == 235_093_634_560
     quantized = 94 * (128 * 3 * 4096 * 1536 + 2 * 4096 * (8192 + 512))
     assert model["stored_bytes"] == quantized * Fraction(133, 256) + 2 * (235_093_634_560 - quantized)
+
+
+def test_long_lists_are_read_in_time_in_proportion() -> None:
+    """Three globs for each of 1,000 layers: those of a layer are asked of it alone."""
+    layers = [f"model.layers.{layer}" for layer in range(1000)]
+    ignore = [f"{layer}.{name}" for layer in layers[::2] for name in ("self_attn*", "mlp.gate*", "*norm*")]
+    spec, notes = read(MOE | {"num_hidden_layers": 1000}, compressed(**int4() | {"ignore": [*ignore, "lm_head"]}))
+    assert notes == ()
+    assert spec.quantization is not None
+    assert [(rule.parts, rule.in_layers) for rule in spec.quantization.rules] == [
+        (("mixers",), tuple(range(1, 1000, 2))),
+        (("experts",), None),
+    ]
