@@ -62,7 +62,7 @@ class Rule(Part, frozen=True, kw_only=True):
 class Quantization(Part, frozen=True, kw_only=True):
     """How the weights of a model are stored. method: its name. rules: the first that covers a matrix holds."""
 
-    method: Annotated[str, msgspec.Meta(min_length=1, max_length=60, pattern=r"^[\w .:/+-]+$")]
+    method: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[\w .:/+-]+$")]
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(min_length=1)]
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 
 import msgspec
 
-from powerplan.errors import parameter, shown
+from powerplan.errors import one_line, parameter, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.methods import METHODS, Format, Reading
@@ -42,7 +42,8 @@ def with_quantization(spec: ModelSpec, config: Config) -> ModelSpec:
             raise NotUnderstoodError("it has no quant_method" if method is None else f"quant_method {shown(method)}")
         quantization = _placed(spec, read(settings), settings)
     except NotUnderstoodError as problem:
-        config.note(f"quantization_config is not understood ({problem}): bytes follow {parameter('dtype')}")
+        text = f"quantization_config is not understood ({problem}): bytes follow {parameter('dtype')}"
+        config.note(one_line(text))
         return spec
     except msgspec.ValidationError as error:
         raise settings.error(f"quantization_config: {error}") from None
