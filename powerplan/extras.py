@@ -43,6 +43,9 @@ class Extra(Block, frozen=True, kw_only=True):
     def matmul_formulas(self) -> Formulas:
         return ((self.name, self._formula if self.matmul else ""),)
 
+    def part_of(self, component: str) -> str:
+        return "extras"
+
     def other_formulas(self) -> Formulas:
         return ((self.name, "" if self.matmul else self._formula),)
 

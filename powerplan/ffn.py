@@ -24,6 +24,12 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     def matmul_formulas(self) -> Formulas:
         return (("mlp", "3*m*f" if self.gated else "2*m*f"),)
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("mlp", "2" if self.gated else "1", "f", "m"), ("mlp", "1", "m", "f")
+
+    def part_of(self, component: str) -> str:
+        return "mlp"
+
     def other_formulas(self) -> Formulas:
         biases = "2*f + m" if self.gated else "f + m"
         return (("biases", biases if self.bias else ""),)
@@ -77,6 +83,24 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
             ("biases", f"a*({self._biases})" if self.bias else ""),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        experts, into, width = "E" if idle else "a", "2" if self.gated else "1", self._width
+        return (
+            ("router", "1", "E + Z", "m"),
+            ("latent projections", "1" if self.latent_size else "0", "l", "m"),
+            ("latent projections", "1" if self.latent_size else "0", "m", "l"),
+            ("active experts", f"{into}*{experts}", "f", width),
+            ("active experts", experts, width, "f"),
+            ("shared experts", into, "s", "m"),
+            ("shared experts", "1", "m", "s"),
+            ("shared gate", "1" if self.shared_gate else "0", "1", "m"),
+        )
+
+    def part_of(self, component: str) -> str:
+        shared = "shared_experts"  # Every token uses the latent projections too, and no list of experts names them.
+        parts = {"active experts": "experts", "shared experts": shared, "latent projections": shared}
+        return parts.get(component, "router")
+
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = f"{self._matrices} + {self._biases}" if self.bias else self._matrices
         return self.terms((("idle experts", f"(E - a)*({per_expert})"),), m=hidden)
@@ -84,12 +108,17 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     @property
     def _matrices(self) -> str:
         """The weights of one routed expert."""
-        return f"{3 if self.gated else 2}*{'l' if self.latent_size else 'm'}*f"
+        return f"{3 if self.gated else 2}*{self._width}*f"
 
     @property
     def _biases(self) -> str:
         """The biases of one routed expert."""
-        return f"{'2*f' if self.gated else 'f'} + {'l' if self.latent_size else 'm'}"
+        return f"{'2*f' if self.gated else 'f'} + {self._width}"
+
+    @property
+    def _width(self) -> str:
+        """The letter of the width that routed experts work on."""
+        return "l" if self.latent_size else "m"
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"

@@ -16,6 +16,7 @@ from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
+from powerplan.quantization import Quantization
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
@@ -130,6 +131,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
 
     position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
     extras: further parameters of the whole model, by name, such as a bias of the LM head.
+    quantization: how weights are stored that are not in the dtype of the rest; it changes bytes, and no FLOPs.
     aliases, published, source, note: describe an entry of the catalogue; they change no number.
     """
 
@@ -144,6 +146,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     position_embeddings: Size | None = None
     norm: Norm = Norm()
     extras: tuple[Extra, ...] = ()
+    quantization: Quantization | None = None
     layers: Annotated[tuple[LayerGroup, ...], msgspec.Meta(min_length=1)]
 
     def check(self) -> None:

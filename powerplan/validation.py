@@ -14,6 +14,7 @@ from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
+from powerplan.quantization import Quantization, Rule
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
 from powerplan.units import parse_context
 
@@ -164,7 +165,14 @@ def value_at(data: Any, path: Sequence[Step]) -> Any:
     return data
 
 
-_NESTED: dict[str, type[Part]] = {"norm": Norm, "layers": LayerGroup, "pattern": Layer, "extras": Extra}
+_NESTED: dict[str, type[Part]] = {
+    "norm": Norm,
+    "layers": LayerGroup,
+    "pattern": Layer,
+    "extras": Extra,
+    "quantization": Quantization,
+    "rules": Rule,
+}
 
 
 def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from powerplan.extras import Extra
@@ -345,3 +346,11 @@ specs = st.builds(
     norm=norms,
     layers=st.lists(groups(), min_size=1, max_size=3).map(tuple),
 )
+
+
+def untied(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with weights of its own in every layer."""
+    return spec.map_layers(lambda layer: msgspec.structs.replace(layer, tied=False))
+
+
+untied_specs = specs.map(untied)

@@ -21,6 +21,9 @@ def wsfr(
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
@@ -28,7 +31,18 @@ def wsfr(
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
     convention = options.convention(form, causal, exclude)
-    answer = powerplan.wsfr(model, ctx, mixer=mixer, by=by, explain=explain, convention=convention, dtype=dtype)
+    answer = powerplan.wsfr(
+        model,
+        ctx,
+        mixer=mixer,
+        by=by,
+        explain=explain,
+        convention=convention,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
     say.answer(answer, output)
 
 
@@ -40,6 +54,9 @@ def compare(
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
@@ -47,7 +64,17 @@ def compare(
         problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
         raise powerplan.InputError(problem, "MODEL")
     convention = options.convention(form, causal, exclude)
-    say.answer(powerplan.compare(models, ctx, mixer=mixer, convention=convention, dtype=dtype), output)
+    answer = powerplan.compare(
+        models,
+        ctx,
+        mixer=mixer,
+        convention=convention,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
+    say.answer(answer, output)
 
 
 def budget(
@@ -66,6 +93,9 @@ def budget(
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
@@ -83,6 +113,9 @@ def budget(
         mixer=mixer,
         convention=options.convention(form, causal, exclude),
         dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
     )
     say.answer(answer, output)
 
@@ -98,8 +131,23 @@ def decode(
     ] = None,
     mixer: options.MixerOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
-    answer = powerplan.decode(models, ctx, batch=batch, gpu=gpu, devices=devices, twin=twin, mixer=mixer, dtype=dtype)
+    answer = powerplan.decode(
+        models,
+        ctx,
+        batch=batch,
+        gpu=gpu,
+        devices=devices,
+        twin=twin,
+        mixer=mixer,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
     say.answer(answer, output)

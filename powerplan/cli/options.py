@@ -82,8 +82,13 @@ CausalOption = Annotated[
 ]
 ExcludeOption = Annotated[list[str] | None, choice_option(Literal["lm-head"], "Leave this out of the weight FLOPs.")]
 DtypeOption = Annotated[
-    Dtype, choice_option(Dtype, "Number format of weights and key/value cache; recurrent state is always fp32.")
+    Dtype, choice_option(Dtype, "Number format of weights and key/value cache, but for weights that a file quantizes.")
 ]
+WeightsDtypeOption = Annotated[
+    Dtype | None, choice_option(Dtype, "Of all weights, whatever the model's file quantizes; --dtype if not given.")
+]
+CacheDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of the key/value cache; --dtype if not given.")]
+StateDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of recurrent state; fp32 if not given.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(

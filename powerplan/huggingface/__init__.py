@@ -21,6 +21,7 @@ from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.defaults import FLAT_WRAPPERS, STATED, class_defaults, tables
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
 from powerplan.huggingface.mamba import mamba_ssm
+from powerplan.huggingface.quantization import with_quantization
 from powerplan.spec import ModelSpec
 
 __all__ = ["FAMILIES", "REFUSED", "read_config", "supported_families"]
@@ -53,8 +54,7 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
         raise
     audit(config, family, refuse=like is None)
     _note_other_heads(document, config)
-    if document.data.get("quantization_config") or config.has("quantization_config"):
-        config.note("quantization_config is not read: bytes follow --dtype")
+    spec = with_quantization(spec, config)
     if config.has("power_degree"):
         config.note(f"power_degree is not read: ask with --mixer power:p={shown(config.data['power_degree'])}")
     return spec, tuple(config.notes)

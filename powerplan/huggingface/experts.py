@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.huggingface.dense import LAYERNORM, qwen_windows
 from powerplan.huggingface.parts import FULL, SLIDING
 from powerplan.mixers import AnyMixer
@@ -328,7 +328,7 @@ FAMILIES: dict[str, Family] = {
         Grouped(DEEPSEEK, sparse=sparse_layers, biases="qkv", normed="use_qk_norm", heads={"whole": False})
     ),
     "glm4v_moe_text": Family(Grouped(DEEPSEEK, sparse=sparse_layers, biases="qkv", heads={"whole": False})),
-    "gpt_oss": Family(gpt_oss),
+    "gpt_oss": Family(gpt_oss, inert=keys("initial_context_length")),
     "granitemoe": Family(Grouped(OLMO)),
     "granitemoe_swa": Family(Grouped(GRANITE, windows=typed(_every_fourth), heads={"sinks": True})),
     "granitemoeshared": Family(Grouped(GRANITE)),

@@ -73,6 +73,11 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
             return ("projections", "m*(H + G)*k + H*v*m"), self._output_gate
         return super().matmul_formulas()
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        query, key, value, output, gate = super().matrix_formulas(idle)
+        own = () if self.shared_kv else (key,) if self.keys_as_values else (key, value)
+        return (query, *own, output, gate)
+
     def other_formulas(self) -> Formulas:
         formulas = super().other_formulas()
         if self.shared_kv or self.keys_as_values:
@@ -135,6 +140,9 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("forget gate", "m*H"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("forget gate", "1", "H", "m"))
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("biases", "H"))

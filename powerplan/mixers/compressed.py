@@ -77,6 +77,21 @@ class Compressed(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="compre
             ("indexer", self._by_form("", "", "4*m*x + q*X*x + m*X")),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        compressors = "2" if self.compress_rate else "0"
+        indexers = "1" if self.index_heads else "0"
+        return (
+            ("projections", "1", "q", "m"),
+            ("projections", "1", "H*k", "q"),
+            ("projections", "1", "k", "m"),
+            ("output projections", "P", "o", "H*k//P"),
+            ("output projections", "1", "m", "P*o"),
+            ("compressor", compressors, self._by_form("k", "k", "2*k"), "m"),
+            ("indexer", f"2*{indexers}", "2*x", "m"),
+            ("indexer", indexers, "X*x", "q"),
+            ("indexer", indexers, "X", "m"),
+        )
+
     def other_formulas(self) -> Formulas:
         return (
             ("latent norms", "q + k"),
@@ -104,11 +119,9 @@ class Compressed(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="compre
         entry = self._by_form("k", "k + (k + c - 1)//c", "k + (k + x + c - 1)//c")
         read = self._by_form("k*near", "k*(near + blocks)", "k*(near + top) + x*blocks")
         entry_term, read_term = self.terms((("entry", entry), ("read", read)), **self.state_values(context))
-        return StateSize(cache=elements, entry=int(entry_term.value), looked_up=int(read_term.value))
-
-    def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        tokens = self.terms((("tokens to compress", self._by_form("0", "2*2*k", "(2*4 + 2)*(k + x)")),))
-        return super().decode_cache_bytes(context, cache_bytes) + total(tokens) * cache_bytes
+        waiting = total(self.terms((("tokens to compress", self._by_form("0", "2*2*k", "(2*4 + 2)*(k + x)")),)))
+        sizes = {"entry": int(entry_term.value), "looked_up": int(read_term.value), "waiting": int(waiting)}
+        return StateSize(cache=elements, **sizes)
 
     def flops_formulas(self, chunked: bool) -> Formulas:
         return (

@@ -32,6 +32,9 @@ class ShortConvolution(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="
     def matmul_formulas(self) -> Formulas:
         return (("projections", "3*m*I + I*m"), ("short convolutions", "W*I"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("projections", "1", "3*I", "m"), ("projections", "1", "m", "I")
+
     def other_formulas(self) -> Formulas:
         return (("biases", "4*I + m" if self.bias else ""),)
 

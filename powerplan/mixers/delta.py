@@ -28,6 +28,9 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("beta", "m*H"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("beta", "1", "H", "m"))
+
     def flops_formulas(self, chunked: bool) -> Formulas:
         if chunked:
             return super().flops_formulas(chunked)
@@ -62,6 +65,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     convolved = "2*J*k + H*v"
     decay = "H*k*v"
     decay_gate = "m*H"
+    decay_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("H", "m"),)
     letters = DeltaRule.letters + " J=key_heads"
     whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
@@ -74,6 +78,10 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("decay gate", self.decay_gate))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        decay = (("decay gate", "1", rows, columns) for rows, columns in self.decay_shapes)
+        return (*super().matrix_formulas(idle), *decay)
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("decay", "2*H"))
@@ -107,6 +115,14 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     @property
     def decay_gate(self) -> str:  # type: ignore[override]
         return "m*H*k" if self.full_rank == "both" else "m*u + u*H*k"
+
+    @property
+    def gate_shapes(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
+        return (("u", "m"), ("H*v", "u")) if self.full_rank == "none" else (("H*v", "m"),)
+
+    @property
+    def decay_shapes(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
+        return (("H*k", "m"),) if self.full_rank == "both" else (("u", "m"), ("H*k", "u"))
 
     def other_formulas(self) -> Formulas:
         biases = "H*v" if self.gate_bias and self.output_gate else ""
@@ -165,6 +181,21 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
             ("decay and learning rate", "(rw + ra)*(m + H*k)"),
             ("output gate", "rg*(m + H*v)"),
             ("value residual", "rv*(m + H*v)" if self.value_rank else ""),
+        )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        ranks = {
+            "decay and learning rate": (("rw", "H*k"), ("ra", "H*k")),
+            "output gate": (("rg", "H*v"),),
+            "value residual": (("rv", "H*v"),) if self.value_rank else (),
+        }
+        low = [(name, *pair) for name, pairs in ranks.items() for pair in pairs]
+        return (
+            ("projections", "2", "H*k", "m"),
+            ("projections", "1", "H*v", "m"),
+            ("projections", "1", "m", "H*v"),
+            *((name, "1", rank, "m") for name, rank, _ in low),
+            *((name, "1", wide, rank) for name, rank, wide in low),
         )
 
     def other_formulas(self) -> Formulas:

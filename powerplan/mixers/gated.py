@@ -32,6 +32,9 @@ class MLSTM(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="mlstm
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("gates", "2*m*H"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("gates", "2", "H", "m"))
+
     def other_formulas(self) -> Formulas:
         gate = "H*v" if self.bias and self.output_gate else ""
         norm = {"none": "", "head": "v", "full": "H*v"}[self.output_norm] if self.bias else ""
@@ -83,6 +86,13 @@ class RGLRU(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="rglru"):
             ("short convolutions", "W*I"),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (
+            ("projections", "2", "I", "m"),
+            ("projections", "1", "m", "I"),
+            ("gates", "2*H", "k", "k"),
+        )
+
     def other_formulas(self) -> Formulas:
         return (
             ("biases", "2*I + m + 2*I"),
@@ -131,6 +141,9 @@ class RWKV4(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="rwkv4"):
 
     def matmul_formulas(self) -> Formulas:
         return (("projections", "3*m*I + I*m"),)
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("projections", "3", "I", "m"), ("projections", "1", "m", "I")
 
     def other_formulas(self) -> Formulas:
         return (("decay", "2*I"), ("token shifts", "5*m" if self.channel_mix else "3*m"))

@@ -41,6 +41,15 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
             self._output_gate,
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (
+            ("projections", "1", "H*k", "m"),
+            ("projections", "1", "G*k", "m"),
+            ("projections", "1", "G*v", "m"),
+            ("projections", "1", "m", "H*v"),
+            ("output gate", "1" if self.output_gate else "0", "H" if self.output_gate == "head" else "H*v", "m"),
+        )
+
     @property
     def _output_gate(self) -> tuple[str, str]:
         return "output gate", {False: "", True: "m*H*v", "head": "m*H"}[self.output_gate]

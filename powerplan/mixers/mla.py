@@ -45,6 +45,17 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
             ("output gate", {False: "", True: "m*H*v", "head": "m*H"}[self.output_gate]),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        whole = (("projections", "1", "H*(n + r)", "m"),)
+        query = (("projections", "1", "q", "m"), ("projections", "1", "H*(n + r)", "q"))
+        return (
+            *(whole if self.q_lora_rank is None else query),
+            ("projections", "1", "L + r", "m"),
+            ("projections", "1", "H*(n + v)", "L"),
+            ("projections", "1", "m", "H*v"),
+            ("output gate", "1" if self.output_gate else "0", "H" if self.output_gate == "head" else "H*v", "m"),
+        )
+
     def other_formulas(self) -> Formulas:
         query = "" if self.q_lora_rank is None else "q + "
         return (("latent norms", f"{query}L"), ("biases", f"{query}L + r + m" if self.bias else ""))

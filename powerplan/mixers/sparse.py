@@ -50,6 +50,9 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("branch gates", "3*m*H"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("branch gates", "1", "3*H", "m"))
+
     def state_formulas(self) -> Formulas:
         return (("nsa", "G*(k + v)*(t + blocks)"),)
 
@@ -150,6 +153,12 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("indexer", "" if self.shared_index else "q*X*x + m*x + m*X"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        if self.shared_index:
+            return super().matrix_formulas(idle)
+        indexer = (("indexer", "1", "X*x", "q"), ("indexer", "1", "x", "m"), ("indexer", "1", "X", "m"))
+        return (*super().matrix_formulas(idle), *indexer)
+
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("indexer norm", "" if self.shared_index else "2*x"))
 
@@ -213,6 +222,9 @@ class IndexedBlocks(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", t
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("indexer", "m*X*x + m*x"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("indexer", "1", "X*x", "m"), ("indexer", "1", "x", "m"))
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("indexer norms", "2*x"))

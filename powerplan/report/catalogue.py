@@ -59,6 +59,7 @@ def model_report(accounting: Accounting) -> Report:
     spec = accounting.spec
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
+        "quantization": spec.quantization.method if spec.quantization else None,
         "params_by_convention": model_entry(accounting)["params_by_convention"],
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
@@ -77,6 +78,7 @@ def model_report(accounting: Accounting) -> Report:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
+        *([("quantization", payload["quantization"])] if payload["quantization"] else []),
         ("balanced at", grouped(payload["balanced_context"]) or "no context"),
         ("aliases", ", ".join(spec.aliases) or "-"),
         *((key, getattr(spec, key)) for key in ("published", "source", "note") if getattr(spec, key)),

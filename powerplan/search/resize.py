@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.mixers import Mixer
 from powerplan.mixers.base import Block
@@ -165,7 +166,7 @@ class Resizer:
 
         t is the longest context.
         """
-        hidden = self._frame(width).hidden_size
+        hidden = self._frame(width).spec.hidden_size
 
         @cache
         def flops(block: Block) -> int:
@@ -175,15 +176,15 @@ class Resizer:
 
     def _columns_of(self, choice: Choice | None, width: Fraction) -> Columns:
         """Return the costs of the same blocks."""
-        hidden = self._frame(width).hidden_size
-        return Columns([self.basis.of_block(block.widened(width), hidden) for block in self._blocks(choice)])
+        frame = self._frame(width)
+        return Columns([self.basis.of_block(block.widened(width), frame) for block in self._blocks(choice)])
 
     def _blocks(self, choice: Choice | None) -> Iterable[Block]:
         return choice.mixers if choice else self._others
 
-    def _frame_of(self, width: Fraction) -> ModelSpec:
+    def _frame_of(self, width: Fraction) -> Accounting:
         """Return the base in another width, as far as it is no layer."""
-        return msgspec.structs.replace(self.base, hidden_size=int(self.base.hidden_size * width))
+        return Accounting(msgspec.structs.replace(self.base, hidden_size=int(self.base.hidden_size * width)))
 
     def _head_flops(self, width: Fraction) -> int:
         """Return the FLOPs outside layers: those of the LM head, as far as they count, and of the model's extras."""

@@ -64,7 +64,7 @@ TEXTS = {
         ":1:19: half of a surrogate pair is not a character",
     ),
     "half a surrogate pair in a key": (r'{"\udfff": 1}', ":1:2: half of a surrogate pair is not a character"),
-    "many values": ("[" + "1," * 500_000 + "1]", ":1:200000: holds more than 100,000 values"),
+    "many values": ("[" + "1," * 1_500_000 + "1]", ":1:2000000: holds more than 1,000,000 values"),
 }
 
 # What LLAMA is changed to, one key to a line, and the message after "config.json:".

@@ -10,15 +10,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import by_kind, contexts, specs
+from specs import by_kind, contexts, untied_specs
 
 from powerplan.accounting import Accounting
 from powerplan.documents import parse_yaml
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
 from powerplan.mixers.formulas import total
+from powerplan.quantization import Quantization, Rule
 from powerplan.report.reasons import why
 from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
@@ -36,14 +38,16 @@ def search_of(
     spec: ModelSpec, at: tuple[int, ...], convention: Convention | None = None, dtype: str = "bf16"
 ) -> Search:
     convention = convention or Convention()
-    return Search(Accounting(spec, convention), CostBasis(at, convention, dtype), Fraction(1), lambda plan: True)
+    return Search(
+        Accounting(spec, convention), CostBasis(at, convention, Dtypes(dtype)), Fraction(1), lambda plan: True
+    )
 
 
 def check_trial(search: Search, trial: Trial) -> None:
     """The sums of a trial are the numbers of the model that its plan builds, to the digit."""
     basis, cost = search.basis, trial.cost
     built = Accounting(trial.plan.build(search.spec), basis.convention)
-    rows = [built.row(context, basis.dtype) for context in basis.contexts]
+    rows = [built.row(context, basis.dtypes) for context in basis.contexts]
     assert cost.weight_flops_per_token == rows[-1].weight_flops_per_token
     assert cost.parameters == built.total_parameters.with_embeddings
     assert cost.state_elements == rows[-1].state_elements
@@ -73,8 +77,11 @@ def test_trials_are_the_models_they_stand_for(
 
 
 @settings(max_examples=60)
-@given(specs, contexts, st.randoms(use_true_random=False))
-def test_trials_of_odd_models(spec: ModelSpec, context: int, random: Any) -> None:
+@given(untied_specs, contexts, st.booleans(), st.randoms(use_true_random=False))
+def test_trials_of_odd_models(spec: ModelSpec, context: int, quantized: bool, random: Any) -> None:
+    if quantized:
+        rule = Rule(parts=("mixers", "experts", "embedding"), bits=4, block=16, scale_bits=8, matrix_bits=32)
+        spec = msgspec.structs.replace(spec, quantization=Quantization(method="test", rules=(rule,)))
     search = search_of(spec, (context,))
     trials = search.trials()
     for trial in random.sample(trials, min(4, len(trials))):
