@@ -68,6 +68,7 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
     apart = Accounting(untied(spec))
     assert step.weight_bytes == (apart.active_parameters.without_input_embedding + idle) * width
     assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes_per_token
+    assert step.recurrent_bytes >= 0
     assert step.memory_bytes == serving.stored_bytes + batch * serving.row.state_bytes
     assert serving.cache_bytes + serving.recurrent_bytes == serving.row.state_bytes
     one = serving.step(1)

@@ -13,13 +13,15 @@ from specs import specs
 
 from powerplan.accounting import Accounting
 from powerplan.dtypes import DTYPE_BYTES, Dtypes
+from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
-from powerplan.mixers import DSA, KDA, MIXERS, MLA, Attention, GatedDeltaNet, Mamba1, Mamba2
+from powerplan.mixers import DSA, KDA, MIXERS, MLA, RGLRU, Attention, Compressed
 from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import total
 from powerplan.mixers.matrices import NO_MATRIX, Matrix, matrices_of
 from powerplan.quantization import Quantization, Rule
 from powerplan.serving import Serving
+from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 
 def elements(block: Block, hidden: int, idle: bool = False) -> Fraction:
@@ -76,6 +78,75 @@ SHAPES: list[tuple[Block, list[tuple[str, int, int, int]]]] = [
             ("mixers", 1, 40, 24),
             ("mixers", 1, 10, 64),
             ("mixers", 1, 4, 64),
+        ],
+    ),
+    (
+        Attention(**HEADS, shared_kv=True, output_gate="head"),
+        [("mixers", 1, 128, 64), ("mixers", 1, 64, 128), ("mixers", 1, 8, 64)],
+    ),
+    (
+        Attention(**HEADS, keys_as_values=True),
+        [("mixers", 1, 128, 64), ("mixers", 1, 32, 64), ("mixers", 1, 64, 128)],
+    ),
+    (
+        DSA(**LATENT, shared_index=True, output_gate=True),
+        [
+            ("mixers", 1, 24, 64),
+            ("mixers", 1, 192, 24),
+            ("mixers", 1, 48, 64),
+            ("mixers", 1, 224, 40),
+            ("mixers", 1, 64, 96),
+            ("mixers", 1, 96, 64),
+        ],
+    ),
+    (
+        KDA(heads=8, head_dim=16, gate_rank=12, conv_size=4),
+        [
+            ("mixers", 1, 384, 64),
+            ("mixers", 1, 64, 128),
+            ("mixers", 1, 12, 64),
+            ("mixers", 1, 128, 12),
+            ("mixers", 1, 8, 64),
+            ("mixers", 1, 12, 64),
+            ("mixers", 1, 128, 12),
+        ],
+    ),
+    (
+        KDA(heads=8, head_dim=16, full_rank="both"),
+        [
+            ("mixers", 1, 384, 64),
+            ("mixers", 1, 64, 128),
+            ("mixers", 1, 128, 64),
+            ("mixers", 1, 8, 64),
+            ("mixers", 1, 128, 64),
+        ],
+    ),
+    (
+        Compressed(heads=8, head_dim=16, q_lora_rank=24, output_groups=4, output_rank=10, index_heads=3),
+        [
+            ("mixers", 1, 24, 64),
+            ("mixers", 1, 128, 24),
+            ("mixers", 1, 16, 64),
+            ("mixers", 4, 10, 32),
+            ("mixers", 1, 64, 40),
+            ("mixers", 2, 32, 64),
+            ("mixers", 2, 256, 64),
+            ("mixers", 1, 384, 24),
+            ("mixers", 1, 3, 64),
+        ],
+    ),
+    (
+        RGLRU(heads=4, head_dim=16),
+        [("mixers", 2, 64, 64), ("mixers", 1, 64, 64), ("mixers", 8, 16, 16)],
+    ),
+    (
+        MoE(experts=6, top_k=2, intermediate_size=96, latent_size=16, zero_experts=3, gated=False),
+        [
+            ("router", 1, 9, 64),
+            ("shared_experts", 1, 16, 64),
+            ("shared_experts", 1, 64, 16),
+            ("experts", 2, 96, 16),
+            ("experts", 2, 16, 96),
         ],
     ),
     (MLP(intermediate_size=96), [("mlp", 2, 96, 64), ("mlp", 1, 64, 96)]),
@@ -152,5 +223,32 @@ def test_a_rule_without_scales_is_another_dtype(spec: Any, batch: int, dtype: st
 
 def test_every_kind_answers() -> None:
     assert set(KINDS) == set(MIXERS)
-    for mixer in (KDA, GatedDeltaNet, Mamba1, Mamba2):
+    for mixer in MIXERS.values():
         assert mixer.matrix_formulas is not Block.matrix_formulas
+
+
+@settings(max_examples=80, deadline=None)
+@given(spec=specs)
+def test_every_matmul_component_states_its_matrices(spec: Any) -> None:
+    """Fractions of square matrices stand for none of them, but for extras, which no rule covers."""
+    for use in spec.layer_uses():
+        for block in use.layer.blocks:
+            components = {term.component for term in block.matmul_terms(spec.hidden_size)} - {NO_MATRIX}
+            if isinstance(block, Extra):
+                assert {matrix.part for matrix in matrices_of(block, spec.hidden_size)} <= {"extras"}
+                continue
+            stated = {component for component, *_ in block.matrix_formulas(idle=False)}
+            assert components <= stated
+
+
+def test_tied_layers_are_stored_once_and_read_at_each_use() -> None:
+    """3 x 64 x 64 weights in 4 bits, stored for one layer of three; the extra of 64 x 64 in bf16."""
+    mlp, extra = MLP(intermediate_size=64), Extra(name="projection", elements=64 * 64, matmul=True)
+    layers = (LayerGroup(ffn=mlp), LayerGroup(repeat=2, ffn=mlp, tied=True))
+    quantization = Quantization(method="test", rules=(Rule(parts=("mixers", "mlp"), bits=4),))
+    norm = Norm(kind="none", final=False)
+    fields: dict[str, Any] = {"name": "x", "vocab_size": 10, "hidden_size": 64, "norm": norm, "extras": (extra,)}
+    accounting = Accounting(ModelSpec(**fields, layers=layers, quantization=quantization))
+    weights = 3 * 64 * 64
+    assert accounting.stored_bytes(Dtypes("bf16")) == weights / 2 + 2 * (64 * 64 + 2 * 10 * 64)
+    assert accounting.read_bytes(Dtypes("bf16")) == 3 * weights / 2 + 2 * (64 * 64 + 10 * 64)

@@ -309,3 +309,14 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
         "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
         "194.1 MiB, 1.14 times the 170 MiB allowed; without --max-state there are 1 candidates"
     )
+
+
+def test_a_layer_without_keys_of_its_own_is_no_measure_of_state() -> None:
+    """Layers that read the cache of earlier ones keep nothing: a state there has no softmax to compare with."""
+    heads = {"heads": 8, "head_dim": 64}
+    shared = (LayerGroup(mixer=Attention(**heads)), LayerGroup(mixer=Attention(**heads, shared_kv=True)))
+    spec = ModelSpec(name="x", vocab_size=9, hidden_size=512, layers=shared)
+    search = search_of(spec, (65_536,))
+    sizes = {trial.plan.text(): search.excess(trial.plan.scope, trial.plan.main).bytes for trial in search.trials()}
+    assert sizes["as it is"] == 1
+    assert sizes["power:p=2"] == Fraction(8 * 2080 * 65 * 4, 8 * 128 * 65_536 * 2)
