@@ -24,7 +24,7 @@ def matrices_of(block: Block, hidden: int, idle: bool = False) -> list[Matrix]:
     """Return the matrices of a mixer or an FFN in a model of this hidden size.
 
     Their elements are the block's matmul parameters without short convolutions. A component whose shapes the block does
-    not state counts as square matrices of the hidden size, of which there may be a fraction.
+    not state, as those of extras, counts as square matrices of the hidden size, of which there may be a fraction.
     idle: whether experts that a token does not choose count.
     """
     stated = block.matrix_formulas(idle)
