@@ -44,7 +44,7 @@ def audit(config: Config, family: Family, *, refuse: bool) -> None:
 def _off_by_default() -> frozenset[str]:
     """Return the flags that are false by default in every family of transformers that has them."""
     flags = [(key, value) for known in tables().families.values() for key, value in known.defaults.items()]
-    on = {key for key, value in flags if value is not False}
+    on = {key for key, value in flags if value not in (False, None)}
     return frozenset(key for key, value in flags if value is False) - on
 
 

@@ -35,7 +35,7 @@ vocab_size => vocabsize
 per_layer => per_layers
     5:23: norm.per_layers: unknown key; did you mean per_layer? allowed are bias, embedding, final, kind, per_layer
 repeat => repeats
-    7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are extras, ffn, mixer, norms, pattern, repeat, tied
+    7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are ...
 heads: 12, kv => head: 12, kv
     8:30: layers[0].mixer.head: unknown key; did you mean heads? allowed are ...
 top_k => topk
@@ -355,7 +355,7 @@ WHOLE = {
     ),
     "an unknown key taken over by a merge": (
         HEAD + "layers: [{<<: {repaet: 2}, ffn: {kind: mlp, intermediate_size: 3}}]",
-        "4:24: layers[0].repaet: unknown key; did you mean repeat? allowed are extras, ffn, mixer, norms, pattern, repeat, tied",
+        "4:24: layers[0].repaet: unknown key; did you mean repeat? allowed are extras, ffn, mixer, ...",
     ),
 }
 
