@@ -67,7 +67,8 @@ def _layer(layer: Layer) -> dict[str, Any]:
     data: dict[str, Any] = {}
     data |= {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
     data |= {"extras": [_line(extra, always=()) for extra in layer.extras]} if layer.extras else {}
-    data |= {key: getattr(layer, key) for key in ("norms", "tied") if getattr(layer, key) not in (None, False)}
+    data |= {"norms": layer.norms} if layer.norms is not None else {}
+    data |= {"tied": True} if layer.tied else {}
     return data
 
 

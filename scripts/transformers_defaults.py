@@ -15,6 +15,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import transformers
@@ -67,7 +68,8 @@ def text_type_of(config_class: Any) -> str | None:
 def defaults_of(config_class: Any) -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(config_class) if field.name not in INERT}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str, list, dict))}
+    known = (bool, int, float, str, list, dict, NoneType)
+    return {name: value for name, value in values.items() if isinstance(value, known)}
 
 
 if __name__ == "__main__":

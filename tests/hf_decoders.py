@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 from powerplan.huggingface.defaults import STATED
+from powerplan.mixers import Mixer
+from powerplan.spec import ModelSpec
 
 Settings = dict[str, Any]
 
@@ -144,3 +146,9 @@ def stored_elements(model: Any) -> int:
         halves = [tensor for name, tensor in model.named_parameters() if name.endswith("experts.gate_up_proj")]
         stored -= sum(zero * half[0].numel() for half in halves)
     return stored
+
+
+def mixers_by_layer(spec: ModelSpec) -> list[Mixer]:
+    """Return the mixer of each layer that has one, in the order of the model."""
+    layers = [layer for group in spec.layers for layer in group.period * group.repeat]
+    return [layer.mixer for layer in layers if layer.mixer is not None]

@@ -86,8 +86,11 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     if inner is not None:
         problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
         raise outer.error(f"{problem}{_nearest(inner)}", "model_type")
-    problem = f"model_type {shown(family)} is not supported{did_you_mean(family, supported_families())}"
-    raise outer.error(f"{problem}{_nearest(document.data)}; powerplan models --families lists what is", "model_type")
+    hint = did_you_mean(family, supported_families()) or _nearest(document.data) + ";"
+    raise outer.error(f"model_type {shown(family)} is not supported{hint} {LISTED}", "model_type")
+
+
+LISTED = "powerplan models --families lists what is"
 
 
 def _nearest(data: dict[str, Any]) -> str:
@@ -112,7 +115,7 @@ def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, An
     text = inner.get("model_type", wrapper.text)
     if not isinstance(text, str) or text not in FAMILIES:
         problem = f"model_type {shown(family)} with text_config of {shown(text)} is not supported"
-        raise outer.error(f"{problem}; supported are {', '.join(supported_families())}", "model_type")
+        raise outer.error(f"{problem}; {LISTED}", "model_type")
     changes: dict[str, Any] = {"model_type": text}
     stated = outer.boolean("tie_word_embeddings", False) if outer.has("tie_word_embeddings") else None
     if stated is not None:

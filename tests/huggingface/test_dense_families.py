@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_decoders import mixers_by_layer
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
@@ -36,7 +37,7 @@ def parameters(loaded: LoadedModel) -> int:
 
 def windows(loaded: LoadedModel) -> list[int | None]:
     found = []
-    for _, mixer in loaded.spec.mixers_by_position():
+    for mixer in mixers_by_layer(loaded.spec):
         assert isinstance(mixer, Attention)
         found.append(mixer.window)
     return found
@@ -110,7 +111,7 @@ def test_blocks_of_nemotron_super(read: Read) -> None:
     ]
     loaded = read(nas(blocks, vocab_size=128_256, hidden_size=8192, num_attention_heads=64))
     assert parameters(loaded) == 49_867_145_216
-    assert len(loaded.spec.mixers_by_position()) == 49
+    assert len(mixers_by_layer(loaded.spec)) == 49
     assert loaded.notes == ()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hf_decoders import mixers_by_layer
 
 from powerplan.load import LoadedModel
 
@@ -32,7 +33,7 @@ def caches(transformers: Any, torch: Any, read: Read, config: Any, tokens: int) 
     with torch.no_grad():
         cache = model(torch.arange(tokens)[None] % 31, use_cache=True).past_key_values
     spec = read(json.loads(config.to_json_string(use_diff=False))).spec
-    mixers = [mixer for _, mixer in spec.mixers_by_position()]
+    mixers = mixers_by_layer(spec)
     pairs = zip(cache.layers, mixers, strict=True)
     return [(kept(layer), mixer.state_size(tokens).elements) for layer, mixer in pairs]
 
