@@ -26,5 +26,7 @@ def test_case(name: str) -> None:
     assert accounting.total_parameters.with_embeddings == expected["parameters"]
     for note in expected["notes"]:
         assert any(note in text for text in loaded.notes), loaded.notes
+    quantization = loaded.spec.quantization
+    assert (quantization and quantization.method) == expected.get("quantization")
     if "cache_elements_at_2048" in expected:
         assert accounting.row(2048).state_elements == expected["cache_elements_at_2048"]
