@@ -12,6 +12,7 @@ from fnmatch import translate
 from itertools import product
 
 from powerplan.errors import shown
+from powerplan.mixers import Mixer
 
 MAX_PATTERNS = 1000
 """The most globs and regexes of one list that are asked of one layer; plain names are not limited."""
@@ -28,7 +29,9 @@ PREFIXES = ("model", "language_model.model", "model.language_model", "backbone",
 """What stands before the layers in names of modules."""
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "mixers": ("self_attn", "linear_attn", "attn", "attention", "mixer", "mamba"),
+    "mixers": (
+        *("self_attn", "linear_attn", "attn", "attention", "mixer", "mamba", "conv", "temporal_block", "mlstm_layer"),
+    ),
     "mlp": ("mlp", "feed_forward", "mixer"),
     "experts": ("mlp.experts", "block_sparse_moe.experts", "feed_forward.experts", "mixer.experts"),
     "shared_experts": (
@@ -104,30 +107,40 @@ class ModuleNames:
         patterns = (*self._patterns[None], *(self._patterns.get(layer[1], ()) if layer else ()))
         return any(pattern.match(name) for pattern in patterns)
 
-    def share(self, part: str, layer: int, latent: bool = False) -> tuple[int, int]:
+    def share(self, part: str, layer: int, mixer: Mixer | None = None) -> tuple[int, int]:
         """Return how many matrices of a part in a layer the list names, and how many there are.
 
-        latent: whether the mixer projects to latents, as MLA does.
+        mixer: that of the layer, where the part is "mixers": its kind decides how its modules are called.
         """
-        found = [(sum(map(self._has_any, matrices)), len(matrices)) for matrices in self._modules(part, layer, latent)]
+        found = [(sum(map(self._has_any, matrices)), len(matrices)) for matrices in self._modules(part, layer, mixer)]
         return max(found, key=lambda pair: pair[0] / pair[1])
 
     def _has_any(self, names: list[str]) -> bool:
         return any(map(self.has, names))
 
-    def _modules(self, part: str, layer: int, latent: bool) -> Iterator[list[list[str]]]:
+    def _modules(self, part: str, layer: int, mixer: Mixer | None) -> Iterator[list[list[str]]]:
         """Yield sets of matrices that the part may stand in: for each matrix its names in every spelling."""
         prefixes = [prefix for prefix in PREFIXES if set(prefix.split(".")) - {"model"} <= self.text]
-        first, *others = SPELLINGS[part]
+        first, *others = (spelling for spelling in SPELLINGS[part] if spelling not in _never(mixer))
         holders = [first, *(other for other in others if set(other.split(".")) - {"experts"} <= self.text)]
         sets = MATRICES[part]
-        usual = sets[1 + ("q_a_proj" not in self.text)] if latent else sets[0]
+        usual = sets[1 + ("q_a_proj" not in self.text)] if mixer is not None and mixer.latent_heads else sets[0]
         known = _last_words((*usual, *sets[0]))
         for names in (usual, *(names for names in sets if _last_words(names) & self.text - known)):
             yield [
                 [f"{prefix}.layers.{layer}.{holder}.{name}" for prefix, holder in product(prefixes, holders)]
                 for name in names
             ]
+
+
+def _never(mixer: Mixer | None) -> frozenset[str]:
+    """Return the names of modules that a mixer never has: hybrids name those of their other layers by them."""
+    if mixer is None:
+        return frozenset()
+    if mixer.entry:
+        return frozenset({"linear_attn", "mamba", "conv", "mlstm_layer"})
+    own_names = ("gated_deltanet", "mamba1", "mamba2", "mlstm", "short_conv")
+    return frozenset({"self_attn"}) if mixer.kind in own_names else frozenset()
 
 
 def _last_words(names: Iterable[str]) -> set[str]:

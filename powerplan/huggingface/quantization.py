@@ -15,6 +15,7 @@ from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import Config
 from powerplan.huggingface.methods import METHODS, Format, Reading
 from powerplan.huggingface.modules import ModuleNames, NotUnderstoodError
+from powerplan.mixers import Mixer
 from powerplan.quantization import Quantization, Rule
 from powerplan.spec import Layer, ModelSpec
 
@@ -64,20 +65,20 @@ def _placed(spec: ModelSpec, reading: Reading, settings: Config) -> Quantization
     formats: dict[str, dict[int, Format | None]] = {}
     mixed: set[str] = set()
 
-    def form_of(part: str, layer: int, latent: bool) -> Format | None:
+    def form_of(part: str, layer: int, mixer: Mixer | None) -> Format | None:
         usual = reading.experts if part == "experts" and reading.experts else reading.linear
         if not (wide.text or named or within):
             return usual
         counts: Counter[Format | None] = Counter()
         left, matrices = 0, 0
         for form, names in named:
-            found, matrices = names.share(part, layer, latent)
+            found, matrices = names.share(part, layer, mixer)
             counts[form] += found
-        found, matrices = wide.share(part, layer, latent)
+        found, matrices = wide.share(part, layer, mixer)
         counts[None] += found
         left = max(0, matrices - counts.total())
         if within is not None:
-            found, matrices = within.share(part, layer, latent)
+            found, matrices = within.share(part, layer, mixer)
             counts[None] += max(0, matrices - found)
             left = min(left, found)
         counts[usual] += left
@@ -87,9 +88,8 @@ def _placed(spec: ModelSpec, reading: Reading, settings: Config) -> Quantization
 
     layers = [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
     for place, layer in enumerate(layers):
-        latent = layer.mixer is not None and layer.mixer.latent_heads
         for part in _parts(layer):
-            formats.setdefault(part, {})[place] = form_of(part, place, latent)
+            formats.setdefault(part, {})[place] = form_of(part, place, layer.mixer if part == "mixers" else None)
     rules = _rules(formats)
     tables = [("embedding", "model.embed_tokens", False)]
     if not spec.tie_embeddings:

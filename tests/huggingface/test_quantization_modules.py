@@ -163,3 +163,36 @@ def test_long_lists_are_read_in_time_in_proportion() -> None:
         (("mixers",), tuple(range(1, 1000, 2))),
         (("experts",), None),
     ]
+
+
+LFM2 = {"model_type": "lfm2", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+LFM2 |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (["conv"], (1,)),
+        (["re:.*conv.*"], (1,)),
+        (["self_attn"], (0, 2)),
+        (["model.layers.0.conv"], (1, 2)),
+        (["model.layers.2.conv.in_proj", "model.layers.2.conv.out_proj"], (0, 1)),
+    ],
+)
+def test_modules_of_a_hybrid_belong_to_its_layers(names: list[str], layers: tuple[int, ...]) -> None:
+    spec, _ = read(LFM2, {"quant_method": "fp8", "modules_to_not_convert": names})
+    assert spec.quantization is not None
+    assert [rule.in_layers for rule in spec.quantization.rules if "mixers" in rule.parts] == [layers]
+
+
+@pytest.mark.parametrize("names", [["lm_head"], ["model.layers.1.mlp.experts.0.gate_proj"]])
+def test_latent_heads_beside_shared_experts(names: list[str]) -> None:
+    """A list that names no projection of MLA says nothing of them."""
+    latent = {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    sizes = {"model_type": "deepseek_v3", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 8}
+    more = {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    spec, _ = read(sizes | latent | more, {"quant_method": "fp8", "modules_to_not_convert": [*names, "lm_head"]})
+    assert spec.quantization is not None
+    (rule,) = spec.quantization.rules
+    assert (set(rule.parts), rule.in_layers) == ({"mixers", "mlp", "experts", "shared_experts"}, None)
