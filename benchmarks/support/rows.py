@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import msgspec
+
 from powerplan.profile.result import OperationTime
 from powerplan.profile.timing import Spread
 from support.checks import Checked
@@ -48,7 +50,7 @@ class Row:
             record["bytes"] = decode_bytes(self.shape, self.variant)
             record["share_of_copy"] = share_of_copy(self, copy_rate)
         if self.parts:
-            record["breakdown"] = [asdict(part) for part in self.parts]
+            record["breakdown"] = [msgspec.structs.asdict(part) for part in self.parts]
         return record
 
 

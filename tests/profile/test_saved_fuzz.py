@@ -16,13 +16,13 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from fuzzing import fuzz, hostile
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import broken, fuzz, hostile, mutated, nested, spots, words
+from mutations import broken, mutated, nested, spots, words
 
-from powerplan import cli
 from powerplan.choices import Format
-from powerplan.cli import main
+from powerplan.cli import dispatch, main
 from powerplan.cli.app import application
 from powerplan.measured import SCHEMA, Measurement
 from powerplan.profile.result import Crossover, Missing, Profile, Split
@@ -85,7 +85,7 @@ def _one_application() -> Iterator[None]:
     """Keep the application of each command: making one takes as long as what it does with a file this small."""
     made = functools.cache(application)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "application_for", lambda arguments: made((arguments[0],)))
+        patch.setattr(dispatch, "application_for", lambda arguments: made((arguments[0],)))
         yield
 
 
@@ -135,7 +135,7 @@ def test_the_profile_itself_is_read(data: Any, path: Path) -> None:
     assert check(path, json.dumps(data).encode()) == 0
 
 
-@fuzz
+@fuzz(200)
 @given(choice=st.data())
 def test_any_saved_profile(choice: st.DataObject, data: Any, path: Path) -> None:
     kind = choice.draw(st.sampled_from(["broken", "rearranged", "bytes"]))
