@@ -55,7 +55,10 @@ LESS: dict[str, tuple[str, ...]] = {
 }
 """Flags of a family that stay as they are in the second odd config: its code cannot be built with them."""
 
-NEEDED: dict[str, Settings] = {"lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}}
+NEEDED: dict[str, Settings] = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+}
 """What the default config of a family must set, as its class cannot be built without."""
 
 
@@ -68,7 +71,7 @@ def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
         settings |= {stored["num_hidden_layers"]: 4, stored["vocab_size"]: 101}
         flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
         settings |= {name: not fields[name] for name in flags}
-    return settings | OWN.get(model_type, {})
+    return settings | NEEDED.get(model_type, {}) | OWN.get(model_type, {})
 
 
 def written(config: Any, form: str) -> Settings:

@@ -97,6 +97,10 @@ def _qwen_mixers(config: Config) -> list[AnyMixer]:
 def qwen3_next(config: Config, name: str) -> ModelSpec:
     """Qwen3-Next, Qwen3.5 MoE: gated DeltaNet, every fourth layer gated attention; experts with a gated shared one."""
     parts.note_prediction_layers(config, "mtp_num_hidden_layers")
+    if config.family == "qwen3_5_moe_text":  # transformers' code knows no layers without experts
+        config.refuse("mlp_only_layers", "every layer of qwen3_5_moe has experts")
+        if config.integer("decoder_sparse_step", default=1) != 1:
+            config.refuse("decoder_sparse_step", "every layer of qwen3_5_moe has experts")
     return parts.assemble(config, name, parts.qwen_layers(config, _qwen_mixers(config)))
 
 
@@ -131,9 +135,10 @@ def bailing_hybrid(config: Config, name: str) -> ModelSpec:
     default = [LINEAR if (index + 1) % group else FULL for index in range(count)]
     types = parts.layer_types(config, default, (FULL, LINEAR))
     kda = KDA(
-        heads=config.integer("num_attention_heads"),
-        head_dim=config.integer("linear_head_dim", "head_dim"),
-        conv_size=config.integer("short_conv_kernel_size", high=1024),
+        heads=config.optional_integer("linear_num_heads") or config.integer("num_attention_heads"),
+        head_dim=config.optional_integer("linear_head_dim") or config.integer("head_dim"),
+        conv_size=config.optional_integer("linear_conv_kernel_dim", high=1024)
+        or config.integer("short_conv_kernel_size", high=1024),
         full_rank="both",
     )
     latent = replace(parts.mla(config), output_gate="head")
@@ -243,7 +248,7 @@ LATENT = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads", "mla_use_n
 """Keys of files with latent attention that change no count."""
 
 FAMILIES: dict[str, Family] = {
-    "bailing_hybrid": Family(bailing_hybrid, inert=LATENT | {"linear_num_heads", "linear_conv_kernel_dim"}),
+    "bailing_hybrid": Family(bailing_hybrid, inert=LATENT),
     "kimi_linear": Family(kimi_linear, inert=LATENT),
     "lfm2": Family(lfm2),
     "lfm2_moe": Family(lfm2_moe),
