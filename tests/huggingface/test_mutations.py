@@ -72,7 +72,7 @@ def built(transformers: Any, torch: Any, data: Settings) -> int | None:
     return stored_elements(model)
 
 
-def cases(name: str, data: Settings) -> Iterator[tuple[str, list[Any]]]:
+def changes(name: str, data: Settings) -> Iterator[tuple[str, list[Any]]]:
     """Yield the keys to change, each with its values."""
     for key, value in data.items():
         inert = key in INERT or key in FAMILIES[name].inert
@@ -81,17 +81,18 @@ def cases(name: str, data: Settings) -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["whole", "diff"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_one_key(transformers: Any, torch: Any, name: str) -> None:
+def test_one_key(transformers: Any, torch: Any, name: str, form: str) -> None:
     config_class = transformers.CONFIG_MAPPING[name]
-    data = written(config_class(**odd_settings(config_class, name, flip=False)), "whole")
-    assert counted(data) == built(transformers, torch, data)
+    config = config_class(**odd_settings(config_class, name, flip=False))
+    base, whole = written(config, form), written(config, "whole")
+    assert counted(base) == built(transformers, torch, base)
     wrong, compared = [], 0
-    for key, values in cases(name, data):
+    for key, values in changes(name, whole):
         for value in values:
-            file = data | {key: value}
-            ours = counted(file)
-            theirs = None if ours is None else built(transformers, torch, file)
+            ours = counted(base | {key: value})
+            theirs = None if ours is None else built(transformers, torch, base | {key: value})
             if theirs is not None:
                 compared += 1
                 if ours != theirs and (name, key) not in ELSEWHERE:
