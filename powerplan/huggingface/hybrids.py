@@ -134,11 +134,12 @@ def bailing_hybrid(config: Config, name: str) -> ModelSpec:
     count, group = config.layer_count, config.integer("layer_group_size")
     default = [LINEAR if (index + 1) % group else FULL for index in range(count)]
     types = parts.layer_types(config, default, (FULL, LINEAR))
+    heads, dim = config.integer("num_attention_heads"), config.integer("head_dim")
+    width = config.integer("short_conv_kernel_size", high=1024)
     kda = KDA(
-        heads=config.optional_integer("linear_num_heads") or config.integer("num_attention_heads"),
-        head_dim=config.optional_integer("linear_head_dim") or config.integer("head_dim"),
-        conv_size=config.optional_integer("linear_conv_kernel_dim", high=1024)
-        or config.integer("short_conv_kernel_size", high=1024),
+        heads=config.optional_integer("linear_num_heads") or heads,
+        head_dim=config.optional_integer("linear_head_dim") or dim,
+        conv_size=config.optional_integer("linear_conv_kernel_dim", high=1024) or width,
         full_rank="both",
     )
     latent = replace(parts.mla(config), output_gate="head")

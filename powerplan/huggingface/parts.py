@@ -21,13 +21,13 @@ def attention(config: Config, **fields: Any) -> Attention:
     """Return the attention of the config's heads; `fields` are its bias, qk_norm, sinks and output_gate.
 
     There are as many key/value heads as query heads where the file says null, or neither file nor family has a number.
-    head_dim is hidden_size / num_attention_heads where neither has it.
+    head_dim is hidden_size / num_attention_heads where neither has it, and where the file says null.
     """
     hidden = config.integer("hidden_size", "n_embd")
     heads = config.integer("num_attention_heads", "n_head")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     config.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    head_dim = config.optional_integer("head_dim") or config.default("head_dim")
+    head_dim = config.optional_integer("head_dim")
     if head_dim is None:
         if hidden % heads:
             key = "hidden_size" if config.has("hidden_size") else "n_embd"
