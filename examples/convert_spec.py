@@ -8,13 +8,14 @@ Defaults: llama-3-8b 64k converted.yaml
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 
 from powerplan import Accounting, ModelSpec, load_model
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import PowerplanError
+from powerplan.load import model_file
+from powerplan.output import check_targets, write_whole
 from powerplan.spec import Layer, group_layers
 from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
@@ -35,6 +36,7 @@ def all_layers(spec: ModelSpec) -> list[Layer]:
 
 
 def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.yaml") -> None:
+    check_targets({"OUT": out}, True, {"MODEL": model_file(model)})
     spec, tokens = load_model(model).spec, parse_context(context)
     variants = {
         "as it is": spec,
@@ -50,7 +52,7 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
         assert row.wsfr is not None, "attention has state"
         parameters = format_parameters(accounting.total_parameters.with_embeddings)
         print(f"  {name:20}{parameters:>12}{flops}{format_ratio(row.wsfr):>9}{format_bytes(row.state_bytes):>12}")
-    Path(out).write_text(spec_to_yaml(variants["3 windows : 1 power"]), encoding="utf-8")
+    write_whole(out, spec_to_yaml(variants["3 windows : 1 power"]).encode(), True, "OUT")
     print(f"\nthe last one: powerplan wsfr {out} --ctx {context} --by layer")
 
 

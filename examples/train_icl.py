@@ -27,14 +27,16 @@ from typing import Any
 
 import torch
 
+from icl.curves import bin_edges
 from icl.plots import curve_plot, pyplot
 from icl.result import machine, result, table, task_record
-from icl.run import Run, RunEnvironment, build_task, interruptible, result_path, run_name
+from icl.run import Run, RunEnvironment, build_task, checkpoint_path, interruptible, result_path, run_name
+from icl.saved import read_checkpoint, read_json, read_record
 from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
 from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
-from powerplan.output import write_whole
+from powerplan.output import check_target, write_whole
 from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
 TASKS = ("code", "recall")
@@ -85,6 +87,10 @@ def _main(options: argparse.Namespace, start: float) -> int:
     if options.plot:
         pyplot()  # before anything is trained
     out = _prepare_folder(options.out, _run_settings(options))
+    target = out / "icl.json"
+    plots = {name: out / f"icl-{name}.png" for name in options.tasks if options.plot}
+    for path in (target, *plots.values()):
+        check_target(str(path), True, "--out")
     environment = RunEnvironment(out, options.device, options.threads)
     experiments = [_experiment(name, settings, options) for name, settings in _settings(options).items()]
     jobs = [
@@ -94,21 +100,21 @@ def _main(options: argparse.Namespace, start: float) -> int:
         for model in experiment.models
     ]
     waiting = [job for job in jobs if not result_path(out, job.name).exists()]
+    for experiment in experiments:
+        _read_saved(experiment, [job for job in jobs if job.task == experiment.task.name])  # Before hours of training.
     _report(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done")
     run_jobs(waiting, options.jobs)
     records = []
     for experiment in experiments:
-        names = [job.name for job in jobs if job.task == experiment.task.name]
-        runs = [json.loads(result_path(out, name).read_text(encoding="utf-8")) for name in names]
+        runs = _read_saved(experiment, [job for job in jobs if job.task == experiment.task.name])
         records.append(task_record(experiment.task, experiment.settings, options.match, experiment.models, runs))
     data = result(options.command, machine(options.device, options.threads, options.jobs), records)
-    target = out / "icl.json"
     write_whole(str(target), f"{json.dumps(data, indent=1)}\n".encode(), True, "--out")
     for record in records:
         print(f"\n{record['task']}, context {record['settings']['context']:,}, {options.seeds} seeds, mean ± spread")
         print(table(record))
         if options.plot:
-            write_whole(str(out / f"icl-{record['task']}.png"), curve_plot(record), True, "--out")
+            write_whole(str(plots[record["task"]]), curve_plot(record), True, "--out")
     _report(f"wrote {target} after {format_duration(time.monotonic() - start)}")
     return 0
 
@@ -116,6 +122,20 @@ def _main(options: argparse.Namespace, start: float) -> int:
 def _experiment(name: str, settings: TaskSettings, options: argparse.Namespace) -> Experiment:
     task = build_task(name, settings)
     return Experiment(task, settings, variants(settings, options.mixers, task.vocabulary, name, options.match))
+
+
+def _read_saved(experiment: Experiment, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return the records of the jobs that are done. Raises InputError where a record or a checkpoint is damaged."""
+    steps = {model.mixer: model.steps for model in experiment.models}
+    bins = len(bin_edges(experiment.settings.context)) - 1
+    records = []
+    for job in jobs:
+        path, checkpoint = (place(job.environment.out, job.name) for place in (result_path, checkpoint_path))
+        if path.exists():
+            records.append(read_record(path, job.task, job.mixer, job.seed, steps[job.mixer], bins))
+        elif checkpoint.exists():
+            read_checkpoint(checkpoint, "cpu", steps[job.mixer])
+    return records
 
 
 def _settings(options: argparse.Namespace) -> dict[str, TaskSettings]:
@@ -143,7 +163,7 @@ def _prepare_folder(out: Path, settings: dict[str, Any]) -> Path:
         raise InputError(f"{out} cannot be written to", "--out")
     saved = out / "settings.json"
     if saved.exists():
-        if json.loads(saved.read_text(encoding="utf-8")) != settings:
+        if read_json(saved, "move it away if its runs are of these settings") != settings:
             raise InputError(f"{out} holds runs of other settings; give another folder", "--out")
     else:
         write_whole(str(saved), json.dumps(settings, indent=1).encode(), False, "--out")

@@ -7,6 +7,7 @@ out_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w_ij = (scale q_i.k_j)^p exp(
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -56,7 +57,8 @@ def power_attention(
         scale: Factor on q.k; None for 1 / sqrt(K).
         chunk_size: Tokens per chunk of the chunked implementations; None for `powerplan.dims.default_chunk_size` of the
             implementation.
-        normalize: Whether to divide by the sum of the weights. A query whose weights are all 0 gets 0.
+        normalize: Whether to divide by the sum of the weights. A query gets 0 whose weights sum to less than
+            1.2e-38, the least normal float32 (float64 inputs: 2.2e-308); and NaN where the sum overflows.
         initial_state: State of the tokens before these, as an earlier call returned it: one sequence for each row of
             the batch, or for each of the packed sequences. None for none.
         return_state: Whether to return the state after the last token too.
@@ -75,8 +77,9 @@ def power_attention(
     """
     checks.check_types(q, k, v, log_g)
     checks.check_settings(p, scale, chunk_size)
-    if impl != "auto" and impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
+    checks.check_flag("normalize", normalize)
+    checks.check_flag("return_state", return_state)
+    checks.check_impl(impl, IMPLEMENTATIONS)
     check_sizes: checks.CheckSizes
     call_shape: checks.MakeShape
     if eager.is_eager(q, k, v):
@@ -85,6 +88,7 @@ def power_attention(
         check_sizes, call_shape = checks.check_sizes, checks.call_shape
     sizes, device = (q.shape, k.shape, v.shape), q.device
     check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (device, k.device, v.device), p, normalize)
+    checks.check_scale(scale, p, q.dtype)
     if log_g is not None:
         checks.check_gate(log_g, sizes[1][:3], device)
     if impl == "auto":
@@ -93,6 +97,8 @@ def power_attention(
         raise ValueError(f"impl='triton' {reason}")
     if cu_seqlens is not None:
         checks.check_packing(cu_seqlens, q)
+        if impl in ("reference", "recurrent") and cu_seqlens.is_meta:
+            raise ValueError(f"impl={impl!r} reads cu_seqlens, which has no values on the meta device")
     inputs = Inputs(q, k, v, log_g, cu_seqlens)
     if initial_state is not None:
         checks.check_state(initial_state, q, k, v, p, inputs.sequences, normalize)
@@ -144,14 +150,15 @@ def power_attention_step(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3:
             raise ValueError(f"{name} must have the dims batch, heads, head dim, and has shape {list(x.shape)}")
-    if impl not in ("auto", "recurrent", "triton"):
-        raise ValueError(f"impl must be auto, recurrent, triton, and is {impl!r}")
+    checks.check_impl(impl, ("recurrent", "triton"))
     checks.check_settings(p, scale, None)
+    checks.check_flag("normalize", normalize)
     timed = (q[:, None], k[:, None], v[:, None])  # with a time dim of one token
     sizes, device = (timed[0].shape, timed[1].shape, timed[2].shape), q.device
     checks.check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (device, k.device, v.device), p, normalize)
+    checks.check_scale(scale, p, q.dtype)
     if log_g is not None:
-        checks.check_gate(log_g[:, None], sizes[1][:3], device)
+        checks.check_gate(log_g, k.shape[:2], device)
     checks.check_state(state, *timed, p, q.shape[0], normalize)
     needs_gradient = _needs_gradient(q, k, v, log_g, *state)
     has_tangent = eager.has_tangent(q, k, v, log_g, *state)
@@ -172,7 +179,7 @@ def power_attention_step(
         one_step = engines.step if eager.is_eager(q, k, v, log_g, *state) else power_step
         out, kv, key = one_step(q, k, v, log_g, state.kv, key, p, scale)
         return out, PowerState(kv, key if normalize else None)
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q):
         return step(q, k, v, log_g, state, p=p, scale=scale, normalize=normalize)
 
 
@@ -189,12 +196,20 @@ def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerSt
         A PowerState in float32, or in float64 for float64 keys.
 
     Raises:
-        ValueError: k or v has not got four dims.
+        ValueError: k, v or p has a value, a size, a dtype or a device that is not allowed, as in `power_attention`.
+        TypeError: An argument has a type, or k a dtype, that is not allowed.
     """
-    if k.ndim != 4 or v.ndim != 4:
-        raise ValueError(f"k and v must have the dims batch, time, heads, head dim: {list(k.shape)}, {list(v.shape)}")
+    checks.check_tensor("k", k)
+    checks.check_tensor("v", v)
+    checks.check_settings(p, None, None)
+    checks.check_flag("normalize", normalize)
+    checks.check_keys_and_values(k, v, p)
+    return _empty_state(k.shape[0], k, v, p, normalize)
+
+
+def _empty_state(sequences: int, k: Tensor, v: Tensor, p: int, normalize: bool) -> PowerState:
     dtype = torch.promote_types(k.dtype, torch.float32)
-    size = (k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), p))
+    size = (sequences, k.shape[2], spow_dim(int(k.shape[3]), p))
     kv = k.new_zeros(*size, v.shape[3], dtype=dtype)
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
@@ -202,6 +217,11 @@ def empty_state(k: Tensor, v: Tensor, p: int, normalize: bool = True) -> PowerSt
 _NO_TANGENT = (
     "impl={!r} has no forward-mode derivatives, and one was asked for (torch.func.jvp, jacfwd, hessian, or "
     "torch.autograd.forward_ad): use impl='reference' or impl='recurrent'"
+)
+
+_NO_GRADIENT_OF_FUNC = (
+    "impl={!r} has no gradients by torch.func (grad, vjp, jacrev): use torch.autograd, or impl='reference' or "
+    "impl='recurrent'"
 )
 
 Implementation = Callable[[Inputs, PowerState | None, CallShape, bool], tuple[Tensor, PowerState | None]]
@@ -219,9 +239,8 @@ def _one_by_one(function: Callable[..., tuple[Tensor, PowerState]], start_empty:
     ) -> tuple[Tensor, PowerState]:
         inputs = inputs.with_finite_gates()
         if state is None and start_empty:
-            k = inputs.k[:1].expand(inputs.sequences, -1, -1, -1)
-            state = empty_state(k, inputs.v, shape.p, shape.normalize)
-        with torch.autocast(inputs.q.device.type, enabled=False):
+            state = _empty_state(inputs.sequences, inputs.k, inputs.v, shape.p, shape.normalize)
+        with _without_autocast(inputs.q):
             if inputs.cu_seqlens is None:
                 return function(inputs, state, shape)
             outs, ends = [], []
@@ -254,6 +273,8 @@ def _by_chunks(engine: str) -> Implementation:
         if eager.has_tangent(q, k, v, log_g, joined):
             raise ValueError(_NO_TANGENT.format(engine))
         needs_gradient = _needs_gradient(q, k, v, log_g, joined)
+        if eager.is_differentiated_by_func(q, k, v, log_g, joined):
+            raise ValueError(_NO_GRADIENT_OF_FUNC.format(engine))
         final_state: Tensor | None
         if eager.is_eager(*inputs, joined):
             out, final_state = eager.call(inputs, joined, shape, needs_gradient, return_state, engine)
@@ -275,6 +296,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "torch": _by_chunks("torch"),
     "triton": _by_chunks("triton"),
 }
+
+
+def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

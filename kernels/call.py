@@ -30,6 +30,9 @@ LOWEST_LOG_GATE = -100.0
 exp(-100) = 4e-44 leaves nothing of the past in any dtype, and the sums of these gates stay finite.
 """
 
+SMALLEST_NORM = 2.0**-126
+"""The least normal number of float32. Sums of weights below it have lost digits, and count as 0."""
+
 
 @dataclass(frozen=True)
 class CallShape:

@@ -5,7 +5,7 @@ What depends on sizes, dtypes and settings alone is checked once for each combin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import isfinite
@@ -22,8 +22,13 @@ DEGREES = KERNEL_DEGREES
 """The degrees p that all implementations execute."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes that q, k and v may have."""
+"""The dtypes that q, k, v and log_g may have."""
 
+LARGEST_CHUNK = 2**31 - 1
+"""The most tokens that a chunk may be asked to have: the kernels count them in int32."""
+
+LARGEST_PHI = 2**24
+"""The most entries of phi. Its features are listed one by one; beyond, 64 columns of one state take 4 GB."""
 
 Size = Sequence[int]
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
@@ -32,21 +37,66 @@ CheckSizes = Callable[[Size, Size, Size, Dtypes, Devices, int, bool], None]
 MakeShape = Callable[[Size, Size, Size, int, float | None, int | None, bool, str], CallShape]
 
 
+def check_tensor(name: str, x: object, or_none: bool = False) -> None:
+    """Check that x is a tensor with a value for each place; with `or_none`, None is fine too."""
+    if not isinstance(x, Tensor):
+        if x is None and or_none:
+            return
+        raise TypeError(f"{name} must be a tensor{' or None' if or_none else ''}, and is {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else x.layout
+        raise ValueError(f"{name} must be a dense tensor, and is {kind}")
+
+
 def check_types(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, and is {type(x).__name__}")
-    if log_g is not None and not isinstance(log_g, Tensor):
-        raise TypeError(f"log_g must be a tensor or None, and is {type(log_g).__name__}")
+    check_tensor("q", q)
+    check_tensor("k", k)
+    check_tensor("v", v)
+    check_tensor("log_g", log_g, or_none=True)
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, and is {shown(value)}")
 
 
 def check_settings(p: int, scale: float | None, chunk_size: int | None) -> None:
-    if not _is_integer(p) or p not in DEGREES:
-        raise ValueError(f"p must be 1, 2, 3 or 4, and is {p!r}")
-    if scale is not None and (not isinstance(scale, (int, float)) or not isfinite(scale)):
-        raise ValueError(f"scale must be a finite number, and is {scale!r}")
-    if chunk_size is not None and (not _is_integer(chunk_size) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be an integer of at least 1, and is {chunk_size!r}")
+    if not is_integer(p) or p not in DEGREES:
+        raise ValueError(f"p must be 1, 2, 3 or 4, and is {shown(p)}")
+    if scale is not None and not _is_finite(scale):
+        raise ValueError(f"scale must be a finite number, and is {shown(scale)}")
+    if chunk_size is not None and not (is_integer(chunk_size) and 1 <= chunk_size <= LARGEST_CHUNK):
+        raise ValueError(f"chunk_size must be an integer of at least 1 and below 2^31, and is {shown(chunk_size)}")
+
+
+def check_scale(scale: float | None, p: int, dtype: torch.dtype) -> None:
+    """Check that scale^p, which multiplies sums of products, is a number that the state's dtype holds, or 0.
+
+    A power that overflows or vanishes there would be an output of NaN, or one of 0, whatever q and k are.
+    """
+    if scale is None or scale == 0:
+        return
+    limits = torch.finfo(torch.promote_types(dtype, torch.float32))
+    lowest, highest = limits.tiny ** (1 / p), limits.max ** (1 / p)
+    if not lowest <= abs(scale) <= highest:
+        fits = f"between {lowest:.3g} and {highest:.3g}, or 0, for p={p} in {dtype}"
+        raise ValueError(f"the size of scale must be {fits}, and scale is {shown(scale)}")
+
+
+def check_embedded(head_dim: int, p: int) -> None:
+    """Check that phi of K features is of a size that can be listed."""
+    entries = spow_dim(head_dim, p)
+    if entries > LARGEST_PHI:
+        raise ValueError(
+            f"phi of {head_dim:,} features has {entries:,} entries for p={p}, and may have {LARGEST_PHI:,}: "
+            "use a smaller head dim or degree"
+        )
+
+
+def check_impl(impl: str, allowed: Iterable[str]) -> None:
+    known = ("auto", *allowed)
+    if not isinstance(impl, str) or impl not in known:
+        raise ValueError(f"impl must be {', '.join(known)}, and is {shown(impl)}")
 
 
 def check_sizes(
@@ -73,12 +123,28 @@ def check_sizes(
         )
     if 0 in (*q, *k, *v):
         raise ValueError(f"no dim may be 0: q {list(q)}, k {list(k)}, v {list(v)}")
+    check_embedded(int(q[3]), p)
     if q[2] % k[2]:
         raise ValueError(f"the {q[2]} heads of q must be a multiple of the {k[2]} heads of k and v")
     if normalize and p % 2:
         raise ValueError(
             f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
         )
+
+
+def check_keys_and_values(k: Tensor, v: Tensor, p: int) -> None:
+    """Check k and v where there is no q."""
+    if k.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"k and v must have the dims batch, time, heads, head dim: {list(k.shape)}, {list(v.shape)}")
+    if k.dtype not in DTYPES:
+        raise TypeError(f"k is {k.dtype}; allowed are {', '.join(str(dtype) for dtype in DTYPES)}")
+    if v.dtype != k.dtype or v.device != k.device:
+        raise ValueError(f"v is {v.dtype} on {v.device}, and k is {k.dtype} on {k.device}; they must agree")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"shapes must be k [B, T, G, K], v [B, T, G, V], and are k {list(k.shape)}, v {list(v.shape)}")
+    if 0 in (*k.shape, *v.shape):
+        raise ValueError(f"no dim may be 0: k {list(k.shape)}, v {list(v.shape)}")
+    check_embedded(int(k.shape[3]), p)
 
 
 def call_shape(
@@ -108,16 +174,38 @@ def scale_of(scale: float | None, head_dim: int) -> float:
     return float(head_dim**-0.5) if scale is None else float(scale)
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_finite(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer beyond the range of float
+        return False
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: a number or a short text, else its type."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "an integer of more than 30 digits"  # Python refuses to write those of more than 4,300.
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:40]}...")
+    if value is None or isinstance(value, (int, float, complex)):
+        return repr(value)
+    return type(value).__name__
+
+
 def check_gate(log_g: Tensor, size: Size, device: torch.device) -> None:
-    """Check log_g against the first three sizes of k, [B, T, G], and against k's device."""
+    """Check log_g against the sizes of k without the last, [B, T, G] or [B, G], and against k's device."""
     if log_g.shape != size:
-        raise ValueError(f"log_g must be [B, T, G] = {list(size)}, and is {list(log_g.shape)}")
-    if not log_g.is_floating_point() or log_g.device != device:
-        raise ValueError(f"log_g must be floating point on {device}, and is {log_g.dtype} on {log_g.device}")
+        dims = "[B, T, G]" if len(size) == 3 else "[B, G]"
+        raise ValueError(f"log_g must be {dims} = {list(size)}, and is {list(log_g.shape)}")
+    if log_g.dtype not in DTYPES or log_g.device != device:
+        kinds = ", ".join(str(dtype) for dtype in DTYPES)
+        raise ValueError(f"log_g must be {kinds} on {device}, and is {log_g.dtype} on {log_g.device}")
     if device.type != "cpu":
         return  # The largest of values that nobody waits for would be a kernel for nothing.
     largest = _values(log_g.detach().max())
@@ -143,6 +231,7 @@ def check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequ
     shapes = {"kv": [*size, v.shape[3]], "key": size}
     for name, shape in shapes.items():
         x = getattr(state, name)
+        check_tensor(f"the state's {name}", x, or_none=name == "key")
         if x is None:
             if normalize:
                 raise ValueError("the state comes from normalize=False and has no key part, which normalize=True needs")
@@ -154,8 +243,7 @@ def check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequ
 
 
 def check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a tensor, and is {type(cu_seqlens).__name__}")
+    check_tensor("cu_seqlens", cu_seqlens)
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:

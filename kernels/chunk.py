@@ -18,7 +18,7 @@ from torch import Tensor
 
 from powerplan.kernels.blocked_state import BlockedState
 from powerplan.kernels.call import CallShape, Inputs
-from powerplan.kernels.state import divisor
+from powerplan.kernels.state import divisor, vanishes
 from powerplan.kernels.tiles import Expander, ExpanderBackward
 
 
@@ -30,7 +30,8 @@ class Chunk:
     k: [BG, d, M]
     v: [BG, W, M]
     total: [BG, W, R M], sums of weighted values, and of weights in the last row; what the output is made of
-    log_g_cumsum: [BG, M], sums of the gates' logarithms since the chunk's start; None without gates
+    log_g_cumsum: [BG, M] float64, sums of the gates' logarithms since the chunk's start; None without gates. After
+        1,000 gates of -100 a sum in float32 is off by 0.004, and so is the logarithm of every weight.
     """
 
     def __init__(self, shape: CallShape, size: int, phi_buffer: Tensor) -> None:
@@ -64,7 +65,7 @@ class Chunk:
         if inputs.log_g is not None:
             # [B, M, G] -> [BG, M]
             log_g = inputs.log_g[:, tokens].transpose(1, 2).reshape(-1, self.size)
-            self.log_g_cumsum = log_g.to(self.k.dtype).cumsum(-1)
+            self.log_g_cumsum = log_g.double().cumsum(-1)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, M, H, ...] -> [B, M, G, R, ...], a view."""
@@ -88,17 +89,17 @@ class Chunk:
         """exp(a) of the queries, [BG, 1, R M]: how much of the state before the chunk each of them still sees."""
         if self.log_g_cumsum is None:
             return None
-        return self.log_g_cumsum.exp().repeat(1, self.shape.heads_per_kv_head)[:, None]
+        return self.log_g_cumsum.to(self.k.dtype).exp().repeat(1, self.shape.heads_per_kv_head)[:, None]
 
     def decay_to_end(self) -> Tensor | None:
         """exp(a_M - a) of the keys, [BG, 1, M]: how much of each is left in the state after the chunk."""
         if self.log_g_cumsum is None:
             return None
-        return (self.log_g_cumsum[:, -1:] - self.log_g_cumsum).exp()[:, None]
+        return (self.log_g_cumsum[:, -1:] - self.log_g_cumsum).to(self.k.dtype).exp()[:, None]
 
     def decay_over_chunk(self) -> Tensor | None:
         """exp(a_M), [BG, 1, 1]: how much of the state before the chunk is left after it."""
-        return None if self.log_g_cumsum is None else self.log_g_cumsum[:, -1:, None].exp()
+        return None if self.log_g_cumsum is None else self.log_g_cumsum[:, -1:, None].to(self.k.dtype).exp()
 
     def decayed_values(self) -> Tensor:
         """v exp(a_M - a), [BG, W, M]: the values as the state after the chunk takes them in."""
@@ -109,7 +110,8 @@ class Chunk:
         """The causal mask times exp(a_i - a_j), keys by queries, [1 or BG, M, 1, M]; never infinite."""
         if self.log_g_cumsum is None:
             return self.causal_mask[None, :, None]
-        difference = self.log_g_cumsum[:, None, :] - self.log_g_cumsum[:, :, None]
+        difference = self.k.new_empty(len(self.log_g_cumsum), self.size, self.size)
+        torch.sub(self.log_g_cumsum[:, None, :], self.log_g_cumsum[:, :, None], out=difference)
         return difference.clamp_(max=0).exp_().mul_(self.causal_mask)[:, :, None]
 
     def query_state(self, state: BlockedState) -> None:
@@ -159,7 +161,7 @@ class ChunkGradients:
         chunk.by_head(grad_total[:, : self.shape.v_head_dim]).copy_(chunk.split_heads(grad_out))
         if self.shape.normalize:
             # out = values / norm: the gradient of the sum of weights is -<grad, out> / norm.
-            grad_norm = (grad_out.to(grad_total.dtype) * out).sum(-1).neg_().masked_fill_(norm == 0, 0)
+            grad_norm = (grad_out.to(grad_total.dtype) * out).sum(-1).neg_().masked_fill_(vanishes(norm), 0)
             chunk.by_head(grad_total[:, -1:]).copy_(chunk.split_heads(grad_norm)[..., None])
             divisors = torch.empty_like(grad_total[:, :1])
             chunk.by_head(divisors).copy_(chunk.split_heads(divisor(norm))[..., None])

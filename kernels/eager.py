@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from powerplan.kernels import engines
 from powerplan.kernels.call import CallShape, Inputs, Outputs
-from powerplan.kernels.ops import backward_operator
+from powerplan.kernels.ops import NO_SECOND_DERIVATIVE, backward_operator, refuse_batch
 
 _PLAIN = (Tensor, Parameter)
 """The types of tensors that nothing but autograd looks at; any other may have ideas of its own about operators."""
@@ -49,13 +49,29 @@ def has_tangent(*tensors: Tensor | None) -> bool:
 
 
 def _has_tangent(x: Tensor) -> bool:
+    wrapped, x = _unwrapped(x, "Jvp")
+    return wrapped or forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def is_differentiated_by_func(*tensors: Tensor | None) -> bool:
+    """Return whether grad, vjp or jacrev of torch.func wrapped a tensor. No operator has gradients there (torch 2.13).
+
+    What torch.library makes of their formulas is an autograd.Function of the kind that torch.func does not take.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return any(x is not None and _unwrapped(x, "Grad")[0] for x in tensors)
+
+
+def _unwrapped(x: Tensor, key: str) -> tuple[bool, Tensor]:
+    """Return whether a transform of torch.func with this key wrapped x, and x without the wrappers of transforms."""
     functorch = torch._C._functorch
-    jvps = [level.level() for level in functorch.get_interpreter_stack() or () if level.key().name == "Jvp"]
+    levels = [level.level() for level in functorch.get_interpreter_stack() or () if level.key().name == key]
+    found = False
     while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.maybe_get_level(x) in jvps:
-            return True
+        found = found or functorch.maybe_get_level(x) in levels
         x = functorch.get_unwrapped(x)
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    return found, x
 
 
 def call(
@@ -98,6 +114,8 @@ class ChunkedPower(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling():  # compiled autograd
+            refuse_batch(*grads)
         grad_out, grad_state = grads
         saved = ctx.saved_tensors
         inputs, outputs = Inputs(*saved[:5]), Outputs(*saved[5:])
@@ -126,7 +144,4 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "the chunked implementations of power_attention have no second derivatives (those of their gradients): "
-            "use impl='reference' or impl='recurrent'"
-        )
+        raise RuntimeError(NO_SECOND_DERIVATIVE)

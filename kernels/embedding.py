@@ -9,6 +9,12 @@ from math import factorial, sqrt
 import torch
 from torch import Tensor
 
+from powerplan.dims import spow_dim, tiled_spow_dim
+from powerplan.kernels.checks import DTYPES, LARGEST_PHI, check_tensor, is_integer, shown
+
+LARGEST_DEGREE = 16
+"""The largest degree of an embedding. The counting (powerplan.mixers) goes as far."""
+
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multisets(d: int, p: int) -> tuple[Tensor, Tensor]:
@@ -46,11 +52,17 @@ def spow(x: Tensor, p: int) -> Tensor:
 
     Args:
         x: [..., d], floating point.
-        p: Degree, at least 1.
+        p: Degree, 1 to 16.
 
     Returns:
         [..., D] in the dtype and on the device of x.
+
+    Raises:
+        ValueError: x has no dims or no features, p is out of range, or D is beyond 2^24.
+        TypeError: x is not a tensor, or has a dtype that is not allowed.
     """
+    _check(x, p)
+    _check_entries(spow_dim(int(x.shape[-1]), p))
     indices, weights = multisets(x.shape[-1], p)
     out: Tensor = weights.to(device=x.device, dtype=x.dtype).expand(*x.shape[:-1], -1)
     for column in indices.to(x.device).unbind(1):
@@ -67,18 +79,21 @@ def tiled_spow(x: Tensor, p: int, tile: int = 8) -> Tensor:
 
     Args:
         x: [..., d], floating point.
-        p: Degree, at least 1.
-        tile: Features of a tile. The last tile is padded with zeros where d is no multiple of it.
+        p: Degree, 1 to 16.
+        tile: Features of a tile, at least 1. The last tile is padded with zeros where d is no multiple of it.
 
     Returns:
         [..., C(n+p-1, p) tile^p] with n = ceil(d / tile), in the dtype and on the device of x; the dimension is
         `powerplan.dims.tiled_spow_dim`.
 
     Raises:
-        ValueError: tile is below 1.
+        ValueError: x has no dims or no features, p or tile is out of range, or the dimension is beyond 2^24.
+        TypeError: x is not a tensor, or has a dtype that is not allowed.
     """
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1, and is {tile}")
+    _check(x, p)
+    if not is_integer(tile) or tile < 1:
+        raise ValueError(f"tile must be an integer of at least 1, and is {shown(tile)}")
+    _check_entries(tiled_spow_dim(int(x.shape[-1]), p, tile))
     count = -(-x.shape[-1] // tile)
     tiles = torch.nn.functional.pad(x, (0, count * tile - x.shape[-1])).view(*x.shape[:-1], count, tile)
     indices, weights = multisets(count, p)
@@ -86,3 +101,18 @@ def tiled_spow(x: Tensor, p: int, tile: int = 8) -> Tensor:
     for column in indices.to(x.device).unbind(1):
         out = (out[..., None] * tiles[..., column, None, :]).flatten(-2)
     return out.flatten(-2)
+
+
+def _check(x: Tensor, p: int) -> None:
+    check_tensor("x", x)
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x is {x.dtype}; allowed are {', '.join(str(dtype) for dtype in DTYPES)}")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have features in its last dim, and has shape {list(x.shape)}")
+    if not is_integer(p) or not 1 <= p <= LARGEST_DEGREE:
+        raise ValueError(f"p must be an integer from 1 to {LARGEST_DEGREE}, and is {shown(p)}")
+
+
+def _check_entries(count: int) -> None:
+    if count > LARGEST_PHI:
+        raise ValueError(f"phi(x) would have {shown(count)} entries in its last dim, and may have {LARGEST_PHI}")

@@ -229,6 +229,29 @@ def _(*flat: Any) -> Five:
     )
 
 
+NO_SECOND_DERIVATIVE = (
+    "the chunked implementations of power_attention have no second derivatives (those of their gradients): "
+    "use impl='reference' or impl='recurrent'"
+)
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+chunked_power_backward.register_autograd(_refuse_second_derivative)
+
+
+def refuse_batch(*grads: Tensor | None) -> None:
+    """Raise where autograd hands over several gradients of one output at a time, in a tensor of one."""
+    if any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads):
+        raise RuntimeError(
+            "the chunked implementations of power_attention take one gradient of their output at a time, without "
+            "is_grads_batched=True (vectorize=True of torch.autograd.functional): use impl='reference' or "
+            "impl='recurrent'"
+        )
+
+
 def backward_operator(
     engine: str,
     grad_out: Tensor,
@@ -259,6 +282,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
+    if not torch.compiler.is_compiling():
+        refuse_batch(grad_out, grad_state)
     saved = ctx.saved_tensors
     inputs, (out, norm, final_state, saved_states, saved_keys) = Inputs(*saved[:5]), saved[5:]
     p, scale, chunk_size, normalize, save_states, return_state, engine = ctx.settings

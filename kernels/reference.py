@@ -16,7 +16,8 @@ from powerplan.kernels.state import PowerState, divisor
 def reference(inputs: Inputs, state: PowerState | None, shape: CallShape) -> tuple[Tensor, PowerState]:
     """Return the output, [N, T, H, V], and the state after the last token.
 
-    Sums of gates and the state are in float32, or float64 for float64 inputs; all else is in the inputs' dtype.
+    Sums of gates are in float64, the state and decays in float32, or float64 for float64 inputs; all else is in the
+    inputs' dtype.
 
     Args:
         inputs: The tensors of the call, not packed.
@@ -30,20 +31,21 @@ def reference(inputs: Inputs, state: PowerState | None, shape: CallShape) -> tup
     queries = q.view(*q.shape[:2], kv_heads, heads // kv_heads, -1).permute(0, 2, 3, 1, 4)  # [N, G, R, T, K]
     keys, values = k.transpose(1, 2), v.transpose(1, 2)  # [N, G, T, K], [N, G, T, V]
     if log_g is None:
-        log_g_cumsum = torch.zeros(keys.shape[:3], dtype=high, device=q.device)
+        log_g_cumsum = torch.zeros(keys.shape[:3], dtype=torch.float64, device=q.device)
     else:
-        log_g_cumsum = log_g.to(high).transpose(1, 2).cumsum(-1)  # [N, G, T]
+        log_g_cumsum = log_g.double().transpose(1, 2).cumsum(-1)  # [N, G, T]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-    decay = (log_g_cumsum[..., :, None] - log_g_cumsum[..., None, :]).masked_fill(~causal, -torch.inf).exp()
+    exponents = (log_g_cumsum[..., :, None] - log_g_cumsum[..., None, :]).to(high)
+    decay = exponents.masked_fill(~causal, -torch.inf).exp()
     # [N, G, R, T, K] @ [N, G, 1, K, T] -> [N, G, R, T, T]
     weights = (shape.scale * queries @ keys[:, :, None].mT) ** p * decay[:, :, None].to(q.dtype)
     total = weights @ values[:, :, None]
     norm = weights.sum(-1)
-    decay_to_end = (log_g_cumsum[..., -1:] - log_g_cumsum).exp()  # [N, G, T]
+    decay_to_end = (log_g_cumsum[..., -1:] - log_g_cumsum).to(high).exp()  # [N, G, T]
     features = spow(keys.to(high), p) * decay_to_end[..., None]
     kv, key = features.mT @ values.to(high), features.sum(-2)
     if state is not None:
-        decay_since_start = log_g_cumsum.exp()
+        decay_since_start = log_g_cumsum.to(high).exp()
         phi = spow(queries.to(high), p) * (shape.scale**p * decay_since_start)[:, :, None, :, None]
         total = total + (phi @ state.kv[:, :, None]).to(q.dtype)
         kv = kv + decay_since_start[..., -1, None, None] * state.kv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,18 @@ class PowerState(NamedTuple):
     key: Tensor | None = None
 
 
+def vanishes(norm: Tensor) -> Tensor:
+    """Return which sums of weights count as 0: those below the least normal number of float32, or float64 in float64.
+
+    Such a number has lost digits, and so has the output that it divides.
+    """
+    return norm.abs() < torch.finfo(torch.promote_types(norm.dtype, torch.float32)).tiny
+
+
 def divisor(norm: Tensor) -> Tensor:
-    """Return what to divide by, for sums of weights of any shape: 1 where a sum is 0, so that the output is 0 there."""
-    return norm.masked_fill(norm == 0, 1)
+    """Return what to divide by, for sums of weights of any shape.
+
+    It is infinite where a sum vanishes, so that the output and its gradients are 0 there; and NaN where a sum has
+    overflowed, as a finite number divided by it would be 0.
+    """
+    return norm.masked_fill(norm.isinf(), torch.nan).masked_fill(vanishes(norm), torch.inf)

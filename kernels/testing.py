@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,16 @@ from powerplan.kernels.embedding import spow
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mild": lambda x: -0.2 * x,
+    "steep": lambda x: -80 * x,
+    "resets": lambda x: torch.where(x < 0.4, -torch.inf, -0.2 * x),
+    "alternating": lambda x: (0 * x).index_fill(1, torch.arange(1, x.shape[1], 2, device=x.device), -torch.inf),
+    "all -1e4": lambda x: torch.full_like(x, -1e4),
+    "all -inf": lambda x: torch.full_like(x, -torch.inf),
+}
+"""The logarithms of gates, [B, T, G], by name, from uniform random numbers of that size."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -24,7 +35,7 @@ class Case:
     sum of weights near 0 (an early token with q.k = 0) amplifies that without bound.
 
     `groups` are the key/value heads, `repeats` the query heads to each; key_dim and value_dim are the head dims K and
-    V.
+    V; `gates` is a key of GATES.
     """
 
     p: int = 2
@@ -38,6 +49,7 @@ class Case:
     key_dim: int = 8
     value_dim: int = 5
     seed: int = 0
+    gates: str = "mild"
 
     @property
     def scale(self) -> float:
@@ -62,7 +74,8 @@ class Case:
         b, t, g, d = self.batch, self.tokens, self.groups, spow_dim(self.key_dim, self.p)
         q = normal(b, t, g * self.repeats, self.key_dim, aligned=True)
         k, v = normal(b, t, g, self.key_dim, aligned=True), normal(b, t, g, self.value_dim)
-        gates = -torch.rand(b, t, g, generator=make, dtype=torch.float64, device="cpu") * 0.2
+        uniform = torch.rand(b, t, g, generator=make, dtype=torch.float64, device="cpu")
+        gates = GATES[self.gates](uniform)
         log_g = gates.to(device=device, dtype=high).requires_grad_() if self.gated else None
         kv, key = normal(b, g, d, self.value_dim, to=high), None
         if self.normalize:
@@ -97,7 +110,7 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, PowerSt
     q, k, v = arguments(inputs)
     # The definition has no chunks.
     shape = CallShape.of(q.shape, k.shape, v.shape, case.p, case.scale, case.tokens, case.normalize)
-    return reference(Inputs(q, k, v, inputs["log_g"]), state_of(inputs), shape)
+    return reference(Inputs(q, k, v, inputs["log_g"]).with_finite_gates(), state_of(inputs), shape)
 
 
 def results(out: Tensor, state: PowerState, inputs: dict[str, Tensor | None], seed: int = 1) -> dict[str, Tensor]:
@@ -125,15 +138,15 @@ def widened(case: Case, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | 
 
 def product_state(case: Case, inputs: dict[str, Tensor | None]) -> PowerState:
     """Return the final state by plain torch whose products take operands in the inputs' dtype and sum in float32."""
-    _, k, v = arguments(inputs)
-    log_g, state = inputs["log_g"], state_of(inputs)
-    log_g_cumsum = torch.zeros(k.shape[:3]).to(k.device) if log_g is None else log_g.float().cumsum(1)
-    decay_to_end = (log_g_cumsum[:, -1:] - log_g_cumsum).exp()
+    finite = Inputs(*arguments(inputs), inputs["log_g"]).with_finite_gates()
+    k, v, log_g, state = finite.k, finite.v, finite.log_g, state_of(inputs)
+    log_g_cumsum = torch.zeros(k.shape[:3]).to(k.device) if log_g is None else log_g.double().cumsum(1)
+    decay_to_end = (log_g_cumsum[:, -1:] - log_g_cumsum).float().exp()
     features, values = spow(k, case.p), (v.float() * decay_to_end[..., None]).to(v.dtype)
     kv = torch.einsum("btgd,btgv->bgdv", features.float(), values.float())
     key = (features.float() * decay_to_end[..., None]).sum(1)
     if state is not None:
-        decay = log_g_cumsum[:, -1].exp()
+        decay = log_g_cumsum[:, -1].float().exp()
         kv = kv + decay[..., None, None] * state.kv
         key = key if state.key is None else key + decay[..., None] * state.key
     return PowerState(kv, key if case.normalize else None)

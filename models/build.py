@@ -41,7 +41,8 @@ def build_layer(
         The layer.
 
     Raises:
-        InputError: The model has no such position, or the mixer or the number of norms cannot be built.
+        InputError: The model has no such position, the mixer or the number of norms cannot be built, or there is no
+            such implementation.
     """
     if isinstance(layer, int):
         layer = _layer_at(spec, layer)

@@ -5,28 +5,29 @@ wsfr, compare, budget, decode and recommend answer as the commands of the same n
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from powerplan.accounting import Accounting, Parameters, Row
-from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
-from powerplan.errors import InputError, PowerplanError
-from powerplan.load import LoadedModel, load_model
-from powerplan.mixers.formulas import Convention
-from powerplan.spec import ModelSpec
-from powerplan.version import __version__
-
+TYPE_CHECKING = False  # typing itself imports re and more, 10 ms in which Ctrl-C would give a traceback.
 if TYPE_CHECKING:
+    from typing import Any
+
+    from powerplan.accounting import Accounting, Parameters, Row
     from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
     from powerplan.answers.recommend import recommend
     from powerplan.answers.wsfr import wsfr
+    from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
+    from powerplan.errors import InputError, PowerplanError
+    from powerplan.load import LoadedModel, load_model
+    from powerplan.mixers.formulas import Convention
+    from powerplan.spec import ModelSpec
+    from powerplan.version import __version__
 
-if not (Path(__file__).parent / "kernels").is_dir():
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):  # noqa: PTH112, PTH118, PTH120
     # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
-    __path__.append(str(Path(__file__).parent.parent))
+    __path__.append(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120
 
 __all__ = [
     "Accounting",
@@ -49,14 +50,29 @@ __all__ = [
     "wsfr",
 ]
 
-_ANSWERS = ("budget", "compare", "decode", "recommend", "wsfr")
-"""Functions that are imported when they are first used, as their reports take time to import."""
+_MODULES = {
+    "accounting": ("Accounting", "Parameters", "Row"),
+    "answers.budget": ("budget",),
+    "answers.compare": ("compare",),
+    "answers.decode": ("decode",),
+    "answers.recommend": ("recommend",),
+    "answers.wsfr": ("wsfr",),
+    "dims": ("spow_dim", "tiled_spow_dim", "tpow_dim"),
+    "errors": ("InputError", "PowerplanError"),
+    "load": ("LoadedModel", "load_model"),
+    "mixers.formulas": ("Convention",),
+    "spec": ("ModelSpec",),
+    "version": ("__version__",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+"""The module of each name. It is imported when the name is first used: the command line must see Ctrl-C before."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ANSWERS:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"powerplan.answers.{name}"), name)
+    value = globals()[name] = getattr(import_module(f"powerplan.{_HOMES[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -148,7 +148,9 @@ class Accounting:
 
     def state_flops_per_token(self, context: int | str) -> Fraction:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
-        return sum((component.state_flops_per_token for component in self._state_components(context)), Fraction(0))
+        tokens, mixers = context_of(context), self.spec.mixer_counts()
+        flops = (Fraction(total(mixer.state_flops_terms(tokens, self.convention))) * count for mixer, count in mixers)
+        return sum(flops, Fraction(0))
 
     def wsfr(self, context: int | str) -> Fraction | None:
         """Return the weight-state FLOP ratio at `context`, in tokens; None for a model without state."""
@@ -164,10 +166,15 @@ class Accounting:
 
     def layers(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
-        parts: dict[LayerUse | None, list[Component]] = {}
+        parts: dict[LayerUse | str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
-            parts.setdefault(part.use, []).append(part)
-        return [Component.sum_of(use.layer.describe() if use else own[0].name, use, own) for use, own in parts.items()]
+            parts.setdefault(part.use or part.name, []).append(part)
+        return [
+            Component.sum_of(use, None, own)
+            if isinstance(use, str)
+            else Component.sum_of(use.layer.describe(), use, own)
+            for use, own in parts.items()
+        ]
 
     def _weight_components(self) -> list[Component]:
         parts = [
@@ -243,8 +250,7 @@ class Accounting:
             return None
         if target not in self._balanced:
             limit = self.weight_flops_per_token / target
-            within = last_within(lambda context: self.state_flops_per_token(context) <= limit, MAX_CONTEXT)
-            self._balanced[target] = within
+            self._balanced[target] = last_at_most(limit, self.state_flops_per_token, MAX_CONTEXT)
         return self._balanced[target]
 
 
@@ -254,17 +260,29 @@ def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[
         yield from block.idle_terms(hidden) if idle else ()
 
 
-def last_within(holds: Callable[[int], bool], highest: int) -> int | None:
-    """Return the largest number below `highest` for which `holds`, a test that is true up to some number only.
+def last_at_most(limit: Rational, value: Callable[[int], Rational], highest: int) -> int | None:
+    """Return the largest number below `highest` whose `value`, which never falls, is at most `limit`.
 
-    The result is None where the test is false at 1 already, or still true at `highest`.
+    The result is None where the value is more at 1 already, or still at most `limit` at `highest`. Steps to where a
+    straight line meets the limit take turns with halvings: FLOPs that grow in proportion to the context, at least
+    from where windows are full, need about ten values and not fifty. No function needs more than a hundred.
     """
-    if not holds(1) or holds(highest):
-        return None
     low, high = 1, highest
+    at_low, at_high = value(low), value(high)
+    if at_low > limit or at_high <= limit:
+        return None
+    halving = False
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        if not halving:
+            line = low + int((high - low) * (limit - at_low) / (at_high - at_low))
+            middle = min(max(line, low + 1), high - 1)
+        at_middle = value(middle)
+        if at_middle <= limit:
+            low, at_low = middle, at_middle
+        else:
+            high, at_high = middle, at_middle
+        halving = not halving
     return low
 
 

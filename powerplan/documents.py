@@ -13,11 +13,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
 import yaml
 
 from powerplan.errors import InputError, shown
@@ -82,12 +80,12 @@ class Document:
         return f"{self.name}:{place[0]}:{place[1]}"
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file of at most 1 MiB. Raises InputError."""
+def read_text(path: Path, limit: int = MAX_BYTES, usual: str = "a model spec is a few kilobytes") -> str:
+    """Return the text of a UTF-8 file of at most `limit` bytes; `usual` says what it should be. Raises InputError."""
     name = str(path)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(limit + 1)
     except FileNotFoundError:
         raise InputError("no such file", name) from None
     except IsADirectoryError:
@@ -96,8 +94,8 @@ def read_text(path: Path) -> str:
         raise InputError("cannot be read: permission denied", name) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", name) from None
-    if len(raw) > MAX_BYTES:
-        raise InputError("is larger than 1 MiB; a model spec is a few kilobytes", name)
+    if len(raw) > limit:
+        raise InputError(f"is larger than {limit >> 20} MiB; {usual}", name)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,15 +128,6 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise InputError(f"is not valid YAML: {str(error).splitlines()[0]}", name) from None
     return builder.document()
-
-
-Row = TypeVar("Row")
-
-
-def packaged_rows(name: str, key: str, kind: type[Row]) -> dict[str, Row]:
-    """Return the rows under `key` of a YAML file that comes with powerplan, by their names."""
-    text = (files("powerplan") / name).read_text(encoding="utf-8")
-    return {row["name"]: msgspec.convert(row, kind) for row in parse_yaml(text, name).data[key]}
 
 
 # The C parser takes a fifth of the time of the Python parser for a model of 30 lines; some builds of PyYAML lack it.

@@ -152,8 +152,17 @@ def hostile_characters(text: str) -> list[str]:
     return _HOSTILE.findall(text)
 
 
+def printable(text: str) -> str:
+    """Return `text` with every character that does not print written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, limit: int = 2000) -> str:
-    """Return `text` with hostile characters written as escapes. A text longer than `limit` loses its middle."""
+    """Return `text` with characters that cannot be printed as escapes. A text longer than `limit` loses its middle."""
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return _HOSTILE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

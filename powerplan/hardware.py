@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -9,9 +10,9 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from powerplan.documents import packaged_rows
 from powerplan.errors import InputError, did_you_mean, shown
 from powerplan.mixers.base import Part
+from powerplan.typed import packaged_rows
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = TypeVar("Seconds", Fraction, float)
@@ -36,7 +37,7 @@ class Device(Part, frozen=True, kw_only=True):
     memory_gbs: Rate
     link_gbs: Rate | None = None
     multiprocessors: int | None = None
-    source: str
+    source: Annotated[str, msgspec.Meta(min_length=1)]
     measured: str | None = None
     verify: bool = False
 
@@ -79,14 +80,27 @@ def peak_of(device: Device) -> Peak:
 
 @cache
 def devices() -> dict[str, Device]:
-    """Return all known devices by their names, in the order of hardware.yaml."""
-    return packaged_rows("hardware.yaml", "devices", Device)
+    """Return all known devices by their names, in the order of hardware.yaml. Raises InputError for a wrong row."""
+    known = packaged_rows("hardware.yaml", "devices", Device)
+    by_any_name(known.values())
+    return known
+
+
+def by_any_name(known: Iterable[Device]) -> dict[str, Device]:
+    """Return devices by their names and aliases, folded; InputError where two share one."""
+    found: dict[str, Device] = {}
+    for device in known:
+        for name in (device.name, *device.aliases):
+            other = found.setdefault(_folded(name), device)
+            if other is not device:
+                raise InputError(f"{shown(name)} is a name or alias of both {other.name} and {device.name}")
+    return found
 
 
 def find_device(name: str) -> Device:
     """Return a device by its name or alias, in any case, with spaces or dashes; parts of names are never guessed."""
     wanted = _folded(name)
-    known = {_folded(own): device for device in devices().values() for own in (device.name, *device.aliases)}
+    known = by_any_name(devices().values())
     if wanted in known:
         return known[wanted]
     hint = did_you_mean(wanted, known, count=3, cutoff=0.4)

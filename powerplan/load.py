@@ -40,19 +40,16 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
     text = str(model)
     if not text.strip():
         raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", parameter("model"))
-    path = Path(text)
-    name = find_name(text)
-    mode = _mode(path)
-    if stat.S_ISDIR(mode) and _mode(path / "config.json"):
-        return load_file(path / "config.json", like)
-    if stat.S_ISDIR(mode) and name is None:
-        raise InputError("is a folder without a config.json that can be read", str(path))
-    if mode and not stat.S_ISDIR(mode):
-        loaded = load_file(path, like)
-        if name is None:
+    path, name = Path(text), find_name(text)
+    file = model_file(text)
+    if file is not None:
+        loaded = load_file(file, like)
+        if name is None or file != path:
             return loaded
         note = f"read the file {text}; there is also a catalogue model of this name"
         return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes))
+    if stat.S_ISDIR(_mode(path)) and name is None:
+        raise InputError("is a folder without a config.json that can be read", str(path))
     if name is not None and like is not None:
         raise InputError(f"is for a config.json, and {name} is a catalogue model", parameter("like"))
     if name is not None:
@@ -63,6 +60,15 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
         raise InputError("no such file or folder", text)
     hint = did_you_mean(text, known_names(), count=3, cutoff=0.4)
     raise InputError(f"{shown(text)} is neither a file nor a catalogue model{hint} (powerplan models lists them)")
+
+
+def model_file(model: str | Path) -> Path | None:
+    """Return the file that `load_model` reads for MODEL: itself, or the config.json in it; None where it is no file."""
+    path = Path(model)
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        return path / "config.json" if _mode(path / "config.json") else None
+    return path if mode else None
 
 
 def _mode(path: Path) -> int:

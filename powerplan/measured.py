@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from powerplan.documents import parse_json, read_text
+from powerplan.choices import Dtype
+from powerplan.documents import Document, parse_json, read_text
 from powerplan.errors import InputError, shown
 from powerplan.hardware import Peak, find_device, peak_of
 from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
+from powerplan.typed import check_scalars, converted
 
 SCHEMA = "powerplan.profile/1"
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+MAX_FILE_BYTES = 4 * 2**20
+"""The largest saved profile that is read: a row has 700 bytes, and some thousands of rows take hours to measure."""
+
+Positive = Annotated[float, msgspec.Meta(ge=1e-15, le=1e30)]
+"""A time in milliseconds, a rate or a ratio: beyond any machine on both sides, and all arithmetic on it is finite."""
+
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**50)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Direction = Literal["forward", "forward+backward", "decode"]
+LayerPart = Literal["state", "projections", "ffn", "layer"]
+
+FORWARD: Direction = "forward"
+TRAINING: Direction = "forward+backward"
+
+_MIXER = re.compile(r"attention|linear|window:(?P<window>[1-9][0-9]{0,15})|power(:p=(?P<p>[1-9][0-9]?))?")
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"direction": "pass"}):
     """One timing: median and spread of one pass over `batch` sequences of `context` tokens, in milliseconds.
 
-    mixer: a kind ("attention", "power"), or a `--mixer` text of that kind ("window:4096", "power:p=2"). part: "state"
-    is the mixer alone, queries, keys and values in, output out; what projections take is counted with the weights.
+    mixer: "attention", "window:4096", "linear", "power:p=2", or "power" with `p`. part: "state" is the mixer alone,
+    queries, keys and values in, output out; what projections take is counted with the weights.
+
+    A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
+    flops: what the implementation executes: causal pairs only, and the backward pass as twice the forward pass.
+    share_of_matmul: `tflops` over the rate of a matrix product in the same dtype.
+    predicted_ms: roofline of the FLOPs that `recommend` counts, max(FLOPs / peak, bytes / bandwidth).
+    peak_bytes: most bytes allocated at once beyond what was allocated before the run, outputs included.
+    Raises ValueError("field: problem") where fields contradict each other.
     """
 
-    name: str
-    impl: str
-    direction: str
+    name: Text
+    impl: Text
+    direction: Direction
     context: Count
     ms_p50: Positive
     mixer: str
@@ -43,12 +66,34 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pa
     window: Count | None = None
     chunk_size: Count | None = None
     batch: Count = 1
-    dtype: str = "bf16"
-    part: str = "state"
+    dtype: Dtype = "bf16"
+    part: LayerPart = "state"
     ms_p20: Positive | None = None
     ms_p80: Positive | None = None
     tokens_per_s: Positive | None = None
-    tflops: float | None = None
+    tflops: Amount | None = None
+    gated: bool = False
+    repeats: Count = 1
+    flops: Amount = 0.0
+    share_of_matmul: Amount | None = None
+    predicted_ms: Positive | None = None
+    peak_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        match = _MIXER.fullmatch(self.mixer)
+        if match is None:
+            allowed = "allowed are attention, window:4096, linear, power, power:p=2"
+            raise ValueError(f"mixer: {shown(self.mixer)} is not a mixer that is timed; {allowed}")
+        for field, text in match.groupdict().items():
+            own = getattr(self, field)
+            if text is not None and own is not None and own != int(text):
+                raise ValueError(f"{field}: {own} contradicts the mixer, {self.mixer}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
+        if self.ms_p20 is not None and self.ms_p20 > self.ms_p50:
+            raise ValueError(f"ms_p20: {self.ms_p20} is more than ms_p50 {self.ms_p50}")
+        if self.ms_p80 is not None and self.ms_p80 < self.ms_p50:
+            raise ValueError(f"ms_p80: {self.ms_p80} is less than ms_p50 {self.ms_p50}")
 
     @property
     def tokens(self) -> int:
@@ -66,26 +111,31 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pa
     @property
     def keys(self) -> int | None:
         """The window, None where there is none."""
-        _, _, size = self.mixer.partition("window:")
-        return int(size) if size.isdigit() else self.window
+        return self._setting("window") or self.window
+
+    @property
+    def degree(self) -> int | None:
+        """The degree of power or linear attention, None where there is none."""
+        return 1 if self.mixer == "linear" else self._setting("p") or self.p
+
+    def _setting(self, name: str) -> int | None:
+        match = _MIXER.fullmatch(self.mixer)
+        text = match[name] if match else None
+        return None if text is None else int(text)
 
 
 class SavedProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A saved profile, as far as planning reads it."""
 
     schema: str
-    device: str
-    results: list[Result]
-    torch: str | None = None
-    triton: str | None = None
-    date: str | None = None
+    device: Text
+    results: list[Measurement]
+    torch: Text | None = None
+    triton: Text | None = None
+    date: Text | None = None
     peak_flops_per_s: Positive | None = None
     bandwidth_bytes_per_s: Positive | None = None
-    peak_of: str | None = None
-
-
-FORWARD = ("forward", "fwd")
-TRAINING = ("forward+backward", "fwd+bwd")
+    peak_of: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +159,7 @@ class Unmeasured:
 
     def describe(self) -> str:
         """Return a sentence that says what the file lacks."""
-        return f"{self.path} has no {TRAINING[0]} time of {self.brief()}"
+        return f"{self.path} has no {TRAINING} time of {self.brief()}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +199,7 @@ class MeasuredTimes:
         Where the cost per token does not depend on the context (power, linear), the longest measured context stands
         in for one that was not measured; for softmax attention the context itself is needed.
         """
-        rows = [row for row in self._rows_of(mixer) if row.direction in TRAINING]
+        rows = [row for row in self._rows_of(mixer) if row.direction == TRAINING]
         here = [row for row in rows if row.context == context]
         if rows and not here and mixer.degree is not None:
             longest = max(row.context for row in rows)
@@ -175,19 +225,19 @@ class MeasuredTimes:
         """
         if mixer.degree is None:
             return None
-        for passes in (TRAINING, FORWARD):
-            rows = [row for row in self._rows_of(mixer) if row.chunk_size and row.direction in passes]
+        for direction in (TRAINING, FORWARD):
+            rows = [row for row in self._rows_of(mixer) if row.chunk_size and row.direction == direction]
             longest = max((row.context for row in rows), default=0)
             timed = [(row.seconds_per_token, row.chunk_size or 0) for row in rows if row.context == longest]
             if len(sizes := {size for _, size in timed}) > 1:
                 return min(timed)[1], len(sizes)
         return None
 
-    def _rows_of(self, mixer: Mixer) -> list[Result]:
+    def _rows_of(self, mixer: Mixer) -> list[Measurement]:
         return [row for row in self.saved.results if row.part == "state" and _is_of(row, mixer)]
 
 
-def _is_of(row: Result, mixer: Mixer) -> bool:
+def _is_of(row: Measurement, mixer: Mixer) -> bool:
     """Whether a row timed this mixer: the same heads, and the same window or degree."""
     heads = mixer.own_heads()
     if heads is None or (row.heads, row.kv_heads, row.head_dim) != (heads.heads, heads.kv_heads, heads.head_dim):
@@ -196,30 +246,31 @@ def _is_of(row: Result, mixer: Mixer) -> bool:
         return row.kind == "attention" and row.keys == mixer.window_size
     # Power attention of degree 1 does the work of linear attention; the normaliser makes it a little more than that.
     same_kind = row.kind == mixer.kind or (mixer.kind == "linear" and row.kind == "power")
-    return same_kind and mixer.degree is not None and mixer.degree == (1 if row.kind == "linear" else row.p)
+    return same_kind and mixer.degree is not None and mixer.degree == row.degree
 
 
 def read_profile(path: str, where: str = "--measured") -> MeasuredTimes:
     """Read what `powerplan profile --save` wrote. Raises InputError for a file that is none, or of another version."""
-    return MeasuredTimes(path, read_saved(path, SavedProfile, where))
+    return MeasuredTimes(path, saved_in(document_at(path, where), SavedProfile))
+
+
+def document_at(path: str, where: str) -> Document:
+    """Read the document of a saved profile. Raises InputError for a file that is none, or of another version."""
+    document = parse_json(read_text(Path(path), MAX_FILE_BYTES, "a saved profile has some kilobytes"), path)
+    data = document.data
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        problem = "has no schema" if schema is None else f"is of schema {shown(schema)}"
+        raise InputError(f"{path} {problem}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
+    if data.get("results") == []:
+        raise InputError(f"{path} holds no results", where)
+    return document
 
 
 Saved = TypeVar("Saved", bound=SavedProfile)
 
 
-def read_saved(path: str, kind: type[Saved], where: str) -> Saved:
-    """Read a saved profile as `kind`, all of it or the part that planning needs. Raises InputError."""
-    data = parse_json(read_text(Path(path)), path).data
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        problem = "has no schema" if schema is None else f"is of schema {shown(schema)}"
-        raise InputError(f"{path} {problem}; wanted is {SCHEMA}, what powerplan profile --save writes", where)
-    try:
-        saved = msgspec.json.decode(json.dumps(data, allow_nan=False), type=kind)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path}: {error}", where) from None
-    except ValueError:  # Python reads NaN and Infinity from JSON, and 1e999 as infinite; no time is either.
-        raise InputError(f"{path} holds a number that is not finite, such as NaN", where) from None
-    if not saved.results:
-        raise InputError(f"{path} holds no results", where)
-    return saved
+def saved_in(document: Document, kind: type[Saved]) -> Saved:
+    """Return the saved profile that a document holds as `kind`. Raises InputError with the place of a wrong value."""
+    check_scalars(document)
+    return converted(document, kind)

@@ -29,11 +29,26 @@ def check_format(path: str, where: str) -> str:
     return suffix
 
 
+def check_plot(path: str | None, where: str) -> None:
+    """Raise an error where no figure could be drawn into `path`; None stands for no figure.
+
+    Raises:
+        InputError: The suffix names no format.
+        MachineError: matplotlib is not installed, or does not load.
+    """
+    if path is not None:
+        check_format(path, where)
+        _pyplot()
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib
-    except ImportError:
-        raise MachineError("--plot needs matplotlib, and it is not installed: pip install matplotlib") from None
+    except ImportError as error:
+        absent = "--plot needs matplotlib, and it is not installed: pip install matplotlib"
+        raise MachineError(
+            absent if error.name == "matplotlib" else f"--plot: matplotlib does not load: {error}"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

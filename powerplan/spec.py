@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -76,7 +77,7 @@ class Layer(Part, frozen=True, kw_only=True):
         return f"{name}, tied" if self.tied else name
 
 
-class LayerGroup(Part, frozen=True, kw_only=True):
+class LayerGroup(Part, frozen=True, kw_only=True, dict=True):
     """A layer, with the fields of `Layer`, that is repeated, or a `pattern` of layers that is repeated as a whole."""
 
     repeat: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)] = 1
@@ -96,7 +97,7 @@ class LayerGroup(Part, frozen=True, kw_only=True):
         if self.pattern is None and not has_layer:
             raise problem("mixer", "a group needs a mixer, an ffn or a pattern, and has none of them")
 
-    @property
+    @cached_property
     def period(self) -> tuple[Layer, ...]:
         """The layers of one repetition."""
         if self.pattern is not None:
@@ -124,7 +125,7 @@ class LayerUse:
         return sum(len(span) for span in self.positions)
 
 
-class ModelSpec(Part, frozen=True, kw_only=True):
+class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     """A decoder-only language model.
 
     position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
@@ -159,10 +160,14 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     @property
     def layer_count(self) -> int:
-        return sum(group.repeat * len(group.period) for group in self.layers)
+        return sum(group.repeat * (len(group.pattern) if group.pattern else 1) for group in self.layers)
 
     def layer_uses(self) -> list[LayerUse]:
         """Return the distinct layers in order of first use, each with all its positions."""
+        return list(self._layer_uses)
+
+    @cached_property
+    def _layer_uses(self) -> tuple[LayerUse, ...]:
         uses: dict[Layer, list[range]] = {}
         start = 0
         for group in self.layers:
@@ -171,20 +176,23 @@ class ModelSpec(Part, frozen=True, kw_only=True):
             for offset, layer in enumerate(period):
                 uses.setdefault(layer, []).append(range(start + offset, stop, len(period)))
             start = stop
-        return [LayerUse(layer, tuple(spans)) for layer, spans in uses.items()]
+        return tuple(LayerUse(layer, tuple(spans)) for layer, spans in uses.items())
 
     def mixer_counts(self) -> list[tuple[Mixer, int]]:
-        """Return the mixer of every kind of layer that has one, and in how many layers it stands."""
-        return [(use.layer.mixer, use.count) for use in self.layer_uses() if use.layer.mixer is not None]
+        """Return the distinct mixers in order of first use, and in how many layers each stands."""
+        return list(self._mixer_counts.items())
+
+    @cached_property
+    def _mixer_counts(self) -> dict[Mixer, int]:
+        counts: dict[Mixer, int] = {}
+        for use in self._layer_uses:
+            if use.layer.mixer is not None:
+                counts[use.layer.mixer] = counts.get(use.layer.mixer, 0) + use.count
+        return counts
 
     def mixers(self) -> list[Mixer]:
         """Return the distinct mixers in order of first use."""
-        return list(dict.fromkeys(mixer for mixer, _ in self.mixer_counts()))
-
-    def mixers_by_position(self) -> list[tuple[int, Mixer]]:
-        """Return the layers that have a mixer, as position (from 0) and mixer, in the order of the model."""
-        layers = [layer for group in self.layers for layer in group.period * group.repeat]
-        return [(position, layer.mixer) for position, layer in enumerate(layers) if layer.mixer is not None]
+        return list(self._mixer_counts)
 
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding, which is a look-up without FLOPs."""
@@ -200,7 +208,11 @@ class ModelSpec(Part, frozen=True, kw_only=True):
 
     def norm_terms(self, layer: Layer) -> tuple[Term, ...]:
         """Return the parameters of the norms of a layer."""
-        return self._norms("norms", self.norm.per_layer if layer.norms is None else layer.norms)
+        return self._norms("norms", self.norms_of(layer))
+
+    def norms_of(self, layer: Layer) -> int:
+        """Return how many norms a layer has."""
+        return self.norm.per_layer if layer.norms is None else layer.norms
 
     def final_norm_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the norm before the LM head."""
@@ -273,19 +285,27 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
 
     Greedy from the front: each group takes the pattern that covers the most layers, and the shortest of those.
     """
+    numbers: dict[Layer, int] = {}
+    by_identity: dict[int, int] = {}  # Most layers of a deep model are the same objects: that costs no comparison.
+    kinds = []
+    for layer in layers:
+        number = by_identity.get(id(layer))
+        if number is None:
+            number = by_identity[id(layer)] = numbers.setdefault(layer, len(numbers))
+        kinds.append(number)
     groups = []
     start = 0
     while start < len(layers):
         periods = range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1)
-        repeats = {period: _repeats(layers, start, period) for period in periods}
+        repeats = {period: _repeats(kinds, start, period) for period in periods}
         period = max(periods, key=lambda size: size * repeats[size] if repeats[size] > 1 else size == 1)
         groups.append(LayerGroup.of(layers[start : start + period], repeats[period]))
         start += period * repeats[period]
     return tuple(groups)
 
 
-def _repeats(layers: list[Layer], start: int, period: int) -> int:
+def _repeats(kinds: list[int], start: int, period: int) -> int:
     stop = start + period
-    while stop < len(layers) and layers[stop] == layers[stop - period]:
+    while stop < len(kinds) and kinds[stop] == kinds[stop - period]:
         stop += 1
     return (stop - start) // period

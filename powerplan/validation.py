@@ -34,15 +34,15 @@ def validate(document: Document) -> ModelSpec:
 
 def _located(message: str, document: Document) -> InputError:
     """Return the error for a message of msgspec's, at its place in the document."""
-    text, path = _split(message, document.data)
+    text, path = split_message(message, document.data)
     if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
         keys = allowed_keys(document.data, path)
         path.append(field[1])
         problem = f"unknown key{allowed_values(field[1], keys)}"
-        return InputError(f"{_dotted(path)}: {problem}", document.where(path, at_key=True))
+        return InputError(f"{dotted(path)}: {problem}", document.where(path, at_key=True))
     if field := re.match(r"Object missing required field `(.*)`$", text):
         return _missing(field[1], document, path)
-    value = _value(document.data, path)
+    value = value_at(document.data, path)
     if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in _field_names(document.data, path):
         text = field[2]
         if isinstance(value, dict) and field[1] in value:
@@ -51,7 +51,7 @@ def _located(message: str, document: Document) -> InputError:
     problem = plain_problem(text, value, allowed_words(document.data, path))
     if path and isinstance(value, str):
         problem = _word_problem(value, path, document.data) or problem
-    return InputError(f"{_dotted(path)}: {problem}" if path else problem, document.where(path))
+    return InputError(f"{dotted(path)}: {problem}" if path else problem, document.where(path))
 
 
 def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
@@ -116,7 +116,7 @@ _TYPES = {
 """Types of msgspec, JSON and Python, in the words of an error message."""
 
 
-def _split(message: str, data: Any) -> tuple[str, list[Step]]:
+def split_message(message: str, data: Any) -> tuple[str, list[Step]]:
     """Return msgspec's message without its place, and the place as a path in the data."""
     at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
     text, separator, where = message.rpartition(" - at `$")
@@ -131,18 +131,19 @@ def _missing(name: str, document: Document, path: list[Step]) -> InputError:
     where = document.where(path)
     if name == "kind":
         kinds = allowed_words(document.data, [*path, name])
-        return InputError(f"{_dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
-    given = _value(document.data, path)
+        return InputError(f"{dotted(path)}: needs a kind; allowed are {', '.join(kinds)}", where)
+    given = value_at(document.data, path)
     problem = "is missing"
     if name == "head_dim" and isinstance(given, dict) and given.get("kind") in SIZED and "heads" in given:
         if "hidden_size" not in document.data:
             return InputError("hidden_size: is missing", document.where())
         hidden, heads = shown(document.data["hidden_size"]), shown(given["heads"])
         problem += f", and hidden_size {hidden} is not a multiple of heads {heads}"
-    return InputError(f"{_dotted([*path, name])}: {problem}", where)
+    return InputError(f"{dotted([*path, name])}: {problem}", where)
 
 
-def _dotted(path: Sequence[Step]) -> str:
+def dotted(path: Sequence[Step]) -> str:
+    """Return a path as messages write it: "layers[0].mixer.heads"."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -153,7 +154,8 @@ def _dotted(path: Sequence[Step]) -> str:
     return text
 
 
-def _value(data: Any, path: Sequence[Step]) -> Any:
+def value_at(data: Any, path: Sequence[Step]) -> Any:
+    """Return the value at a path of nested data; None where there is none."""
     for step in path:
         try:
             data = data[step]
@@ -170,7 +172,7 @@ def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:
     part: type[Part] | None = ModelSpec
     for index, step in enumerate(path):
         if isinstance(step, str):
-            kind = _value(data, [*path[: index + 1], "kind"])
+            kind = value_at(data, [*path[: index + 1], "kind"])
             classes: dict[str, Any] = MIXERS if step == "mixer" else FFNS
             part = classes.get(kind) if step in ("mixer", "ffn") and isinstance(kind, str) else _NESTED.get(step)
     return part

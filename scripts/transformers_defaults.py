@@ -15,6 +15,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import transformers
@@ -49,7 +50,10 @@ def main() -> None:
     TARGET.write_text(json.dumps(data, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
 
-TEXT_TYPES = ("glm4v_text", "glm4v_moe_text", "mllama_text_model", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text")
+TEXT_TYPES = (
+    *("ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text", "mllama_text_model", "qwen2_5_vl_text", "qwen2_vl_text"),
+    *("qwen3_vl_moe_text", "qwen3_vl_text"),
+)
 """Text decoders that exist in wrappers alone, and have no causal language model of their own."""
 
 
@@ -64,7 +68,8 @@ def text_type_of(config_class: Any) -> str | None:
 def defaults_of(config_class: Any) -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(config_class) if field.name not in INERT}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str, list, dict))}
+    known = (bool, int, float, str, list, dict, NoneType)
+    return {name: value for name, value in values.items() if isinstance(value, known)}
 
 
 if __name__ == "__main__":

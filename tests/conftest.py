@@ -1,9 +1,47 @@
-"""Triton's kernels run in its interpreter, but for runs on a GPU (device.py)."""
+"""Triton's kernels run in its interpreter, but for runs on a GPU (device.py); hypothesis asks for no speed."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 if os.environ.get("POWERPLAN_TEST_DEVICE", "cpu") == "cpu":
     # Triton reads it when it is imported and when a kernel is defined, so here, before any test is collected.
     os.environ["TRITON_INTERPRET"] = "1"
+
+if find_spec("hypothesis") is not None:  # The GPU machines of `make gpu` need not have it.
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes, or making one, is a matter of what else the machine does.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("no clock", settings.default, deadline=None, suppress_health_check=slow)
+    settings.load_profile("no clock")
+
+
+SHARED = '@pytest.fixture(scope="module")'
+
+
+@cache
+def has_shared_fixture(file: str) -> bool:
+    return SHARED in (Path(__file__).resolve().parent.parent / file).read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let `pytest -n` make a fixture of a file once: one worker has all tests of the file. Others go where room is.
+
+    xdist's own way, marks of groups, does nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if has_shared_fixture(file) else nodeid
+
+    return ByFixture(config, log) if config.getvalue("dist") == "load" else None

@@ -54,6 +54,8 @@ KINDS = (
     "mlstm",
     "rglru",
     "rwkv4",
+    "indexed_blocks",
+    "compressed",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

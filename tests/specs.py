@@ -21,9 +21,11 @@ from powerplan.mixers import (
     RWKV7,
     Attention,
     ChunkedAttention,
+    Compressed,
     DeltaNet,
     Forgetting,
     GatedDeltaNet,
+    IndexedBlocks,
     Lightning,
     Linear,
     LogLinear,
@@ -222,6 +224,36 @@ short_convs = st.builds(ShortConvolution, inner_size=sizes, conv_size=st.integer
 mlstms = st.builds(lambda fields, bias: MLSTM(**fields, bias=bias), matrix_fields(), st.booleans())
 rglrus = st.builds(RGLRU, heads=st.integers(1, 6), head_dim=st.integers(1, 24), conv_size=st.integers(0, 5))
 rwkv4s = st.builds(RWKV4, inner_size=sizes, channel_mix=st.booleans())
+indexed_blocks = st.builds(
+    lambda heads, count, dim, block, chosen: IndexedBlocks(
+        **heads, index_heads=count, index_head_dim=dim, block_size=block, top_k=chosen
+    ),
+    head_fields(),
+    sizes,
+    sizes,
+    st.integers(1, 90),
+    st.integers(1, 5),
+)
+
+
+@st.composite
+def compressed_mixers(draw: st.DrawFn) -> Compressed:
+    groups, rate = draw(st.integers(1, 4)), draw(st.none() | st.integers(1, 40))
+    return Compressed(
+        heads=groups * draw(st.integers(1, 4)),
+        head_dim=draw(sizes),
+        q_lora_rank=draw(sizes),
+        output_groups=groups,
+        output_rank=draw(sizes),
+        window=draw(st.integers(1, 300)),
+        compress_rate=rate,
+        index_heads=None if rate is None else draw(st.none() | sizes),
+        index_head_dim=draw(sizes),
+        top_k=draw(st.integers(1, 30)),
+        sinks=draw(st.booleans()),
+    )
+
+
 forgettings = st.builds(lambda heads, window: Forgetting(**heads, window=window), head_fields(), windows)
 by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "attention": attentions,
@@ -249,6 +281,8 @@ by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "mlstm": mlstms,
     "rglru": rglrus,
     "rwkv4": rwkv4s,
+    "indexed_blocks": indexed_blocks,
+    "compressed": compressed_mixers(),
 }
 mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import runpy
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from children import HUNG_S
 
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import spow_dim
-from powerplan.load import load_model
+from powerplan.load import catalogue_text, load_model
 from powerplan.units import format_ratio
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -23,12 +25,16 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def run(name: str, *arguments: str, folder: Path | None = None) -> str:
     """Return what an example prints: one screen of 100 columns."""
     command = [sys.executable, EXAMPLES / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, cwd=folder)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    check_screen(done.stdout)
+    return done.stdout
+
+
+def check_screen(text: str) -> None:
+    lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
-    return done.stdout
 
 
 def numbers(line: str) -> list[float]:
@@ -77,6 +83,18 @@ def test_convert_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ratio in last
 
 
+def test_convert_spec_looks_where_it_will_write(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(catalogue_text("gpt2-small"), encoding="utf-8")
+    for out, problem in (
+        ("no/out.yaml", "no/out.yaml: there is no folder no"),
+        ("mine.yaml", "mine.yaml is the file that"),
+    ):
+        command = [sys.executable, EXAMPLES / "convert_spec.py", "mine.yaml", "64k", out]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: OUT: {problem}")
+
+
 @pytest.mark.transformers
 def test_transformers_power() -> None:
     pytest.importorskip("transformers")
@@ -99,14 +117,28 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_examples_say_how_they_are_used_and_what_was_wrong(name: str, tmp_path: Path) -> None:
+def test_examples_say_how_they_are_used_and_what_was_wrong(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if name == "transformers_power.py":
         pytest.importorskip("transformers")
-    assert f"Usage: python examples/{name}" in run(name, "--help", folder=tmp_path)
-    command = [sys.executable, EXAMPLES / name, PLAIN[name]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+
+    def exit_code(argument: str) -> int:
+        """Run it as a script, but in this process, which has imported torch and transformers once."""
+        monkeypatch.setattr(sys, "argv", [name, argument])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return int(ended.value.code or 0)
+
+    assert exit_code("--help") == 0
+    usage = capsys.readouterr().out
+    assert f"Usage: python examples/{name}" in usage
+    check_screen(usage)
+    assert exit_code(PLAIN[name]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     assert line.startswith("error: ")
     assert PLAIN[name] in line
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 100

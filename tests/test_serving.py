@@ -49,7 +49,7 @@ def test_touched_experts_grow_towards_all(experts: int, data: st.DataObject) -> 
     assert touched <= touched_experts(experts, top_k, batch + 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=specs, context=contexts, batch=st.integers(1, 50), dtype=st.sampled_from(sorted(DTYPE_BYTES)))
 def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dtype: str) -> None:
     accounting, width = Accounting(spec), DTYPE_BYTES[dtype]
@@ -75,7 +75,7 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
     assert step.flops == batch * one.flops
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=specs, context=contexts, count=st.integers(1, 4))
 def test_the_largest_batch_is_the_last_that_fits(spec: Any, context: int, count: int) -> None:
     fleet = Fleet(H100, count)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import interruptible
 
 from icl.code import Code
 from icl.curves import Tally, bin_edges, over_seeds
@@ -135,12 +137,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, task: str, m
 def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE, "--preset", "tiny", "--tasks", "recall", "--mixers", "softmax", "--seeds", "1"]
     command += ["--steps", "1000000", "--threads", "1", "--out", tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "0 of 1 runs are done\n"
-    assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
-    process.send_signal(signal.SIGINT)
-    assert "interrupted: the same command goes on from here" in process.communicate()[1]
+    with interruptible(command) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "0 of 1 runs are done\n"
+        assert process.stderr.readline() == "recall-softmax-0: 1,000,000 steps\n"
+        process.send_signal(signal.SIGINT)
+        assert "interrupted: the same command goes on from here" in process.communicate()[1]
     assert process.returncode == 130
     assert torch.load(tmp_path / "runs" / "recall-softmax-0.pt", weights_only=True)["step"] >= 1
 
@@ -281,6 +283,98 @@ def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main([*few, "--context", "64"]) == 2
     assert capsys.readouterr().err == f"error: --out: {tmp_path} holds runs of other settings; give another folder\n"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one run that is done and one that has a checkpoint, of the command DAMAGED."""
+    out = tmp_path_factory.mktemp("begun")
+    assert main([*DAMAGED, "--mixers", "softmax", "--out", str(out)]) == 0
+    cut = begin(out, "recall", "power")
+    with pytest.raises(KeyboardInterrupt):
+        cut.train(lambda _: None, lambda: cut.step == 3)
+    (out / "icl.json").unlink()
+    return out
+
+
+DAMAGED = ["--preset", "tiny", "--tasks", "recall", "--seeds", "1"]
+RESULT, POINT = "runs/recall-softmax-0.json", "runs/recall-power-0.pt"
+AGAIN, RESTART = "; move it away, and the run is done again", "; move it away, and the run starts again"
+
+
+def saved_with(**changes: Any) -> Callable[[bytes], bytes]:
+    """Return what changes the values of a checkpoint; None leaves one out."""
+
+    def change(content: bytes) -> bytes:
+        state = torch.load(io.BytesIO(content), weights_only=True) | changes
+        buffer = io.BytesIO()
+        torch.save({key: value for key, value in state.items() if value is not None}, buffer)
+        return buffer.getvalue()
+
+    return change
+
+
+def record_with(**changes: Any) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps(json.loads(content) | changes).encode()
+
+
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "settings cut": ("settings.json", lambda content: content[:-5], "is damaged, not JSON; move it away if its ..."),
+    "settings of bytes": ("settings.json", lambda content: b"\xff\x00", "is damaged, not JSON; move it away if ..."),
+    "settings deep": ("settings.json", lambda content: b"[" * 10**5, "is damaged, not JSON; move it away if ..."),
+    "result cut": (RESULT, lambda content: content[: len(content) // 2], f"is damaged, not JSON{AGAIN}"),
+    "result empty": (RESULT, lambda content: b"", f"is damaged, not JSON{AGAIN}"),
+    "result list": (RESULT, lambda content: b"[]", f"is damaged: Expected `object`, got `array`{AGAIN}"),
+    "result lacks": (RESULT, lambda content: b"{}", "is damaged: Object missing required field `task`..."),
+    "result type": (RESULT, record_with(values="x"), "is damaged: Expected `array`, got `str` - at `$.values`..."),
+    "result bins": (RESULT, record_with(values=[1.0]), f"holds another run, or half of one{AGAIN}"),
+    "result losses": (RESULT, record_with(training_losses=[1.0]), f"holds another run, or half of one{AGAIN}"),
+    "result mixer": (RESULT, record_with(mixer="power"), f"holds another run, or half of one{AGAIN}"),
+    "checkpoint cut": (POINT, lambda content: content[: len(content) // 2], f"is a damaged checkpoint{RESTART}"),
+    "checkpoint empty": (POINT, lambda content: b"", f"is a damaged checkpoint{RESTART}"),
+    "checkpoint of text": (POINT, lambda content: b"hello", f"is a damaged checkpoint{RESTART}"),
+    "checkpoint lacks": (POINT, saved_with(step=None), "is a damaged checkpoint: Object missing required field ..."),
+    "checkpoint type": (POINT, saved_with(losses="x"), "is a damaged checkpoint: Expected `array`, got `str` ..."),
+    "checkpoint step": (POINT, saved_with(step=2), "is no checkpoint of this run of 8 steps..."),
+    "checkpoint model": (POINT, saved_with(model={}), f"does not fit the model{RESTART}"),
+    "checkpoint optimizer": (POINT, saved_with(optimizer={"state": 1}), f"does not fit the model{RESTART}"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_file_is_named_and_nothing_lost(
+    case: str, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, change, message = DAMAGE[case]
+    out = tmp_path / "out"
+    shutil.copytree(begun, out)
+    (out / name).write_bytes(change((out / name).read_bytes()))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main([*DAMAGED, "--mixers", "softmax,power", "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.splitlines()[-1]
+    begin_of_line, dots, _ = f"error: {out / name}: {message}".partition("...")
+    assert line.startswith(begin_of_line)
+    assert dots or line == begin_of_line
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_in_the_place_of_a_file(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (RESULT, POINT, "settings.json"):
+        out = tmp_path / name.replace("/", "-")
+        shutil.copytree(begun, out)
+        (out / name).unlink()
+        (out / name).mkdir()
+        assert main([*DAMAGED, "--mixers", "softmax,power", "--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"error: {out / name}: cannot be read: Is a directory\n"
+    for name in ("icl.json", "icl-recall.png"):
+        out = tmp_path / name
+        shutil.copytree(begun, out)
+        (out / name).mkdir()
+        assert main([*DAMAGED, "--mixers", "softmax,power", "--plot", "--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"error: --out: {out / name} is a folder; give a file\n"
 
 
 def test_a_library_without_long_files(tmp_path: Path) -> None:

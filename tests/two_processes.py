@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed
 import torch.nn.functional as F  # noqa: N812
+from children import HUNG_S
 from torch import Tensor
 
 from powerplan.ffn import MLP
@@ -18,7 +19,6 @@ from powerplan.models import Decoder, build_model
 from powerplan.spec import LayerGroup, ModelSpec
 
 COUNT = 2
-LIMIT = 50.0
 RATE = 0.1
 
 
@@ -62,14 +62,14 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 
 def run_in_two(work: Callable[[int, Path], None], folder: Path) -> None:
-    """Call work(rank, folder) in two processes; raises what one of them raises, or TimeoutError after LIMIT seconds."""
+    """Call work(rank, folder) in two processes; raises what one of them raises, or TimeoutError after HUNG_S."""
     context = torch.multiprocessing.spawn(_join, (work, folder), nprocs=COUNT, join=False)
-    end = time.monotonic() + LIMIT
+    end = time.monotonic() + HUNG_S
     while not context.join(timeout=1):
         if time.monotonic() > end:
             for process in context.processes:
                 process.kill()
-            raise TimeoutError(f"{work.__name__} took more than {LIMIT:.0f} s")
+            raise TimeoutError(f"{work.__name__} took more than {HUNG_S:.0f} s")
 
 
 def _join(rank: int, work: Callable[[int, Path], None], folder: Path) -> None:

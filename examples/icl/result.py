@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -19,6 +18,7 @@ import torch
 from tabulate import tabulate
 
 from icl.curves import bin_edges, over_seeds
+from icl.saved import read_json
 from icl.settings import TaskSettings
 from icl.tasks import Task
 from icl.variants import Variant
@@ -158,12 +158,7 @@ def table(record: Mapping[str, Any], form: str = "simple") -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """Return a saved result. Raises InputError where the file is missing or holds something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", str(path)) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", str(path)) from None
+    data = read_json(path, "take another file")
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise InputError(f"is no result of {SCHEMA}", str(path))
     return data

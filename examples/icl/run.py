@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from icl.code import Code
 from icl.curves import Tally, bin_edges
 from icl.recall import Recall
+from icl.saved import read_checkpoint
 from icl.settings import TaskSettings
 from icl.tasks import Task
 from icl.variants import Variant
+from powerplan.errors import InputError
 from powerplan.models import Decoder, build_model
 from powerplan.output import write_whole
 from powerplan.units import format_duration
@@ -70,6 +72,10 @@ def result_path(out: Path, name: str) -> Path:
     return out / "runs" / f"{name}.json"
 
 
+def checkpoint_path(out: Path, name: str) -> Path:
+    return out / "runs" / f"{name}.pt"
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C or SIGTERM came. Inside, neither interrupts a training step."""
@@ -97,7 +103,7 @@ class Run:
         self.task, self.variant, self.settings, self.seed = task, variant, settings, seed
         self.environment = environment
         self.name = run_name(task.name, variant.mixer, seed)
-        self.checkpoint = environment.out / "runs" / f"{self.name}.pt"
+        self.checkpoint = checkpoint_path(environment.out, self.name)
         torch.manual_seed(seed)
         self.model = build_model(variant.spec)
         scale_weights(self.model, settings.gain)
@@ -173,12 +179,17 @@ class Run:
         write_whole(str(self.checkpoint), buffer.getvalue(), True, "--out")
 
     def load(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises InputError where it is damaged; it stays where it is."""
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.environment.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
+        saved = read_checkpoint(self.checkpoint, self.environment.device, self.variant.steps)
+        try:
+            self.model.load_state_dict(saved.model)
+            self.optimizer.load_state_dict(saved.optimizer)
+        except Exception:  # Of any class: the optimiser takes for granted what it is given.
+            problem = "does not fit the model; move it away, and the run starts again"
+            raise InputError(problem, str(self.checkpoint)) from None
+        self.step, self.seconds, self.losses = saved.step, saved.seconds, saved.losses
 
     def tokens_per_s(self) -> float:
         return self.step * self.settings.batch * self.settings.context / self.seconds if self.seconds else 0.0

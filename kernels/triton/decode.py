@@ -140,7 +140,7 @@ def combine_kernel(
     partial_out: [state_blocks, N H, V] float32 in (decode_kernel).
     partial_norm: [state_blocks, N H] float32 in, where NORMALIZE.
     out: [N H, V] out.
-    power_scale: scale^P, which cancels where NORMALIZE.
+    power_scale: scale^P. Where NORMALIZE it cancels, and decides with the sum of weights whether that counts as 0.
     BLOCK: parts summed at a time.
     """
     i_query = (tl.program_id(0) // tl.cdiv(V, COLUMNS)).to(tl.int64)
@@ -158,10 +158,9 @@ def combine_kernel(
         if NORMALIZE:
             b_norm += tl.load(p_partial_norm + o_part, mask=m_block, other=0.0)
     b_out = tl.sum(b_sum, 0)
+    b_out *= power_scale
     if NORMALIZE:
-        b_out /= divisor(tl.sum(b_norm, 0))
-    else:
-        b_out *= power_scale
+        b_out /= divisor(tl.sum(b_norm, 0) * power_scale)
     tl.store(p_out + i_query * V + o_v, b_out.to(p_out.dtype.element_ty), mask=m_v)
 
 

@@ -17,7 +17,8 @@ from powerplan.kernels.triton.prologue import (
     chunk_flag,
     decay_between,
     load_columns,
-    load_gates,
+    load_sum,
+    load_sums,
     owned_block,
     token_block,
 )
@@ -72,7 +73,7 @@ def keys_kernel(
     k: [tokens, G, K] in.
     v: [tokens, G, V] in.
     grad_out: [tokens, H, V] in, strides s_gt and s_gh.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, where NORMALIZE (grad_norm_kernel).
     state_kv: [slots, G, rows, V] bf16 or float32 in, the gradient of the state after each chunk.
     state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 that of Z = sum k k^T, [slots, G, BK,
@@ -103,8 +104,9 @@ def keys_kernel(
     b_v = load_columns(p_v, s_vt, o_s, m_s, 0, V, BV)
     b_to_end = tl.full([BN], 1.0, tl.float32)
     if GATED:
-        b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
-        b_to_end = tl.exp(tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group) - b_cumsum_s)
+        b_cumsum_s, b_rest_s = load_sums(p_log_g_cumsum, o_s, m_s, groups, i_group)
+        b_total, b_total_rest = load_sum(p_log_g_cumsum, stop - 1, groups, i_group)
+        b_to_end = tl.exp((b_total - b_cumsum_s) + (b_total_rest - b_rest_s))
     b_dk, b_dv = grad_through_phi(
         p_k,
         s_kt,
@@ -152,8 +154,10 @@ def keys_kernel(
         b_s = tl.dot(b_k.to(OPERAND), tl.trans(b_q), input_precision=PRECISION) * scale
         m_seen = (o_t[None, :] >= o_s[:, None]) & m_t[None, :]
         if GATED:
-            b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
-            b_between = decay_between(b_cumsum_t[None, :], b_cumsum_s[:, None], m_seen)
+            b_cumsum_t, b_rest_t = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
+            b_between = decay_between(
+                b_cumsum_t[None, :], b_rest_t[None, :], b_cumsum_s[:, None], b_rest_s[:, None], m_seen
+            )
         else:
             b_between = tl.where(m_seen, 1.0, 0.0)
         b_w = power(b_s, P) * b_between

@@ -78,7 +78,7 @@ class Launches:
         launch(kernel, self.shape.chunk_slots * call.kv_heads, arguments)
 
     def _sum_gates(self, log_g: Tensor) -> Tensor:
-        log_g_cumsum = torch.empty(log_g.shape, dtype=torch.float32, device=self.device)
+        log_g_cumsum = torch.empty((*log_g.shape, 2), dtype=torch.float32, device=self.device)
         self._along_chunks(log_g_cumsum_kernel, {"p_log_g": log_g, "p_log_g_cumsum": log_g_cumsum})
         return log_g_cumsum
 
@@ -142,7 +142,7 @@ class Launches:
         call = self.shape.call
 
         def start_with(blocks: Blocks) -> None:
-            count = -(-call.chunk_size // blocks.rows)
+            count = -(-min(call.chunk_size, call.tokens) // blocks.rows)
             sizes = {"token_blocks": count, rows_name: blocks.rows, others_name: blocks.others}
             programs = self.shape.chunk_slots * call.kv_heads * heads * count
             launch(kernel, programs, arguments | sizes, blocks.warps, blocks.stages)

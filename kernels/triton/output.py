@@ -16,8 +16,8 @@ from powerplan.kernels.triton.prologue import (
     decay_between,
     divisor,
     load_columns,
-    load_gates,
     load_rows,
+    load_sums,
     owned_block,
     token_block,
 )
@@ -67,7 +67,7 @@ def output_kernel(
     q: [tokens, H, K] in.
     k: [tokens, G, K] in.
     v: [tokens, G, V] in.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     state_kv: [slots, G, rows, V] bf16 or float32 in, the state before each chunk.
     state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
     chunks: [slots, 4] int64 in.
@@ -95,8 +95,8 @@ def output_kernel(
     # Decay since the start of the chunk, exp(a_t) in [0, 1], once a query instead of once a step; and scale^P with it.
     b_since_start = tl.full([BM], power_scale, tl.float32)
     if GATED:
-        b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
-        b_since_start *= tl.exp(b_cumsum_t)
+        b_cumsum, _ = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
+        b_since_start *= tl.exp(b_cumsum)
 
     # Query the state, phi(q) kv, step by step. A block reads all of it from L2: at K = V = 64, P = 2 that is 295 KB in
     # bf16, for 38 million FLOPs with 128 queries, 128 a byte. So the block is as large as registers allow.
@@ -126,6 +126,8 @@ def output_kernel(
 
     # Attend within the chunk, to blocks of keys up to the last query. Keys at or behind `stop` need no mask of their
     # own: they come after every query before it.
+    if GATED:  # Loaded anew: kept over the steps of phi, both words take registers that the loop has not got.
+        b_cumsum_t, b_rest_t = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
     for begin in range(start, tl.minimum(first + BM, stop), BN):
         o_s, m_s = token_block(begin, stop, BN)
         b_k = load_rows(p_k, s_kt, o_s, m_s, tl.arange(0, BK), K)
@@ -133,8 +135,8 @@ def output_kernel(
         b_w = power(tl.dot(b_q.to(OPERAND), b_k.to(OPERAND), input_precision=PRECISION) * scale, P)
         m_seen = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
         if GATED:
-            b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
-            b_w *= decay_between(b_cumsum_t[:, None], b_cumsum_s[None, :], m_seen)
+            b_cumsum_s, b_rest_s = load_sums(p_log_g_cumsum, o_s, m_s, groups, i_group)
+            b_w *= decay_between(b_cumsum_t[:, None], b_rest_t[:, None], b_cumsum_s[None, :], b_rest_s[None, :], m_seen)
         else:
             b_w = tl.where(m_seen, b_w, 0.0)
         b_v = load_columns(p_v, s_vt, o_s, m_s, 0, V, BV)

@@ -12,7 +12,9 @@ that a program holds in registers. Capitals are constants of the compiler.
     rows        rows of phi (layout.py), padded to a multiple of the block of rows that a program of the scan owns;
                 state_blocks is how many of these blocks a state has
     steps       steps of phi, STEP_ROWS rows each: 64, for P = 1 BK; p_steps is their table, [steps, P + 1]
-    a           log_g_cumsum: cumsum(log_g) from the start of the chunk on; a_M is that of its last token
+    a           log_g_cumsum: cumsum(log_g) from the start of the chunk on; a_M is that of its last token. It is kept in
+                two words, a and what rounding left of it: after 1,000 gates of -100 one word is off by 0.004, and so
+                is the logarithm of every weight, of neighbours too. exp(a) alone needs the first word only.
     GATED       whether there is a log_g
     NORMALIZE   whether there is a normaliser: norm is the sum of a query's weights
     OPERAND     dtype of the factors of products, PRECISION how tl.dot multiplies them (config.py); sums are in float32
@@ -27,6 +29,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from powerplan.kernels.call import SMALLEST_NORM
+
 CHUNK_COLUMNS = tl.constexpr(4)
 """Columns of the table of chunks."""
 
@@ -35,6 +39,9 @@ FIRST_IN_SEQUENCE = tl.constexpr(2)
 
 LAST_IN_SEQUENCE = tl.constexpr(3)
 """The column that holds 1 where a chunk is the last of its sequence, so that there may be no state after it."""
+
+
+SMALLEST = tl.constexpr(SMALLEST_NORM)
 
 
 @triton.jit
@@ -91,24 +98,43 @@ def load_column(p_x, s_t, o_t, m_t, feature):
 
 @triton.jit
 def load_gates(p_x, o_t, m_t, groups, i_group):
-    """Load one key/value head of x [tokens, G] (log_g, its sums, their gradients) for tokens o_t; 0 where masked."""
+    """Load one key/value head of x [tokens, G] (log_g, gradients of its sums) for tokens o_t; 0 where masked."""
     return tl.load(p_x + o_t * groups + i_group, mask=m_t, other=0.0)
 
 
 @triton.jit
-def decay_between(b_later, b_earlier, m_seen):
+def load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group):
+    """Load both words of a of tokens o_t; 0 where masked."""
+    p_words = p_log_g_cumsum + (o_t * groups + i_group) * 2
+    return tl.load(p_words, mask=m_t, other=0.0), tl.load(p_words + 1, mask=m_t, other=0.0)
+
+
+@triton.jit
+def load_sum(p_log_g_cumsum, i_token, groups, i_group):
+    """Load both words of a of one token."""
+    p_words = p_log_g_cumsum + (i_token * groups + i_group) * 2
+    return tl.load(p_words), tl.load(p_words + 1)
+
+
+@triton.jit
+def decay_between(b_later, b_later_rest, b_earlier, b_earlier_rest, m_seen):
     """Return exp(a_later - a_earlier) where a query sees a key, else 0.
 
-    later, earlier: [BM, 1] and [1, BN] float32, a of the queries and of the keys, or transposed, [1, BM] and [BN, 1].
-    seen: [BM, BN] or transposed.
+    later, earlier: [BM, 1] and [1, BN] float32, a of the queries and of the keys, or transposed, [1, BM] and [BN, 1];
+    rest: their second words. seen: [BM, BN] or transposed.
 
     The mask comes before exp: where the key is the later one the exponent is positive, up to 100 a token (api.py takes
     no gate below -100), float32 ends at exp(88.7), and inf times a mask of 0 is NaN. exp(-inf) is exactly 0.
     """
-    return tl.exp(tl.where(m_seen, b_later - b_earlier, float("-inf")))
+    b_exponent = (b_later - b_earlier) + (b_later_rest - b_earlier_rest)
+    return tl.exp(tl.where(m_seen, b_exponent, float("-inf")))
 
 
 @triton.jit
 def divisor(b_x):
-    """Return what to divide by: 1 where x is 0, so that a query that sees nothing gets 0 and not NaN."""
-    return tl.where(b_x == 0, 1.0, b_x)
+    """Return what to divide by: infinite where x counts as 0, so that a query that sees nothing gets 0 and not NaN.
+
+    NaN where x has overflowed: a finite number divided by it would be 0.
+    """
+    b_divisor = tl.where(tl.abs(b_x) < float("inf"), b_x, float("nan"))
+    return tl.where(tl.abs(b_x) < SMALLEST, float("inf"), b_divisor)

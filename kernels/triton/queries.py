@@ -17,7 +17,7 @@ from powerplan.kernels.triton.prologue import (
     chunk_flag,
     decay_between,
     load_columns,
-    load_gates,
+    load_sums,
     owned_block,
     token_block,
 )
@@ -72,7 +72,7 @@ def queries_kernel(
     k: [tokens, G, K] in.
     v: [tokens, G, V] in.
     grad_out: [tokens, H, V] in, strides s_gt and s_gh.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, where NORMALIZE (grad_norm_kernel).
     state_kv: [slots, G, rows, V] bf16 or float32 in, the state before each chunk.
     state_key: [slots, G, rows] float32 in, likewise, where NORMALIZE; for P = 2 Z = sum k k^T, [slots, G, BK, BK].
@@ -108,7 +108,7 @@ def queries_kernel(
     # The state's part. Decay since the start of the chunk, exp(a_t) in [0, 1], multiplies y, once for all steps.
     b_since_start = tl.full([BM], power_scale, tl.float32)
     if GATED:
-        b_cumsum_t = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
+        b_cumsum_t, b_rest_t = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
         b_since_start *= tl.exp(b_cumsum_t)
     b_dq, _ = grad_through_phi(
         p_q,
@@ -154,8 +154,10 @@ def queries_kernel(
         b_ds *= power_derivative(b_s, P) * scale
         m_seen = (o_t[:, None] >= o_s[None, :]) & m_t[:, None]
         if GATED:
-            b_cumsum_s = load_gates(p_log_g_cumsum, o_s, m_s, groups, i_group)
-            b_ds *= decay_between(b_cumsum_t[:, None], b_cumsum_s[None, :], m_seen)
+            b_cumsum_s, b_rest_s = load_sums(p_log_g_cumsum, o_s, m_s, groups, i_group)
+            b_ds *= decay_between(
+                b_cumsum_t[:, None], b_rest_t[:, None], b_cumsum_s[None, :], b_rest_s[None, :], m_seen
+            )
         else:
             b_ds = tl.where(m_seen, b_ds, 0.0)
         # [BM, BN] @ [BN, BK] -> [BM, BK]

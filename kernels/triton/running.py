@@ -56,7 +56,7 @@ def running_kernel(
     sequence that is zero and not written, unless there is a start.
 
     parts: [slots, G, size] bf16 or float32 in. A value's step is its index // step_size; its column, % PADDED.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     start: [N, G, size / PADDED COLUMNS] float32 in, where HAS_START: the initial state. Backward: the gradient of the
         final one. Columns from COLUMNS on are padding, which starts and ends have not got.
     states: [slots, G, size] out: forward the sum times the step's weight, where WEIGHTED. Backward the gradient of the
@@ -107,7 +107,7 @@ def running_kernel(
         if WANT_END or index < count - 1:
             if GATED:
                 _, stop = chunk_bounds(p_chunks, i_chunk)
-                b_sum *= tl.exp(tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group))
+                b_sum *= tl.exp(tl.load(p_log_g_cumsum + ((stop - 1) * groups + i_group) * 2))
             b_sum += tl.load(p_parts + slot * size + o_value, mask=m_value, other=0.0).to(tl.float32)
     if WANT_END:
         if not BACKWARD:

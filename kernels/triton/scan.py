@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from powerplan.kernels.triton.features import phi_rows, rounded, weights_of_rows
-from powerplan.kernels.triton.prologue import chunk_bounds, divisor, load_columns, load_gates, token_block
+from powerplan.kernels.triton.prologue import chunk_bounds, divisor, load_columns, load_sum, load_sums, token_block
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def scan_kernel(
 
     x: [tokens, G, K] in, keys. Backward: [tokens, H, K], queries.
     v: [tokens, G, V] in, values. Backward: [tokens, H, V], gradient of the output.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     inverse_norm, grad_norm: [tokens, H] float32 in, backward where NORMALIZE (grad_norm_kernel).
     start_kv: [N, G, rows, V] float32 in, where HAS_START: initial states. Backward: gradients of the final states.
     start_key: [N, G, rows] float32 in, likewise, where KEYED.
@@ -148,10 +148,9 @@ def scan_kernel(
         # What the last chunk of the walk adds is needed for the end of the walk only.
         if WANT_END or index < stop_chunk - first_chunk - 1:
             # Decay over the whole chunk: log_g <= 0, so that the factor exp(a_M) lies in [0, 1].
-            b_total = 0.0
             if GATED:
                 # A slot without tokens stops at 0, and the first gate stands in for its last one.
-                b_total = tl.load(p_log_g_cumsum + tl.maximum(stop - 1, 0) * groups + i_group)
+                b_total, b_total_rest = load_sum(p_log_g_cumsum, tl.maximum(stop - 1, 0), groups, i_group)
                 b_kv *= tl.exp(b_total)
                 b_key *= tl.exp(b_total)
 
@@ -168,8 +167,8 @@ def scan_kernel(
                 # decayed become 0, and nothing overflows.
                 b_factor = tl.full([BLOCK], 1.0, tl.float32)
                 if GATED:
-                    b_cumsum = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
-                    b_factor = tl.exp(b_cumsum if BACKWARD else b_total - b_cumsum)
+                    b_cumsum, b_rest = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
+                    b_factor = tl.exp(b_cumsum if BACKWARD else (b_total - b_cumsum) + (b_total_rest - b_rest))
                 b_key_factor = b_factor
                 if BACKWARD:
                     b_factor *= power_scale

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from powerplan.kernels.call import LOWEST_LOG_GATE
-from powerplan.kernels.triton.prologue import chunk_bounds, divisor, load_gates, token_block
+from powerplan.kernels.triton.prologue import SMALLEST, chunk_bounds, divisor, load_gates, token_block
 
 LOWEST = tl.constexpr(LOWEST_LOG_GATE)
 """The lowest log_g that counts; lower ones, -inf included, count as this one."""
@@ -20,19 +20,23 @@ def log_g_cumsum_kernel(p_log_g, p_log_g_cumsum, p_chunks, groups, BLOCK: tl.con
     """Sum log_g from the start of each chunk to each of its tokens. Grid: slots G programs.
 
     log_g: [tokens, G] contiguous, in. Values below LOWEST count as LOWEST.
-    log_g_cumsum: [tokens, G] float32 out.
+    log_g_cumsum: [tokens, G, 2] float32 out, summed in float64: the sum, and what rounding to float32 left of it.
     chunks: [slots, 4] int64 in.
     BLOCK: tokens summed at a time.
     """
     i_chunk = tl.program_id(0) // groups
     i_group = (tl.program_id(0) % groups).to(tl.int64)
     start, stop = chunk_bounds(p_chunks, i_chunk)
-    b_total = 0.0
+    b_total = tl.zeros([1], tl.float64)
     for first in range(start, stop, BLOCK):
         o_t, m_t = token_block(first, stop, BLOCK)
-        b_log_g = load_gates(p_log_g, o_t, m_t, groups, i_group).to(tl.float32)
+        b_log_g = load_gates(p_log_g, o_t, m_t, groups, i_group).to(tl.float64)
         b_log_g = tl.where(b_log_g < LOWEST, LOWEST, b_log_g)  # and not tl.maximum, which makes a number of NaN
-        tl.store(p_log_g_cumsum + o_t * groups + i_group, b_total + tl.cumsum(b_log_g, 0), mask=m_t)
+        b_sum = b_total + tl.cumsum(b_log_g, 0)
+        b_word = b_sum.to(tl.float32)
+        p_words = p_log_g_cumsum + (o_t * groups + i_group) * 2
+        tl.store(p_words, b_word, mask=m_t)
+        tl.store(p_words + 1, (b_sum - b_word.to(tl.float64)).to(tl.float32), mask=m_t)
         b_total += tl.sum(b_log_g, 0)
 
 
@@ -112,8 +116,8 @@ def grad_norm_kernel(
     out: [tokens, H, V] contiguous, in.
     grad_out: [tokens, H, V] in, strides s_gt and s_gh.
     norm: [tokens, H] float32 in.
-    inverse_norm: [tokens, H] float32 out: 1 / norm, and 1 where norm is 0.
-    grad_norm: [tokens, H] float32 out: the gradient of norm, -<grad_out, out> / norm, and 0 where norm is 0.
+    inverse_norm: [tokens, H] float32 out: 1 / norm, and 0 where norm counts as 0.
+    grad_norm: [tokens, H] float32 out: the gradient of norm, -<grad_out, out> / norm, and 0 where norm counts as 0.
     y: [tokens, H, V] contiguous, out, where WANT_Y: grad_out / norm.
     queries: tokens H. heads: H.
     """
@@ -128,7 +132,7 @@ def grad_norm_kernel(
     b_norm = tl.load(p_norm + o_query, mask=m_query, other=1.0)
     # Divide and store. A query that sees nothing has output 0, whatever it is divided by, and so norm no gradient.
     b_inverse_norm = 1.0 / divisor(b_norm)
-    b_grad_norm = tl.where(b_norm == 0, 0.0, -tl.sum(b_out * b_grad_out, 1) * b_inverse_norm)
+    b_grad_norm = tl.where(tl.abs(b_norm) < SMALLEST, 0.0, -tl.sum(b_out * b_grad_out, 1) * b_inverse_norm)
     tl.store(p_inverse_norm + o_query, b_inverse_norm, mask=m_query)
     tl.store(p_grad_norm + o_query, b_grad_norm, mask=m_query)
     if WANT_Y:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from powerplan.kernels.triton.features import fine_product
-from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, token_block
+from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_sum, load_sums, token_block
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def squares_kernel(
     The factor is exp(a_M - a_t). Backward x are queries, and it is exp(a_t) scale^2 times the gradient of norm.
 
     x: [tokens, heads, K] in.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     grad_norm: [tokens, heads] float32 in, BACKWARD.
     chunks: [slots, 4] int64 in.
     parts: [slots, G, BK, BK] float32 out. Zeros for a slot without tokens.
@@ -47,9 +47,8 @@ def squares_kernel(
     i_group = (tl.program_id(0) % groups).to(tl.int64)
     start, stop = chunk_bounds(p_chunks, i_chunk)
     o_k = tl.arange(0, BK)
-    b_total = 0.0
-    if GATED and stop > start:
-        b_total = tl.load(p_log_g_cumsum + (stop - 1) * groups + i_group)
+    if GATED:
+        b_total, b_total_rest = load_sum(p_log_g_cumsum, tl.maximum(stop - 1, 0), groups, i_group)
     b_sum = tl.zeros([BK, BK], tl.float32)
     token_blocks = tl.cdiv(stop - start, BLOCK)
     for i_block in range(token_blocks * REPEATS):
@@ -58,8 +57,8 @@ def squares_kernel(
         b_x = load_columns(p_x + i_head * s_xh, s_xt, o_t, m_t, 0, K, BK)
         b_factor = tl.full([BLOCK], 1.0, tl.float32)
         if GATED:
-            b_cumsum = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
-            b_factor = tl.exp(b_cumsum if BACKWARD else b_total - b_cumsum)
+            b_cumsum, b_rest = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
+            b_factor = tl.exp(b_cumsum if BACKWARD else (b_total - b_cumsum) + (b_total_rest - b_rest))
         if BACKWARD:
             b_grad_norm = tl.load(p_grad_norm + o_t * (groups * REPEATS) + i_head, mask=m_t, other=0.0)
             b_factor *= power_scale * b_grad_norm

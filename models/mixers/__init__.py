@@ -22,6 +22,7 @@ from powerplan.mixers import (
     RetNet,
 )
 from powerplan.models.mixers.attention import SoftmaxAttention
+from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, GatedLinearAttention, KimiDeltaAttention
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.power import PowerAttention
@@ -41,7 +42,7 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
-UNBUILT = ("shared_kv", "keys_as_values")
+UNBUILT = ("shared_kv", "keys_as_values", "differential")
 """Fields of mixers that planning counts and no module has."""
 
 
@@ -56,8 +57,9 @@ def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto
         **factory_kwargs: device and dtype.
 
     Raises:
-        InputError: The kind of mixer cannot be built.
+        InputError: The kind of mixer cannot be built, or there is no such implementation.
     """
+    check_kernel_settings(impl)
     entry = BUILT.get(type(mixer))  # The exact class: kinds that derive from another one need more than its weights.
     if entry is None:
         kinds = ", ".join(str(kind.__struct_config__.tag) for kind in BUILT)

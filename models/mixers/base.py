@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from powerplan.errors import InputError
+from powerplan.kernels.api import IMPLEMENTATIONS
+from powerplan.kernels.checks import check_impl, check_settings
 from powerplan.models.cache import Slot
 
 
@@ -34,6 +36,15 @@ class SequenceMixer(nn.Module):
         none.
         """
         raise NotImplementedError
+
+
+def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) -> None:
+    """Raise InputError for settings that `power_attention` would refuse when the module runs."""
+    try:
+        check_impl(impl, IMPLEMENTATIONS)
+        check_settings(p, None, chunk_size)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _in_backward_pass() -> bool:

@@ -13,6 +13,7 @@ from powerplan.errors import InputError
 from powerplan.kernels import power_attention, power_attention_step
 from powerplan.kernels.checks import DEGREES
 from powerplan.mixers import FeatureAttention
+from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 
 
@@ -28,6 +29,7 @@ class PowerAttention(GroupedHeadsMixer):
         if mixer.degree % 2 and mixer.has_normaliser:
             raise InputError(f"p={mixer.degree} needs normalize: false: weights of odd degrees have both signs")
         self.p, self.normalize = mixer.degree, mixer.has_normaliser
+        check_kernel_settings(impl)
         self.chunk_size, self.impl = mixer.chunk_size, impl
 
     def mix(

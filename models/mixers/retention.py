@@ -9,6 +9,7 @@ from torch import Tensor
 
 from powerplan.kernels import power_attention, power_attention_step
 from powerplan.mixers import Lightning, RetNet
+from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.matrix import MatrixMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
 
@@ -26,6 +27,7 @@ class FixedDecay(MatrixMixer):
         **factory_kwargs: Any,
     ) -> None:
         super().__init__(mixer, hidden_size, **factory_kwargs)
+        check_kernel_settings(impl)
         self.rope, self.impl = rope, impl
 
     def log_decay(self, device: torch.device) -> Tensor:

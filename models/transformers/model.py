@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
-from powerplan.errors import InputError
-from powerplan.kernels.api import IMPLEMENTATIONS
-from powerplan.kernels.checks import DEGREES
+from powerplan.errors import InputError, shown
+from powerplan.kernels.checks import is_integer
+from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.heads import GATE_OFFSET
 from powerplan.models.transformers.attention import (
     POWER,
@@ -74,15 +74,14 @@ def use_power_attention(
     Raises:
         InputError: A model of another kind, an unknown degree or implementation, or a layer that the model lacks.
     """
-    if p not in DEGREES or isinstance(p, bool):
-        raise InputError(f"p must be 1, 2, 3 or 4, and is {p!r}")
-    if impl not in ("auto", *IMPLEMENTATIONS):
-        raise InputError(f"impl must be auto, {', '.join(IMPLEMENTATIONS)}, and is {impl!r}")
+    check_kernel_settings(impl, chunk_size, p)
+    if not isinstance(gated, bool):
+        raise InputError(f"gated must be True or False, and is {shown(gated)}")
     modules = _attention_modules(model)
-    positions = list(modules) if layers is None else sorted(set(layers))
-    unknown = [position for position in positions if position not in modules]
-    if unknown or not positions:
-        raise InputError(f"layers must be some of 0 to {max(modules)}, and are {list(layers or ())}")
+    chosen = list(modules if layers is None else layers if isinstance(layers, Iterable) else ())
+    positions = sorted(position for position in modules if position in chosen)
+    if not positions or not all(is_integer(position) and position in modules for position in chosen):
+        raise InputError(f"layers must be some of 0 to {max(modules)}, and are {shown(layers)}")
     config = model.config
     # transformers has a public method that sets the attention implementation, and none that reads it.
     softmax = config._attn_implementation

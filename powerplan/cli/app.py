@@ -49,7 +49,7 @@ def application(names: Iterable[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Plan compute-optimal long-context models: where a model stands between weights and state.",
         epilog="Exit codes: 0 done, 2 bad usage or bad input, 3 nothing meets the constraints, "
-        "4 this machine cannot do it. Notes go to stderr.",
+        "4 this machine cannot do it, 130 interrupted (143 by SIGTERM). Notes go to stderr.",
     )
     built.callback(invoke_without_command=True)(_before)
     for name in names:

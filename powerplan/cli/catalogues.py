@@ -19,6 +19,9 @@ def models(
     ] = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="List the model_type values of a config.json that are read.")
+    ] = False,
     output: FormatOption = "table",
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
@@ -27,6 +30,14 @@ def models(
     from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
+    if families:
+        from powerplan.huggingface.listing import listed_families
+        from powerplan.report.catalogue import families_report
+
+        if model is not None or yaml or mixer is not None:
+            raise InputError("lists what is read; leave the other options and MODEL out", "--families")
+        say.show(families_report(listed_families()), output)
+        return
     if model is None:
         if yaml or mixer is not None:
             option = "--yaml" if yaml else f"--mixer {mixer}"

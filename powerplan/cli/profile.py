@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,8 @@ from powerplan.cli import say
 from powerplan.cli.options import FormatOption, OptionalModel, model_or_default
 
 if TYPE_CHECKING:
-    from powerplan.profile import Profile
+    from powerplan.cli.interrupts import Kept
+    from powerplan.profile import Profile, Session
 
 
 ALLOWED_WITH_SHOW = frozenset({"show", "plot", "force", "output"})
@@ -60,24 +62,26 @@ def profile(
     output: FormatOption = "table",
 ) -> None:
     """Time a layer here: power attention against softmax attention and a window, and from where on it is faster."""
+    from powerplan.cli.files import File, deliver
+    from powerplan.cli.interrupts import kept
     from powerplan.errors import InputError
-    from powerplan.output import check_target, write_whole
-    from powerplan.plots import check_format, profile_plot
+    from powerplan.load import model_file
+    from powerplan.output import check_targets
+    from powerplan.plots import check_format, check_plot, profile_plot
     from powerplan.profile import load_profile, to_json
     from powerplan.profile.options import parse_chunk_sizes, parse_passes
     from powerplan.report.profile import profile_report
     from powerplan.units import parse_bytes, parse_contexts, parse_integer, parse_seconds
 
-    for path, option in ((save, "--save"), (plot, "--plot")):
-        if path is not None:
-            check_target(path, force, option)
-    if plot is not None:
-        check_format(plot, "--plot")
+    name, notes = ("", []) if show is not None else model_or_default(model)
+    inputs = {"MODEL": model_file(name)} if show is None else {"--show": show}
+    check_targets({"--save": save, "--plot": plot}, force, inputs)
+    check_plot(plot, "--plot")
     if show is not None:
         if unused := _given(command, ALLOWED_WITH_SHOW):
             names = " and ".join([", ".join(unused[:-1]), unused[-1]] if len(unused) > 1 else unused)
             raise InputError(f"prints a saved profile: leave {names} out", "--show")
-        result = load_profile(show)
+        session = None
     else:
         settings = {
             "degrees": p,
@@ -92,15 +96,26 @@ def profile(
         }
         seconds = parse_seconds(time_limit, "--time-limit")
         memory = parse_bytes(memory_limit, "--memory-limit") if memory_limit is not None else None
-        result = _measured(model, settings, device, dtype, seconds, memory)
-    tablefmt = "pipe" if output == "markdown" else "simple"
-    say.show(profile_report(result, all_parts=output == "csv", tablefmt=tablefmt), output)
-    if save is not None:
-        write_whole(save, to_json(result), force, "--save")
-        say.note(f"wrote {save}: powerplan recommend --measured {save} plans with these times")
-    if plot is not None:
-        write_whole(plot, profile_plot(result, check_format(plot, "--plot")), force, "--plot")
-        say.note(f"wrote {plot}")
+        session = _session(name, notes, settings, device, dtype, seconds, memory)
+    with kept() as signals:
+        result = load_profile(str(show)) if session is None else _measured(session, signals)
+        tablefmt = "pipe" if output == "markdown" else "simple"
+        files = [
+            File(
+                "--save",
+                save,
+                lambda: to_json(result),
+                f": powerplan recommend --measured {save} plans with these times",
+            ),
+        ]
+        if plot is not None and session is not None and result.interrupted and not result.part("state"):
+            say.note(f"{plot} is not written: no time of a mixer was measured")
+        else:
+            files.append(File("--plot", plot, lambda: profile_plot(result, check_format(str(plot), "--plot"))))
+        report = profile_report(result, all_parts=output == "csv", tablefmt=tablefmt)
+        deliver(lambda: say.show(report, output), files, force, signals)
+        if session is not None and result.interrupted:
+            raise KeyboardInterrupt
 
 
 def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
@@ -114,15 +129,20 @@ def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
     ]
 
 
-def _measured(
-    model: str | None, settings: dict[str, Any], device: str, dtype: str | None, seconds: float, memory: int | None
-) -> Profile:
-    """Return the profile of the workload that `settings` describe, measured behind a progress bar."""
-    from powerplan.cli.progress import progress_bar
+def _session(
+    name: str,
+    notes: list[str],
+    settings: dict[str, Any],
+    device: str,
+    dtype: str | None,
+    seconds: float,
+    memory: int | None,
+) -> Session:
+    """Return what measures the workload that `settings` describe. Prints the notes about it."""
+    started = time.monotonic()  # Loading torch counts: the limit is for the whole command.
     from powerplan.load import load_model
     from powerplan.profile import workload_of
 
-    name, notes = model_or_default(model)
     loaded = load_model(name)
     spec, notes = loaded.spec, [*notes, *loaded.notes]
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
@@ -135,9 +155,17 @@ def _measured(
     workload = workload_of(spec, device=device, dtype=dtype or default_dtype(device), **settings)
     for note in (*notes, *workload.notes):
         say.note(note)
-    with progress_bar(seconds) as progress:
-        result = Session(workload, seconds, memory, progress).run()
+    return Session(workload, seconds, memory, started=started)
+
+
+def _measured(session: Session, signals: Kept) -> Profile:
+    """Return the profile, measured behind a progress bar. From its last measurement on, Ctrl-C waits."""
+    from powerplan.cli.progress import progress_bar
+
+    with progress_bar(session.time_limit) as progress:
+        session.progress, session.ended = progress, signals.wait
+        result = session.run()
     for note in result.notes:
-        if note not in workload.notes:
+        if note not in session.workload.notes:
             say.note(note)
     return result

@@ -1,12 +1,52 @@
-"""A progress bar on stderr, on a terminal only: what runs now, and how much of the time limit has passed."""
+"""Progress on stderr, on a terminal only: what runs now, and how much of a time limit has passed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
+from typing import TYPE_CHECKING
 
 from powerplan.cli.say import coloured
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+LONG_S = 1.0
+"""Seconds after which a command that answers says that it is at work."""
+
+
+@contextmanager
+def at_work(text: str, after: float = LONG_S) -> Iterator[None]:
+    """Show `text` and the time that has passed, from `after` seconds on and until the end; silent off a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    bars: list[Progress] = []
+
+    def show() -> None:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True, no_color=not coloured(sys.stderr))
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        bar = Progress(*columns, console=console, transient=True, refresh_per_second=4)
+        bars.append(bar)
+        bar.add_task(text, total=None)
+        bar.start()
+
+    timer = Timer(after, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for bar in bars:
+            bar.stop()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import options, say
 from powerplan.cli.options import choice_option
+from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
 
 DEFAULT_CONTEXT = "64k"
@@ -61,20 +62,20 @@ def recommend(
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
     from powerplan.answers.recommend import LM_HEAD
     from powerplan.answers.recommend import solve as solve_for
-    from powerplan.output import check_target, write_whole
-    from powerplan.plots import check_format, wsfr_plot
+    from powerplan.cli.files import File, deliver
+    from powerplan.cli.interrupts import kept
+    from powerplan.load import model_file
+    from powerplan.output import check_targets
+    from powerplan.plots import check_format, check_plot, wsfr_plot
     from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
     place = parse_integer(pick, "--pick", 1, 1000)
     excluded = [word.strip() for word in exclude.split(",")] if exclude is not None else []
-    for path, option in ((write, "--write"), (plot, "--plot")):
-        if path is not None:
-            check_target(path, force, option)
-    if plot is not None:
-        check_format(plot, "--plot")
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
+    check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})
+    check_plot(plot, "--plot")
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -104,32 +105,33 @@ def recommend(
         return
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    answer = powerplan.recommend(
-        model,
-        contexts,
-        max_state=max_state,
-        max_decode_bytes=max_decode_bytes,
-        flops=flops,
-        tokens=tokens,
-        gpu=gpu,
-        devices=devices,
-        keep=keep,
-        only=only or (),
-        exclude=exclude or (),
-        prefer=weights_vs_state,
-        measured=measured,
-        top=top,
-        target=target,
-        mixer=mixer,
-        convention=convention,
-        dtype=dtype,
-    )
+    with at_work("comparing candidates"):
+        answer = powerplan.recommend(
+            model,
+            contexts,
+            max_state=max_state,
+            max_decode_bytes=max_decode_bytes,
+            flops=flops,
+            tokens=tokens,
+            gpu=gpu,
+            devices=devices,
+            keep=keep,
+            only=only or (),
+            exclude=exclude or (),
+            prefer=weights_vs_state,
+            measured=measured,
+            top=top,
+            target=target,
+            mixer=mixer,
+            convention=convention,
+            dtype=dtype,
+        )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
-    say.answer(answer, output, notes)
-    if write is not None:
-        write_whole(write, answer.to_yaml(place - 1).encode(), force, "--write")
-        say.note(f"wrote {write}: {answer.candidates[place - 1].label}")
-    if plot is not None:
-        write_whole(plot, wsfr_plot(answer.recommendation, check_format(plot, "--plot")), force, "--plot")
-        say.note(f"wrote {plot}")
+    chosen = answer.candidates[place - 1].label
+    files = [
+        File("--write", write, lambda: answer.to_yaml(place - 1).encode(), f": {chosen}"),
+        File("--plot", plot, lambda: wsfr_plot(answer.recommendation, check_format(str(plot), "--plot"))),
+    ]
+    with kept() as signals:
+        deliver(lambda: say.answer(answer, output, notes), files, force, signals)

@@ -10,6 +10,7 @@ the default of its family. A number or a word beside these gets a note; anything
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ from powerplan.documents import Document
 from powerplan.errors import InputError, did_you_mean, parameter, shown
 from powerplan.huggingface.audit import audit, nearest_family
 from powerplan.huggingface.config import Config, Family
-from powerplan.huggingface.defaults import STATED, class_defaults, tables
+from powerplan.huggingface.defaults import FLAT_WRAPPERS, STATED, class_defaults, tables
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
 from powerplan.huggingface.mamba import mamba_ssm
 from powerplan.spec import ModelSpec
@@ -41,10 +42,10 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
         raise InputError("a config.json is an object, and this is not one", document.where())
     config, family = _text_config(document) if like is None else _read_like(document, like)
     known = class_defaults(family.like or config.family, nested=bool(config.prefix))
-    config.defaults, config.aliases = {**known.defaults, **family.defaults}, known.aliases
-    for key in ("is_encoder_decoder", "add_cross_attention"):
-        config.refuse(key, "powerplan plans decoders without cross-attention")
+    config.defaults, config.aliases = {**known.defaults, **family.defaults}, {**known.aliases, **family.aliases}
     try:
+        for key in ("add_cross_attention", "is_encoder_decoder"):
+            config.refuse(key, "powerplan plans decoders without cross-attention")
         spec = family.read(config, _name(document, fallback_name))
     except InputError as error:
         if error.where is None:
@@ -76,6 +77,8 @@ def _text_config(document: Document) -> tuple[Config, Family]:
         return outer, FAMILIES[family]
     if family in tables().wrappers and inner is not None:
         return _wrapped(document, outer, family, inner)
+    if family in FLAT_WRAPPERS and inner is None:
+        return _flat(document, family)
     if family in wrapped_families():
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
     if family in REFUSED:
@@ -83,8 +86,11 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     if inner is not None:
         problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
         raise outer.error(f"{problem}{_nearest(inner)}", "model_type")
-    problem = f"model_type {shown(family)} is not supported{did_you_mean(family, supported_families())}"
-    raise outer.error(f"{problem}{_nearest(document.data)}; powerplan models --families lists what is", "model_type")
+    hint = did_you_mean(family, supported_families()) or _nearest(document.data) + ";"
+    raise outer.error(f"model_type {shown(family)} is not supported{hint} {LISTED}", "model_type")
+
+
+LISTED = "powerplan models --families lists what is"
 
 
 def _nearest(data: dict[str, Any]) -> str:
@@ -109,7 +115,7 @@ def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, An
     text = inner.get("model_type", wrapper.text)
     if not isinstance(text, str) or text not in FAMILIES:
         problem = f"model_type {shown(family)} with text_config of {shown(text)} is not supported"
-        raise outer.error(f"{problem}; supported are {', '.join(supported_families())}", "model_type")
+        raise outer.error(f"{problem}; {LISTED}", "model_type")
     changes: dict[str, Any] = {"model_type": text}
     stated = outer.boolean("tie_word_embeddings", False) if outer.has("tie_word_embeddings") else None
     if stated is not None:
@@ -128,6 +134,14 @@ def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, An
         if texts:
             config.note(f"text_config leaves out sizes, which are transformers' defaults of {text}: {', '.join(texts)}")
     return config, FAMILIES[text]
+
+
+def _flat(document: Document, family: str) -> tuple[Config, Family]:
+    """Return the text decoder of a wrapper whose files have its keys beside those of the other towers."""
+    text = tables().wrappers[family].text
+    config = Config(document, changes={"model_type": text})
+    config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
+    return config, replace(FAMILIES[text], inert=FAMILIES[text].inert | FLAT_WRAPPERS[family])
 
 
 def _name(document: Document, fallback: str) -> str:

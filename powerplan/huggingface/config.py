@@ -25,13 +25,19 @@ class Family:
 
     read: its reader. like: the model_type whose defaults in transformers are its own, where that is another one.
     defaults: what a file may leave out and transformers has no default for. inert: keys of this family that change no
-    count, beside those of all families.
+    count, beside those of all families. aliases: names that its files have for keys, where transformers knows none.
     """
 
     read: Reader
     like: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     inert: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+def keys(text: str) -> frozenset[str]:
+    """Return the words of `text`, the names of keys."""
+    return frozenset(text.split())
 
 
 class Keys(Mapping[str, Any]):

@@ -49,8 +49,19 @@ def tables() -> Tables:
     return Tables(read.families, read.wrappers | WRAPPERS)
 
 
-WRAPPERS = {"kimi_k25": Wrapper(text="kimi_k2"), "kimi_k3": Wrapper(text="kimi_linear")}
+WRAPPERS = {
+    "emu3": Wrapper(text="emu3_text_model", tied=False),
+    "kimi_k25": Wrapper(text="kimi_k2"),
+    "kimi_k3": Wrapper(text="kimi_linear"),
+}
 """Wrappers that transformers does not have, or whose text decoder has another reader here."""
+
+FLAT_WRAPPERS = {
+    "fuyu": frozenset({"image_size", "num_channels", "patch_size"}),
+    "qwen2_5_vl": frozenset({"vision_config"}),
+    "qwen2_vl": frozenset({"vision_config"}),
+}
+"""Wrappers whose published files have no text_config but its keys at the top, and keys that concern images."""
 
 STATED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 """Sizes that every published file states: they have no default but in a text_config."""

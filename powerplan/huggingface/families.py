@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from powerplan.huggingface import dense, experts, fla, gemma, hybrids, mamba, mamba_hybrids, recurrent
+from powerplan.huggingface import (
+    dense,
+    experts,
+    fla,
+    gemma,
+    gpt,
+    hybrids,
+    latent,
+    mamba,
+    mamba_hybrids,
+    mixed,
+    recurrent,
+    remote,
+    special,
+)
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
 
 FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
+    **gpt.FAMILIES,
+    **remote.FAMILIES,
+    **special.FAMILIES,
     **experts.FAMILIES,
+    **latent.FAMILIES,
+    **mixed.FAMILIES,
     **hybrids.FAMILIES,
     **gemma.FAMILIES,
     **mamba.FAMILIES,
@@ -30,6 +49,17 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(_ENCODERS.split(), "it is an encoder, or built as one, and powerplan plans decoders"),
     **dict.fromkeys(_WITH_ENCODERS.split(), "its decoder attends to an encoder, which is not counted"),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "it generates audio"),
+    "blt": "its layers run on patches of bytes, and no token count says how many there are",
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), "it mixes latent attention in a window with sparse attention"),
+    **dict.fromkeys(
+        ("inkling_text", "inkling2_text"),
+        "its attention has relative positions, and convolutions between layers, which are not counted",
+    ),
+    **dict.fromkeys(
+        ("qwen4_exp", "qwen4_exp_text"), "it has several residual streams and looks up n-grams, which is not counted"
+    ),
+    "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
+    "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
     "xlnet": "its attention is over two streams, which is not counted",
 }

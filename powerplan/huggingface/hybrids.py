@@ -11,6 +11,7 @@ from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.experts import routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR, SLIDING
 from powerplan.mixers import KDA, AnyMixer, Attention, GatedDeltaNet, Lightning, ShortConvolution
+from powerplan.mixers.base import MAX_SIZE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -27,17 +28,13 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
     count = config.layer_count
     linear = config.nested("linear_attn_config")
     types = parts.layer_types(config, _kimi_types(config, linear, count), (FULL, LINEAR))
-    heads, head_dim, width = "num_heads", "head_dim", "short_conv_kernel_size"
-    if linear is None:
-        heads, head_dim, width = "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"
-    source = linear or config
-    dim = source.integer(head_dim, default=128)
+    dim = _kimi_size(config, linear, "linear_head_dim", "head_dim")
     kda = KDA(
-        heads=source.integer(heads, default=32),
+        heads=_kimi_size(config, linear, "linear_num_heads", "num_heads"),
         head_dim=dim,
         gate_rank=dim,
-        conv_size=source.integer(width, default=4, high=1024),
-        full_rank="gate" if source.boolean("use_full_rank_gate", False) else "none",
+        conv_size=_kimi_size(config, linear, "linear_conv_kernel_dim", "short_conv_kernel_size", high=1024),
+        full_rank="gate" if (linear or config).boolean("use_full_rank_gate", False) else "none",
     )
     latent = replace(parts.mla(config), output_gate=config.boolean("mla_use_output_gate", False))
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
@@ -57,6 +54,12 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
     ]
     return parts.assemble(config, name, layers, ties=False)
+
+
+def _kimi_size(config: Config, linear: Config | None, name: str, within: str, high: int = MAX_SIZE) -> int:
+    """Return a size of KDA: `within` linear_attn_config, else the file's `name`, as transformers has it."""
+    size = config.integer(name, high=high)
+    return linear.integer(within, high=high) if linear is not None and linear.has(within) else size
 
 
 def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:

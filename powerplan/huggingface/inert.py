@@ -17,8 +17,9 @@ _GROUPS = {
         activation_dropout attention_dropout attention_probs_dropout_prob attn_dropout attn_pdrop aux_loss_alpha
         aux_loss_coef classifier_activation classifier_bias classifier_dropout classifier_dropout_prob dropout
         emb_pdrop embd_pdrop embed_dropout embedding_dropout embedding_initializer_range
-        embedding_initializer_range_scale ep_size hidden_dropout hidden_dropout_prob init_method init_std
-        initializer_cutoff_factor initializer_factor initializer_range input_jitter_noise lambda_std_dev
+        embedding_initializer_range_scale ep_size gradient_checkpointing hidden_dropout hidden_dropout_prob
+        init_method init_std initializer_cutoff_factor initializer_factor initializer_range input_jitter_noise
+        lambda_std_dev
         layerdrop linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min mlp_dropout
         moe_aux_loss_coeff moe_dropout moe_z_loss_coeff moe_renormalize mtp_loss_scaling_factor output_router_logits
         rescale_every rescale_prenorm_residual resid_dropout resid_pdrop residual_dropout router_aux_loss_coef
@@ -61,6 +62,7 @@ _GROUPS = {
         moe_shared_expert_overlap n_group norm_topk_prob norm_topk_prob_before_routing num_expert_group
         num_limited_groups route_norm route_scale routed_scaling_factor router_dtype router_scaling_factor
         score_func score_function scoring_func shared_expert_combination_strategy shared_expert_sink topk_group
+        topk_method
     """,
     "Implementations of one and the same mathematics": """
         autocast_kernel_dtype cache_implementation chunk_size_lm_head chunkwise_kernel eod_token_id

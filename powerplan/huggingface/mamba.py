@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from powerplan.errors import shown
+from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
-from powerplan.huggingface.parts import assemble, attention, experts_chosen, note_prediction_layers
+from powerplan.huggingface.parts import assemble, attention, experts_chosen, look_up, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
@@ -156,8 +157,10 @@ _BLOCK_NAMES = {"linear_attention": "mamba", "full_attention": "attention"} | {k
 
 
 def nemotron_h(config: Config, name: str) -> ModelSpec:
-    """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E)."""
-    config.refuse("moe_latent_size", "experts in a latent space are not read")
+    """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E).
+
+    With moe_latent_size, routed experts work on that many features, as in Nemotron 3 Super.
+    """
     note_prediction_layers(config, "num_nextn_predict_layers")
     bias = config.boolean("mlp_bias", False)
     kinds = _blocks(config)
@@ -171,8 +174,6 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
             width = config.integer("intermediate_size", default=21_504)
             by_kind[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
         else:
-            if bias:
-                raise config.error("mlp_bias is not supported with experts", "mlp_bias")
             experts = config.integer("n_routed_experts", "num_local_experts")
             moe = MoE(
                 experts=experts,
@@ -181,13 +182,21 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
                 shared_intermediate_size=config.integer("moe_shared_expert_intermediate_size", default=7688),
                 gated=False,
                 router_bias=True,
+                latent_size=config.optional_integer("moe_latent_size"),
             )
-            by_kind[kind] = Layer(ffn=moe)
+            by_kind[kind] = Layer(ffn=moe, extras=_nemotron_biases(moe) if bias else ())
     return assemble(config, name, [by_kind[kind] for kind in kinds], ties=False, norm=Norm(per_layer=1))
+
+
+def _nemotron_biases(moe: MoE) -> tuple[Extra, ...]:
+    """Return the biases of mlp_bias in a layer with experts: the shared expert's, and those to and from the latent."""
+    latent, width = moe.latent_size or 0, moe.shared_intermediate_size
+    return (Extra(name="shared expert and latent biases", vectors=2 if latent else 1, elements=width + latent),)
 
 
 def _nemotron_mamba(config: Config) -> Mamba2:
     heads, head_dim = config.integer("mamba_num_heads", default=128), config.integer("mamba_head_dim", default=64)
+    look_up(config, "n_groups", "conv_kernel", "use_conv_bias", "chunk_size")  # each has a name that goes before it
     groups = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
     conv_bias = "mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias"
     conv, chunk = config.key("mamba_d_conv", "conv_kernel"), config.key("mamba_chunk_size", "chunk_size")
@@ -217,11 +226,17 @@ def _blocks(config: Config) -> list[str]:
     return [_BLOCKS[letter] for letter in pattern]
 
 
+_NEMOTRON_KEYS = """
+    attention_bias intermediate_size mamba_head_dim mamba_num_heads moe_intermediate_size moe_latent_size
+    moe_shared_expert_intermediate_size mtp_layers_block_type n_routed_experts n_shared_experts num_experts_per_tok
+"""
+"""Keys of blocks that a file may have none of, and attention_bias, which no code reads."""
+
 FAMILIES: dict[str, Family] = {
     "falcon_mamba": Family(mamba),
     "jamba": Family(jamba),
     "mamba": Family(mamba),
     "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
-    "nemotron_h": Family(nemotron_h, inert=frozenset({"mtp_layers_block_type"})),
+    "nemotron_h": Family(nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split())),
 }
 """Reader by model_type."""

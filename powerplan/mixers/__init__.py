@@ -8,6 +8,7 @@ import msgspec
 
 from powerplan.mixers.attention import Attention, ChunkedAttention, Forgetting
 from powerplan.mixers.base import HeadShape, Inherited, Mixer
+from powerplan.mixers.compressed import Compressed
 from powerplan.mixers.convolution import ShortConvolution
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention
@@ -17,7 +18,7 @@ from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
 from powerplan.mixers.slots import GSA, SparseStateExpansion
-from powerplan.mixers.sparse import DSA, NSA, MoBA
+from powerplan.mixers.sparse import DSA, NSA, IndexedBlocks, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
@@ -25,8 +26,11 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-Added = ChunkedAttention | ShortConvolution | MLSTM | RGLRU | RWKV4
-AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | Added
+Selective = IndexedBlocks | Compressed
+Gated = ShortConvolution | MLSTM | RGLRU | RWKV4
+AnyMixer = (
+    Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | Gated | Selective
+)
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -60,6 +64,7 @@ __all__ = [
     "AnyMixer",
     "Attention",
     "ChunkedAttention",
+    "Compressed",
     "Convention",
     "DeltaNet",
     "FeatureAttention",
@@ -67,6 +72,7 @@ __all__ = [
     "GatedDeltaNet",
     "GroupedHeads",
     "HeadShape",
+    "IndexedBlocks",
     "Inherited",
     "Lightning",
     "Linear",

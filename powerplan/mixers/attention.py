@@ -25,6 +25,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     sinks: one learned logit per query head (gpt-oss), parameters outside matmuls.
     shared_kv: keys and values are those of an earlier layer (Gemma 3n): no projections m G(k + v), no cache of its own.
     keys_as_values: the projection of the keys makes the values too (Gemma 4): no projection mGv.
+    differential: each query head attends to the values of two heads, and pairs of heads are subtracted with a learned
+    weight, 4k parameters (Ye et al. 2024, arXiv 2410.05258): 2H(k + 2v) mean_keys state FLOPs.
     """
 
     source = (
@@ -39,11 +41,14 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     sinks: bool = False
     shared_kv: bool = False
     keys_as_values: bool = False
+    differential: bool = False
 
     def check(self) -> None:
         super().check()
         if self.keys_as_values and (self.shared_kv or self.head_dim != self.v_head_dim):
             raise problem("keys_as_values", "needs keys of this layer's own, and v_head_dim equal to head_dim")
+        if self.differential and self.kv_heads % 2:
+            raise problem("differential", f"needs pairs of key/value heads, and there are {self.kv_heads}")
 
     @property
     def window_size(self) -> int | None:
@@ -74,7 +79,7 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
             without = {"(H + G)*k + G*v": "H*k" if self.shared_kv else "(H + G)*k"}
             without |= {"2*k": "k", "(H + G)*k": "H*k"} if self.shared_kv else {}
             formulas = tuple((component, without.get(formula, formula)) for component, formula in formulas)
-        return (*formulas, ("sinks", "H" if self.sinks else ""))
+        return (*formulas, ("sinks", "H" if self.sinks else ""), ("differential", "4*k" if self.differential else ""))
 
     def state_formulas(self) -> Formulas:
         return ((self.describe(), "0" if self.shared_kv else self.state),)
@@ -88,6 +93,9 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
 
     def state_values(self, context: int) -> dict[str, int]:
         return {"kept": self.kept(context)}
+
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return ((self.describe(), "2*H*(k + 2*v)*keys"),) if self.differential else super().flops_formulas(chunked)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal, self.window)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -54,6 +54,21 @@ class StateSize:
     def elements(self) -> int:
         return self.cache + self.recurrent + self.recent
 
+    def bytes(self, cache_bytes: Fraction) -> Fraction:
+        """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
+        return (self.cache + self.recent) * cache_bytes + self.recurrent * RECURRENT_BYTES
+
+    def decode_bytes(self, cache_bytes: Fraction) -> Fraction:
+        """Return the bytes that are read and written to decode one token, as `Mixer.decode_bytes` says."""
+        touched = self.recurrent if self.touched is None else self.touched
+        constant = 2 * self.recent * cache_bytes + 2 * touched * RECURRENT_BYTES
+        return self.decode_cache_bytes(cache_bytes) + constant
+
+    def decode_cache_bytes(self, cache_bytes: Fraction) -> Fraction:
+        """Return the part of `decode_bytes` that belongs to the cache."""
+        read = self.cache if self.looked_up is None else self.looked_up
+        return (read + self.entry) * cache_bytes
+
 
 RECURRENT_BYTES = 4
 """Bytes per element of recurrent state: fp32, as the kernels and the reference implementations keep it."""
@@ -103,21 +118,36 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for name, other in self.same_as.items():
             if getattr(self, name) == SAME:
                 msgspec.structs.force_setattr(self, name, getattr(self, other))
-        for name, kind in _field_types(type(self)).items():
+        names, kinds, together = _field_types(type(self))
+        try:
+            msgspec.convert([getattr(self, name) for name in names], together)
+        except msgspec.ValidationError:
+            self._report(names, kinds)
+        self.check()
+
+    def _report(self, names: Iterable[str], kinds: Iterable[Any]) -> None:
+        """Raise InputError for the first field that is not of its type."""
+        for name, kind in zip(names, kinds, strict=True):
             try:
                 msgspec.convert(getattr(self, name), kind)
             except msgspec.ValidationError as error:
                 raise InputError(f"{name}: {error}") from None
-        self.check()
 
     def check(self) -> None:
         """Raise a `problem` if fields contradict each other."""
 
 
 @cache
-def _field_types(part: type[Part]) -> dict[str, Any]:
+def _field_types(part: type[Part]) -> tuple[tuple[str, ...], tuple[Any, ...], type[msgspec.Struct]]:
+    """Return the names of a part's fields, their types, and a type of them all together.
+
+    msgspec keeps what it knows of a struct's fields. What it knows of a bare type, it finds out at each call: 45 us for
+    AnyMixer, of 100,000 layers.
+    """
     hints = get_type_hints(part, include_extras=True)
-    return {name: hints[name] for name in part.__struct_fields__}
+    kinds = tuple(hints[name] for name in part.__struct_fields__)
+    fields = list(zip(part.__struct_fields__, kinds, strict=True))
+    return part.__struct_fields__, kinds, msgspec.defstruct(f"{part.__name__}Fields", fields, array_like=True)
 
 
 class Block(Part, frozen=True, kw_only=True):
@@ -355,8 +385,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
-        size = self.state_size(context)
-        return (size.cache + size.recent) * cache_bytes + size.recurrent * RECURRENT_BYTES
+        return self.state_size(context).bytes(cache_bytes)
 
     def decode_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the bytes of state that are read and written to decode one token at position `context`, batch 1.
@@ -364,16 +393,11 @@ class Mixer(Block, frozen=True, kw_only=True):
         Of the cache, the part that is looked up is read once and one entry is appended. The part of the recurrent state
         that the token touches and the inputs of short convolutions are read and written.
         """
-        size = self.state_size(context)
-        touched = size.recurrent if size.touched is None else size.touched
-        constant = 2 * size.recent * cache_bytes + 2 * touched * RECURRENT_BYTES
-        return self.decode_cache_bytes(context, cache_bytes) + constant
+        return self.state_size(context).decode_bytes(cache_bytes)
 
     def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the part of `decode_bytes` that belongs to the cache."""
-        size = self.state_size(context)
-        read = size.cache if size.looked_up is None else size.looked_up
-        return (read + size.entry) * cache_bytes
+        return self.state_size(context).decode_cache_bytes(cache_bytes)
 
 
 def problem(field: str, message: str) -> InputError:

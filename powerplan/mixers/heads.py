@@ -72,7 +72,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
             return None
         shared = set(cls.__struct_fields__) - {"window", "p"}
         fields = {field: getattr(mixer, field) for field in mixer.__struct_fields__ if field in shared}
-        own = ("gated", "sinks", "shared_kv", "keys_as_values")
+        own = ("gated", "sinks", "shared_kv", "keys_as_values", "differential")
         lost = [field for field in own if field not in fields and getattr(mixer, field, False)]
         kind = cls.__struct_config__.tag
         return Inherited(fields, tuple(f"{field} is left out, {kind} has none" for field in lost))

@@ -15,7 +15,6 @@ from powerplan.dims import spow_dim
 from powerplan.errors import MachineError
 from powerplan.ffn import MoE
 from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
-from powerplan.mixers import FeatureAttention
 from powerplan.profile.memory import is_out_of_memory
 from powerplan.profile.record import Record
 from powerplan.profile.result import CheckResult
@@ -35,26 +34,41 @@ RECURRENT_TOKENS = 12
 MAX_WIDTH = 256
 """Largest hidden size and FFN width in a check of a layer."""
 
-MAX_STATE_ROWS = 60_000
-"""Most rows of phi in a check, whose oracle holds phi for all tokens at once. Head dims are halved until it fits."""
+MAX_STATE_ROWS = 10_000
+"""Most rows of phi in a check, whose oracle holds phi for all tokens at once. Head dims are halved until it fits: the
+checks of gpt2-small at p = 3 take 16 s of a core at head dim 64, and 1 s at 32."""
+
+MAX_KERNEL_STATE_ROWS = 60_000
+"""The same for Triton kernels, which are compiled for their head dims: these are checked wherever memory allows."""
 
 ERROR_FACTOR = 8.0
 """A layer's error may be this many times that of the written-out definition in the same dtype."""
 
 
-def check_all(workload: Workload, record: Record, tell: Callable[[str], None]) -> None:
-    """Check every mixer once, and record the results and what cannot run here. Raises MachineError for a wrong result,
-    and where none of the subjects can run."""
+def check_all(
+    workload: Workload, record: Record, tell: Callable[[str], None], may_begin: Callable[[], bool] = lambda: True
+) -> None:
+    """Check every mixer once, the cheapest first, and record the results, what cannot run here, and the mixers whose
+    check `may_begin` no longer allows: these are not timed. Raises MachineError for a wrong result, and where none of
+    the subjects is left."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Small products are slower in several threads, far slower so on a busy machine.
     try:
-        for timed in workload.mixers:
+        for timed in sorted(workload.mixers, key=_cost):
             tell(f"checking {timed.name} ({timed.impl}) against the reference")
-            _check(workload, timed, record)
+            if may_begin():
+                _check(workload, timed, record)
+            else:
+                record.refuse(timed, "the time limit left none for its check")
             if not record.able(workload.subjects):
                 raise MachineError("; ".join(missing.describe() for missing in record.missing))
     finally:
         torch.set_num_threads(threads)
+
+
+def _cost(timed: TimedMixer) -> int:
+    """Return what orders checks by their cost: the rows of phi, none for softmax attention."""
+    return spow_dim(_checked_head_dim(timed), timed.feature.degree) if timed.feature is not None else 0
 
 
 def _check(workload: Workload, timed: TimedMixer, record: Record) -> None:
@@ -90,7 +104,7 @@ def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     """Compare output, final state and all gradients of power or linear attention with float64."""
     mixer = timed.feature
     assert mixer is not None
-    dtype, head_dim = torch_dtype(workload.dtype), _checked_head_dim(mixer)
+    dtype, head_dim = torch_dtype(workload.dtype), _checked_head_dim(timed)
     case = Case(
         p=mixer.degree,
         normalize=mixer.has_normaliser,
@@ -115,10 +129,13 @@ def check_kernel(workload: Workload, timed: TimedMixer) -> CheckResult:
     return CheckResult(timed.name, timed.impl, share, against)
 
 
-def _checked_head_dim(mixer: FeatureAttention) -> int:
-    """Return the key head dim of a check: the mixer's, halved until phi fits, and even as RoPE needs it."""
+def _checked_head_dim(timed: TimedMixer) -> int:
+    """Return the key head dim of a check of power or linear attention: the mixer's, halved until phi fits, and even as
+    RoPE needs it."""
+    mixer, most = timed.feature, MAX_KERNEL_STATE_ROWS if timed.impl == "triton" else MAX_STATE_ROWS
+    assert mixer is not None
     head_dim: int = mixer.head_dim
-    while spow_dim(head_dim, mixer.degree) > MAX_STATE_ROWS:
+    while spow_dim(head_dim, mixer.degree) > most:
         head_dim = head_dim // 4 * 2
     return head_dim
 
@@ -184,7 +201,7 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
     groups = min(mixer.kv_heads, 2)
     changes = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
     if timed.feature is not None:
-        head_dim = _checked_head_dim(timed.feature)
+        head_dim = _checked_head_dim(timed)
         if head_dim != mixer.head_dim:
             changes |= {"head_dim": head_dim, "v_head_dim": min(head_dim, mixer.v_head_dim)}
         changes["chunk_size"] = CHUNK_SIZE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import exp, log, sqrt
 
+from powerplan.measured import Direction
 from powerplan.profile.result import Crossover, CrossoverTiming
 
 Pair = tuple[float, float]
@@ -24,7 +25,7 @@ MULTIPLE = 16
 
 
 def find_crossover(
-    known: Mapping[int, Pair], measure: Callable[[int], Pair | None], *, name: str, against: str, direction: str
+    known: Mapping[int, Pair], measure: Callable[[int], Pair | None], *, name: str, against: str, direction: Direction
 ) -> Crossover | None:
     """Return the context from which `name` is faster than `against`, one at most; None where nothing is known.
     `measure` returns None where time or memory does not suffice, which ends the search."""

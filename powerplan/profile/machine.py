@@ -112,12 +112,12 @@ def choose_threads(device: str) -> str | None:
     x = torch.randn(8, 192, 192)  # A square product takes some 50 us in one thread.
 
     def products() -> None:
-        for _ in range(60):
+        for _ in range(15):  # More would take seconds where threads wait for one another: 60 took 7 s in two of them.
             (x @ x).mul_(2)
 
-    several = min(cpu_clock(products), cpu_clock(products))
+    several = min(cpu_clock(products) for _ in range(3))
     torch.set_num_threads(1)
-    if min(cpu_clock(products), cpu_clock(products)) < several:
+    if min(cpu_clock(products) for _ in range(3)) < several:
         return f"timed in 1 thread: {threads} threads are slower here now, as on a busy machine (see OMP_NUM_THREADS)"
     torch.set_num_threads(threads)
     return None

@@ -6,11 +6,14 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
-from powerplan.measured import SCHEMA
+from powerplan.choices import Dtype
+from powerplan.errors import printable
+from powerplan.measured import SCHEMA, LayerPart, Measurement
 from powerplan.profile.costs import run_costs
 from powerplan.profile.machine import Machine, versions
-from powerplan.profile.result import PASSES, Breakdown, CheckResult, Crossover, Measurement, Missing, Profile, Split
+from powerplan.profile.result import PASSES, Breakdown, CheckResult, Crossover, Missing, Profile, Split
 from powerplan.profile.timing import Spread
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.units import json_number
@@ -40,7 +43,7 @@ class Record:
         self.miss(f"{timed.name} ({timed.impl})", reason)
 
     def miss(self, what: str, reason: str) -> None:
-        self.missing.append(Missing(what=what, reason=reason))
+        self.missing.append(Missing(what=what, reason=printable(reason)))
 
     def miss_run(self, point: Point, name: str, reason: str, seconds: float | None = None) -> None:
         """Record that one run was not timed; `seconds` is its expected time, where it would have been too long."""
@@ -79,8 +82,8 @@ class Record:
             chunk_size=timed.chunk_size if point.part in ("state", "layer") else None,
             gated=timed.gated,
             batch=workload.batch,
-            dtype=workload.dtype,
-            part=point.part,
+            dtype=cast(Dtype, workload.dtype),
+            part=cast(LayerPart, point.part),
             ms_p20=times.p20 * 1000,
             ms_p50=times.median * 1000,
             ms_p80=times.p80 * 1000,

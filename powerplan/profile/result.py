@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
-from powerplan.measured import Count, Positive, Result, SavedProfile, read_saved
+from powerplan.measured import (
+    Amount,
+    Count,
+    Direction,
+    Measurement,
+    Positive,
+    SavedProfile,
+    Text,
+    document_at,
+    saved_in,
+)
+from powerplan.profile.consistency import contradiction
+from powerplan.typed import problem_at
 
-PASSES = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
+PASSES: dict[str, Direction] = {"forward": "forward", "train": "forward+backward", "decode": "decode"}
 """Passes as `--pass` takes them, and as a saved profile names them."""
 
 
-class Measurement(Result, frozen=True, kw_only=True):
-    """One timing, and what it is compared with. Rates and counts are of one run, over all `batch` sequences.
-
-    A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
-    flops: what the implementation executes: causal pairs only, and the backward pass as twice the forward pass.
-    share_of_matmul: `tflops` over the rate of a matrix product in the same dtype.
-    predicted_ms: roofline of the FLOPs that `recommend` counts, max(FLOPs / peak, bytes / bandwidth).
-    peak_bytes: most bytes allocated at once beyond what was allocated before the run, outputs included.
-    """
-
-    gated: bool = False
-    repeats: Count = 1
-    flops: float = 0.0
-    share_of_matmul: float | None = None
-    predicted_ms: Positive | None = None
-    peak_bytes: int | None = None
-
-
-class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
+class Split(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"direction": "pass"}):
     """Time of one layer at a context: its weight part (projections, FFN), its state part, and the layer as a whole.
     WSFR: weight part over state part, in time and in FLOPs as `powerplan wsfr` counts them, without the LM head."""
 
-    name: str
-    direction: str
+    name: Text
+    direction: Direction
     context: Count
     projections_ms: Positive
     ffn_ms: Positive | None = None
@@ -50,7 +44,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pas
         return self.projections_ms + (self.ffn_ms or 0.0)
 
 
-class CrossoverTiming(msgspec.Struct, frozen=True):
+class CrossoverTiming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Milliseconds of the two mixers of a crossover at one context."""
 
     context: Count
@@ -58,7 +52,7 @@ class CrossoverTiming(msgspec.Struct, frozen=True):
     against_ms: Positive
 
 
-class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
+class Crossover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"direction": "pass"}):
     """The context from which the mixer `name` takes less time than the mixer `against`.
 
     context: where a straight line between the logarithms of the time ratios at `slower_at` and `faster_at`, the nearest
@@ -66,9 +60,9 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": 
     contexts would cross 1, where `faster_at` is None.
     """
 
-    name: str
-    against: str
-    direction: str
+    name: Text
+    against: Text
+    direction: Direction
     context: Count | None = None
     slower_at: Count | None = None
     faster_at: Count | None = None
@@ -76,84 +70,89 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": 
     tried: tuple[CrossoverTiming, ...] = ()
 
 
-class CheckResult(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One implementation compared with the reference: its largest error as a share of the error that is allowed."""
 
-    name: str
-    impl: str
-    share_of_budget: float
-    against: str
+    name: Text
+    impl: Text
+    share_of_budget: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    against: Text
 
 
-class Missing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"direction": "pass"}):
+class Missing(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"direction": "pass"},
+):
     """What was not measured, and the reason: something in words (what), or one run, with the seconds that it was
     expected to take where there was no time for it."""
 
-    reason: str
-    what: str | None = None
-    part: str | None = None
-    direction: str | None = None
-    context: int | None = None
-    name: str | None = None
-    seconds: float | None = None
+    reason: Text
+    what: Text | None = None
+    part: Text | None = None
+    direction: Direction | None = None
+    context: Count | None = None
+    name: Text | None = None
+    seconds: Amount | None = None
 
     def describe(self) -> str:
         what = self.what or f"{self.part}, {self.direction}, {self.context or 0:,} tokens: {self.name}"
         return f"{what}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class OperationTime:
+class OperationTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel, stage or operator: how often it ran, and the seconds that it took in all."""
 
     name: str
-    calls: int
-    seconds: float
+    calls: Count
+    seconds: Amount
 
 
-class Breakdown(msgspec.Struct, frozen=True, kw_only=True, rename={"direction": "pass"}):
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"direction": "pass"}):
     """Where the time of one run went, the longest operations first."""
 
-    name: str
-    impl: str
-    direction: str
+    name: Text
+    impl: Text
+    direction: Direction
     context: Count
     parts: tuple[OperationTime, ...]
 
 
-class LayerShape(msgspec.Struct, frozen=True, kw_only=True):
+class LayerShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The layer that was built: its model, where the model has it, and its sizes."""
 
-    model: str
-    positions: str
+    model: Text
+    positions: Text
     hidden_size: Count
-    ffn: str | None = None
+    ffn: Text | None = None
     rope: bool = False
 
 
-class Profile(SavedProfile, frozen=True, kw_only=True):
+class Profile(SavedProfile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole profile. matmul_flops_per_s and copy_bytes_per_s were measured in the same run. Times are predicted with
     peak_flops_per_s and bandwidth_bytes_per_s; peak_of says what these are."""
 
-    results: list[Measurement]  # type: ignore[assignment]
-    powerplan: str
-    python: str
-    threads: int | None = None
+    powerplan: Text
+    python: Text
+    threads: Count | None = None
     layer: LayerShape
-    dtype: str
+    dtype: Text
     batch: Count
-    seconds: float
+    seconds: Amount
     matmul_flops_per_s: Positive
     copy_bytes_per_s: Positive
     peak_flops_per_s: Positive
     bandwidth_bytes_per_s: Positive
-    peak_of: str
+    peak_of: Text
     checks: tuple[CheckResult, ...] = ()
     split: tuple[Split, ...] = ()
     crossover: tuple[Crossover, ...] = ()
     breakdown: tuple[Breakdown, ...] = ()
     missing: tuple[Missing, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     interrupted: bool = False
 
     def part(self, part: str, direction: str | None = None) -> list[Measurement]:
@@ -170,6 +169,10 @@ def load_profile(path: str, where: str = "--show") -> Profile:
     """Return the profile in a file that `--save` wrote; `where` is the option that named the file.
 
     Raises:
-        InputError: If the file does not exist, is no saved profile, or is one of another version.
+        InputError: If the file does not exist, is no saved profile, is one of another version, or contradicts itself.
     """
-    return read_saved(path, Profile, where)
+    document = document_at(path, where)
+    profile = saved_in(document, Profile)
+    if (found := contradiction(profile)) is not None:
+        raise problem_at(document, *found)
+    return profile

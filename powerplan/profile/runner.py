@@ -11,7 +11,7 @@ import torch
 from powerplan.profile.memory import bytes_needed, is_out_of_memory, peak_of
 from powerplan.profile.record import Record
 from powerplan.profile.runs import prepare
-from powerplan.profile.scheduler import LONG_RUN_S, Allowance, Scheduler
+from powerplan.profile.scheduler import Allowance, Scheduler
 from powerplan.profile.timing import Clock, Run, sample_until_settled, spread
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.units import format_bytes
@@ -37,17 +37,22 @@ class Runner:
         samples: dict[TimedMixer, list[float]] = {}
         peaks: dict[TimedMixer, int] = {}
         medians: dict[TimedMixer, float] = {}
+        start, limit = self.scheduler.limit.passed(), self.scheduler.limit
+        reserved = 0.0  # Seconds for the first sample of the runs that are warm.
         try:
             for timed in mixers:
-                if self._fits(timed, point, allowance.one_run):
+                if self._fits(timed, point, allowance.at_most - (limit.passed() - start) - reserved):
                     self.tell(f"{point.describe()}: {timed.name}")
                     with self._recording_out_of_memory(point, timed.name):
-                        runs[timed] = self._warmed_up(timed, point, samples, peaks)
+                        runs[timed] = self._warmed_up(timed, point, peaks)
+                        reserved += self.scheduler.expected(timed, point)
+            self._drop_late(runs, point)
             names = ", ".join(timed.name for timed in runs)
             self.tell(f"{point.describe()}: {names}")
             with self._recording_out_of_memory(point, names):
-                seconds = allowance.repeats - sum(map(sum, samples.values()))
-                sample_until_settled(runs, self._clock(point), seconds, samples)
+                at_most = allowance.at_most - (limit.passed() - start)
+                few = at_most if allowance.few_on_top else 0.0
+                sample_until_settled(runs, self._clock(point), min(allowance.repeats, at_most), samples, few)
         finally:
             for timed in mixers:
                 if samples.get(timed):
@@ -74,21 +79,32 @@ class Runner:
             return True
         return False
 
-    def _warmed_up(
-        self, timed: TimedMixer, point: Point, samples: dict[TimedMixer, list[float]], peaks: dict[TimedMixer, int]
-    ) -> Run:
-        """Prepare a run and do it once, with its peak memory measured; a long one on a processor counts as a sample."""
+    def _drop_late(self, runs: dict[TimedMixer, Run], point: Point) -> None:
+        """Drop the runs for which the time limit has passed, as warm-ups took longer than expected."""
+        left = self.scheduler.limit.left()
+        for timed in list(runs):
+            seconds = self.scheduler.expected(timed, point)
+            if left <= 0:
+                del runs[timed]
+                self.record.miss_run(point, timed.name, "too long for the time that was left", seconds)
+            left -= seconds
+
+    def _warmed_up(self, timed: TimedMixer, point: Point, peaks: dict[TimedMixer, int]) -> Run:
+        """Prepare a run and do it once, untimed, with its peak memory measured.
+
+        The first run never counts: it compiles, starts threads and touches new pages, and a profiler watches it: power
+        attention in training takes 1.6 times the processor's time then.
+        """
         run, clock = prepare(self.workload, timed, point), self._clock(point)
-        on_processor = not self.workload.on_gpu
+        times: list[float] = []
         chunk = 1 if timed.impl == "recurrent" else timed.chunk_size
         steps = point.context / chunk if chunk and point.part in ("state", "layer") else 0
-        if on_processor and steps > MAX_PROFILED_STEPS:
-            run()
-            return run
-        times: list[float] = []
-        peaks[timed] = peak_of(lambda: times.append(clock(run)), self.workload.device)
-        if on_processor and times[0] >= LONG_RUN_S:
-            samples[timed] = times
+        if not self.workload.on_gpu and steps > MAX_PROFILED_STEPS:
+            times.append(clock(run))
+        else:
+            peaks[timed] = peak_of(lambda: times.append(clock(run)), self.workload.device)
+        if not self.workload.on_gpu:  # There a first run compiles kernels, and says nothing of the next.
+            self.scheduler.observe(timed, point, times[0])
         return run
 
     @contextmanager

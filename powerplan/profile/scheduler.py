@@ -32,9 +32,8 @@ FIRST_CONTEXT_SHARE = 0.06
 FIRST_GUESS = 4.0
 """Until a similar run has been timed, expect a run to take this many times its roofline time."""
 
-LONG_RUN_S = 1.0
-"""A first run of this many seconds or more counts as a sample on a processor; a shorter one only warms up."""
-
+WARM_UP_RUNS = 1.5
+"""A warm-up takes as long as this many runs: it is the first, and torch's profiler watches its memory (1.1 to 1.8)."""
 
 COMPILE_S = 10.0
 """FlexAttention is compiled at every context, which takes about this many seconds."""
@@ -56,10 +55,12 @@ class TimeLimit:
 
 
 class Allowance(NamedTuple):
-    """The seconds that all repeats at a point may take together, and the most that a single run may take."""
+    """The seconds that all repeats at a point may take together, and the most that the point may take: warm-ups, one
+    run of each mixer and, with few_on_top, the repeats up to FEW_REPEATS."""
 
     repeats: float
-    one_run: float
+    at_most: float
+    few_on_top: bool = True
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Scheduler:
         remaining = self.stage_timer(STAGE_SHARES[stage])
         for index, point in enumerate(points):
             seconds = remaining()
-            yield point, Allowance(seconds / (len(points) - index), one_run=seconds)
+            yield point, Allowance(seconds / (len(points) - index), at_most=seconds)
 
     def stage_timer(self, share: float) -> Callable[[], float]:
         """Return a function for the seconds left of a stage that starts now and may take `share` of the time left."""
@@ -109,10 +110,13 @@ class Scheduler:
         return lambda: self.limit.left() - end
 
     def fits(self, timed: TimedMixer, point: Point, seconds: float) -> bool:
-        """Whether a run is expected to fit into `seconds`, a short one twice since it needs a warm-up."""
-        expected = self.expected(timed, point)
+        """Whether a warm-up and a run are expected to fit into `seconds`."""
+        return self.needed(timed, point) <= seconds
+
+    def needed(self, timed: TimedMixer, point: Point) -> float:
+        """Return the seconds that a warm-up and one run are expected to take."""
         compiling = COMPILE_S if _is_compiled(timed, point) else 0.0
-        return (expected if expected >= LONG_RUN_S else 2 * expected) + compiling <= seconds
+        return (WARM_UP_RUNS + 1) * self.expected(timed, point) + compiling
 
     def expected(self, timed: TimedMixer, point: Point) -> float:
         """Return a run's roofline time, times the factor by which the most similar run was slower than its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from powerplan.profile.workload import Point, TimedMixer, Workload
 MAX_CROSSOVER_S = 3.0
 """Most seconds for the repeats of both mixers at one context of a crossover search."""
 
+CHECKS_SHARE = 0.5
+"""A check may begin until the checks have taken this share of the time that was left when they began."""
+
 BREAKDOWN_RUNS = 3
 """A breakdown is expected to take as long as this many runs: a warm-up, and a run that the profiler slows down."""
 
@@ -32,16 +36,20 @@ class Session:
 
     Args:
         workload: What is timed.
-        time_limit: Seconds for the whole profile. The checks are done even where they take longer; on a GPU, where
-            they compile kernels, the time begins after them.
+        time_limit: Seconds for the whole profile. Checks may take half of them: a mixer whose check would begin later
+            is left out. On a GPU, where checks compile kernels, the time begins after them.
         memory_limit: Bytes that one run may take; None for 70 % of the free memory.
         progress: Is told what runs now, and the share of the time limit that has passed.
+        started: The reading of time.monotonic() at which the time began; None for the start of `run`.
+        ended: Is called when measuring has ended, by itself or by Ctrl-C: from then on there is something to lose.
     """
 
     workload: Workload
     time_limit: float = 60.0
     memory_limit: int | None = None
     progress: Callable[[str, float], None] = lambda text, share: None
+    started: float | None = None
+    ended: Callable[[], None] = lambda: None
 
     def run(self) -> Profile:
         """Return the profile.
@@ -51,9 +59,12 @@ class Session:
 
         Raises:
             MachineError: If an implementation is wrong here, or nothing was measured.
+            KeyboardInterrupt: After Ctrl-C, if nothing was measured until then.
         """
         workload = self.workload
-        whole = self.limit = TimeLimit(self.time_limit)
+        start = time.monotonic() if self.started is None else self.started
+        whole = self.limit = TimeLimit(self.time_limit, start)
+        self._need_time("torch was loaded")
         self.record = Record(workload)
         machine: Machine | None = None
         memory_limit = self.memory_limit or int(SHARE_OF_FREE * free_bytes(workload.device))
@@ -66,24 +77,39 @@ class Session:
                 machine = examine(workload.device, workload.dtype)
                 notes.append(emulation_note(machine, workload.dtype))
                 self.record.notes += filter(None, notes)
-                check_all(workload, self.record, self._tell)
+                self._need_time("the rates of this machine were measured")
+                may_check = self._check_timer()
+                check_all(workload, self.record, self._tell, may_check)
                 if workload.on_gpu:
                     # The checks compiled kernels, which takes a minute at the first time and seconds at the next.
                     seconds = self.limit.passed()
                     self.record.notes.append(f"kernels were compiled and checked in {seconds:.0f} s, before the limit")
                     self.limit = TimeLimit(self.time_limit)
-                if self.limit.left() <= 0:
-                    checked = f"the checks ended after {self.limit.passed():.0f} s"
-                    raise MachineError(f"nothing was measured: {checked}, past the limit; give a longer --time-limit")
+                self._need_time("the checks ended")
                 self.scheduler = Scheduler(workload, machine, self.limit)
                 self.runner = Runner(workload, self.scheduler, self.record, memory_limit, cold, self._tell)
                 self._stages()
+                self.ended()
         except KeyboardInterrupt:
+            self.ended()
+            if not self.record.rows:
+                raise
             self.record.interrupted = True
             self.record.miss("all that was to follow", "interrupted")
         if not self.record.rows or machine is None:
             raise MachineError(f"nothing was measured: {self.record.first_reason()}")
         return self.record.profile(machine, whole.passed())
+
+    def _need_time(self, done: str) -> None:
+        """Raise MachineError where the time limit has passed before anything was timed; `done` says what took it."""
+        if self.limit.left() <= 0:
+            passed = f"{done} after {self.limit.passed():.1f} s"
+            raise MachineError(f"nothing was measured: {passed}, past the limit; give a longer --time-limit")
+
+    def _check_timer(self) -> Callable[[], bool]:
+        """Return a function that says whether another check may begin; on a GPU always."""
+        end = self.limit.left() * (1 - CHECKS_SHARE)
+        return lambda: self.workload.on_gpu or self.limit.left() > end
 
     def _tell(self, text: str) -> None:
         self.progress(text, min(1.0, self.limit.passed() / self.limit.seconds))
@@ -117,10 +143,10 @@ class Session:
         for pass_name in self.workload.passes:
             point, distinct = self.scheduler.weight_point(pass_name), list(by_projections.values())
             seconds = STAGE_SHARES["weights"] * self.limit.left() / len(self.workload.passes) / 2
-            self.runner.time(point, distinct, Allowance(seconds, one_run=self.limit.left() / 4))
+            self.runner.time(point, distinct, Allowance(seconds, at_most=self.limit.left() / 4))
             if self.workload.ffn is not None:
                 point = point._replace(part="ffn")
-                self.runner.time(point, able[:1], Allowance(seconds, one_run=self.limit.left() / 4))
+                self.runner.time(point, able[:1], Allowance(seconds, at_most=self.limit.left() / 4))
 
     def _crossover(self, subject: TimedMixer, softmax: TimedMixer, pass_name: str) -> None:
         """Look for the context from which the subject is faster than softmax attention."""
@@ -132,9 +158,9 @@ class Session:
 
         def measure(context: int) -> Pair | None:
             point, seconds = Point("state", pass_name, context), remaining()
-            if sum(self.scheduler.expected(timed, point) for timed in (subject, softmax)) > seconds:
+            if sum(self.scheduler.needed(timed, point) for timed in (subject, softmax)) > seconds:
                 return None
-            allowance = Allowance(min(seconds, MAX_CROSSOVER_S), one_run=seconds)
+            allowance = Allowance(min(seconds, MAX_CROSSOVER_S), at_most=seconds, few_on_top=False)
             medians = self.runner.time(point, [subject, softmax], allowance)
             return (medians[subject], medians[softmax]) if len(medians) == 2 else None
 
@@ -157,7 +183,7 @@ class Session:
         for variant in variants:
             self.scheduler.expect_like(variant, subject, pass_name)
         seconds = STAGE_SHARES["chunks"] * self.limit.left() / len(self.workload.passes)
-        self.runner.time(Point("state", pass_name, context), variants, Allowance(seconds, one_run=seconds))
+        self.runner.time(Point("state", pass_name, context), variants, Allowance(seconds, at_most=seconds))
 
     def _breakdown(self, subject: TimedMixer, pass_name: str) -> None:
         """Show where the time of the subject goes, at the longest context that was measured."""

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from powerplan.dims import default_chunk_size
+from powerplan.errors import printable
 from powerplan.ffn import AnyFFN
+from powerplan.measured import Direction
 from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.mixers.formulas import total
 from powerplan.profile.result import PASSES, LayerShape
@@ -27,7 +29,7 @@ class Point(NamedTuple):
     context: int
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Direction:
         """The pass as a saved profile names it."""
         return PASSES[self.pass_name]
 
@@ -157,7 +159,8 @@ class Workload:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
             text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
         rope = spec.position_embeddings is None
-        return LayerShape(model=spec.name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
+        name = printable(spec.name)
+        return LayerShape(model=name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
 
     def ffn_weights(self, tokens: int | None = None) -> int:
         """Return the number of weights in the FFN's matrices; with `tokens`, the most that as many tokens can meet."""

@@ -8,14 +8,18 @@ from typing import Any
 
 import msgspec
 
-from powerplan.measured import SCHEMA
-from powerplan.profile.result import Crossover, Measurement, Missing, Profile, Split
+from powerplan.measured import SCHEMA, Measurement
+from powerplan.profile.result import Crossover, Missing, Profile, Split
 from powerplan.report.parts import show_ratio, wrapped
 from powerplan.report.render import Column, Report, grouped, table_of
 from powerplan.units import format_bytes, format_count, format_duration
 
 SHORT_DIRECTIONS = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
 """Passes in the order of the tables, and as the tables name them."""
+
+
+SLOW_LAYER = 1.5
+"""A layer that takes this many times as long as its parts is remarked: on a quiet machine it was 0.8 to 1.1 times."""
 
 
 def profile_report(profile: Profile, all_parts: bool = False, tablefmt: str = "simple") -> Report:
@@ -25,7 +29,12 @@ def profile_report(profile: Profile, all_parts: bool = False, tablefmt: str = "s
     """
     rows = sorted(profile.results if all_parts else profile.part("state"), key=_in_order)
     crossovers = [line for crossover in profile.crossover for line in wrapped(_crossover(crossover))]
-    after = [*_splits(profile, tablefmt), *_section(_chunk_sizes(profile)), *_breakdowns(profile, tablefmt)]
+    after = [
+        *_splits(profile, tablefmt),
+        *_section(_slow_layers(profile)),
+        *_section(_chunk_sizes(profile)),
+        *_breakdowns(profile, tablefmt),
+    ]
     after += [*_section(_missing(profile)), *_section(_legend(profile))]
     if not after[0]:
         del after[0]  # `render` puts an empty line after the first table.
@@ -60,6 +69,10 @@ def _head(profile: Profile) -> list[str]:
         names = dict.fromkeys(f"{check.name.removeprefix('layer with ')} ({check.impl})" for check in checks)
         text = f"{', '.join(names)}: largest error {worst:.0%} of what is allowed"
         lines += wrapped(text, "checked against float64: ", 4)
+    checked = {check.impl for check in profile.checks}
+    timed = {row.name: None for row in profile.results if row.part in ("state", "layer") and row.impl not in checked}
+    if timed:
+        lines += wrapped(", ".join(timed), "not checked: ", 4)
     if profile.interrupted:
         lines.append("interrupted: what was measured until then")
     return lines
@@ -89,8 +102,10 @@ def _table_row(row: Measurement) -> dict[str, Any]:
 
 
 def _spread(row: Measurement) -> str:
-    """Return how far the 20th or 80th percentile is from the median, whichever is farther; nothing for one run."""
-    if row.ms_p20 is None or row.ms_p80 is None or row.repeats < 2:
+    """Return how far the 20th or 80th percentile is from the median, whichever is farther; "1 run" for one run."""
+    if row.repeats < 2:
+        return "1 run"
+    if row.ms_p20 is None or row.ms_p80 is None:
         return ""
     share = max(row.ms_p50 - row.ms_p20, row.ms_p80 - row.ms_p50) / row.ms_p50
     return f"{share:.0%}" if share < 1 else ">99%"
@@ -163,14 +178,34 @@ _SPLIT_COLUMNS = [
     _ms_column("projections_ms", "projections"),
     _ms_column("ffn_ms", "FFN"),
     _ms_column("state_ms", "state"),
-    _ms_column("layer_ms", "layer, as\na whole"),
+    Column("layer", "layer, as\na whole"),
     Column("wsfr_time", "WSFR\nin time", show_ratio),
     Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio),
 ]
 
 
+def _slow_layers(profile: Profile) -> list[str]:
+    """Return the layers that took far longer than their parts, which were timed before them."""
+    lines: list[str] = []
+    for split in sorted(profile.split, key=_in_order):
+        factor = (split.layer_ms or 0.0) / (split.weight_ms + split.state_ms)
+        if factor >= SLOW_LAYER:
+            text = f"the layer with {split.name} at {split.context:,} tokens took {_factor(factor)} the time of its "
+            text += "parts; other programs may have used the machine then"
+            lines += wrapped(text, f"{split.direction}: ", 4)
+    return lines
+
+
 def _splits(profile: Profile, tablefmt: str) -> list[str]:
-    rows = [*map(msgspec.to_builtins, sorted(profile.split, key=_in_order))]
+    runs = {(row.name, row.direction, row.context): row.repeats for row in profile.part("layer")}
+
+    def layer(split: Split) -> str:
+        if split.layer_ms is None:
+            return ""
+        once = runs.get((split.name, split.direction, split.context), 2) < 2
+        return format_duration(split.layer_ms / 1000) + "*" * once
+
+    rows = [msgspec.to_builtins(split) | {"layer": layer(split)} for split in sorted(profile.split, key=_in_order)]
     return table_of(_SPLIT_COLUMNS, rows, tablefmt).split("\n") if rows else []
 
 
@@ -229,8 +264,8 @@ def _missing(profile: Profile) -> list[str]:
 def _legend(profile: Profile) -> list[str]:
     return wrapped(
         "The first table times the mixer alone, from queries, keys and values to its output. time: median of the "
-        "repeats. ±: how far the 20th or 80th percentile is from it. FLOP/s: what the implementation executes, causal "
-        "pairs only. share: of the matrix product's FLOP/s. ideal: what recommend predicts, max(FLOPs / peak, bytes / "
-        f"bandwidth), with the peak of {profile.peak_of}. x: time / ideal. peak: most bytes allocated at once. WSFR in "
-        "time: projections and FFN, timed on their own, over state."
+        "repeats. ±: how far the 20th or 80th percentile is from it; 1 run, or *: there was no time for more. FLOP/s: "
+        "what the implementation executes, causal pairs only. share: of the matrix product's FLOP/s. ideal: what "
+        f"recommend predicts, max(FLOPs / peak, bytes / bandwidth), with the peak of {profile.peak_of}. x: time / "
+        "ideal. peak: most bytes allocated at once. WSFR in time: projections and FFN, timed on their own, over state."
     )

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, assert_never
 
 from powerplan.choices import Format
 
@@ -58,12 +58,19 @@ class Report:
 
 def render(report: Report, form: Format) -> str:
     """Return the text of a report, without a trailing newline."""
-    if form == "json":
-        return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
-    if form == "csv":
-        return _csv(report)
+    match form:
+        case "json":
+            return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
+        case "csv":
+            return _csv(report)
+        case "table" | "markdown":
+            return _text(report, form)
+    assert_never(form)
+
+
+def _text(report: Report, form: Literal["table", "markdown"]) -> str:
     if report.sections:
-        return "\n\n".join(render(section, form) for section in report.sections)
+        return "\n\n".join(_text(section, form) for section in report.sections)
     if not report.rows:
         return "\n".join([*report.before, *report.after])
     table = table_of(report.columns, report.rows, "pipe" if form == "markdown" else "simple")

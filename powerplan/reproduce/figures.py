@@ -7,8 +7,8 @@ from functools import cache
 from math import floor
 from typing import Literal
 
-from powerplan.documents import packaged_rows
 from powerplan.mixers.base import Part
+from powerplan.typed import packaged_rows
 from powerplan.units import parse_ratio
 
 Unit = Literal["", "ratio", "%", "x", "B", "GB"]

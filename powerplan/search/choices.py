@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from powerplan.dims import KERNEL_DEGREES
 from powerplan.mixers import MIXERS, HeadShape, Mixer
-from powerplan.spec import ModelSpec
+from powerplan.spec import Layer, ModelSpec
 from powerplan.swap import Swap, first_relative, rebuilt, swap_text
 from powerplan.swap.shapes import common_shape, fewer_kv_heads, replacement_heads, same_weights
 from powerplan.swap.windows import can_swap
@@ -29,34 +30,94 @@ WINDOWS = tuple(2**exponent for exponent in range(9, 41))
 """Windows that a layer mix may take, in tokens: whole blocks for any kernel."""
 
 
+Group = tuple[int, tuple[Layer, ...]]
+"""How often layers are repeated, and those layers."""
+
+
+def groups_of(spec: ModelSpec) -> list[Group]:
+    """Return the groups of layers of a model."""
+    return [(group.repeat, group.period) for group in spec.layers]
+
+
+class Run(NamedTuple):
+    """Layers of one mixer at equal distances: from `first` on, `layers` of them, each `step` layers of the scope later.
+
+    mixer: its place among the scope's distinct mixers. position, stride: as first and step, over all layers of a model.
+    """
+
+    mixer: int
+    layers: int
+    first: int
+    step: int
+    position: int
+    stride: int
+
+
 @dataclass(frozen=True)
 class Scope:
-    """The layers that a plan may change: their positions (from 0) and their mixers.
+    """The layers that a plan may change, as runs, and their distinct mixers in order of first use.
 
     partial: the model has layers with a mixer besides. marked: other plans change all layers, so the name of a plan
     over this scope says that some stay.
     """
 
-    positions: tuple[int, ...]
-    mixers: tuple[Mixer, ...]
+    distinct: tuple[Mixer, ...]
+    runs: tuple[Run, ...]
     partial: bool
     marked: bool = False
 
+    def __hash__(self) -> int:  # Plans are keys by the thousand, and a model may have thousands of runs.
+        return self._hash
+
     @cached_property
-    def distinct(self) -> tuple[Mixer, ...]:
-        """The distinct mixers, in order of first use."""
-        return tuple(dict.fromkeys(self.mixers))
+    def _hash(self) -> int:
+        return hash((self.distinct, self.runs, self.partial, self.marked))
+
+    @cached_property
+    def layers(self) -> int:
+        """The number of layers."""
+        return sum(run.layers for run in self.runs)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """In how many layers each of the distinct mixers stands."""
-        return tuple(map(self.mixers.count, self.distinct))
+        counts = [0] * len(self.distinct)
+        for run in self.runs:
+            counts[run.mixer] += run.layers
+        return tuple(counts)
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """The positions (from 0) of the layers in the model."""
+        spans = (range(run.position, run.position + run.layers * run.stride, run.stride) for run in self.runs)
+        return tuple(sorted(position for span in spans for position in span))
+
+    def order(self) -> list[int]:
+        """Return for each layer the place of its mixer among the distinct ones."""
+        order = [0] * self.layers
+        for run in self.runs:
+            order[run.first : run.first + run.layers * run.step : run.step] = [run.mixer] * run.layers
+        return order
+
+
+def scope_of(groups: Iterable[Group], members: Container[Mixer], partial: bool, marked: bool = False) -> Scope:
+    """Return the layers whose mixer is one of `members`."""
+    places: dict[Mixer, int] = {}
+    runs: list[Run] = []
+    position = first = 0
+    for repeat, period in groups:
+        own = [(offset, layer.mixer) for offset, layer in enumerate(period) if layer.mixer and layer.mixer in members]
+        for index, (offset, mixer) in enumerate(own):
+            place = places.setdefault(mixer, len(places))
+            runs.append(Run(place, repeat, first + index, len(own), position + offset, len(period)))
+        first += repeat * len(own)
+        position += repeat * len(period)
+    return Scope(tuple(places), tuple(runs), partial, marked)
 
 
 def whole_scope(spec: ModelSpec) -> Scope:
     """Return all layers with a mixer, whether or not another kind can take its place."""
-    layers = spec.mixers_by_position()
-    return Scope(tuple(position for position, _ in layers), tuple(mixer for _, mixer in layers), partial=False)
+    return scope_of(groups_of(spec), set(spec.mixers()), partial=False)
 
 
 def scopes(spec: ModelSpec) -> list[Scope]:
@@ -64,12 +125,11 @@ def scopes(spec: ModelSpec) -> list[Scope]:
 
     A scope with a mixer that no other kind can replace is left out.
     """
-    whole = whole_scope(spec)
-    growing = [layer for layer in spec.mixers_by_position() if layer[1].grows]
-    scopes = [whole] if can_swap(spec) else []
-    if 0 < len(growing) < len(whole.mixers) and all(mixer.swappable for _, mixer in growing):
-        positions, mixers = zip(*growing, strict=True)
-        scopes.append(Scope(positions, mixers, partial=True, marked=bool(scopes)))
+    mixers = spec.mixers()
+    growing = [mixer for mixer in mixers if mixer.grows]
+    scopes = [whole_scope(spec)] if can_swap(spec) else []
+    if 0 < len(growing) < len(mixers) and all(mixer.swappable for mixer in growing):
+        scopes.append(scope_of(groups_of(spec), set(growing), partial=True, marked=bool(scopes)))
     return scopes
 
 
@@ -89,6 +149,13 @@ class Choice:
     family: str
     reshaped: bool = False
     fewer_kv_heads: bool = False
+
+    def __hash__(self) -> int:  # Kept, as a choice of 500 distinct mixers is part of thousands of plans.
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.swap, self.mixers, self.family, self.reshaped, self.fewer_kv_heads))
 
     @cached_property
     def text(self) -> str:

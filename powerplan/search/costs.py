@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
+from operator import mul
 
 import msgspec
 
 from powerplan.accounting import DTYPE_BYTES, Accounting
 from powerplan.mixers import Convention, Mixer
+from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import total
-from powerplan.search.choices import Choice, Scope
+from powerplan.search.choices import Choice, Scope, staying
+from powerplan.spec import ModelSpec
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -82,20 +85,49 @@ class CostBasis:
         state = cost.scaled_state_flops[index]
         return Fraction(2 * self.contexts[index] * cost.weight_flops_per_token, state) if state else None
 
-    def of_mixer(self, mixer: Mixer, hidden: int) -> Cost:
-        """Return the cost of one layer's mixer in a model of this hidden size."""
-        width = DTYPE_BYTES[self.dtype]
-        matmul = int(total(mixer.matmul_terms(hidden)))
-        outside = total((*mixer.other_terms(hidden), *mixer.idle_terms(hidden)))
-        flops = [2 * t * total(mixer.state_flops_terms(t, self.convention)) for t in self.contexts]
+    def of_block(self, block: Block, hidden: int) -> Cost:
+        """Return the cost of one layer's mixer or FFN in a model of this hidden size."""
+        matmul = int(total(block.matmul_terms(hidden)))
+        outside = total((*block.other_terms(hidden), *block.idle_terms(hidden)))
+        weights, parameters = 2 * matmul, matmul + int(outside)
+        if not isinstance(block, Mixer):
+            return Cost(weights, parameters, 0, 0, 0, (0,) * len(self.contexts))
+        width, size = DTYPE_BYTES[self.dtype], block.state_size(self.longest)
+        flops = [2 * t * total(block.state_flops_terms(t, self.convention)) for t in self.contexts]
         return Cost(
-            weight_flops_per_token=2 * matmul,
-            parameters=matmul + int(outside),
-            state_elements=mixer.state_size(self.longest).elements,
-            state_half_bytes=_whole(2 * mixer.state_bytes(self.longest, width)),
-            decode_half_bytes=_whole(2 * mixer.decode_bytes(self.longest, width)),
+            weight_flops_per_token=weights,
+            parameters=parameters,
+            state_elements=size.elements,
+            state_half_bytes=_whole(2 * size.bytes(width)),
+            decode_half_bytes=_whole(2 * size.decode_bytes(width)),
             scaled_state_flops=tuple(map(_whole, flops)),
         )
+
+    def scaled_block_flops(self, block: Block, hidden: int) -> int:
+        """Return `scaled_flops` of the cost of one layer's mixer or FFN, without the rest of its cost."""
+        flops = 2 * total(block.matmul_terms(hidden))
+        if isinstance(block, Mixer):
+            flops += total(block.state_flops_terms(self.longest, self.convention))
+        return _whole(2 * self.longest * flops)
+
+    def of_frame(self, spec: ModelSpec, norms: int) -> Cost:
+        """Return the cost of what a model has besides its blocks: embeddings, extras, LM head, and norms.
+
+        norms: how many norms its layers have in all.
+        """
+        head = int(total(spec.head_terms()))
+        outside = (
+            *spec.embedding_norm_terms(),
+            *spec.final_norm_terms(),
+            *spec.embedding_terms(),
+            *spec.position_terms(),
+        )
+        parameters = int(total(outside)) + norms * spec.norm.vectors * spec.hidden_size
+        parameters += 0 if spec.tie_embeddings else head
+        matmul = int(total(term for extra in spec.extras for term in extra.matmul_terms(spec.hidden_size)))
+        parameters += matmul + int(total(term for extra in spec.extras for term in extra.other_terms(spec.hidden_size)))
+        weights = 2 * (matmul + (head if self.convention.lm_head else 0))
+        return Cost(weights, parameters, 0, 0, 0, (0,) * len(self.contexts))
 
     def of_model(self, accounting: Accounting) -> Cost:
         """Return the cost of a whole model."""
@@ -123,16 +155,40 @@ class ScopeCosts:
     def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
         self.scope, self.basis = scope, basis
         # The cost of a mixer in one layer.
-        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_mixer, hidden=accounting.spec.hidden_size))
-        self.rest = basis.of_model(accounting).plus(self.layers(scope.distinct, scope.counts), -1)
+        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_block, hidden=accounting.spec.hidden_size))
+        self._columns = cache(self._columns_of)
+        self.rest = basis.of_model(accounting).plus(self.layers(staying(scope.distinct), scope.counts), -1)
 
     def uniform(self, choice: Choice) -> Cost:
         """Return the cost of the model with `choice` in every layer of the scope."""
-        return self.layers(choice.mixers, self.scope.counts).plus(self.rest)
+        return self.layers(choice, self.scope.counts).plus(self.rest)
 
-    def layers(self, mixers: Iterable[Mixer], counts: Iterable[int]) -> Cost:
-        """Return the cost of `counts` layers of each of these mixers."""
-        cost = Cost(0, 0, 0, 0, 0, (0,) * len(self.basis.contexts))
-        for mixer, count in zip(mixers, counts, strict=True):
-            cost = cost.plus(self.of(mixer), count)
-        return cost
+    def layers(self, choice: Choice, counts: Iterable[int]) -> Cost:
+        """Return the cost of `counts` layers of each of the mixers of a choice."""
+        return self._columns(choice).times(tuple(counts))
+
+    def _columns_of(self, choice: Choice) -> Columns:
+        return Columns([self.of(mixer) for mixer in choice.mixers])
+
+
+class Columns:
+    """Costs by field, so that a sum of 500 of them, each some times, is a few sums of whole numbers."""
+
+    def __init__(self, costs: Sequence[Cost]) -> None:
+        self._weights = tuple(cost.weight_flops_per_token for cost in costs)
+        self._parameters = tuple(cost.parameters for cost in costs)
+        self._elements = tuple(cost.state_elements for cost in costs)
+        self._state = tuple(cost.state_half_bytes for cost in costs)
+        self._decode = tuple(cost.decode_half_bytes for cost in costs)
+        self._flops = list(zip(*(cost.scaled_state_flops for cost in costs), strict=True))
+
+    def times(self, counts: Sequence[int]) -> Cost:
+        """Return the sum of the costs, each as often as `counts` says."""
+        return Cost(
+            weight_flops_per_token=sum(map(mul, self._weights, counts)),
+            parameters=sum(map(mul, self._parameters, counts)),
+            state_elements=sum(map(mul, self._elements, counts)),
+            state_half_bytes=sum(map(mul, self._state, counts)),
+            decode_half_bytes=sum(map(mul, self._decode, counts)),
+            scaled_state_flops=tuple([sum(map(mul, column, counts)) for column in self._flops]),
+        )

@@ -8,9 +8,9 @@ from math import gcd
 
 import msgspec
 
-from powerplan.mixers import AnyMixer
+from powerplan.mixers import AnyMixer, Mixer
 from powerplan.search.choices import Choice, Scope
-from powerplan.spec import ModelSpec, group_layers
+from powerplan.spec import Layer, ModelSpec, group_layers
 from powerplan.swap.value import AS_IS
 
 LONGEST_PERIOD = 8
@@ -34,6 +34,36 @@ def pattern_period(layers: int, count: int) -> int:
     return every if layers // every == count else layers // gcd(layers, count)
 
 
+def exceptions_by_mixer(scope: Scope, count: int) -> tuple[int, ...]:
+    """Return how many of the `count` exceptions stand where each of the scope's distinct mixers stood.
+
+    In whole numbers for each run, and not layer by layer: a model may have 100,000 layers.
+    """
+    layers = scope.layers
+    # The exceptions among the first n layers are n * part // whole, for both ways to place them.
+    every = layers // count
+    part, whole = (1, every) if layers // every == count else (count, layers)
+    few = [0] * len(scope.distinct)
+    for mixer, repeats, first, step, *_ in scope.runs:
+        few[mixer] += _floor_sum(repeats, whole, part * step, part * (first + 1))
+        few[mixer] -= _floor_sum(repeats, whole, part * step, part * first)
+    return tuple(few)
+
+
+def _floor_sum(terms: int, divisor: int, factor: int, start: int) -> int:
+    """Return the sum of (start + factor * j) // divisor over j from 0 to terms - 1, as Euclid's algorithm goes."""
+    total = 0
+    while True:
+        whole, factor = divmod(factor, divisor)
+        more, start = divmod(start, divisor)
+        total += whole * terms * (terms - 1) // 2 + more * terms
+        last = factor * terms + start
+        if last < divisor:
+            return total
+        terms, start = divmod(last, divisor)
+        divisor, factor = factor, divisor
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """`main` in all layers of a scope but `count` of them, which take `other`."""
@@ -50,7 +80,7 @@ class LayerPlan:
     @property
     def layers(self) -> int:
         """The number of layers of the scope."""
-        return len(self.scope.positions)
+        return self.scope.layers
 
     @property
     def is_mix(self) -> bool:
@@ -113,11 +143,15 @@ class LayerPlan:
         """Return the model with the plan's mixers in its layers."""
         if self.unchanged:
             return spec
-        layers = [layer for group in spec.layers for _ in range(group.repeat) for layer in group.period]
-        exceptions = exception_places(self.layers, self.count) if self.other else []
-        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.mixers, strict=True)):
-            choice = self.other if self.other and index in exceptions else self.main
-            mixer = choice.mixers[self.scope.distinct.index(own)]
+        layers = [layer for group in spec.layers for layer in group.period * group.repeat]
+        exceptions = set(exception_places(self.layers, self.count) if self.other else ())
+        changed: dict[tuple[Mixer, Layer], Layer] = {}
+        for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.order(), strict=True)):
+            mixer = (self.other if self.other and index in exceptions else self.main).mixers[own]
             assert isinstance(mixer, AnyMixer)
-            layers[position] = msgspec.structs.replace(layers[position], mixer=mixer)
+            own_layer = layers[position]
+            layer = changed.get((mixer, own_layer))
+            if layer is None:
+                layer = changed[mixer, own_layer] = msgspec.structs.replace(own_layer, mixer=mixer)
+            layers[position] = layer
         return msgspec.structs.replace(spec, layers=group_layers(layers))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil, inf, log, log2
+from typing import NamedTuple
 
 from powerplan.balance import BALANCED_WITHIN
 from powerplan.choices import Keep, Side
@@ -27,6 +28,17 @@ BAND = log(2) / 2
 
 _FAMILY_ORDER = {"window": 1, "linear": 2}
 """Families that rank after all others, which are 0."""
+
+
+class _Traits(NamedTuple):
+    """What plans are sorted by of each of their choices."""
+
+    has_kernel: bool
+    family_order: int
+    degree_penalty: int
+    head_dim_steps: int
+    degree: int | None
+    fewer_kv_heads: bool
 
 
 @dataclass(frozen=True)
@@ -49,15 +61,19 @@ class Ranking:
         At a context before the longest, softmax attention itself may be lighter than the target. No mixer has more
         state to give there, so the distance is that of the FLOPs, weights and state, from those with softmax attention.
         """
-        basis, cost = self.search.basis, trial.cost
-        worst = 0.0
+        basis, cost, target = self.search.basis, trial.cost, self._target
+        least, most = inf, 0.0
         for context, state, softmax in zip(basis.contexts, cost.scaled_state_flops, self._light_softmax, strict=True):
             if not state:
                 return inf
             ratio = 2 * context * cost.weight_flops_per_token / state
-            relative = ratio / float(self.search.target) if softmax is None else (1 + 1 / ratio) / (1 + 1 / softmax)
-            worst = max(worst, abs(log(relative)))
-        return worst
+            relative = ratio / target if softmax is None else (1 + 1 / ratio) / (1 + 1 / softmax)
+            least, most = min(least, relative), max(most, relative)
+        return max(abs(log(least)), abs(log(most)))
+
+    @cached_property
+    def _target(self) -> float:
+        return float(self.search.target)
 
     @cached_property
     def _light_softmax(self) -> list[float | None]:
@@ -75,13 +91,13 @@ class Ranking:
     def key(self, trial: Trial) -> tuple[object, ...]:
         """Return what candidates are sorted by; the first that differs decides."""
         plan, cost, distance = trial.plan, trial.cost, self.distance(trial)
-        choices = plan.choices
+        traits = [self._traits(choice) for choice in plan.choices]
         balanced = distance <= BALANCED or (plan.unchanged and distance <= NEAR)
         tier = 0 if balanced else 1 if distance <= NEAR else 2
         band = int((distance - NEAR) / BAND) if tier == 2 and distance < inf else tier
         # Projections that replace MLA's, as near as heads allow, count as weights that stay.
-        smaller_weights = self.keep == "weights" and any(choice.fewer_kv_heads for choice in choices)
-        steps = [self._head_dim_steps(choice) for choice in choices]
+        smaller_weights = self.keep == "weights" and any(trait.fewer_kv_heads for trait in traits)
+        steps = [trait.head_dim_steps for trait in traits]
         return (
             trial.wasteful,
             smaller_weights,
@@ -89,19 +105,33 @@ class Ranking:
             band,
             self.prefer is not None and self._wrong_side(trial),
             not plan.unchanged,
-            not all(choice.has_kernel for choice in choices),
-            max(map(_family_order, choices)),
-            max(map(degree_penalty, choices)),
+            not all(trait.has_kernel for trait in traits),
+            max([trait.family_order for trait in traits]),
+            max([trait.degree_penalty for trait in traits]),
             max(steps) > 1,
-            len(choices),
+            len(traits),
             sum(steps),
-            len({choice.degree for choice in choices if choice.degree}),
+            len({trait.degree for trait in traits if trait.degree}),
             not plan.regular,
             cost.state_half_bytes,
             self.time(trial) if self.time else self.search.basis.scaled_flops(cost),
             distance,
             cost.parameters,
             plan.text(),
+        )
+
+    @cached_property
+    def _traits(self) -> Callable[[Choice], _Traits]:
+        return cache(self._traits_of)
+
+    def _traits_of(self, choice: Choice) -> _Traits:
+        return _Traits(
+            choice.has_kernel,
+            _family_order(choice),
+            degree_penalty(choice),
+            self._head_dim_steps(choice),
+            choice.degree,
+            choice.fewer_kv_heads,
         )
 
     def _head_dim_steps(self, choice: Choice) -> int:

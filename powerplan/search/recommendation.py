@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
+from typing import NamedTuple
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Keep, Side
@@ -21,7 +22,7 @@ from powerplan.search.costs import CostBasis
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.limits import Checker, Demand, Limits
 from powerplan.search.ranking import Ranking, sort_of
-from powerplan.search.resize import resized, resized_alike
+from powerplan.search.resize import Resizer, Size, resized_alike
 from powerplan.search.trials import Excess, Search, Trial
 from powerplan.spec import ModelSpec
 from powerplan.swap import renamed
@@ -172,12 +173,14 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
     """Search the plans for a model, and return the best of each sort, ranked.
 
     Raises:
-        InputError: the request contradicts itself or admits nothing, or the model has no state.
+        InputError: the request contradicts itself or admits nothing, or the model has no state or shared weights.
         InfeasibleError: no plan meets the limits.
     """
     request.check()
     if not spec.mixers():
         raise InputError(f"{spec.name} has no sequence mixers, and so no state to plan")
+    if any(use.layer.tied for use in spec.layer_uses()):
+        raise InputError(f"{spec.name} has layers that share their weights, and recommend cannot change them")
     basis = CostBasis(tuple(sorted(set(request.contexts))), request.convention, request.dtype)
     base = Accounting(spec, request.convention)
     search = Search(base, basis, request.target, request.admits, request.only)
@@ -265,34 +268,50 @@ def _resized(
     What balances a model of one size does not quite balance one of another. So the search is repeated at the size that
     the first winner has, and that search and its ranking are returned too.
     """
-    goal = search.accounting.row(search.basis.longest).flops_per_token
-    models = _all_resized(search, ranking, trials, goal)
-    if not models:
-        raise InputError(f"{search.spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
-    alike = resized_alike(search.spec, models[min(models, key=ranking.key)])
+    spec, goal = search.spec, search.accounting.row(search.basis.longest).flops_per_token
+    sizes = _all_resized(search, ranking, trials, goal)
+    if not sizes:
+        raise InputError(f"{spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
+    winner = sizes[min(sizes, key=ranking.key)]
+    alike = winner and resized_alike(spec, winner.size)
     if alike is not None:
         accounting = Accounting(alike, request.convention)
         again = Search(accounting, search.basis, request.target, request.admits, request.only)
         order = replace(ranking, search=again)
         resized_again = _all_resized(again, order, [t for t in again.trials() if not t.plan.unchanged], goal)
         if resized_again:
-            unchanged = {trial: model for trial, model in models.items() if trial.plan.unchanged}
-            search, ranking, models = again, order, resized_again | unchanged
-    shown = _selection(sorted(models, key=ranking.key), request.top, ranking)
-    return {trial: models[trial] for trial in shown}, search, ranking
+            unchanged = {trial: own for trial, own in sizes.items() if trial.plan.unchanged}
+            search, ranking, sizes = again, order, resized_again | unchanged
+    shown = _selection(sorted(sizes, key=ranking.key), request.top, ranking)
+    return {trial: own.build(trial.plan) if (own := sizes[trial]) else spec for trial in shown}, search, ranking
 
 
-def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, ModelSpec]:
-    """Return the best of `trials` and the best of each sort, with their models of `goal` FLOPs per token."""
-    basis = search.basis
+class _Resized(NamedTuple):
+    """The size of a candidate, and what builds it."""
+
+    size: Size
+    resizer: Resizer
+
+    def build(self, plan: LayerPlan) -> ModelSpec:
+        return self.resizer.build(plan, self.size)
+
+
+def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, _Resized | None]:
+    """Return the best of `trials` and the best of each sort, with their sizes of `goal` FLOPs per token.
+
+    The size of the model as it is stays: None.
+    """
     ordered = sorted(trials, key=ranking.key)
-    models: dict[Trial, ModelSpec] = {}
+    resizers = {scope: Resizer(search.spec, scope, search.basis, goal) for scope in search.scopes}
+    sizes: dict[Trial, _Resized | None] = {}
     for trial in dict.fromkeys([*ordered[:RESIZED], *_selection(ordered, len(ordered), ranking)]):
         if trial.plan.unchanged:
-            models[trial] = search.spec
-        elif model := resized(search.spec, trial.plan, goal, basis.longest, basis.convention):
-            models[trial._replace(cost=basis.of_model(Accounting(model, basis.convention)))] = model
-    return models
+            sizes[trial] = None
+            continue
+        resizer = resizers[trial.plan.scope]
+        if size := resizer.resized(trial.plan):
+            sizes[trial._replace(cost=resizer.cost(trial.plan, size))] = _Resized(size, resizer)
+    return sizes
 
 
 def _training_time(search: Search, given: Roofline | None) -> Callable[[Trial], float] | None:

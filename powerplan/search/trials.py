@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from operator import sub
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from powerplan.accounting import Accounting
 from powerplan.search import choices
 from powerplan.search.choices import WINDOWS, Choice, Scope
 from powerplan.search.costs import Cost, CostBasis, ScopeCosts
-from powerplan.search.layer_plan import LayerPlan, exception_places
+from powerplan.search.layer_plan import LayerPlan, exceptions_by_mixer
 from powerplan.spec import ModelSpec
 from powerplan.swap.shapes import common_shape
 from powerplan.swap.windows import balanced_window
@@ -68,6 +68,8 @@ class Search:
         self.named_kinds = tuple(named_kinds)
         self.costs = {scope: ScopeCosts(accounting, scope, basis) for scope in self.scopes}
         self._excess: dict[Choice, Excess] = {}
+        # What the layers of a scope would be if each kept every key.
+        self._full = cache(lambda scope: choices.keeping_every_key(self.spec, scope.distinct))
         whole = choices.whole_scope(self.spec)
         stay = choices.staying(whole.distinct)
         wasteful = whole in self.scopes and self.excess(whole, stay).wasteful
@@ -99,7 +101,7 @@ class Search:
                 yield Trial(plan, self.costs[scope].uniform(choice), self.excess(scope, choice).wasteful)
 
     def _mixes(self, scope: Scope) -> Iterator[Trial]:
-        costs, layers = self.costs[scope], len(scope.positions)
+        costs, layers = self.costs[scope], scope.layers
         named = choices.named_choices(self.spec, scope, self.named_kinds)
         mixed = [
             choice
@@ -110,8 +112,8 @@ class Search:
         counts = _exception_counts(layers)
         splits = [self._split(scope, count) for count in counts]
         # For each choice and split: the model's cost with it in the rest of the layers, and its cost as the exceptions.
-        main = {choice: [costs.layers(choice.mixers, most).plus(costs.rest) for most, _ in splits] for choice in mixed}
-        other = {choice: [costs.layers(choice.mixers, few) for _, few in splits] for choice in mixed}
+        main = {choice: [costs.layers(choice, most).plus(costs.rest) for most, _ in splits] for choice in mixed}
+        other = {choice: [costs.layers(choice, few) for _, few in splits] for choice in mixed}
         for first, second in combinations(mixed, 2):
             wasteful = self.excess(scope, first).wasteful or self.excess(scope, second).wasteful
             costs_of_both = zip(counts, main[first], other[first], main[second], other[second], strict=True)
@@ -122,8 +124,7 @@ class Search:
 
     def _split(self, scope: Scope, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return how many layers of each distinct mixer are among the rest, and among the `count` exceptions."""
-        exceptions = [scope.mixers[index] for index in exception_places(len(scope.positions), count)]
-        few = tuple(exceptions.count(mixer) for mixer in scope.distinct)
+        few = exceptions_by_mixer(scope, count)
         return tuple(map(sub, scope.counts, few)), few
 
     def split(self, plan: LayerPlan) -> list[tuple[int, ...]]:
@@ -133,10 +134,8 @@ class Search:
     def excess(self, scope: Scope, choice: Choice) -> Excess:
         """Return how a choice compares with softmax attention in the same layers."""
         if choice not in self._excess:
-            costs = self.costs[scope]
-            full = choices.keeping_every_key(self.spec, scope.distinct)
-            flops, sizes = [], []
-            for mixer, other in zip(choice.mixers, full.mixers, strict=True):
+            costs, flops, sizes = self.costs[scope], [], []
+            for mixer, other in dict.fromkeys(zip(choice.mixers, self._full(scope).mixers, strict=True)):
                 cost, softmax = costs.of(mixer), costs.of(other)
                 flops.append(Fraction(cost.scaled_state_flops[-1], softmax.scaled_state_flops[-1]))
                 sizes.append(Fraction(0 if mixer.sparse_reads else cost.state_half_bytes, softmax.state_half_bytes))
@@ -148,8 +147,7 @@ class Search:
         if not self.scopes:
             return 0.0
         scope = self.scopes[0]
-        full = choices.keeping_every_key(self.spec, scope.distinct)
-        return float(self.basis.wsfr(self.costs[scope].uniform(full), index) or 0)
+        return float(self.basis.wsfr(self.costs[scope].uniform(self._full(scope)), index) or 0)
 
     def balanced_window(self, scope: Scope) -> int | None:
         """Return the longest window in all layers of a scope that leaves the weights `target` times the state."""

@@ -50,9 +50,11 @@ def rebuilt(
     """
     inherited = _inherited(mixer, swap, hidden, relative)
     try:
-        changed: AnyMixer = msgspec.convert({"kind": swap.kind, **inherited.fields, **swap.fields}, AnyMixer)
+        # The class, and not AnyMixer: msgspec would find out what that is at each call, in 45 us.
+        changed = msgspec.convert({"kind": swap.kind, **inherited.fields, **swap.fields}, MIXERS[swap.kind])
     except msgspec.ValidationError as error:
         raise InputError(_problem(str(error), swap), parameter("mixer")) from None
+    assert isinstance(changed, AnyMixer)
     return changed, inherited.remarks
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 
-from powerplan.accounting import Accounting, last_within
-from powerplan.mixers import Convention
-from powerplan.mixers.formulas import total
+import msgspec
+
+from powerplan.accounting import Accounting, last_at_most
+from powerplan.mixers import AnyMixer, Convention
+from powerplan.mixers.formulas import Rational, total
 from powerplan.spec import ModelSpec
 from powerplan.swap.rebuild import first_relative, rebuilt
 from powerplan.swap.shapes import replacement_heads
@@ -31,17 +34,23 @@ def balanced_window(
     if context < 2 or not changed or not all(mixer.swappable for mixer in changed):
         return None
     shape, relative, hidden = replacement_heads(spec), first_relative(spec, "attention"), spec.hidden_size
-    model_weights = Accounting(spec, convention).weight_flops_per_token
-
-    def light(window: int) -> bool:
-        weights, state = Fraction(model_weights), Fraction(0)
-        for old, count in spec.mixer_counts():
-            new = rebuilt(old, Swap.attention(shape, window), hidden, relative)[0] if old in changed else old
+    weights, stays = Fraction(Accounting(spec, convention).weight_flops_per_token), Fraction(0)
+    counts: Counter[AnyMixer] = (
+        Counter()
+    )  # Layers of one window with these heads: their weights are those of any other.
+    for old, count in spec.mixer_counts():
+        if old.grows or not only_growing:
+            new = rebuilt(old, Swap.attention(shape, 1), hidden, relative)[0]
             weights += 2 * count * (total(new.matmul_terms(hidden)) - total(old.matmul_terms(hidden)))
-            state += count * total(new.state_flops_terms(context, convention))
-        return weights >= target * state
+            counts[new] += count
+        else:
+            stays += count * total(old.state_flops_terms(context, convention))
 
-    return last_within(light, context)
+    def state(window: int) -> Rational:
+        windows = ((msgspec.structs.replace(mixer, window=window), count) for mixer, count in counts.items())
+        return stays + sum(total(mixer.state_flops_terms(context, convention)) * count for mixer, count in windows)
+
+    return last_at_most(weights / target, state, context)
 
 
 def same_state_window(spec: ModelSpec) -> int | None:
@@ -62,6 +71,6 @@ def same_state_window(spec: ModelSpec) -> int | None:
 def cache_context(spec: ModelSpec, elements: int) -> int | None:
     """Return the longest context whose state has at most `elements`; None where the state does not grow past them."""
     mixers = spec.mixer_counts()
-    return last_within(
-        lambda context: sum(mixer.state_size(context).elements * count for mixer, count in mixers) <= elements, 2**50
+    return last_at_most(
+        elements, lambda context: sum(mixer.state_size(context).elements * count for mixer, count in mixers), 2**50
     )

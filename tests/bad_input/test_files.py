@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from children import HUNG_S
 
 from powerplan.cli import main
 from powerplan.load import catalogue_text, load_model
@@ -182,7 +183,7 @@ def test_a_note_stays_one_line(
     ],
 )
 def test_the_script_itself(arguments: list[bytes], message: str) -> None:
-    process = subprocess.run([bytes(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    process = subprocess.run([bytes(SCRIPT), *arguments], capture_output=True, text=True, check=False, timeout=HUNG_S)
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr.count("\n") == 1

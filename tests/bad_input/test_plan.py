@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from powerplan.measured import MAX_FILE_BYTES
 from powerplan.search.choices import NAMED_KINDS
 
 SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
@@ -64,23 +65,40 @@ RESULT = {
     "kv_heads": 1,
     "head_dim": 64,
 }
+
+
+def saved(**changes: object) -> dict[str, object]:
+    """Return a saved profile of one row, with changes in that row."""
+    return {"schema": "powerplan.profile/1", "device": "x", "results": [RESULT | changes]}
+
+
+UNREAD = "--measured: p.json "
 WRONG: dict[str, tuple[object, str]] = {
-    "list": ([], "has no schema; wanted is powerplan.profile/1, what powerplan profile --save writes"),
-    "version": ({"schema": "powerplan.profile/9"}, "is of schema 'powerplan.profile/9'; wanted is ..."),
-    "nothing": ({"schema": "powerplan.profile/1", "device": "x", "results": []}, "holds no results"),
-    "field": (
-        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "ms_p50": 0}]},
-        "Expected `float` > 0.0 - at `$.results[0].ms_p50`",
+    "list": ([], UNREAD + "has no schema; wanted is powerplan.profile/1, what powerplan profile --save writes"),
+    "version": ({"schema": "powerplan.profile/9"}, UNREAD + "is of schema 'powerplan.profile/9'; wanted is ..."),
+    "nothing": (saved() | {"results": []}, UNREAD + "holds no results"),
+    "missing": ({"schema": "powerplan.profile/1", "results": [RESULT]}, "p.json:1:1: device: is missing"),
+    "no row": (saved() | {"results": [3]}, "p.json:1:62: results[0]: 3 is not a mapping"),
+    "zero": (saved(ms_p50=0), "p.json:1:139: results[0].ms_p50: 0 is out of range; allowed is at least 1e-15"),
+    "denormal": (saved(ms_p50=5e-324), "p.json:1:139: results[0].ms_p50: 5e-324 is out of range; allowed is ..."),
+    "nan": (saved(tflops=float("nan")), "p.json:1:215: results[0].tflops: nan is not a finite number"),
+    "infinite": (saved(ms_p50=float("inf")), "p.json:1:139: results[0].ms_p50: inf is not a finite number"),
+    "beyond 63 bits": (saved(heads=2**64), "p.json:1:171: results[0].heads: 18446744073709551616 is out of range"),
+    "control": (saved(impl="a\x1b[2J"), "p.json:1:84: results[0].impl: holds a character that does not print, '\\x1b'"),
+    "pass": (
+        saved(**{"pass": "train"}),
+        "p.json:1:101: results[0].pass: 'train' is not known; ...",
     ),
-    "nan": (
-        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "tflops": float("nan")}]},
-        "holds a number that is not finite, such as NaN",
+    "digits": (saved(mixer="window:" + "9" * 5000), "p.json:1:153: results[0].mixer: 'window:99999..."),
+    "superscript": (
+        saved(mixer="window:²"),
+        "p.json:1:153: results[0].mixer: 'window:²' is not a mixer that is timed; "
+        "allowed are attention, window:4096, linear, power, power:p=2",
     ),
-    "infinite": (
-        {"schema": "powerplan.profile/1", "device": "x", "results": [{**RESULT, "ms_p50": float("inf")}]},
-        "holds a number that is not finite, such as NaN",
-    ),
-    "missing": ({"schema": "powerplan.profile/1", "results": []}, "Object missing required field `device`"),
+    "degree": (saved(mixer="power:p=2", p=3), "p.json:1:214: results[0].p: 3 contradicts the mixer, power:p=2"),
+    "heads": (saved(heads=3, kv_heads=2), "p.json:1:186: results[0].kv_heads: 2 does not divide heads 3"),
+    "spread": (saved(ms_p20=2.0), "p.json:1:215: results[0].ms_p20: 2.0 is more than ms_p50 1.0"),
+    "unknown": (saved(prt="ffn"), "p.json:1:205: results[0].prt: unknown key; did you mean part? ..."),
 }
 
 
@@ -91,11 +109,26 @@ def test_profiles(
     monkeypatch.chdir(tmp_path)
     data, message = WRONG[case]
     Path("p.json").write_text(json.dumps(data))
-    joint = ": " if message.startswith(("Expected", "Object")) else " "
+    expect_refusal(["budget", "gpt2-small", "--gpu", "h100-sxm", "--measured", "p.json"], message)
+
+
+def test_a_profile_that_says_a_thing_twice(
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.json").write_text(json.dumps(saved()).replace('"head_dim"', '"heads": 2, "head_dim"'))
     expect_refusal(
-        ["budget", "gpt2-small", "--gpu", "h100-sxm", "--measured", "p.json"],
-        f"--measured: p.json{joint}{message}",
+        ["recommend", "gpt2-small", "--measured", "p.json"], "p.json:1:189: key 'heads' stands twice; first at line 1"
     )
+
+
+def test_a_profile_of_many_megabytes(
+    expect_refusal: Callable[[list[str], str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.json").write_text(json.dumps(saved()) + " " * MAX_FILE_BYTES)
+    message = "p.json: is larger than 4 MiB; a saved profile has some kilobytes"
+    expect_refusal(["recommend", "gpt2-small", "--measured", "p.json"], message)
 
 
 def test_a_profile_without_the_rates_of_its_device(

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from compiler_runs import OTHER_TRITON, needs_other_triton, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "benchmarks" / "compiled.py"
-SAMPLES = Path(__file__).with_name("compile_samples.py")
 
 # What has not changed is not compiled again. `make clean` removes it.
 CACHE = Path(os.environ.get("POWERPLAN_COMPILED_CACHE", ROOT / "build" / "compiled"))
 
-# A folder with another version of Triton, the one of the GPU machines: `make triton36` makes it.
-OTHER_TRITON = os.environ.get("POWERPLAN_TRITON_36")
-
 GLUON = {f"{name}_kernel" for name in ("states", "expand", "contract", "output", "queries", "keys")}
-
-needs_other_triton = pytest.mark.skipif(OTHER_TRITON is None, reason="POWERPLAN_TRITON_36 names no folder")
-
-
-def run(*command: object, triton: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python, with the Triton in a folder if one is given."""
-    # The interpreter, which other tests run in, has nothing to compile.
-    bare = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if triton is not None:
-        bare["PYTHONPATH"] = os.pathsep.join([triton, *filter(None, [bare.get("PYTHONPATH")])])
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, env=bare)
 
 
 @pytest.mark.slow
@@ -77,45 +60,3 @@ def test_operands_of_shipped_configurations_are_kept_by_the_other_triton(tmp_pat
     faults = [fault for row in found["rows"] for fault in row["faults"] if not fault.startswith("spills: ")]
     assert faults == []
     assert all(row["operands"] == [] for row in found["rows"])
-
-
-@pytest.mark.parametrize("triton", [None, pytest.param(OTHER_TRITON, marks=needs_other_triton)])
-def test_gluon_kernels_compile_and_their_faults_are_found(triton: str | None) -> None:
-    done = run(SAMPLES, triton=triton)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["triton"].startswith("3.6.") == (triton is not None)
-    for name in ("right", "chain"):
-        row = found[name]
-        assert row["gluon"]
-        assert row["matrix"]["HGMMA"] > 0
-        assert row["operands"] == row["remarks"] == []
-        assert row["stack"] == row["local"] == 0
-    assert found["chain"]["registers"] <= 128  # maxnreg
-    # A loop at run time in place of an unrolled one, and a result that is used before the wait.
-    assert len(found["rolled"]["operands"]) == found["rolled"]["matrix"]["HGMMA"]
-    assert all(x.startswith("overwritten operand: ") for x in found["rolled"]["operands"])
-    assert "(C7517)" in found["early"]["remarks"][0]
-    # Two iterations take turns with two sets of registers. Of three, ptxas makes one and waits for every product.
-    assert "(C7513)" in found["three"]["remarks"][0]
-
-
-def test_results_are_kept_until_a_kernel_changes(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    first = run(SAMPLES, cache)
-    kept = sorted(cache.iterdir())
-    times = [x.stat().st_mtime_ns for x in kept]
-    assert len(kept) == 5
-    again = run(SAMPLES, cache)
-    assert again.stdout == first.stdout
-    assert [x.stat().st_mtime_ns for x in sorted(cache.iterdir())] == times
-    # A copy with another line in a function that outer_kernel calls, and chain_kernel does not.
-    for name in ("tests/benchmarks/compile_samples.py", "tests/gluon_samples.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(
-            text.replace("slot = step % STAGES", "slot = (step + 0) % STAGES"), encoding="utf-8"
-        )
-    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
-    assert run(tmp_path / "tests/benchmarks/compile_samples.py", cache).returncode == 0
-    assert len(list(cache.iterdir())) == len(kept) + 4

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import HUNG_S
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -27,15 +30,16 @@ from support.shapes import flops  # noqa: E402
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, BENCHMARKS / "gpu.py", *map(str, arguments)]
     bare = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "OUT")}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=bare | environment, timeout=400)
+    limit = 2 * HUNG_S
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=bare | environment, timeout=limit)
 
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     """Return the result of a dry run of all steps, what it printed, and its folder."""
     folder = tmp_path_factory.mktemp("gpu")
-    # Far more than it takes alone: the tests beside it may take both cores.
-    done = run("--dry", "--workers", 1, "--budget", 380, OUT=str(folder))
+    # Far more than it takes: it ends when its work is done.
+    done = run("--dry", "--workers", 1, "--budget", HUNG_S, OUT=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "gpu.json").read_text(encoding="utf-8")), done.stdout, folder
 
@@ -99,19 +103,33 @@ def test_an_unknown_step_is_refused() -> None:
     assert "argument --only: test: allowed are precompile, tests, sanitize, bench, others" in done.stderr
 
 
-def step(name: str, code: str, limit_s: float = 60.0, may_stop: bool = False) -> Step:
+def step(name: str, code: str, limit_s: float = HUNG_S, may_stop: bool = False) -> Step:
     return Step(name, ("-c", code), limit_s, may_stop=may_stop)
 
 
-def test_steps_end_each_in_its_way(tmp_path: Path) -> None:
-    hangs = "import time; print('begun', flush=True); time.sleep(600)"
+def limits_pass_after(monkeypatch: pytest.MonkeyPatch, events: dict[float, Callable[[], bool]]) -> None:
+    """Let the limits of steps, in seconds, pass once their events have happened, however long those take."""
+    wait = subprocess.Popen.wait
+
+    def wait_for_event(process: subprocess.Popen[str], timeout: float | None = None) -> int:
+        while timeout in events and not events[timeout]():
+            time.sleep(0.05)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_event)
+
+
+def test_steps_end_each_in_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = f"import time; print('begun', flush=True); time.sleep({HUNG_S})"
     steps = [
         step("well", "print('fine')"),
         step("ill", "print('one'); print('two'); raise SystemExit(3)"),
         step("absent", f"print('not installed'); raise SystemExit({SKIPPED})"),
         step("hangs", hangs, 3.0),
-        step("may hang", hangs, 3.0, may_stop=True),
+        step("may hang", hangs, 0.1, may_stop=True),
     ]
+    log = tmp_path / "hangs.log"
+    limits_pass_after(monkeypatch, {3.0: lambda: log.exists() and "begun" in log.read_text(encoding="utf-8")})
     said: list[str] = []
     done = run_together(steps, tmp_path, said.append)
     assert [one.ended for one in done] == ["passed", "failed", "skipped", "stopped", "stopped"]
@@ -121,16 +139,17 @@ def test_steps_end_each_in_its_way(tmp_path: Path) -> None:
     assert (tmp_path / "ill.log").read_text(encoding="utf-8") == "one\ntwo\n"
 
 
-def test_a_stopped_step_takes_its_processes_with_it(tmp_path: Path) -> None:
+def test_a_stopped_step_takes_its_processes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = tmp_path / "pid"
-    child = "import time; time.sleep(600)"
+    child = f"import time; time.sleep({HUNG_S})"
     code = f"""
 import pathlib, subprocess, sys, time
 process = subprocess.Popen([sys.executable, "-c", {child!r}])
 pathlib.Path({str(started)!r}).write_text(str(process.pid))
-time.sleep(600)
+time.sleep({HUNG_S})
 """
-    (done,) = run_together([step("parent", code, 5.0)], tmp_path, lambda _: None)
+    limits_pass_after(monkeypatch, {3.0: lambda: started.exists() and bool(started.read_text())})
+    (done,) = run_together([step("parent", code, 3.0)], tmp_path, lambda _: None)
     assert done.ended == "stopped"
     state = Path(f"/proc/{started.read_text()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"

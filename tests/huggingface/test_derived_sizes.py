@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hf_decoders import Settings
+from hf_decoders import Settings, mixers_by_layer
 from hf_files import default_file, read
 
 from powerplan.errors import InputError
 from powerplan.mixers import KDA, Attention, Mixer
-from powerplan.spec import ModelSpec
 
 
 def file(name: str, **settings: object) -> Settings:
@@ -16,8 +15,7 @@ def file(name: str, **settings: object) -> Settings:
 
 
 def mixers(data: Settings) -> list[Mixer]:
-    spec: ModelSpec = read(data)[0]
-    return [mixer for _, mixer in spec.mixers_by_position()]
+    return mixers_by_layer(read(data)[0])
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "qwen3", "gemma2", "lfm3"])

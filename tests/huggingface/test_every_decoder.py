@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from hf_decoders import NEEDED, Settings, odd_settings, stored_elements, written
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.huggingface import FAMILIES, REFUSED
+from powerplan.huggingface import FAMILIES, REFUSED, dense, gpt, special
+from powerplan.huggingface.families import wrapped_families
 from powerplan.load import LoadedModel
 
 pytestmark = pytest.mark.transformers
@@ -18,12 +20,11 @@ pytestmark = pytest.mark.transformers
 Read = Callable[[Settings], LoadedModel]
 
 auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+DENSE = {**dense.FAMILIES, **gpt.FAMILIES, **special.FAMILIES}
 DECODERS = sorted(name for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in FAMILIES)
 
 
 def test_every_decoder_is_read_or_refused_with_a_reason() -> None:
-    from powerplan.huggingface.families import wrapped_families
-
     known = {*FAMILIES, *REFUSED, *wrapped_families()}
     assert set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - known == set()
     assert set(REFUSED) & set(FAMILIES) == set()
@@ -51,6 +52,18 @@ def test_parameters(transformers: Any, torch: Any, read: Read, model_type: str, 
     for form in ("whole", "diff"):
         spec = read(written(config, form)).spec
         assert Accounting(spec).total_parameters.with_embeddings == stored_elements(model), form
+
+
+WRAPPERS = sorted(name for name, text in wrapped_families().items() if text in DENSE)
+
+
+@pytest.mark.parametrize("form", ["whole", "diff"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_default_configs_of_wrappers(transformers: Any, read: Read, wrapper: str, form: str) -> None:
+    """Every key of the text_config that transformers writes is known, and none gets a remark."""
+    config = transformers.CONFIG_MAPPING[wrapper]()
+    notes = read(json.loads(config.to_json_string(use_diff=form == "diff"))).notes
+    assert not [note for note in notes if "not known" in note]
 
 
 @pytest.mark.parametrize("model_type", sorted(REFUSED))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ if ON_GPU:
     # Deterministic mode refuses products of cuBLAS without it, and it is read when the first one starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_default_device(DEVICE)
+elif find_spec("triton") is not None:
+    from interpreter import quicken
+
+    quicken()
 
 CPU_ONLY = {
     "test_api.py": "refusals are made on the host, and values on a GPU are not looked at",

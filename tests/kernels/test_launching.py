@@ -15,6 +15,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from children import HUNG_S
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -374,7 +375,7 @@ def test_the_work_of_a_call(tmp_path: Path) -> None:
     result = tmp_path / "host.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(HOST_TIME), "--repeats", "1", "--out", str(result)]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=100)
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=HUNG_S)
     rows = {row["name"]: row for row in json.loads(result.read_text(encoding="utf-8"))["rows"]}
     # Sums of chunks, of phi(k) v^T and of k k^T, and a running sum of each: four launches in either pass.
     assert rows["forward and backward"]["launches"] == 12

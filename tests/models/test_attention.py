@@ -31,7 +31,7 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Te
     return torch.einsum("bhts,bshv->bthv", scores.softmax(-1)[..., :keys], v)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(specs.windows, specs.contexts.filter(lambda tokens: tokens < 200))
 def test_windows_equal_the_definition(window: int | None, tokens: int) -> None:
     torch.manual_seed(tokens)
@@ -51,7 +51,7 @@ def test_a_window_costs_no_square() -> None:
     assert counter.get_total_flops() == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(specs.windows, st.integers(1, 60), st.integers(0, 60), st.integers(1, 9))
 def test_sinks_equal_the_definition(window: int | None, tokens: int, before: int, values: int) -> None:
     torch.manual_seed(tokens)

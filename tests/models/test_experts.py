@@ -35,7 +35,7 @@ def by_definition(module: MixtureOfExperts, x: Tensor, top_k: int) -> Tensor:
     return out
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(moes())
 def test_output_and_gradients_equal_the_definition(ffn: MoE) -> None:
     torch.manual_seed(ffn.experts)

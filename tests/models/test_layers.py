@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from kinds import HEADS, MIXERS, SHARED, spec_of
@@ -10,6 +12,8 @@ from powerplan.errors import InputError
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Forgetting, Mamba1, Power
 from powerplan.models import build_layer
+from powerplan.models.mixers.power import PowerAttention
+from powerplan.models.mixers.retention import LightningAttention, Retention
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.spec import ModelSpec, Norm
 
@@ -80,3 +84,19 @@ def test_norms(per_layer: int) -> None:
 def test_what_is_not_built_is_refused(spec: ModelSpec, layer: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_layer(spec, layer, device="meta")
+
+
+@pytest.mark.parametrize("kind", ["attention", "power", "linear", "retnet", "lightning"])
+@pytest.mark.parametrize("impl", ["flash", None, ["torch"]])
+def test_implementations_that_there_are_not(kind: str, impl: str) -> None:
+    with pytest.raises(InputError, match="impl must be auto, reference, recurrent, torch, triton, and is"):
+        build_layer(spec_of(MIXERS[kind]), device="meta", impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [(PowerAttention, "power"), (Retention, "retnet"), (LightningAttention, "lightning")]
+)
+def test_modules_refuse_them_too(module: Any, kind: str) -> None:
+    rope = {} if module is LightningAttention else {"rope": True}
+    with pytest.raises(InputError, match=r"impl must be auto, .*, and is 'flash'"):
+        module(MIXERS[kind], 16, impl="flash", **rope)

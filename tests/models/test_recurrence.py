@@ -63,7 +63,7 @@ def by_steps(given: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(tokens=st.integers(1, 70), chunk_size=st.sampled_from([1, 5, 8, 20, 64, 200]))
 def test_chunks_equal_the_recurrence(kind: str, tokens: int, chunk_size: int) -> None:
     given = inputs(kind, tokens)

@@ -85,6 +85,13 @@ def test_what_caches_do_not_do() -> None:
         ({"impl": "flash"}, "impl must be auto, reference, recurrent, torch, triton, and is 'flash'"),
         ({"layers": [3]}, r"layers must be some of 0 to 2, and are \[3\]"),
         ({"layers": []}, "layers must be some of 0 to 2"),
+        ({"layers": 1}, "layers must be some of 0 to 2, and are 1"),
+        ({"layers": [None, 1]}, r"layers must be some of 0 to 2, and are \[null, 1\]"),
+        ({"layers": [True]}, r"layers must be some of 0 to 2, and are \[true\]"),
+        ({"p": 2.0}, "p must be 1, 2, 3 or 4, and is 2.0"),
+        ({"p": "2"}, "p must be 1, 2, 3 or 4, and is '2'"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1 and below 2.31, and is 0"),
+        ({"gated": "no"}, "gated must be True or False, and is 'no'"),
     ],
 )
 def test_settings_that_there_are_not(settings: dict[str, Any], message: str) -> None:

@@ -15,9 +15,9 @@ from powerplan.swap import with_mixer
 @pytest.mark.parametrize(
     ("text", "dims"),
     [
-        ("power:p=3,normalize=false,head_dim=256,v_head_dim=256", (64, 64)),
+        ("power:p=3,normalize=false,head_dim=256,v_head_dim=256", (32, 32)),
         ("power:p=4,head_dim=70,v_head_dim=8", (16, 8)),
-        ("power:p=2,head_dim=256,v_head_dim=300", (256, 300)),
+        ("power:p=2,head_dim=128,v_head_dim=300", (128, 300)),
     ],
 )
 def test_layers_are_checked_at_head_dims_that_fit(text: str, dims: tuple[int, int]) -> None:

@@ -7,15 +7,13 @@ import io
 import itertools
 import json
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import interruptible
+from profiled import QUICK, profiled
 
 from powerplan.accounting import Accounting
 from powerplan.cli import main
@@ -23,50 +21,10 @@ from powerplan.load import load_model
 from powerplan.measured import read_profile
 from powerplan.mixers import Attention, Convention, Power
 from powerplan.mixers.formulas import total
-from powerplan.profile import crossover, runner, session, timing
-from powerplan.profile.result import Profile, load_profile
-from powerplan.profile.workload import Point, TimedMixer, Workload
+from powerplan.profile.result import load_profile
 from powerplan.swap import with_mixer
 
-QUICK = ["--ctx", "64, 256", "--time-limit", "2h"]
-"""Short contexts, and a time limit that does not depend on how fast the machine is, or how busy: see little_work."""
-
-
-@contextmanager
-def little_work() -> Iterator[None]:
-    """Let a profile end because its work is done: two repeats of each run, and no crossover sought at long contexts.
-
-    With a time limit far beyond that, what is measured does not depend on how fast the machine is, or how busy.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MIN_REPEATS", 2)
-        patch.setattr(timing, "MAX_REPEATS", 2)
-        patch.setattr(crossover, "LONGEST", 512)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _little_work() -> Iterator[None]:
-    with little_work():
-        yield
-
-
-def profiled(tiny: Path, *options: str) -> Profile:
-    assert main(["profile", str(tiny), *QUICK, "--save", "out.json", "--force", *options]) == 0
-    return load_profile("out.json")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of one whole profile, with everything that can be asked for."""
-    folder = tmp_path_factory.mktemp("profile")
-    (folder / "tiny.yaml").write_text(tiny_text, encoding="utf-8")
-    options = ["--p", "2,3", "--against", "softmax,window,linear", "--pass", "decode,train,forward"]
-    options += ["--chunk-size", "32,64", "--breakdown", *QUICK]
-    path = folder / "out.json"
-    with little_work():
-        assert main(["profile", str(folder / "tiny.yaml"), *options, "--save", str(path)]) == 0
-    return path
+pytestmark = pytest.mark.usefixtures("little_work")
 
 
 def test_the_contract(whole: Path) -> None:
@@ -252,111 +210,6 @@ def test_other_implementations(tiny: Path, impl: str) -> None:
     assert profile.crossover == ()
 
 
-@contextmanager
-def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> Iterator[None]:
-    """Let the run that follows `after` others raise `error`, in its preparation."""
-    prepare, count = runner.prepare, 0
-
-    def failing(workload: Workload, timed: TimedMixer, point: Point) -> Any:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise error
-        return prepare(workload, timed, point)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "prepare", failing)
-        yield
-
-
-def test_an_interrupt_keeps_what_was_measured(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with raising(monkeypatch, KeyboardInterrupt(), after=5):
-        profile = profiled(tiny, "--pass", "forward")
-    assert profile.interrupted
-    assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
-    assert "all that was to follow: interrupted" in capsys.readouterr().out
-
-
-def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = runner.sample_until_settled
-
-    def cut(runs: dict[TimedMixer, Any], clock: Any, seconds: float, samples: dict[TimedMixer, list[float]]) -> None:
-        sample(runs, clock, seconds, samples)
-        if any(timed.name == "softmax" for timed in runs):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "sample_until_settled", cut)
-    profile = profiled(tiny, "--pass", "forward")
-    assert [row.part for row in profile.results] == ["projections", "ffn", "state", "state", "state"]
-
-
-def test_an_interrupt_before_anything_is_an_error(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with raising(monkeypatch, KeyboardInterrupt(), after=0):
-        assert main(["profile", str(tiny), *QUICK, "--save", "out.json"]) == 4
-    assert "error: nothing was measured: all that was to follow: interrupted" in capsys.readouterr().err
-    assert not Path("out.json").exists()
-
-
-def test_out_of_memory_goes_on_with_the_next(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepare = runner.prepare
-
-    def failing(workload: Workload, timed: TimedMixer, point: Point) -> Any:
-        if timed.name == "softmax" and point.part == "state":
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-        return prepare(workload, timed, point)
-
-    monkeypatch.setattr(runner, "prepare", failing)
-    profile = profiled(tiny, "--pass", "forward")
-    assert {row.name for row in profile.part("state")} == {"power p=2", "window 18"}
-    assert "state, forward, 64 tokens: softmax: out of memory" in capsys.readouterr().out
-
-
-def test_a_real_allocation_beyond_the_limit_fails_and_the_process_lives_on(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("the address space is limited on Linux only")
-    monkeypatch.setattr(runner, "bytes_needed", lambda workload, timed, point: 0)
-    options = ["--impl", "reference", "--against", "none", "--memory-limit", "1MiB", "--ctx", "64,16k"]
-    profile = profiled(tiny, "--pass", "forward", *options)
-    assert {row.context for row in profile.part("state")} == {64}
-    assert {(item.context, item.reason) for item in profile.missing if item.part == "state"} == {
-        (16384, "out of memory")
-    }
-
-
-def test_a_context_too_large_for_the_memory_limit_is_left_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,64M", "--memory-limit", "1GiB")
-    assert {row.context for row in profile.part("state")} == {64}
-    text = " ".join(capsys.readouterr().out.split())
-    assert "state, forward, 67,108,864 tokens: power p=2: it would take about 48 GiB, and the limit is 1 GiB" in text
-
-
-def test_the_time_limit_leaves_out_what_does_not_fit(
-    tiny: Path, simulated: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,512k", "--against", "softmax", "--time-limit", "8")
-    assert profile.seconds < 20
-    assert {row.context for row in profile.part("state") if row.name == "softmax"} == {64}
-    assert {row.context for row in profile.part("state") if row.name == "power p=2"} == {64, 524_288}
-    assert "softmax from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_time_limit_that_the_checks_use_up(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(session.TimeLimit, "passed", lambda self: 9.0)
-    assert main(["profile", str(tiny), "--time-limit", "8"]) == 4
-    message = "nothing was measured: the checks ended after 9 s, past the limit; give a longer --time-limit"
-    assert message in capsys.readouterr().err
-
-
 def test_nothing_is_timed_that_is_wrong(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -376,7 +229,7 @@ def test_nothing_is_timed_that_is_wrong(
 
 
 TOLD = """
-import contextlib, signal, sys
+import contextlib, sys
 import powerplan.cli.progress
 from powerplan.cli import run
 
@@ -384,27 +237,20 @@ from powerplan.cli import run
 def told(seconds):
     yield lambda text, share: print(text, file=sys.stderr, flush=True)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job would pass it on ignored.
 powerplan.cli.progress.progress_bar = told
 run()
 """
-"""Run the command line with each step of a profile told on stderr, and with Ctrl-C in force."""
+"""Run the command line with each step of a profile told on stderr."""
 
 
 def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
     command = [sys.executable, "-c", TOLD, "profile", str(tiny), "--ctx", "64,4M"]
-    command += ["--pass", "forward", "--against", "none", "--time-limit", "20min"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = threading.Timer(300, process.kill)
-        deadline.start()
-        try:
-            assert process.stderr is not None
-            steps = list(itertools.takewhile(lambda step: "4,194,304 tokens" not in step, process.stderr))
-            process.send_signal(signal.SIGINT)  # The longer context has just begun, and takes minutes.
-            out, err = process.communicate()
-        finally:
-            deadline.cancel()
-            process.kill()
-    assert process.returncode == 0, [*steps, err]
+    command += ["--pass", "forward", "--against", "none", "--time-limit", "24h"]
+    with interruptible(command) as process:
+        assert process.stderr is not None
+        steps = list(itertools.takewhile(lambda step: "4,194,304 tokens" not in step, process.stderr))
+        process.send_signal(signal.SIGINT)  # The longer context has just begun, and takes minutes.
+        out, err = process.communicate()
+    assert process.returncode == 130, [*steps, err]
     assert "interrupted: what was measured until then" in out
     assert "fwd            64  power p=2" in out

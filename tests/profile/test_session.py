@@ -32,7 +32,7 @@ HOUR = 3600.0
 def small(monkeypatch: pytest.MonkeyPatch) -> Workload:
     """Return a workload of all passes that a session runs in no time: on a known machine, without checks."""
     monkeypatch.setattr(session, "examine", lambda device, dtype: SLOW)
-    monkeypatch.setattr(session, "check_all", lambda workload, record, tell: None)
+    monkeypatch.setattr(session, "check_all", lambda *_: None)
     passes = ("forward", "train", "decode")
     return workload_of(catalogue_spec("gpt2-small"), against="none", passes=passes, contexts=[64, 128])
 
@@ -100,7 +100,7 @@ def test_contexts_are_shortened_by_the_pass_that_takes_longest(small: Workload) 
 def test_rows_stand_in_the_order_of_the_workload(monkeypatch: pytest.MonkeyPatch, small: Workload) -> None:
     """Whichever is timed first: a table is read by comparing the same lines at every context."""
 
-    def backwards(runs: dict[Any, Run], _clock: Any, _allowance: float, samples: dict[Any, list[float]]) -> None:
+    def backwards(runs: dict[Any, Run], _clock: Any, _allowance: float, samples: dict[Any, list[float]], *_) -> None:
         for timed in reversed(runs):
             samples.setdefault(timed, []).append(1.0)
 

@@ -58,6 +58,16 @@ def test_everything_gets_one_sample_and_the_longest_stop_first(machine: Callable
     assert len(samples["short"]) >= MIN_REPEATS
 
 
+def test_few_samples_go_on_beyond_the_share_of_a_point(machine: Callable) -> None:  # type: ignore[type-arg]
+    runs, clock = machine({"long": [10.0, 40.0, 10.0], "short": [1.0]})
+    samples: dict[str, list[float]] = {}
+    sample_until_settled(runs, clock, 12.0, samples, at_most=120.0)
+    assert samples["long"] == [10.0, 40.0, 10.0]
+    samples = {}
+    sample_until_settled(runs, clock, 12.0, samples, at_most=20.0)
+    assert len(samples["long"]) == 1
+
+
 def test_a_first_run_that_counted_is_not_repeated_beyond_the_allowance(machine: Callable) -> None:  # type: ignore[type-arg]
     runs, clock = machine({"long": [10.0]})
     samples = {"long": [10.0]}

@@ -55,7 +55,7 @@ def check_trial(search: Search, trial: Trial) -> None:
     assert whole == rows[-1].decode_weight_bytes_per_token + rows[-1].decode_state_bytes_per_token
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(catalogue_names()),
     st.sampled_from([(1024,), (65_536,), (8192, 100_000)]),
@@ -72,7 +72,7 @@ def test_trials_are_the_models_they_stand_for(
         check_trial(search, trial)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(specs, contexts, st.randoms(use_true_random=False))
 def test_trials_of_odd_models(spec: ModelSpec, context: int, random: Any) -> None:
     search = search_of(spec, (context,))
@@ -103,7 +103,7 @@ def test_the_text_of_a_uniform_candidate_is_a_mixer_option(name: str) -> None:
             assert {use.layer for use in same.layer_uses()} == {use.layer for use in candidate.spec.layer_uses()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from(["attention", "power", "linear"]).flatmap(by_kind.__getitem__), min_size=2, max_size=5),
     contexts,
@@ -126,7 +126,7 @@ def test_there_are_thousands_of_candidates() -> None:
     assert len(search_of(catalogue_spec("llama-3-8b"), (65_536,)).trials()) >= 5000
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.permutations([4096, 65_536, 1_000_000]), st.permutations(["power", "attention", "mix", "window"]))
 def test_the_order_of_the_input_changes_nothing(at: list[int], kinds: list[str]) -> None:
     spec = catalogue_spec("gpt2-small")
@@ -244,7 +244,7 @@ def test_kda_beside_attention_is_kimi_linears_mix() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(by_kind))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_kind_can_be_made_wider(kind: str, data: st.DataObject) -> None:
     """Heads and hidden size grow together: every weight but those of low-rank factors and biases grows fourfold."""

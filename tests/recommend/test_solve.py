@@ -38,7 +38,7 @@ def test_answers(capsys: pytest.CaptureFixture[str], arguments: list[str], value
     assert result["at"]["wsfr"] >= result["target"] > result["beyond"]["wsfr"]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     specs,
     st.sampled_from(["context", "window", "p"]),

@@ -100,7 +100,7 @@ def contract_kernel(
     y: [tokens, heads COLUMNS] bf16 in, by descriptor, tiles of BM rows of a head: the gradient of the sum of weighted
         values; OF_KEYS the values.
     x: [tokens, heads, K] in, queries; OF_KEYS keys.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED. chunks: [slots, 4] int64 in.
     part: [tokens, heads, K] bf16 or float32 out: the gradient, times power_scale and the decay between the state and
         the token. Not written for chunks that have no state.
     TILES: tiles of x, even. COLUMNS: head dim of y, padded. REPEATS: heads of a group in x.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_gates, token_block
+from powerplan.kernels.triton.prologue import chunk_bounds, load_columns, load_sum, load_sums, token_block
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def copy_kernel(
     sums, and it is exp(a_t) scale^P. It goes into y, not into x: x is multiplied by itself.
 
     x: [tokens, heads, DIM_X] in. y: [tokens, heads, DIM_Y] in.
-    log_g_cumsum: [tokens, G] float32 in, where GATED.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED.
     chunks: [slots, 4] int64 in.
     xt: [slots, heads, PADDED_X, chunk] bf16 out. y_copy: [slots, heads, chunk, PADDED_Y] bf16 out. Both are 0 for
         tokens past the chunk's end, and for features that are padding.
@@ -61,10 +61,10 @@ def copy_kernel(
     if GATED or BACKWARD:
         b_factor = tl.full([BLOCK], 1.0, tl.float32)
         if GATED:
-            b_exponent = load_gates(p_log_g_cumsum, o_t, m_t, groups, i_group)
+            b_exponent, b_rest = load_sums(p_log_g_cumsum, o_t, m_t, groups, i_group)
             if not BACKWARD:
-                last = tl.maximum(stop - 1, 0)
-                b_exponent = tl.where(m_t, tl.load(p_log_g_cumsum + last * groups + i_group) - b_exponent, 0.0)
+                b_total, b_total_rest = load_sum(p_log_g_cumsum, tl.maximum(stop - 1, 0), groups, i_group)
+                b_exponent = tl.where(m_t, (b_total - b_exponent) + (b_total_rest - b_rest), 0.0)
             b_factor = tl.exp(b_exponent)
         if BACKWARD:
             b_factor *= power_scale

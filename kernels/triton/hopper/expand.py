@@ -74,7 +74,7 @@ def expand_kernel(
     state: [slots G rows, COLUMNS] bf16 in, by descriptor, tiles [64, COLUMNS]: the state before each chunk; OF_KEYS its
         gradient after the chunk.
     x: [tokens, heads, K] in, queries; OF_KEYS keys.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED. chunks: [slots, 4] int64 in.
     part: [tokens, heads, V] bf16 out: the product, times power_scale and the decay between the state and the token. Not
         written for chunks that have no state.
     TILES: tiles of x, even. COLUMNS: V, padded. REPEATS: heads of a group in x.

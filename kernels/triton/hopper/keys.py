@@ -14,6 +14,7 @@ from powerplan.kernels.triton.hopper.within import (
     copy_pair,
     decays,
     load_gate,
+    load_reference,
     new_columns,
     owned_rows,
     query_columns,
@@ -62,7 +63,7 @@ def keys_kernel(
     k: [tokens, G K], v: [tokens, G V], q: [tokens, H K], y: [tokens, H V] bf16 in, by descriptor, tiles of BN and BM
         rows of a head.
     square: [slots G K, K] bf16 in, by descriptor: the gradient of Z after each chunk, where NORMALIZE and HAS_STATES.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
     part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] bf16 or float32 in, where HAS_STATES: what comes back
         through the state without the normaliser (contract.py, expand.py), for chunks that have a gradient of the state
@@ -103,15 +104,12 @@ def keys_kernel(
         o_row = first + gl.arange(0, BN, ROW)
         o_column = first + gl.arange(0, BM, COLUMN)
         m_row = o_row < stop
-        b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
         # The reference of decays is the last of these keys, or of the chunk's.
-        reference = 0.0
-        left = 0.0
-        if GATED:
-            last = gl.minimum(first + BN, stop) - 1
-            reference = gl.load(p_log_g_cumsum + (last * groups + i_group)) * LOG2E
-            left = gl.load(p_log_g_cumsum + ((stop - 1) * groups + i_group)) * LOG2E
-        b_factor = gl.exp2(gl.where(m_row, reference - b_gate, 0.0)) * power_scale
+        word, rest = load_reference(p_log_g_cumsum, gl.minimum(first + BN, stop) - 1, groups, i_group, GATED)
+        b_gate = load_gate(p_log_g_cumsum, o_row, stop, word, rest, groups, i_group, GATED)
+        end_word, end_rest = load_reference(p_log_g_cumsum, stop - 1, groups, i_group, GATED)
+        left = ((end_word - word) + (end_rest - rest)) * LOG2E
+        b_factor = gl.exp2(-b_gate) * power_scale
         # Half of dk: the 2 of the derivative of a square multiplies it at the end.
         dk = gl.zeros([BN, K], gl.float32, OF_K)
         dv = gl.zeros([BN, V], gl.float32, OF_V)
@@ -141,7 +139,7 @@ def keys_kernel(
             block = i % blocks * BM
             head = i_group * REPEATS + gl.minimum(i, count - 1) // blocks
             b_ahead = query_columns(
-                p_log_g_cumsum, first + block, stop, reference, block >= BN, groups, i_group, BM, GATED
+                p_log_g_cumsum, first + block, stop, word, rest, block >= BN, groups, i_group, BM, GATED
             )
             columns.index(i).store(b_ahead)
             shares.index(i).store(query_shares(p_grad_norm, first + block, stop, heads, head, BM, NORMALIZE))
@@ -157,7 +155,7 @@ def keys_kernel(
             next_block = (i + 2) % blocks * BM
             next_head = i_group * REPEATS + gl.minimum(i + 2, count - 1) // blocks
             b_ahead = query_columns(
-                p_log_g_cumsum, first + next_block, stop, reference, next_block >= BN, groups, i_group, BM, GATED
+                p_log_g_cumsum, first + next_block, stop, word, rest, next_block >= BN, groups, i_group, BM, GATED
             )  # fmt: skip
             b_share = query_shares(p_grad_norm, first + next_block, stop, heads, next_head, BM, NORMALIZE)
             mbarrier.wait(bars.index(slot), (i // STAGES) & 1)

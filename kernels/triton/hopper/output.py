@@ -13,8 +13,10 @@ from powerplan.kernels.triton.hopper.within import (
     anew,
     copy_pair,
     decays,
+    divisor,
     key_columns,
     load_gate,
+    load_reference,
     new_columns,
     owned_rows,
     rows_and_columns,
@@ -52,7 +54,7 @@ def output_kernel(
 
     q: [tokens, H K], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM, BN and BN rows of a head.
     square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. chunks: [slots, 4] int64 in.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED. chunks: [slots, 4] int64 in.
     part: [tokens, H, DIM] bf16 in, where HAS_STATES: the state's part of the sums (expand.py), for chunks that have
         a state before them.
     out: [tokens, H, DIM] bf16 out. norm: [tokens, H] float32 out, where NORMALIZE.
@@ -86,12 +88,10 @@ def output_kernel(
         o_row = first + gl.arange(0, BM, ROW)
         o_column = start + gl.arange(0, BN, COLUMN)
         m_row = o_row < stop
-        b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
         # The reference of decays is the last key before the block.
-        reference = 0.0
-        if GATED:
-            reference = gl.load(p_log_g_cumsum + (gl.maximum(first - 1, start) * groups + i_group)) * LOG2E
-        b_factor = gl.exp2(gl.where(first > start, b_gate - reference, 0.0)) * power_scale
+        word, rest = load_reference(p_log_g_cumsum, gl.maximum(first - 1, start), groups, i_group, GATED)
+        b_gate = load_gate(p_log_g_cumsum, o_row, stop, word, rest, groups, i_group, GATED)
+        b_factor = gl.exp2(gl.where(first > start, b_gate, 0.0)) * power_scale
         b_norm = gl.zeros([BM], gl.float32, ROW)
         acc = gl.zeros([BM, V], gl.float32, SUMS)
         none = gl.zeros([BM, BN], gl.float32, SCORES)
@@ -110,13 +110,13 @@ def output_kernel(
                     b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SQUARES), is_async=True)
                     b_qz = warpgroup_mma_wait(0, deps=[b_qz])
                     b_sum = gl.sum(b_qz * q_tile.load(SQUARES).to(gl.float32), 1)
-                    b_since = gl.exp2(b_gate) * power_scale
+                    b_since = gl.exp2(b_gate + word * LOG2E) * power_scale
                     b_norm = gl.convert_layout(b_sum, ROW) * b_since
 
         columns = new_columns(2, BN)
         for i in gl.static_range(2):
             b_ahead = key_columns(
-                p_log_g_cumsum, start + i * BN, stop, reference, i < whole, groups, i_group, BN, GATED
+                p_log_g_cumsum, start + i * BN, stop, word, rest, i < whole, groups, i_group, BN, GATED
             )
             columns.index(i).store(b_ahead)
         for i in range(count):
@@ -125,7 +125,7 @@ def output_kernel(
             o_s = o_column + i * BN
             b_columns = columns.index(i % 2).load(COLUMN)
             b_ahead = key_columns(
-                p_log_g_cumsum, start + (i + 2) * BN, stop, reference, i + 2 < whole, groups, i_group, BN, GATED
+                p_log_g_cumsum, start + (i + 2) * BN, stop, word, rest, i + 2 < whole, groups, i_group, BN, GATED
             )  # fmt: skip
             mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
             b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)
@@ -146,6 +146,6 @@ def output_kernel(
         o_out, m_out = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
         if NORMALIZE:
             gl.store(p_norm + (o_row.to(gl.int64) * (groups * REPEATS) + i_head), b_norm, mask=m_row)
-            b_inverse = 1.0 / gl.where(b_norm == 0, 1.0, b_norm)
+            b_inverse = 1.0 / divisor(b_norm)
             acc = acc * gl.expand_dims(gl.convert_layout(b_inverse, gl.SliceLayout(1, SUMS)), 1)
         gl.store(p_out + o_out, acc.to(p_out.dtype.element_ty), mask=m_out)

@@ -15,6 +15,7 @@ from powerplan.kernels.triton.hopper.within import (
     decays,
     key_columns,
     load_gate,
+    load_reference,
     new_columns,
     owned_rows,
     rows_and_columns,
@@ -57,7 +58,7 @@ def queries_kernel(
     q: [tokens, H K], y: [tokens, H V], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM and BN
         rows of a head.
     square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
-    log_g_cumsum: [tokens, G] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
+    log_g_cumsum: [tokens, G, 2] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
     part: [tokens, H, DIM] bf16 or float32 in, where HAS_STATES: what comes back through the state without the
         normaliser (contract.py), for chunks that have a state before them.
@@ -93,11 +94,9 @@ def queries_kernel(
         o_row = first + gl.arange(0, BM, ROW)
         o_column = start + gl.arange(0, BN, COLUMN)
         m_row = o_row < stop
-        b_gate = load_gate(p_log_g_cumsum, o_row, stop, groups, i_group, GATED)
-        reference = 0.0
-        if GATED:
-            reference = gl.load(p_log_g_cumsum + (gl.maximum(first - 1, start) * groups + i_group)) * LOG2E
-        b_factor = gl.exp2(gl.where(first > start, b_gate - reference, 0.0)) * power_scale
+        word, rest = load_reference(p_log_g_cumsum, gl.maximum(first - 1, start), groups, i_group, GATED)
+        b_gate = load_gate(p_log_g_cumsum, o_row, stop, word, rest, groups, i_group, GATED)
+        b_factor = gl.exp2(gl.where(first > start, b_gate, 0.0)) * power_scale
         b_u = gl.zeros([BM], gl.float32, ROW)
         if NORMALIZE:
             o_query = o_row.to(gl.int64) * (groups * REPEATS) + i_head
@@ -118,13 +117,15 @@ def queries_kernel(
                     mbarrier.wait(square_bar, 0)
                     b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SUMS), is_async=True)
                     b_qz = warpgroup_mma_wait(0, deps=[b_qz])
-                    b_since = gl.convert_layout(b_u * gl.exp2(b_gate) * power_scale, gl.SliceLayout(1, SUMS))
+                    b_since = gl.convert_layout(
+                        b_u * gl.exp2(b_gate + word * LOG2E) * power_scale, gl.SliceLayout(1, SUMS)
+                    )
                     acc += b_qz * gl.expand_dims(b_since, 1)
 
         columns = new_columns(2, BN)
         for i in gl.static_range(2):
             b_ahead = key_columns(
-                p_log_g_cumsum, start + i * BN, stop, reference, i < whole, groups, i_group, BN, GATED
+                p_log_g_cumsum, start + i * BN, stop, word, rest, i < whole, groups, i_group, BN, GATED
             )
             columns.index(i).store(b_ahead)
         for i in range(count):
@@ -133,7 +134,7 @@ def queries_kernel(
             o_s = o_column + i * BN
             b_columns = columns.index(i % 2).load(COLUMN)
             b_ahead = key_columns(
-                p_log_g_cumsum, start + (i + 2) * BN, stop, reference, i + 2 < whole, groups, i_group, BN, GATED
+                p_log_g_cumsum, start + (i + 2) * BN, stop, word, rest, i + 2 < whole, groups, i_group, BN, GATED
             )  # fmt: skip
             mbarrier.wait(bars.index(slot), (i // STAGES) & 1)
             b_s = warpgroup_mma(q_tile, k_ring.index(slot).permute((1, 0)), none, use_acc=False, is_async=True)

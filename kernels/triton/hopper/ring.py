@@ -59,9 +59,11 @@ def state_decay(p_log_g_cumsum, o_t, stop, groups, i_group, power_scale, OF_KEYS
     """Return power_scale times the decay between tokens and the state: exp(a_t), or of keys exp(a_M - a_t)."""
     b_decay = o_t.to(gl.float32) * 0.0 + power_scale
     if GATED:
-        b_cumsum = gl.load(p_log_g_cumsum + o_t * groups + i_group, mask=o_t < stop, other=0.0)
+        p_words = p_log_g_cumsum + (o_t * groups + i_group) * 2
+        b_cumsum = gl.load(p_words, mask=o_t < stop, other=0.0)
         if OF_KEYS:
-            b_total = gl.load(p_log_g_cumsum + ((stop - 1) * groups + i_group))
-            b_cumsum = gl.where(o_t < stop, b_total - b_cumsum, 0.0)
+            p_total = p_log_g_cumsum + ((stop - 1) * groups + i_group) * 2
+            b_rest = gl.load(p_total + 1) - gl.load(p_words + 1, mask=o_t < stop, other=0.0)
+            b_cumsum = gl.where(o_t < stop, (gl.load(p_total) - b_cumsum) + b_rest, 0.0)
         b_decay = b_decay * gl.exp(b_cumsum)
     return b_decay

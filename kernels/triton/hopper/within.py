@@ -12,9 +12,11 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from powerplan.kernels.call import SMALLEST_NORM
 from powerplan.kernels.triton.hopper.gluon import copy_tile, gl
 
 LOG2E = gl.constexpr(1.4426950408889634)
+SMALLEST = gl.constexpr(SMALLEST_NORM)
 
 
 @gluon.jit
@@ -71,10 +73,34 @@ def rows_and_columns(
 
 
 @gluon.jit
-def load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED: gl.constexpr):
-    """Return log_g_cumsum of tokens in powers of two; 0 where there is no such token, and without gates."""
+def divisor(b_x):
+    """Return what to divide by, as in ../prologue.py."""
+    b_divisor = gl.where(gl.abs(b_x) < float("inf"), b_x, float("nan"))
+    return gl.where(gl.abs(b_x) < SMALLEST, float("inf"), b_divisor)
+
+
+@gluon.jit
+def load_reference(p_log_g_cumsum, i_token, groups, i_group, GATED: gl.constexpr):
+    """Return both words of log_g_cumsum of one token; 0 without gates."""
+    word = 0.0
+    rest = 0.0
     if GATED:
-        b_gate = gl.load(p_log_g_cumsum + o_t * groups + i_group, mask=o_t < stop, other=0.0) * LOG2E
+        p_words = p_log_g_cumsum + (i_token * groups + i_group) * 2
+        word = gl.load(p_words)
+        rest = gl.load(p_words + 1)
+    return word, rest
+
+
+@gluon.jit
+def load_gate(p_log_g_cumsum, o_t, stop, word, rest, groups, i_group, GATED: gl.constexpr):
+    """Return log_g_cumsum of tokens less that of the reference, word + rest, in powers of two.
+
+    0 where there is no such token, and without gates. Sums are small near the reference, and so are their roundings.
+    """
+    if GATED:
+        p_words = p_log_g_cumsum + (o_t * groups + i_group) * 2
+        b_gate = gl.load(p_words, mask=o_t < stop, other=word) - word
+        b_gate = (b_gate + (gl.load(p_words + 1, mask=o_t < stop, other=rest) - rest)) * LOG2E
     else:
         b_gate = o_t.to(gl.float32) * 0.0
     return b_gate
@@ -82,23 +108,23 @@ def load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED: gl.constexpr):
 
 @gluon.jit
 def key_columns(
-    p_log_g_cumsum, first, stop, reference, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
+    p_log_g_cumsum, first, stop, word, rest, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
 ):
     """Return what `decays` takes of SIZE keys from `first` on, one value a thread, to be stored for all threads."""
     o_s = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    b_gate = load_gate(p_log_g_cumsum, o_s, stop, groups, i_group, GATED)
-    return gl.where(whole, gl.exp2(reference - b_gate), b_gate)
+    b_gate = load_gate(p_log_g_cumsum, o_s, stop, word, rest, groups, i_group, GATED)
+    return gl.where(whole, gl.exp2(-b_gate), b_gate)
 
 
 @gluon.jit
 def query_columns(
-    p_log_g_cumsum, first, stop, reference, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
+    p_log_g_cumsum, first, stop, word, rest, whole, groups, i_group, SIZE: gl.constexpr, GATED: gl.constexpr
 ):
     """`key_columns` of queries; nothing is left of those of the next sequence."""
     o_t = first + gl.arange(0, SIZE, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    b_gate = load_gate(p_log_g_cumsum, o_t, stop, groups, i_group, GATED)
+    b_gate = load_gate(p_log_g_cumsum, o_t, stop, word, rest, groups, i_group, GATED)
     b_gate = gl.where(o_t < stop, b_gate, float("-inf"))
-    return gl.where(whole, gl.exp2(b_gate - reference), b_gate)
+    return gl.where(whole, gl.exp2(b_gate), b_gate)
 
 
 @gluon.jit
@@ -122,8 +148,8 @@ def new_columns(COUNT: gl.constexpr, SIZE: gl.constexpr):
 def decays(b_rows, b_factors, b_columns, o_rows, o_columns, whole, power_scale, OF_KEYS: gl.constexpr):
     """Return scale^P exp(a_query - a_key) for each row and column; 0 where a query does not see a key.
 
-    rows: a of each row. factors: exp(a - reference) times scale^P, or exp(reference - a) of keys.
-    columns: of whole columns their exp(reference - a), or exp(a - reference) of queries, else their a.
+    rows: a - reference of each row. factors: exp(a - reference) times scale^P, or exp(reference - a) of keys.
+    columns: of whole columns their exp(reference - a), or exp(a - reference) of queries, else their a - reference.
 
     The reference lies between rows and columns: every exponent is at most 0, and whole columns take no exponential for
     each pair.

@@ -1,21 +1,18 @@
-"""Whatever the input, an answer or one InputError of one line; and valid specs count and survive being written.
-
-POWERPLAN_FUZZ=20000 pytest tests/test_fuzz.py runs that many random examples of each instead of a few fixed ones.
-"""
+"""Whatever the input, an answer or one InputError of one line; and valid specs count and survive being written."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz, hostile
+from hypothesis import given
 from hypothesis import strategies as st
 from specs import contexts, specs
 
@@ -35,15 +32,6 @@ from powerplan.swap import parse_swap, with_mixer
 from powerplan.swap.value import KINDS
 from powerplan.units import MAX_CONTEXT, parse_context, parse_contexts, parse_integers
 from powerplan.validation import validate
-
-ROUNDS = os.environ.get("POWERPLAN_FUZZ")
-fuzz = settings(
-    deadline=None,
-    max_examples=int(ROUNDS) if ROUNDS else 200,
-    derandomize=not ROUNDS,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 
 CATALOGUE = ["gpt2-small", "deepseek-v3", "gemma-3-1b", "gpt-oss-20b", "power-coder-3b"]
 CONFIG: dict[str, Any] = {
@@ -88,7 +76,6 @@ SPEC_KEYS = [
     *("pattern", "mixer", "ffn", "per_layer", "intermediate_size", "<<"),
 ]
 
-hostile = st.sampled_from(["\x1b[2J", "\n", "\u2028", "x` - at `$.layers", "name: x", "9" * 5000, "é" * 70, "<<", "~"])
 words = st.text(max_size=12) | hostile | st.sampled_from([*KINDS, "mla", "mlp", "moe", "4k", "0k", "rmsnorm", "qkv"])
 scalars = (
     st.none()
@@ -175,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@fuzz
+@fuzz(200)
 @given(
     raw=st.binary(max_size=200) | st.sampled_from(CATALOGUE).flatmap(lambda name: mutated(catalogue_text(name))),
 )
@@ -185,7 +172,7 @@ def test_bytes_as_yaml(folder: Path, raw: bytes) -> None:
     check_spec_or_refusal(lambda: load_model(path).spec)
 
 
-@fuzz
+@fuzz(200)
 @given(raw=st.binary(max_size=200) | mutated(json.dumps(CONFIG, indent=1)), family=st.sampled_from(sorted(FAMILIES)))
 def test_bytes_as_config_json(folder: Path, raw: bytes, family: str) -> None:
     path = folder / "config.json"
@@ -193,7 +180,7 @@ def test_bytes_as_config_json(folder: Path, raw: bytes, family: str) -> None:
     check_spec_or_refusal(lambda: load_model(path).spec)
 
 
-@fuzz
+@fuzz(200)
 @given(
     data=spec_values
     | st.sampled_from(CATALOGUE).flatmap(
@@ -206,7 +193,7 @@ def test_data_as_yaml(data: Any, flow: bool) -> None:
     check_spec_or_refusal(lambda: validate(parse_yaml(text, "model.yaml")))
 
 
-@fuzz
+@fuzz(200)
 @given(
     data=config_values
     | st.sampled_from(sorted(FAMILIES)).flatmap(
@@ -219,7 +206,7 @@ def test_data_as_config_json(data: Any, wrapped: bool) -> None:
     check_spec_or_refusal(lambda: read_config(parse_json(text, "config.json"), "name")[0])
 
 
-@fuzz
+@fuzz(200)
 @given(data=config_values)
 def test_json_reads_as_python_reads_it(data: Any) -> None:
     text = json.dumps(data, indent=1)
@@ -232,7 +219,7 @@ def test_json_reads_as_python_reads_it(data: Any) -> None:
             assert text.split("\n")[line - 1][column - 1] not in " ,:]}"
 
 
-@fuzz
+@fuzz(200)
 @given(spec=specs, context=contexts | st.just(MAX_CONTEXT), form=st.sampled_from(["recurrent", "chunked"]))
 def test_every_valid_spec_counts_and_reads_back(spec: ModelSpec, context: int, form: Any) -> None:
     row = Accounting(spec, Convention(form=form)).row(context)
@@ -241,7 +228,7 @@ def test_every_valid_spec_counts_and_reads_back(spec: ModelSpec, context: int, f
     assert validate(parse_yaml(spec_to_yaml(spec), "model.yaml")) == spec
 
 
-@fuzz
+@fuzz(200)
 @given(
     spec=specs,
     context=contexts,
@@ -258,7 +245,7 @@ def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | N
         assert f"{context:,}" in (text := render(report, form)) or str(context) in text
 
 
-@fuzz
+@fuzz(200)
 @given(text=st.text(max_size=40) | st.from_regex(r"[0-9_,.]{0,8}(e\+?[0-9]{1,4})?[kKmMgG ]?", fullmatch=True) | hostile)
 def test_any_text_as_a_context(text: str) -> None:
     size = attempt(lambda: parse_context(text, "--ctx"))
@@ -274,7 +261,7 @@ settings_text = st.lists(st.tuples(words | st.sampled_from(SPEC_KEYS), words | s
 )
 
 
-@fuzz
+@fuzz(200)
 @given(
     text=st.text(max_size=40) | st.builds("{}:{}".format, st.sampled_from([*KINDS, "window"]) | words, settings_text)
 )
@@ -284,7 +271,7 @@ def test_any_text_as_a_mixer(text: str) -> None:
     check_spec_or_refusal(lambda: with_mixer(load_model("gpt2-small").spec, text)[0])
 
 
-@fuzz
+@fuzz(200)
 @given(text=words | st.text(max_size=40))
 def test_any_text_as_a_device_or_a_model(text: str) -> None:
     device = attempt(lambda: find_device(text))

@@ -1,0 +1,86 @@
+"""One command line from its words to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from powerplan.cli.app import application_for
+from powerplan.cli.completion import VARIABLE, check_request
+from powerplan.cli.say import error
+from powerplan.cli.streams import abandon
+from powerplan.errors import PowerplanError, on_command_line
+
+INTERRUPTED = 130
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code. Every error is told in one line on stderr."""
+    try:
+        return _exit_code(arguments)
+    finally:
+        try:  # Beside an error there may be an answer; Python itself would end with 120 where it cannot be written.
+            sys.stdout.flush()
+        except OSError:
+            abandon(sys.stdout)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    completes = bool(os.environ.get(VARIABLE))
+    try:
+        with on_command_line():
+            if completes:
+                check_request(os.environ)
+            code = _called(arguments)
+        sys.stdout.flush()
+    except PowerplanError as problem:
+        error(str(problem))
+        return problem.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # The reader (head, less) has gone, and there is nobody to tell.
+        abandon(sys.stdout)
+        return 0
+    except OSError as problem:
+        abandon(sys.stdout)
+        error(f"{problem.filename or 'cannot write the result'}: {problem.strerror or problem}")
+        return 4
+    except MemoryError:
+        error("out of memory")
+        return 4
+    except Exception as problem:
+        usage = _usage_problem(problem)
+        if usage is None:
+            raise
+        error(usage)
+        return 2
+    if code == INTERRUPTED:  # Typer catches KeyboardInterrupt and says nothing.
+        error("interrupted")
+    # Typer ends with 1 after what it has told itself, such as an unknown shell. For fish that is an answer: no words.
+    return 2 if code == 1 and not completes else code if isinstance(code, int) else 0
+
+
+def _called(arguments: Sequence[str]) -> object:
+    """Return what typer returns, also where it ends the process: after completion, and where a reader has gone."""
+    try:
+        return application_for(arguments)(args=arguments, prog_name="powerplan", standalone_mode=False)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        return stop.code
+
+
+def _usage_problem(problem: Exception) -> str | None:
+    """Return what click says about a command line that it cannot read; None for any other exception.
+
+    Click's exceptions are known by their method `format_message`: no class of them is public in every typer since
+    0.15, as some versions depend on click and others bring a copy of it.
+    """
+    message = getattr(problem, "format_message", None)
+    if message is None:
+        return None
+    context = getattr(problem, "ctx", None)
+    return f"{message().rstrip('.')} ({context.command_path if context else 'powerplan'} --help)"

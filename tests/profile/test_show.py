@@ -1,0 +1,43 @@
+"""What the report of a profile remarks: rows of one run, layers slower than their parts, rows without a check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from powerplan.profile.result import Profile, load_profile
+from powerplan.report.profile import profile_report
+from powerplan.report.render import render
+
+
+@pytest.fixture
+def saved() -> Profile:
+    return load_profile(str(Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "profile-cpu.json"))
+
+
+def shown(profile: Profile) -> str:
+    return " ".join(render(profile_report(profile), "table").split())
+
+
+def test_a_row_of_one_run_says_so(saved: Profile) -> None:
+    text = shown(saved)
+    assert "fwd 16,384 softmax 3.03 s 1 run 5.41k" in text
+    assert "fwd 16,384 power p=2 1.21 s 2% 13.6k" in text
+    assert "fwd 4,096 softmax 116 ms 304 ms 190 ms 595 ms* 2.21:1" in text
+    assert "fwd 1,024 softmax 29.1 ms 76.1 ms 17.9 ms 101 ms 5.89:1" in text
+
+
+def test_a_layer_much_slower_than_its_parts_is_remarked(saved: Profile) -> None:
+    assert "the time of its parts" not in shown(saved)
+    slow = msgspec.structs.replace(saved.split[0], layer_ms=4.4 * (saved.split[0].weight_ms + saved.split[0].state_ms))
+    text = shown(msgspec.structs.replace(saved, split=(slow, *saved.split[1:])))
+    remark = "forward: the layer with power p=2 at 1,024 tokens took 4.4x the time of its parts; other programs"
+    assert text.count(remark) == text.count("the time of its parts") == 1
+
+
+def test_rows_without_a_check_are_named(saved: Profile) -> None:
+    assert "not checked" not in shown(saved)
+    checks = tuple(check for check in saved.checks if check.impl != "sdpa")
+    assert "not checked: softmax, window 1,040 " in shown(msgspec.structs.replace(saved, checks=checks))
