@@ -120,7 +120,7 @@ def olmo_hybrid(config: Config, name: str) -> ModelSpec:
     keys = config.optional_integer("linear_num_key_heads") or heads
     dim = config.optional_integer("linear_key_head_dim") or int(0.75 * hidden / keys)
     sizes = {"linear_num_key_heads": keys, "linear_num_value_heads": heads, "linear_key_head_dim": dim}
-    config.defaults = {**sizes, "linear_value_head_dim": 2 * dim, **config.defaults}
+    config.defaults = {**config.defaults, **sizes, "linear_value_head_dim": 2 * dim}
     default = [FULL if index % 4 == 3 else LINEAR for index in range(config.layer_count)]
     if FULL not in default:
         default[-1] = FULL

@@ -7,7 +7,7 @@ from hf_decoders import Settings, mixers_by_layer
 from hf_files import default_file, read
 
 from powerplan.errors import InputError
-from powerplan.mixers import KDA, Attention, Mixer
+from powerplan.mixers import KDA, MLA, Attention, GatedDeltaNet, Mixer
 
 
 def file(name: str, **settings: object) -> Settings:
@@ -47,6 +47,25 @@ def test_layers_of_gemma4_without_sizes_of_their_own() -> None:
     assert [mixers(data | {"per_layer_config": None})[index].head_dim for index in (0, 5)] == [24, 24]
 
 
+def test_head_dims_of_olmo_hybrid() -> None:
+    """Those left out follow from the width: 0.75 hidden_size / heads for keys, and twice that for values."""
+    data = file("olmo_hybrid", hidden_size=48, num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=4)
+    delta = mixers(data)[0]
+    assert isinstance(delta, GatedDeltaNet)
+    assert (delta.heads, delta.head_dim, delta.v_head_dim) == (6, 6, 12)
+    stated = mixers(data | {"linear_key_head_dim": 10, "linear_value_head_dim": 14})[0]
+    assert isinstance(stated, GatedDeltaNet)
+    assert (stated.head_dim, stated.v_head_dim) == (10, 14)
+
+
+def test_head_dim_of_values_in_minicpm3() -> None:
+    data = file("minicpm3", hidden_size=48, num_attention_heads=6, num_hidden_layers=1)
+    for stated, expected in (({}, 8), ({"v_head_dim": None}, 8), ({"v_head_dim": 20}, 20)):
+        (latent,) = mixers(data | stated)
+        assert isinstance(latent, MLA)
+        assert latent.v_head_dim == expected
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -59,6 +78,11 @@ def test_layers_of_gemma4_without_sizes_of_their_own() -> None:
             "zamba2",
             {"num_hidden_layers": 2, "layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [0]},
             "hybrid_layer_ids is [0], and layers_block_type makes it [1]",
+        ),
+        (
+            "longcat_flash",
+            {"qk_head_dim": 64},
+            "qk_head_dim is 64, and qk_nope_head_dim + qk_rope_head_dim makes it 192",
         ),
         ("qwen3_5_moe_text", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported: every layer"),
         ("qwen3_5_moe_text", {"mlp_only_layers": [0]}, "mlp_only_layers [0] is not supported: every layer"),

@@ -100,4 +100,4 @@ def test_one_key(transformers: Any, torch: Any, name: str, form: str) -> None:
                 if not FUZZ:
                     break
     assert not wrong, "\n".join(wrong)
-    assert compared > 5
+    assert compared > 3
