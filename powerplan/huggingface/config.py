@@ -218,6 +218,12 @@ class Config:
         if value:
             raise self.error(f"{name} {shown(value)} is not supported: {because}", name)
 
+    def derived(self, name: str, value: int | list[int], source: str) -> None:
+        """Raise InputError if the file states `name` as another value than the one that follows from `source`."""
+        if self.has(name) and self.data[name] != value:
+            follows = f"{value:,}" if isinstance(value, int) else str(value)
+            raise self.error(f"{name} is {shown(self.data[name])}, and {source} makes it {follows}", name)
+
     def check_divides(self, name: str, value: int, total_name: str, total: int) -> None:
         """Raise InputError, at `name`, unless its value divides that of `total_name`."""
         if total % value:

@@ -34,7 +34,8 @@ def _attention(config: Config, types: Sequence[str], full: Attention, sliding: A
 
 def _layer_inputs(config: Config) -> tuple[tuple[Extra, ...], tuple[Extra, ...]]:
     """Return what the embeddings per layer add to a layer, and to the model: a look-up, a projection, a gate, norms."""
-    width = config.optional_integer("hidden_size_per_layer_input", low=0)
+    key = "hidden_size_per_layer_input"
+    width = config.optional_integer(key, low=0) if key in config.defaults else None
     if not width:
         return (), ()
     total, vocabulary = config.layer_count * width, config.integer("vocab_size_per_layer_input")
@@ -88,6 +89,7 @@ def _widths(config: Config) -> list[int]:
 def gemma4(config: Config, name: str) -> ModelSpec:
     """Gemma 4: full attention in every sixth layer, with head dim and key/value heads of its own; tied.
 
+    Gemma 4 Unified has neither embeddings per layer nor experts, and its files with their keys are refused.
     attention_k_eq_v: in full layers the keys' projection makes the values. enable_moe_block: experts beside the MLP,
     which counts as a shared expert here. The scalar of each layer is a buffer, and not counted.
     """
@@ -120,6 +122,8 @@ def _full(config: Config, types: Sequence[str], sliding: Attention) -> Attention
     kv_heads = config.optional_integer("num_global_key_value_heads")
     if not (k_eq_v or "attention_k_eq_v" not in config.defaults):
         kv_heads = None
+    if "per_layer_config" in config.data and not config.has("per_layer_config"):
+        return replace(sliding, keys_as_values=k_eq_v)  # null means that no layer has sizes of its own
     stated = config.value("per_layer_config")
     if isinstance(stated, dict):
         overrides = [stated[index] for index in stated]
@@ -142,7 +146,8 @@ OVERRIDDEN = {"head_dim", "num_key_value_heads"}
 
 def _experts(config: Config, width: int) -> tuple[MoE | None, int, tuple[Extra, ...]]:
     """Return the experts with the MLP as their shared one, how many norms they add, and their scales."""
-    if not config.boolean("enable_moe_block", False):
+    key = "enable_moe_block"
+    if key not in config.defaults or not config.boolean(key, False):
         return None, 0, ()
     experts = config.integer("num_experts")
     chosen = config.integer("top_k_experts", high=experts)
@@ -161,6 +166,6 @@ WITH_EXPERTS = frozenset({"moe_intermediate_size", "num_experts", "top_k_experts
 FAMILIES: dict[str, Family] = {
     "gemma3n_text": Family(gemma3n, inert=frozenset({"altup_correct_scale"})),
     "gemma4_text": Family(gemma4, inert=WITH_EXPERTS),
-    "gemma4_unified_text": Family(gemma4, inert=WITH_EXPERTS),
+    "gemma4_unified_text": Family(gemma4),
 }
 """Reader by model_type."""

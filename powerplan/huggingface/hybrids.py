@@ -11,6 +11,7 @@ from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.experts import routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR, SLIDING
 from powerplan.mixers import KDA, AnyMixer, Attention, GatedDeltaNet, Lightning, ShortConvolution
+from powerplan.mixers.base import MAX_SIZE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -27,17 +28,13 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
     count = config.layer_count
     linear = config.nested("linear_attn_config")
     types = parts.layer_types(config, _kimi_types(config, linear, count), (FULL, LINEAR))
-    heads, head_dim, width = "num_heads", "head_dim", "short_conv_kernel_size"
-    if linear is None:
-        heads, head_dim, width = "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"
-    source = linear or config
-    dim = source.integer(head_dim, default=128)
+    dim = _kimi_size(config, linear, "linear_head_dim", "head_dim")
     kda = KDA(
-        heads=source.integer(heads, default=32),
+        heads=_kimi_size(config, linear, "linear_num_heads", "num_heads"),
         head_dim=dim,
         gate_rank=dim,
-        conv_size=source.integer(width, default=4, high=1024),
-        full_rank="gate" if source.boolean("use_full_rank_gate", False) else "none",
+        conv_size=_kimi_size(config, linear, "linear_conv_kernel_dim", "short_conv_kernel_size", high=1024),
+        full_rank="gate" if (linear or config).boolean("use_full_rank_gate", False) else "none",
     )
     latent = replace(parts.mla(config), output_gate=config.boolean("mla_use_output_gate", False))
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
@@ -57,6 +54,12 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
     ]
     return parts.assemble(config, name, layers, ties=False)
+
+
+def _kimi_size(config: Config, linear: Config | None, name: str, within: str, high: int = MAX_SIZE) -> int:
+    """Return a size of KDA: `within` linear_attn_config, else the file's `name`, as transformers has it."""
+    size = config.integer(name, high=high)
+    return linear.integer(within, high=high) if linear is not None and linear.has(within) else size
 
 
 def _kimi_types(config: Config, linear: Config | None, count: int) -> list[str]:
@@ -97,6 +100,10 @@ def _qwen_mixers(config: Config) -> list[AnyMixer]:
 def qwen3_next(config: Config, name: str) -> ModelSpec:
     """Qwen3-Next, Qwen3.5 MoE: gated DeltaNet, every fourth layer gated attention; experts with a gated shared one."""
     parts.note_prediction_layers(config, "mtp_num_hidden_layers")
+    if config.family == "qwen3_5_moe_text":  # transformers' code knows no layers without experts
+        config.refuse("mlp_only_layers", "every layer of qwen3_5_moe has experts")
+        if config.integer("decoder_sparse_step", default=1) != 1:
+            config.refuse("decoder_sparse_step", "every layer of qwen3_5_moe has experts")
     return parts.assemble(config, name, parts.qwen_layers(config, _qwen_mixers(config)))
 
 
@@ -113,7 +120,7 @@ def olmo_hybrid(config: Config, name: str) -> ModelSpec:
     keys = config.optional_integer("linear_num_key_heads") or heads
     dim = config.optional_integer("linear_key_head_dim") or int(0.75 * hidden / keys)
     sizes = {"linear_num_key_heads": keys, "linear_num_value_heads": heads, "linear_key_head_dim": dim}
-    config.defaults = {**sizes, "linear_value_head_dim": 2 * dim, **config.defaults}
+    config.defaults = {**config.defaults, **sizes, "linear_value_head_dim": 2 * dim}
     default = [FULL if index % 4 == 3 else LINEAR for index in range(config.layer_count)]
     if FULL not in default:
         default[-1] = FULL
@@ -130,10 +137,12 @@ def bailing_hybrid(config: Config, name: str) -> ModelSpec:
     count, group = config.layer_count, config.integer("layer_group_size")
     default = [LINEAR if (index + 1) % group else FULL for index in range(count)]
     types = parts.layer_types(config, default, (FULL, LINEAR))
+    heads, dim = config.integer("num_attention_heads"), config.integer("head_dim")
+    width = config.integer("short_conv_kernel_size", high=1024)
     kda = KDA(
-        heads=config.integer("num_attention_heads"),
-        head_dim=config.integer("linear_head_dim", "head_dim"),
-        conv_size=config.integer("short_conv_kernel_size", high=1024),
+        heads=config.optional_integer("linear_num_heads") or heads,
+        head_dim=config.optional_integer("linear_head_dim") or dim,
+        conv_size=config.optional_integer("linear_conv_kernel_dim", high=1024) or width,
         full_rank="both",
     )
     latent = replace(parts.mla(config), output_gate="head")
@@ -243,7 +252,7 @@ LATENT = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads", "mla_use_n
 """Keys of files with latent attention that change no count."""
 
 FAMILIES: dict[str, Family] = {
-    "bailing_hybrid": Family(bailing_hybrid, inert=LATENT | {"linear_num_heads", "linear_conv_kernel_dim"}),
+    "bailing_hybrid": Family(bailing_hybrid, inert=LATENT),
     "kimi_linear": Family(kimi_linear, inert=LATENT),
     "lfm2": Family(lfm2),
     "lfm2_moe": Family(lfm2_moe),

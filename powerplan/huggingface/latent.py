@@ -191,6 +191,9 @@ def longcat_flash(config: Config, name: str) -> ModelSpec:
     """
     config.refuse("router_bias", "no published LongCat-Flash has it")
     mixer, mlp = _mla(config), MLP(intermediate_size=config.integer("intermediate_size", "ffn_hidden_size"))
+    config.derived(
+        "qk_head_dim", mixer.qk_nope_head_dim + mixer.qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"
+    )
     experts = config.integer(*ROUTED)
     moe = MoE(
         experts=experts,

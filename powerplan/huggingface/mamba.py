@@ -6,7 +6,7 @@ from powerplan.errors import shown
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
-from powerplan.huggingface.parts import assemble, attention, experts_chosen, note_prediction_layers
+from powerplan.huggingface.parts import assemble, attention, experts_chosen, look_up, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
@@ -196,6 +196,7 @@ def _nemotron_biases(moe: MoE) -> tuple[Extra, ...]:
 
 def _nemotron_mamba(config: Config) -> Mamba2:
     heads, head_dim = config.integer("mamba_num_heads", default=128), config.integer("mamba_head_dim", default=64)
+    look_up(config, "n_groups", "conv_kernel", "use_conv_bias", "chunk_size")  # each has a name that goes before it
     groups = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
     conv_bias = "mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias"
     conv, chunk = config.key("mamba_d_conv", "conv_kernel"), config.key("mamba_chunk_size", "chunk_size")

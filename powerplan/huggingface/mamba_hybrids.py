@@ -17,10 +17,9 @@ REMAPPED = {"mamba": LINEAR, "attention": FULL, "multihead_attention": FULL}
 """Older words for kinds of layers, which transformers still reads."""
 
 
-def _mamba2(config: Config, *, gated_norm: bool = True, bias: bool | None = None) -> Mamba2:
-    """Return Mamba-2 of the keys mamba_n_heads ...; inside it is mamba_d_ssm or mamba_expand times m wide."""
-    hidden = config.integer("hidden_size")
-    inner = config.optional_integer("mamba_d_ssm") or config.multiple("mamba_expand", default=2, of=hidden)
+def _mamba2(config: Config, *, width: int | None = None, gated_norm: bool = True, bias: bool | None = None) -> Mamba2:
+    """Return Mamba-2 of the keys mamba_n_heads ...; inside it is `width` or mamba_expand times m wide."""
+    inner = width or config.multiple("mamba_expand", default=2, of=config.integer("hidden_size"))
     heads, groups = config.integer("mamba_n_heads"), config.integer("mamba_n_groups")
     head_dim = inner // heads if config.value("mamba_d_head") == "auto" else config.integer("mamba_d_head")
     if heads * head_dim != inner:
@@ -79,7 +78,8 @@ def falcon_h1(config: Config, name: str) -> ModelSpec:
     Here that is two layers for one of the file. The first has Mamba-2 alone and no norm, as the two share one.
     """
     biased, projected = config.boolean("mamba_proj_bias", False), config.boolean("projectors_bias", False)
-    mamba = _mamba2(config, gated_norm=config.boolean("mamba_rms_norm", False), bias=False)
+    width = config.optional_integer("mamba_d_ssm")
+    mamba = _mamba2(config, width=width, gated_norm=config.boolean("mamba_rms_norm", False), bias=False)
     extras = []
     if biased:
         inner, state = mamba.inner_size, 2 * mamba.groups * mamba.state_dim
@@ -115,6 +115,7 @@ def _shared_block(config: Config, mlp: MLP, tied: bool) -> Layer:
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     config.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
+    config.derived("attention_hidden_size", 2 * hidden, "hidden_size")
     dim = config.optional_integer("attention_head_dim") or 2 * hidden // heads
     attention = Attention(heads=heads, kv_heads=kv_heads, head_dim=dim)
     half = Extra(name="projections of the first embedding", vectors=(heads + 2 * kv_heads) * dim, matmul=True)
@@ -159,6 +160,8 @@ def zamba2(config: Config, name: str) -> ModelSpec:
     hidden = config.integer("hidden_size")
     default = [LINEAR, *[*[LINEAR] * 5, HYBRID] * 7, *[LINEAR] * 4, HYBRID, *[LINEAR] * 3, HYBRID, *[LINEAR] * 2]
     types = _zamba_types(config, default)
+    hybrid = [index for index, kind in enumerate(types) if kind == HYBRID]
+    config.derived("hybrid_layer_ids", hybrid, "layers_block_type")
     heads, groups = config.integer("n_mamba_heads"), config.integer("mamba_ngroups")
     inner, bias = config.multiple("mamba_expand", default=2, of=hidden), config.boolean("add_bias_linear", False)
     if inner % heads or heads % groups:
@@ -180,16 +183,14 @@ def zamba2(config: Config, name: str) -> ModelSpec:
     return _zamba(config, name, types, Layer(mixer=mixer, norms=1), shared, adapter)
 
 
-ZAMBA2 = frozenset(
-    {"attention_hidden_size", "hybrid_layer_ids", "kv_channels", "mamba_headdim", "num_query_groups", "use_conv_bias"}
-)
+ZAMBA2 = frozenset({"kv_channels", "mamba_headdim", "num_query_groups", "use_conv_bias"})
 """Keys of Zamba 2 that follow from others, and use_conv_bias, which its code does not read."""
 
 FAMILIES: dict[str, Family] = {
     "bamba": Family(bamba),
     "falcon_h1": Family(falcon_h1, inert=frozenset({"mamba_expand"})),
     "granitemoehybrid": Family(granite_hybrid, inert=frozenset({"position_embedding_type"})),
-    "zamba": Family(zamba, inert=frozenset({"attention_hidden_size"})),
+    "zamba": Family(zamba),
     "zamba2": Family(zamba2, inert=ZAMBA2),
 }
 """Reader by model_type."""

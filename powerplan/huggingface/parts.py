@@ -21,14 +21,14 @@ def attention(config: Config, *, whole: bool = True, **fields: Any) -> Attention
     """Return the attention of the config's heads; `fields` are its bias, qk_norm, sinks and output_gate.
 
     There are as many key/value heads as query heads where the file says null, or neither file nor family has a number.
-    head_dim is hidden_size / num_attention_heads where neither has it: a whole number, or one that is rounded down if
-    not `whole`.
+    head_dim is hidden_size / num_attention_heads where neither has it, and where the file says null: a whole number, or
+    one that is rounded down if not `whole`.
     """
     hidden = config.integer("hidden_size", "n_embd")
     heads = config.integer("num_attention_heads", "n_head")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     config.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    head_dim = config.optional_integer("head_dim") or config.default("head_dim")
+    head_dim = config.optional_integer("head_dim")
     if head_dim is None:
         if hidden % heads and (whole or hidden < heads):
             key = "hidden_size" if config.has("hidden_size") else "n_embd"
@@ -144,7 +144,10 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
     Qwen 2 and Qwen3-Next also a shared one, with a gate.
     """
     experts = config.integer("num_experts", "num_local_experts", low=0)
+    has_shared = config.family in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next")
     look_up(config, "moe_intermediate_size", "num_experts_per_tok")
+    if has_shared:
+        look_up(config, "shared_expert_intermediate_size")
     dense_layers = set(config.integers("mlp_only_layers"))
     step = config.integer("decoder_sparse_step", default=1)
     layers = []
@@ -153,7 +156,6 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
         if index in dense_layers or experts == 0 or (index + 1) % step:
             ffn = MLP(intermediate_size=config.integer("intermediate_size"))
         else:
-            has_shared = config.family in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next")
             shared = config.integer("shared_expert_intermediate_size") if has_shared else 0
             ffn = MoE(
                 intermediate_size=config.integer("moe_intermediate_size"),

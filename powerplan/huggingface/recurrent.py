@@ -16,6 +16,11 @@ def xlstm(config: Config, name: str) -> ModelSpec:
     """xLSTM 7B: mLSTM and a gated MLP in every layer. Its dims are factors of the width, the MLP's rounded up to 64."""
     config.word("weight_mode", ("single", "fused"))
     hidden, heads = config.integer("hidden_size", "embedding_dim"), config.integer("num_heads")
+    config.derived("embedding_dim", hidden, "hidden_size")
+    if not config.boolean("add_out_norm", True):
+        raise config.error(
+            "add_out_norm false is not supported: transformers' xlstm always has that norm", "add_out_norm"
+        )
     bias = config.boolean("use_bias", False)
     dims = [
         int(hidden * _factor(config, key, default)) for key, default in (("qk_dim_factor", 0.5), ("v_dim_factor", 1.0))
@@ -34,9 +39,9 @@ def xlstm(config: Config, name: str) -> ModelSpec:
     width = -(-int(hidden * _factor(config, "ffn_proj_factor", 2.667)) // multiple) * multiple
     extras = (Extra(name="biases of the norms", vectors=2),) if bias else ()
     layer = Layer(mixer=mixer, ffn=MLP(intermediate_size=width, bias=bias), extras=extras)
-    norm = Norm(final=config.boolean("add_out_norm", True))
     count = config.integer("num_hidden_layers", "num_blocks", high=parts.MAX_CONFIG_LAYERS)
-    spec = parts.assemble(config, name, [layer] * count, ties=False, norm=norm)
+    config.derived("num_blocks", count, "num_hidden_layers")
+    spec = parts.assemble(config, name, [layer] * count, ties=False)
     return replace(spec, hidden_size=hidden)
 
 
@@ -58,7 +63,7 @@ def recurrent_gemma(config: Config, name: str) -> ModelSpec:
     softmax = parts.attention(config, bias=True if config.boolean("attention_bias", False) else "output")
     kinds: dict[str, AnyMixer] = {
         "recurrent": RGLRU(heads=heads, head_dim=width // heads, conv_size=config.integer("conv1d_width", high=1024)),
-        "attention": replace(softmax, head_dim=hidden // heads, v_head_dim=hidden // heads, window=window),
+        "attention": replace(softmax, window=window),
     }
     types = config.strings("block_types") or config.strings("_block_types") or ["recurrent", "recurrent", "attention"]
     if not types or set(types) - set(kinds):
@@ -85,9 +90,9 @@ def rwkv(config: Config, name: str) -> ModelSpec:
 
 FAMILIES: dict[str, Family] = {
     "recurrent_gemma": Family(
-        recurrent_gemma, inert=frozenset({"final_w_init_variance_scale", "head_dim", "query_pre_attn_scalar"})
+        recurrent_gemma, inert=frozenset({"final_w_init_variance_scale", "query_pre_attn_scalar"})
     ),
     "rwkv": Family(rwkv),
-    "xlstm": Family(xlstm, inert=frozenset({"num_blocks", "embedding_dim"})),
+    "xlstm": Family(xlstm),
 }
 """Reader by model_type."""

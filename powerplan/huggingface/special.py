@@ -64,7 +64,7 @@ def doge(config: Config, name: str) -> ModelSpec:
 def latent(config: Config, name: str) -> ModelSpec:
     """MiniCPM 3 and Youtu: latent attention and dense MLPs; v_head_dim is that of plain heads where left out."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    config.defaults = {"v_head_dim": hidden // heads, **config.defaults}
+    config.defaults = {**config.defaults, "v_head_dim": config.default("v_head_dim") or hidden // heads}
     mlp = MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
     layer = Layer(mixer=parts.mla(config), ffn=mlp)
     return parts.assemble(config, name, [layer] * config.layer_count)
