@@ -14,6 +14,7 @@ from powerplan.cli import options, say
 def wsfr(
     model: options.Model,
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k.")] = "1k,8k,64k,1M",
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
@@ -32,7 +33,7 @@ def wsfr(
         raise powerplan.InputError(problem, "--format csv")
     convention = options.convention(form, causal, exclude)
     answer = powerplan.wsfr(
-        model,
+        options.as_family(model, like),
         ctx,
         mixer=mixer,
         by=by,
@@ -49,6 +50,7 @@ def wsfr(
 def compare(
     models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
@@ -65,7 +67,7 @@ def compare(
         raise powerplan.InputError(problem, "MODEL")
     convention = options.convention(form, causal, exclude)
     answer = powerplan.compare(
-        models,
+        [options.as_family(model, like) for model in models],
         ctx,
         mixer=mixer,
         convention=convention,
@@ -87,6 +89,7 @@ def budget(
     mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
     batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimiser step, such as 512k (=524288).")] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     form: options.FormOption = "recurrent",
@@ -100,7 +103,7 @@ def budget(
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
     answer = powerplan.budget(
-        model,
+        options.as_family(model, like),
         ctx,
         flops=flops,
         tokens=tokens,
@@ -129,6 +132,7 @@ def decode(
     twin: Annotated[
         Twin | None, options.choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
     ] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     dtype: options.DtypeOption = "bf16",
     weights_dtype: options.WeightsDtypeOption = None,
@@ -138,7 +142,7 @@ def decode(
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
     answer = powerplan.decode(
-        models,
+        [options.as_family(model, like) for model in models],
         ctx,
         batch=batch,
         gpu=gpu,

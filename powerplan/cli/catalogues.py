@@ -9,7 +9,7 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, device_names, name_argument
+from powerplan.cli.options import FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
 from powerplan.errors import InputError
 
 
@@ -17,6 +17,7 @@ def models(
     model: Annotated[
         str | None, name_argument("One model, as for wsfr; without it the table of all built-in models.", "[MODEL]")
     ] = None,
+    like: LikeOption = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
     families: Annotated[
@@ -46,7 +47,7 @@ def models(
         return
     if yaml and output != "table":
         raise InputError("--yaml is a format itself; leave --format out")
-    loaded = read_model(model, mixer)
+    loaded = read_model(as_family(model, like), mixer)
     spec = loaded.spec
     for note in loaded.notes:
         say.note(note)

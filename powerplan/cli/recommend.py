@@ -45,6 +45,7 @@ def recommend(
     solve: Annotated[
         Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
@@ -104,7 +105,7 @@ def recommend(
         if given:
             raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
         solved = solve_for(
-            model,
+            options.as_family(model, like),
             solve,
             contexts[0],
             target=target,
@@ -121,7 +122,7 @@ def recommend(
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
     with at_work("comparing candidates"):
         answer = powerplan.recommend(
-            model,
+            options.as_family(model, like),
             contexts,
             max_state=max_state,
             max_decode_bytes=max_decode_bytes,

@@ -86,11 +86,13 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     if inner is not None:
         problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
         raise outer.error(f"{problem}{_nearest(inner)}", "model_type")
-    hint = did_you_mean(family, supported_families()) or _nearest(document.data) + ";"
+    hint = did_you_mean(family, supported_families(), cutoff=NEAR_SPELLING) or _nearest(document.data) + ";"
     raise outer.error(f"model_type {shown(family)} is not supported{hint} {LISTED}", "model_type")
 
 
 LISTED = "powerplan models --families lists what is"
+NEAR_SPELLING = 0.75
+"""How alike a model_type must be to one that is meant: of so many, most words are a little like one."""
 
 
 def _nearest(data: dict[str, Any]) -> str:
@@ -101,8 +103,8 @@ def _nearest(data: dict[str, Any]) -> str:
 def _read_like(document: Document, like: str) -> tuple[Config, Family]:
     """Return the config, or the text_config in it, to be read as the family `like`."""
     if like not in FAMILIES:
-        problem = f"{shown(like)} is not a family that is read{did_you_mean(like, FAMILIES)}"
-        raise InputError(f"{problem}; powerplan models --families lists them", parameter("like"))
+        hint = did_you_mean(like, FAMILIES) or ";"
+        raise InputError(f"{shown(like)} is not a family that is read{hint} {LISTED}", parameter("like"))
     inner = isinstance(document.data.get("text_config"), dict)
     config = Config(document, ("text_config",) if inner else (), {"model_type": like})
     config.note(f"read like {like}, as --like says")

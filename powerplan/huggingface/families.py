@@ -58,6 +58,9 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"), "it has several residual streams and looks up n-grams, which is not counted"
     ),
+    "beam": "its gates and windows are not read",
+    "gemma4_assistant": "it drafts for another model, and reads the keys and values of that one",
+    "gemma4_unified_assistant": "it drafts for another model, and reads the keys and values of that one",
     "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
     "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
