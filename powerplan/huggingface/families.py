@@ -60,7 +60,6 @@ REFUSED: dict[str, str] = {
     ),
     "beam": "its gates and windows are not read",
     "gemma4_assistant": "it drafts for another model, and reads the keys and values of that one",
-    "gemma4_unified_assistant": "it drafts for another model, and reads the keys and values of that one",
     "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
     "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
