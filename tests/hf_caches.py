@@ -106,7 +106,7 @@ def run(transformers: Any, torch: Any, model: Any) -> tuple[list[Kept], list[Any
         given = given or {name: first[name] for name in names if first.get(name) is not None}
         if model.config.model_type not in UNCACHED:
             model(following, use_cache=True, **given)
-    cache = next(iter(given.values()), [])
+    cache: Any = next(iter(given.values()), [])
     weights = [entry[0] for entry in first.get("attentions") or () if entry is not None and entry.dim() == 4]
     weights = [entry for entry in weights if entry.shape[1:] == (PROMPT, PROMPT)]
     if in_modules:

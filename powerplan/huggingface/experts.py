@@ -234,8 +234,6 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
 
 def gpt_oss(config: Config, name: str) -> ModelSpec:
     """gpt-oss: windows in every other layer from the first on, sinks, biases on projections, experts and router."""
-    if "head_dim" in config.data:  # null means hidden_size / num_attention_heads, and not the family's default
-        config.defaults = {key: value for key, value in config.defaults.items() if key != "head_dim"}
     windows, bias = parts.alternating_windows(config, period=2), config.boolean("attention_bias", True)
     mixers = parts.attention_layers(config, windows, bias=bias, sinks=True)
     moe = parts.local_experts(config, bias=True)

@@ -37,7 +37,7 @@ def mixers_by_cache(spec: ModelSpec, kept: list[Kept]) -> list[list[Mixer]]:
     A layer that keeps keys as well as a recurrent state is two layers here; a layer without a mixer keeps nothing.
     """
     mixers = [layer.mixer for group in spec.layers for layer in group.period * group.repeat]
-    present = [[mixer] for mixer in mixers if mixer is not None]
+    present: list[list[Mixer]] = [[mixer] for mixer in mixers if mixer is not None]
     if len(present) == len(kept):
         return present
     if len(mixers) == len(kept):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hf_decoders import Settings, mixers_by_layer
 from hf_files import default_file, read
 
 from powerplan.errors import InputError
-from powerplan.mixers import KDA, MLA, Attention, GatedDeltaNet, Mixer
+from powerplan.mixers import KDA, MLA, Attention, GatedDeltaNet
 
 
 def file(name: str, **settings: object) -> Settings:
     return default_file(name) | settings
 
 
-def mixers(data: Settings) -> list[Mixer]:
+def mixers(data: Settings) -> list[Any]:
+    """Return the mixers of a file by layer."""
     return mixers_by_layer(read(data)[0])
 
 

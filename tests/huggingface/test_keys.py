@@ -14,6 +14,7 @@ from hf_files import default_file, read
 from powerplan import huggingface
 from powerplan.errors import InputError
 from powerplan.huggingface import FAMILIES
+from powerplan.huggingface.audit import audit
 from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.defaults import tables
 from powerplan.huggingface.inert import INERT
@@ -47,7 +48,6 @@ def looked_up(config: Config) -> Iterator[str]:
 def foreign_keys(name: str, file: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelSpec, list[str]]:
     """Return the spec of a file, and the keys of other families that its own neither has nor reads."""
     seen: list[Config] = []
-    audit = huggingface.audit
 
     def spy(config: Config, family: Family, *, refuse: bool) -> None:
         seen.append(config)
@@ -71,7 +71,8 @@ def test_keys_of_other_families(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         (note,) = (note for note in notes if note.startswith(f"not known for {name}, and not counted: "))
         assert note.partition(": ")[2].split(", ") == remarked
         assert counted == spec
-    for nothing in (None, 0, "", []):
+    nothings: list[Any] = [None, 0, "", []]
+    for nothing in nothings:
         assert read(file | dict.fromkeys(foreign, nothing))[0] == spec
 
     values: list[Any] = [7, True, [1, 2], {"size": 7}]
