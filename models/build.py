@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from powerplan.errors import InputError
@@ -45,7 +46,10 @@ def build_layer(
     """
     if isinstance(layer, int):
         layer = _layer_at(spec, layer)
+    if layer.tied or layer.extras:
+        raise InputError("layers that are tied or have extras are not built")
     factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+    norm = spec.norm if layer.norms is None else replace(spec.norm, per_layer=layer.norms)
     hidden_size, rope = spec.hidden_size, spec.position_embeddings is None
     mixer = None
     if layer.mixer is not None:
@@ -54,8 +58,10 @@ def build_layer(
     if isinstance(layer.ffn, MLP):
         ffn = DenseMLP(layer.ffn, hidden_size, **factory_kwargs)
     elif layer.ffn is not None:
+        if layer.ffn.latent_size or layer.ffn.zero_experts:
+            raise InputError("experts with latent_size or zero_experts are not built")
         ffn = MixtureOfExperts(layer.ffn, hidden_size, **factory_kwargs)
-    return ResidualLayer(mixer, ffn, spec.norm, hidden_size, **factory_kwargs)
+    return ResidualLayer(mixer, ffn, norm, hidden_size, **factory_kwargs)
 
 
 def build_model(
@@ -82,6 +88,8 @@ def build_model(
     Raises:
         InputError: A layer cannot be built, as in `build_layer`.
     """
+    if spec.extras:
+        raise InputError(f"{spec.name} has extras ({spec.extras[0].name}), which are not built")
     factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
     layer_at = {position: use.layer for use in spec.layer_uses() for span in use.positions for position in span}
     layers = [

@@ -6,25 +6,18 @@ over a sequence of t tokens from an empty state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 
-from powerplan.errors import InputError
-from powerplan.mixers.base import Mixer
+from powerplan.dtypes import Dtypes, dtypes_of
+from powerplan.mixers.base import Block, Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
+from powerplan.quantization import PartName, WeightFormats
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT, context_of
-
-DTYPE_BYTES = {
-    "fp32": Fraction(4),
-    "bf16": Fraction(2),
-    "fp16": Fraction(2),
-    "fp8": Fraction(1),
-    "int4": Fraction(1, 2),
-}
-"""Bytes per element of weights and of the key/value cache. Recurrent state is fp32 whatever is chosen."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +63,9 @@ class Row:
     state_elements: int
     """Elements of one sequence's state at the end of the context: key/value cache and recurrent state."""
     state_bytes: Fraction
-    """Bytes of that state; recurrent state is fp32."""
+    """Bytes of that state, in the dtypes of the cache and of the recurrent state."""
     decode_weight_bytes_per_token: Fraction
-    """Bytes of weights that are read to decode one token at batch 1."""
+    """Bytes of weights that are read to decode one token at batch 1, as the dtypes and the quantization store them."""
     decode_state_bytes_per_token: Fraction
     """Bytes of state that are read and written to decode one token at batch 1."""
 
@@ -101,6 +94,7 @@ class Accounting:
         self.convention = convention or Convention()
         self.uses = spec.layer_uses()
         self._balanced: dict[Fraction, int | None] = {}
+        self._beyond: dict[tuple[Dtypes, bool], Fraction] = {}
 
     @cached_property
     def total_parameters(self) -> Parameters:
@@ -112,17 +106,29 @@ class Accounting:
         """The parameters that one token touches: experts that are not chosen are left out."""
         return self._parameters(idle=False)
 
-    def _parameters(self, idle: bool) -> Parameters:
+    @cached_property
+    def parameters_read(self) -> int:
+        """The parameters that decoding one token at batch 1 reads: tied layers read theirs again, and a look-up little.
+
+        The input embedding and learned positions are left out, the LM head is not.
+        """
+        return self._parameters(idle=False, again=True).without_input_embedding
+
+    def _parameters(self, idle: bool, again: bool = False) -> Parameters:
+        """Return the parameters, with those of experts that are `idle`, and with tied layers counted `again`."""
         spec = self.spec
         body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
+        own = [extra for extra in spec.extras if not extra.lookup]
+        body += _integer(total(_stored_terms(own, spec.hidden_size, idle)))
         for use in self.uses:
-            terms = list(spec.norm_terms())
-            for block in use.layer.blocks:
-                terms += (*block.matmul_terms(spec.hidden_size), *block.other_terms(spec.hidden_size))
-                terms += block.idle_terms(spec.hidden_size) if idle else ()
+            if use.layer.tied and not again:
+                continue
+            terms = (*spec.norm_terms(use.layer), *_stored_terms(use.layer.blocks, spec.hidden_size, idle))
             body += _integer(total(terms)) * use.count
         head = _integer(total(spec.head_terms()))
-        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms())))
+        lookups = [extra for extra in spec.extras if extra.lookup]
+        rows = _stored_terms(lookups, spec.hidden_size, idle)
+        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms(), *rows)))
         return Parameters(
             with_embeddings=body + tables + (0 if spec.tie_embeddings else head),
             without_input_embedding=body + head,
@@ -154,10 +160,15 @@ class Accounting:
 
     def layers(self, context: int | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
-        parts: dict[LayerUse | None, list[Component]] = {}
+        parts: dict[LayerUse | str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
-            parts.setdefault(part.use, []).append(part)
-        return [Component.sum_of(use.layer.describe() if use else own[0].name, use, own) for use, own in parts.items()]
+            parts.setdefault(part.use or part.name, []).append(part)
+        return [
+            Component.sum_of(use, None, own)
+            if isinstance(use, str)
+            else Component.sum_of(use.layer.describe(), use, own)
+            for use, own in parts.items()
+        ]
 
     def _weight_components(self) -> list[Component]:
         parts = [
@@ -166,8 +177,9 @@ class Accounting:
             for block in use.layer.blocks
             for term in block.matmul_terms(self.spec.hidden_size)
         ]
-        head = self.spec.head_terms() if self.convention.lm_head else ()
-        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in head]
+        whole = [term for extra in self.spec.extras for term in extra.matmul_terms(self.spec.hidden_size)]
+        whole += self.spec.head_terms() if self.convention.lm_head else ()
+        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in whole]
 
     def _state_components(self, context: int | str) -> list[Component]:
         tokens = context_of(context)
@@ -178,18 +190,19 @@ class Accounting:
             for term in use.layer.mixer.state_flops_terms(tokens, self.convention)
         ]
 
-    def row(self, context: int | str, dtype: str = "bf16") -> Row:
+    def row(self, context: int | str, dtypes: Dtypes | str = "bf16") -> Row:
         """Return the model's numbers at one context.
 
         Args:
             context: 1 to 2^50 tokens, as 131072 or "128k".
-            dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+            dtypes: the number formats of weights, key/value cache and recurrent state; or one word, fp32, bf16, fp16,
+                fp8 or int4, for weights and cache beside recurrent state in fp32.
 
         Returns:
             FLOPs per token, elements and bytes of the state per sequence, and bytes per decoded token at batch 1.
 
         Raises:
-            InputError: the context is none or out of range, or the dtype is unknown.
+            InputError: the context is none or out of range, or a dtype is unknown.
 
         Example:
             >>> from powerplan.load import catalogue_spec
@@ -197,22 +210,81 @@ class Accounting:
             >>> row.context, float(row.wsfr)
             (65536, 0.20452695932577525)
         """
-        if dtype not in DTYPE_BYTES:
-            raise InputError(f"dtype must be {', '.join(DTYPE_BYTES)}, and is {dtype!r}")
-        context = context_of(context)
-        width = DTYPE_BYTES[dtype]
+        dtypes, context = dtypes_of(dtypes), context_of(context)
+        cache, state = dtypes.cache_bytes, dtypes.state_bytes
         mixers = self.spec.mixer_counts()
         return Row(
             context=context,
             weight_flops_per_token=self.weight_flops_per_token,
             state_flops_per_token=self.state_flops_per_token(context),
             state_elements=sum(mixer.state_size(context).elements * count for mixer, count in mixers),
-            state_bytes=sum((mixer.state_bytes(context, width) * count for mixer, count in mixers), Fraction(0)),
-            decode_weight_bytes_per_token=self.active_parameters.without_input_embedding * width,
+            state_bytes=sum((mixer.state_bytes(context, cache, state) * count for mixer, count in mixers), Fraction(0)),
+            decode_weight_bytes_per_token=self.read_bytes(dtypes),
             decode_state_bytes_per_token=sum(
-                (mixer.decode_bytes(context, width) * count for mixer, count in mixers), Fraction(0)
+                (mixer.decode_bytes(context, cache, state) * count for mixer, count in mixers), Fraction(0)
             ),
         )
+
+    def stored_bytes(self, dtypes: Dtypes) -> Fraction:
+        """Return the bytes of all weights, all experts among them; those of tied layers once."""
+        wide = self.total_parameters.with_embeddings * dtypes.weight_bytes
+        return wide + self._bytes_beyond(dtypes, stored=True)
+
+    def read_bytes(self, dtypes: Dtypes) -> Fraction:
+        """Return the bytes of weights that are read to decode one token: no input embedding, no idle experts.
+
+        Tied layers read theirs again.
+        """
+        return self.parameters_read * dtypes.weight_bytes + self._bytes_beyond(dtypes, stored=False)
+
+    def idle_bytes(self, use: LayerUse, dtypes: Dtypes) -> Fraction:
+        """Return the bytes of the experts in layers of one kind that a token does not choose."""
+        ffn = use.layer.ffn
+        if ffn is None:
+            return Fraction(0)
+        wide = total(ffn.idle_terms(self.spec.hidden_size)) * use.count * dtypes.weight_bytes
+        every, read = (self._block_beyond(ffn, chain(*use.positions), dtypes, idle) for idle in (True, False))
+        return wide + every - read
+
+    def block_bytes(self, block: Block, dtypes: Dtypes) -> Fraction:
+        """Return the bytes of a block's weights in one layer: their mean over layers, where rules tell layers apart."""
+        hidden, quantization = self.spec.hidden_size, self.spec.quantization
+        alike = quantization is None or all(rule.in_layers is None for rule in quantization.rules)
+        layers = range(1 if alike else self.spec.layer_count)
+        wide = total(_stored_terms([block], hidden, idle=True)) * dtypes.weight_bytes
+        return wide + self._block_beyond(block, layers, dtypes, idle=True) / len(layers)
+
+    @cached_property
+    def _formats(self) -> WeightFormats | None:
+        quantization = self.spec.quantization
+        return None if quantization is None else WeightFormats(quantization)
+
+    def _bytes_beyond(self, dtypes: Dtypes, stored: bool) -> Fraction:
+        """Return the bytes that quantized weights have beyond those of `dtypes`, mostly below 0.
+
+        stored: of all weights, those of tied layers once; else of those that decoding one token reads.
+        """
+        if (dtypes, stored) not in self._beyond:
+            uses = [use for use in self.uses if not (stored and use.layer.tied)]
+            blocks = [(block, use) for use in uses for block in use.layer.blocks]
+            beyond = (self._block_beyond(block, chain(*use.positions), dtypes, stored) for block, use in blocks)
+            self._beyond[dtypes, stored] = sum(beyond, self.tables_beyond(dtypes, stored))
+        return self._beyond[dtypes, stored]
+
+    def tables_beyond(self, dtypes: Dtypes, stored: bool) -> Fraction:
+        """Return the same for the LM head, and for the input embedding where it is `stored` or is the LM head."""
+        spec, wide = self.spec, 8 * dtypes.weight_bytes
+        if self._formats is None or dtypes.weights_dtype is not None:
+            return Fraction(0)
+        tables: list[PartName] = ["embedding"] if stored or spec.tie_embeddings else []
+        tables += [] if spec.tie_embeddings else ["lm_head"]
+        sizes = spec.vocab_size, spec.hidden_size
+        return sum((self._formats.table_bits_beyond(table, *sizes, wide) for table in tables), Fraction(0)) / 8
+
+    def _block_beyond(self, block: Block, layers: Iterable[int], dtypes: Dtypes, idle: bool) -> Fraction:
+        if self._formats is None or dtypes.weights_dtype is not None:
+            return Fraction(0)
+        return self._formats.bits_beyond(block, self.spec.hidden_size, 8 * dtypes.weight_bytes, layers, idle) / 8
 
     @cached_property
     def grows_with_context(self) -> bool:
@@ -234,6 +306,12 @@ class Accounting:
             limit = self.weight_flops_per_token / target
             self._balanced[target] = last_at_most(limit, self.state_flops_per_token, MAX_CONTEXT)
         return self._balanced[target]
+
+
+def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[Term]:
+    for block in blocks:
+        yield from (*block.matmul_terms(hidden), *block.other_terms(hidden))
+        yield from block.idle_terms(hidden) if idle else ()
 
 
 def last_at_most(limit: Rational, value: Callable[[int], Rational], highest: int) -> int | None:
@@ -294,13 +372,18 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
         for block in use.layer.blocks:
             add(scope, weights, 2, block.matmul_terms(hidden), use.count, block.source)
-            add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
-            add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
+            if not use.layer.tied:
+                add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
+                add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
             if isinstance(block, Mixer):
                 add(scope, "state elements", 1, block.state_terms(context), use.count, block.source)
                 flops = block.state_flops_terms(context, convention)
                 add(scope, "state FLOPs per token", 1, flops, use.count, block.source)
-        add(scope, parameters, 1, spec.norm_terms(), use.count)
+        if not use.layer.tied:
+            add(scope, parameters, 1, spec.norm_terms(use.layer), use.count)
+    for extra in spec.extras:
+        add("model", weights, 2, extra.matmul_terms(hidden), source=extra.source)
+        add("model", parameters, 1, extra.other_terms(hidden), source=extra.source)
     for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
         add("model", parameters, 1, terms)
     if convention.lm_head:

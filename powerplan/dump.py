@@ -10,6 +10,7 @@ import yaml
 from powerplan.documents import plain_scalar
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers.base import Block, Part
+from powerplan.quantization import Rule
 from powerplan.spec import Layer, ModelSpec
 
 
@@ -49,6 +50,11 @@ def spec_to_yaml(spec: ModelSpec) -> str:
     if spec.position_embeddings is not None:
         data["position_embeddings"] = spec.position_embeddings
     data["norm"] = _line(spec.norm, always=("kind", "per_layer"))
+    if spec.extras:
+        data["extras"] = [_line(extra, always=()) for extra in spec.extras]
+    if spec.quantization is not None:
+        rules = [_rule(rule) for rule in spec.quantization.rules]
+        data["quantization"] = {"method": spec.quantization.method, "rules": rules}
     data["layers"] = [
         {"repeat": group.repeat}
         | ({"pattern": [_layer(layer) for layer in group.pattern]} if group.pattern else _layer(group.period[0]))
@@ -58,7 +64,12 @@ def spec_to_yaml(spec: ModelSpec) -> str:
 
 
 def _layer(layer: Layer) -> dict[str, Any]:
-    return {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
+    data: dict[str, Any] = {}
+    data |= {key: _block(block) for key, block in (("mixer", layer.mixer), ("ffn", layer.ffn)) if block is not None}
+    data |= {"extras": [_line(extra, always=()) for extra in layer.extras]} if layer.extras else {}
+    data |= {"norms": layer.norms} if layer.norms is not None else {}
+    data |= {"tied": True} if layer.tied else {}
+    return data
 
 
 def _block(block: Block) -> _Line:
@@ -68,6 +79,11 @@ def _block(block: Block) -> _Line:
             line.pop(name, None)
     first = {"kind": block.kind} | ({"p": line["p"]} if "p" in line else {})
     return _Line(first | line)
+
+
+def _rule(rule: Rule) -> _Line:
+    line = _line(rule, always=())
+    return _Line((name, list(value) if isinstance(value, tuple) else value) for name, value in line.items())
 
 
 def _line(part: Part, always: tuple[str, ...]) -> _Line:

@@ -24,6 +24,12 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     def matmul_formulas(self) -> Formulas:
         return (("mlp", "3*m*f" if self.gated else "2*m*f"),)
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("mlp", "2" if self.gated else "1", "f", "m"), ("mlp", "1", "m", "f")
+
+    def part_of(self, component: str) -> str:
+        return "mlp"
+
     def other_formulas(self) -> Formulas:
         biases = "2*f + m" if self.gated else "f + m"
         return (("biases", biases if self.bias else ""),)
@@ -35,11 +41,14 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared experts 3ms (2ms plain), and
     m for a `shared_gate`. The other E - a experts are stored and not used by the token.
     bias: on every routed expert. router_bias: E parameters.
+    latent_size: routed experts work on a projection to l features and are projected back (2ml), with l in place of m.
+    zero_experts: Z more choices of the router that compute nothing (LongCat); `top_k` stands for the most that a token
+    can use, as no more than that many of its choices are experts.
     """
 
     source = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
-    letters = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size"
-    rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size")
+    letters = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size l=latent_size Z=zero_experts"
+    rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size", "latent_size")
 
     experts: Size
     top_k: Size
@@ -49,6 +58,8 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     bias: bool = False
     router_bias: bool = False
     shared_gate: bool = False
+    latent_size: Size | None = None
+    zero_experts: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)] = 0
 
     def check(self) -> None:
         if self.top_k > self.experts:
@@ -58,21 +69,56 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
 
     def matmul_formulas(self) -> Formulas:
         return (
-            ("router", "m*E"),
-            ("active experts", "a*3*m*f" if self.gated else "a*2*m*f"),
+            ("router", "m*(E + Z)" if self.zero_experts else "m*E"),
+            ("latent projections", "2*m*l" if self.latent_size else ""),
+            ("active experts", f"a*{self._matrices}"),
             ("shared experts", ("3*m*s" if self.gated else "2*m*s") if self.shared_intermediate_size else ""),
             ("shared experts", "m" if self.shared_gate else ""),
         )
 
     def other_formulas(self) -> Formulas:
-        biases = "a*(2*f + m)" if self.gated else "a*(f + m)"
-        return (("biases", "E" if self.router_bias else ""), ("biases", biases if self.bias else ""))
+        router = "E + Z" if self.zero_experts else "E"
+        return (
+            ("biases", router if self.router_bias else ""),
+            ("biases", f"a*({self._biases})" if self.bias else ""),
+        )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        experts, into, width = "E" if idle else "a", "2" if self.gated else "1", self._width
+        return (
+            ("router", "1", "E + Z", "m"),
+            ("latent projections", "1" if self.latent_size else "0", "l", "m"),
+            ("latent projections", "1" if self.latent_size else "0", "m", "l"),
+            ("active experts", f"{into}*{experts}", "f", width),
+            ("active experts", experts, width, "f"),
+            ("shared experts", into, "s", "m"),
+            ("shared experts", "1", "m", "s"),
+            ("shared gate", "1" if self.shared_gate else "0", "1", "m"),
+        )
+
+    def part_of(self, component: str) -> str:
+        shared = "shared_experts"  # Every token uses the latent projections too, and no list of experts names them.
+        parts = {"active experts": "experts", "shared experts": shared, "latent projections": shared}
+        return parts.get(component, "router")
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
-        per_expert = "3*m*f" if self.gated else "2*m*f"
-        if self.bias:
-            per_expert += " + 2*f + m" if self.gated else " + f + m"
+        per_expert = f"{self._matrices} + {self._biases}" if self.bias else self._matrices
         return self.terms((("idle experts", f"(E - a)*({per_expert})"),), m=hidden)
+
+    @property
+    def _matrices(self) -> str:
+        """The weights of one routed expert."""
+        return f"{3 if self.gated else 2}*{self._width}*f"
+
+    @property
+    def _biases(self) -> str:
+        """The biases of one routed expert."""
+        return f"{'2*f' if self.gated else 'f'} + {self._width}"
+
+    @property
+    def _width(self) -> str:
+        """The letter of the width that routed experts work on."""
+        return "l" if self.latent_size else "m"
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"

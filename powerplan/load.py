@@ -9,12 +9,12 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from powerplan.documents import Document, parse_json, parse_yaml, read_text
+from powerplan.documents import Document, parse_json, parse_yaml
 from powerplan.errors import InputError, did_you_mean, one_line, parameter, shown
+from powerplan.lookalikes import folder_hint, refuse_by_keys, refuse_by_name
 from powerplan.spec import ModelSpec
+from powerplan.textfiles import YAML_SUFFIXES, is_json, read_text
 from powerplan.validation import validate
-
-YAML_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
 
-def load_model(model: str | Path) -> LoadedModel:
+def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
     """Read a model.
 
     Args:
         model: the path of a powerplan YAML, of a config.json or of the folder that holds it; or a catalogue name or
             alias. A file that exists is preferred to a name.
+        like: for a config.json, the family to read it as, by its model_type, such as "llama"; its own where left out.
 
     Raises:
         InputError: the model is not known, cannot be read, or is wrong in itself.
@@ -42,13 +43,15 @@ def load_model(model: str | Path) -> LoadedModel:
     path, name = Path(text), find_name(text)
     file = model_file(text)
     if file is not None:
-        loaded = load_file(file)
+        loaded = load_file(file, like)
         if name is None or file != path:
             return loaded
         note = f"read the file {text}; there is also a catalogue model of this name"
         return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes))
     if stat.S_ISDIR(_mode(path)) and name is None:
-        raise InputError("is a folder without a config.json that can be read", str(path))
+        raise InputError(f"is a folder without a config.json that can be read{folder_hint(path)}", str(path))
+    if name is not None and like is not None:
+        raise InputError(f"is for a config.json, and {name} is a catalogue model", parameter("like"))
     if name is not None:
         return LoadedModel(catalogue_spec(name), f"catalogue: {name}")
     if path.suffix.lower() in (*YAML_SUFFIXES, ".json"):
@@ -76,21 +79,29 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def load_file(path: Path) -> LoadedModel:
+def load_file(path: Path, like: str | None = None) -> LoadedModel:
     """Read a file: a Hugging Face config if its suffix is .json or it begins like an object, else a powerplan YAML."""
+    refuse_by_name(path)
     document_text = read_text(path)
-    looks_like_json = re.match(r'\s*\{\s*"', document_text) is not None
-    if path.suffix.lower() == ".json" or (looks_like_json and path.suffix.lower() not in YAML_SUFFIXES):
-        return _from_huggingface(parse_json(document_text, str(path)), path)
+    if is_json(path, document_text):
+        document = parse_json(document_text, str(path))
+        refuse_by_keys(document)
+        return _from_huggingface(document, path, like)
+    if like is not None:
+        raise InputError(f"is for a config.json, and {path} is a powerplan YAML", parameter("like"))
     return LoadedModel(validate(parse_yaml(document_text, str(path))), str(path))
 
 
-def _from_huggingface(document: Document, path: Path) -> LoadedModel:
+def _from_huggingface(document: Document, path: Path, like: str | None) -> LoadedModel:
     from powerplan.huggingface import read_config
 
     parent = path.resolve().parent.name
     fallback = parent if path.name == "config.json" and parent else path.stem
-    spec, notes = read_config(document, fallback_name=one_line(fallback))
+    spec, notes = read_config(document, one_line(fallback), like)
+    if like is not None:
+        from powerplan.huggingface.meta import meta_note  # torch is imported where transformers builds the model.
+
+        notes = (*notes, *meta_note(document, spec))
     return LoadedModel(spec, str(path), notes)
 
 

@@ -12,11 +12,12 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from powerplan.choices import Dtype
-from powerplan.documents import Document, parse_json, read_text
+from powerplan.documents import Document, parse_json
 from powerplan.errors import InputError, shown
 from powerplan.hardware import Peak, find_device, peak_of
 from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
+from powerplan.textfiles import read_text
 from powerplan.typed import check_scalars, converted
 
 SCHEMA = "powerplan.profile/1"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
+from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.errors import InputError, parameter
 from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
@@ -30,8 +31,8 @@ def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
 class Step:
     """One decoding step: every sequence of the batch gets one token. Bytes and FLOPs of the whole batch.
 
-    cache_bytes: keys and values read, and one entry appended. recurrent_bytes: recurrent state in fp32 and the inputs
-    of short convolutions, read and written. memory_bytes: all weights and the state of the batch. seconds: the time of
+    cache_bytes: keys and values read, and one entry appended. recurrent_bytes: recurrent state and the inputs of short
+    convolutions, read and written. memory_bytes: all weights and the state of the batch. seconds: the time of
     the step, and so of one token of each sequence, None without a device. fits: whether memory_bytes are there.
     """
 
@@ -74,16 +75,18 @@ class Fleet:
 class Serving:
     """A model that is served at one context, in the convention of its accounting (the LM head always counts)."""
 
-    def __init__(self, accounting: Accounting, context: int, dtype: str = "bf16", fleet: Fleet | None = None) -> None:
-        self.accounting, self.context, self.dtype, self.fleet = accounting, context, dtype, fleet
-        self.row = accounting.row(context, dtype)
-        self.width = DTYPE_BYTES[dtype]
+    def __init__(
+        self, accounting: Accounting, context: int, dtypes: Dtypes | str = "bf16", fleet: Fleet | None = None
+    ) -> None:
+        self.accounting, self.context, self.dtypes, self.fleet = accounting, context, dtypes_of(dtypes), fleet
+        self.row = accounting.row(context, self.dtypes)
+        self.width = self.dtypes.cache_bytes
         self._mixers = accounting.spec.mixer_counts()
 
-    @property
+    @cached_property
     def stored_bytes(self) -> Fraction:
         """Bytes of all weights, all experts among them."""
-        return self.accounting.total_parameters.with_embeddings * self.width
+        return self.accounting.stored_bytes(self.dtypes)
 
     @cached_property
     def cache_bytes(self) -> Fraction:
@@ -92,7 +95,7 @@ class Serving:
 
     @property
     def recurrent_bytes(self) -> Fraction:
-        """Bytes of one sequence's state of constant size: recurrent state in fp32, inputs of short convolutions."""
+        """Bytes of one sequence's state of constant size: recurrent state, and inputs of short convolutions."""
         return self.row.state_bytes - self.cache_bytes
 
     @cached_property
@@ -129,14 +132,13 @@ class Serving:
 
     def weight_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
-        elements = Fraction(self.accounting.active_parameters.without_input_embedding)
+        read = self.row.decode_weight_bytes_per_token
         for use in self.accounting.uses:
             ffn = use.layer.ffn
             if isinstance(ffn, MoE) and ffn.experts > ffn.top_k:
-                idle = total(ffn.idle_terms(self.accounting.spec.hidden_size))
                 more = touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k
-                elements += use.count * idle * more / (ffn.experts - ffn.top_k)
-        return elements * self.width
+                read += self.accounting.idle_bytes(use, self.dtypes) * more / (ffn.experts - ffn.top_k)
+        return read
 
     def step(self, batch: int) -> Step:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
+from powerplan.extras import Extra
 from powerplan.ffn import AnyFFN
 from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
+from powerplan.quantization import Quantization
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
@@ -22,6 +24,10 @@ MAX_LAYERS = 100_000
 
 MAX_NAME = 200
 """The longest name of a model, in characters."""
+
+
+Norms = Annotated[int, msgspec.Meta(ge=0, le=16)]
+"""How many norms a layer has."""
 
 
 class Norm(Part, frozen=True, kw_only=True):
@@ -32,7 +38,7 @@ class Norm(Part, frozen=True, kw_only=True):
     """
 
     kind: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
-    per_layer: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
+    per_layer: Norms = 2
     final: bool = True
     embedding: bool = False
     bias: bool = True
@@ -44,43 +50,68 @@ class Norm(Part, frozen=True, kw_only=True):
 
 
 class Layer(Part, frozen=True, kw_only=True):
-    """One residual layer: a mixer, an FFN, or both."""
+    """One residual layer: a mixer, an FFN, or both.
+
+    extras: further parameters of the layer, by name. norms: how many norms it has, where that is not the model's
+    norm.per_layer. tied: its weights are those of an earlier layer: they are stored once, and take FLOPs each time.
+    """
 
     mixer: AnyMixer | None = None
     ffn: AnyFFN | None = None
+    extras: tuple[Extra, ...] = ()
+    norms: Norms | None = None
+    tied: bool = False
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The mixer and the FFN, or the one of them that the layer has."""
-        return tuple(block for block in (self.mixer, self.ffn) if block is not None)
+        """The mixer and the FFN, or the one of them that the layer has, and its extras."""
+        return tuple(block for block in (self.mixer, self.ffn, *self.extras) if block is not None)
 
     def check(self) -> None:
-        if not self.blocks:
+        if self.mixer is None and self.ffn is None:
             raise problem("mixer", "a layer needs a mixer, an ffn or both, and has neither")
+        if any(extra.lookup for extra in self.extras):
+            raise problem("extras", "a lookup belongs to the extras of the model, and not to a layer")
 
     def describe(self) -> str:
-        return " + ".join(block.describe() for block in self.blocks)
+        name = " + ".join(block.describe() for block in (self.mixer, self.ffn) if block is not None)
+        return f"{name}, tied" if self.tied else name
 
 
 class LayerGroup(Part, frozen=True, kw_only=True, dict=True):
-    """A layer (`mixer`, `ffn`) that is repeated, or a `pattern` of layers that is repeated as a whole."""
+    """A layer, with the fields of `Layer`, that is repeated, or a `pattern` of layers that is repeated as a whole."""
 
     repeat: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)] = 1
     mixer: AnyMixer | None = None
     ffn: AnyFFN | None = None
+    extras: tuple[Extra, ...] = ()
+    norms: Norms | None = None
+    tied: bool = False
     pattern: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)] | None = None
 
     def check(self) -> None:
         has_layer = self.mixer is not None or self.ffn is not None
         if self.pattern is not None and has_layer:
             raise problem("pattern", "a group has either a pattern or its own mixer and ffn, and this one has both")
+        if self.pattern is not None and (self.extras or self.norms is not None or self.tied):
+            raise problem("pattern", "extras, norms and tied belong to the layers of the pattern, and not to the group")
         if self.pattern is None and not has_layer:
             raise problem("mixer", "a group needs a mixer, an ffn or a pattern, and has none of them")
 
     @cached_property
     def period(self) -> tuple[Layer, ...]:
         """The layers of one repetition."""
-        return self.pattern if self.pattern is not None else (Layer(mixer=self.mixer, ffn=self.ffn),)
+        if self.pattern is not None:
+            return self.pattern
+        return (Layer(mixer=self.mixer, ffn=self.ffn, extras=self.extras, norms=self.norms, tied=self.tied),)
+
+    @classmethod
+    def of(cls, period: Sequence[Layer], repeat: int = 1) -> LayerGroup:
+        """Return the group of `repeat` times the layers of `period`."""
+        if len(period) > 1:
+            return cls(repeat=repeat, pattern=tuple(period))
+        (layer,) = period
+        return cls(repeat=repeat, **{field: getattr(layer, field) for field in Layer.__struct_fields__})
 
 
 @dataclass(frozen=True)
@@ -99,6 +130,8 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     """A decoder-only language model.
 
     position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
+    extras: further parameters of the whole model, by name, such as a bias of the LM head.
+    quantization: how weights are stored that are not in the dtype of the rest; it changes bytes, and no FLOPs.
     aliases, published, source, note: describe an entry of the catalogue; they change no number.
     """
 
@@ -112,6 +145,8 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     tie_embeddings: bool = False
     position_embeddings: Size | None = None
     norm: Norm = Norm()
+    extras: tuple[Extra, ...] = ()
+    quantization: Quantization | None = None
     layers: Annotated[tuple[LayerGroup, ...], msgspec.Meta(min_length=1)]
 
     def check(self) -> None:
@@ -174,9 +209,13 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """Return the matmul parameters of the LM head; a tied embedding takes FLOPs as the LM head all the same."""
         return self._terms("lm head", "V*m")
 
-    def norm_terms(self) -> tuple[Term, ...]:
-        """Return the parameters of the norms of one layer."""
-        return self._norms("norms", self.norm.per_layer)
+    def norm_terms(self, layer: Layer) -> tuple[Term, ...]:
+        """Return the parameters of the norms of a layer."""
+        return self._norms("norms", self.norms_of(layer))
+
+    def norms_of(self, layer: Layer) -> int:
+        """Return how many norms a layer has."""
+        return self.norm.per_layer if layer.norms is None else layer.norms
 
     def final_norm_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the norm before the LM head."""
@@ -198,20 +237,14 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """Return the spec with `change(mixer)` in place of every mixer; groups and FFNs stay."""
 
         def changed(layer: Layer) -> Layer:
-            return layer if layer.mixer is None else Layer(mixer=change(layer.mixer), ffn=layer.ffn)
+            return layer if layer.mixer is None else msgspec.structs.replace(layer, mixer=change(layer.mixer))
 
         return self.map_layers(changed)
 
     def map_layers(self, change: Callable[[Layer], Layer]) -> ModelSpec:
         """Return the spec with `change(layer)` in place of every layer; groups stay."""
-        groups = []
-        for group in self.layers:
-            period = tuple(map(change, group.period))
-            if group.pattern is None:
-                groups.append(LayerGroup(repeat=group.repeat, mixer=period[0].mixer, ffn=period[0].ffn))
-            else:
-                groups.append(LayerGroup(repeat=group.repeat, pattern=period))
-        return msgspec.structs.replace(self, layers=tuple(groups))
+        groups = tuple(LayerGroup.of([change(layer) for layer in group.period], group.repeat) for group in self.layers)
+        return msgspec.structs.replace(self, layers=groups)
 
 
 def with_defaults(data: Any) -> Any:
@@ -269,12 +302,8 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
         periods = range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1)
         repeats = {period: _repeats(kinds, start, period) for period in periods}
         period = max(periods, key=lambda size: size * repeats[size] if repeats[size] > 1 else size == 1)
-        repeat, pattern = repeats[period], tuple(layers[start : start + period])
-        if period == 1:
-            groups.append(LayerGroup(repeat=repeat, mixer=pattern[0].mixer, ffn=pattern[0].ffn))
-        else:
-            groups.append(LayerGroup(repeat=repeat, pattern=pattern))
-        start += period * repeat
+        groups.append(LayerGroup.of(layers[start : start + period], repeats[period]))
+        start += period * repeats[period]
     return tuple(groups)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
+from powerplan.dtypes import Dtypes
 from powerplan.hardware import Peak
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.spec import ModelSpec
@@ -103,10 +104,10 @@ def budget_of(
     *,
     flops: Fraction | None = None,
     tokens: int | None = None,
-    dtype: str = "bf16",
+    dtypes: Dtypes | str = "bf16",
 ) -> Budget:
     """Return the budget of `flops`, or of `tokens`; of 20 tokens per active parameter where neither is given."""
-    row = accounting.row(context, dtype)
+    row = accounting.row(context, dtypes)
     if flops is None:
         tokens = tokens or TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
         flops = tokens * train_flops(row)
@@ -128,7 +129,7 @@ class Alternative:
     same_state_context: int | None
 
 
-def alternatives(budget: Budget, dtype: str = "bf16") -> list[Alternative]:
+def alternatives(budget: Budget, dtypes: Dtypes | str = "bf16") -> list[Alternative]:
     """Return the model as it is, then softmax, the balanced window, power of degree 2 and 3, and linear attention.
 
     All have the same total FLOPs and, as far as heads allow (MLA), the same weights. Models with a mixer that no other
@@ -139,7 +140,7 @@ def alternatives(budget: Budget, dtype: str = "bf16") -> list[Alternative]:
     for swap in _swaps(base, context) if can_swap(base.spec) else ():
         spec, _ = swapped(base.spec, swap)
         accounting = Accounting(spec, base.convention)
-        row = accounting.row(context, dtype)
+        row = accounting.row(context, dtypes)
         window = same_state_window(spec)
         same_context = cache_context(base.spec, row.state_elements) if window is not None else None
         alternatives.append(Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context))

@@ -10,9 +10,11 @@ import msgspec
 
 from powerplan.documents import Document, Step
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
+from powerplan.quantization import Quantization, Rule
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
 from powerplan.units import parse_context
 
@@ -163,7 +165,14 @@ def value_at(data: Any, path: Sequence[Step]) -> Any:
     return data
 
 
-_NESTED: dict[str, type[Part]] = {"norm": Norm, "layers": LayerGroup, "pattern": Layer}
+_NESTED: dict[str, type[Part]] = {
+    "norm": Norm,
+    "layers": LayerGroup,
+    "pattern": Layer,
+    "extras": Extra,
+    "quantization": Quantization,
+    "rules": Rule,
+}
 
 
 def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:

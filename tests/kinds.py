@@ -49,6 +49,13 @@ KINDS = (
     "moba",
     "dsa",
     "forgetting",
+    "chunked_attention",
+    "short_conv",
+    "mlstm",
+    "rglru",
+    "rwkv4",
+    "indexed_blocks",
+    "compressed",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

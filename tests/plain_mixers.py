@@ -172,6 +172,43 @@ def mamba1_steps(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, ta
     return torch.cat(outs, 1).T
 
 
+def with_ones(v: Tensor) -> Tensor:
+    """[H, T, v] -> [H, T, v + 1]: the normaliser of mLSTM is one more value."""
+    return torch.cat((v, torch.ones_like(v[..., :1])), -1)
+
+
+def normalised(out: Tensor) -> Tensor:
+    """[H, T, v + 1] -> [H, T, v], over the normaliser, which is at least 1 in size."""
+    return out[..., :-1] / out[..., -1:].abs().clamp(min=1)
+
+
+def rglru_steps(x: Tensor, decay: Tensor, tally: Tally) -> Tensor:
+    """h = a h + sqrt(1 - a^2) x; x, decay: [T, I]."""
+    state, outs = x.new_zeros(x.shape[1], 1), []
+    for i in range(x.shape[0]):
+        state = tally.times(state, decay[i][:, None])
+        state = state + x[i][:, None] @ (1 - decay[i, :1, None] ** 2).sqrt()
+        outs.append(state)
+    return torch.cat(outs, 1).T
+
+
+def rwkv4_steps(k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, tally: Tally) -> Tensor:
+    """Weighted means of values; k, v: [T, I]; decay, bonus: [I]. The state is the numerator and the denominator."""
+    state, outs = v.new_zeros(v.shape[1], 1, 2), []
+    for i in range(v.shape[0]):
+        weight, part = k[i].exp()[:, None, None], torch.stack((v[i], torch.ones_like(v[i])), -1)[:, None]
+        read = state + (weight * bonus.exp()[:, None, None]) @ part
+        outs.append(read[:, 0, 0] / read[:, 0, 1])
+        state = tally.times(state, decay[:, None, None]) + weight @ part
+    return torch.stack(outs)
+
+
+def short_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """Causal depthwise convolution over the last W tokens; x: [T, I]; weight: [W, I]. Its products are with weights."""
+    padded = torch.cat((x.new_zeros(weight.shape[0] - 1, x.shape[1]), x))
+    return sum((padded[i : i + x.shape[0]] * tap for i, tap in enumerate(weight)), x.new_zeros(x.shape))
+
+
 def by_group(x: Tensor, heads: int) -> Tensor:
     """[g, T, N] -> [H, T, N]: the heads of a group share B and C."""
     return x.repeat_interleave(heads // x.shape[0], 0)

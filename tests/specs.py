@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
+from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import (
     DSA,
@@ -13,12 +15,18 @@ from powerplan.mixers import (
     GSA,
     KDA,
     MLA,
+    MLSTM,
     NSA,
+    RGLRU,
+    RWKV4,
     RWKV7,
     Attention,
+    ChunkedAttention,
+    Compressed,
     DeltaNet,
     Forgetting,
     GatedDeltaNet,
+    IndexedBlocks,
     Lightning,
     Linear,
     LogLinear,
@@ -28,6 +36,7 @@ from powerplan.mixers import (
     MoBA,
     Power,
     RetNet,
+    ShortConvolution,
     SparseStateExpansion,
 )
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
@@ -48,14 +57,28 @@ def head_fields(draw: st.DrawFn) -> dict[str, Any]:
         "kv_heads": kv_heads,
         "head_dim": draw(st.integers(1, 24)),
         "v_head_dim": draw(st.integers(1, 24)),
-        "bias": draw(st.sampled_from([False, True, "qkv"])),
+        "bias": draw(st.sampled_from([False, True, "qkv", "output"])),
         "qk_norm": draw(st.sampled_from(["none", "head", "full"])),
-        "output_gate": draw(st.booleans()),
+        "output_gate": draw(st.sampled_from([False, True, "head"])),
     }
 
 
-attentions = st.builds(
-    lambda heads, window, sinks: Attention(**heads, window=window, sinks=sinks), head_fields(), windows, st.booleans()
+@st.composite
+def attention_fields(draw: st.DrawFn) -> dict[str, Any]:
+    fields = draw(head_fields()) | {"window": draw(windows), "sinks": draw(st.booleans())}
+    if draw(st.integers(0, 4)) == 0:
+        return fields | {"shared_kv": True}
+    if draw(st.integers(0, 4)) == 0:
+        return fields | {"keys_as_values": True, "v_head_dim": fields["head_dim"]}
+    return fields
+
+
+attentions = st.builds(lambda fields: Attention(**fields), attention_fields())
+chunked_attentions = st.builds(
+    lambda heads, window, sinks: ChunkedAttention(**heads, window=window, sinks=sinks),
+    head_fields(),
+    st.integers(1, 300),
+    st.booleans(),
 )
 powers = st.builds(
     lambda heads, p, gated, normalize, chunk, tile: Power(
@@ -80,6 +103,7 @@ mlas = st.builds(
     qk_rope_head_dim=sizes,
     v_head_dim=sizes,
     bias=st.booleans(),
+    output_gate=st.sampled_from([False, True, "head"]),
 )
 
 
@@ -126,7 +150,11 @@ glas = st.builds(lambda fields, rank: GLA(**fields, gate_rank=rank), matrix_fiel
 deltanets = st.builds(lambda fields: DeltaNet(**fields), matrix_fields())
 gated_deltanets = st.builds(lambda fields: GatedDeltaNet(**fields), delta_fields())
 kdas = st.builds(
-    lambda fields, rank, bias: KDA(**fields, gate_rank=rank, gate_bias=bias), delta_fields(), sizes, st.booleans()
+    lambda fields, rank, bias, full: KDA(**fields, gate_rank=rank, gate_bias=bias, full_rank=full),
+    delta_fields(),
+    sizes,
+    st.booleans(),
+    st.sampled_from(["none", "gate", "both"]),
 )
 mamba1s = st.builds(
     Mamba1,
@@ -193,6 +221,40 @@ dsas = st.builds(
     index_head_dim=sizes,
     top_k=st.integers(1, 300),
 )
+short_convs = st.builds(ShortConvolution, inner_size=sizes, conv_size=st.integers(0, 5), bias=st.booleans())
+mlstms = st.builds(lambda fields, bias: MLSTM(**fields, bias=bias), matrix_fields(), st.booleans())
+rglrus = st.builds(RGLRU, heads=st.integers(1, 6), head_dim=st.integers(1, 24), conv_size=st.integers(0, 5))
+rwkv4s = st.builds(RWKV4, inner_size=sizes, channel_mix=st.booleans())
+indexed_blocks = st.builds(
+    lambda heads, count, dim, block, chosen: IndexedBlocks(
+        **heads, index_heads=count, index_head_dim=dim, block_size=block, top_k=chosen
+    ),
+    head_fields(),
+    sizes,
+    sizes,
+    st.integers(1, 90),
+    st.integers(1, 5),
+)
+
+
+@st.composite
+def compressed_mixers(draw: st.DrawFn) -> Compressed:
+    groups, rate = draw(st.integers(1, 4)), draw(st.none() | st.integers(1, 40))
+    return Compressed(
+        heads=groups * draw(st.integers(1, 4)),
+        head_dim=draw(sizes),
+        q_lora_rank=draw(sizes),
+        output_groups=groups,
+        output_rank=draw(sizes),
+        window=draw(st.integers(1, 300)),
+        compress_rate=rate,
+        index_heads=None if rate is None else draw(st.none() | sizes),
+        index_head_dim=draw(sizes),
+        top_k=draw(st.integers(1, 30)),
+        sinks=draw(st.booleans()),
+    )
+
+
 forgettings = st.builds(lambda heads, window: Forgetting(**heads, window=window), head_fields(), windows)
 by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "attention": attentions,
@@ -215,6 +277,13 @@ by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "moba": mobas,
     "dsa": dsas,
     "forgetting": forgettings,
+    "chunked_attention": chunked_attentions,
+    "short_conv": short_convs,
+    "mlstm": mlstms,
+    "rglru": rglrus,
+    "rwkv4": rwkv4s,
+    "indexed_blocks": indexed_blocks,
+    "compressed": compressed_mixers(),
 }
 mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())
@@ -233,12 +302,20 @@ def moes(draw: st.DrawFn) -> MoE:
         bias=draw(st.booleans()),
         router_bias=draw(st.booleans()),
         shared_gate=shared > 0 and draw(st.booleans()),
+        latent_size=draw(st.none() | sizes),
+        zero_experts=draw(st.integers(0, 4)),
     )
 
 
+extras = st.builds(Extra, name=names, vectors=st.integers(1, 9), elements=st.integers(0, 99), matmul=st.booleans())
+more: dict[str, st.SearchStrategy[Any]] = {
+    "extras": st.just(()) | st.lists(extras, max_size=2).map(tuple),
+    "norms": st.none() | st.integers(0, 4),
+    "tied": st.booleans(),
+}
 layers = st.one_of(
-    st.builds(Layer, mixer=mixers, ffn=st.none() | mlps | moes()),
-    st.builds(Layer, mixer=st.none(), ffn=mlps | moes()),
+    st.builds(Layer, mixer=mixers, ffn=st.none() | mlps | moes(), **more),
+    st.builds(Layer, mixer=st.none(), ffn=mlps | moes(), **more),
 )
 norms = st.builds(
     Norm,
@@ -256,7 +333,7 @@ def groups(draw: st.DrawFn) -> LayerGroup:
     if draw(st.booleans()):
         return LayerGroup(repeat=repeat, pattern=tuple(draw(st.lists(layers, min_size=1, max_size=3))))
     layer = draw(layers)
-    return LayerGroup(repeat=repeat, mixer=layer.mixer, ffn=layer.ffn)
+    return LayerGroup.of([layer], repeat)
 
 
 specs = st.builds(
@@ -269,3 +346,11 @@ specs = st.builds(
     norm=norms,
     layers=st.lists(groups(), min_size=1, max_size=3).map(tuple),
 )
+
+
+def untied(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with weights of its own in every layer."""
+    return spec.map_layers(lambda layer: msgspec.structs.replace(layer, tied=False))
+
+
+untied_specs = specs.map(untied)

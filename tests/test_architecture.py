@@ -31,10 +31,23 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "units", "dims", "balance", "choices", "version"},
-    {"mixers", "ffn"},
+    {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "version"},
+    {"mixers", "ffn", "extras"},
+    {"quantization"},
     {"spec"},
-    {"documents", "validation", "typed", "huggingface", "load", "dump", "schema", "accounting", "hardware", "doctor"},
+    {
+        "documents",
+        "validation",
+        "typed",
+        "huggingface",
+        "load",
+        "dump",
+        "schema",
+        "lookalikes",
+        "accounting",
+        "hardware",
+        "doctor",
+    },
     {"swap", "measured", "output"},
     {"training", "serving"},
     {"roofline"},
@@ -146,5 +159,6 @@ def test_files_have_one_subject(path: Path) -> None:
 
 
 def test_torch_is_named_where_tensors_are() -> None:
-    naming = {module_of(path) for path in sources("powerplan") if {"torch", "triton"} & imported(path)}
-    assert naming == {"doctor", "profile"}
+    naming = [path for path in sources("powerplan") if {"torch", "triton"} & imported(path)]
+    assert {module_of(path) for path in naming} == {"doctor", "profile", "huggingface"}
+    assert [path.name for path in naming if module_of(path) == "huggingface"] == ["meta.py"]  # For --like alone.

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import contexts, specs
+from specs import contexts, specs, untied
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
 from powerplan.cli import main
+from powerplan.dtypes import DTYPE_BYTES
 from powerplan.errors import InputError
 from powerplan.ffn import MoE
 from powerplan.hardware import find_device, peak_of
@@ -64,13 +65,15 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
                 idle += group.repeat * one * (touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k)
             if layer.mixer is not None:
                 state += group.repeat * layer.mixer.decode_bytes(context, width)
-    assert step.weight_bytes == (accounting.active_parameters.without_input_embedding + idle) * width
+    apart = Accounting(untied(spec))
+    assert step.weight_bytes == (apart.active_parameters.without_input_embedding + idle) * width
     assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes_per_token
+    assert step.recurrent_bytes >= 0
     assert step.memory_bytes == serving.stored_bytes + batch * serving.row.state_bytes
     assert serving.cache_bytes + serving.recurrent_bytes == serving.row.state_bytes
     one = serving.step(1)
     assert one.weight_bytes == serving.row.decode_weight_bytes_per_token
-    assert one.weight_bytes <= step.weight_bytes <= serving.stored_bytes
+    assert one.weight_bytes <= step.weight_bytes <= Serving(apart, context, dtype).stored_bytes
     assert step.moved_bytes / batch <= one.moved_bytes
     assert step.flops == batch * one.flops
 

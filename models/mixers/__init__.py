@@ -42,6 +42,19 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
+UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
+    Attention: ("shared_kv", "keys_as_values", "differential"),
+    MLA: ("output_gate",),
+    KDA: ("full_rank",),
+}
+"""Fields that planning counts and no module has."""
+
+
+def unbuilt_field(mixer: Mixer) -> str | None:
+    """Return the field of UNBUILT that a mixer sets, or None."""
+    fields = UNBUILT.get(type(mixer), ())
+    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+
 
 def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any) -> nn.Module:
     """Return the module of a mixer, [B, T, hidden_size] -> [B, T, hidden_size].
@@ -61,6 +74,8 @@ def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto
     if entry is None:
         kinds = ", ".join(str(kind.__struct_config__.tag) for kind in BUILT)
         raise InputError(f"{mixer.describe()} layers are not built; built are {kinds}")
+    if field := unbuilt_field(mixer):
+        raise InputError(f"{mixer.kind} layers with {field} are not built")
     module_class, accepted = entry
     options = {name: value for name, value in (("rope", rope), ("impl", impl)) if name in accepted}
     return module_class(mixer, hidden_size, **options, **factory_kwargs)

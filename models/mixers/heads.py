@@ -36,16 +36,20 @@ class GroupedHeadsMixer(SequenceMixer):
         self.heads, self.kv_heads = mixer.heads, mixer.kv_heads
         self.head_dim, self.v_head_dim = mixer.head_dim, mixer.v_head_dim
         self.rope = rope
-        bias = bool(mixer.bias)
+        bias = mixer.input_bias
         queries, keys = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
         values = mixer.heads * mixer.v_head_dim
         self.q_proj = nn.Linear(hidden_size, queries, bias=bias, **factory_kwargs)
         self.k_proj = nn.Linear(hidden_size, keys, bias=bias, **factory_kwargs)
         self.v_proj = nn.Linear(hidden_size, mixer.kv_heads * mixer.v_head_dim, bias=bias, **factory_kwargs)
-        self.o_proj = nn.Linear(values, hidden_size, bias=mixer.bias is True, **factory_kwargs)
+        self.o_proj = nn.Linear(values, hidden_size, bias=mixer.bias in (True, "output"), **factory_kwargs)
         gated = isinstance(mixer, FeatureAttention) and mixer.gated
         self.g_proj = nn.Linear(hidden_size, mixer.kv_heads, bias=bias, **factory_kwargs) if gated else None
-        self.output_gate = nn.Linear(hidden_size, values, bias=bias, **factory_kwargs) if mixer.output_gate else None
+        self.output_gate = None
+        if mixer.output_gate == "head":
+            self.output_gate = nn.Linear(hidden_size, mixer.heads, bias=False, **factory_kwargs)
+        elif mixer.output_gate:
+            self.output_gate = nn.Linear(hidden_size, values, bias=bias, **factory_kwargs)
         self.qk_norm = mixer.qk_norm
         if mixer.qk_norm != "none":
             all_heads = mixer.qk_norm == "full"
@@ -85,8 +89,8 @@ class GroupedHeadsMixer(SequenceMixer):
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:
         """Return the output [B, T, m] from the heads' outputs `out` [B, T, H, V]; x [B, T, m] makes the output gate."""
-        out = out.flatten(-2)
         if self.output_gate is not None:
-            out = out * self.output_gate(x).sigmoid()
-        result: Tensor = self.o_proj(out)
+            # One gate for each head, or one for each feature of each head.
+            out = out * self.output_gate(x).sigmoid().unflatten(-1, (self.heads, -1))
+        result: Tensor = self.o_proj(out.flatten(-2))
         return result

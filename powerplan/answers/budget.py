@@ -8,6 +8,7 @@ from pathlib import Path
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import Answer, Model, optional, read_device, read_devices, read_measured, read_model
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
 from powerplan.measured import MeasuredTimes
@@ -24,14 +25,14 @@ class BudgetAnswer(Answer):
 
     budget: FLOPs, tokens and sequences of the model.
     alternatives: the same FLOPs with other mixers in every layer, the model as it is first.
-    dtype: the number format of weights and key/value cache.
+    dtypes: the number formats of weights, key/value cache and recurrent state.
     batch_tokens: tokens of an optimiser step, None where no steps are counted.
     time: how the device hours are found, None without a device.
     """
 
     budget: Budget
     alternatives: tuple[Alternative, ...]
-    dtype: str
+    dtypes: Dtypes
     batch_tokens: int | None = None
     time: TrainingTime | None = None
 
@@ -41,7 +42,7 @@ class BudgetAnswer(Answer):
         return None if self.time is None else self.time.device_seconds(self.budget) / 3600
 
     def _report(self) -> Report:
-        return budget_report(self.budget, self.alternatives, self.dtype, self.batch_tokens, self.time)
+        return budget_report(self.budget, self.alternatives, self.dtypes, self.batch_tokens, self.time)
 
 
 def budget(
@@ -59,6 +60,9 @@ def budget(
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> BudgetAnswer:
     """Return what a training budget buys, as `powerplan budget` prints it.
 
@@ -77,7 +81,9 @@ def budget(
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         mixer: the mixer to put into every layer, such as "power:p=2".
         convention: how FLOPs are counted; Convention() where None.
-        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
+            a model quantizes have their own.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
 
     Returns:
         The answer: `budget` holds tokens, sequences and FLOPs per token.
@@ -106,12 +112,13 @@ def budget(
     hours = optional(parse_hours, "gpu_hours", gpu_hours)
     step = optional(parse_context, "batch_tokens", batch_tokens)
 
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     loaded = read_model(model, mixer)
     notes = list(loaded.notes)
     accounting = Accounting(loaded.spec, convention)
     time = None
     if peak is not None:
-        time = training_time(loaded.spec, accounting.row(at), Throughput(peak, share, count), profile)
+        time = training_time(loaded.spec, accounting.row(at, dtypes), Throughput(peak, share, count), profile)
         if time.missing is not None:
             counted = parameter("mfu", f"{float(share):g}")
             notes.append(f"{time.missing.describe()}: time is counted at {counted} instead")
@@ -124,14 +131,14 @@ def budget(
             if total > MAX_COUNT:
                 raise InputError("more FLOPs than 1e40", parameter("gpu_hours"))
     exact = None if total is None else Fraction(total)
-    bought = budget_of(accounting, at, flops=exact, tokens=wanted_tokens, dtype=dtype)
+    bought = budget_of(accounting, at, flops=exact, tokens=wanted_tokens, dtypes=dtypes)
     if not given:
         flops_, tokens_, hours_ = map(parameter, budgets)
         notes.append(f"no budget given: 20 tokens per active parameter assumed; give {flops_}, {tokens_} or {hours_}")
     return BudgetAnswer(
         budget=bought,
-        alternatives=tuple(alternatives(bought, dtype)),
-        dtype=dtype,
+        alternatives=tuple(alternatives(bought, dtypes)),
+        dtypes=dtypes,
         batch_tokens=step,
         time=time,
         notes=(*notes, *bought.warnings()),

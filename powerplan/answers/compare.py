@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.report.compare import compare_report
@@ -18,15 +19,15 @@ class CompareAnswer(Answer):
     """Several models at the same contexts.
 
     accountings: the counts of each model, all in one convention. rows: for each model its numbers at each context.
-    dtype: the number format of weights and key/value cache.
+    dtypes: the number formats of weights, key/value cache and recurrent state.
     """
 
     accountings: tuple[Accounting, ...]
     rows: tuple[tuple[Row, ...], ...]
-    dtype: str
+    dtypes: Dtypes
 
     def _report(self) -> Report:
-        return compare_report(self.accountings, self.rows, self.dtype)
+        return compare_report(self.accountings, self.rows, self.dtypes)
 
 
 def compare(
@@ -36,6 +37,9 @@ def compare(
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> CompareAnswer:
     """Return two or more models side by side, as `powerplan compare` prints them.
 
@@ -44,7 +48,9 @@ def compare(
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
         convention: how FLOPs are counted; Convention() where None.
-        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
+            a model quantizes have their own.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
 
     Returns:
         The answer: FLOPs per token, state per sequence and bytes per decoded token in `rows`, model by model.
@@ -60,11 +66,12 @@ def compare(
     contexts = read_contexts(context)
     if isinstance(models, str) or len(models) < 2:
         raise InputError("compare needs a list of two models or more", parameter("models"))
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     loaded = [read_model(model, mixer) for model in models]
     accountings = tuple(Accounting(one.spec, convention) for one in loaded)
     return CompareAnswer(
         accountings=accountings,
-        rows=tuple(tuple(accounting.row(tokens, dtype) for tokens in contexts) for accounting in accountings),
-        dtype=dtype,
+        rows=tuple(tuple(accounting.row(tokens, dtypes) for tokens in contexts) for accounting in accountings),
+        dtypes=dtypes,
         notes=tuple(note for one in loaded for note in named_notes(one.spec, one.notes)),
     )

@@ -11,6 +11,7 @@ from powerplan.accounting import Accounting
 from powerplan.answers import base
 from powerplan.answers.base import Answer, Contexts, Model, named_notes
 from powerplan.choices import Twin
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
 from powerplan.load import LoadedModel
@@ -27,17 +28,17 @@ class DecodeAnswer(Answer):
     """What serving models takes.
 
     models: the models, each followed by its twin where twins were asked for; each has one Serving for each context.
-    batches: how many sequences are decoded together. dtype: the number format of weights and key/value cache. fleet:
-    the devices, None where no device was named.
+    batches: how many sequences are decoded together. dtypes: the number formats of weights, key/value cache
+    and recurrent state. fleet: the devices, None where no device was named.
     """
 
     models: tuple[Served, ...]
     batches: tuple[int, ...]
-    dtype: str
+    dtypes: Dtypes
     fleet: Fleet | None = None
 
     def _report(self) -> Report:
-        return decode_report(self.models, self.batches, self.dtype, self.fleet)
+        return decode_report(self.models, self.batches, self.dtypes, self.fleet)
 
 
 def decode(
@@ -50,6 +51,9 @@ def decode(
     twin: Twin | None = None,
     mixer: str | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> DecodeAnswer:
     """Return what serving one model or more takes, as `powerplan decode` prints it.
 
@@ -61,7 +65,9 @@ def decode(
         devices: how many devices share weights, state and work; more than one needs `gpu`.
         twin: the mixer, "mla" or "attention", that a twin of each model has in every layer; no twins where None.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
-        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
+            a model quantizes have their own.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
 
     Returns:
         The answer: for each model one Serving for each context, with bytes, FLOPs and seconds of a step and a prompt.
@@ -88,19 +94,22 @@ def decode(
     fleet = None if device is None else Fleet(device, count)
     if device is not None:
         peak_of(device)  # A device without the rates that times need is refused before a model is read.
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
         loaded = base.read_model(model, mixer)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
-        served.append(Served(accounting, _servings(accounting, contexts, dtype, fleet)))
+        served.append(Served(accounting, _servings(accounting, contexts, dtypes, fleet)))
         if twin is not None:
             other, remarks = twin_of(accounting, twin)
             notes += named_notes(other.spec, remarks)
-            served.append(Served(other, _servings(other, contexts, dtype, fleet), (len(served) - 1, twin)))
-    return DecodeAnswer(models=tuple(served), batches=batches, dtype=dtype, fleet=fleet, notes=tuple(notes))
+            served.append(Served(other, _servings(other, contexts, dtypes, fleet), (len(served) - 1, twin)))
+    return DecodeAnswer(models=tuple(served), batches=batches, dtypes=dtypes, fleet=fleet, notes=tuple(notes))
 
 
-def _servings(accounting: Accounting, contexts: Sequence[int], dtype: str, fleet: Fleet | None) -> tuple[Serving, ...]:
-    return tuple(Serving(accounting, context, dtype, fleet) for context in contexts)
+def _servings(
+    accounting: Accounting, contexts: Sequence[int], dtypes: Dtypes, fleet: Fleet | None
+) -> tuple[Serving, ...]:
+    return tuple(Serving(accounting, context, dtypes, fleet) for context in contexts)

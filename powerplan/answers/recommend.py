@@ -10,6 +10,7 @@ from pathlib import Path
 from powerplan.answers import base
 from powerplan.answers.base import Answer, Contexts, Model, optional
 from powerplan.choices import Keep, Side, Unknown
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import parameter
 from powerplan.hardware import Device
@@ -78,6 +79,9 @@ def recommend(
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> RecommendAnswer:
     """Return which mixers, windows, heads or layer mix balance a model, as `powerplan recommend` prints it.
 
@@ -99,7 +103,9 @@ def recommend(
         top: how many sorts of candidates are returned, besides those that always are.
         mixer: the mixer to put into every layer first, such as "power:p=2".
         convention: how FLOPs are counted; Convention() where None.
-        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
+            a model quantizes have their own.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
 
     Returns:
         The answer: `recommended.spec` is the model to train, `recommended.row` its numbers.
@@ -127,6 +133,7 @@ def recommend(
     loaded = base.read_model(model, mixer)
     profile = base.read_measured(measured)
     convention = convention or Convention()
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     request = Request(
         contexts=contexts,
         target=ratio,
@@ -136,7 +143,7 @@ def recommend(
         prefer=prefer,
         keep=keep,
         convention=replace(convention, lm_head=convention.lm_head and LM_HEAD not in excluded),
-        dtype=dtype,
+        dtypes=dtypes,
         profile=profile,
         top=sorts,
     )
@@ -190,6 +197,9 @@ def solve(
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> SolveAnswer:
     """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
 
@@ -198,7 +208,7 @@ def solve(
         unknown: "context", "window" or "p", of every layer.
         context: tokens at which windows and degrees are judged.
         target: the weight-state FLOP ratio to keep, as "3:1" or 3.
-        mixer, convention, dtype: as for recommend.
+        mixer, convention, dtype, weights_dtype, cache_dtype, state_dtype: as for recommend.
 
     Raises:
         InputError: an argument cannot be used, or the question does not fit the model.
@@ -210,5 +220,6 @@ def solve(
     """
     at, ratio = parse_context(str(context), parameter("context")), _ratio(target)
     loaded = base.read_model(model, mixer)
-    solution = search_backwards(loaded.spec, unknown, at, ratio, convention or Convention(), dtype)
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
+    solution = search_backwards(loaded.spec, unknown, at, ratio, convention or Convention(), dtypes)
     return SolveAnswer(solution=solution, name=loaded.spec.name, context=at, target=ratio, notes=loaded.notes)

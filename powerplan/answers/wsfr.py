@@ -8,6 +8,7 @@ from typing import get_args
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
 from powerplan.choices import By
+from powerplan.dtypes import Dtypes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.wsfr import verdict_text, wsfr_report
@@ -19,12 +20,12 @@ class WsfrAnswer(Answer):
     """The weight-state FLOP ratios of one model.
 
     accounting: the model's counts and the convention that they follow. rows: the numbers at each context, in the order
-    of the contexts. dtype: the number format of weights and key/value cache.
+    of the contexts. dtypes: the number formats of weights, key/value cache and recurrent state.
     """
 
     accounting: Accounting
     rows: tuple[Row, ...]
-    dtype: str
+    dtypes: Dtypes
     by: By | None = None
     explain: bool = False
 
@@ -44,7 +45,7 @@ class WsfrAnswer(Answer):
         return verdict_text(self.accounting, self.rows[-1])
 
     def _report(self) -> Report:
-        return wsfr_report(self.accounting, self.rows, self.dtype, self.by, self.explain)
+        return wsfr_report(self.accounting, self.rows, self.dtypes, self.by, self.explain)
 
 
 def wsfr(
@@ -56,6 +57,9 @@ def wsfr(
     explain: bool = False,
     convention: Convention | None = None,
     dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
 ) -> WsfrAnswer:
     """Return the weight-state FLOP ratio of a model at each context, as `powerplan wsfr` prints it.
 
@@ -66,7 +70,9 @@ def wsfr(
         by: whether the report splits every context by "component" or by "layer".
         explain: whether the report prints every formula with the numbers put in.
         convention: how FLOPs are counted; Convention() where None.
-        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4.
+        dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
+            a model quantizes have their own.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
 
     Returns:
         The answer: FLOPs per token, state per sequence and bytes per decoded token in `rows`.
@@ -83,12 +89,13 @@ def wsfr(
     """
     contexts = read_contexts(context)
     check_choice(by, get_args(By), "by")
+    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     loaded = read_model(model, mixer)
     accounting = Accounting(loaded.spec, convention)
     return WsfrAnswer(
         accounting=accounting,
-        rows=tuple(accounting.row(tokens, dtype) for tokens in contexts),
-        dtype=dtype,
+        rows=tuple(accounting.row(tokens, dtypes) for tokens in contexts),
+        dtypes=dtypes,
         by=by,
         explain=explain,
         notes=loaded.notes,

@@ -14,6 +14,7 @@ from powerplan.cli import options, say
 def wsfr(
     model: options.Model,
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k.")] = "1k,8k,64k,1M",
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
@@ -21,6 +22,9 @@ def wsfr(
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
@@ -28,18 +32,33 @@ def wsfr(
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
     convention = options.convention(form, causal, exclude)
-    answer = powerplan.wsfr(model, ctx, mixer=mixer, by=by, explain=explain, convention=convention, dtype=dtype)
+    answer = powerplan.wsfr(
+        options.as_family(model, like),
+        ctx,
+        mixer=mixer,
+        by=by,
+        explain=explain,
+        convention=convention,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
     say.answer(answer, output)
 
 
 def compare(
     models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
     ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
@@ -47,7 +66,17 @@ def compare(
         problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
         raise powerplan.InputError(problem, "MODEL")
     convention = options.convention(form, causal, exclude)
-    say.answer(powerplan.compare(models, ctx, mixer=mixer, convention=convention, dtype=dtype), output)
+    answer = powerplan.compare(
+        [options.as_family(model, like) for model in models],
+        ctx,
+        mixer=mixer,
+        convention=convention,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
+    say.answer(answer, output)
 
 
 def budget(
@@ -60,17 +89,21 @@ def budget(
     mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
     batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimiser step, such as 512k (=524288).")] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
     answer = powerplan.budget(
-        model,
+        options.as_family(model, like),
         ctx,
         flops=flops,
         tokens=tokens,
@@ -83,6 +116,9 @@ def budget(
         mixer=mixer,
         convention=options.convention(form, causal, exclude),
         dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
     )
     say.answer(answer, output)
 
@@ -96,10 +132,26 @@ def decode(
     twin: Annotated[
         Twin | None, options.choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
     ] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
-    answer = powerplan.decode(models, ctx, batch=batch, gpu=gpu, devices=devices, twin=twin, mixer=mixer, dtype=dtype)
+    answer = powerplan.decode(
+        [options.as_family(model, like) for model in models],
+        ctx,
+        batch=batch,
+        gpu=gpu,
+        devices=devices,
+        twin=twin,
+        mixer=mixer,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        state_dtype=state_dtype,
+    )
     say.answer(answer, output)

@@ -9,7 +9,7 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, MixerOption, device_names, name_argument
+from powerplan.cli.options import FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
 from powerplan.errors import InputError
 
 
@@ -17,8 +17,12 @@ def models(
     model: Annotated[
         str | None, name_argument("One model, as for wsfr; without it the table of all built-in models.", "[MODEL]")
     ] = None,
+    like: LikeOption = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="List the model_type values of a config.json that are read.")
+    ] = False,
     output: FormatOption = "table",
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
@@ -27,6 +31,14 @@ def models(
     from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
+    if families:
+        from powerplan.huggingface.listing import listed_families
+        from powerplan.report.catalogue import families_report
+
+        if model is not None or yaml or mixer is not None:
+            raise InputError("lists what is read; leave the other options and MODEL out", "--families")
+        say.show(families_report(listed_families()), output)
+        return
     if model is None:
         if yaml or mixer is not None:
             option = "--yaml" if yaml else f"--mixer {mixer}"
@@ -35,7 +47,7 @@ def models(
         return
     if yaml and output != "table":
         raise InputError("--yaml is a format itself; leave --format out")
-    loaded = read_model(model, mixer)
+    loaded = read_model(as_family(model, like), mixer)
     spec = loaded.spec
     for note in loaded.notes:
         say.note(note)

@@ -10,7 +10,7 @@ import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.errors import allowed_values, shown
-from powerplan.load import known_names
+from powerplan.load import LoadedModel, known_names, load_model
 from powerplan.mixers.formulas import Convention
 
 
@@ -29,6 +29,12 @@ def device_names() -> Iterable[str]:
     return devices()
 
 
+def family_names() -> Iterable[str]:
+    from powerplan.huggingface import FAMILIES
+
+    return sorted(FAMILIES)
+
+
 def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
     """Return a typer argument that takes one of `names`, by default of a model, or several."""
     return typer.Argument(metavar=metavar, help=text, autocompletion=completer(names))
@@ -45,6 +51,14 @@ OptionalModel = Annotated[
     name_argument("The model, as for wsfr; without it ./model.yaml if that file exists, else gpt2-small.", "[MODEL]"),
 ]
 DEFAULT_FILE, DEFAULT_MODEL = "model.yaml", "gpt2-small"
+LikeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY",
+        help="Read a config.json as this family (powerplan models --families), whatever its model_type is.",
+        autocompletion=completer(family_names),
+    ),
+]
 MixerOption = Annotated[
     str | None,
     typer.Option(help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ..."),
@@ -82,8 +96,13 @@ CausalOption = Annotated[
 ]
 ExcludeOption = Annotated[list[str] | None, choice_option(Literal["lm-head"], "Leave this out of the weight FLOPs.")]
 DtypeOption = Annotated[
-    Dtype, choice_option(Dtype, "Number format of weights and key/value cache; recurrent state is always fp32.")
+    Dtype, choice_option(Dtype, "Number format of weights and key/value cache, but for weights that a file quantizes.")
 ]
+WeightsDtypeOption = Annotated[
+    Dtype | None, choice_option(Dtype, "Of all weights, whatever the model's file quantizes; --dtype if not given.")
+]
+CacheDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of the key/value cache; --dtype if not given.")]
+StateDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of recurrent state; fp32 if not given.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
@@ -106,6 +125,11 @@ FormatOption = Annotated[
 def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Convention:
     """Return the convention that --form, --causal and the words of --exclude describe."""
     return Convention(causal, form, lm_head="lm-head" not in (exclude or ()))
+
+
+def as_family(model: str, like: str | None) -> str | LoadedModel:
+    """Return MODEL, or what it holds where --like says how to read it."""
+    return model if like is None else load_model(model, like)
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, OptionalModel, model_or_default
+from powerplan.cli.options import FormatOption, LikeOption, OptionalModel, as_family, model_or_default
 
 if TYPE_CHECKING:
     from powerplan.cli.interrupts import Kept
+    from powerplan.load import LoadedModel
     from powerplan.profile import Profile, Session
 
 
@@ -45,6 +46,7 @@ def profile(
     chunk_size: Annotated[
         str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none.")
     ] = "auto",
+    like: LikeOption = None,
     mixer: Annotated[
         str | None, typer.Option(help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.")
     ] = None,
@@ -96,7 +98,7 @@ def profile(
         }
         seconds = parse_seconds(time_limit, "--time-limit")
         memory = parse_bytes(memory_limit, "--memory-limit") if memory_limit is not None else None
-        session = _session(name, notes, settings, device, dtype, seconds, memory)
+        session = _session(as_family(name, like), notes, settings, device, dtype, seconds, memory)
     with kept() as signals:
         result = load_profile(str(show)) if session is None else _measured(session, signals)
         tablefmt = "pipe" if output == "markdown" else "simple"
@@ -130,7 +132,7 @@ def _given(command: typer.Context, but: frozenset[str]) -> list[str]:
 
 
 def _session(
-    name: str,
+    model: str | LoadedModel,
     notes: list[str],
     settings: dict[str, Any],
     device: str,
@@ -140,10 +142,10 @@ def _session(
 ) -> Session:
     """Return what measures the workload that `settings` describe. Prints the notes about it."""
     started = time.monotonic()  # Loading torch counts: the limit is for the whole command.
-    from powerplan.load import load_model
+    from powerplan.answers.base import read_model
     from powerplan.profile import workload_of
 
-    loaded = load_model(name)
+    loaded = read_model(model)
     spec, notes = loaded.spec, [*notes, *loaded.notes]
     workload_of(spec, **settings)  # Refuses bad options before torch is loaded, which takes seconds.
     from powerplan.profile import Session

@@ -45,6 +45,7 @@ def recommend(
     solve: Annotated[
         Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
+    like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
@@ -57,6 +58,9 @@ def recommend(
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     dtype: options.DtypeOption = "bf16",
+    weights_dtype: options.WeightsDtypeOption = None,
+    cache_dtype: options.CacheDtypeOption = None,
+    state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
@@ -100,14 +104,25 @@ def recommend(
         given = [option for option, value in unused.items() if value]
         if given:
             raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
-        solved = solve_for(model, solve, contexts[0], target=target, mixer=mixer, convention=convention, dtype=dtype)
+        solved = solve_for(
+            options.as_family(model, like),
+            solve,
+            contexts[0],
+            target=target,
+            mixer=mixer,
+            convention=convention,
+            dtype=dtype,
+            weights_dtype=weights_dtype,
+            cache_dtype=cache_dtype,
+            state_dtype=state_dtype,
+        )
         say.answer(solved, output, notes)
         return
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
     with at_work("comparing candidates"):
         answer = powerplan.recommend(
-            model,
+            options.as_family(model, like),
             contexts,
             max_state=max_state,
             max_decode_bytes=max_decode_bytes,
@@ -125,6 +140,9 @@ def recommend(
             mixer=mixer,
             convention=convention,
             dtype=dtype,
+            weights_dtype=weights_dtype,
+            cache_dtype=cache_dtype,
+            state_dtype=state_dtype,
         )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")

@@ -61,9 +61,9 @@ def _attention(config: Config, hidden: int) -> dict[int, Attention]:
     by_layer: dict[int, Attention] = {}
     for index in range(len(stated)) if isinstance(stated, list) else (None,):
         path = ("attn",) if index is None else ("attn", index)
-        part = Config(config.document, (*config.prefix, *path))
-        if not isinstance(part.data, dict):
+        if not isinstance(stated if index is None else stated[index], dict):
             raise config.error("attn must be an object, or a list of objects", *path)
+        part = config.part(*path)
         heads = part.integer("num_heads")
         part.check_divides("num_heads", heads, "hidden_size", hidden)
         attention = Attention(
@@ -263,17 +263,17 @@ def _log_linear_mamba2(config: Config) -> AnyMixer:
 
 
 FAMILIES: dict[str, Family] = {
-    "delta_net": Family(partial(_model, _delta_net), num_heads=16),
-    "forgetting_transformer": Family(partial(_model, _forgetting_transformer), num_heads=32),
-    "gated_deltanet": Family(partial(_model, _gated_deltanet), num_heads=6, head_dim=256),
-    "gla": Family(partial(_model, _gla), num_heads=4),
-    "gsa": Family(partial(_model, _gsa), num_heads=4, num_slots=64),
-    "kda": Family(partial(_model, _kda), num_heads=16, head_dim=128),
-    "log_linear_mamba2": Family(partial(_model, _log_linear_mamba2), n_groups=1),
-    "moba": Family(partial(_model, _moba), num_heads=32),
-    "nsa": Family(partial(_model, _nsa), num_heads=64, head_dim=32),
-    "retnet": Family(partial(_model, _retnet), num_heads=8, hidden_ratio=2),
-    "rwkv7": Family(rwkv7, head_dim=64),
-    "transformer": Family(partial(_model, _transformer), num_heads=32),
+    "delta_net": Family(partial(_model, _delta_net), defaults={"num_heads": 16}),
+    "forgetting_transformer": Family(partial(_model, _forgetting_transformer), defaults={"num_heads": 32}),
+    "gated_deltanet": Family(partial(_model, _gated_deltanet), defaults={"num_heads": 6, "head_dim": 256}),
+    "gla": Family(partial(_model, _gla), defaults={"num_heads": 4}),
+    "gsa": Family(partial(_model, _gsa), defaults={"num_heads": 4, "num_slots": 64}),
+    "kda": Family(partial(_model, _kda), defaults={"num_heads": 16, "head_dim": 128}),
+    "log_linear_mamba2": Family(partial(_model, _log_linear_mamba2), defaults={"n_groups": 1}),
+    "moba": Family(partial(_model, _moba), defaults={"num_heads": 32}),
+    "nsa": Family(partial(_model, _nsa), defaults={"num_heads": 64, "head_dim": 32}),
+    "retnet": Family(partial(_model, _retnet), defaults={"num_heads": 8, "hidden_ratio": 2}),
+    "rwkv7": Family(rwkv7, defaults={"head_dim": 64}),
+    "transformer": Family(partial(_model, _transformer), defaults={"num_heads": 32}),
 }
 """Reader by model_type. fla's mamba and mamba2 share their names, and most of their keys, with transformers'."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from powerplan.errors import shown
+from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config
-from powerplan.huggingface.parts import assemble, attention, experts_chosen, note_prediction_layers
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.parts import assemble, attention, experts_chosen, look_up, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
-def _mamba1(config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False) -> Mamba1:
+def mamba1(
+    config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False, inner_key: str | None = None
+) -> Mamba1:
     """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
 
     The rank may be "auto", which is a sixteenth of the hidden size, rounded up.
     """
     expand, rank, state, conv, conv_bias, bias = keys
+    inner = config.multiple(expand, default=2, of=hidden)
     return Mamba1(
-        inner_size=config.multiple(expand, default=2, of=hidden),
+        inner_size=inner if inner_key is None else config.integer(inner_key, default=inner),
         dt_rank=-(-hidden // 16) if config.data.get(rank, "auto") == "auto" else config.integer(rank),
         state_dim=config.integer(state, default=16),
         conv_size=config.integer(conv, default=4, high=1024),
@@ -28,9 +32,9 @@ def _mamba1(config: Config, hidden: int, keys: tuple[str, ...], inner_norms: boo
 
 
 def mamba(config: Config, name: str) -> ModelSpec:
-    """Mamba as transformers has it: a mixer and a norm per layer, tied."""
+    """Mamba as transformers has it: a mixer and a norm per layer, tied. intermediate_size, if stated, is its width."""
     keys = ("expand", "time_step_rank", "state_size", "conv_kernel", "use_conv_bias", "use_bias")
-    mixer = _mamba1(config, config.integer("hidden_size", "d_model"), keys)
+    mixer = mamba1(config, config.integer("hidden_size", "d_model"), keys, inner_key="intermediate_size")
     return assemble(config, name, [Layer(mixer=mixer)] * config.layer_count, norm=Norm(per_layer=1), tie=True)
 
 
@@ -72,7 +76,7 @@ def mamba2_mixer(config: Config, default_chunk: int = 256) -> Mamba2:
     config.refuse("D_has_hdim", "only one D per head is read")
     hidden = config.integer("hidden_size")
     inner, head_dim = config.multiple("expand", default=2, of=hidden), config.integer("head_dim", default=64)
-    heads = config.integer("num_heads", default=inner // head_dim or 1)
+    heads = config.integer("num_heads") if config.has("num_heads") else inner // head_dim or 1
     if heads * head_dim != inner:
         key = "num_heads" if config.has("num_heads") else "head_dim"
         raise config.error(f"num_heads {heads} x head_dim {head_dim} is not the inner width {inner:,}", key)
@@ -102,7 +106,7 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
         keys = ("d_state", "ngroups", "d_conv", "conv_bias", "bias", "chunk_size")
         mixer = _mamba2(ssm, keys, inner // head_dim, head_dim, gated_norm=ssm.boolean("rmsnorm", True))
     elif kind == "Mamba1":
-        mixer = _mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
+        mixer = mamba1(ssm, hidden, ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "bias"))
     else:
         raise ssm.error(f"layer {shown(kind)} is not supported; allowed are Mamba1, Mamba2", "layer")
     multiple = config.integer("pad_vocab_size_multiple", default=8)
@@ -117,11 +121,14 @@ def mamba_ssm(config: Config, name: str) -> ModelSpec:
     )
 
 
+MAMBA_KEYS = tuple(f"mamba_{key}" for key in ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias"))
+"""Keys of Jamba and Zamba."""
+
+
 def jamba(config: Config, name: str) -> ModelSpec:
     """Jamba: Mamba with norms inside, attention in one layer of a period, experts in every other."""
     hidden, count = config.integer("hidden_size"), config.layer_count
-    keys = ("expand", "dt_rank", "d_state", "d_conv", "conv_bias", "proj_bias")
-    mixer = _mamba1(config, hidden, tuple(f"mamba_{key}" for key in keys), inner_norms=True)
+    mixer = mamba1(config, hidden, MAMBA_KEYS, inner_norms=True)
     softmax = attention(config)
     experts = config.integer("num_experts", "num_local_experts")
     width = config.integer("intermediate_size")
@@ -150,8 +157,10 @@ _BLOCK_NAMES = {"linear_attention": "mamba", "full_attention": "attention"} | {k
 
 
 def nemotron_h(config: Config, name: str) -> ModelSpec:
-    """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E)."""
-    config.refuse("moe_latent_size", "experts in a latent space are not read")
+    """Nemotron-H: each layer is one block behind one norm: Mamba-2 (M), attention (*), an MLP (-) or experts (E).
+
+    With moe_latent_size, routed experts work on that many features, as in Nemotron 3 Super.
+    """
     note_prediction_layers(config, "num_nextn_predict_layers")
     bias = config.boolean("mlp_bias", False)
     kinds = _blocks(config)
@@ -165,8 +174,6 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
             width = config.integer("intermediate_size", default=21_504)
             by_kind[kind] = Layer(ffn=MLP(intermediate_size=width, gated=False, bias=bias))
         else:
-            if bias:
-                raise config.error("mlp_bias is not supported with experts", "mlp_bias")
             experts = config.integer("n_routed_experts", "num_local_experts")
             moe = MoE(
                 experts=experts,
@@ -175,13 +182,21 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
                 shared_intermediate_size=config.integer("moe_shared_expert_intermediate_size", default=7688),
                 gated=False,
                 router_bias=True,
+                latent_size=config.optional_integer("moe_latent_size"),
             )
-            by_kind[kind] = Layer(ffn=moe)
-    return assemble(config, name, [by_kind[kind] for kind in kinds], norm=Norm(per_layer=1))
+            by_kind[kind] = Layer(ffn=moe, extras=_nemotron_biases(moe) if bias else ())
+    return assemble(config, name, [by_kind[kind] for kind in kinds], ties=False, norm=Norm(per_layer=1))
+
+
+def _nemotron_biases(moe: MoE) -> tuple[Extra, ...]:
+    """Return the biases of mlp_bias in a layer with experts: the shared expert's, and those to and from the latent."""
+    latent, width = moe.latent_size or 0, moe.shared_intermediate_size
+    return (Extra(name="shared expert and latent biases", vectors=2 if latent else 1, elements=width + latent),)
 
 
 def _nemotron_mamba(config: Config) -> Mamba2:
     heads, head_dim = config.integer("mamba_num_heads", default=128), config.integer("mamba_head_dim", default=64)
+    look_up(config, "n_groups", "conv_kernel", "use_conv_bias", "chunk_size")  # each has a name that goes before it
     groups = "mamba_n_groups" if config.has("mamba_n_groups") else "n_groups"
     conv_bias = "mamba_conv_bias" if config.has("mamba_conv_bias") else "use_conv_bias"
     conv, chunk = config.key("mamba_d_conv", "conv_kernel"), config.key("mamba_chunk_size", "chunk_size")
@@ -209,3 +224,19 @@ def _blocks(config: Config) -> list[str]:
     if stated is not None and stated != len(pattern):
         config.note(f"num_hidden_layers {stated} is not read: hybrid_override_pattern has {len(pattern)} layers")
     return [_BLOCKS[letter] for letter in pattern]
+
+
+_NEMOTRON_KEYS = """
+    attention_bias intermediate_size mamba_head_dim mamba_num_heads moe_intermediate_size moe_latent_size
+    moe_shared_expert_intermediate_size mtp_layers_block_type n_routed_experts n_shared_experts num_experts_per_tok
+"""
+"""Keys of blocks that a file may have none of, and attention_bias, which no code reads."""
+
+FAMILIES: dict[str, Family] = {
+    "falcon_mamba": Family(mamba),
+    "jamba": Family(jamba),
+    "mamba": Family(mamba),
+    "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
+    "nemotron_h": Family(nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split())),
+}
+"""Reader by model_type."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from powerplan.errors import shown
 from powerplan.ffn import MLP, AnyFFN, MoE
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS as MAX_CONFIG_LAYERS
 from powerplan.huggingface.config import Config
 from powerplan.mixers import MLA, AnyMixer, Attention
 from powerplan.spec import Layer, ModelSpec, group_layers
@@ -16,19 +17,20 @@ from powerplan.spec import Layer, ModelSpec, group_layers
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
-def attention(config: Config, **fields: Any) -> Attention:
+def attention(config: Config, *, whole: bool = True, **fields: Any) -> Attention:
     """Return the attention of the config's heads; `fields` are its bias, qk_norm, sinks and output_gate.
 
     There are as many key/value heads as query heads where the file says null, or neither file nor family has a number.
-    head_dim is hidden_size / num_attention_heads where neither has it.
+    head_dim is hidden_size / num_attention_heads where neither has it, and where the file says null: a whole number, or
+    one that is rounded down if not `whole`.
     """
     hidden = config.integer("hidden_size", "n_embd")
     heads = config.integer("num_attention_heads", "n_head")
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     config.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    head_dim = config.optional_integer("head_dim") or config.defaults.get("head_dim")
+    head_dim = config.optional_integer("head_dim")
     if head_dim is None:
-        if hidden % heads:
+        if hidden % heads and (whole or hidden < heads):
             key = "hidden_size" if config.has("hidden_size") else "n_embd"
             multiple = f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
             raise config.error(f"{multiple}, and there is no head_dim", key)
@@ -87,6 +89,8 @@ def alternating_windows(config: Config, period: int) -> list[int | None]:
 
 def mla(config: Config) -> MLA:
     """Return the latent attention of DeepSeek and Kimi Linear; queries are projected directly without q_lora_rank."""
+    if "kv_lora_rank" in config.data and not config.has("kv_lora_rank"):
+        raise config.error("kv_lora_rank is null: without a latent, this is another attention", "kv_lora_rank")
     return MLA(
         heads=config.integer("num_attention_heads"),
         q_lora_rank=config.optional_integer("q_lora_rank"),
@@ -98,10 +102,29 @@ def mla(config: Config) -> MLA:
     )
 
 
+def alike(config: Config, *names: str) -> int:
+    """Return an integer that a file may also write as a list, with the same entry for each layer."""
+    name = config.key(*names)
+    if not isinstance(config.data.get(name), list):
+        return config.integer(*names)
+    entries = config.integers(name)
+    if len(entries) != config.layer_count or len(set(entries)) != 1:
+        problem = f"{name} must be the same in each of {config.layer_count} layers, and is {shown(entries)}"
+        raise config.error(problem, name)
+    return entries[0]
+
+
+def look_up(config: Config, *names: str) -> None:
+    """Mark keys as known that stand for nothing in this config, such as the width of experts where there are none."""
+    for name in names:
+        config.has(name)
+
+
 def experts_chosen(config: Config, experts: int) -> int:
-    """Return how many of `experts` a token is sent to."""
-    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
-    chosen = config.integer(*names)
+    """Return how many of `experts` a token is sent to; the first name counts where a file has two, as gpt-oss does."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
+    chosen = alike(config, *names)
+    look_up(config, *names)
     if chosen > experts:
         raise config.error(f"num_experts_per_tok {chosen} is more than the {experts} experts", config.key(*names))
     return chosen
@@ -118,9 +141,13 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
     """Return the layers of a Qwen mixture of experts, one per entry of `mixers`.
 
     A layer has a dense MLP where mlp_only_layers names it or decoder_sparse_step skips it, and experts elsewhere; in
-    Qwen3-Next also a shared one, with a gate.
+    Qwen 2 and Qwen3-Next also a shared one, with a gate.
     """
     experts = config.integer("num_experts", "num_local_experts", low=0)
+    has_shared = config.family in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next")
+    look_up(config, "moe_intermediate_size", "num_experts_per_tok")
+    if has_shared:
+        look_up(config, "shared_expert_intermediate_size")
     dense_layers = set(config.integers("mlp_only_layers"))
     step = config.integer("decoder_sparse_step", default=1)
     layers = []
@@ -129,7 +156,7 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
         if index in dense_layers or experts == 0 or (index + 1) % step:
             ffn = MLP(intermediate_size=config.integer("intermediate_size"))
         else:
-            shared = config.integer("shared_expert_intermediate_size") if config.family == "qwen3_next" else 0
+            shared = config.integer("shared_expert_intermediate_size") if has_shared else 0
             ffn = MoE(
                 intermediate_size=config.integer("moe_intermediate_size"),
                 experts=experts,
@@ -143,17 +170,25 @@ def qwen_layers(config: Config, mixers: Sequence[AnyMixer]) -> list[Layer]:
 
 def note_prediction_layers(config: Config, *names: str) -> None:
     """Remark that the layers which predict further tokens are left out, where one of the keys `names` counts any."""
-    if config.optional_integer(*names, low=0):
+    if config.has(config.key(*names)) and config.optional_integer(*names, low=0):
         config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
 
 
-def assemble(config: Config, name: str, layers: list[Layer], *, tie: bool = False, **fields: Any) -> ModelSpec:
-    """Return the spec of `layers`, with the config's embeddings; `tie` is the family's tie_word_embeddings."""
+def assemble(
+    config: Config, name: str, layers: list[Layer], *, tie: bool = False, ties: bool = True, **fields: Any
+) -> ModelSpec:
+    """Return the spec of `layers`, with the config's embeddings.
+
+    tie: tie_word_embeddings of a family that transformers does not have. ties: whether the family's code heeds it.
+    """
+    tied = config.boolean("tie_word_embeddings", tie)
+    if tied and not ties:
+        config.note(f"tie_word_embeddings is not heeded: transformers' {config.family} does not tie its embeddings")
     return ModelSpec(
         name=name,
         vocab_size=config.integer("vocab_size"),
         hidden_size=config.integer("hidden_size", "n_embd"),
-        tie_embeddings=config.boolean("tie_word_embeddings", tie),
+        tie_embeddings=tied and ties,
         layers=group_layers(layers),
         **fields,
     )

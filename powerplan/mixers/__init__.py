@@ -6,16 +6,19 @@ from typing import get_args
 
 import msgspec
 
-from powerplan.mixers.attention import Attention, Forgetting
+from powerplan.mixers.attention import Attention, ChunkedAttention, Forgetting
 from powerplan.mixers.base import HeadShape, Inherited, Mixer
+from powerplan.mixers.compressed import Compressed
+from powerplan.mixers.convolution import ShortConvolution
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
 from powerplan.mixers.formulas import Convention
+from powerplan.mixers.gated import MLSTM, RGLRU, RWKV4
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.linear import GLA, Lightning, RetNet
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
 from powerplan.mixers.slots import GSA, SparseStateExpansion
-from powerplan.mixers.sparse import DSA, NSA, MoBA
+from powerplan.mixers.sparse import DSA, NSA, IndexedBlocks, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
@@ -23,7 +26,11 @@ Features = Power | Linear
 Matrices = RetNet | Lightning | GLA | DeltaNet | GatedDeltaNet | KDA
 OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
-AnyMixer = Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting
+Selective = IndexedBlocks | Compressed
+Gated = ShortConvolution | MLSTM | RGLRU | RWKV4
+AnyMixer = (
+    Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | Gated | Selective
+)
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
@@ -48,11 +55,16 @@ __all__ = [
     "KDA",
     "MIXERS",
     "MLA",
+    "MLSTM",
     "NSA",
+    "RGLRU",
+    "RWKV4",
     "RWKV7",
     "SIZED",
     "AnyMixer",
     "Attention",
+    "ChunkedAttention",
+    "Compressed",
     "Convention",
     "DeltaNet",
     "FeatureAttention",
@@ -60,6 +72,7 @@ __all__ = [
     "GatedDeltaNet",
     "GroupedHeads",
     "HeadShape",
+    "IndexedBlocks",
     "Inherited",
     "Lightning",
     "Linear",
@@ -70,5 +83,6 @@ __all__ = [
     "MoBA",
     "Power",
     "RetNet",
+    "ShortConvolution",
     "SparseStateExpansion",
 ]

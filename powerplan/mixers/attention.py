@@ -1,11 +1,19 @@
-"""Softmax attention: multi-head, grouped-query and multi-query, with a sliding window, with a forget gate."""
+"""Softmax attention: multi-head, grouped-query and multi-query, in a window, in chunks, with a forget gate."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from powerplan.mixers.base import Window
-from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, term
+from powerplan.mixers.base import StateSize, Window, problem
+from powerplan.mixers.formulas import (
+    Convention,
+    Formulas,
+    Rational,
+    Term,
+    mean_keys,
+    mean_keys_in_chunks,
+    term,
+)
 from powerplan.mixers.heads import GroupedHeads
 
 
@@ -15,6 +23,10 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     parameters in matmuls: m(H + G)k + mGv + Hvm      state: G(k + v) min(t, w) elements
     state FLOPs per token: 2H(k + v) mean_keys, the same in both forms (QK^T and AV, 2 FLOPs per multiply-add)
     sinks: one learned logit per query head (gpt-oss), parameters outside matmuls.
+    shared_kv: keys and values are those of an earlier layer (Gemma 3n): no projections m G(k + v), no cache of its own.
+    keys_as_values: the projection of the keys makes the values too (Gemma 4): no projection mGv.
+    differential: each query head attends to the values of two heads, and pairs of heads are subtracted with a learned
+    weight, 4k parameters (Ye et al. 2024, arXiv 2410.05258): 2H(k + 2v) mean_keys state FLOPs.
     """
 
     source = (
@@ -27,6 +39,16 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
 
     window: Window | None = None
     sinks: bool = False
+    shared_kv: bool = False
+    keys_as_values: bool = False
+    differential: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.keys_as_values and (self.shared_kv or self.head_dim != self.v_head_dim):
+            raise problem("keys_as_values", "needs keys of this layer's own, and v_head_dim equal to head_dim")
+        if self.differential and self.kv_heads % 2:
+            raise problem("differential", f"needs pairs of key/value heads, and there are {self.kv_heads}")
 
     @property
     def window_size(self) -> int | None:
@@ -44,17 +66,64 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         """Return the number of tokens whose keys and values are kept."""
         return context if self.window is None else min(context, self.window)
 
+    def matmul_formulas(self) -> Formulas:
+        if self.shared_kv:
+            return ("projections", "m*H*k + H*v*m"), self._output_gate
+        if self.keys_as_values:
+            return ("projections", "m*(H + G)*k + H*v*m"), self._output_gate
+        return super().matmul_formulas()
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        query, key, value, output, gate = super().matrix_formulas(idle)
+        own = () if self.shared_kv else (key,) if self.keys_as_values else (key, value)
+        return (query, *own, output, gate)
+
     def other_formulas(self) -> Formulas:
-        return (*super().other_formulas(), ("sinks", "H" if self.sinks else ""))
+        formulas = super().other_formulas()
+        if self.shared_kv or self.keys_as_values:
+            without = {"(H + G)*k + G*v": "H*k" if self.shared_kv else "(H + G)*k"}
+            without |= {"2*k": "k", "(H + G)*k": "H*k"} if self.shared_kv else {}
+            formulas = tuple((component, without.get(formula, formula)) for component, formula in formulas)
+        return (*formulas, ("sinks", "H" if self.sinks else ""), ("differential", "4*k" if self.differential else ""))
+
+    def state_formulas(self) -> Formulas:
+        return ((self.describe(), "0" if self.shared_kv else self.state),)
+
+    def state_size(self, context: int) -> StateSize:
+        size = super().state_size(context)
+        if not self.shared_kv:
+            return size
+        read = self.kv_heads * (self.head_dim + self.v_head_dim) * self.kept(context)
+        return StateSize(looked_up=read)
 
     def state_values(self, context: int) -> dict[str, int]:
         return {"kept": self.kept(context)}
+
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return ((self.describe(), "2*H*(k + 2*v)*keys"),) if self.differential else super().flops_formulas(chunked)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal, self.window)}
 
     def describe(self) -> str:
         return self.kind if self.window is None else f"{self.kind}, window {self.window:,}"
+
+
+class ChunkedAttention(Attention, frozen=True, kw_only=True, tag_field="kind", tag="chunked_attention"):
+    """Softmax attention within chunks of `window` tokens (Llama 4): a query sees the keys of its own chunk so far.
+
+    parameters in matmuls: attention's      state: G(k + v) min(t, w) elements, room for a whole chunk
+    state FLOPs per token: 2H(k + v) keys, the mean keys of a query's own chunk
+    """
+
+    source = "Llama 4, transformers 5.23, masking_utils.py, create_chunked_causal_mask"
+    window: Window = 8192
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        return {"keys": mean_keys_in_chunks(context, convention.causal, self.window)}
+
+    def describe(self) -> str:
+        return f"attention, chunks of {self.window:,}"
 
 
 class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="forgetting"):
@@ -71,6 +140,9 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("forget gate", "m*H"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("forget gate", "1", "H", "m"))
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("biases", "H"))

@@ -27,6 +27,9 @@ Width = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
 """A length in tokens; a spec may write it as a size such as "4k"."""
 
+RECURRENT_BYTES = 4
+"""Bytes per element of recurrent state in fp32, as the kernels and the reference implementations keep it."""
+
 SAME = 0
 """Default of a size that is the same as another field's; `Part.same_as` names that field."""
 
@@ -37,10 +40,11 @@ class StateSize:
 
     cache: keys and values, which grow with the context; in the cache's dtype.
     entry: what one token appends to the cache.
-    recurrent: the recurrent state, in fp32; every token reads and writes it.
+    recurrent: the recurrent state, in a dtype of its own; every token reads and writes it.
     recent: inputs of the last tokens, kept for short convolutions and token shifts; in the cache's dtype.
     looked_up: the part of `cache` that one token reads; None stands for all of it.
     touched: the part of `recurrent` that one token reads and writes; None stands for all of it.
+    waiting: what one token writes to and reads from the cache beside that: inputs that wait to be compressed.
     """
 
     cache: int = 0
@@ -49,29 +53,26 @@ class StateSize:
     recent: int = 0
     looked_up: int | None = None
     touched: int | None = None
+    waiting: int = 0
 
     @property
     def elements(self) -> int:
         return self.cache + self.recurrent + self.recent
 
-    def bytes(self, cache_bytes: Fraction) -> Fraction:
-        """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
-        return (self.cache + self.recent) * cache_bytes + self.recurrent * RECURRENT_BYTES
+    def bytes(self, cache_bytes: Fraction, state_bytes: Rational) -> Fraction:
+        """Return the bytes of the state, given the bytes per element of the cache and of the recurrent state."""
+        return (self.cache + self.recent) * cache_bytes + self.recurrent * state_bytes
 
-    def decode_bytes(self, cache_bytes: Fraction) -> Fraction:
+    def decode_bytes(self, cache_bytes: Fraction, state_bytes: Rational) -> Fraction:
         """Return the bytes that are read and written to decode one token, as `Mixer.decode_bytes` says."""
         touched = self.recurrent if self.touched is None else self.touched
-        constant = 2 * self.recent * cache_bytes + 2 * touched * RECURRENT_BYTES
+        constant = 2 * self.recent * cache_bytes + 2 * touched * state_bytes
         return self.decode_cache_bytes(cache_bytes) + constant
 
     def decode_cache_bytes(self, cache_bytes: Fraction) -> Fraction:
         """Return the part of `decode_bytes` that belongs to the cache."""
         read = self.cache if self.looked_up is None else self.looked_up
-        return (read + self.entry) * cache_bytes
-
-
-RECURRENT_BYTES = 4
-"""Bytes per element of recurrent state: fp32, as the kernels and the reference implementations keep it."""
+        return (read + self.entry + self.waiting) * cache_bytes
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,17 @@ class Block(Part, frozen=True, kw_only=True):
 
     def matmul_formulas(self) -> Formulas:
         raise NotImplementedError
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        """Return component, count, rows and columns of the matrices of those components whose shapes are stated.
+
+        idle: whether experts that a token does not choose count.
+        """
+        return ()
+
+    def part_of(self, component: str) -> str:
+        """Return the part of a model, as rules of a quantization name it, that a component of the matmuls is in."""
+        return "mixers"
 
     def other_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
@@ -383,17 +395,17 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Return the state FLOPs to decode one token at position `context`, which attends to every key."""
         return self.state_flops_terms(context, Convention(causal="full"))
 
-    def state_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
-        """Return the bytes of the state, with `cache_bytes` per element of the cache and fp32 recurrent state."""
-        return self.state_size(context).bytes(cache_bytes)
+    def state_bytes(self, context: int, cache_bytes: Fraction, state_bytes: Rational = RECURRENT_BYTES) -> Fraction:
+        """Return the bytes of the state, given the bytes per element of the cache and of the recurrent state."""
+        return self.state_size(context).bytes(cache_bytes, state_bytes)
 
-    def decode_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
+    def decode_bytes(self, context: int, cache_bytes: Fraction, state_bytes: Rational = RECURRENT_BYTES) -> Fraction:
         """Return the bytes of state that are read and written to decode one token at position `context`, batch 1.
 
         Of the cache, the part that is looked up is read once and one entry is appended. The part of the recurrent state
         that the token touches and the inputs of short convolutions are read and written.
         """
-        return self.state_size(context).decode_bytes(cache_bytes)
+        return self.state_size(context).decode_bytes(cache_bytes, state_bytes)
 
     def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the part of `decode_bytes` that belongs to the cache."""

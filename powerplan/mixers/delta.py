@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
 from powerplan.mixers.formulas import Formulas
@@ -27,6 +27,9 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("beta", "m*H"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("beta", "1", "H", "m"))
 
     def flops_formulas(self, chunked: bool) -> Formulas:
         if chunked:
@@ -62,6 +65,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     convolved = "2*J*k + H*v"
     decay = "H*k*v"
     decay_gate = "m*H"
+    decay_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("H", "m"),)
     letters = DeltaRule.letters + " J=key_heads"
     whole_widths: ClassVar[tuple[str, ...]] = ("heads", "key_heads")
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim", "key_heads": "heads"}
@@ -75,6 +79,10 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("decay gate", self.decay_gate))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        decay = (("decay gate", "1", rows, columns) for rows, columns in self.decay_shapes)
+        return (*super().matrix_formulas(idle), *decay)
+
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("decay", "2*H"))
 
@@ -87,17 +95,34 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     Chunked: as DeltaNet. Equation 13 of the paper counts 6k^2 + 3ck + c^2 per head and token: three of the five
     products within a chunk, and c^2 for the inverse, which takes about c^2/3.
     gate_bias: biases of the output gate; flash-linear-attention has them, Kimi Linear does not.
-    Checked against transformers' Kimi Linear and flash-linear-attention.
+    full_rank: "gate" for one projection mHv in place of the output gate's two (Kimi K3), "both" for the decay's as well
+    (mHk, Ling 2.5).
+    Checked against transformers' Kimi Linear and Bailing hybrid, and flash-linear-attention.
     """
 
     source = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
-    gate = "m*u + u*H*v"
-    decay_gate = "m*u + u*H*k"
     letters = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
     gate_rank: Size = SAME
     gate_bias: bool = False
+    full_rank: Literal["none", "gate", "both"] = "none"
+
+    @property
+    def gate(self) -> str:  # type: ignore[override]
+        return "m*u + u*H*v" if self.full_rank == "none" else "m*H*v"
+
+    @property
+    def decay_gate(self) -> str:  # type: ignore[override]
+        return "m*H*k" if self.full_rank == "both" else "m*u + u*H*k"
+
+    @property
+    def gate_shapes(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
+        return (("u", "m"), ("H*v", "u")) if self.full_rank == "none" else (("H*v", "m"),)
+
+    @property
+    def decay_shapes(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
+        return (("H*k", "m"),) if self.full_rank == "both" else (("u", "m"), ("H*k", "u"))
 
     def other_formulas(self) -> Formulas:
         biases = "H*v" if self.gate_bias and self.output_gate else ""
@@ -156,6 +181,21 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
             ("decay and learning rate", "(rw + ra)*(m + H*k)"),
             ("output gate", "rg*(m + H*v)"),
             ("value residual", "rv*(m + H*v)" if self.value_rank else ""),
+        )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        ranks = {
+            "decay and learning rate": (("rw", "H*k"), ("ra", "H*k")),
+            "output gate": (("rg", "H*v"),),
+            "value residual": (("rv", "H*v"),) if self.value_rank else (),
+        }
+        low = [(name, *pair) for name, pairs in ranks.items() for pair in pairs]
+        return (
+            ("projections", "2", "H*k", "m"),
+            ("projections", "1", "H*v", "m"),
+            ("projections", "1", "m", "H*v"),
+            *((name, "1", rank, "m") for name, rank, _ in low),
+            *((name, "1", wide, rank) for name, rank, wide in low),
         )
 
     def other_formulas(self) -> Formulas:

@@ -62,12 +62,21 @@ SYMBOLS = {
     "top": "mean keys the indexer leaves a query",
     "q": "query LoRA rank",
     "L": "key/value LoRA rank",
+    "o": "rank of the output projection",
+    "P": "groups of the output projection",
+    "c": "tokens that one entry compresses",
+    "rest": "tokens that are not compressed yet",
+    "closed": "1 once there is a compressed entry, else 0",
     "n": "key head dim without position",
     "r": "key head dim with RoPE",
     "f": "FFN width",
     "E": "experts",
     "a": "active experts",
     "s": "width of the shared experts",
+    "l": "width of latent experts",
+    "Z": "experts that compute nothing",
+    "vectors": "vectors of the hidden size",
+    "elements": "further elements",
 }
 """What each letter of a formula stands for. A formula with any other letter is refused when it is evaluated."""
 

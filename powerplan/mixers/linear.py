@@ -70,6 +70,7 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     state = "H*k*v"
     convolved = "2*H*k + H*v"
     gate = "m*H*v"
+    gate_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("H*v", "m"),)
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
 
     heads: Size
@@ -86,6 +87,10 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
             ("output gate", self.gate if self.output_gate else ""),
             ("short convolutions", f"W*({self.convolved})" if self.conv_size else ""),
         )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        gate = (("output gate", "1", rows, columns) for rows, columns in self.gate_shapes if self.output_gate)
+        return (("projections", "1", self.convolved, "m"), ("projections", "1", "m", "H*v"), *gate)
 
     def other_formulas(self) -> Formulas:
         return (
@@ -142,6 +147,9 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("decay gate", "m*u + u*H*k"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("decay gate", "1", "u", "m"), ("decay gate", "1", "H*k", "u"))
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("biases", "H*k"))

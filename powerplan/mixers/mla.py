@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import gcd
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from powerplan.mixers.base import HeadShape, Inherited, Mixer, Size
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
@@ -17,6 +17,7 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
     decoding one token: 2H(2L + r)t, in absorbed form: queries attend to the latents, which are not expanded
     bias: on both down-projections and the output projection (attention_bias in DeepSeek's code).
+    output_gate: a projection of the hidden state, Hv wide, that multiplies the output; "head" has one gate per head.
     """
 
     source = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
@@ -35,11 +36,24 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     qk_rope_head_dim: Size
     v_head_dim: Size
     bias: bool = False
+    output_gate: bool | Literal["head"] = False
 
     def matmul_formulas(self) -> Formulas:
         return (
             ("projections", "m*H*(n + r)" if self.q_lora_rank is None else "m*q + q*H*(n + r)"),
             ("projections", "m*(L + r) + L*H*(n + v) + H*v*m"),
+            ("output gate", {False: "", True: "m*H*v", "head": "m*H"}[self.output_gate]),
+        )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        whole = (("projections", "1", "H*(n + r)", "m"),)
+        query = (("projections", "1", "q", "m"), ("projections", "1", "H*(n + r)", "q"))
+        return (
+            *(whole if self.q_lora_rank is None else query),
+            ("projections", "1", "L + r", "m"),
+            ("projections", "1", "H*(n + v)", "L"),
+            ("projections", "1", "m", "H*v"),
+            ("output gate", "1" if self.output_gate else "0", "H" if self.output_gate == "head" else "H*v", "m"),
         )
 
     def other_formulas(self) -> Formulas:

@@ -55,8 +55,11 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("gate", "m*G" if self.gated else ""))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("gate", "1" if self.gated else "0", "G", "m"))
+
     def other_formulas(self) -> Formulas:
-        return (*super().other_formulas(), ("biases", "G" if self.gated and self.bias else ""))
+        return (*super().other_formulas(), ("biases", "G" if self.gated and self.input_bias else ""))
 
     def effective_chunk_size(self) -> int:
         """Return the chunk of the spec, or the kernels' default for this head dim and degree."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from powerplan.mixers.base import Size, problem
 from powerplan.mixers.formulas import Formulas
@@ -33,6 +33,9 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("forget gate", "m*H*M"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("forget gate", "1", "H*M", "m"))
+
     def describe(self) -> str:
         return f"gsa, {self.slots} slots"
 
@@ -59,6 +62,7 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     update = "2*(1 + chosen)*H*k*v"
     within = "2*(1 + chosen)*H*(k + v)*keys"
     gate = "m*v + v*H*v"
+    gate_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("v", "m"), ("H*v", "v"))
 
     partitions: Size = 4
     top_k: Size = 1
@@ -74,6 +78,16 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
             ("queries and keys of partitions", "2*(m*v + v*H*k)"),
             ("decay gates", "2*(m*u + u*H*k)"),
             ("router", "m*B"),
+        )
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (
+            *super().matrix_formulas(idle),
+            ("queries and keys of partitions", "2", "v", "m"),
+            ("queries and keys of partitions", "2", "H*k", "v"),
+            ("decay gates", "2", "u", "m"),
+            ("decay gates", "2", "H*k", "u"),
+            ("router", "1", "B", "m"),
         )
 
     def other_formulas(self) -> Formulas:

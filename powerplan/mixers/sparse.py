@@ -1,4 +1,4 @@
-"""Sparse attention, softmax over the part of the cache that a query picks: NSA, MoBA, DeepSeek sparse attention."""
+"""Sparse attention: softmax over the part of the cache that a query picks (NSA, MoBA, DSA, MiniMax-M3)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("branch gates", "3*m*H"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("branch gates", "1", "3*H", "m"))
 
     def state_formulas(self) -> Formulas:
         return (("nsa", "G*(k + v)*(t + blocks)"),)
@@ -129,6 +132,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     state: (L + r)t, and xt of the indexer's keys
     state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k) keys;
     the weighted sum over the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
+    shared_index: the keys are those that an earlier layer picked (GLM-5): no indexer, and no indexer's keys.
     Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the bytes of the indexer.
     """
 
@@ -140,22 +144,33 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     index_heads: Size = 64
     index_head_dim: Size = 128
     top_k: Window = 2048
+    shared_index: bool = False
 
     def check(self) -> None:
         if self.q_lora_rank is None:
             raise problem("q_lora_rank", "q_lora_rank is missing: the indexer's queries come from the query latent")
 
     def matmul_formulas(self) -> Formulas:
-        return (*super().matmul_formulas(), ("indexer", "q*X*x + m*x + m*X"))
+        return (*super().matmul_formulas(), ("indexer", "" if self.shared_index else "q*X*x + m*x + m*X"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        if self.shared_index:
+            return super().matrix_formulas(idle)
+        indexer = (("indexer", "1", "X*x", "q"), ("indexer", "1", "x", "m"), ("indexer", "1", "X", "m"))
+        return (*super().matrix_formulas(idle), *indexer)
 
     def other_formulas(self) -> Formulas:
-        return (*super().other_formulas(), ("indexer norm", "2*x"))
+        return (*super().other_formulas(), ("indexer norm", "" if self.shared_index else "2*x"))
 
     def state_formulas(self) -> Formulas:
-        return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "x*t"))
+        return (("dsa: latents", "(L + r)*t"), ("dsa: indexer keys", "" if self.shared_index else "x*t"))
+
+    def state_values(self, context: int) -> dict[str, int]:
+        return super().state_values(context) | ({"x": 0} if self.shared_index else {})
 
     def flops_formulas(self, chunked: bool) -> Formulas:
-        return (("dsa: indexer", "2*X*x*keys"), ("dsa: attention", "2*H*(2*L + r)*top"))
+        indexer = "" if self.shared_index else "2*X*x*keys"
+        return (("dsa: indexer", indexer), ("dsa: attention", "2*H*(2*L + r)*top"))
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         top = mean_keys(context, convention.causal, self.top_k)
@@ -165,7 +180,7 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
         return Mixer.decode_flops_terms(self, context)
 
     def describe(self) -> str:
-        return f"dsa, top {self.top_k:,}"
+        return f"dsa, top {self.top_k:,}{', of an earlier layer' if self.shared_index else ''}"
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited | None:
@@ -180,6 +195,53 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     def from_heads(cls, heads: dict[str, Any], settings: dict[str, Any], remark: str) -> Inherited:
         inherited = super().from_heads(heads, settings, remark)
         return Inherited(inherited.fields | {"q_lora_rank": QUERY_LATENT}, inherited.remarks)
+
+
+class IndexedBlocks(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="indexed_blocks"):
+    """Block-sparse attention of MiniMax-M3: an indexer of X heads of x features scores all keys, and picks blocks.
+
+    The best score within a block counts, and each query attends to `top_k` blocks of `block_size` tokens, its own among
+    them. Index heads share one key; each picks for its part of the key/value heads.
+    parameters in matmuls: attention's, and mXx + mx of the indexer; norms of its queries and its key have 2x
+    state: G(k + v)t, and xt of the indexer's keys
+    state FLOPs per token: 2Xx keys to score every key, 2H(k + v) picked to attend: min(i, top_k x block_size); the
+    query's own block counts whole once top_k blocks exist. One token looks up all indexer keys and the picked blocks.
+    Parameters checked against transformers' MiniMax-M3.
+    """
+
+    source = "MiniMax-M3, transformers 5.23, models/minimax_m3_vl, MiniMaxM3VLIndexer"
+    letters = GroupedHeads.letters + " X=index_heads x=index_head_dim"
+    entry = "G*(k + v) + x"
+    looked_up = "x*t + G*(k + v)*picked"
+    sparse_reads = True
+
+    index_heads: Size = 4
+    index_head_dim: Size = 128
+    block_size: Window = 128
+    top_k: Size = 16
+
+    def matmul_formulas(self) -> Formulas:
+        return (*super().matmul_formulas(), ("indexer", "m*X*x + m*x"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("indexer", "1", "X*x", "m"), ("indexer", "1", "x", "m"))
+
+    def other_formulas(self) -> Formulas:
+        return (*super().other_formulas(), ("indexer norms", "2*x"))
+
+    def state_formulas(self) -> Formulas:
+        return (("indexed blocks: keys and values", "G*(k + v)*t"), ("indexed blocks: indexer keys", "x*t"))
+
+    def flops_formulas(self, chunked: bool) -> Formulas:
+        return (("indexed blocks: indexer", "2*X*x*keys"), ("indexed blocks: picked", "2*H*(k + v)*picked"))
+
+    def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
+        causal = convention.causal
+        picked = mean_keys(context, causal, self.top_k * self.block_size)
+        return {"keys": mean_keys(context, causal), "picked": picked}
+
+    def describe(self) -> str:
+        return f"indexed blocks, {self.top_k:,} x {self.block_size:,}"
 
 
 QUERY_LATENT = 1536

@@ -52,6 +52,14 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
             ("short convolutions", "W*I"),
         )
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (
+            ("projections", "1", "2*I", "m"),
+            ("projections", "1", "m", "I"),
+            ("step size, B, C", "1", "R + 2*N", "I"),
+            ("step size, B, C", "1", "I", "R"),
+        )
+
     def other_formulas(self) -> Formulas:
         return (
             ("A, D, step size", "I*N + 2*I"),
@@ -123,6 +131,9 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     def matmul_formulas(self) -> Formulas:
         return (("projections", "m*(2*I + 2*g*N + H) + I*m"), ("short convolutions", "W*(I + 2*g*N)"))
 
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return ("projections", "1", "2*I + 2*g*N + H", "m"), ("projections", "1", "m", "I")
+
     def other_formulas(self) -> Formulas:
         return (
             ("A, D, step size", "3*H"),
@@ -161,6 +172,9 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("level weights", "m*H*levels"))
+
+    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        return (*super().matrix_formulas(idle), ("level weights", "1", "H*levels", "m"))
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("level weights", "H*levels"))

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import msgspec
 
-from powerplan.accounting import DTYPE_BYTES
+from powerplan.dtypes import DTYPE_BYTES
 from powerplan.mixers import Convention
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import total

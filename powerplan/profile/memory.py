@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from powerplan.accounting import DTYPE_BYTES
 from powerplan.dims import spow_dim
+from powerplan.dtypes import DTYPE_BYTES
 from powerplan.ffn import MoE
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import total

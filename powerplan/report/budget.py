@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from powerplan.dtypes import Dtypes
 from powerplan.hardware import devices as catalogue
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
 from powerplan.report.render import Column, Report, grouped
@@ -17,14 +18,14 @@ SCHEMA = "powerplan.budget/1"
 
 
 def budget_report(
-    budget: Budget, others: Sequence[Alternative], dtype: str, batch_tokens: int | None, time: TrainingTime | None
+    budget: Budget, others: Sequence[Alternative], dtypes: Dtypes, batch_tokens: int | None, time: TrainingTime | None
 ) -> Report:
     """Return the report of a budget; others: the same FLOPs with other mixers, the model as it is first."""
     row, spec = budget.row, budget.accounting.spec
     weights, state = TRAINING_PASSES * row.weight_flops_per_token, TRAINING_PASSES * row.state_flops_per_token
     payload: dict[str, Any] = {
         "model": model_entry(budget.accounting),
-        "convention": convention_entry(budget.accounting, dtype),
+        "convention": convention_entry(budget.accounting, dtypes),
         "context": row.context,
         "train_flops_per_token": json_number(budget.train_flops_per_token),
         "train_weight_flops_per_token": weights,
@@ -48,7 +49,7 @@ def budget_report(
         entry, line = _time(budget, time)
         payload |= entry
         lines.append(line)
-    rows = payload["alternatives"] = [_alternative(other, budget, dtype) for other in others]
+    rows = payload["alternatives"] = [_alternative(other, budget, dtypes) for other in others]
     labels = {swap_text(other.swap): other.swap.describe() if other.swap else swap_text(None) for other in others}
     columns = [Column("mixer", "mixer in\nevery layer", labels.__getitem__, left=True), *_COLUMNS]
     after = ["Not all its layers can take another mixer at the same weights: --mixer asks what one would make of it."]
@@ -89,7 +90,7 @@ def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
     return entry, f"{hours} {work}: {format_duration(seconds / rate.devices)} on {devices}"
 
 
-def _alternative(other: Alternative, base: Budget, dtype: str) -> dict[str, Any]:
+def _alternative(other: Alternative, base: Budget, dtypes: Dtypes) -> dict[str, Any]:
     budget, row = other.budget, row_entry(other.budget.row)
     return {
         "mixer": swap_text(other.swap),
@@ -101,7 +102,7 @@ def _alternative(other: Alternative, base: Budget, dtype: str) -> dict[str, Any]
         "params_active": budget.parameters,
         "same_state_window": other.same_state_window,
         "same_state_context": other.same_state_context,
-        "dtype": dtype,
+        "dtype": dtypes.dtype,
     }
 
 

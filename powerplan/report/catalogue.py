@@ -10,6 +10,7 @@ from typing import Any
 from powerplan.accounting import Accounting, positions_text
 from powerplan.doctor import Finding
 from powerplan.hardware import QUANTITIES, Device, si_value
+from powerplan.huggingface.listing import Listed
 from powerplan.report.parts import model_entry
 from powerplan.report.render import Column, Report, grouped, plain
 from powerplan.units import format_count, format_parameters
@@ -32,6 +33,23 @@ def models_report(accountings: Sequence[Accounting]) -> Report:
         "powerplan models NAME tells more, powerplan models NAME --yaml prints an editable spec.",
     ]
     return Report("powerplan.models/1", {"models": rows}, columns, rows, after=after)
+
+
+def families_report(families: Sequence[Listed]) -> Report:
+    """Return every model_type of a config.json that is known, a line each."""
+    rows = [family._asdict() for family in families]
+    columns = [
+        Column("model_type", "model_type", left=True),
+        Column("status", "status", left=True),
+        Column("detail", "text_config, or why not", left=True),
+    ]
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("read", "wrapper", "refused")}
+    after = [
+        f"{counts['read']} families are read, and the text decoders of {counts['wrapper']} wrappers; "
+        f"{counts['refused']} are refused, and why.",
+        "--like NAME reads a file of another model_type as one of these families.",
+    ]
+    return Report("powerplan.families/1", {"families": rows}, columns, rows, after=after)
 
 
 def _model_row(accounting: Accounting) -> dict[str, Any]:
@@ -59,6 +77,7 @@ def model_report(accounting: Accounting) -> Report:
     spec = accounting.spec
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
+        "quantization": spec.quantization.method if spec.quantization else None,
         "params_by_convention": model_entry(accounting)["params_by_convention"],
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
@@ -77,6 +96,7 @@ def model_report(accounting: Accounting) -> Report:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
+        *([("quantization", payload["quantization"])] if payload["quantization"] else []),
         ("balanced at", grouped(payload["balanced_context"]) or "no context"),
         ("aliases", ", ".join(spec.aliases) or "-"),
         *((key, getattr(spec, key)) for key in ("published", "source", "note") if getattr(spec, key)),

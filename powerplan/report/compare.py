@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
-from powerplan.report.parts import CONTEXT, RATIOS, convention_entry, model_entry, parameters_text, row_entry
+from powerplan.dtypes import Dtypes
+from powerplan.report.parts import (
+    CONTEXT,
+    RATIOS,
+    convention_entry,
+    dtypes_text,
+    model_entry,
+    parameters_text,
+    row_entry,
+    wrapped,
+)
 from powerplan.report.render import Column, Report
 
 
-def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Row]], dtype: str) -> Report:
+def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Row]], dtypes: Dtypes) -> Report:
     """Return the report of models in the same convention; rows: for each model its numbers at each context."""
     models: list[dict[str, Any]] = [
         model_entry(accounting)
@@ -27,13 +37,14 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
         for rows_of_context in zip(*(model["rows"] for model in models), strict=True)
         for model, row in zip(models, rows_of_context, strict=True)
     ]
-    payload = {"convention": convention_entry(accountings[0], dtype), "models": models}
+    payload = {"convention": convention_entry(accountings[0], dtypes), "models": models}
     before = []
     for accounting in accountings:
         spec, balanced = accounting.spec, accounting.balanced_context()
         size = f"{parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}"
         place = f"{balanced:,} tokens" if balanced else "no context"
         before.append(f"{spec.name}: {size}; balanced at {place}")
-    after = [f"FLOPs forward, per token; decode: bytes for one token at batch 1; weights and cache in {dtype}."]
+    formats = dtypes_text([accounting.spec for accounting in accountings], dtypes)
+    after = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.", at_hyphens=False)
     columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]
     return Report("powerplan.compare/1", payload, columns, table, before=before, after=after)

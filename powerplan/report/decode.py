@@ -8,7 +8,17 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting
-from powerplan.report.parts import CONTEXT, json_float, model_entry, parameters_text, show_bytes, wrapped
+from powerplan.dtypes import Dtypes
+from powerplan.report.parts import (
+    CONTEXT,
+    dtypes_entry,
+    json_float,
+    model_entry,
+    parameters_text,
+    show_bytes,
+    weights_text,
+    wrapped,
+)
 from powerplan.report.render import Column, Report, grouped
 from powerplan.serving import Fleet, Serving, Step
 from powerplan.units import format_bytes, format_count, format_duration, json_number
@@ -33,7 +43,7 @@ class Served:
         return f"{self.twin_of[1]} twin" if self.twin_of else self.accounting.spec.name
 
 
-def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, fleet: Fleet | None) -> Report:
+def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtypes, fleet: Fleet | None) -> Report:
     """Return the report of what serving models at the same contexts takes, with twins beside their models."""
     contexts = [serving.context for serving in models[0].servings]
     entries = [
@@ -46,8 +56,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
         for model in models
     ]
     payload: dict[str, Any] = {
-        "dtype": dtype,
-        "recurrent_state_dtype": "fp32",
+        **dtypes_entry(dtypes),
         "device": fleet.device.name if fleet else None,
         "devices": fleet.count if fleet else None,
         "memory_bytes": fleet.memory if fleet else None,
@@ -71,10 +80,12 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtype: str, 
         after += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
             after += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
+    alike = all(weights_text(model.accounting.spec, dtypes) == dtypes.cache for model in models)
+    formats = f"{'weights and cache' if alike else 'weights as above, cache'} in {dtypes.cache}"
     after += _lines(
         "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
-        f"the context; weights and cache in {dtype}, recurrent state, read and written, in fp32. Experts read: those "
-        "that the batch is expected to touch."
+        f"the context; {formats}, recurrent state, read and written, in {dtypes.state}. Experts read: those that the "
+        "batch is expected to touch."
     )
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
@@ -135,8 +146,8 @@ def _lines(text: str, indent: str = "") -> list[str]:
 def _facts(model: Served) -> list[str]:
     """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
     name, first = model.accounting.spec.name, model.servings[0]
-    size = parameters_text(model.accounting)
-    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {first.dtype}")
+    size, formats = parameters_text(model.accounting), weights_text(model.accounting.spec, first.dtypes)
+    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}")
     for serving in model.servings:
         sizes = {"cache": serving.cache_bytes, "recurrent": serving.recurrent_bytes}
         state = " + ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
+from powerplan.dtypes import STATE_DTYPE, Dtypes
 from powerplan.report.render import Column, grouped
+from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 WIDTH = 98
@@ -65,11 +68,13 @@ def parameters_text(accounting: Accounting) -> str:
 def model_entry(accounting: Accounting) -> dict[str, Any]:
     """Return what JSON says of a model: its name and its parameters."""
     total, active = accounting.total_parameters, accounting.active_parameters
+    quantization = accounting.spec.quantization
     return {
         "name": accounting.spec.name,
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
         "position_embeddings": accounting.spec.position_embeddings,
+        "quantization": quantization.method if quantization else None,
         "params_by_convention": {
             name: {"total": getattr(total, name), "active": getattr(active, name)}
             for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
@@ -81,11 +86,44 @@ def json_float(value: Fraction | None) -> float | None:
     return None if value is None else float(value)
 
 
-def convention_entry(accounting: Accounting, dtype: str) -> dict[str, Any]:
+def convention_entry(accounting: Accounting, dtypes: Dtypes) -> dict[str, Any]:
     """Return what JSON says of the convention that the numbers follow."""
     convention = accounting.convention
     counted = {"causal": convention.causal, "lm_head": convention.lm_head, "form": convention.form}
-    return counted | {"dtype": dtype, "recurrent_state_dtype": "fp32"}
+    return counted | dtypes_entry(dtypes)
+
+
+def dtypes_entry(dtypes: Dtypes) -> dict[str, str]:
+    """Return what JSON says of the number formats that bytes are counted in."""
+    return {
+        "dtype": dtypes.dtype,
+        "weights_dtype": dtypes.weights,
+        "cache_dtype": dtypes.cache,
+        "recurrent_state_dtype": dtypes.state,
+    }
+
+
+def weights_text(spec: ModelSpec, dtypes: Dtypes) -> str:
+    """Return the formats of a model's weights in words: "bf16", or "mxfp4 and bf16" where some are quantized."""
+    quantization = spec.quantization if dtypes.weights_dtype is None else None
+    return f"{quantization.method} and {dtypes.weights}" if quantization else dtypes.weights
+
+
+def dtypes_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
+    """Return the number formats in words: "weights and cache in bf16"; those of quantized weights model by model.
+
+    Recurrent state is named where it is not in fp32.
+    """
+    quantized = [spec for spec in specs if weights_text(spec, dtypes) != dtypes.weights]
+    if len(quantized) == len(specs) == 1:
+        parts = [f"weights in {weights_text(specs[0], dtypes)}", f"cache in {dtypes.cache}"]
+    elif dtypes.weights == dtypes.cache:
+        parts = [f"weights and cache in {dtypes.cache}"]
+    else:
+        parts = [f"weights in {dtypes.weights}", f"cache in {dtypes.cache}"]
+    if len(specs) > 1:
+        parts += [f"weights of {spec.name} in {weights_text(spec, dtypes)}" for spec in quantized]
+    return ", ".join([*parts, *([f"recurrent state in {dtypes.state}"] if dtypes.state != STATE_DTYPE else [])])
 
 
 def row_entry(row: Row) -> dict[str, Any]:

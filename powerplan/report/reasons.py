@@ -41,7 +41,7 @@ def gain(answer: Recommendation) -> str:
 
     "" where nothing is to be said.
     """
-    winner, base = answer.recommended, answer.base.row(answer.contexts[-1], answer.request.dtype)
+    winner, base = answer.recommended, answer.base.row(answer.contexts[-1], answer.request.dtypes)
     following = [candidate for candidate in answer.candidates[1:2] if candidate.balanced]
     if answer.request.keep == "flops" or (winner.plan.unchanged and not following):
         return ""

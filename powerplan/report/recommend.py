@@ -29,7 +29,7 @@ def recommend_report(answer: Recommendation) -> Report:
     chunks = [{"mixer": chunk.mixer, "chunk_size": chunk.size, "source": chunk.source} for chunk in answer.chunks]
     payload = {
         "model": model_entry(answer.base),
-        "convention": convention_entry(answer.base, request.dtype),
+        "convention": convention_entry(answer.base, request.dtypes),
         "context": answer.contexts[-1],
         "contexts": list(answer.contexts),
         "target": float(request.target),

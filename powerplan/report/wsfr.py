@@ -12,13 +12,24 @@ from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
+from powerplan.dtypes import Dtypes
 from powerplan.mixers.formulas import SYMBOLS
-from powerplan.report.parts import CONTEXT, FLOPS, RATIOS, convention_entry, model_entry, parameters_text, row_entry
+from powerplan.report.parts import (
+    CONTEXT,
+    FLOPS,
+    RATIOS,
+    convention_entry,
+    dtypes_text,
+    model_entry,
+    parameters_text,
+    row_entry,
+    wrapped,
+)
 from powerplan.report.render import Column, Report
 from powerplan.units import format_ratio, json_number
 
 
-def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By | None, explain: bool) -> Report:
+def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by: By | None, explain: bool) -> Report:
     """Return the report of a model's weight-state FLOP ratios.
 
     rows: the numbers at each context. by: the parts that every context is split into; the contexts themselves where
@@ -26,7 +37,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
     """
     payload: dict[str, Any] = {
         "model": model_entry(accounting),
-        "convention": convention_entry(accounting, dtype),
+        "convention": convention_entry(accounting, dtypes),
         "balanced_context": accounting.balanced_context(),
         "rows": [row_entry(row) | {"verdict": verdict_text(accounting, row)} for row in rows],
     }
@@ -46,9 +57,8 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtype: str, by: By 
         after = [*lines, "", *after]
     before = _title(accounting)
     if by is None:
-        before.append(
-            f"decode: bytes moved for the last token at batch 1, LM head included; weights and cache in {dtype}"
-        )
+        formats = dtypes_text([accounting.spec], dtypes)
+        before += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
     return Report("powerplan.wsfr/1", payload, columns, table, before=before, after=after)
 
 

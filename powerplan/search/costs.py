@@ -10,19 +10,19 @@ from operator import mul
 
 import msgspec
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
+from powerplan.dtypes import Dtypes
 from powerplan.mixers import Convention, Mixer
 from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import total
+from powerplan.mixers.formulas import Rational, total
 from powerplan.search.choices import Choice, Scope, staying
-from powerplan.spec import ModelSpec
 
 
 class Cost(msgspec.Struct, frozen=True):
     """The cost of one layer's mixer, of several layers, or of a whole model. Costs add up, exactly.
 
     weight_flops_per_token: weight FLOPs per token.
-    parameters: stored parameters.
+    parameters: stored parameters. weight_bits: the bits that they are stored in.
     state_elements: elements of the state of one sequence, at the longest context.
     state_half_bytes, decode_half_bytes: bytes of that state, and state bytes moved to decode one token at batch 1, in
         halves of a byte, since int4 has half a byte per element.
@@ -31,6 +31,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     weight_flops_per_token: int
     parameters: int
+    weight_bits: Rational
     state_elements: int
     state_half_bytes: int
     decode_half_bytes: int
@@ -42,11 +43,17 @@ class Cost(msgspec.Struct, frozen=True):
         return Cost(
             self.weight_flops_per_token + count * other.weight_flops_per_token,
             self.parameters + count * other.parameters,
+            self.weight_bits + count * other.weight_bits,
             self.state_elements + count * other.state_elements,
             self.state_half_bytes + count * other.state_half_bytes,
             self.decode_half_bytes + count * other.decode_half_bytes,
             tuple([one + count * more for one, more in flops]),
         )
+
+    @property
+    def weight_bytes(self) -> Fraction:
+        """Bytes of all stored weights."""
+        return Fraction(self.weight_bits, 8)
 
     @property
     def state_bytes(self) -> Fraction:
@@ -61,11 +68,11 @@ class Cost(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class CostBasis:
-    """Under what costs are counted: contexts (rising, in tokens), convention, dtype of weights and cache."""
+    """Under what costs are counted: contexts (rising, in tokens), convention, dtypes."""
 
     contexts: tuple[int, ...]
     convention: Convention
-    dtype: str
+    dtypes: Dtypes
 
     @property
     def longest(self) -> int:
@@ -85,21 +92,24 @@ class CostBasis:
         state = cost.scaled_state_flops[index]
         return Fraction(2 * self.contexts[index] * cost.weight_flops_per_token, state) if state else None
 
-    def of_block(self, block: Block, hidden: int) -> Cost:
-        """Return the cost of one layer's mixer or FFN in a model of this hidden size."""
+    def of_block(self, block: Block, accounting: Accounting) -> Cost:
+        """Return the cost of one layer's mixer or FFN in this model."""
+        hidden = accounting.spec.hidden_size
         matmul = int(total(block.matmul_terms(hidden)))
         outside = total((*block.other_terms(hidden), *block.idle_terms(hidden)))
         weights, parameters = 2 * matmul, matmul + int(outside)
+        bits = _plain(8 * accounting.block_bytes(block, self.dtypes))
         if not isinstance(block, Mixer):
-            return Cost(weights, parameters, 0, 0, 0, (0,) * len(self.contexts))
-        width, size = DTYPE_BYTES[self.dtype], block.state_size(self.longest)
+            return Cost(weights, parameters, bits, 0, 0, 0, (0,) * len(self.contexts))
+        widths, size = (self.dtypes.cache_bytes, self.dtypes.state_bytes), block.state_size(self.longest)
         flops = [2 * t * total(block.state_flops_terms(t, self.convention)) for t in self.contexts]
         return Cost(
             weight_flops_per_token=weights,
             parameters=parameters,
+            weight_bits=bits,
             state_elements=size.elements,
-            state_half_bytes=_whole(2 * size.bytes(width)),
-            decode_half_bytes=_whole(2 * size.decode_bytes(width)),
+            state_half_bytes=_whole(2 * size.bytes(*widths)),
+            decode_half_bytes=_whole(2 * size.decode_bytes(*widths)),
             scaled_state_flops=tuple(map(_whole, flops)),
         )
 
@@ -110,22 +120,35 @@ class CostBasis:
             flops += total(block.state_flops_terms(self.longest, self.convention))
         return _whole(2 * self.longest * flops)
 
-    def of_frame(self, spec: ModelSpec, layers: int) -> Cost:
-        """Return the cost of what a model of so many layers has besides mixers and FFNs: norms, embeddings, LM head."""
+    def of_frame(self, accounting: Accounting, norms: int) -> Cost:
+        """Return the cost of what a model has besides its blocks: embeddings, extras, LM head, and norms.
+
+        norms: how many norms its layers have in all.
+        """
+        spec = accounting.spec
         head = int(total(spec.head_terms()))
-        norms = total((*spec.embedding_norm_terms(), *spec.final_norm_terms())) + layers * total(spec.norm_terms())
-        tables = total((*spec.embedding_terms(), *spec.position_terms()))
-        parameters = int(norms + tables) + (0 if spec.tie_embeddings else head)
-        weights = 2 * head if self.convention.lm_head else 0
-        return Cost(weights, parameters, 0, 0, 0, (0,) * len(self.contexts))
+        outside = (
+            *spec.embedding_norm_terms(),
+            *spec.final_norm_terms(),
+            *spec.embedding_terms(),
+            *spec.position_terms(),
+        )
+        parameters = int(total(outside)) + norms * spec.norm.vectors * spec.hidden_size
+        parameters += 0 if spec.tie_embeddings else head
+        matmul = int(total(term for extra in spec.extras for term in extra.matmul_terms(spec.hidden_size)))
+        parameters += matmul + int(total(term for extra in spec.extras for term in extra.other_terms(spec.hidden_size)))
+        weights = 2 * (matmul + (head if self.convention.lm_head else 0))
+        stored = parameters * self.dtypes.weight_bytes + accounting.tables_beyond(self.dtypes, stored=True)
+        return Cost(weights, parameters, _plain(8 * stored), 0, 0, 0, (0,) * len(self.contexts))
 
     def of_model(self, accounting: Accounting) -> Cost:
         """Return the cost of a whole model."""
-        rows = [accounting.row(context, self.dtype) for context in self.contexts]
+        rows = [accounting.row(context, self.dtypes) for context in self.contexts]
         last = rows[-1]
         return Cost(
             weight_flops_per_token=last.weight_flops_per_token,
             parameters=accounting.total_parameters.with_embeddings,
+            weight_bits=_plain(8 * accounting.stored_bytes(self.dtypes)),
             state_elements=last.state_elements,
             state_half_bytes=_whole(2 * last.state_bytes),
             decode_half_bytes=_whole(2 * last.decode_state_bytes_per_token),
@@ -139,13 +162,18 @@ def _whole(value: int | Fraction) -> int:
     return exact.numerator
 
 
+def _plain(value: Fraction) -> Rational:
+    """Return a whole number as an int: sums of ints take a tenth of the time of sums of fractions."""
+    return value.numerator if value.denominator == 1 else value
+
+
 class ScopeCosts:
     """The costs of plans over one scope of a model. rest: that of the model without the mixers of the scope."""
 
     def __init__(self, accounting: Accounting, scope: Scope, basis: CostBasis) -> None:
         self.scope, self.basis = scope, basis
         # The cost of a mixer in one layer.
-        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_block, hidden=accounting.spec.hidden_size))
+        self.of: Callable[[Mixer], Cost] = cache(partial(basis.of_block, accounting=accounting))
         self._columns = cache(self._columns_of)
         self.rest = basis.of_model(accounting).plus(self.layers(staying(scope.distinct), scope.counts), -1)
 
@@ -167,6 +195,7 @@ class Columns:
     def __init__(self, costs: Sequence[Cost]) -> None:
         self._weights = tuple(cost.weight_flops_per_token for cost in costs)
         self._parameters = tuple(cost.parameters for cost in costs)
+        self._bits = tuple(cost.weight_bits for cost in costs)
         self._elements = tuple(cost.state_elements for cost in costs)
         self._state = tuple(cost.state_half_bytes for cost in costs)
         self._decode = tuple(cost.decode_half_bytes for cost in costs)
@@ -177,6 +206,7 @@ class Columns:
         return Cost(
             weight_flops_per_token=sum(map(mul, self._weights, counts)),
             parameters=sum(map(mul, self._parameters, counts)),
+            weight_bits=sum(map(mul, self._bits, counts)),
             state_elements=sum(map(mul, self._elements, counts)),
             state_half_bytes=sum(map(mul, self._state, counts)),
             decode_half_bytes=sum(map(mul, self._decode, counts)),

@@ -8,7 +8,6 @@ from math import gcd
 
 import msgspec
 
-from powerplan.ffn import AnyFFN
 from powerplan.mixers import AnyMixer, Mixer
 from powerplan.search.choices import Choice, Scope
 from powerplan.spec import Layer, ModelSpec, group_layers
@@ -146,13 +145,13 @@ class LayerPlan:
             return spec
         layers = [layer for group in spec.layers for layer in group.period * group.repeat]
         exceptions = set(exception_places(self.layers, self.count) if self.other else ())
-        changed: dict[tuple[Mixer, AnyFFN | None], Layer] = {}
+        changed: dict[tuple[Mixer, Layer], Layer] = {}
         for index, (position, own) in enumerate(zip(self.scope.positions, self.scope.order(), strict=True)):
             mixer = (self.other if self.other and index in exceptions else self.main).mixers[own]
             assert isinstance(mixer, AnyMixer)
-            ffn = layers[position].ffn
-            layer = changed.get((mixer, ffn))
+            own_layer = layers[position]
+            layer = changed.get((mixer, own_layer))
             if layer is None:
-                layer = changed[mixer, ffn] = Layer(mixer=mixer, ffn=ffn)
+                layer = changed[mixer, own_layer] = msgspec.structs.replace(own_layer, mixer=mixer)
             layers[position] = layer
         return msgspec.structs.replace(spec, layers=group_layers(layers))

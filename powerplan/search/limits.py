@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import attrgetter
 
-from powerplan.accounting import DTYPE_BYTES, Accounting
+from powerplan.accounting import Accounting
 from powerplan.errors import InfeasibleError
 from powerplan.hardware import Device, si_value
 from powerplan.search.costs import CostBasis
@@ -65,14 +65,11 @@ class Checker:
 
     def __init__(self, limits: Limits, accounting: Accounting, basis: CostBasis) -> None:
         self.limits, self.basis = limits, basis
-        self.bytes_per_weight = DTYPE_BYTES[basis.dtype]
-        self.stored = accounting.total_parameters.with_embeddings
-        self.read = accounting.active_parameters.without_input_embedding
+        self.idle_bytes = accounting.stored_bytes(basis.dtypes) - accounting.read_bytes(basis.dtypes)
 
     def decode_bytes(self, trial: Trial) -> Fraction:
         """Return the bytes that one token moves at batch 1: the weights it reads, and the state."""
-        weights = self.read + trial.cost.parameters - self.stored
-        return weights * self.bytes_per_weight + trial.cost.decode_bytes
+        return trial.cost.weight_bytes - self.idle_bytes + trial.cost.decode_bytes
 
     def demands(self, trial: Trial) -> list[Demand]:
         """Return what a candidate needs of every constraint that is set."""
@@ -87,7 +84,7 @@ class Checker:
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            demands.append(Demand("--hardware", cost.parameters * self.bytes_per_weight + cost.state_bytes, memory))
+            demands.append(Demand("--hardware", cost.weight_bytes + cost.state_bytes, memory))
         return demands
 
     def unmet(self, trial: Trial) -> tuple[Demand, ...]:

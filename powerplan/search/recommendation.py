@@ -11,6 +11,7 @@ from typing import NamedTuple
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Keep, Side
 from powerplan.dims import default_chunk_size
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import peak_of
 from powerplan.measured import MeasuredTimes, Unmeasured
@@ -47,7 +48,7 @@ class Request:
     only, exclude: words of SELECTABLE. prefer: the side that should be the heavier one, where one must be.
     keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
         the model as it is.
-    convention, dtype: how costs are counted, and the dtype of weights and cache.
+    convention, dtypes: how costs are counted, and the dtypes of weights, cache and recurrent state.
     profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
         those that always are.
     """
@@ -60,7 +61,7 @@ class Request:
     prefer: Side | None = None
     keep: Keep = "weights"
     convention: Convention = field(default_factory=Convention)
-    dtype: str = "bf16"
+    dtypes: Dtypes = field(default_factory=Dtypes)
     profile: MeasuredTimes | None = None
     top: int = 6
 
@@ -173,13 +174,15 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
     """Search the plans for a model, and return the best of each sort, ranked.
 
     Raises:
-        InputError: the request contradicts itself or admits nothing, or the model has no state.
+        InputError: the request contradicts itself or admits nothing, or the model has no state or shared weights.
         InfeasibleError: no plan meets the limits.
     """
     request.check()
     if not spec.mixers():
         raise InputError(f"{spec.name} has no sequence mixers, and so no state to plan")
-    basis = CostBasis(tuple(sorted(set(request.contexts))), request.convention, request.dtype)
+    if any(use.layer.tied for use in spec.layer_uses()):
+        raise InputError(f"{spec.name} has layers that share their weights, and recommend cannot change them")
+    basis = CostBasis(tuple(sorted(set(request.contexts))), request.convention, request.dtypes)
     base = Accounting(spec, request.convention)
     search = Search(base, basis, request.target, request.admits, request.only)
     trials = search.trials()
@@ -206,7 +209,7 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
             text = label if plan.is_mix or plan.scope.partial else plan.text()
             model = renamed(model, spec.name, text if request.keep == "weights" else f"{label}, resized")
         accounting = Accounting(model, request.convention)
-        rows = tuple(accounting.row(context, request.dtype) for context in basis.contexts)
+        rows = tuple(accounting.row(context, request.dtypes) for context in basis.contexts)
         return Candidate(
             plan=plan,
             label=label,

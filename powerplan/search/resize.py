@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.mixers import Mixer
 from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import total
 from powerplan.search.choices import Choice, Scope, groups_of, scope_of
 from powerplan.search.costs import Columns, Cost, CostBasis
 from powerplan.search.layer_plan import LayerPlan, exceptions_by_mixer
@@ -48,9 +48,10 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class _Depth:
-    """The layers of a model of another depth: all, those that a plan may change, and how often it has other blocks."""
+    """A model of another depth: layers, their norms, the layers that a plan may change, counts of its other blocks."""
 
     layers: int
+    norms: int
     scope: Scope
     others: tuple[int, ...]
 
@@ -115,7 +116,7 @@ class Resizer:
 
     def cost(self, plan: LayerPlan, size: Size) -> Cost:
         """Return the cost of the model that `build` returns."""
-        cost = self.basis.of_frame(self._frame(size.width), size.layers)
+        cost = self.basis.of_frame(self._frame(size.width), self._depth(size.depth).norms)
         for blocks, counts in ((None, self._depth(size.depth).others), *self._split(plan, size)):
             if any(counts):
                 cost = cost.plus(self._columns(blocks, size.width).times(counts))
@@ -144,7 +145,8 @@ class Resizer:
             for block in _staying_blocks(period, self._members):
                 others[self._others[block]] += repeat
         layers = sum(repeat * len(period) for repeat, period in groups)
-        return _Depth(layers, scope_of(groups, self._members, self._partial), tuple(others))
+        norms = sum(repeat * sum(map(self.base.norms_of, period)) for repeat, period in groups)
+        return _Depth(layers, norms, scope_of(groups, self._members, self._partial), tuple(others))
 
     def _split(self, plan: LayerPlan, size: Size) -> list[tuple[Choice, tuple[int, ...]]]:
         """Return the choices of a plan, and for each in how many layers its mixers stand."""
@@ -164,7 +166,7 @@ class Resizer:
 
         t is the longest context.
         """
-        hidden = self._frame(width).hidden_size
+        hidden = self._frame(width).spec.hidden_size
 
         @cache
         def flops(block: Block) -> int:
@@ -174,19 +176,19 @@ class Resizer:
 
     def _columns_of(self, choice: Choice | None, width: Fraction) -> Columns:
         """Return the costs of the same blocks."""
-        hidden = self._frame(width).hidden_size
-        return Columns([self.basis.of_block(block.widened(width), hidden) for block in self._blocks(choice)])
+        frame = self._frame(width)
+        return Columns([self.basis.of_block(block.widened(width), frame) for block in self._blocks(choice)])
 
     def _blocks(self, choice: Choice | None) -> Iterable[Block]:
         return choice.mixers if choice else self._others
 
-    def _frame_of(self, width: Fraction) -> ModelSpec:
+    def _frame_of(self, width: Fraction) -> Accounting:
         """Return the base in another width, as far as it is no layer."""
-        return msgspec.structs.replace(self.base, hidden_size=int(self.base.hidden_size * width))
+        return Accounting(msgspec.structs.replace(self.base, hidden_size=int(self.base.hidden_size * width)))
 
     def _head_flops(self, width: Fraction) -> int:
-        """Return the FLOPs of the LM head, as far as they count."""
-        return 2 * int(total(self._frame(width).head_terms())) if self.basis.convention.lm_head else 0
+        """Return the FLOPs outside layers: those of the LM head, as far as they count, and of the model's extras."""
+        return self.basis.of_frame(self._frame(width), 0).weight_flops_per_token
 
 
 def resized_alike(base: ModelSpec, size: Size) -> ModelSpec | None:
@@ -223,6 +225,6 @@ def _widened(spec: ModelSpec, width: Fraction) -> ModelSpec:
 
     def wider(layer: Layer) -> Layer:
         mixer, ffn = layer.mixer, layer.ffn
-        return Layer(mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
+        return msgspec.structs.replace(layer, mixer=mixer and mixer.widened(width), ffn=ffn and ffn.widened(width))
 
     return msgspec.structs.replace(spec.map_layers(wider), hidden_size=int(spec.hidden_size * width))

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Unknown
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.mixers import Convention
 from powerplan.mixers.power import MAX_DEGREE
@@ -33,11 +34,16 @@ class Solution:
 
 
 def solve(
-    spec: ModelSpec, unknown: Unknown, context: int, target: Fraction, convention: Convention, dtype: str = "bf16"
+    spec: ModelSpec,
+    unknown: Unknown,
+    context: int,
+    target: Fraction,
+    convention: Convention,
+    dtypes: Dtypes | str = "bf16",
 ) -> Solution:
     """Return the largest context, window or degree, in every layer, that keeps the ratio at `target` or above.
 
-    Windows and degrees are judged at `context` tokens. `dtype`, of weights and cache, counts in the bytes of the rows.
+    Windows and degrees are judged at `context` tokens. `dtypes` count in the bytes of the rows.
 
     Raises:
         InfeasibleError: no value gives the ratio; the message says what it is at the end of the range.
@@ -53,8 +59,8 @@ def solve(
     def row(value: int) -> Row:
         swap = swap_of(value)
         if swap is None:
-            return accounting.row(value, dtype)
-        return Accounting(swapped(spec, swap)[0], convention).row(context, dtype)
+            return accounting.row(value, dtypes)
+        return Accounting(swapped(spec, swap)[0], convention).row(context, dtypes)
 
     def light(value: int) -> bool:
         ratio = row(value).wsfr

@@ -138,8 +138,9 @@ class Search:
             for mixer, other in dict.fromkeys(zip(choice.mixers, self._full(scope).mixers, strict=True)):
                 cost, softmax = costs.of(mixer), costs.of(other)
                 flops.append(Fraction(cost.scaled_state_flops[-1], softmax.scaled_state_flops[-1]))
-                sizes.append(Fraction(0 if mixer.sparse_reads else cost.state_half_bytes, softmax.state_half_bytes))
-            self._excess[choice] = Excess(max(flops), max(sizes))
+                if softmax.state_half_bytes:  # None where a layer reads the keys of an earlier one.
+                    sizes.append(Fraction(0 if mixer.sparse_reads else cost.state_half_bytes, softmax.state_half_bytes))
+            self._excess[choice] = Excess(max(flops), max(sizes, default=Fraction(0)))
         return self._excess[choice]
 
     def softmax_ratio(self, index: int) -> float:

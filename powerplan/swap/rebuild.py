@@ -58,12 +58,16 @@ def rebuilt(
     return changed, inherited.remarks
 
 
+OWN_PROJECTIONS = frozenset({"shared_kv", "keys_as_values", "differential"})
+"""Fields that say what a layer's keys and values are: another layer with projections of its own does not take them."""
+
+
 def _inherited(mixer: Mixer, swap: Swap, hidden: int, relative: Mixer | None) -> Inherited:
     target = MIXERS[swap.kind]
     if type(mixer) is target:
         return Inherited(_fields(mixer, target))
     # Heads are the layer's own, so that its weights stay. All other settings of a kind are the same in every layer.
-    settings = {} if relative is None else _fields(relative, target, without=HEAD_FIELDS)
+    settings = {} if relative is None else _fields(relative, target, without=HEAD_FIELDS | OWN_PROJECTIONS)
     if same := target.from_same_heads(mixer):
         return Inherited(same.fields | settings, same.remarks)
     if type(relative) is target:

@@ -70,6 +70,8 @@ def test_a_file_that_is_no_text(
     case: str,
 ) -> None:
     content, message = CONTENT[case]
+    if case == "more than 1 MiB" and name == "config.json":
+        content, message = 16 * content, "is larger than 16 MiB; a config.json has some megabytes at most"
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(content)
     expect_refusal(["models", name], f"{name}: {message}")

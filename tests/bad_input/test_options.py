@@ -89,7 +89,7 @@ MIXERS = {
     "attention:heads=7": ": kv_heads 12 does not divide heads 7 (what is not set stays as the model has it)",
     "attention:kv_heads=0": ": kv_heads: 0 is out of range; allowed is at least 1",
     "attention:qk_norm=heads": ": qk_norm: 'heads' is not known; did you mean head? allowed are none, head, full",
-    "attention:bias=qk": ": bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv",
+    "attention:bias=qk": ": bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv, output",
     "attention:\x1b[2J=1": r": '\x1b[2J' is not a setting of attention; allowed are ...",
     "window": ": window needs its size; write window:4096",
     "window:": ": window needs its size; write window:4096",

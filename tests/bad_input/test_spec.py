@@ -35,7 +35,7 @@ vocab_size => vocabsize
 per_layer => per_layers
     5:23: norm.per_layers: unknown key; did you mean per_layer? allowed are bias, embedding, final, kind, per_layer
 repeat => repeats
-    7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are ffn, mixer, pattern, repeat
+    7:5: layers[0].repeats: unknown key; did you mean repeat? allowed are ...
 heads: 12, kv => head: 12, kv
     8:30: layers[0].mixer.head: unknown key; did you mean heads? allowed are ...
 top_k => topk
@@ -43,7 +43,7 @@ top_k => topk
 p: 2, heads: 12 => p: 2, haeds: 12
     11:36: layers[1].pattern[0].mixer.haeds: unknown key; did you mean heads? allowed are ...
 ffn: {kind: mlp => fnn: {kind: mlp
-    12:9: layers[1].pattern[0].fnn: unknown key; did you mean ffn? allowed are ffn, mixer
+    12:9: layers[1].pattern[0].fnn: unknown key; did you mean ffn? allowed are extras, ffn, mixer, norms, tied
 heads: 12, kv_heads: 4 => heads: 12, p: 2
     8:41: layers[0].mixer.p: unknown key; allowed are ...
 hidden_size => Hidden_Size
@@ -231,9 +231,9 @@ false => null
 false => "true"
     4:17: tie_embeddings: 'true' is not true or false; write true without quotes
 kv_heads: 4 => bias: qk
-    8:47: layers[0].mixer.bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv
+    8:47: layers[0].mixer.bias: 'qk' is not known; did you mean qkv? allowed are true, false, qkv, output
 kv_heads: 4 => bias: 1
-    8:47: layers[0].mixer.bias: 1 is not known; allowed are true, false, qkv
+    8:47: layers[0].mixer.bias: 1 is not known; allowed are true, false, qkv, output
 kv_heads: 4 => qk_norm: heads
     8:50: layers[0].mixer.qk_norm: 'heads' is not known; did you mean head? allowed are none, head, full
 kv_heads: 4 => qk_norm: true
@@ -355,7 +355,7 @@ WHOLE = {
     ),
     "an unknown key taken over by a merge": (
         HEAD + "layers: [{<<: {repaet: 2}, ffn: {kind: mlp, intermediate_size: 3}}]",
-        "4:24: layers[0].repaet: unknown key; did you mean repeat? allowed are ffn, mixer, pattern, repeat",
+        "4:24: layers[0].repaet: unknown key; did you mean repeat? allowed are extras, ffn, mixer, ...",
     ),
 }
 

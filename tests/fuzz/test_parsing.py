@@ -19,6 +19,7 @@ from specs import contexts, specs
 from powerplan.accounting import Accounting
 from powerplan.choices import By, Format
 from powerplan.documents import parse_json, parse_yaml
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError, one_line
 from powerplan.hardware import Device, find_device
@@ -149,6 +150,44 @@ def test_data_as_config_json(data: Any, wrapped: bool) -> None:
     check_spec_or_refusal(lambda: read_config(parse_json(text, "config.json"), "name")[0])
 
 
+QUANTIZATION: list[dict[str, Any]] = [
+    {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": [], "expert_dtype": "fp4"},
+    {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*o_proj": {}}, "lm_head": True},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["self_attn"]},
+    {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8", "exclude_modules": ["*.0.*"]}},
+    {"quant_method": "auto-round", "bits": 4, "extra_config": {"model.layers.0.mlp.up_proj": {"bits": 8}}},
+    {
+        "quant_method": "hqq",
+        "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}},
+        "skip_modules": [],
+    },
+    {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_tensor"}}},
+    {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}},
+    {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"targets": ["re:.*mlp.*"], "weights": {"num_bits": 8, "strategy": "channel"}}},
+        "ignore": ["re:model.layers.(0|1).*", "model.layers.*.self_attn"],
+    },
+]
+
+
+@fuzz(200)
+@given(
+    data=st.sampled_from(QUANTIZATION).flatmap(
+        lambda data: broken(data, config_values, sorted({key for one in QUANTIZATION for key in one}))
+    )
+)
+def test_a_broken_quantization_is_a_note_or_a_refusal(data: Any) -> None:
+    text = json.dumps(CONFIG | {"quantization_config": data})
+    read = attempt(lambda: read_config(parse_json(text, "config.json"), "name"))
+    if read is not None:
+        spec, notes = read
+        assert all(note == one_line(note) for note in notes)
+        assert validate(parse_yaml(spec_to_yaml(spec), "model.yaml")) == spec
+        plain = Accounting(spec).total_parameters.with_embeddings
+        assert 0 < Accounting(spec).stored_bytes(Dtypes("fp32")) < 9 * plain + 1024
+
+
 @fuzz(200)
 @given(data=config_values)
 def test_json_reads_as_python_reads_it(data: Any) -> None:
@@ -183,7 +222,7 @@ def test_every_valid_spec_has_a_report(spec: ModelSpec, context: int, by: By | N
         changed = attempt(lambda: with_mixer(spec, mixer)[0])
         spec = changed or spec
     accounting = Accounting(spec)
-    report = wsfr_report(accounting, [accounting.row(context)], "bf16", by, explain=True)
+    report = wsfr_report(accounting, [accounting.row(context)], Dtypes(), by, explain=True)
     for form in get_args(Format):
         assert f"{context:,}" in (text := render(report, form)) or str(context) in text
 

@@ -195,7 +195,11 @@ def test_text_config_with_every_default_left_out(read: Read) -> None:
     assert period[5] == Layer(
         mixer=Attention(heads=8, kv_heads=4, head_dim=256, qk_norm="head"), ffn=MLP(intermediate_size=9216)
     )
-    assert loaded.notes == (text_decoder("gemma3"),)
+    left_out = (
+        "hidden_size 2,304, num_hidden_layers 26, num_attention_heads 8, vocab_size 262,208, intermediate_size 9,216"
+    )
+    sizes = f"text_config leaves out sizes, which are transformers' defaults of gemma3_text: {left_out}"
+    assert loaded.notes == (text_decoder("gemma3"), sizes)
 
 
 @pytest.mark.parametrize(

@@ -200,10 +200,6 @@ REFUSED: list[tuple[Settings, str]] = [
         "'rnn' is not a block of Nemotron-H; allowed are attention, full_attention, linear_attention, mamba, mlp, moe",
     ),
     (
-        GROUPED | {"model_type": "nemotron_h", "hybrid_override_pattern": "ME", "moe_latent_size": 8},
-        "moe_latent_size 8 is not supported: experts in a latent space are not read",
-    ),
-    (
         WIDTHS | {"model_type": "mamba2", "num_heads": 7},
         "num_heads 7 x head_dim 64 is not the inner width 96",
     ),

@@ -22,6 +22,9 @@ from powerplan.mixers import (
     GSA,
     KDA,
     MIXERS,
+    MLSTM,
+    RGLRU,
+    RWKV4,
     RWKV7,
     DeltaNet,
     GatedDeltaNet,
@@ -30,6 +33,7 @@ from powerplan.mixers import (
     Mamba1,
     Mamba2,
     RetNet,
+    ShortConvolution,
     SparseStateExpansion,
 )
 from powerplan.mixers.base import Mixer
@@ -89,6 +93,7 @@ C_GROUPS, B_GROUPS = normal(2, TOKENS, K), normal(2, TOKENS, K)
 HEAD_X, HEAD_DECAY, LEVELS = normal(4, TOKENS, V), gates(4, TOKENS, 1), torch.sigmoid(normal(4, TOKENS, 8))
 CHOSEN = [[1 + index % 4, 1 + (index + 1 + index // 4 % 3) % 4] for index in range(TOKENS)]
 EXPANDED = [plain.by_group(C_GROUPS, 4), plain.by_group(B_GROUPS, 4), HEAD_X, HEAD_DECAY]
+WITH_ONES = (*qkv()[:2], plain.with_ones(qkv()[2]))
 SSM_STEP, SSM_RATE = torch.sigmoid(normal(TOKENS, 7)), -torch.sigmoid(normal(7, K))
 
 STEPS: dict[str, tuple[Mixer, Run]] = {
@@ -106,6 +111,19 @@ STEPS: dict[str, tuple[Mixer, Run]] = {
             normal(TOKENS, 7), SSM_STEP, SSM_RATE, normal(TOKENS, K), normal(TOKENS, K), tally
         ),
     ),
+    "short_conv": (
+        ShortConvolution(inner_size=7),
+        lambda tally: plain.short_convolution(normal(TOKENS, 7), normal(3, 7)),
+    ),
+    "mlstm": (
+        MLSTM(**SIZES),
+        lambda tally: plain.normalised(plain.linear_steps(*WITH_ONES, SCALAR, tally)),
+    ),
+    "rglru": (RGLRU(heads=1, head_dim=7), lambda tally: plain.rglru_steps(normal(TOKENS, 7), gates(TOKENS, 7), tally)),
+    "rwkv4": (
+        RWKV4(inner_size=7),
+        lambda tally: plain.rwkv4_steps(normal(TOKENS, 7), normal(TOKENS, 7), gates(7), normal(7), tally),
+    ),
     "mamba2": (Mamba2(**SSM), lambda tally: plain.linear_steps(*EXPANDED, tally)),
     "log_linear": (LogLinear(**SSM), lambda tally: plain.log_linear_steps(*EXPANDED, LEVELS, tally)),
     "sse": (
@@ -122,6 +140,7 @@ CHUNKS: dict[str, tuple[Mixer, Callable[[], Tensor]]] = {
     "kda": (KDA(**CHUNKED), lambda: plain.delta_chunks(*qkv(), BETA, CHANNEL, CHUNK)),
     "rwkv7": (RWKV7(**CHUNKED, **RANKS), lambda: plain.rwkv7_chunks(*qkv(), A, B, CHANNEL, CHUNK)),
     "gsa": (GSA(**CHUNKED, slots=SLOTS), lambda: plain.gsa_chunks(*qkv(), FORGET, CHUNK)),
+    "mlstm": (MLSTM(**CHUNKED), lambda: plain.normalised(plain.linear_chunks(*WITH_ONES, SCALAR, CHUNK))),
     "mamba2": (
         Mamba2(**SSM, chunk_size=CHUNK),
         lambda: plain.mamba2_chunks(C_GROUPS, B_GROUPS, HEAD_X, HEAD_DECAY, CHUNK),
@@ -133,7 +152,7 @@ def test_every_kind_without_a_cache_has_a_plain_implementation() -> None:
     """Power and linear attention have theirs in kernels/, which tests/models/test_flops.py counts."""
     kinds = [kind for kind, mixer in MIXERS.items() if next(variants(mixer)).state_size(1).entry == 0]
     assert set(STEPS) == set(kinds) - {"power", "linear"}
-    no_chunks = {"mamba1"}
+    no_chunks = {"mamba1", "rglru", "rwkv4", "short_conv"}
     by_identity = {"log_linear", "sse"}  # Tests of their own, below.
     assert set(CHUNKS) == set(STEPS) - no_chunks - by_identity
 
@@ -181,6 +200,7 @@ WITHIN: dict[str, tuple[int, int, bool]] = {
     "retnet": (K + V, 0, False),
     "lightning": (K + V, 0, False),
     "gla": (K + V, 0, False),
+    "mlstm": (K + V + 1, 0, False),
     "deltanet": (K + V + K + V, K, True),
     "gated_deltanet": (K + V + K + V, K, True),
     "kda": (K + V + K + V, K, True),

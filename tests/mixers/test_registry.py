@@ -9,11 +9,12 @@ import pytest
 from kinds import KINDS, variants
 from specs import by_kind
 
+from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, Mixer
 from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import SYMBOLS, Convention, Term, term
-from powerplan.spec import LayerGroup, ModelSpec, Norm
+from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 BLOCKS: dict[str, type[Block]] = {**MIXERS, **FFNS}
 
@@ -44,14 +45,16 @@ def terms_of(block: Block) -> Iterator[Term]:
 
 
 def terms_outside_layers() -> Iterator[Term]:
-    layers = (LayerGroup(ffn=FFNS["mlp"](intermediate_size=2)),)  # type: ignore[call-arg]
+    layer = Layer(ffn=FFNS["mlp"](intermediate_size=2))  # type: ignore[call-arg]
+    layers = (LayerGroup.of([layer]),)
     norm = Norm(embedding=True)
     spec = ModelSpec(name="x", vocab_size=9, hidden_size=8, position_embeddings=5, norm=norm, layers=layers)
     for terms in (
         spec.embedding_terms,
         spec.position_terms,
         spec.head_terms,
-        spec.norm_terms,
+        lambda: spec.norm_terms(layer),
+        lambda: Extra(name="x", vectors=2, elements=3).other_terms(8),
         spec.final_norm_terms,
         spec.embedding_norm_terms,
     ):

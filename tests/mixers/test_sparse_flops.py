@@ -5,14 +5,15 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import dsas, forgettings, mobas, nsas
+from specs import dsas, forgettings, indexed_blocks, mobas, nsas
 from torch.utils.flop_counter import FlopCounterMode
 
-from powerplan.mixers import DSA, MLA, NSA, Attention, Forgetting, MoBA
+from powerplan.mixers import DSA, MLA, NSA, Attention, Forgetting, IndexedBlocks, MoBA
 from powerplan.mixers.formulas import Convention, total
 from powerplan.mixers.sparse import mean_blocks, mean_earlier_blocks
 
@@ -88,6 +89,28 @@ def test_dsa_token_by_token() -> None:
     assert total(mixer.state_flops_terms(TOKENS, Convention())) * TOKENS == counter.get_total_flops()
 
 
+def test_indexed_blocks_token_by_token() -> None:
+    mixer = IndexedBlocks(**HEADS, index_heads=2, index_head_dim=4, block_size=5, top_k=3)
+    q, k, v = caches()
+    with FlopCounterMode(display=False) as counter:
+        for token in range(TOKENS):
+            torch.ones(2, 4) @ torch.ones(4, token + 1)
+            picked = picked_blocks(3, 5, token)
+            attend(q[token], k[:, picked], v[:, picked])
+    assert total(mixer.state_flops_terms(TOKENS, Convention())) * TOKENS == counter.get_total_flops()
+
+
+@given(indexed_blocks, st.integers(1, 400))
+def test_indexed_blocks_are_attention_and_an_indexer(mixer: Any, context: int) -> None:
+    plain = Attention(**{name: getattr(mixer, name) for name in Attention.__struct_fields__ if hasattr(mixer, name)})
+    heads, dim = mixer.index_heads, mixer.index_head_dim
+    assert total(mixer.matmul_terms(16)) == total(plain.matmul_terms(16)) + 16 * (heads + 1) * dim
+    assert total(mixer.other_terms(16)) == total(plain.other_terms(16)) + 2 * dim
+    size, keys = mixer.state_size(context), mixer.kv_heads * (mixer.head_dim + mixer.v_head_dim)
+    assert (size.cache, size.entry) == ((keys + dim) * context, keys + dim)
+    assert size.looked_up == dim * context + keys * min(context, mixer.top_k * mixer.block_size)
+
+
 @given(st.integers(1, 90), st.integers(1, 20), st.integers(1, 20))
 def test_mean_blocks_equal_an_explicit_count(tokens: int, block: int, stride: int) -> None:
     ends = [start + block for start in range(0, tokens, stride) if start + block <= tokens]
@@ -114,7 +137,7 @@ def test_own_block_counted_whole_is_less_than_a_block_more(count: int, size: int
         assert counted == exact or seen > count * size
 
 
-@given(st.one_of(nsas, mobas, dsas), st.integers(1, 400))
+@given(st.one_of(nsas, mobas, dsas, indexed_blocks), st.integers(1, 400))
 def test_a_token_never_looks_up_more_than_there_is_three_times(mixer: Any, context: int) -> None:
     """NSA's branches read the same keys; all else reads a part of the cache."""
     size = mixer.state_size(context)
@@ -143,6 +166,19 @@ def test_dsa_over_all_keys_is_absorbed_mla_and_an_indexer(mixer: Any, context: i
         indexer, attention = mixer.state_flops_terms(context, Convention())
         assert indexer.value == index * (context + 1)
         assert attention.value == mixer.heads * (2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim) * (context + 1)
+
+
+@given(dsas, st.integers(1, 400))
+def test_dsa_with_the_keys_of_an_earlier_layer_has_no_indexer(mixer: Any, context: int) -> None:
+    shared = msgspec.structs.replace(mixer, shared_index=True)
+    mla = MLA(**{name: getattr(mixer, name) for name in MLA.__struct_fields__})
+    assert total(shared.matmul_terms(16)) == total(mla.matmul_terms(16))
+    assert total(shared.other_terms(16)) == total(mla.other_terms(16))
+    latents, picked = mla.kv_lora_rank + mla.qk_rope_head_dim, min(context, mixer.top_k)
+    size = shared.state_size(context)
+    assert (size.cache, size.entry, size.looked_up) == (latents * context, latents, latents * picked)
+    _, attention = mixer.state_flops_terms(context, Convention())
+    assert total(shared.state_flops_terms(context, Convention())) == attention.value
 
 
 @given(forgettings, st.integers(1, 400))

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting, last_at_most
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Attention, Convention
+from powerplan.quantization import Quantization, Rule
 from powerplan.search import Request, recommend
 from powerplan.search.choices import scopes, whole_scope
 from powerplan.search.costs import CostBasis
@@ -77,12 +79,16 @@ def built_size(resizer: Resizer, plan: LayerPlan) -> ModelSpec | None:
     st.sampled_from([name for name in catalogue_names() if scopes(catalogue_spec(name))]),
     st.sampled_from([(1024,), (65_536,), (8192, 100_000)]),
     st.sampled_from(CONVENTIONS),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
 def test_sizes_are_those_of_models_that_are_built(
-    name: str, at: tuple[int, ...], convention: Convention, random: Any
+    name: str, at: tuple[int, ...], convention: Convention, quantized: bool, random: Any
 ) -> None:
-    spec, basis = catalogue_spec(name), CostBasis(at, convention, "bf16")
+    spec, basis = catalogue_spec(name), CostBasis(at, convention, Dtypes("bf16"))
+    if quantized:
+        rule = Rule(parts=("mixers", "mlp", "experts", "embedding"), bits=4, block=32, scale_bits=8, matrix_bits=32)
+        spec = msgspec.structs.replace(spec, quantization=Quantization(method="test", rules=(rule,)))
     search, plans = plans_of(spec, basis)
     goal = search.accounting.row(basis.longest).flops_per_token
     for plan in random.sample(plans, 2):

@@ -10,15 +10,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import by_kind, contexts, specs
+from specs import by_kind, contexts, untied_specs
 
 from powerplan.accounting import Accounting
 from powerplan.documents import parse_yaml
+from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MLA, Attention, Convention, Linear, Mixer, Power
 from powerplan.mixers.formulas import total
+from powerplan.quantization import Quantization, Rule
 from powerplan.report.reasons import why
 from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
@@ -36,14 +38,16 @@ def search_of(
     spec: ModelSpec, at: tuple[int, ...], convention: Convention | None = None, dtype: str = "bf16"
 ) -> Search:
     convention = convention or Convention()
-    return Search(Accounting(spec, convention), CostBasis(at, convention, dtype), Fraction(1), lambda plan: True)
+    return Search(
+        Accounting(spec, convention), CostBasis(at, convention, Dtypes(dtype)), Fraction(1), lambda plan: True
+    )
 
 
 def check_trial(search: Search, trial: Trial) -> None:
     """The sums of a trial are the numbers of the model that its plan builds, to the digit."""
     basis, cost = search.basis, trial.cost
     built = Accounting(trial.plan.build(search.spec), basis.convention)
-    rows = [built.row(context, basis.dtype) for context in basis.contexts]
+    rows = [built.row(context, basis.dtypes) for context in basis.contexts]
     assert cost.weight_flops_per_token == rows[-1].weight_flops_per_token
     assert cost.parameters == built.total_parameters.with_embeddings
     assert cost.state_elements == rows[-1].state_elements
@@ -73,8 +77,11 @@ def test_trials_are_the_models_they_stand_for(
 
 
 @settings(max_examples=60)
-@given(specs, contexts, st.randoms(use_true_random=False))
-def test_trials_of_odd_models(spec: ModelSpec, context: int, random: Any) -> None:
+@given(untied_specs, contexts, st.booleans(), st.randoms(use_true_random=False))
+def test_trials_of_odd_models(spec: ModelSpec, context: int, quantized: bool, random: Any) -> None:
+    if quantized:
+        rule = Rule(parts=("mixers", "experts", "embedding"), bits=4, block=16, scale_bits=8, matrix_bits=32)
+        spec = msgspec.structs.replace(spec, quantization=Quantization(method="test", rules=(rule,)))
     search = search_of(spec, (context,))
     trials = search.trials()
     for trial in random.sample(trials, min(4, len(trials))):
@@ -302,3 +309,14 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
         "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
         "194.1 MiB, 1.14 times the 170 MiB allowed; without --max-state there are 1 candidates"
     )
+
+
+def test_a_layer_without_keys_of_its_own_is_no_measure_of_state() -> None:
+    """Layers that read the cache of earlier ones keep nothing: a state there has no softmax to compare with."""
+    heads = {"heads": 8, "head_dim": 64}
+    shared = (LayerGroup(mixer=Attention(**heads)), LayerGroup(mixer=Attention(**heads, shared_kv=True)))
+    spec = ModelSpec(name="x", vocab_size=9, hidden_size=512, layers=shared)
+    search = search_of(spec, (65_536,))
+    sizes = {trial.plan.text(): search.excess(trial.plan.scope, trial.plan.main).bytes for trial in search.trials()}
+    assert sizes["as it is"] == 1
+    assert sizes["power:p=2"] == Fraction(8 * 2080 * 65 * 4, 8 * 128 * 65_536 * 2)

@@ -1,0 +1,79 @@
+"""Every model_type that is read, its reader and its defaults; and those that are refused, with the reason."""
+
+from __future__ import annotations
+
+from powerplan.huggingface import (
+    dense,
+    experts,
+    fla,
+    gemma,
+    gpt,
+    hybrids,
+    latent,
+    mamba,
+    mamba_hybrids,
+    mixed,
+    recurrent,
+    remote,
+    special,
+)
+from powerplan.huggingface.config import Family
+from powerplan.huggingface.defaults import tables
+
+FAMILIES: dict[str, Family] = {
+    **dense.FAMILIES,
+    **gpt.FAMILIES,
+    **remote.FAMILIES,
+    **special.FAMILIES,
+    **experts.FAMILIES,
+    **latent.FAMILIES,
+    **mixed.FAMILIES,
+    **hybrids.FAMILIES,
+    **gemma.FAMILIES,
+    **mamba.FAMILIES,
+    **mamba_hybrids.FAMILIES,
+    **recurrent.FAMILIES,
+    **fla.FAMILIES,
+}
+"""The reader of each model_type. Wrappers (mistral3 ...) are read through their text_config."""
+
+_ENCODERS = """
+    bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta
+    roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod
+"""
+_WITH_ENCODERS = """
+    bart bigbird_pegasus blenderbot blenderbot-small git marian mbart mvp pegasus plbart prophetnet trocr whisper
+"""
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(_ENCODERS.split(), "it is an encoder, or built as one, and powerplan plans decoders"),
+    **dict.fromkeys(_WITH_ENCODERS.split(), "its decoder attends to an encoder, which is not counted"),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "it generates audio"),
+    "blt": "its layers run on patches of bytes, and no token count says how many there are",
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), "it mixes latent attention in a window with sparse attention"),
+    **dict.fromkeys(
+        ("inkling_text", "inkling2_text"),
+        "its attention has relative positions, and convolutions between layers, which are not counted",
+    ),
+    **dict.fromkeys(
+        ("qwen4_exp", "qwen4_exp_text"), "it has several residual streams and looks up n-grams, which is not counted"
+    ),
+    "beam": "its gates and windows are not read",
+    "gemma4_assistant": "it drafts for another model, and reads the keys and values of that one",
+    "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
+    "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
+    "reformer": "its attention hashes keys into buckets, which is not counted",
+    "xlnet": "its attention is over two streams, which is not counted",
+}
+"""Language models of transformers that are not read, and why."""
+
+
+def wrapped_families() -> dict[str, str]:
+    """Return the wrappers whose text decoder is read, and the model_type of a text_config that names none."""
+    wrappers = {name: wrapper.text for name, wrapper in tables().wrappers.items() if name not in FAMILIES}
+    return {name: text for name, text in wrappers.items() if text in FAMILIES}
+
+
+def supported_families() -> list[str]:
+    """Return the model_type values that are read, wrappers included."""
+    return sorted({*FAMILIES, *wrapped_families()})

@@ -1,0 +1,63 @@
+"""Reads the text of files, of sizes that a spec, a config.json or a saved profile may have."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from powerplan.errors import InputError
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+MAX_BYTES = 2**20
+"""The largest YAML file that is read."""
+
+MAX_JSON_BYTES = 2**24
+"""The largest JSON file that is read: lists of quantized modules make a config.json of 2 to 4 MB."""
+
+
+def read_text(path: Path, limit: int | None = None, usual: str = "a model spec is a few kilobytes") -> str:
+    """Return the text of a UTF-8 file of at most `limit` bytes; `usual` says what it should be. Raises InputError.
+
+    Without a limit it is 1 MiB, or 16 MiB where `is_json`.
+    """
+    name = str(path)
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            raw = file.read((limit or MAX_BYTES) + 1)
+            if limit is None and len(raw) > MAX_BYTES and is_json(path, raw[:1000].decode(errors="replace")):
+                limit, usual = MAX_JSON_BYTES, "a config.json has some megabytes at most"
+                raw += file.read(limit + 1 - len(raw))
+    except FileNotFoundError:
+        raise InputError("no such file", name) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", name) from None
+    except PermissionError:
+        raise InputError("cannot be read: permission denied", name) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", name) from None
+    if len(raw) > (limit or MAX_BYTES):
+        raise InputError(f"is larger than {(limit or MAX_BYTES) >> 20} MiB; {usual}", name)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start})", name) from None
+    if "\0" in text:
+        raise InputError(f"is not text (a NUL character at offset {text.index(chr(0))})", name)
+    return text
+
+
+def is_json(path: Path, text: str) -> bool:
+    """Whether a file is read as JSON: by its suffix, and without a suffix that says otherwise, as it begins like it."""
+    suffix = path.suffix.lower()
+    return suffix == ".json" or (suffix not in YAML_SUFFIXES and re.match(r'\ufeff?\s*\{\s*"', text) is not None)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting: a named pipe that nobody writes to is read as empty."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | at_once)
+    if at_once:
+        os.set_blocking(descriptor, True)
+    return descriptor
