@@ -280,6 +280,13 @@ qwen2 = partial(dense, windows=qwen_windows, bias=True, covers="qkv")
 glm = partial(dense, covers="qkv")
 glm4 = partial(glm, norm=Norm(per_layer=4))
 
+
+def mimo(config: Config, name: str) -> ModelSpec:
+    """MiMo 7B: Qwen 2, and layers that predict further tokens, which are not counted."""
+    parts.note_prediction_layers(config, "num_nextn_predict_layers")
+    return qwen2(config, name)
+
+
 FAMILIES: dict[str, Family] = {
     "arcee": Family(partial(dense, mlp_bias="mlp_bias", gated=False)),
     "cohere": Family(cohere),
@@ -327,6 +334,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(partial(dense, qk_norm="full")),
     "olmo3": Family(partial(dense, windows=partial(parts.alternating_windows, period=4), qk_norm="full")),
     "phi3": Family(phi3, inert=PHI),
+    "mimo": Family(mimo, like="qwen2", inert=frozenset({"attention_bias", "use_mrope"})),
     "powercoder": Family(powercoder, like="starcoder2"),
     "qwen2": Family(qwen2),
     "qwen2_5_vl_text": Family(qwen2),

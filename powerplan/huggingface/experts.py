@@ -89,7 +89,8 @@ def sparse_layers(config: Config, first: int = 1) -> list[bool]:
             return listed(config, "moe_layer_freq", count)
         step = config.integer("moe_layer_freq", default=1)
         return [index >= start and index % step == 0 for index in range(count)]
-    config.optional_integer("first_k_dense_replace", low=0)
+    for key in ("first_k_dense_replace", "moe_layer_freq"):  # The list holds, whatever these say.
+        config.optional_integer(key, low=0)
     if len(types) != count or set(types) - {"dense", "sparse"}:
         raise config.error(f"mlp_layer_types must say dense or sparse for each of {count} layers", "mlp_layer_types")
     return [layer_type == "sparse" for layer_type in types]
@@ -356,7 +357,7 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family(Grouped(OLMO, heads={"qk_norm": "full"})),
     "phimoe": Family(Grouped(OLMO, windows=parts.one_window, norm=LAYERNORM, head_biased="lm_head_bias")),
     "qwen2_moe": Family(qwen2_moe, inert=UNUSED_WIDTH),
-    "qwen3_moe": Family(qwen3_moe, defaults={"max_window_layers": 0}, inert=UNUSED_WIDTH),
+    "qwen3_moe": Family(qwen3_moe, defaults={"max_window_layers": 0}, inert=UNUSED_WIDTH | {"use_qk_norm"}),
     "qwen3_vl_moe_text": Family(qwen3_moe, defaults={"max_window_layers": 0}, inert=UNUSED_WIDTH),
     "solar_open": Family(
         Grouped(

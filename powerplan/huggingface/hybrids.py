@@ -93,7 +93,8 @@ def _qwen_mixers(config: Config) -> list[AnyMixer]:
     default = [LINEAR if (index + 1) % interval else FULL for index in range(config.layer_count)]
     types = parts.layer_types(config, default, (FULL, LINEAR))
     delta, bias = gated_delta_net(config), config.boolean("attention_bias", False)
-    attention = parts.attention(config, bias=bias, qk_norm="head", output_gate=True)
+    gate = config.boolean("attn_output_gate", True)
+    attention = parts.attention(config, bias=bias, qk_norm="head", output_gate=gate)
     return [attention if layer_type == FULL else delta for layer_type in types]
 
 

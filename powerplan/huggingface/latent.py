@@ -277,7 +277,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
     "deepseek_v4": Family(deepseek_v4, inert=frozenset(_V4_KEYS.split())),
     "glm4_moe_lite": Family(glm4_moe_lite, inert=MLA_KEYS),
-    "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}),
+    "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}, aliases={"num_experts": "n_routed_experts"}),
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),
     "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
     "longcat_flash": Family(

@@ -213,6 +213,7 @@ def _blocks(config: Config) -> list[str]:
                 allowed = ", ".join(sorted(_BLOCK_NAMES))
                 problem = f"{shown(name)} is not a block of Nemotron-H; allowed are {allowed}"
                 raise config.error(problem, "layers_block_type")
+        _note_other_count(config, len(names))
         return [_BLOCK_NAMES[name] for name in names]
     pattern = config.data.get("hybrid_override_pattern")
     if pattern is None:
@@ -220,15 +221,20 @@ def _blocks(config: Config) -> list[str]:
     if not isinstance(pattern, str) or not pattern or set(pattern) - set(_BLOCKS) or len(pattern) > MAX_CONFIG_LAYERS:
         problem = f"hybrid_override_pattern must be a word of M, *, - and E, and is {shown(pattern)}"
         raise config.error(problem, "hybrid_override_pattern")
-    stated = config.optional_integer("num_hidden_layers")
-    if stated is not None and stated != len(pattern):
-        config.note(f"num_hidden_layers {stated} is not read: hybrid_override_pattern has {len(pattern)} layers")
+    _note_other_count(config, len(pattern))
     return [_BLOCKS[letter] for letter in pattern]
+
+
+def _note_other_count(config: Config, count: int) -> None:
+    stated = config.optional_integer("num_hidden_layers")
+    if stated is not None and stated != count:
+        config.note(f"num_hidden_layers {stated} is not read: the file names {count} layers")
 
 
 _NEMOTRON_KEYS = """
     attention_bias intermediate_size mamba_head_dim mamba_num_heads moe_intermediate_size moe_latent_size
-    moe_shared_expert_intermediate_size mtp_layers_block_type n_routed_experts n_shared_experts num_experts_per_tok
+    moe_shared_expert_intermediate_size mtp_hybrid_override_pattern mtp_layers_block_type n_routed_experts
+    n_shared_experts num_experts_per_tok time_step_rank
 """
 """Keys of blocks that a file may have none of, and attention_bias, which no code reads."""
 
@@ -237,6 +243,8 @@ FAMILIES: dict[str, Family] = {
     "jamba": Family(jamba),
     "mamba": Family(mamba),
     "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
-    "nemotron_h": Family(nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split())),
+    "nemotron_h": Family(
+        nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split()), aliases={"head_dim": "attention_head_dim"}
+    ),
 }
 """Reader by model_type."""

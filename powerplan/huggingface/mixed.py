@@ -266,11 +266,18 @@ def minimax_m3(config: Config, name: str) -> ModelSpec:
     such a layer. Dense layers have an MLP of dense_intermediate_size.
     """
     count = config.layer_count
+    config.refuse("attention_output_gate", "no published MiniMax-M3 has it")
+    parts.note_prediction_layers(config, "num_mtp_modules", "num_nextn_predict_layers")
     published = config.nested("sparse_attention_config")
     types = [FULL] * count
     if published is not None and published.has("sparse_attention_freq"):
         types = [M3_SPARSE if picks else FULL for picks in listed(published, "sparse_attention_freq", count)]
     types = list(parts.layer_types(config, types, (FULL, M3_SPARSE)))
+    if published is not None and published.has("sparse_disable_index_value"):
+        without = listed(published, "sparse_disable_index_value", count)
+        if not all(off for off, kind in zip(without, types, strict=True) if kind == M3_SPARSE):
+            problem = "sparse_disable_index_value leaves a sparse layer an indexer with values, which is not read"
+            raise published.error(problem, "sparse_disable_index_value")
 
     def size(name: str, other: str) -> int:
         stated = config.integer(name)
@@ -307,7 +314,11 @@ _HUNYUAN_KEYS = """
     org_vocab_size pad_id pool_type text_end_id text_start_id use_rotary_pos_emb video_end_id video_start_id
 """
 
-_M3_KEYS = "index_local_blocks sparse_local_block use_sparse_attention"
+_M3_KEYS = """
+    first_k_dense_replace index_local_blocks moe_intermediate_size n_shared_experts qk_norm_type sparse_attention_config
+    sparse_local_block sparse_score_type use_gemma_norm use_qk_norm use_routing_bias use_sparse_attention
+"""
+"""Keys of MiniMax-M3 that its code does not read, or that say again what others say."""
 
 FAMILIES: dict[str, Family] = {
     "afmoe": Family(afmoe, inert=frozenset({"global_attn_every_n_layers", "num_expert_groups", "use_grouped_mm"})),
@@ -320,7 +331,8 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": Family(hunyuan_moe, inert=frozenset(_HUNYUAN_KEYS.split())),
     "laguna": Family(laguna),
     "llama4_text": Family(llama4, inert=frozenset({"for_llm_compressor", "use_qk_norm"})),
-    "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size"})),
+    "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size", "layernorm_epsilon"})),
+    "minimax_m3": Family(minimax_m3, like="minimax_m3_vl_text", inert=frozenset(_M3_KEYS.split())),
     "minimax_m3_vl_text": Family(minimax_m3, inert=frozenset(_M3_KEYS.split())),
 }
 """Reader by model_type."""
