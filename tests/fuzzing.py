@@ -23,6 +23,8 @@ from powerplan.swap.value import KINDS
 ROUNDS = os.environ.get("POWERPLAN_FUZZ")
 PROFILE = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "profile-cpu.json"
 """A saved profile."""
+CASES = Path(__file__).resolve().parent / "data" / "cases"
+"""config.json files."""
 
 
 def fuzz(examples: int) -> settings:
@@ -64,6 +66,7 @@ MODELS = [
     "kimi-linear-48b-a3b",
     "gpt-oss-20b",
     "rwkv7-0.4b",
+    *(str(CASES / f"{name}.json") for name in ("kimi_k3_like", "santacoder_like", "k25_nvfp4_like")),
 ]
 DEVICES = ["h100-sxm", "a100-sxm-80gb", "h200-sxm", "b200-sxm", "tpu-v5e", "h100"]
 COUNTS = ["1", "1e21", "300B", "1.5T", "1e40"]
@@ -81,7 +84,9 @@ VALUES: dict[str, Sequence[str]] = {
     "--form": get_args(Form),
     "--causal": get_args(Causal),
     "--exclude": ["lm-head", "mla", "lm-head,window"],
-    "--dtype": get_args(Dtype),
+    "--like": ["llama", "gpt_bigcode", "kimi_k3", "deepseek_v3", "mamba", "gemma4", "zaya"],
+    "--families": (),
+    **dict.fromkeys(["--dtype", "--weights-dtype", "--cache-dtype", "--state-dtype"], get_args(Dtype)),
     "--format": get_args(Format),
     "--flops": COUNTS,
     "--tokens": COUNTS,
