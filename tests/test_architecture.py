@@ -58,6 +58,7 @@ LAYERS = [
     {"report"},
     {"answers"},
     {"cli"},
+    {"__main__"},
 ]
 """Modules of powerplan/ from the bottom: each may import its own row and those above it in this list."""
 

@@ -263,6 +263,15 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in out
 
 
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "powerplan"]
+    shown = subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout == f"powerplan {__version__}\n"
+    refused = subprocess.run([*command, "nope"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "error: No such command 'nope' (powerplan --help)\n"
+
+
 def test_learned_positions_are_a_limit_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "learned positions end at 1,024: longer contexts are what-ifs" in run(capsys, "wsfr", "gpt2-small")
     assert "learned positions" not in run(capsys, "wsfr", "llama-3-8b")
