@@ -30,6 +30,9 @@ _ADAPTER = _Kind(
 )
 _INDEX = _Kind("the index of a checkpoint's weights", _BESIDE, frozenset({"weight_map"}))
 _TOKENIZER = _Kind("a tokenizer's file", _BESIDE)
+_QUANTIZATION = _Kind(
+    "the quantization of a checkpoint, without sizes", _BESIDE, frozenset({"producer", "quantization"})
+)
 _GENERATION = _Kind("settings of text generation", _BESIDE)
 
 _BY_NAME = {
@@ -42,7 +45,7 @@ _BY_NAME = {
     "tokenizer.json": _TOKENIZER,
     "special_tokens_map.json": _TOKENIZER,
     "preprocessor_config.json": _Kind("settings of an image or audio processor", _BESIDE),
-    "hf_quant_config.json": _Kind("the quantization of a checkpoint, without sizes", _BESIDE),
+    "hf_quant_config.json": _QUANTIZATION,
 }
 _BY_SUFFIX = {
     ".gguf": _Kind("a GGUF checkpoint", "give the config.json of the model that it was converted from"),
@@ -55,6 +58,7 @@ _BY_KEYS = (
     _ADAPTER,
     _INDEX,
     _ORIGINAL,
+    _QUANTIZATION,
     _Kind(_GENERATION.what, _BESIDE, frozenset({"bos_token_id", "eos_token_id", "transformers_version"})),
     _Kind(_TOKENIZER.what, _BESIDE, frozenset({"tokenizer_class"})),
 )

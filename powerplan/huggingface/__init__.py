@@ -43,7 +43,7 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
         raise InputError("a config.json is an object, and this is not one", document.where())
     config, family = _text_config(document) if like is None else _read_like(document, like)
     known = class_defaults(family.like or config.family, nested=bool(config.prefix))
-    config.defaults, config.aliases = {**known.defaults, **family.defaults}, {**known.aliases, **family.aliases}
+    config.complete({**known.defaults, **family.defaults}, {**known.aliases, **family.aliases})
     try:
         for key in ("add_cross_attention", "is_encoder_decoder"):
             config.refuse(key, "powerplan plans decoders without cross-attention")

@@ -25,12 +25,7 @@ def audit(config: Config, family: Family, *, refuse: bool) -> None:
         nothing = not value and (value is not False or key in _off_by_default())
         if key in INERT or key in family.inert or nothing or value == config.defaults.get(key):
             continue
-        other = _same_key(part, key)
-        if other is not None:
-            if part.data.peek(other) != value:
-                raise part.error(
-                    f"{key} is {shown(value)}, and {other}, its other name, {shown(part.data.peek(other))}", key
-                )
+        if _looked_up_by_another_name(part, key):
             continue
         if refuse and value is not False and not isinstance(value, (float, str)):
             problem = f"{key} {shown(value)} is not known for {config.family}, and it may change the count"
@@ -48,11 +43,10 @@ def _off_by_default() -> frozenset[str]:
     return frozenset(key for key, value in flags if value is False) - on
 
 
-def _same_key(config: Config, key: str) -> str | None:
-    """Return the other name of a key that was looked up in place of it, where the file has both."""
-    names = {*(stored for name, stored in config.aliases.items() if name == key)}
-    names |= {name for name, stored in config.aliases.items() if stored == key}
-    return next((name for name in sorted(names) if name in config.data.looked_up and config.has(name)), None)
+def _looked_up_by_another_name(config: Config, key: str) -> bool:
+    """Whether the reader looked up another name of a key, one that the file has too."""
+    names = {name for pair in config.aliases.items() if key in pair for name in pair} - {key}
+    return any(name in config.data.looked_up and config.data.peek(name) is not None for name in names & {*config.data})
 
 
 def _not_looked_up(config: Config) -> Iterator[tuple[Config, str, Any]]:

@@ -95,6 +95,15 @@ class Config:
         self.aliases: Mapping[str, str] = {}
         self.parts: list[Config] = []
 
+    def complete(self, defaults: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
+        """Set the defaults and the aliases. InputError where the two names of a key have different values."""
+        self.defaults, self.aliases = defaults, aliases
+        for name, other in aliases.items():
+            if {name, other} <= {*self.data}:
+                value, others = self.data.peek(name), self.data.peek(other)
+                if None not in (value, others) and value != others:
+                    raise self.error(f"{name} is {shown(value)}, and {other}, its other name, {shown(others)}", name)
+
     @property
     def family(self) -> str:
         return str(self.data.get("model_type"))
@@ -185,7 +194,8 @@ class Config:
     def part(self, *path: Step) -> Config:
         """Return the object at `path` as a config of its own."""
         inner = Config(self.document, (*self.prefix, *path))
-        inner.notes, inner.defaults, inner.aliases = self.notes, self.defaults, self.aliases
+        inner.notes = self.notes
+        inner.complete(self.defaults, self.aliases)
         self.parts.append(inner)
         return inner
 

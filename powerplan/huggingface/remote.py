@@ -69,9 +69,6 @@ def chatglm(config: Config, name: str) -> ModelSpec:
         if not config.boolean(key, True):
             raise config.error(f"{key} false is not supported: no published ChatGLM has it", key)
     config.refuse("apply_residual_connection_post_layernorm", "no published ChatGLM has it")
-    padded = config.optional_integer("padded_vocab_size")
-    if padded is not None and config.has("vocab_size") and padded != config.integer("vocab_size"):
-        raise config.error(f"padded_vocab_size is {padded:,}, and vocab_size another", "padded_vocab_size")
     if config.data.get("vision_config"):
         config.note("chatglm: the text decoder alone is counted, other towers are not")
     heads, everywhere = config.integer("num_attention_heads"), config.boolean("add_bias_linear", False)

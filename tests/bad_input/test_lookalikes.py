@@ -44,6 +44,10 @@ FILES: dict[str, tuple[Any, str]] = {
         {"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.38.0"},
         f"is settings of text generation; {BESIDE}",
     ),
+    "quant.json": (
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}},
+        f"is the quantization of a checkpoint, without sizes; {BESIDE}",
+    ),
     "tokens.json": ({"tokenizer_class": "LlamaTokenizer"}, f"is a tokenizer's file; {BESIDE}"),
 }
 

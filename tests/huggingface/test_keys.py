@@ -1,4 +1,7 @@
-"""Keys of one family in a file of another: refused by name, or remarked on, and never counted or lost silently."""
+"""Keys of one family in a file of another: refused by name, or remarked on, and never counted or lost silently.
+
+And two names of one key, which must agree.
+"""
 
 from __future__ import annotations
 
@@ -82,3 +85,21 @@ def test_keys_of_other_families(name: str, monkeypatch: pytest.MonkeyPatch) -> N
             value = values[code // SHARE % len(values)]
             with pytest.raises(InputError, match=f"^config.json:[0-9:]+ {key} .* is not known for {name}, and"):
                 read(file | {key: value})
+
+
+def other_names(name: str) -> dict[str, str]:
+    """Return the aliases of a family, transformers' and its own."""
+    family = FAMILIES[name]
+    known = tables().families.get(family.like or name)
+    return {**(known.aliases if known else {}), **family.aliases}
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(FAMILIES) if other_names(name)])
+def test_two_names_of_a_key_must_agree(name: str) -> None:
+    file = default_file(name)
+    pairs = [(key, other) for key, other in other_names(name).items() if type(file.get(other)) is int]
+    for key, other in pairs:
+        value = file[other]
+        assert read(file | {key: value}) == read(file)
+        with pytest.raises(InputError, match=f"{key} is {value + 1}, and {other}, its other name, {value}$"):
+            read(file | {key: value + 1})
