@@ -71,6 +71,15 @@ def model_file(model: str | Path) -> Path | None:
     return path if mode else None
 
 
+def is_config(model: str | Path) -> bool:
+    """Whether `load_model` reads a config.json for MODEL. InputError for a file that is no text, or another file."""
+    file = model_file(model)
+    if file is None:
+        return False
+    refuse_by_name(file)
+    return is_json(file, read_text(file))
+
+
 def _mode(path: Path) -> int:
     """Return the mode of the file or folder at `path`, or 0 if there is none, or none that can be looked at."""
     try:

@@ -67,7 +67,7 @@ def compare(
         raise powerplan.InputError(problem, "MODEL")
     convention = options.convention(form, causal, exclude)
     answer = powerplan.compare(
-        [options.as_family(model, like) for model in models],
+        options.as_families(models, like),
         ctx,
         mixer=mixer,
         convention=convention,
@@ -142,7 +142,7 @@ def decode(
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
     answer = powerplan.decode(
-        [options.as_family(model, like) for model in models],
+        options.as_families(models, like),
         ctx,
         batch=batch,
         gpu=gpu,

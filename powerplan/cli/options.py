@@ -10,7 +10,7 @@ import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.errors import allowed_values, shown
-from powerplan.load import LoadedModel, known_names, load_model
+from powerplan.load import LoadedModel, is_config, known_names, load_model
 from powerplan.mixers.formulas import Convention
 
 
@@ -130,6 +130,14 @@ def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Con
 def as_family(model: str, like: str | None) -> str | LoadedModel:
     """Return MODEL, or what it holds where --like says how to read it."""
     return model if like is None else load_model(model, like)
+
+
+def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedModel]:
+    """Return MODELS, those that are a config.json read as --like says. InputError where none is and --like is given."""
+    configs = [is_config(model) for model in models] if like is not None and len(models) > 1 else [True] * len(models)
+    if not any(configs):
+        configs[:1] = [True]  # Reading it raises the error that says what it is.
+    return [as_family(model, like if config else None) for model, config in zip(models, configs, strict=True)]
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

@@ -97,7 +97,16 @@ def test_bad_families(file: Path, capsys: pytest.CaptureFixture[str], command: s
     assert "--like: is for a config.json, and gpt2-small is a catalogue model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["compare", "decode"])
+def test_of_several_models_the_config_is_read_so(file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, str(file), "gpt2-small", "--like", "llama", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert ": read like llama, as --like says" in captured.err
+    assert "gpt2-small" in captured.out
+    assert main([command, "gpt2-small", "gpt2-xl", "--like", "llama"]) == 2
+    assert "--like: is for a config.json, and gpt2-small is a catalogue model" in capsys.readouterr().err
+
+
 def test_a_command_reads_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(file), "gpt2-small", "--like", "llama"]) == 2
     assert main(["wsfr", str(file), "--like", "llama", "--ctx", "1k"]) == 0
     assert "note: read like llama" in capsys.readouterr().err
