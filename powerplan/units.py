@@ -167,7 +167,15 @@ def json_number(value: int | Fraction) -> int | float:
 
 def format_count(value: int | Fraction) -> str:
     """Return a count with a decimal suffix and four figures: 247.1M, 1.208G, 999."""
-    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"), "")
+    return _scaled(value, 1000, _PREFIXES, "")
+
+
+def format_quantity(value: int | Fraction, unit: str) -> str:
+    """Return a quantity with a decimal prefix before its unit: 806 TFLOP/s, 3.732 PFLOPs."""
+    return _scaled(value, 1000, _PREFIXES, " ") + unit
+
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def format_parameters(value: int) -> str:

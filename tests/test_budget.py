@@ -196,7 +196,7 @@ def test_hours_of_a_device_that_has_a_description_for_a_name(
     Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | rates))
     assert main(["budget", "gpt2-small", "--flops", "1e18", "--measured", path]) == 0
     out = capsys.readouterr().out
-    assert "3,472 device hours (2 cores, x86_64) at 40 % of its peak, 80GFLOP/s: 145 days on one device" in out
+    assert "3,472 device hours (2 cores, x86_64) at 40 % of its peak, 80 GFLOP/s: 145 days on one device" in out
     assert main(["budget", "gpt2-small", "--flops", "1e18", "--gpu", "h100-sxm"]) == 0
     assert "0.702 h100-sxm hours at 40 %" in capsys.readouterr().out
 

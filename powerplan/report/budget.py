@@ -12,7 +12,14 @@ from powerplan.report.render import Column, Report, grouped
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
 from powerplan.training import TRAINING_PASSES, Alternative, Budget, TrainingTime
-from powerplan.units import format_count, format_duration, format_figure, format_parameters, json_number
+from powerplan.units import (
+    format_count,
+    format_duration,
+    format_figure,
+    format_parameters,
+    format_quantity,
+    json_number,
+)
 
 SCHEMA = "powerplan.budget/1"
 
@@ -86,7 +93,7 @@ def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
     else:
         # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
         unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
-        work = f"{unit} {share}, {format_count(rate.flops_per_s)}FLOP/s"
+        work = f"{unit} {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
     return entry, f"{hours} {work}: {format_duration(seconds / rate.devices)} on {devices}"
 
 

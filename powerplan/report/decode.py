@@ -21,7 +21,7 @@ from powerplan.report.parts import (
 )
 from powerplan.report.render import Column, Report, grouped
 from powerplan.serving import Fleet, Serving, Step
-from powerplan.units import format_bytes, format_count, format_duration, json_number
+from powerplan.units import format_bytes, format_count, format_duration, format_quantity, json_number
 
 SCHEMA = "powerplan.decode/1"
 
@@ -151,7 +151,7 @@ def _facts(model: Served) -> list[str]:
     for serving in model.servings:
         sizes = {"cache": serving.cache_bytes, "recurrent": serving.recurrent_bytes}
         state = " + ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
-        prompt = f"prefill {format_count(serving.prefill_flops)}FLOPs"
+        prompt = f"prefill {format_quantity(serving.prefill_flops, 'FLOPs')}"
         text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
         if serving.fleet is not None:
             assert serving.prefill_seconds is not None

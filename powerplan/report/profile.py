@@ -12,7 +12,7 @@ from powerplan.measured import SCHEMA, Measurement
 from powerplan.profile.result import Crossover, Missing, Profile, Split
 from powerplan.report.parts import show_ratio, wrapped
 from powerplan.report.render import Column, Report, grouped, table_of
-from powerplan.units import format_bytes, format_count, format_duration
+from powerplan.units import format_bytes, format_count, format_duration, format_quantity
 
 SHORT_DIRECTIONS = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
 """Passes in the order of the tables, and as the tables name them."""
@@ -59,7 +59,8 @@ def _head(profile: Profile) -> list[str]:
     sizes = [f"{first.heads}{kv_heads} heads of {first.head_dim}", f"hidden size {layer.hidden_size:,}"]
     sizes += [*filter(None, [layer.ffn]), profile.dtype, f"batch {profile.batch}"]
     threads = f" ({profile.threads} threads)" if profile.threads else ""
-    rates = f"matrix product {_spaced(profile.matmul_flops_per_s)}FLOP/s, copy {_spaced(profile.copy_bytes_per_s)}B/s"
+    product, copy = _quantity(profile.matmul_flops_per_s, "FLOP/s"), _quantity(profile.copy_bytes_per_s, "B/s")
+    rates = f"matrix product {product}, copy {copy}"
     lines = wrapped(", ".join(sizes), f"{layer.model}, {layer.positions}: ", 4)
     lines += wrapped(f"on {profile.device}{threads}, torch {profile.torch}, {profile.date}: {rates}")
     if profile.checks:
@@ -125,10 +126,9 @@ def _rate(value: float) -> str:
     return format_count(Fraction(_figures(value, 3)))
 
 
-def _spaced(rate: float) -> str:
-    """Return a rate with three figures, ready for its unit: "96.6 G"."""
-    text = _rate(rate)
-    return f"{text[:-1]} {text[-1]}" if text[-1].isalpha() else f"{text} "
+def _quantity(rate: float, unit: str) -> str:
+    """Return a rate with three figures and its unit: "96.6 GB/s"."""
+    return format_quantity(Fraction(_figures(rate, 3)), unit)
 
 
 def _bytes(value: int) -> str:

@@ -169,7 +169,7 @@ def test_the_time_limit_leaves_out_what_does_not_fit(
 @pytest.mark.parametrize(
     ("slow", "done"),
     [
-        ("powerplan.load.load_model", "torch was loaded"),
+        ("powerplan.answers.base.load_model", "torch was loaded"),
         ("powerplan.profile.session.examine", "the rates of this machine were measured"),
         ("powerplan.profile.checks.check_layer", "the checks ended"),
     ],
