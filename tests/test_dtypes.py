@@ -212,7 +212,7 @@ def test_limits_count_quantized_weights(parts: tuple[Any, ...], in_layers: tuple
 def test_large_json_is_read_and_large_yaml_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sizes = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50_257}
     names = [f"model.layers.{i}.mlp.experts.{j}.down_proj" for i in range(300) for j in range(300)]
-    text = json.dumps(sizes | {"modules": names})
+    text = json.dumps(sizes | {"quantization_config": {"quant_method": "fp8", "modules_to_not_convert": names}})
     assert 2**22 - 2**19 < len(text) < 2**22 + 2**19
     path = tmp_path / "config.json"
     path.write_text(text)

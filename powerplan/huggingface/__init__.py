@@ -52,11 +52,10 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
         if error.where is None:
             raise config.error(error.problem) from None
         raise
+    _note_power_attention(config)
     audit(config, family, refuse=like is None)
     _note_other_heads(document, config)
     spec = with_quantization(spec, config)
-    if config.has("power_degree"):
-        config.note(f"power_degree is not read: ask with --mixer power:p={shown(config.data['power_degree'])}")
     return spec, tuple(config.notes)
 
 
@@ -153,6 +152,16 @@ def _name(document: Document, fallback: str) -> str:
         if last not in ("", ".", "..") and last.isprintable():
             return last[:200]
     return fallback[:200] or "model"
+
+
+def _note_power_attention(config: Config) -> None:
+    """Say how to count power attention, whose keys `powerplan.models.power_class` adds to a config."""
+    if not config.has("power_degree"):
+        return
+    gated, layers, _, _ = (config.data.get(f"power_{key}") for key in ("gated", "layers", "chunk_size", "softmax"))
+    mixer = f"power:p={shown(config.data['power_degree'])}{',gated=true' if gated else ''}"
+    everywhere = ", which puts it into all layers, not into power_layers alone" if layers else ""
+    config.note(f"power_degree is not read: ask with --mixer {mixer}{everywhere}")
 
 
 def _note_other_heads(document: Document, config: Config) -> None:

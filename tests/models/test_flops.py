@@ -22,7 +22,7 @@ from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Attention, Convention, FeatureAttention, Lightning, RetNet
 from powerplan.mixers.formulas import total
 from powerplan.models import Cache, build_model
-from powerplan.models.mixers import BUILT
+from powerplan.models.mixers import BUILT, unbuilt_field
 from powerplan.spec import LayerGroup, ModelSpec
 
 BATCH = 2
@@ -124,7 +124,10 @@ def one_of_each(spec: ModelSpec) -> ModelSpec:
 CATALOGUE = [
     name
     for name in catalogue_names()
-    if all(type(use.layer.mixer) in BUILT for use in catalogue_spec(name).layer_uses())
+    if all(
+        type(use.layer.mixer) in BUILT and unbuilt_field(use.layer.mixer) is None
+        for use in catalogue_spec(name).layer_uses()
+    )
 ]
 
 

@@ -316,6 +316,9 @@ def test_saved_and_loaded(settings: dict[str, Any], tmp_path: Path) -> None:
 def test_planning_says_that_it_does_not_read_the_degree(tmp_path: Path) -> None:
     powered(p=4).config.save_pretrained(tmp_path)
     assert "power_degree is not read: ask with --mixer power:p=4" in load_model(tmp_path).notes
+    powered(p=2, gated=True, chunk_size=16, layers=[1]).config.save_pretrained(tmp_path)
+    said = "power_degree is not read: ask with --mixer power:p=2,gated=true, which puts it into all layers, not into "
+    assert load_model(tmp_path).notes == (f"{said}power_layers alone",)
 
 
 def test_new_gates_forget_little(tmp_path: Path) -> None:
