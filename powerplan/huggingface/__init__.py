@@ -74,14 +74,14 @@ def _text_config(document: Document) -> tuple[Config, Family]:
         raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
     if family in FAMILIES:
         return outer, FAMILIES[family]
+    if family in REFUSED:
+        raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
     if family in tables().wrappers and inner is not None:
         return _wrapped(document, outer, family, inner)
     if family in FLAT_WRAPPERS and inner is None:
         return _flat(document, family)
     if family in wrapped_families():
         raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
-    if family in REFUSED:
-        raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
     if inner is not None:
         problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
         raise outer.error(f"{problem}{_nearest(inner)}", "model_type")

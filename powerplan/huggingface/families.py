@@ -59,7 +59,10 @@ REFUSED: dict[str, str] = {
         ("qwen4_exp", "qwen4_exp_text"), "it has several residual streams and looks up n-grams, which is not counted"
     ),
     "beam": "its gates and windows are not read",
-    "gemma4_assistant": "it drafts for another model, and reads the keys and values of that one",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "it drafts for another model, and reads the keys and values of that one",
+    ),
     "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
     "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
     "reformer": "its attention hashes keys into buckets, which is not counted",
@@ -71,7 +74,7 @@ REFUSED: dict[str, str] = {
 def wrapped_families() -> dict[str, str]:
     """Return the wrappers whose text decoder is read, and the model_type of a text_config that names none."""
     wrappers = {name: wrapper.text for name, wrapper in tables().wrappers.items() if name not in FAMILIES}
-    return {name: text for name, text in wrappers.items() if text in FAMILIES}
+    return {name: text for name, text in wrappers.items() if text in FAMILIES and name not in REFUSED}
 
 
 def supported_families() -> list[str]:

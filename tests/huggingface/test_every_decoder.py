@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,14 @@ def test_every_decoder_is_read_or_refused_with_a_reason() -> None:
     known = {*FAMILIES, *REFUSED, *wrapped_families()}
     assert set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - known == set()
     assert set(REFUSED) & set(FAMILIES) == set()
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_what_is_refused_is_so_with_a_text_config(read: Read, model_type: str) -> None:
+    with pytest.raises(
+        InputError, match=re.escape(f"model_type '{model_type}' is not supported: {REFUSED[model_type]}")
+    ):
+        read({"model_type": model_type, "text_config": {"model_type": "llama", "hidden_size": 64}})
 
 
 def built(transformers: Any, torch: Any, model_type: str, kind: str) -> tuple[Any, Any]:
