@@ -142,7 +142,7 @@ def test_deepseek_v4_by_the_original_keys(read: Read) -> None:
         "o_groups": 2,
         "o_lora_rank": 12,
         "q_lora_rank": 20,
-    } | GROUPED
+    } | {key: value for key, value in GROUPED.items() if key != "intermediate_size"}
     spec = read(config).spec
     alone = Compressed(heads=6, head_dim=8, q_lora_rank=20, output_groups=2, output_rank=12, compress_rate=None)
     picks = replace(alone, compress_rate=4, index_heads=2, index_head_dim=4, top_k=16)
