@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from specs import contexts, head_fields, layers, mixers, powers, specs, windows
 
@@ -16,7 +16,16 @@ from powerplan.balance import Verdict, verdict_of
 from powerplan.dims import spow_dim, tiled_spow_dim
 from powerplan.ffn import MLP
 from powerplan.load import catalogue_spec
-from powerplan.mixers import MLA, Attention, Convention, Linear, Power, SparseStateExpansion
+from powerplan.mixers import (
+    MLA,
+    Attention,
+    ChunkedAttention,
+    Compressed,
+    Convention,
+    Linear,
+    Power,
+    SparseStateExpansion,
+)
 from powerplan.mixers.formulas import SYMBOLS, mean_keys, mean_keys_in_chunks, total
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm, group_layers
 from powerplan.swap import with_mixer
@@ -159,6 +168,8 @@ def test_active_parameters_are_part_of_the_total(spec: ModelSpec) -> None:
 
 @given(specs, contexts, contexts, st.sampled_from(["exact", "full"]))
 def test_flops_and_state_never_fall_with_context(spec: ModelSpec, first: int, second: int, causal: Any) -> None:
+    """Two kinds restart: keys that wait for their compression are gone with it, and a chunk begins with no keys."""
+    assume(not any(isinstance(use.layer.mixer, (ChunkedAttention, Compressed)) for use in spec.layer_uses()))
     accounting = Accounting(spec, Convention(causal))
     short, long = accounting.row(min(first, second)), accounting.row(max(first, second))
     assert short.weight_flops_per_token == long.weight_flops_per_token
