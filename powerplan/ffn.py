@@ -30,6 +30,10 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     def part_of(self, component: str) -> str:
         return "mlp"
 
+    def dispatched(self, hidden: int) -> int:
+        """Return the elements that a token sends to its experts, one way; a dense FFN sends none."""
+        return 0
+
     def other_formulas(self) -> Formulas:
         biases = "2*f + m" if self.gated else "f + m"
         return (("biases", biases if self.bias else ""),)
@@ -100,6 +104,10 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
         shared = "shared_experts"  # Every token uses the latent projections too, and no list of experts names them.
         parts = {"active experts": "experts", "shared experts": shared, "latent projections": shared}
         return parts.get(component, "router")
+
+    def dispatched(self, hidden: int) -> int:
+        """Return the elements that a token sends to its experts, one way: one input for each of them."""
+        return self.top_k * (self.latent_size or hidden)
 
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = f"{self._matrices} + {self._biases}" if self.bias else self._matrices

@@ -12,7 +12,7 @@ import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.extras import Extra
-from powerplan.ffn import AnyFFN
+from powerplan.ffn import AnyFFN, MoE
 from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, problem
 from powerplan.mixers.formulas import Term, term
@@ -196,6 +196,11 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     def mixers(self) -> list[Mixer]:
         """Return the distinct mixers in order of first use."""
         return list(self._mixer_counts)
+
+    def mixtures(self) -> list[MoE]:
+        """Return the distinct mixtures of experts in order of first use."""
+        ffns = [use.layer.ffn for use in self._layer_uses]
+        return list(dict.fromkeys(ffn for ffn in ffns if isinstance(ffn, MoE)))
 
     def embedding_terms(self) -> tuple[Term, ...]:
         """Return the parameters of the input embedding, which is a look-up without FLOPs."""

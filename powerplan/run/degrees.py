@@ -1,0 +1,107 @@
+"""Into how many parts a training run is split, and along what: data, matrices, layers, sequence, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.spec import ModelSpec
+from powerplan.units import parse_integer
+
+MAX_DEGREE = 10**6
+"""The largest degree that is accepted."""
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The degrees of parallelism, and what is sharded over the devices that see different tokens.
+
+    fsdp: groups of devices that get different sequences and share weights by `zero`.
+    replicas: groups of those that hold all weights and add up their gradients (HSDP).
+    tp: devices that split every matrix and every head (tensor parallel, activations split along the sequence elsewhere).
+    pp: stages of layers (pipeline parallel, 1F1B).
+    cp: devices that share one sequence (context parallel).
+    ep: groups of experts (expert parallel), out of the fsdp * cp devices that share weights.
+    zero: what fsdp * cp devices share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too (FSDP).
+    """
+
+    fsdp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    replicas: int = 1
+    zero: int = 3
+
+    @property
+    def devices(self) -> int:
+        """Devices in all; expert parallelism takes none of its own."""
+        return self.replicas * self.fsdp * self.tp * self.pp * self.cp
+
+    @property
+    def shards(self) -> int:
+        """Devices that share what `zero` shards."""
+        return self.fsdp * self.cp
+
+    @property
+    def sequences_at_once(self) -> int:
+        """Groups of devices that work on different sequences at once."""
+        return self.replicas * self.fsdp
+
+    def describe(self) -> str:
+        """Return the degrees above 1 in words: "fsdp 8, cp 8"; "one device" where there are none."""
+        words = [f"{name} {value}" for name, value in asdict(self).items() if name != "zero" and value > 1]
+        sharing = f", zero {self.zero}" if self.shards > 1 and self.zero < 3 else ""
+        return ", ".join(words) + sharing if words else "one device"
+
+
+DEGREES = tuple(field.name for field in fields(Degrees))
+"""The words of --parallel, such as fsdp=8,cp=8."""
+
+
+def parse_degrees(text: str, where: str) -> Degrees:
+    """Return what a text such as "fsdp=8,tp=4,zero=1" says; raises InputError for one that says something else."""
+    values: dict[str, int] = {}
+    for pair in text.split(","):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise InputError(f"{shown(pair.strip())} is not a degree; write fsdp=8,cp=8, or auto", where)
+        if name not in DEGREES:
+            raise InputError(f"{shown(name)} is not known{allowed_values(name, DEGREES)}", where)
+        if name in values:
+            raise InputError(f"{name} is given twice", where)
+        values[name] = parse_integer(value, f"{where} {name}", *((0, 3) if name == "zero" else (1, MAX_DEGREE)))
+    return Degrees(**values)
+
+
+def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
+    """Yield what is impossible about these degrees for a model, in a clause each; nothing where all is possible."""
+    if degrees.pp > spec.layer_count:
+        yield f"pp {degrees.pp} is more stages than the {spec.layer_count} layers of {spec.name}"
+    for mixer in spec.mixers():
+        heads = mixer.own_heads()
+        if degrees.tp > 1 and heads is not None and heads.heads % degrees.tp:
+            yield f"tp {degrees.tp} does not divide the {heads.heads} heads of {mixer.describe()}"
+    if degrees.tp > 1 and spec.hidden_size % degrees.tp:
+        yield f"tp {degrees.tp} does not divide the hidden size {spec.hidden_size}"
+    if context % degrees.cp:
+        yield f"cp {degrees.cp} does not divide the context of {context:,} tokens"
+    experts = [ffn.experts for ffn in spec.mixtures()]
+    if degrees.ep > 1 and not experts:
+        yield f"ep {degrees.ep} needs experts, and {spec.name} has none"
+    for count in sorted(set(experts)):
+        if count % degrees.ep:
+            yield f"ep {degrees.ep} does not divide the {count} experts"
+    if degrees.shards % degrees.ep:
+        yield f"ep {degrees.ep} does not divide fsdp * cp, {degrees.shards}"
+
+
+def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int) -> None:
+    """Raise InputError unless `degrees` make up `devices` and suit the model."""
+    where = parameter("parallel")
+    if degrees.devices != devices:
+        factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in ("ep", "zero"))
+        raise InputError(f"{factors} is {degrees.devices:,} devices, and there are {devices:,}", where)
+    for problem in problems(degrees, spec, context):
+        raise InputError(problem, where)

@@ -1,0 +1,125 @@
+"""What each layer of a model asks of the devices that train it: parameters, FLOPs, memory, and what it sends.
+
+Numbers are of one layer and one token, before anything is split over devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from powerplan.accounting import Accounting
+from powerplan.mixers.formulas import total
+from powerplan.run.recipe import Recipe
+from powerplan.run.saved import kept_bytes, peak_bytes
+from powerplan.spec import LayerUse, ModelSpec
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What one layer asks for.
+
+    use: the layer and its positions.
+    parameters: all but those of routed experts; none where the layer is tied. expert_parameters: all routed experts.
+    matrix_parameters: those of them that are in matrices, which Muon keeps one moment of.
+    weight_flops, state_flops: forward FLOPs per token, as `Row` counts them.
+    kept_bytes: bytes per token that stay from the forward to the backward pass, under the recipe.
+    peak_bytes: bytes per token that exist beside what other layers keep, at most, while this layer's backward pass
+    runs: what it computes again, and gradients of activations.
+    entry_bytes: keys and values of a token, which ring attention passes on; 0 for recurrent state.
+    window: keys that a query meets at most; None without a window.
+    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none.
+    dispatched_bytes: what a token sends to its experts, one way.
+    """
+
+    use: LayerUse
+    parameters: int
+    expert_parameters: int
+    matrix_parameters: int
+    weight_flops: int
+    state_flops: Fraction
+    kept_bytes: Fraction
+    peak_bytes: Fraction
+    entry_bytes: Fraction
+    window: int | None
+    state_bytes: Fraction
+    dispatched_bytes: Fraction
+
+
+@dataclass(frozen=True)
+class ModelLoad:
+    """What a model asks for at one context: its layers by kind, and what stands before and after them.
+
+    embedding_parameters: input embedding, learned positions and the norm after them. head_parameters: LM head and final
+    norm. tied: whether both share one matrix, which `head_parameters` then leaves out.
+    """
+
+    spec: ModelSpec
+    context: int
+    recipe: Recipe
+    layers: tuple[LayerLoad, ...]
+    embedding_parameters: int
+    head_parameters: int
+    head_flops: int
+
+    @property
+    def tied(self) -> bool:
+        return self.spec.tie_embeddings
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the model."""
+        layers = sum((load.parameters + load.expert_parameters) * load.use.count for load in self.layers)
+        return layers + self.embedding_parameters + self.head_parameters
+
+    @property
+    def flops_per_token(self) -> Fraction:
+        """Forward FLOPs per token."""
+        layers = sum((load.weight_flops + load.state_flops) * load.use.count for load in self.layers)
+        return Fraction(layers + self.head_flops)
+
+
+def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoad:
+    """Return what a model asks for at `context` tokens a sequence under a recipe."""
+    spec = accounting.spec
+    whole = int(total([term for extra in spec.extras for term in extra.matmul_terms(spec.hidden_size)]))
+    others = int(total([term for extra in spec.extras for term in extra.other_terms(spec.hidden_size)]))
+    tables = int(total((*spec.embedding_terms(), *spec.position_terms(), *spec.embedding_norm_terms())))
+    matrix = int(total(spec.head_terms()))
+    head = int(total(spec.final_norm_terms())) + (0 if spec.tie_embeddings else matrix)
+    return ModelLoad(
+        spec=spec,
+        context=context,
+        recipe=recipe,
+        layers=tuple(_layer_load(accounting, use, context, recipe) for use in accounting.uses),
+        embedding_parameters=tables + whole + others,
+        head_parameters=head,
+        head_flops=2 * (matrix if accounting.convention.lm_head else 0) + 2 * whole,
+    )
+
+
+def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Recipe) -> LayerLoad:
+    spec, layer = accounting.spec, use.layer
+    hidden, mixer, ffn = spec.hidden_size, layer.mixer, layer.ffn
+    matmuls = [term for block in layer.blocks for term in block.matmul_terms(hidden)]
+    others = [term for block in layer.blocks for term in block.other_terms(hidden)]
+    idle = int(total(ffn.idle_terms(hidden))) if ffn is not None else 0
+    active = int(total([term for term in matmuls if term.component == "active experts"]))
+    used = int(total(matmuls))
+    experts = active + idle if idle or active else 0
+    size = mixer.state_size(context) if mixer is not None else None
+    state_flops = total(mixer.state_flops_terms(context, accounting.convention)) if mixer is not None else 0
+    return LayerLoad(
+        use=use,
+        parameters=0 if layer.tied else used - active + int(total(others)) + int(total(spec.norm_terms(layer))),
+        expert_parameters=0 if layer.tied else experts,
+        matrix_parameters=0 if layer.tied else used + idle,
+        weight_flops=2 * used,
+        state_flops=Fraction(state_flops),
+        kept_bytes=kept_bytes(spec, layer, context, recipe),
+        peak_bytes=peak_bytes(spec, layer, context, recipe),
+        entry_bytes=size.entry * recipe.activation_bytes if size is not None else Fraction(0),
+        window=mixer.window_size if mixer is not None else None,
+        state_bytes=Fraction(size.recurrent * 4 + size.recent * recipe.activation_bytes) if size else Fraction(0),
+        dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),
+    )
