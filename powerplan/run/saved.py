@@ -31,3 +31,8 @@ def _elements(block: Block, hidden: int) -> int:
     """Return the input of a block and the outputs of its matrices, in elements per token."""
     formulas = [("rows", f"({count})*({rows})") for _, count, rows, _ in block.matrix_formulas(idle=False)]
     return hidden + sum(int(term.value) for term in block.terms(tuple(formulas), m=hidden))
+
+
+def loss_bytes(spec: ModelSpec, recipe: Recipe) -> tuple[Fraction, Fraction]:
+    """Return the bytes per token of logits and cross entropy: what stays for all tokens, and what exists at the peak."""
+    return Fraction(0), Fraction(12 * spec.vocab_size)

@@ -1,0 +1,157 @@
+"""Layouts of a training run: how it is split, what is recomputed, and what memory and time that takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from powerplan.accounting import Accounting
+from powerplan.hardware import Peak, si_value
+from powerplan.run.degrees import Degrees
+from powerplan.run.links import Cluster
+from powerplan.run.loads import ModelLoad, model_load
+from powerplan.run.memory import Memory, memory_of
+from powerplan.run.recipe import Recipe
+from powerplan.run.stages import StageLoad, stage_loads
+from powerplan.run.step import Efficiency, Rates, StepTime, step_of
+from powerplan.run.traffic import Links, links_of
+from powerplan.training import TRAINING_PASSES
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of an optimizer step over all devices. exact: whether a layout may take only this many."""
+
+    tokens: int
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all layouts of a run have in common: devices, their rates and memory, the batch.
+
+    capacity_bytes: memory of one device.
+    """
+
+    cluster: Cluster
+    peak: Peak
+    efficiency: Efficiency
+    batch: Batch
+    capacity_bytes: int
+
+    @classmethod
+    def of(cls, cluster: Cluster, peak: Peak, efficiency: Efficiency, batch: Batch) -> Setting:
+        return cls(cluster, peak, efficiency, batch, int(si_value(cluster.device, "memory_gb") or 0))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to train a model at one context, with the memory and the time that it takes.
+
+    sequences: of an optimizer step, over all devices. flops_per_token: training FLOPs, without recomputation.
+    """
+
+    degrees: Degrees
+    recipe: Recipe
+    context: int
+    sequences: int
+    memory: Memory
+    step: StepTime
+    flops_per_token: float
+    setting: Setting
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.sequences * self.context
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.setting.capacity_bytes
+
+    @property
+    def spare_bytes(self) -> float:
+        """Bytes of a device that stay free; below 0 what it lacks."""
+        return self.setting.capacity_bytes - self.memory.peak
+
+    @property
+    def step_s(self) -> float:
+        return self.step.seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second of all devices."""
+        return self.batch_tokens / self.step_s
+
+    @property
+    def mfu(self) -> float:
+        """Training FLOPs over what the dense peak of all devices would do in the time (PaLM, arXiv 2204.02311, app. B)."""
+        peak = float(self.setting.peak.flops_per_s) * self.degrees.devices
+        return self.flops_per_token * self.tokens_per_s / peak
+
+    @property
+    def hfu(self) -> float:
+        """The same with what is computed again: one more forward pass of the layers where all is recomputed."""
+        if self.recipe.recompute != "full":
+            return self.mfu
+        return self.mfu * (TRAINING_PASSES + 1) / TRAINING_PASSES
+
+
+class Layouts:
+    """Works out layouts of one model at one context; what layouts share is found once."""
+
+    def __init__(self, accounting: Accounting, context: int, setting: Setting) -> None:
+        self.accounting, self.context, self.setting = accounting, context, setting
+        self._models: dict[Recipe, ModelLoad] = {}
+        self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
+        self._links: dict[Degrees, Links] = {}
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token."""
+        return float(TRAINING_PASSES * self.accounting.row(self.context).flops_per_token)
+
+    def sequences_for(self, degrees: Degrees, micro_batch: int) -> int | None:
+        """Return the sequences of a step: the nearest to the batch that all groups of devices can share evenly.
+
+        None where the batch is exact and cannot be shared, or where even one micro-batch for each group is more.
+        """
+        at_once, batch = degrees.sequences_at_once * micro_batch, self.setting.batch
+        if batch.exact:
+            sequences, rest = divmod(batch.tokens, self.context)
+            return None if rest or sequences % at_once else sequences
+        rounds = batch.tokens // (at_once * self.context)
+        return rounds * at_once if rounds else (at_once if at_once == 1 else None)
+
+    def layout(self, degrees: Degrees, recipe: Recipe, sequences: int) -> Layout:
+        """Return memory and time of one layout."""
+        single = replace(recipe, micro_batch=1)
+        model = self._models.get(single)
+        if model is None:
+            model = self._models[single] = model_load(self.accounting, self.context, single)
+        key = single, degrees.pp
+        if key not in self._stages:
+            self._stages[key] = _unlike(stage_loads(model, degrees.pp))
+        stages, model = self._stages[key], replace(model, recipe=recipe)
+        links = self._links.get(degrees)
+        if links is None:
+            links = self._links[degrees] = links_of(self.setting.cluster, degrees)
+        rounds = sequences // (degrees.sequences_at_once * recipe.micro_batch)
+        rates = Rates(self.setting.peak, self.setting.efficiency, links)
+        return Layout(
+            degrees=degrees,
+            recipe=recipe,
+            context=self.context,
+            sequences=sequences,
+            memory=memory_of(model, stages, degrees, rounds),
+            step=step_of(model, [stage for _, stage in stages], degrees, rounds, rates),
+            flops_per_token=self.flops_per_token,
+            setting=self.setting,
+        )
+
+
+def _unlike(stages: list[StageLoad]) -> list[tuple[int, StageLoad]]:
+    """Return the stages that are unlike all before them, with their numbers: of like ones the first holds the most."""
+    first: dict[StageLoad, int] = {}
+    for number, stage in enumerate(stages):
+        first.setdefault(stage, number)
+    return [(number, stage) for stage, number in first.items()]

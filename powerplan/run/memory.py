@@ -1,0 +1,146 @@
+"""What a device holds at the peak of a training step, by part.
+
+Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, at
+stage 3, PyTorch's FSDP2: weights are kept in shards and gathered layer by layer. Activations are split tp ways by tensor
+and sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4) and cp ways along the sequence; stage s
+of p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from powerplan.run.degrees import Degrees
+from powerplan.run.loads import ModelLoad
+from powerplan.run.recipe import LOSS_CHUNK, Recipe
+from powerplan.run.saved import loss_bytes
+from powerplan.run.stages import StageLoad
+
+FRAMEWORK_BYTES = 2 * 2**30
+"""What a process takes beside tensors: CUDA context, cuBLAS workspaces, NCCL buffers. An allowance, not a measurement."""
+
+FRAGMENTATION = 0.05
+"""The share of what comes and goes within a step that the allocator cannot use. An allowance, not a measurement."""
+
+GATHERED_LAYERS = 2
+"""Layers whose weights FSDP2 holds whole at once: the one at work and the next, which is gathered meanwhile."""
+
+BLOCK_OF_SCALES = 256
+"""Parameters that share an fp32 scale in 8-bit optimizer states (Dettmers et al. 2021, arXiv 2110.02861: 2,048; the
+libraries bitsandbytes and torchao take 256 today)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device of a stage at its peak.
+
+    weights: what is kept of them between steps. gathered: weights and gradients of whole layers, that exist while these
+    work. activations: what the forward pass keeps for the backward pass. working: what exists beside that at the peak.
+    allowance: framework and fragmentation. place: where the peak is.
+    """
+
+    stage: int
+    weights: float
+    gathered: float
+    gradients: float
+    optimizer: float
+    activations: float
+    working: float
+    allowance: float
+    place: str
+
+    @property
+    def tensors(self) -> float:
+        """The peak without the allowance."""
+        return (
+            self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.working
+        )
+
+    @property
+    def peak(self) -> float:
+        return self.tensors + self.allowance
+
+
+def memory_of(model: ModelLoad, stages: Sequence[tuple[int, StageLoad]], degrees: Degrees, micro_batches: int) -> Memory:
+    """Return the memory of a device of the stage that needs most.
+
+    Args:
+        model: the model at its context, under its recipe.
+        stages: its pipeline stages and their numbers, each with the layers it has.
+        degrees: how the run is split.
+        micro_batches: micro-batches of a step for each group of devices that shares sequences.
+    """
+    held = [_stage_memory(model, stage, number, degrees, micro_batches) for number, stage in stages]
+    return max(held, key=lambda memory: memory.peak)
+
+
+def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degrees, micro_batches: int) -> Memory:
+    recipe, shards = model.recipe, degrees.shards
+    whole = load.stored_parameters(degrees.ep) / degrees.tp
+    # Experts are split ep ways and sharded over the rest, so that a shard of them is 1 / (fsdp * cp) as of the others.
+    experts = load.expert_parameters / degrees.tp / degrees.ep
+    shard = (whole - experts) / shards + experts * degrees.ep / shards
+    kept_bytes, activation_bytes = float(recipe.kept_bytes), float(recipe.activation_bytes)
+    weights = shard * kept_bytes if degrees.zero == 3 else whole * activation_bytes
+    gradients = (shard if degrees.zero >= 2 else whole) * kept_bytes
+    states = _state_bytes(load, shard, whole, recipe, degrees.zero)
+    gathered = _gathered(load, recipe, degrees) if degrees.zero >= 2 and shards > 1 else 0.0
+    tokens = recipe.micro_batch * model.context / degrees.cp
+    in_flight = min(micro_batches, degrees.pp - stage)
+    kept = load.kept_bytes * tokens * in_flight / degrees.tp
+    ends = _ends(model, load) * tokens / degrees.tp
+    at_layer = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
+    working, place = at_layer, "the backward pass of a layer"
+    if load.last:
+        held, peak = map(float, loss_bytes(model.spec, recipe))
+        at_once = min(tokens, LOSS_CHUNK) if recipe.loss == "chunked" else tokens
+        at_loss = (held * tokens + peak * at_once) / degrees.tp
+        if at_loss > working:
+            working, place = at_loss, "the loss"
+    allowance = FRAMEWORK_BYTES + FRAGMENTATION * (kept + ends + working + gathered)
+    return Memory(stage, weights, gathered, gradients, states, kept + ends, working, allowance, place)
+
+
+def _state_bytes(load: StageLoad, shard: float, whole: float, recipe: Recipe, zero: int) -> float:
+    """Return the bytes of optimizer states, with an fp32 copy of the weights where these are not fp32 themselves."""
+    parameters = shard if zero >= 1 else whole
+    kept = float(recipe.kept_bytes)
+    if recipe.optimizer == "adamw-8bit":
+        moments = parameters * (2 + 2 * 4 / BLOCK_OF_SCALES)
+    elif recipe.optimizer == "muon":
+        stored = load.parameters + load.expert_parameters + load.outer_parameters
+        matrices = load.matrix_parameters / stored if stored else 0.0
+        moments = parameters * (2 - matrices) * kept
+    else:
+        moments = 2 * parameters * kept
+    copies = recipe.master == "fp32" and recipe.dtype != "fp32" and zero < 3
+    return moments + (parameters * kept if copies else 0)
+
+
+def _gathered(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:
+    """Return the bytes of weights and gradients that are whole while their layers work.
+
+    Embedding and LM head stay gathered from the forward to the backward pass, as FSDP2's root module does.
+    """
+    dense, experts = load.largest
+    layer = (dense + experts / degrees.ep) / degrees.tp
+    outer, size = load.outer_parameters / degrees.tp, float(recipe.activation_bytes)
+    gradients = layer * GATHERED_LAYERS * size
+    if degrees.zero < 3:
+        return gradients
+    return (layer * GATHERED_LAYERS + outer) * size + gradients
+
+
+def _ends(model: ModelLoad, load: StageLoad) -> float:
+    """Return what is kept per token at the ends of the model: the input of the final norm and that of the LM head."""
+    norm = int(model.spec.norm.final and model.spec.norm.kind != "none")
+    return float((1 + norm) * model.spec.hidden_size * model.recipe.activation_bytes) if load.last else 0.0
+
+
+def _ring_buffers(load: StageLoad, tokens: float, degrees: Degrees) -> float:
+    """Return the bytes of keys and values that a device receives while it works on others: two rounds' worth."""
+    if degrees.cp == 1:
+        return 0.0
+    entries = max((part.payload_bytes for part in load.exchanges if part.kind == "ring"), default=0.0)
+    return 2 * entries * tokens / degrees.tp

@@ -1,0 +1,115 @@
+"""The layouts that fit, fastest first: every degree that divides the devices, every recomputation, every micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import get_args
+
+from powerplan.run.degrees import Degrees, problems
+from powerplan.run.layouts import Layout, Layouts
+from powerplan.run.recipe import Recipe, Recompute
+
+MICRO_BATCHES = (1, 2, 4, 8)
+"""Sequences that a device works on at once, of those that are tried."""
+
+MAX_TRIED = 6000
+"""The most layouts that are worked out; of more degrees those with the least communication are tried."""
+
+SLOWER = 1.03
+"""Layouts within this factor of the fastest count as equally fast: the one with the fewest degrees is taken."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The layouts of a search. best: the fastest that fits, or the one nearest to fitting. others: the fastest of each
+    other sort of degrees that fit. tried: how many were worked out."""
+
+    best: Layout
+    others: tuple[Layout, ...]
+    tried: int
+
+
+def find_layouts(
+    layouts: Layouts, recipe: Recipe, recompute: Sequence[Recompute], micro_batches: Sequence[int], degrees: Sequence[Degrees]
+) -> Found | None:
+    """Return the best layouts over all choices; None where no choice can share the batch."""
+    kept: dict[Degrees, Layout] = {}
+    tried = 0
+    for split in degrees:
+        for micro_batch in micro_batches:
+            sequences = layouts.sequences_for(split, micro_batch)
+            if sequences is None:
+                continue
+            for again in recompute:
+                layout = layouts.layout(split, replace(recipe, recompute=again, micro_batch=micro_batch), sequences)
+                tried += 1
+                if split not in kept or _order(layout) < _order(kept[split]):
+                    kept[split] = layout
+                if layout.fits:
+                    break  # Recomputing more only takes longer.
+    if not kept:
+        return None
+    ranked = sorted(kept.values(), key=_order)
+    best = ranked[0]
+    if best.fits:
+        close = [layout for layout in ranked if layout.fits and layout.tokens_per_s * SLOWER >= best.tokens_per_s]
+        best = min(close, key=lambda layout: (_complexity(layout.degrees), _order(layout)))
+    others = [layout for layout in ranked if layout is not best and layout.fits]
+    return Found(best, tuple(others), tried)
+
+
+def _order(layout: Layout) -> tuple[bool, float]:
+    """Return what layouts are sorted by: those that fit by their time per token, others by what they lack."""
+    return (False, -layout.tokens_per_s) if layout.fits else (True, layout.memory.peak)
+
+
+def _complexity(degrees: Degrees) -> int:
+    """Return how many kinds of parallelism beside FSDP are used: each is one more thing to set up."""
+    return sum(value > 1 for value in (degrees.tp, degrees.pp, degrees.cp, degrees.ep, degrees.replicas))
+
+
+def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
+    """Return the ways to split a model over the devices of the cluster, simple ones first, up to a bound.
+
+    Tensor parallelism stays within a node, as its traffic hides behind nothing. Replicas are whole nodes or more.
+    """
+    spec, cluster = layouts.accounting.spec, layouts.setting.cluster
+    experts = [ffn.experts for ffn in spec.mixtures()]
+    ways = []
+    for tp in _divisors(cluster.devices):
+        if tp > cluster.node_devices:
+            continue
+        for pp in _divisors(cluster.devices // tp):
+            for cp in _divisors(cluster.devices // tp // pp):
+                rest = cluster.devices // tp // pp // cp
+                for replicas in _replicas(rest, tp * cp, cluster.node_devices):
+                    for ep in _experts(rest // replicas * cp, experts):
+                        ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, zero))
+    possible = [way for way in ways if not any(problems(way, spec, layouts.context))]
+    return sorted(possible, key=lambda way: (_complexity(way), way.tp * way.pp * way.cp))
+
+
+def _replicas(groups: int, within: int, node: int) -> Iterator[int]:
+    """Yield numbers of replicas, powers of two, that leave at least one node to share weights."""
+    replicas = 1
+    while groups % replicas == 0 and (replicas == 1 or groups // replicas * within >= node):
+        yield replicas
+        replicas *= 2
+
+
+def _experts(shards: int, experts: Sequence[int]) -> Iterator[int]:
+    for ep in _divisors(shards) if experts else (1,):
+        if all(count % ep == 0 for count in experts):
+            yield ep
+
+
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
+    small = [size for size in range(1, int(number**0.5) + 1) if number % size == 0]
+    return tuple(sorted({*small, *(number // size for size in small)}))
+
+
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+"""From keeping all to keeping least."""

@@ -1,0 +1,125 @@
+"""The layers of a model in pipeline stages, and what each stage asks of its devices in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from powerplan.run.loads import LayerLoad, ModelLoad
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the layers of a stage pass on along the sequence, and the time of the attention that can hide it.
+
+    kind: "ring" for keys and values of all tokens, "halo" for those of a window, "state" for recurrent state.
+    payload_bytes: of a token in a ring, of a whole window in a halo, of a sequence's state.
+    flops: forward state FLOPs per token of these layers.
+    """
+
+    kind: str
+    layers: int
+    payload_bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """The sums over the layers of one pipeline stage, for one token where it is FLOPs or bytes of activations.
+
+    They are floats from here on: thousands of ways to split a run are tried, and exact fractions would take 20 times as
+    long. Sums of bytes and FLOPs stay below 2^53 or lose one part in 10^16.
+
+    layers: how many. parts: mixers and FFNs, between which tensor parallelism communicates.
+    largest: parameters of its largest layer outside routed experts, and those of routed experts.
+    kept_bytes, peak_bytes: as in LayerLoad; the sum of the first and the largest of the second.
+    outer_parameters: embedding and LM head where they are in this stage.
+    """
+
+    first: bool
+    last: bool
+    layers: int
+    parts: int
+    parameters: int
+    expert_parameters: int
+    matrix_parameters: int
+    largest: tuple[int, int]
+    outer_parameters: int
+    weight_flops: int
+    attention_flops: float
+    recurrent_flops: float
+    head_flops: int
+    kept_bytes: float
+    peak_bytes: float
+    dispatched_bytes: float
+    expert_layers: int
+    exchanges: tuple[Exchange, ...]
+
+    def stored_parameters(self, experts_split: int) -> float:
+        """Parameters of a device group that holds this stage, its routed experts split `experts_split` ways."""
+        return self.parameters + self.outer_parameters + self.expert_parameters / experts_split
+
+
+def stage_spans(layers: int, stages: int) -> list[range]:
+    """Return the layers of each stage in order. Left-over layers go to the stages after the first, one each.
+
+    The first stage has the embedding, and the last one the LM head.
+    """
+    whole, rest = divmod(layers, stages)
+    counts = [whole + (1 <= stage <= rest) for stage in range(stages)]
+    starts = [sum(counts[:stage]) for stage in range(stages)]
+    return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+def stage_loads(model: ModelLoad, stages: int) -> list[StageLoad]:
+    """Return what each of `stages` stages asks for."""
+    spans = stage_spans(model.spec.layer_count, stages)
+    return [_stage_load(model, span, number == 0, number == stages - 1) for number, span in enumerate(spans)]
+
+
+def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> StageLoad:
+    counted = [(load, count) for load in model.layers if (count := _count(load, span))]
+    exchanges: dict[tuple[str, Fraction], tuple[int, float]] = {}
+    for load, count in counted:
+        kind = "state" if load.state_bytes and not load.entry_bytes else "halo" if load.window else "ring"
+        payload = {"state": load.state_bytes, "halo": load.entry_bytes * (load.window or 0), "ring": load.entry_bytes}
+        if payload[kind]:
+            layers, flops = exchanges.get((kind, payload[kind]), (0, 0.0))
+            exchanges[kind, payload[kind]] = (layers + count, flops + float(load.state_flops * count))
+    outer = (model.embedding_parameters if first else 0) + (model.head_parameters if last else 0)
+    if model.tied and last and not first:
+        outer += model.spec.vocab_size * model.spec.hidden_size  # The last stage needs a copy of the embedding.
+    return StageLoad(
+        first=first,
+        last=last,
+        layers=sum(count for _, count in counted),
+        parts=sum(len(load.use.layer.blocks[:2]) * count for load, count in counted),
+        parameters=sum(load.parameters * count for load, count in counted),
+        expert_parameters=sum(load.expert_parameters * count for load, count in counted),
+        matrix_parameters=sum(load.matrix_parameters * count for load, count in counted),
+        largest=max(((load.parameters, load.expert_parameters) for load, _ in counted), key=sum, default=(0, 0)),
+        outer_parameters=outer,
+        weight_flops=sum(load.weight_flops * count for load, count in counted),
+        attention_flops=_sum(load.state_flops * count for load, count in counted if load.entry_bytes),
+        recurrent_flops=_sum(load.state_flops * count for load, count in counted if not load.entry_bytes),
+        head_flops=model.head_flops if last else 0,
+        kept_bytes=_sum(load.kept_bytes * count for load, count in counted),
+        peak_bytes=float(max((load.peak_bytes for load, _ in counted), default=0)),
+        dispatched_bytes=_sum(load.dispatched_bytes * count for load, count in counted),
+        expert_layers=sum(count for load, count in counted if load.expert_parameters),
+        exchanges=tuple(Exchange(kind, layers, float(size), flops) for (kind, size), (layers, flops) in exchanges.items()),
+    )
+
+
+def _count(load: LayerLoad, span: range) -> int:
+    """Return how many of the layers in `span` are of a kind."""
+    return sum(_below(part, span.stop) - _below(part, span.start) for part in load.use.positions)
+
+
+def _below(positions: range, stop: int) -> int:
+    return len(range(positions.start, min(positions.stop, stop), positions.step))
+
+
+def _sum(values: Iterable[Fraction]) -> float:
+    return float(sum(values, Fraction(0)))

@@ -1,0 +1,150 @@
+"""How long a training step takes: compute at stated rates, traffic that nothing hides, bubbles, the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from powerplan.hardware import Peak
+from powerplan.run.degrees import Degrees
+from powerplan.run.loads import ModelLoad
+from powerplan.run.recipe import Recipe
+from powerplan.run.stages import StageLoad
+from powerplan.run.traffic import Links, Passing, passing_of, traffic_of
+from powerplan.training import TRAINING_PASSES
+
+LOSS_PASSES_BYTES = 36
+"""Bytes read and written per logit by an eager cross entropy in fp32 over bf16 logits, forward and backward: cast 2 + 4,
+log-softmax 4 + 4, its gradient 4 + 4 + 4, the gradient of the pick 4, cast back 4 + 2."""
+
+UPDATE_BYTES = 28
+"""Bytes read and written per parameter by a fused AdamW step in fp32: weight, gradient and two moments read, three of
+them written."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """The shares of the dense peak that work reaches, all elementwise work around it included.
+
+    weights: matmuls with weights. attention: softmax attention by a flash kernel. recurrent: mixers with a recurrent
+    state. measured_s: where mixers were measured, their training seconds per token on one device, which replace both.
+    """
+
+    weights: float
+    attention: float
+    recurrent: float
+    measured_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step on the slowest stage, by part; their sum is the step.
+
+    weights_s, attention_s, recurrent_s, head_s: compute. recompute_s: of it what is computed again. traffic: exposed
+    seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer.
+    """
+
+    micro_batches: int
+    weights_s: float
+    attention_s: float
+    recurrent_s: float
+    head_s: float
+    recompute_s: float
+    traffic: tuple[tuple[str, float], ...]
+    bubble_s: float
+    update_s: float
+    passings: tuple[Passing, ...]
+
+    @property
+    def compute_s(self) -> float:
+        return self.weights_s + self.attention_s + self.recurrent_s + self.head_s + self.recompute_s
+
+    @property
+    def traffic_s(self) -> float:
+        return sum(seconds for _, seconds in self.traffic)
+
+    @property
+    def seconds(self) -> float:
+        return self.compute_s + self.traffic_s + self.bubble_s + self.update_s
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the time of a step rests on: peak rates, the shares of them that are reached, and the links."""
+
+    peak: Peak
+    efficiency: Efficiency
+    links: Links
+
+
+def step_of(
+    model: ModelLoad, stages: list[StageLoad], degrees: Degrees, micro_batches: int, rates: Rates
+) -> StepTime:
+    """Return the time of an optimizer step: that of the slowest stage for all micro-batches, and what others add.
+
+    Weights are gathered for the layer ahead while a layer works, and gradients reduced behind it (FSDP), so that only
+    what takes longer than the pass counts. A pipeline of p stages waits for p - 1 micro-batches (1F1B).
+    """
+    times = [_stage_time(model, stage, degrees, micro_batches, rates) for stage in stages]
+    return max(times, key=lambda time: time.seconds)
+
+
+def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batches: int, rates: Rates) -> StepTime:
+    recipe, efficiency = model.recipe, rates.efficiency
+    tokens = recipe.micro_batch * model.context / (degrees.cp * degrees.tp)
+    peak, bandwidth = float(rates.peak.flops_per_s), float(rates.peak.bytes_per_s)
+    weights = load.weight_flops * tokens / (peak * efficiency.weights)
+    attention = load.attention_flops * tokens / (peak * efficiency.attention)
+    recurrent = load.recurrent_flops * tokens / (peak * efficiency.recurrent)
+    if efficiency.measured_s is not None:
+        share = load.layers / model.spec.layer_count
+        attention, recurrent = 0.0, efficiency.measured_s / TRAINING_PASSES * tokens * share
+    head = load.head_flops * tokens / (peak * efficiency.weights)
+    logits = model.spec.vocab_size * tokens if load.last else 0.0
+    loss = LOSS_PASSES_BYTES * logits / bandwidth
+    traffic = traffic_of(model, load, degrees, rates.links)
+    attention_rate = peak * efficiency.attention
+    passings = tuple(
+        passing_of(exchange, model, degrees, rates.links, attention_rate)
+        for exchange in (load.exchanges if degrees.cp > 1 else ())
+    )
+    layers = weights + attention + recurrent
+    again = layers if recipe.recompute == "full" else 0.0
+    forward, backward = layers + head, 2 * (layers + head) + again
+    passes = TRAINING_PASSES + (1 if recipe.recompute == "full" else 0)
+    exposed = {
+        "weights": max(0.0, traffic.gather_s - forward),
+        "gradients": max(0.0, traffic.gather_s + (traffic.reduce_s if degrees.zero >= 2 else 0.0) - backward),
+        "tensor parallel": passes_of_tensor(recipe) * traffic.tensor_s,
+        "sequence": passes * sum(passing.exposed_s for passing in passings),
+        "experts": passes_of_tensor(recipe) * traffic.experts_s,
+        "stages": 2 * traffic.stage_s if degrees.pp > 1 else 0.0,
+    }
+    first = _first_layer(load, traffic.gather_s)
+    batch = forward + backward + loss + sum(exposed.values())
+    once = {"weights": first + traffic.update_s}
+    if degrees.zero < 2:
+        once["gradients"] = max(0.0, traffic.reduce_s - backward)
+    shard = load.stored_parameters(degrees.ep) / degrees.tp / (degrees.shards if degrees.zero else 1)
+    names = dict.fromkeys((*exposed, *once))
+    return StepTime(
+        micro_batches=micro_batches,
+        weights_s=micro_batches * TRAINING_PASSES * weights,
+        attention_s=micro_batches * TRAINING_PASSES * attention,
+        recurrent_s=micro_batches * TRAINING_PASSES * recurrent,
+        head_s=micro_batches * (TRAINING_PASSES * head + loss),
+        recompute_s=micro_batches * again,
+        traffic=tuple((name, micro_batches * exposed.get(name, 0.0) + once.get(name, 0.0)) for name in names),
+        bubble_s=(degrees.pp - 1) * batch,
+        update_s=UPDATE_BYTES * shard / bandwidth,
+        passings=passings,
+    )
+
+
+def passes_of_tensor(recipe: Recipe) -> int:
+    """Return how often a micro-batch's activations cross: forward, backward, and forward again where all is recomputed."""
+    return 3 if recipe.recompute == "full" else 2
+
+
+def _first_layer(load: StageLoad, gather_s: float) -> float:
+    """Return the time until the first layer's weights are there, which nothing hides."""
+    return gather_s / max(load.layers, 1)

@@ -1,0 +1,181 @@
+"""What devices send each other in one step, as seconds per micro-batch or per step, by what it is for.
+
+Every time is alpha-beta: a latency for each message and its bytes over the rate of the link (links.py). Which traffic
+hides behind compute is decided in step.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from powerplan.run.degrees import Degrees
+from powerplan.run.links import (
+    Cluster,
+    Link,
+    all_gather_s,
+    all_reduce_s,
+    all_to_all_s,
+    link_for,
+    reduce_scatter_s,
+    send_s,
+)
+from powerplan.run.loads import ModelLoad
+from powerplan.run.recipe import Recipe
+from powerplan.run.stages import Exchange, StageLoad
+
+
+@dataclass(frozen=True)
+class Links:
+    """The link of each group of devices that talk: neighbours in tp, then cp, then fsdp, then pp, then replicas."""
+
+    tp: Link | None
+    cp: Link | None
+    shards: Link | None
+    experts: Link | None
+    pp: Link | None
+    replicas: Link | None
+
+
+def links_of(cluster: Cluster, degrees: Degrees) -> Links:
+    """Return the link of each group. InputError where a group needs one that is not known."""
+
+    def link(ranks: int, stride: int) -> Link | None:
+        return link_for(cluster, ranks, stride) if ranks > 1 else None
+
+    within = degrees.tp * degrees.cp
+    group = within * degrees.fsdp
+    return Links(
+        tp=link(degrees.tp, 1),
+        cp=link(degrees.cp, degrees.tp),
+        shards=link(degrees.shards, degrees.tp),
+        experts=link(degrees.ep, degrees.tp),
+        pp=link(degrees.pp, group),
+        replicas=link(degrees.replicas, group * degrees.pp),
+    )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Seconds that a stage's devices send and receive.
+
+    gather_s: weights of all layers, once, each pass. reduce_s: gradients, once. update_s: weights after the optimizer
+    (zero 1 and 2) and gradients of replicas, once a step. tensor_s: tensor parallelism, each pass of a micro-batch.
+    experts_s: tokens to experts and back, each pass of a micro-batch. stage_s: one micro-batch to the next stage.
+    """
+
+    gather_s: float
+    reduce_s: float
+    update_s: float
+    tensor_s: float
+    experts_s: float
+    stage_s: float
+
+
+def traffic_of(model: ModelLoad, load: StageLoad, degrees: Degrees, links: Links) -> Traffic:
+    """Return the traffic of one stage."""
+    recipe, tp = model.recipe, degrees.tp
+    size, kept = float(recipe.activation_bytes), float(recipe.kept_bytes)
+    tokens = recipe.micro_batch * model.context / degrees.cp
+    stream = tokens * model.spec.hidden_size * size
+    stored = load.stored_parameters(degrees.ep) / tp
+    weights, gradients = stored * size, stored * kept
+    gather = _by_layers(links.shards, degrees.shards, weights, load.layers, all_gather_s)
+    reduce = _by_layers(links.shards, degrees.shards, gradients, load.layers, reduce_scatter_s)
+    if degrees.zero < 2 and links.shards is not None:
+        reduce = all_reduce_s(links.shards, degrees.shards, gradients)
+    update = gather if degrees.zero in (1, 2) else 0.0
+    if links.replicas is not None:
+        update += all_reduce_s(links.replicas, degrees.replicas, gradients / degrees.shards)
+    tensor = 0.0
+    if links.tp is not None:
+        both = all_gather_s(links.tp, tp, stream) + reduce_scatter_s(links.tp, tp, stream)
+        tensor = load.parts * both
+    experts = 0.0
+    if links.experts is not None:
+        sent = load.dispatched_bytes * tokens / tp
+        experts = 2 * all_to_all_s(links.experts, degrees.ep, sent) if sent else 0.0
+    stage = 0.0 if links.pp is None else send_s(links.pp, stream / tp)
+    return Traffic(
+        gather_s=gather if degrees.zero == 3 else 0.0,
+        reduce_s=reduce,
+        update_s=update,
+        tensor_s=tensor,
+        experts_s=experts,
+        stage_s=stage,
+    )
+
+
+def _by_layers(link: Link | None, ranks: int, moved: float, layers: int, collective: object) -> float:
+    """Return the seconds of one collective for each layer."""
+    if link is None:
+        return 0.0
+    each = moved / max(layers, 1)
+    return layers * collective(link, ranks, each)  # type: ignore[operator, no-any-return]
+
+
+@dataclass(frozen=True)
+class Passing:
+    """How layers of one kind share a sequence between cp devices, forward, for one micro-batch.
+
+    way: "ring", "all-to-all", "halo" or "state". seconds: of all their layers. hidden_s: what their own attention hides.
+    bytes_sent: by one device, in one layer.
+    """
+
+    way: str
+    layers: int
+    seconds: float
+    hidden_s: float
+    bytes_sent: float
+
+    @property
+    def exposed_s(self) -> float:
+        return max(0.0, self.seconds - self.hidden_s)
+
+
+def passing_of(
+    exchange: Exchange, model: ModelLoad, degrees: Degrees, links: Links, attention_flops_per_s: float
+) -> Passing:
+    """Return how layers share a sequence: state once, a window's keys from the device before, keys and values in a ring.
+
+    Ring attention (Liu et al. 2023, arXiv 2310.01889, section 3.1) sends while it computes. All-to-all (Ulysses, Jacobs
+    et al. 2023, arXiv 2309.14509, section 3.1) is taken where it is faster and heads are enough; it cannot hide.
+    State is passed on once from device to device (Linear Attention Sequence Parallelism, Sun et al. 2024, arXiv
+    2404.02882, section 3.1), here as an all-gather of the cp states.
+    """
+    assert links.cp is not None
+    recipe, cp, tp = model.recipe, degrees.cp, degrees.tp
+    tokens = recipe.micro_batch * model.context / cp
+    if exchange.kind == "state":
+        sent = exchange.payload_bytes * recipe.micro_batch / tp
+        return Passing("state", exchange.layers, exchange.layers * all_gather_s(links.cp, cp, sent * cp), 0.0, sent)
+    if exchange.kind == "halo":
+        most = exchange.payload_bytes * recipe.micro_batch / tp
+        return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
+    sent = exchange.payload_bytes * tokens * (cp - 1) / tp
+    each = all_gather_s(links.cp, cp, exchange.payload_bytes * tokens * cp / tp)
+    hidden = exchange.flops * tokens / tp / attention_flops_per_s
+    ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
+    heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]
+    if any(shape is None or shape.kv_heads % (cp * tp) for shape in heads):
+        return ring
+    moved = max(
+        shape.heads * (shape.head_dim + shape.v_head_dim) + shape.kv_heads * (shape.head_dim + shape.v_head_dim)
+        for shape in heads
+        if shape is not None
+    )
+    rows = moved * float(recipe.activation_bytes) * tokens / tp
+    seconds = exchange.layers * all_to_all_s(links.cp, cp, rows)
+    swapped = Passing("all-to-all", exchange.layers, seconds, 0.0, rows * (cp - 1) / cp)
+    return min(ring, swapped, key=lambda way: way.exposed_s)
+
+
+def state_break_even(state_bytes: Fraction, entry_bytes: Fraction) -> int:
+    """Return the tokens per device whose keys and values have as many bytes as a state: beyond them the state is cheaper.
+
+    Example:
+        >>> d, kv_heads = 128, 8  # power attention, p = 2: D = 8,256, and one column for the normaliser
+        >>> state_break_even(Fraction(kv_heads * 8256 * (d + 1) * 4), Fraction(kv_heads * 2 * d * 2))
+        8320
+    """
+    return int(state_bytes // entry_bytes)
