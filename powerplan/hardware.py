@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from powerplan.mixers.base import Part
 from powerplan.typed import packaged_rows
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
+LinkKind = Literal["NVLink", "PCIe", "xGMI", "ICI"]
 Seconds = TypeVar("Seconds", Fraction, float)
 
 
@@ -23,7 +24,12 @@ class Device(Part, frozen=True, kw_only=True):
 
     Matrix rates are dense (no structured sparsity), in TFLOP/s; memory is in GB (10^9 bytes), bandwidths in GB/s, that
     of the link per direction. A rate is None where the device has no such unit or no source was found.
-    measured: what was seen on a real device. verify: whether the sources disagree or are second-hand.
+    link: what joins the devices of one node. link_gbs: what all links of a device carry to the others of its node.
+    node_devices: devices of the usual node, all joined by `link`; 1 where there is none.
+    network_gbs: GB/s per device and direction between nodes in the usual build; None where there is no usual one.
+    tdp_w: the most power that the board draws, in watts.
+    link_source: where the four come from. measured: what was seen on a real device.
+    verify: whether the sources disagree or are second-hand.
     """
 
     name: str
@@ -35,9 +41,14 @@ class Device(Part, frozen=True, kw_only=True):
     fp8_tflops: Rate | None = None
     memory_gb: Rate
     memory_gbs: Rate
+    link: LinkKind | None = None
     link_gbs: Rate | None = None
+    node_devices: Annotated[int, msgspec.Meta(ge=1)] = 1
+    network_gbs: Rate | None = None
+    tdp_w: Rate | None = None
     multiprocessors: int | None = None
     source: Annotated[str, msgspec.Meta(min_length=1)]
+    link_source: str | None = None
     measured: str | None = None
     verify: bool = False
 
@@ -51,6 +62,9 @@ QUANTITIES: dict[str, tuple[str, str, float]] = {
     "memory_gb": ("memory", "B", 1e9),
     "memory_gbs": ("memory bandwidth", "B/s", 1e9),
     "link_gbs": ("link, per direction", "B/s", 1e9),
+    "node_devices": ("devices in a node", "1", 1),
+    "network_gbs": ("network, per device and direction", "B/s", 1e9),
+    "tdp_w": ("board power", "W", 1),
     "multiprocessors": ("multiprocessors", "1", 1),
 }
 """For each quantity of a Device: its name in words, its SI unit, and the factor from the field to that unit."""

@@ -49,7 +49,7 @@ LAYERS = [
         "doctor",
     },
     {"swap", "measured", "output"},
-    {"training", "serving"},
+    {"training", "serving", "run"},
     {"roofline"},
     {"search"},
     {"profile"},
