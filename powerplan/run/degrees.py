@@ -56,12 +56,12 @@ class Degrees:
         return ", ".join(words) + sharing if words else "one device"
 
 
-DEGREES = tuple(field.name for field in fields(Degrees))
+DEGREES = tuple(field.name for field in fields(Degrees) if field.name != "zero")
 """The words of --parallel, such as fsdp=8,cp=8."""
 
 
-def parse_degrees(text: str, where: str) -> Degrees:
-    """Return what a text such as "fsdp=8,tp=4,zero=1" says; raises InputError for one that says something else."""
+def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
+    """Return what a text such as "fsdp=8,tp=4" says; raises InputError for one that says something else."""
     values: dict[str, int] = {}
     for pair in text.split(","):
         name, equals, value = (part.strip() for part in pair.partition("="))
@@ -71,8 +71,8 @@ def parse_degrees(text: str, where: str) -> Degrees:
             raise InputError(f"{shown(name)} is not known{allowed_values(name, DEGREES)}", where)
         if name in values:
             raise InputError(f"{name} is given twice", where)
-        values[name] = parse_integer(value, f"{where} {name}", *((0, 3) if name == "zero" else (1, MAX_DEGREE)))
-    return Degrees(**values)
+        values[name] = parse_integer(value, f"{where} {name}", 1, MAX_DEGREE)
+    return Degrees(**values, zero=zero)
 
 
 def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:

@@ -1,7 +1,35 @@
-"""The shares of a device's dense peak that training work reaches, where nothing is measured."""
+"""The shares of a device's dense peak that training work reaches: by default, as given, or as measured."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.run.step import Efficiency
+from powerplan.units import parse_share
 
 DEFAULT = Efficiency(weights=0.55, attention=0.5, recurrent=0.35)
+
+PARTS = ("weights", "attention", "recurrent")
+"""What `efficiency` may name."""
+
+
+def parse_efficiency(text: str) -> Efficiency:
+    """Return the shares that a text such as "0.5" or "weights=0.6,attention=0.5" says; others are the default.
+
+    Raises:
+        InputError: for a part that is none, a part twice, or a share that is not more than 0 and at most 1.
+    """
+    where = parameter("efficiency")
+    if "=" not in text:
+        share = float(parse_share(text.strip(), where))
+        return Efficiency(share, share, share)
+    values: dict[str, float] = {}
+    for pair in text.split(","):
+        name, _, value = (part.strip() for part in pair.partition("="))
+        if name not in PARTS:
+            raise InputError(f"{shown(name)} is not known{allowed_values(name, PARTS)}", where)
+        if name in values:
+            raise InputError(f"{name} is given twice", where)
+        values[name] = float(parse_share(value, where))
+    return replace(DEFAULT, **values)

@@ -30,18 +30,20 @@ class Batch:
 class Setting:
     """What all layouts of a run have in common: devices, their rates and memory, the batch.
 
-    capacity_bytes: memory of one device.
+    capacity_bytes: memory of one device; None where it is not known, as of a device that only a profile has.
     """
 
     cluster: Cluster
     peak: Peak
     efficiency: Efficiency
     batch: Batch
-    capacity_bytes: int
+    capacity_bytes: int | None
 
     @classmethod
     def of(cls, cluster: Cluster, peak: Peak, efficiency: Efficiency, batch: Batch) -> Setting:
-        return cls(cluster, peak, efficiency, batch, int(si_value(cluster.device, "memory_gb") or 0))
+        """Return the setting with the memory that the catalogue has of the device."""
+        known = si_value(cluster.device, "memory_gb") if cluster.device is not None else None
+        return cls(cluster, peak, efficiency, batch, None if known is None else int(known))
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,8 @@ class Layout:
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.setting.capacity_bytes
-
-    @property
-    def spare_bytes(self) -> float:
-        """Bytes of a device that stay free; below 0 what it lacks."""
-        return self.setting.capacity_bytes - self.memory.peak
+        """Whether the peak is within the memory of a device; taken as true where that is not known."""
+        return self.setting.capacity_bytes is None or self.memory.peak <= self.setting.capacity_bytes
 
     @property
     def step_s(self) -> float:

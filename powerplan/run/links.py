@@ -66,11 +66,12 @@ NO_LINK = Link(inf, 0.0, "none")
 class Cluster:
     """The devices of a training run, and what joins them.
 
+    device: a row of the catalogue; None for a device that is not in it.
     node_devices: devices of one node. inside: what joins two of them; None where a node holds one.
     between: what joins each device to another node; None where one node holds them all.
     """
 
-    device: Device
+    device: Device | None
     devices: int
     node_devices: int
     inside: Link | None

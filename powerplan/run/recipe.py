@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import get_args
 
+from powerplan.choices import Kernels, Loss, Master, Optimizer, Recompute, TrainingDtype
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.errors import InputError, allowed_values, shown
-
-Optimizer = Literal["adamw", "adamw-8bit", "muon"]
-Recompute = Literal["none", "selective", "full"]
-Loss = Literal["whole", "chunked"]
-Master = Literal["fp32", "none"]
-Kernels = Literal["fused", "torch"]
+from powerplan.errors import InputError, allowed_values, parameter, shown
 
 LOSS_CHUNK = 4096
 """Tokens whose logits exist at once where the loss is chunked."""
@@ -35,7 +30,7 @@ class Recipe:
     """
 
     optimizer: Optimizer = "adamw"
-    dtype: str = "bf16"
+    dtype: TrainingDtype = "bf16"
     master: Master = "fp32"
     recompute: Recompute = "none"
     loss: Loss = "whole"
@@ -43,12 +38,17 @@ class Recipe:
     kernels: Kernels = "fused"
 
     def __post_init__(self) -> None:
-        words = {"optimizer": Optimizer, "master": Master, "recompute": Recompute, "loss": Loss, "kernels": Kernels}
+        words = {
+            "optimizer": Optimizer,
+            "dtype": TrainingDtype,
+            "master": Master,
+            "recompute": Recompute,
+            "loss": Loss,
+            "kernels": Kernels,
+        }
         for name, kind in words.items():
             if (value := getattr(self, name)) not in get_args(kind):
-                raise InputError(f"{name}: {shown(value)} is not known{allowed_values(value, get_args(kind))}")
-        if self.dtype not in ("bf16", "fp16", "fp32"):
-            raise InputError(f"dtype: training is planned in bf16, fp16 or fp32, and this is {shown(self.dtype)}")
+                raise InputError(f"{shown(value)} is not known{allowed_values(value, get_args(kind))}", parameter(name))
 
     @property
     def activation_bytes(self) -> Fraction:

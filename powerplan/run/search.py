@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
 
+from powerplan.choices import Recompute
 from powerplan.run.degrees import Degrees, problems
 from powerplan.run.layouts import Layout, Layouts
-from powerplan.run.recipe import Recipe, Recompute
+from powerplan.run.recipe import Recipe
 
 MICRO_BATCHES = (1, 2, 4, 8)
 """Sequences that a device works on at once, of those that are tried."""
