@@ -1,6 +1,6 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare, budget, decode and recommend answer as the commands of the same names do (docs/api.md).
+wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do (docs/api.md).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
     from powerplan.answers.recommend import recommend
+    from powerplan.answers.train import train
     from powerplan.answers.wsfr import wsfr
     from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
     from powerplan.errors import InputError, PowerplanError
@@ -47,6 +48,7 @@ __all__ = [
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
+    "train",
     "wsfr",
 ]
 
@@ -56,6 +58,7 @@ _MODULES = {
     "answers.compare": ("compare",),
     "answers.decode": ("decode",),
     "answers.recommend": ("recommend",),
+    "answers.train": ("train",),
     "answers.wsfr": ("wsfr",),
     "dims": ("spow_dim", "tiled_spow_dim", "tpow_dim"),
     "errors": ("InputError", "PowerplanError"),

@@ -219,6 +219,12 @@ class MeasuredTimes:
             seconds += time * count
         return seconds
 
+    def weight_flops_per_s(self) -> float | None:
+        """Return the FLOP/s that projections and FFNs reached together in training; None where they were not timed."""
+        rows = [row for row in self.saved.results if row.part in ("projections", "ffn") and row.direction == TRAINING]
+        flops, seconds = sum(row.flops for row in rows), sum(row.ms_p50 / 1000 for row in rows)
+        return flops / seconds if flops else None
+
     def best_chunk(self, mixer: Mixer) -> tuple[int, int] | None:
         """Return the chunk size that trained `mixer` fastest, and of how many; None where there were not several.
 

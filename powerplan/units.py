@@ -160,6 +160,22 @@ def parse_share(text: str, where: str | None = None) -> Fraction:
     return share
 
 
+_DECIMAL_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+
+
+def parse_money(text: str, where: str | None = None) -> Fraction:
+    """Return an amount of money from "2.50" or "3", 0 to 10^9, in whatever currency."""
+    return Fraction(_matched(_DECIMAL_NUMBER, text, where, "an amount of money; write 2.50")[0])
+
+
+def parse_rate(text: str, where: str | None = None) -> float:
+    """Return a rate in GB/s from "50" or "12.5", more than 0."""
+    rate = float(_matched(_DECIMAL_NUMBER, text, where, "a rate; write GB/s, as 50")[0])
+    if not rate:
+        raise InputError(f"{shown(text)} is out of range; a rate is more than 0", where)
+    return rate
+
+
 def json_number(value: int | Fraction) -> int | float:
     """Return an exact integer where the value is one, else the nearest float."""
     return value.numerator if value.denominator == 1 else float(value)

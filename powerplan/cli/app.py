@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import answers, catalogues, profile, recommend
+from powerplan.cli import answers, catalogues, profile, recommend, train
 from powerplan.version import __version__
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "wsfr": answers.wsfr,
     "compare": answers.compare,
     "budget": answers.budget,
+    "train": train.train,
     "decode": answers.decode,
     "recommend": recommend.recommend,
     "profile": profile.profile,

@@ -19,8 +19,8 @@ class Degrees:
 
     fsdp: groups of devices that get different sequences and share weights by `zero`.
     replicas: groups of those that hold all weights and add up their gradients (HSDP).
-    tp: devices that split every matrix and every head (tensor parallel, activations split along the sequence elsewhere).
-    pp: stages of layers (pipeline parallel, 1F1B).
+    tp: devices that split every matrix and the heads (tensor parallel), and the sequence in between.
+    pp: stages of layers (pipeline parallel, 1F1B). interleave: parts of a stage, spread over the model's depth.
     cp: devices that share one sequence (context parallel).
     ep: groups of experts (expert parallel), out of the fsdp * cp devices that share weights.
     zero: what fsdp * cp devices share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too (FSDP).
@@ -32,6 +32,7 @@ class Degrees:
     cp: int = 1
     ep: int = 1
     replicas: int = 1
+    interleave: int = 1
     zero: int = 3
 
     @property
@@ -79,10 +80,15 @@ def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
     """Yield what is impossible about these degrees for a model, in a clause each; nothing where all is possible."""
     if degrees.pp > spec.layer_count:
         yield f"pp {degrees.pp} is more stages than the {spec.layer_count} layers of {spec.name}"
+    elif degrees.pp * degrees.interleave > spec.layer_count:
+        parts = degrees.pp * degrees.interleave
+        yield f"pp {degrees.pp} * interleave {degrees.interleave} is {parts} parts, more than {spec.layer_count} layers"
+    if degrees.interleave > 1 and degrees.pp == 1:
+        yield f"interleave {degrees.interleave} needs pipeline stages, and pp is 1"
     for mixer in spec.mixers():
-        heads = mixer.own_heads()
-        if degrees.tp > 1 and heads is not None and heads.heads % degrees.tp:
-            yield f"tp {degrees.tp} does not divide the {heads.heads} heads of {mixer.describe()}"
+        heads = mixer.whole_sizes().get("heads")
+        if heads is not None and heads % degrees.tp:
+            yield f"tp {degrees.tp} does not divide the {heads} heads of {mixer.describe()}"
     if degrees.tp > 1 and spec.hidden_size % degrees.tp:
         yield f"tp {degrees.tp} does not divide the hidden size {spec.hidden_size}"
     if context % degrees.cp:
@@ -101,7 +107,8 @@ def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int)
     """Raise InputError unless `degrees` make up `devices` and suit the model."""
     where = parameter("parallel")
     if degrees.devices != devices:
-        factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in ("ep", "zero"))
+        apart = ("ep", "interleave", "zero")
+        factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in apart)
         raise InputError(f"{factors} is {degrees.devices:,} devices, and there are {devices:,}", where)
     for problem in problems(degrees, spec, context):
         raise InputError(problem, where)

@@ -82,7 +82,7 @@ class Layout:
 
     @property
     def mfu(self) -> float:
-        """Training FLOPs over what the dense peak of all devices would do in the time (PaLM, arXiv 2204.02311, app. B)."""
+        """Training FLOPs over what the dense peak does in the time (PaLM, arXiv 2204.02311, appendix B)."""
         peak = float(self.setting.peak.flops_per_s) * self.degrees.devices
         return self.flops_per_token * self.tokens_per_s / peak
 

@@ -28,7 +28,8 @@ class LayerLoad:
     runs: what it computes again, and gradients of activations.
     entry_bytes: keys and values of a token, which ring attention passes on; 0 for recurrent state.
     window: keys that a query meets at most; None without a window.
-    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none.
+    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none. same_heads_entry_bytes:
+    keys and values of a token, had this layer attention with the heads of its state; 0 where it has no such heads.
     dispatched_bytes: what a token sends to its experts, one way.
     """
 
@@ -43,6 +44,7 @@ class LayerLoad:
     entry_bytes: Fraction
     window: int | None
     state_bytes: Fraction
+    same_heads_entry_bytes: Fraction
     dispatched_bytes: Fraction
 
 
@@ -108,6 +110,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
     used = int(total(matmuls))
     experts = active + idle if idle or active else 0
     size = mixer.state_size(context) if mixer is not None else None
+    features = mixer.features_size() if mixer is not None else None
     state_flops = total(mixer.state_flops_terms(context, accounting.convention)) if mixer is not None else 0
     return LayerLoad(
         use=use,
@@ -121,5 +124,6 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         entry_bytes=size.entry * recipe.activation_bytes if size is not None else Fraction(0),
         window=mixer.window_size if mixer is not None else None,
         state_bytes=Fraction(size.recurrent * 4 + size.recent * recipe.activation_bytes) if size else Fraction(0),
+        same_heads_entry_bytes=(features.entry if features else 0) * recipe.activation_bytes,
         dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),
     )

@@ -1,9 +1,10 @@
 """What a device holds at the peak of a training step, by part.
 
-Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, at
-stage 3, PyTorch's FSDP2: weights are kept in shards and gathered layer by layer. Activations are split tp ways by tensor
-and sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4) and cp ways along the sequence; stage s
-of p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1).
+Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, where
+weights are sharded, PyTorch's FSDP2: they are gathered layer by layer. Activations are split tp ways by tensor and
+sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4), and cp ways along the sequence. Stage s of
+p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1); interleaved in v parts
+the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from powerplan.run.saved import loss_bytes
 from powerplan.run.stages import StageLoad
 
 FRAMEWORK_BYTES = 2 * 2**30
-"""What a process takes beside tensors: CUDA context, cuBLAS workspaces, NCCL buffers. An allowance, not a measurement."""
+"""What a process takes beside tensors: CUDA context, cuBLAS workspaces, NCCL buffers. An allowance, not measured."""
 
 FRAGMENTATION = 0.05
 """The share of what comes and goes within a step that the allocator cannot use. An allowance, not a measurement."""
@@ -53,16 +54,16 @@ class Memory:
     @property
     def tensors(self) -> float:
         """The peak without the allowance."""
-        return (
-            self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.working
-        )
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.working
 
     @property
     def peak(self) -> float:
         return self.tensors + self.allowance
 
 
-def memory_of(model: ModelLoad, stages: Sequence[tuple[int, StageLoad]], degrees: Degrees, micro_batches: int) -> Memory:
+def memory_of(
+    model: ModelLoad, stages: Sequence[tuple[int, StageLoad]], degrees: Degrees, micro_batches: int
+) -> Memory:
     """Return the memory of a device of the stage that needs most.
 
     Args:
@@ -77,17 +78,19 @@ def memory_of(model: ModelLoad, stages: Sequence[tuple[int, StageLoad]], degrees
 
 def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degrees, micro_batches: int) -> Memory:
     recipe, shards = model.recipe, degrees.shards
+    zero = degrees.zero if shards > 1 else 0
     whole = load.stored_parameters(degrees.ep) / degrees.tp
     # Experts are split ep ways and sharded over the rest, so that a shard of them is 1 / (fsdp * cp) as of the others.
     experts = load.expert_parameters / degrees.tp / degrees.ep
     shard = (whole - experts) / shards + experts * degrees.ep / shards
-    kept_bytes, activation_bytes = float(recipe.kept_bytes), float(recipe.activation_bytes)
-    weights = shard * kept_bytes if degrees.zero == 3 else whole * activation_bytes
-    gradients = (shard if degrees.zero >= 2 else whole) * kept_bytes
-    states = _state_bytes(load, shard, whole, recipe, degrees.zero)
-    gathered = _gathered(load, recipe, degrees) if degrees.zero >= 2 and shards > 1 else 0.0
+    weights = shard * float(recipe.master_bytes) if zero == 3 else whole * float(recipe.activation_bytes)
+    gradients = (shard if zero >= 2 else whole) * float(recipe.gradient_bytes)
+    states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
+    gathered = _gathered(load, recipe, degrees) if zero >= 2 else 0.0
     tokens = recipe.micro_batch * model.context / degrees.cp
-    in_flight = min(micro_batches, degrees.pp - stage)
+    in_flight: float = min(micro_batches, degrees.pp - stage)
+    if degrees.interleave > 1 and micro_batches > in_flight:
+        in_flight += (degrees.pp - 1) / degrees.interleave
     kept = load.kept_bytes * tokens * in_flight / degrees.tp
     ends = _ends(model, load) * tokens / degrees.tp
     at_layer = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
@@ -102,20 +105,22 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     return Memory(stage, weights, gathered, gradients, states, kept + ends, working, allowance, place)
 
 
-def _state_bytes(load: StageLoad, shard: float, whole: float, recipe: Recipe, zero: int) -> float:
-    """Return the bytes of optimizer states, with an fp32 copy of the weights where these are not fp32 themselves."""
-    parameters = shard if zero >= 1 else whole
-    kept = float(recipe.kept_bytes)
+def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: bool) -> float:
+    """Return the bytes of the optimizer states of so many parameters.
+
+    copied: whether the weights in fp32 are a copy, beside those that are multiplied with.
+    """
+    moment = float(recipe.moment_bytes)
     if recipe.optimizer == "adamw-8bit":
         moments = parameters * (2 + 2 * 4 / BLOCK_OF_SCALES)
     elif recipe.optimizer == "muon":
         stored = load.parameters + load.expert_parameters + load.outer_parameters
         matrices = load.matrix_parameters / stored if stored else 0.0
-        moments = parameters * (2 - matrices) * kept
+        moments = parameters * (2 - matrices) * moment
     else:
-        moments = 2 * parameters * kept
-    copies = recipe.master == "fp32" and recipe.dtype != "fp32" and zero < 3
-    return moments + (parameters * kept if copies else 0)
+        moments = 2 * parameters * moment
+    has_copy = copied and recipe.master == "fp32" and recipe.dtype != "fp32"
+    return moments + (parameters * float(recipe.master_bytes) if has_copy else 0)
 
 
 def _gathered(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:

@@ -27,11 +27,12 @@ class Phase:
 class Choices:
     """What a plan may choose; where there is one value, it is given.
 
-    degrees: None for all that divide the devices. micro_batches: sequences that a device works on at once.
+    degrees: ways to split the run; None for all that divide the devices. micro_batches: sequences that a device works
+    on at once.
     """
 
     recipe: Recipe
-    degrees: Degrees | None = None
+    degrees: tuple[Degrees, ...] | None = None
     recompute: tuple[Recompute, ...] = RECOMPUTE
     micro_batches: tuple[int, ...] = MICRO_BATCHES
     zero: int = 3
@@ -127,8 +128,9 @@ def plan_training(
 def _planned(layouts: Layouts, phase: Phase, choices: Choices) -> PhasePlan:
     devices = layouts.setting.cluster.devices
     if choices.degrees is not None:
-        check_degrees(choices.degrees, devices, layouts.accounting.spec, layouts.context)
-        ways = [choices.degrees]
+        for given in choices.degrees:
+            check_degrees(given, devices, layouts.accounting.spec, layouts.context)
+        ways = list(choices.degrees)
     else:
         ways = all_degrees(layouts, choices.zero)[: MAX_TRIED // len(choices.micro_batches)]
     found = find_layouts(layouts, choices.recipe, choices.recompute, choices.micro_batches, ways)
@@ -141,8 +143,8 @@ def _batch_problem(layouts: Layouts, choices: Choices) -> str:
     batch, context = layouts.setting.batch, layouts.context
     if batch.exact and batch.tokens % context:
         return f"{batch.tokens:,} tokens are no whole number of sequences of {context:,}"
-    least = min(choices.micro_batches)
-    groups = "no layout of the devices" if choices.degrees is None else (
-        f"{choices.degrees.sequences_at_once} groups of devices, with {least} each at once,"
-    )
-    return f"{batch.tokens:,} tokens are {batch.tokens // context:,} sequences of {context:,}; {groups} can share them"
+    sequences = f"{batch.tokens:,} tokens are {batch.tokens // context:,} sequences of {context:,}"
+    if choices.degrees is None or len(choices.degrees) > 1:
+        return f"{sequences}; no layout of {layouts.setting.cluster.devices:,} devices can share them evenly"
+    at_once = choices.degrees[0].sequences_at_once * min(choices.micro_batches)
+    return f"{sequences}; fsdp and replicas work on {at_once:,} at once, which does not divide them"

@@ -21,10 +21,12 @@ class Recipe:
     optimizer: "adamw" keeps two moments a parameter; "adamw-8bit" keeps them in 8 bits with a scale for each block
     of 256; "muon" keeps one moment of matrices within layers, and AdamW's two of everything else.
     dtype: the format of weights in matmuls and of activations.
-    master: "fp32" keeps weights, gradients and moments in fp32; "none" keeps them all in `dtype`.
+    master: "fp32" keeps a copy of the weights in fp32 that the optimizer works on; "none" keeps none.
+    gradients_dtype, moments_dtype: those of gradients that wait for the optimizer, and of its moments; fp32 with a
+    master copy and `dtype` without one, where None.
     recompute: "none" keeps all that the backward pass needs; "selective" keeps it but for norms, activation functions
     and gates, which are computed again; "full" keeps the input of each layer and computes the layer again.
-    loss: "whole" has the logits of all tokens at once; "chunked" those of LOSS_CHUNK tokens, and their gradient at once.
+    loss: "whole" has the logits of all tokens at once; "chunked" those of LOSS_CHUNK tokens, with their gradient.
     micro_batch: sequences that a device works on at once.
     kernels: "fused" keeps what fused GPU kernels keep; "torch" what powerplan.models keeps on a CPU.
     """
@@ -36,6 +38,8 @@ class Recipe:
     loss: Loss = "whole"
     micro_batch: int = 1
     kernels: Kernels = "fused"
+    gradients_dtype: TrainingDtype | None = None
+    moments_dtype: TrainingDtype | None = None
 
     def __post_init__(self) -> None:
         words = {
@@ -45,9 +49,13 @@ class Recipe:
             "recompute": Recompute,
             "loss": Loss,
             "kernels": Kernels,
+            "gradients_dtype": TrainingDtype,
+            "moments_dtype": TrainingDtype,
         }
+        optional = ("gradients_dtype", "moments_dtype")
         for name, kind in words.items():
-            if (value := getattr(self, name)) not in get_args(kind):
+            value = getattr(self, name)
+            if value not in get_args(kind) and not (value is None and name in optional):
                 raise InputError(f"{shown(value)} is not known{allowed_values(value, get_args(kind))}", parameter(name))
 
     @property
@@ -56,6 +64,16 @@ class Recipe:
         return DTYPE_BYTES[self.dtype]
 
     @property
-    def kept_bytes(self) -> Fraction:
-        """Bytes of an element of what the optimizer works on: its weights, gradients and moments."""
+    def master_bytes(self) -> Fraction:
+        """Bytes of a weight that the optimizer works on."""
         return DTYPE_BYTES["fp32"] if self.master == "fp32" else self.activation_bytes
+
+    @property
+    def gradient_bytes(self) -> Fraction:
+        """Bytes of a gradient that waits for the optimizer."""
+        return DTYPE_BYTES[self.gradients_dtype] if self.gradients_dtype else self.master_bytes
+
+    @property
+    def moment_bytes(self) -> Fraction:
+        """Bytes of a moment of the optimizer that is not kept in 8 bits."""
+        return DTYPE_BYTES[self.moments_dtype] if self.moments_dtype else self.master_bytes

@@ -1,4 +1,4 @@
-"""The layouts that fit, fastest first: every degree that divides the devices, every recomputation, every micro-batch."""
+"""The layouts that fit, fastest first, over all degrees that divide the devices, recomputation and micro-batches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from powerplan.run.recipe import Recipe
 
 MICRO_BATCHES = (1, 2, 4, 8)
 """Sequences that a device works on at once, of those that are tried."""
+
+INTERLEAVED = (1, 4)
+"""Parts of a pipeline stage that are tried."""
 
 MAX_TRIED = 6000
 """The most layouts that are worked out; of more degrees those with the least communication are tried."""
@@ -33,7 +36,11 @@ class Found:
 
 
 def find_layouts(
-    layouts: Layouts, recipe: Recipe, recompute: Sequence[Recompute], micro_batches: Sequence[int], degrees: Sequence[Degrees]
+    layouts: Layouts,
+    recipe: Recipe,
+    recompute: Sequence[Recompute],
+    micro_batches: Sequence[int],
+    degrees: Sequence[Degrees],
 ) -> Found | None:
     """Return the best layouts over all choices; None where no choice can share the batch."""
     kept: dict[Degrees, Layout] = {}
@@ -87,7 +94,8 @@ def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
                 rest = cluster.devices // tp // pp // cp
                 for replicas in _replicas(rest, tp * cp, cluster.node_devices):
                     for ep in _experts(rest // replicas * cp, experts):
-                        ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, zero))
+                        for parts in INTERLEAVED if pp > 1 else (1,):
+                            ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, parts, zero))
     possible = [way for way in ways if not any(problems(way, spec, layouts.context))]
     return sorted(possible, key=lambda way: (_complexity(way), way.tp * way.pp * way.cp))
 

@@ -15,13 +15,15 @@ class Exchange:
 
     kind: "ring" for keys and values of all tokens, "halo" for those of a window, "state" for recurrent state.
     payload_bytes: of a token in a ring, of a whole window in a halo, of a sequence's state.
-    flops: forward state FLOPs per token of these layers.
+    flops: forward state FLOPs per token of these layers. entry_bytes: keys and values of a token, had a layer with a
+    recurrent state attention with the same heads; 0 where it has no such heads.
     """
 
     kind: str
     layers: int
     payload_bytes: float
     flops: float
+    entry_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ def stage_loads(model: ModelLoad, stages: int) -> list[StageLoad]:
 
 def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> StageLoad:
     counted = [(load, count) for load in model.layers if (count := _count(load, span))]
-    exchanges: dict[tuple[str, Fraction], tuple[int, float]] = {}
+    exchanges: dict[tuple[str, Fraction, Fraction], tuple[int, float]] = {}
     for load, count in counted:
         kind = "state" if load.state_bytes and not load.entry_bytes else "halo" if load.window else "ring"
-        payload = {"state": load.state_bytes, "halo": load.entry_bytes * (load.window or 0), "ring": load.entry_bytes}
-        if payload[kind]:
-            layers, flops = exchanges.get((kind, payload[kind]), (0, 0.0))
-            exchanges[kind, payload[kind]] = (layers + count, flops + float(load.state_flops * count))
+        payloads = {"state": load.state_bytes, "halo": load.entry_bytes * (load.window or 0), "ring": load.entry_bytes}
+        if payloads[kind]:
+            key = kind, payloads[kind], load.same_heads_entry_bytes
+            layers, flops = exchanges.get(key, (0, 0.0))
+            exchanges[key] = layers + count, flops + float(load.state_flops * count)
     outer = (model.embedding_parameters if first else 0) + (model.head_parameters if last else 0)
     if model.tied and last and not first:
         outer += model.spec.vocab_size * model.spec.hidden_size  # The last stage needs a copy of the embedding.
@@ -108,7 +111,10 @@ def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> Stage
         peak_bytes=float(max((load.peak_bytes for load, _ in counted), default=0)),
         dispatched_bytes=_sum(load.dispatched_bytes * count for load, count in counted),
         expert_layers=sum(count for load, count in counted if load.expert_parameters),
-        exchanges=tuple(Exchange(kind, layers, float(size), flops) for (kind, size), (layers, flops) in exchanges.items()),
+        exchanges=tuple(
+            Exchange(kind, layers, float(payload), flops, float(entry))
+            for (kind, payload, entry), (layers, flops) in exchanges.items()
+        ),
     )
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from powerplan.hardware import Peak
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad
-from powerplan.run.recipe import Recipe
 from powerplan.run.stages import StageLoad
 from powerplan.run.traffic import Links, Passing, passing_of, traffic_of
 from powerplan.training import TRAINING_PASSES
 
 LOSS_PASSES_BYTES = 36
-"""Bytes read and written per logit by an eager cross entropy in fp32 over bf16 logits, forward and backward: cast 2 + 4,
-log-softmax 4 + 4, its gradient 4 + 4 + 4, the gradient of the pick 4, cast back 4 + 2."""
+"""Bytes read and written per logit by an eager cross entropy in fp32 over bf16 logits: cast 2 + 4, log-softmax 4 + 4,
+the gradient of the pick 4, that of log-softmax 4 + 4 + 4, cast back 4 + 2."""
 
 UPDATE_BYTES = 28
 """Bytes read and written per parameter by a fused AdamW step in fp32: weight, gradient and two moments read, three of
@@ -76,13 +75,12 @@ class Rates:
     links: Links
 
 
-def step_of(
-    model: ModelLoad, stages: list[StageLoad], degrees: Degrees, micro_batches: int, rates: Rates
-) -> StepTime:
+def step_of(model: ModelLoad, stages: list[StageLoad], degrees: Degrees, micro_batches: int, rates: Rates) -> StepTime:
     """Return the time of an optimizer step: that of the slowest stage for all micro-batches, and what others add.
 
     Weights are gathered for the layer ahead while a layer works, and gradients reduced behind it (FSDP), so that only
-    what takes longer than the pass counts. A pipeline of p stages waits for p - 1 micro-batches (1F1B).
+    what takes longer than the pass counts. A pipeline of p stages waits for p - 1 micro-batches (1F1B), and interleaved in
+    v parts for (p - 1) / v (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
     """
     times = [_stage_time(model, stage, degrees, micro_batches, rates) for stage in stages]
     return max(times, key=lambda time: time.seconds)
@@ -110,14 +108,14 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
     layers = weights + attention + recurrent
     again = layers if recipe.recompute == "full" else 0.0
     forward, backward = layers + head, 2 * (layers + head) + again
-    passes = TRAINING_PASSES + (1 if recipe.recompute == "full" else 0)
+    forwards = 2 if recipe.recompute == "full" else 1
     exposed = {
         "weights": max(0.0, traffic.gather_s - forward),
         "gradients": max(0.0, traffic.gather_s + (traffic.reduce_s if degrees.zero >= 2 else 0.0) - backward),
-        "tensor parallel": passes_of_tensor(recipe) * traffic.tensor_s,
-        "sequence": passes * sum(passing.exposed_s for passing in passings),
-        "experts": passes_of_tensor(recipe) * traffic.experts_s,
-        "stages": 2 * traffic.stage_s if degrees.pp > 1 else 0.0,
+        "tensor parallel": (forwards + 1) * traffic.tensor_s,
+        "sequence": sum((forwards + passing.backward_passes) * passing.exposed_s for passing in passings),
+        "experts": (forwards + 1) * traffic.experts_s,
+        "stages": 2 * traffic.stage_s * degrees.interleave if degrees.pp > 1 else 0.0,
     }
     first = _first_layer(load, traffic.gather_s)
     batch = forward + backward + loss + sum(exposed.values())
@@ -134,15 +132,10 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
         head_s=micro_batches * (TRAINING_PASSES * head + loss),
         recompute_s=micro_batches * again,
         traffic=tuple((name, micro_batches * exposed.get(name, 0.0) + once.get(name, 0.0)) for name in names),
-        bubble_s=(degrees.pp - 1) * batch,
+        bubble_s=(degrees.pp - 1) * batch / degrees.interleave,
         update_s=UPDATE_BYTES * shard / bandwidth,
         passings=passings,
     )
-
-
-def passes_of_tensor(recipe: Recipe) -> int:
-    """Return how often a micro-batch's activations cross: forward, backward, and forward again where all is recomputed."""
-    return 3 if recipe.recompute == "full" else 2
 
 
 def _first_layer(load: StageLoad, gather_s: float) -> float:

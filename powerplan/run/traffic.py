@@ -21,7 +21,6 @@ from powerplan.run.links import (
     send_s,
 )
 from powerplan.run.loads import ModelLoad
-from powerplan.run.recipe import Recipe
 from powerplan.run.stages import Exchange, StageLoad
 
 
@@ -75,11 +74,11 @@ class Traffic:
 def traffic_of(model: ModelLoad, load: StageLoad, degrees: Degrees, links: Links) -> Traffic:
     """Return the traffic of one stage."""
     recipe, tp = model.recipe, degrees.tp
-    size, kept = float(recipe.activation_bytes), float(recipe.kept_bytes)
+    size, gradient = float(recipe.activation_bytes), float(recipe.gradient_bytes)
     tokens = recipe.micro_batch * model.context / degrees.cp
     stream = tokens * model.spec.hidden_size * size
     stored = load.stored_parameters(degrees.ep) / tp
-    weights, gradients = stored * size, stored * kept
+    weights, gradients = stored * size, stored * gradient
     gather = _by_layers(links.shards, degrees.shards, weights, load.layers, all_gather_s)
     reduce = _by_layers(links.shards, degrees.shards, gradients, load.layers, reduce_scatter_s)
     if degrees.zero < 2 and links.shards is not None:
@@ -116,10 +115,11 @@ def _by_layers(link: Link | None, ranks: int, moved: float, layers: int, collect
 
 @dataclass(frozen=True)
 class Passing:
-    """How layers of one kind share a sequence between cp devices, forward, for one micro-batch.
+    """How layers of one kind share a sequence between cp devices, in the forward pass of one micro-batch.
 
-    way: "ring", "all-to-all", "halo" or "state". seconds: of all their layers. hidden_s: what their own attention hides.
-    bytes_sent: by one device, in one layer.
+    way: "ring", "all-to-all", "halo" or "state". seconds: of all their layers. hidden_s: what their attention hides.
+    bytes_sent: by one device, in one layer. break_even: tokens per device whose keys and values are as many bytes as the
+    state that is passed; None for other ways.
     """
 
     way: str
@@ -127,16 +127,22 @@ class Passing:
     seconds: float
     hidden_s: float
     bytes_sent: float
+    break_even: int | None = None
 
     @property
     def exposed_s(self) -> float:
         return max(0.0, self.seconds - self.hidden_s)
 
+    @property
+    def backward_passes(self) -> int:
+        """How many forward passes send as much as the backward pass: a ring passes keys, values and gradients."""
+        return 2 if self.way == "ring" else 1
+
 
 def passing_of(
     exchange: Exchange, model: ModelLoad, degrees: Degrees, links: Links, attention_flops_per_s: float
 ) -> Passing:
-    """Return how layers share a sequence: state once, a window's keys from the device before, keys and values in a ring.
+    """Return how layers share a sequence: one state, a window's keys from the device before, or all keys in a ring.
 
     Ring attention (Liu et al. 2023, arXiv 2310.01889, section 3.1) sends while it computes. All-to-all (Ulysses, Jacobs
     et al. 2023, arXiv 2309.14509, section 3.1) is taken where it is faster and heads are enough; it cannot hide.
@@ -147,8 +153,11 @@ def passing_of(
     recipe, cp, tp = model.recipe, degrees.cp, degrees.tp
     tokens = recipe.micro_batch * model.context / cp
     if exchange.kind == "state":
-        sent = exchange.payload_bytes * recipe.micro_batch / tp
-        return Passing("state", exchange.layers, exchange.layers * all_gather_s(links.cp, cp, sent * cp), 0.0, sent)
+        sent, even = exchange.payload_bytes * recipe.micro_batch / tp, None
+        if exchange.entry_bytes:
+            even = state_break_even(Fraction(exchange.payload_bytes), Fraction(exchange.entry_bytes))
+        seconds = exchange.layers * all_gather_s(links.cp, cp, sent * cp)
+        return Passing("state", exchange.layers, seconds, 0.0, sent, even)
     if exchange.kind == "halo":
         most = exchange.payload_bytes * recipe.micro_batch / tp
         return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
@@ -171,7 +180,7 @@ def passing_of(
 
 
 def state_break_even(state_bytes: Fraction, entry_bytes: Fraction) -> int:
-    """Return the tokens per device whose keys and values have as many bytes as a state: beyond them the state is cheaper.
+    """Return the tokens per device whose keys and values have as many bytes as a state: with more, it is cheaper.
 
     Example:
         >>> d, kv_heads = 128, 8  # power attention, p = 2: D = 8,256, and one column for the normaliser

@@ -1,0 +1,318 @@
+"""Whether a training run fits, how long it takes and what it costs; and what other mixers would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import get_args
+
+from powerplan.accounting import Accounting
+from powerplan.answers.base import (
+    Answer,
+    Model,
+    check_choice,
+    optional,
+    read_device,
+    read_devices,
+    read_measured,
+    read_model,
+)
+from powerplan.choices import Loss, Master, Optimizer, Recompute, TrainingDtype
+from powerplan.errors import InfeasibleError, InputError, parameter, shown
+from powerplan.hardware import Device, Peak, peak_of
+from powerplan.measured import MeasuredTimes, Unmeasured
+from powerplan.mixers.formulas import Convention
+from powerplan.report.render import Report
+from powerplan.report.train import train_report
+from powerplan.run.degrees import Degrees, parse_degrees
+from powerplan.run.efficiency import DEFAULT, parse_efficiency
+from powerplan.run.layouts import Batch, Setting
+from powerplan.run.links import Cluster, cluster_of
+from powerplan.run.plan import Choices, Phase, PhasePlan, TrainingPlan, plan_training
+from powerplan.run.recipe import Recipe
+from powerplan.run.search import MICRO_BATCHES, RECOMPUTE
+from powerplan.run.step import Efficiency
+from powerplan.search import Request
+from powerplan.search import recommend as search
+from powerplan.swap import swap_text
+from powerplan.training import TOKENS_PER_PARAMETER, Alternative, alternatives, budget_of
+from powerplan.units import parse_context, parse_count, parse_integer, parse_money, parse_rate
+
+AUTO = "auto"
+"""The word for a degree, a recomputation or a micro-batch that the plan may choose."""
+
+DEFAULT_CONTEXT = "64k"
+
+BATCH_TOKENS = 2**22
+"""Tokens of an optimizer step where none are given: Llama 3 began with 4M (arXiv 2407.21783, section 3.4.1)."""
+
+MOST_NEAR = 60
+"""Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """The same tokens with other mixers in the model. name: what is other. plan: None where no layout fits."""
+
+    name: str
+    mixer: str | None
+    plan: TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAnswer(Answer):
+    """A training run.
+
+    plan: its phases, each with its layout: memory, step, hours. others: the same tokens with other mixers, the first of
+    them what `recommend` puts first.
+    """
+
+    plan: TrainingPlan
+    others: tuple[OtherRun, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits into the devices' memory."""
+        return self.plan.fits
+
+    def _report(self) -> Report:
+        return train_report(self.plan, [(other.name, other.mixer, other.plan) for other in self.others])
+
+
+def train(
+    model: Model,
+    context: int | str | None = None,
+    *,
+    gpu: str | Device | None = None,
+    devices: int | str = 1,
+    tokens: int | float | str | None = None,
+    stages: Sequence[str] = (),
+    batch_tokens: int | str | None = None,
+    micro_batch: int | str = AUTO,
+    parallel: str | Degrees = AUTO,
+    zero: int | str = 3,
+    recompute: str = AUTO,
+    optimizer: Optimizer = "adamw",
+    master: Master = "fp32",
+    loss: Loss = "whole",
+    efficiency: str | float | None = None,
+    measured: str | Path | MeasuredTimes | None = None,
+    price: float | str | None = None,
+    node_devices: int | str | None = None,
+    link_gbs: float | str | None = None,
+    network_gbs: float | str | None = None,
+    mixer: str | None = None,
+    convention: Convention | None = None,
+    dtype: TrainingDtype = "bf16",
+    gradients_dtype: TrainingDtype | None = None,
+    moments_dtype: TrainingDtype | None = None,
+) -> TrainAnswer:
+    """Return how a model is trained, as `powerplan train` prints it: memory, layout, step time, hours, money.
+
+    Args:
+        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        context: tokens of a sequence, as 131072 or "128k"; "64k" where neither it nor `stages` is given.
+        gpu: the exact name of a device, such as "h100-sxm"; may be left out where `measured` has rates of one.
+        devices: how many there are.
+        tokens: training tokens, as 3e11 or "300B"; 20 per active parameter where left out.
+        stages: stages of the run in place of tokens and context, as ["950B@8k", "50B@128k"].
+        batch_tokens: tokens of an optimizer step over all devices; about 4M where left out.
+        micro_batch: sequences that a device works on at once, or "auto".
+        parallel: degrees such as "fsdp=8,cp=8", or "auto" for the fastest that fit.
+        zero: what devices that see different tokens share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
+            too (FSDP).
+        recompute: "none", "selective" or "full", or "auto" for the least that fits.
+        optimizer: "adamw", "adamw-8bit" or "muon".
+        master: "fp32" for a copy of the weights in fp32 that the optimizer works on; "none" for none.
+        loss: "whole" for the logits of all tokens at once, or "chunked".
+        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3".
+        measured: a file of `powerplan profile --save`: measured times of mixers and matmuls in place of shares.
+        price: money for an hour of one device.
+        node_devices, link_gbs, network_gbs: devices of a node, and GB/s per device and direction within and between
+            nodes, where they are not the catalogue's.
+        mixer: the mixer to put into every layer first, such as "power:p=2".
+        convention: how FLOPs are counted; Convention() where None.
+        dtype: the number format of weights in matmuls and of activations: bf16, fp16 or fp32.
+        gradients_dtype, moments_dtype: that of gradients and of the optimizer's moments: fp32 with a master copy, else
+            `dtype`, where left out.
+
+    Returns:
+        The answer: `plan` has the layout of each stage, hours, money and energy.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+        InfeasibleError: no layout fits; the message says what is lacking.
+
+    Example:
+        >>> answer = train("llama-3-8b", "128k", gpu="h100-sxm", devices=64, price=2.5)
+        >>> answer.fits
+        True
+    """
+    count, share = read_devices(devices), _read_efficiency(efficiency)
+    dollars = optional(parse_money, "price", price)
+    phases_text = [stages] if isinstance(stages, str) else list(stages)
+    if phases_text and (context is not None or tokens is not None):
+        given = parameter("context" if context is not None else "tokens")
+        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
+    at = parse_context(str(context if context is not None else DEFAULT_CONTEXT), parameter("context"))
+    wanted = optional(parse_count, "tokens", tokens, "a count of tokens")
+    step = optional(parse_context, "batch_tokens", batch_tokens)
+    recipe = Recipe(
+        optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
+    )
+    if recompute != AUTO:
+        check_choice(recompute, (*get_args(Recompute), AUTO), "recompute")
+    shards = parse_integer(str(zero), parameter("zero"), 0, 3)
+    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
+    batches = MICRO_BATCHES
+    if micro_batch != AUTO:
+        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, 2**20),)
+    profile, device = read_measured(measured), read_device(gpu)
+    peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
+    if peak is None:
+        raise InputError(
+            "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
+        )
+    cluster = _cluster(device, count, node_devices, link_gbs, network_gbs)
+
+    loaded = read_model(model, mixer)
+    accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
+    phases = [_read_phase(text) for text in phases_text]
+    if not phases:
+        default = TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
+        phases = [Phase(wanted or default, at)]
+        if wanted is None:
+            notes.append(f"no tokens given: 20 per active parameter assumed; give {parameter('tokens')}")
+    batch = Batch(step or BATCH_TOKENS, exact=step is not None)
+    choices = Choices(
+        recipe,
+        None if degrees is None else (degrees,),
+        RECOMPUTE if recompute == AUTO else (recompute,),  # type: ignore[arg-type]
+        batches,
+        shards,
+    )
+    plans: list[PhasePlan] = []
+    for phase in phases:
+        found, remarks = _efficiency(accounting, phase.context, peak, share, profile)
+        setting = Setting.of(cluster, peak, found, batch)
+        plans += plan_training(accounting, [phase], setting, choices, dollars).phases
+        notes += remarks
+    plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
+    if degrees is None and not plan.fits:
+        raise InfeasibleError(_what_lacks(plan, choices, device, network_gbs, link_gbs))
+    others: list[OtherRun] = []
+    if profile is None and len(phases) == 1:
+        others = _others(plan, phases[0], choices)
+    return TrainAnswer(plan=plan, others=tuple(others), notes=tuple(dict.fromkeys(notes)))
+
+
+def _read_degrees(text: str, zero: int) -> Degrees | None:
+    return None if text == AUTO else parse_degrees(text, parameter("parallel"), zero)
+
+
+def _read_efficiency(given: str | float | None) -> Efficiency | None:
+    return None if given is None else parse_efficiency(str(given))
+
+
+def _read_phase(text: str) -> Phase:
+    """Return the tokens and the context of a stage such as "950B@8k"."""
+    where = parameter("stage")
+    tokens, at, context = text.partition("@")
+    if not at:
+        raise InputError(f"{shown(text)} is not a stage; write tokens@context, as 950B@8k", where)
+    return Phase(parse_count(tokens.strip(), where, "a count of tokens"), parse_context(context.strip(), where))
+
+
+def _cluster(
+    device: Device | None,
+    devices: int,
+    node_devices: int | str | None,
+    link_gbs: float | str | None,
+    network_gbs: float | str | None,
+) -> Cluster:
+    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, 10**6)
+    rates = {
+        name: optional(parse_rate, name, value)
+        for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))
+    }
+    if device is None:
+        if devices > 1:
+            raise InputError("several devices need one of the catalogue, for its links", parameter("gpu"))
+        return Cluster(None, 1, 1, None, None)
+    return cluster_of(device, devices, node_devices=node, **rates)
+
+
+def _efficiency(
+    accounting: Accounting, context: int, peak: Peak, given: Efficiency | None, profile: MeasuredTimes | None
+) -> tuple[Efficiency, list[str]]:
+    """Return the shares of the peak that work reaches, with what a profile measured in place of them, and remarks."""
+    share = given or DEFAULT
+    if profile is None:
+        return share, []
+    remarks = [remark] if (remark := profile.elsewhere(peak.name)) else []
+    rate = profile.weight_flops_per_s()
+    if rate is not None and given is None:
+        share = replace(share, weights=min(1.0, rate / float(peak.flops_per_s)))
+    mixers = profile.model_training_time(accounting.spec, context)
+    if isinstance(mixers, Unmeasured):
+        return share, [*remarks, f"{mixers.describe()}: its share of the peak is counted instead"]
+    return replace(share, measured_s=mixers), remarks
+
+
+def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun]:
+    """Return the same run with what `recommend` puts first, and with other mixers in every layer."""
+    accounting, setting = plan.accounting, plan.setting
+    (own,) = plan.phases
+    near = dict.fromkeys(layout.degrees for layout in (own.layout, *own.others[:MOST_NEAR]))
+    free = choices if choices.degrees is not None else replace(choices, degrees=tuple(near))
+
+    def planned(name: str, mixer: str | None, other: Accounting) -> OtherRun:
+        return OtherRun(name, mixer, plan_training(other, [phase], setting, free, plan.price))
+
+    winner = search(accounting.spec, Request(contexts=[phase.context], convention=accounting.convention)).recommended
+    runs = []
+    if not winner.plan.unchanged:
+        runs.append(planned(winner.label, winner.mixer, Accounting(winner.spec, accounting.convention)))
+    budget = budget_of(accounting, phase.context, tokens=phase.tokens)
+    for other in alternatives(budget):
+        if other.swap is not None:
+            runs.append(planned(_name(other), swap_text(other.swap), other.budget.accounting))
+    return [run for run in runs if run.plan.fits]
+
+
+def _name(other: Alternative) -> str:
+    assert other.swap is not None
+    return other.swap.describe()
+
+
+def _what_lacks(
+    plan: TrainingPlan,
+    choices: Choices,
+    device: Device | None,
+    network_gbs: float | str | None,
+    link_gbs: float | str | None,
+) -> str:
+    """Return what the devices lack, and the number of devices from which the run fits, doubling them up to 64 times."""
+    worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
+    setting, name = plan.setting, plan.accounting.spec.name
+    assert setting.capacity_bytes is not None
+    need, has = worst.memory.peak / 1e9, setting.capacity_bytes / 1e9
+    devices = setting.cluster.devices
+    text = (
+        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need:,.4g} GB at the "
+        f"peak in each, which has {has:,.4g} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
+    )
+    for more in (2**power * devices for power in range(1, 13)):
+        if device is None:
+            break
+        try:
+            cluster = _cluster(device, more, None, link_gbs, network_gbs)
+            bigger = replace(setting, cluster=cluster)
+            phases = [phase.phase for phase in plan.phases]
+            if plan_training(plan.accounting, phases, bigger, choices).fits:
+                return f"{text}; it fits {more:,}"
+        except InputError:  # More devices than the known links join, or than can share the batch.
+            break
+    return text

@@ -1,0 +1,112 @@
+"""`powerplan train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import powerplan
+from powerplan.choices import Loss, Master, Optimizer, TrainingDtype
+from powerplan.cli import options, say
+from powerplan.cli.options import choice_option
+
+
+def train(
+    model: options.Model,
+    ctx: Annotated[str | None, typer.Option(help="Context in tokens: 65536 or 64k (if not given).")] = None,
+    gpu: options.DeviceOption = None,
+    devices: Annotated[str, typer.Option(metavar="INTEGER", help="How many devices train together.")] = "1",
+    tokens: Annotated[
+        str | None, typer.Option(help="Training tokens, such as 300B; 20 per active parameter if not given.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKENS@CONTEXT", help="A stage of the run, such as 950B@8k; give one for each."),
+    ] = None,
+    batch_tokens: Annotated[
+        str | None, typer.Option(help="Tokens per optimizer step over all devices; about 4M if not given.")
+    ] = None,
+    micro_batch: Annotated[
+        str, typer.Option(metavar="INTEGER|auto", help="Sequences that a device works on at once.")
+    ] = "auto",
+    parallel: Annotated[
+        str, typer.Option(metavar="DEGREES|auto", help="Degrees such as fsdp=8,tp=4,pp=2,cp=1,ep=1,replicas=1.")
+    ] = "auto",
+    zero: Annotated[
+        str,
+        typer.Option(
+            metavar="0|1|2|3", help="What is sharded: 1 optimizer states, 2 gradients too, 3 weights too (FSDP)."
+        ),
+    ] = "3",
+    recompute: Annotated[
+        str, typer.Option(metavar="none|selective|full|auto", help="Activations that are computed again.")
+    ] = "auto",
+    optimizer: Annotated[Optimizer, choice_option(Optimizer, "The optimizer.")] = "adamw",
+    master: Annotated[
+        Master, choice_option(Master, "A copy of the weights in fp32 that the optimizer works on, or none.")
+    ] = "fp32",
+    loss: Annotated[Loss, choice_option(Loss, "The logits of all tokens at once, or of some thousand.")] = "whole",
+    efficiency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES", help="Shares of the dense peak: 0.5, or weights=0.6,attention=0.5,recurrent=0.3."
+        ),
+    ] = None,
+    price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
+    node_devices: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Devices of a node, where not the catalogue's.")
+    ] = None,
+    link_gbs: Annotated[
+        str | None, typer.Option(metavar="GB/s", help="Rate within a node, per device and direction, likewise.")
+    ] = None,
+    network_gbs: Annotated[
+        str | None, typer.Option(metavar="GB/s", help="Rate between nodes, per device and direction, likewise.")
+    ] = None,
+    like: options.LikeOption = None,
+    mixer: options.MixerOption = None,
+    measured: options.MeasuredOption = None,
+    form: options.FormOption = "recurrent",
+    causal: options.CausalOption = "exact",
+    exclude: options.ExcludeOption = None,
+    dtype: Annotated[
+        TrainingDtype, choice_option(TrainingDtype, "Number format of weights in matmuls and of activations.")
+    ] = "bf16",
+    gradients_dtype: Annotated[
+        TrainingDtype | None,
+        choice_option(TrainingDtype, "Of gradients; if not given fp32 with a master copy, else --dtype."),
+    ] = None,
+    moments_dtype: Annotated[
+        TrainingDtype | None, choice_option(TrainingDtype, "Of the optimizer's moments, likewise.")
+    ] = None,
+    output: options.FormatOption = "table",
+) -> None:
+    """A training run: does it fit, how is it split, how long is a step, what does it cost; and with other mixers."""
+    answer = powerplan.train(
+        options.as_family(model, like),
+        ctx,
+        gpu=gpu,
+        devices=devices,
+        tokens=tokens,
+        stages=stage or (),
+        batch_tokens=batch_tokens,
+        micro_batch=micro_batch,
+        parallel=parallel,
+        zero=zero,
+        recompute=recompute,
+        optimizer=optimizer,
+        master=master,
+        loss=loss,
+        efficiency=efficiency,
+        measured=measured,
+        price=price,
+        node_devices=node_devices,
+        link_gbs=link_gbs,
+        network_gbs=network_gbs,
+        mixer=mixer,
+        convention=options.convention(form, causal, exclude),
+        dtype=dtype,
+        gradients_dtype=gradients_dtype,
+        moments_dtype=moments_dtype,
+    )
+    say.answer(answer, output)

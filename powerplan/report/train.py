@@ -1,0 +1,303 @@
+"""The report of `powerplan train`: does a run fit, how long is a step, what does the run cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from itertools import zip_longest
+from typing import Any
+
+from powerplan.report.parts import json_float, model_entry, show_ratio, wrapped
+from powerplan.report.render import Column, Report
+from powerplan.run.layouts import Layout
+from powerplan.run.plan import PhasePlan, TrainingPlan
+from powerplan.run.recipe import Recipe
+from powerplan.run.traffic import Passing
+from powerplan.units import format_duration, format_figure, format_parameters
+
+SCHEMA = "powerplan.train/1"
+
+Other = tuple[str, str | None, TrainingPlan]
+"""The same tokens with other mixers: a name, the mixer as --mixer takes it where it is in every layer, the plan."""
+
+MEMORY = {
+    "weights": "weights",
+    "gathered": "gathered layers",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "kept activations",
+    "working": "working memory",
+    "allowance": "allowance",
+}
+"""The parts of memory by their fields, as the table names them."""
+
+TIME = {
+    "weights_s": "weights",
+    "attention_s": "attention",
+    "recurrent_s": "recurrent state",
+    "head_s": "LM head and loss",
+    "recompute_s": "computed again",
+    "bubble_s": "pipeline bubble",
+    "update_s": "optimizer",
+}
+"""The parts of a step by their fields, as the table names them; exposed communication stands beside them."""
+
+
+def train_report(plan: TrainingPlan, others: Sequence[Other]) -> Report:
+    """Return the report of a training run; others: the same run with other mixers, all of which fit."""
+    stages = [_stage(phase, plan) for phase in plan.phases]
+    main = max(stages, key=lambda stage: stage["seconds"])
+    shared = ("parallel", "memory_bytes", "capacity_bytes", "step_s", "tokens_per_s", "mfu", "hfu", "recompute")
+    payload: dict[str, Any] = {
+        "model": model_entry(plan.accounting),
+        "device": plan.setting.peak.name,
+        "devices": plan.setting.cluster.devices,
+        **{key: main[key] for key in shared},
+        "fits": plan.fits,
+        "tokens": plan.tokens,
+        "days": plan.days,
+        "gpu_hours": plan.gpu_hours,
+        "cost": plan.cost,
+        "energy_kwh": plan.energy_kwh,
+        "recipe": _recipe_entry(plan.phases[0].layout.recipe),
+        "efficiency": _efficiency_entry(plan),
+        "stages": stages,
+        "alternatives": [_alternative(other, plan) for other in others],
+    }
+    rows = [row for number, phase in enumerate(plan.phases, 1) for row in _part_rows(phase.layout, number)]
+    columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
+    sections = [_phase_section(phase, plan) for phase in plan.phases]
+    if len(plan.phases) > 1:
+        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {_costs(plan)}")))
+    if others:
+        sections.append(_others_section(plan, payload["alternatives"]))
+    sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
+    return Report(SCHEMA, payload, columns, rows, sections=sections)
+
+
+def _stage(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
+    layout = phase.layout
+    memory, step = layout.memory, layout.step
+    return {
+        "tokens": phase.phase.tokens,
+        "context": layout.context,
+        "parallel": asdict(layout.degrees),
+        "micro_batch": layout.recipe.micro_batch,
+        "micro_batches": step.micro_batches,
+        "recompute": layout.recipe.recompute,
+        "batch_tokens": layout.batch_tokens,
+        "steps": phase.steps,
+        "memory_bytes": {key: round(getattr(memory, key)) for key in (*MEMORY, "peak")},
+        "memory_peak_at": memory.place,
+        "pipeline_stage": memory.stage,
+        "capacity_bytes": plan.setting.capacity_bytes,
+        "fits": layout.fits,
+        "step_s": layout.step_s,
+        "step_parts_s": {key.removesuffix("_s"): getattr(step, key) for key in TIME},
+        "exposed_communication_s": dict(step.traffic),
+        "sequence_exchange": [
+            {
+                "way": way.way,
+                "layers": way.layers,
+                "bytes_sent_per_layer": way.bytes_sent,
+                "exposed_s": way.exposed_s,
+                "break_even_tokens": way.break_even,
+            }
+            for way in step.passings
+        ],
+        "tokens_per_s": layout.tokens_per_s,
+        "mfu": layout.mfu,
+        "hfu": layout.hfu,
+        "seconds": phase.seconds,
+        "layouts_tried": phase.tried,
+        "other_layouts": [
+            {"parallel": asdict(other.degrees), "recompute": other.recipe.recompute, "step_s": other.step_s}
+            for other in phase.others[:5]
+        ],
+    }
+
+
+def _recipe_entry(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "optimizer": recipe.optimizer,
+        "dtype": recipe.dtype,
+        "master": recipe.master,
+        "loss": recipe.loss,
+        "gradients_dtype": recipe.gradients_dtype,
+        "moments_dtype": recipe.moments_dtype,
+    }
+
+
+def _efficiency_entry(plan: TrainingPlan) -> dict[str, Any]:
+    return asdict(plan.setting.efficiency)
+
+
+def _alternative(other: Other, plan: TrainingPlan) -> dict[str, Any]:
+    name, mixer, own = other
+    layout = own.layout
+    return {
+        "name": name,
+        "mixer": mixer,
+        "wsfr": json_float(own.accounting.wsfr(layout.context)),
+        "parallel": asdict(layout.degrees),
+        "recompute": layout.recipe.recompute,
+        "memory_peak_bytes": round(layout.memory.peak),
+        "fits": own.fits,
+        "step_s": layout.step_s,
+        "days": own.days,
+        "gpu_hours": own.gpu_hours,
+        "cost": own.cost,
+        "times_as_fast": plan.seconds / own.seconds,
+    }
+
+
+def _part_rows(layout: Layout, stage: int) -> list[dict[str, Any]]:
+    """Return a row for each part of memory (bytes per device) and of a step (seconds)."""
+    rows = [
+        {"stage": stage, "of": "memory_bytes", "part": key, "value": round(getattr(layout.memory, key))}
+        for key in (*MEMORY, "peak")
+    ]
+    rows += [{"stage": stage, "of": "step_s", "part": key, "value": getattr(layout.step, key)} for key in TIME]
+    rows += [{"stage": stage, "of": "exposed_s", "part": name, "value": time} for name, time in layout.step.traffic]
+    return rows
+
+
+def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
+    layout, devices = phase.layout, plan.setting.cluster.devices
+    name, peak = plan.accounting.spec.name, layout.memory.peak / 1e9
+    place = f"{name} at {layout.context:,} tokens on {_devices(devices, plan)}"
+    if plan.setting.capacity_bytes is None:
+        verdict = f"{format_figure(peak)} GB at the peak"
+    else:
+        capacity = format_figure(plan.setting.capacity_bytes / 1e9)
+        word = "fits" if layout.fits else "does NOT fit"
+        verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak ({layout.memory.place})"
+    single = len(plan.phases) == 1
+    costs = _costs(plan) if single else format_duration(phase.seconds)
+    batch = f"{layout.sequences:,} sequences, {format_parameters(layout.batch_tokens)} tokens"
+    lines = wrapped(f"{place}: {verdict}")
+    lines += wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
+    lines += wrapped(
+        f"{phase.steps:,} steps of {batch}, {format_duration(layout.step_s)} each: "
+        f"{format_parameters(round(layout.tokens_per_s))} tokens/s, MFU {layout.mfu:.0%}{_hfu(layout)}"
+    )
+    lines += wrapped(
+        f"layout: {_layout(layout)} ({phase.tried:,} compared)" if phase.tried > 1 else f"layout: {_layout(layout)}"
+    )
+    lines += [line for way in layout.step.passings for line in wrapped(_passing(way))]
+    columns = [
+        Column("memory", "memory per device", left=True),
+        Column("gb", "GB"),
+        Column("time", "  time of a step", lambda text: f"  {text or ''}", left=True),
+        Column("s", "s"),
+    ]
+    return Report(SCHEMA, {}, columns, _table(layout), before=lines, after=_hints(layout))
+
+
+def _hfu(layout: Layout) -> str:
+    return f", HFU {layout.hfu:.0%}" if layout.recipe.recompute == "full" else ""
+
+
+def _layout(layout: Layout) -> str:
+    recipe = layout.recipe
+    rounds = layout.step.micro_batches
+    batches = f"{rounds:,} micro-batch{'es' if rounds > 1 else ''} of {recipe.micro_batch:,}"
+    return f"{layout.degrees.describe()}; {batches}; recompute {recipe.recompute}"
+
+
+def _passing(passing: Passing) -> str:
+    what = {
+        "ring": "keys and values go around a ring",
+        "all-to-all": "heads are exchanged all to all",
+        "halo": "the keys and values of a window are passed on",
+        "state": "one state is passed on",
+    }
+    sent = f"{format_figure(passing.bytes_sent / 1e6)} MB a layer ({passing.layers} layers)"
+    text = f"one sequence over several devices: {what[passing.way]}, {sent}"
+    if passing.break_even is None:
+        return text
+    return f"{text}: as much as keys and values of {passing.break_even:,} tokens per device"
+
+
+def _devices(count: int, plan: TrainingPlan) -> str:
+    name = plan.setting.peak.name
+    return f"{count:,} {name}" if count > 1 else name
+
+
+def _costs(plan: TrainingPlan) -> str:
+    hours = f"{plan.gpu_hours:,.0f}" if plan.gpu_hours >= 1000 else format_figure(plan.gpu_hours)
+    parts = [format_duration(plan.seconds), f"{hours} device hours"]
+    if plan.cost is not None:
+        parts.append(f"{plan.cost:,.0f} at {float(plan.price or 0):,.2f} an hour")
+    if plan.energy_kwh is not None:
+        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh in the boards")
+    return ", ".join(parts)
+
+
+def _table(layout: Layout) -> list[dict[str, Any]]:
+    """Return memory and time side by side; parts that are nothing are left out."""
+    memory = [(name, getattr(layout.memory, key) / 1e9) for key, name in MEMORY.items()]
+    times = [(name, getattr(layout.step, key)) for key, name in TIME.items()]
+    times += [(f"exposed: {name}", seconds) for name, seconds in layout.step.traffic]
+    held = [part for part in memory if part[1] >= 0.005] + [("peak", layout.memory.peak / 1e9)]
+    taken = [part for part in times if part[1] >= layout.step_s / 1000] + [("step", layout.step_s)]
+    return [
+        {"memory": left[0], "gb": f"{left[1]:,.2f}" if left[0] else "", "time": right[0], "s": _seconds(right)}
+        for left, right in zip_longest(held, taken, fillvalue=("", 0.0))
+    ]
+
+
+def _seconds(part: tuple[str, float]) -> str:
+    return f"{part[1]:,.3g}" if part[0] else ""
+
+
+def _hints(layout: Layout) -> list[str]:
+    """Return what would make room or time, where one part stands out."""
+    hints = []
+    memory, recipe = layout.memory, layout.recipe
+    if recipe.loss == "whole" and memory.place == "the loss" and memory.working > memory.peak / 5:
+        hints.append(f"--loss chunked would not hold all logits at once: they take {memory.working / 1e9:,.3g} GB here")
+    worst = max(layout.step.traffic, key=lambda part: part[1], default=("", 0.0))
+    if worst[1] > layout.step_s / 5:
+        hints.append(f"{worst[1] / layout.step_s:.0%} of a step waits for communication ({worst[0]})")
+    return [line for hint in hints for line in wrapped(hint)]
+
+
+def _others_section(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> Report:
+    base = plan.phases[0]
+    as_is = _alternative(("as it is", None, plan), plan)
+    rows = [
+        entry | {"layout": _layout_of(own)}
+        for entry, own in zip([as_is, *entries], [base.layout] + [None] * len(entries), strict=True)
+    ]
+    columns = [
+        Column("name", "the same tokens with", left=True),
+        Column("wsfr", "WSFR", lambda value: show_ratio(None if value is None else Fraction(value))),
+        Column("memory_peak_bytes", "GB", lambda value: f"{value / 1e9:,.1f}"),
+        Column("step_s", "step", format_duration),
+        Column("gpu_hours", "hours", lambda value: f"{value:,.0f}"),
+    ]
+    if plan.price is not None:
+        columns.append(Column("cost", "cost", lambda value: f"{value:,.0f}"))
+    columns.append(Column("times_as_fast", "against\nas it is", lambda value: f"{value:.2f}x"))
+    return Report(SCHEMA, {}, columns, rows)
+
+
+def _layout_of(layout: Layout | None) -> str:
+    return "" if layout is None else layout.degrees.describe()
+
+
+def _assumptions(plan: TrainingPlan) -> list[str]:
+    share, recipe = plan.setting.efficiency, plan.phases[0].layout.recipe
+    if share.measured_s is not None:
+        rates = f"mixers as measured, matmuls with weights at {share.weights:.0%} of {plan.setting.peak.kind}"
+    else:
+        rates = (
+            f"assumed of {plan.setting.peak.kind}: {share.weights:.0%} in matmuls with weights, "
+            f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state (--efficiency)"
+        )
+    return wrapped(
+        f"{recipe.optimizer}, {recipe.dtype}, master {recipe.master}, loss {recipe.loss}; {rates}. Weights are "
+        "gathered and gradients reduced behind compute (FSDP), rings behind attention; what is longer is exposed."
+    )
