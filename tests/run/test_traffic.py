@@ -1,0 +1,103 @@
+"""What devices send each other: bytes by hand, and which way of sharing a sequence sends less."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from powerplan.accounting import Accounting
+from powerplan.hardware import find_device
+from powerplan.load import catalogue_spec
+from powerplan.mixers import Power
+from powerplan.run.degrees import Degrees
+from powerplan.run.links import all_gather_s, cluster_of, reduce_scatter_s
+from powerplan.run.loads import ModelLoad, model_load
+from powerplan.run.recipe import Recipe
+from powerplan.run.stages import stage_loads
+from powerplan.run.traffic import Passing, links_of, passing_of, state_break_even, traffic_of
+from powerplan.swap import with_mixer
+
+
+def load_of(mixer: str | None = None, name: str = "llama-3-8b", context: int = 131_072) -> ModelLoad:
+    spec = catalogue_spec(name)
+    return model_load(Accounting(with_mixer(spec, mixer)[0] if mixer else spec), context, Recipe())
+
+
+def passings(model: ModelLoad, degrees: Degrees) -> list[Passing]:
+    links = links_of(cluster_of(find_device("h100-sxm"), degrees.devices), degrees)
+    (stage,) = stage_loads(model, 1)
+    return [passing_of(exchange, model, degrees, links, 5e14) for exchange in stage.exchanges]
+
+
+def test_a_state_is_as_many_bytes_as_keys_and_values_of_8320_tokens() -> None:
+    """d = 128, G = 8, p = 2: D = 128 * 129 / 2 = 8,256 and a normaliser, in fp32; keys and values in bf16."""
+    state, entry = 8 * 8256 * 129 * 4, 8 * (128 + 128) * 2
+    assert state_break_even(Fraction(state), Fraction(entry)) == state // entry == 8320
+
+
+@pytest.mark.parametrize("mixer", ["power:p=2", "power:p=2,normalize=false", "linear"])
+def test_recurrent_layers_pass_one_state_whatever_the_context(mixer: str) -> None:
+    degrees = Degrees(cp=8)
+    short, long = (passings(load_of(mixer, context=context), degrees) for context in (65_536, 1_048_576))
+    assert [way.way for way in short] == ["state"]
+    assert short[0].bytes_sent == long[0].bytes_sent
+    columns = {"power:p=2": 129, "power:p=2,normalize=false": 128, "linear": 128}[mixer]
+    width = 128 if mixer == "linear" else Power(heads=1, head_dim=128, p=2).feature_dim
+    assert short[0].bytes_sent == 8 * width * columns * 4
+    assert short[0].break_even == 8 * width * columns * 4 // (8 * 256 * 2)
+
+
+def test_attention_passes_keys_and_values_in_a_ring() -> None:
+    (ring,) = passings(load_of(), Degrees(cp=16))
+    assert ring.way == "ring"
+    assert ring.bytes_sent == 15 * (131_072 // 16) * 8 * 256 * 2
+
+
+def test_heads_are_exchanged_where_that_is_exposed_for_less_time() -> None:
+    (ways,) = passings(load_of(name="llama-2-7b", context=2048), Degrees(cp=8))
+    assert ways.way == "all-to-all"
+    tokens, heads = 2048 // 8, 2 * (32 + 32) * 128
+    assert ways.bytes_sent == tokens * heads * 2 * 7 / 8
+
+
+def test_windows_pass_the_keys_of_one_window() -> None:
+    near, far = (passings(load_of("window:4096", context=context), Degrees(cp=8)) for context in (65_536, 1_048_576))
+    assert [way.way for way in near] == ["halo"]
+    assert near[0].bytes_sent == far[0].bytes_sent == 4096 * 8 * 256 * 2
+
+
+def test_a_hybrid_passes_each_kind_in_its_own_way() -> None:
+    model = load_of(name="qwen3-next-80b-a3b")
+    ways = passings(model, Degrees(cp=2))
+    assert {way.way: way.layers for way in ways} == {"state": 36, "ring": 12}
+
+
+def test_weights_are_gathered_and_gradients_reduced_layer_by_layer() -> None:
+    model, degrees = load_of(context=8192), Degrees(fsdp=16)
+    links = links_of(cluster_of(find_device("h100-sxm"), 16), degrees)
+    (stage,) = stage_loads(model, 1)
+    traffic = traffic_of(model, stage, degrees, links)
+    assert links.shards is not None
+    layer = model.parameters / 32
+    assert traffic.gather_s == pytest.approx(32 * all_gather_s(links.shards, 16, 2 * layer))
+    assert traffic.reduce_s == pytest.approx(32 * reduce_scatter_s(links.shards, 16, 4 * layer))
+    assert traffic.tensor_s == traffic.experts_s == traffic.stage_s == 0
+
+
+def test_tensor_parallel_layers_gather_and_scatter_the_stream_twice() -> None:
+    model, degrees = load_of(context=8192), Degrees(tp=8)
+    links = links_of(cluster_of(find_device("h100-sxm"), 8), degrees)
+    (stage,) = stage_loads(model, 1)
+    assert links.tp is not None
+    stream = 8192 * 4096 * 2
+    both = all_gather_s(links.tp, 8, stream) + reduce_scatter_s(links.tp, 8, stream)
+    assert traffic_of(model, stage, degrees, links).tensor_s == pytest.approx(64 * both)
+
+
+def test_tokens_go_to_their_experts_and_back() -> None:
+    model, degrees = load_of(name="deepseek-v3", context=4096), Degrees(fsdp=8, ep=8)
+    (stage,) = stage_loads(model, 1)
+    assert stage.dispatched_bytes == 58 * 8 * 7168 * 2
+    links = links_of(cluster_of(find_device("h100-sxm"), 8), degrees)
+    assert traffic_of(model, stage, degrees, links).experts_s > 2 * 4096 * stage.dispatched_bytes * 7 / 8 / 450e9
