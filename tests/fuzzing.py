@@ -16,7 +16,22 @@ from typing import Any, NamedTuple, get_args
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from powerplan.choices import By, Causal, Dtype, Form, Format, Keep, Side, Twin, Unknown
+from powerplan.choices import (
+    By,
+    Causal,
+    Dtype,
+    Form,
+    Format,
+    Keep,
+    Loss,
+    Master,
+    Optimizer,
+    Recompute,
+    Side,
+    TrainingDtype,
+    Twin,
+    Unknown,
+)
 from powerplan.cli import main
 from powerplan.swap.value import KINDS
 
@@ -95,6 +110,19 @@ VALUES: dict[str, Sequence[str]] = {
     "--mfu": ["0.4", "40%", "1", "0.0001"],
     "--devices": ["1", "8", "10000000"],
     "--batch-tokens": ["512k", "1", "4M"],
+    "--stage": ["1B@8k", "950B@64k", "1@1"],
+    "--micro-batch": ["auto", "1", "8"],
+    "--parallel": ["auto", "fsdp=8", "tp=8", "fsdp=2,cp=4", "pp=2,fsdp=4,interleave=2", "replicas=2,fsdp=4,ep=2"],
+    "--zero": ["0", "1", "2", "3"],
+    "--recompute": ["auto", *get_args(Recompute)],
+    "--optimizer": get_args(Optimizer),
+    "--master": get_args(Master),
+    "--loss": get_args(Loss),
+    "--efficiency": ["0.5", "40%", "weights=0.6,attention=0.5", "recurrent=1"],
+    "--price": ["2.50", "0", "3"],
+    "--node-devices": ["1", "8", "72"],
+    **dict.fromkeys(["--link-gbs", "--network-gbs"], ["50", "0.001", "12.5"]),
+    **dict.fromkeys(["--gradients-dtype", "--moments-dtype"], get_args(TrainingDtype)),
     "--measured": [str(PROFILE)],
     "--batch": SMALL,
     "--twin": get_args(Twin),

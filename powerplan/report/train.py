@@ -281,7 +281,19 @@ def _others_section(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> Re
     if plan.price is not None:
         columns.append(Column("cost", "cost", lambda value: f"{value:,.0f}"))
     columns.append(Column("times_as_fast", "against\nas it is", lambda value: f"{value:.2f}x"))
-    return Report(SCHEMA, {}, columns, rows)
+    return Report(SCHEMA, {}, columns, rows, before=_change(plan, entries))
+
+
+def _change(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what the first of other mixers, that which `recommend` puts first, would make of the run."""
+    first = entries[0]
+    if first["mixer"] is not None and first["times_as_fast"] < 1:
+        return []
+    ratio = "no state" if first["wsfr"] is None else show_ratio(first["wsfr"])
+    return wrapped(
+        f"change: {first['name']} trains the same tokens in {first['gpu_hours']:,.0f} device hours instead of "
+        f"{plan.gpu_hours:,.0f}, at {ratio}; powerplan recommend says why and writes the model"
+    )
 
 
 def _layout_of(layout: Layout | None) -> str:

@@ -166,7 +166,7 @@ def passing_of(
     hidden = exchange.flops * tokens / tp / attention_flops_per_s
     ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
     heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]
-    if any(shape is None or shape.kv_heads % (cp * tp) for shape in heads):
+    if not heads or any(shape is None or shape.kv_heads % (cp * tp) for shape in heads):
         return ring
     moved = max(
         shape.heads * (shape.head_dim + shape.v_head_dim) + shape.kv_heads * (shape.head_dim + shape.v_head_dim)
