@@ -25,7 +25,7 @@ KIMI = "kimi-linear-48b-a3b"
 MODULES = [
     "accounting",
     "balance",
-    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "recommend")),
+    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "train", "recommend")),
 ]
 ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wsfr gpt2-small": ("wsfr", {"model": "gpt2-small"}),
@@ -54,6 +54,13 @@ ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "budget gpt2-small --flops 1e21 --gpu h100-sxm --devices 8": (
         "budget",
         {"model": "gpt2-small", "flops": 1e21, "gpu": "h100-sxm", "devices": 8},
+    ),
+    "train llama-3-8b --ctx 32k --tokens 1B --gpu h100-sxm --devices 16 --recompute full --price 2": (
+        "train",
+        {
+            **{"model": "llama-3-8b", "context": "32k", "tokens": "1B", "gpu": "h100-sxm", "devices": 16},
+            **{"recompute": "full", "price": 2},
+        },
     ),
     "recommend gpt2-small --ctx 64k": ("recommend", {"model": "gpt2-small", "context": "64k"}),
     "decode gpt2-small gpt2-xl --gpu h100-sxm --devices 2 --batch 4": (
