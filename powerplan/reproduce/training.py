@@ -5,7 +5,6 @@ Two functions for two sets of figures; each takes a figure and returns a value f
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 
@@ -91,7 +90,7 @@ def planned(run: TrainingRun) -> Layout:
     device = find_device(run.device)
     batch = Batch(run.sequences * run.context, exact=True)
     setting = Setting.of(cluster_of(device, run.devices), peak_of(device), DEFAULT, batch)
-    degrees = replace(parse_degrees(run.parallel, f"{run.name}: parallel"), zero=run.zero)
+    degrees = parse_degrees(run.parallel, f"{run.name}: parallel", run.zero)
     recipe = Recipe(recompute=run.recompute, micro_batch=run.micro_batch)
     return Layouts(run.accounting(), run.context, setting).layout(degrees, recipe, run.sequences)
 

@@ -21,7 +21,7 @@ class TrainingRun(Part, frozen=True, kw_only=True, dict=True):
 
     model: a model of the catalogue; spec: the model itself where the catalogue lacks it.
     device: a device of the catalogue. devices: how many. parallel: their degrees, as `--parallel` takes them.
-    zero, interleave: what devices share, and the stages of layers that a device has in a pipeline.
+    zero: what fsdp * cp devices share, as `Degrees` has it.
     sequences: of one step, over all devices. micro_batch: of one group of devices at once.
     recompute: what is nearest to what was recomputed. matmuls: the format that the matmuls of layers ran in.
     tokens_per_s: tokens per second and device. step_s: seconds of a step, where these are published instead.
@@ -37,7 +37,6 @@ class TrainingRun(Part, frozen=True, kw_only=True, dict=True):
     devices: int = 1
     parallel: str = ""
     zero: int = 3
-    interleave: int = 1
     sequences: int = 0
     micro_batch: int = 1
     recompute: Recompute = "none"
