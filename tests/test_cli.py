@@ -18,6 +18,7 @@ import yaml
 
 from powerplan.accounting import Accounting
 from powerplan.cli import main
+from powerplan.hardware import devices
 from powerplan.load import catalogue_names, catalogue_spec, catalogue_text, load_model
 from powerplan.version import __version__
 
@@ -207,6 +208,9 @@ def test_hardware_gives_unit_and_source(capsys: pytest.CaptureFixture[str]) -> N
     out = run(capsys, "hardware", "h100-sxm")
     assert "FLOP/s" in out
     assert "vendor datasheet" in out
+    assert (device["link"], device["node_devices"], device["network_bytes_per_s"]) == ("NVLink", 8, 50 * 10**9)
+    assert (device["tdp_w"], device["link_source"]) == (700, devices()["h100-sxm"].link_source)
+    assert "ConnectX-7" in out
     flagged = {row["name"] for row in run_json(capsys, "hardware")["devices"] if row["verify"]}
     assert "b200-sxm" in flagged
     assert "h100-sxm" not in flagged

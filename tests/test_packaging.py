@@ -66,7 +66,14 @@ def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Pat
     assert {name.split("/")[0].split("-")[0] for name in names} == {"powerplan"}
     catalogue = {path.name for path in (ROOT / "models" / "catalogue").glob("*.yaml")}
     assert {Path(name).name for name in names if "models/catalogue/" in name} == catalogue
-    for needed in ("hardware.yaml", "published.yaml", "py.typed", "kernels/__init__.py", "models/__init__.py"):
+    for needed in (
+        "hardware.yaml",
+        "published.yaml",
+        "training_runs.yaml",
+        "py.typed",
+        "kernels/__init__.py",
+        "models/__init__.py",
+    ):
         assert f"powerplan/{needed}" in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "powerplan").rglob("*.py")}
     assert sources <= set(names), f"not packaged: {sorted(sources - set(names))}"

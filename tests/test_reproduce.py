@@ -17,7 +17,7 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import KDA
 from powerplan.reproduce import Comparison, Figure, figure_sets, reproduce
 
-NAMES = ["table2", "table3", "figure2", "table4", "power-speed", "kimi", "hybrids"]
+NAMES = ["table2", "table3", "figure2", "table4", "power-speed", "kimi", "hybrids", "training", "training-time"]
 
 
 def computed(name: str) -> dict[str, Comparison]:
@@ -183,7 +183,7 @@ def test_json_has_every_figure_with_its_source(capsys: pytest.CaptureFixture[str
     result: dict[str, Any] = json.loads(run(capsys, "all", "--format", "json"))
     assert result["schema"] == "powerplan.reproduce/1"
     figures = [figure for one in result["sets"] for figure in one["figures"]]
-    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 57
+    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 108
     for one in result["sets"]:
         assert one["why"]
         for figure in one["figures"]:
@@ -209,4 +209,4 @@ def test_tables_fit_a_terminal_and_take_no_time(capsys: pytest.CaptureFixture[st
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tabel2"]) == 2
     message = "error: 'tabel2' is not known; did you mean table2? allowed are table2, table3, figure2, table4, "
-    assert capsys.readouterr().err == f"{message}power-speed, kimi, hybrids, all\n"
+    assert capsys.readouterr().err == f"{message}power-speed, kimi, hybrids, training, training-time, all\n"

@@ -110,7 +110,7 @@ def reproduce(
     name: Annotated[
         str,
         name_argument(
-            "Figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, or all.", "[NAME]", set_names
+            "Figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, training, training-time, or all.", "[NAME]", set_names
         ),
     ] = "all",
     output: FormatOption = "table",

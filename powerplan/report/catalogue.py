@@ -112,22 +112,37 @@ def devices_report(devices: Sequence[Device]) -> Report:
     def tera(value: Any) -> str:
         return "-" if value is None else f"{value / 1e12:g}"
 
+    def giga(value: Any) -> str:
+        return "-" if value is None else f"{value / 1e9:g}"
+
     columns = [
         Column("name", "device", left=True),
         *(Column(f"{dtype}_flops", f"{dtype} TFLOP/s", tera) for dtype in ("bf16", "fp8", "fp32")),
         Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
         Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
-        Column("link_bytes_per_s", "link GB/s", lambda value: "-" if value is None else f"{value / 1e9:g}"),
+        Column("link_bytes_per_s", "link GB/s", giga),
+        Column("node_devices", "node"),
+        Column("network_bytes_per_s", "network GB/s", giga),
+        Column("tdp_w", "W", lambda value: grouped(value) or "-"),
         Column("verify", "", lambda value: "verify" if value else "", left=True),
     ]
     after = [
-        "dense rates, no structured sparsity; link per direction; verify: sources disagree or are second-hand.",
+        "dense rates, no structured sparsity; verify: sources disagree or are second-hand.",
+        "link: within a node of so many devices; network: between nodes; per device and direction. W: board power.",
         "powerplan hardware NAME gives unit and source of every value.",
     ]
     return Report("powerplan.hardware/1", {"devices": rows}, columns, rows, after=after)
 
 
-_JSON_NAMES = {"memory_gb": "memory_bytes", "memory_gbs": "memory_bytes_per_s", "link_gbs": "link_bytes_per_s"}
+_JSON_NAMES = {
+    "memory_gb": "memory_bytes",
+    "memory_gbs": "memory_bytes_per_s",
+    "link_gbs": "link_bytes_per_s",
+    "network_gbs": "network_bytes_per_s",
+}
+
+_LINKS = ("node_devices", "network_gbs", "tdp_w")
+"""The quantities whose source is `link_source`."""
 
 
 def _device_row(device: Device) -> dict[str, Any]:
@@ -136,7 +151,9 @@ def _device_row(device: Device) -> dict[str, Any]:
         "name": device.name,
         "aliases": list(device.aliases),
         **values,
+        "link": device.link,
         "source": device.source,
+        "link_source": device.link_source,
         "measured": device.measured,
         "verify": device.verify,
     }
@@ -145,12 +162,13 @@ def _device_row(device: Device) -> dict[str, Any]:
 def device_report(device: Device) -> Report:
     """Return one device: quantity, value, unit and source."""
     rows = [
-        {"quantity": label, "value": value, "unit": unit, "source": device.source}
+        {"quantity": label, "value": value, "unit": unit, "source": _source(device, field)}
         for field, (label, unit, _) in QUANTITIES.items()
         if (value := si_value(device, field)) is not None
     ]
     remarks = {
         "aliases": ", ".join(device.aliases),
+        "link": device.link,
         "measured": device.measured,
         "verify": "the sources disagree or are second-hand" if device.verify else "",
     }
@@ -162,6 +180,10 @@ def device_report(device: Device) -> Report:
         Column("source", "source", left=True),
     ]
     return Report("powerplan.hardware/1", {"devices": [_device_row(device)]}, columns, rows, after=after)
+
+
+def _source(device: Device, field: str) -> str:
+    return (device.link_source or device.source) if field in _LINKS else device.source
 
 
 def doctor_report(findings: Sequence[Finding]) -> Report:

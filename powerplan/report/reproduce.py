@@ -62,11 +62,12 @@ def _figure(comparison: Comparison, source: str) -> dict[str, Any]:
         "unit": figure.unit,
         "published": json_number(figure.number),
         "printed": figure.printed(),
-        "source": figure.source or source,
+        "source": comparison.source or source,
         "computed": {name: json_number(value) for name, value in comparison.computed.items()},
         "agrees": comparison.agrees,
         "nearest": nearest,
         "gap": gap,
+        "efficiency": None if comparison.efficiency is None else json_number(comparison.efficiency),
     }
 
 
@@ -81,6 +82,8 @@ def _section(result: SetResult) -> Report:
         values = [Column(name, name) for name in named]
     columns = [Column("what", "figure", left=True), Column("published", "pub-\nlished"), *values]
     columns.append(Column("gap", "nearest"))
+    if any(comparison.efficiency is not None for comparison in result.comparisons):
+        columns.append(Column("efficiency", "effi-\nciency"))
     after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
     for name, meaning in figures.conventions.items():
@@ -105,8 +108,8 @@ def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:
     whole = figure.unit != "ratio" and value.denominator == 1
     digits = 0 if whole else figure.decimals + 1 if figure.unit in ("ratio", "x") else max(2, figure.decimals)
     text = figure.show(value, digits)
-    for unit in (" %", " GB", "B"):
-        text = text.removesuffix(unit)
+    if figure.unit != "x":
+        text = text.removesuffix(figure.unit).rstrip()
     return f"{text} {AGREES if agrees else ' '}"
 
 
@@ -125,6 +128,8 @@ def _rows(comparison: Comparison, side_by_side: bool) -> list[dict[str, Any]]:
     figure, agreeing, nearest = comparison.figure, comparison.agrees, comparison.nearest[0]
     cells = {name: _cell(figure, value, name in agreeing) for name, value in comparison.computed.items()}
     first = {"what": figure.what, "published": figure.printed()}
+    if comparison.efficiency is not None:
+        first["efficiency"] = f"{float(comparison.efficiency):.1%}"
     if side_by_side:
         return [first | cells | {"gap": "" if agreeing else f"{nearest} {_gap(comparison)}"}]
     rows = [{"convention": name, "computed": cell} for name, cell in cells.items()]

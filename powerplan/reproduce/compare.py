@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.reproduce.figures import Figure, FigureSet, figure_sets
 from powerplan.reproduce.hybrids import hybrids, kimi, kimi_state
 from powerplan.reproduce.power import Computed, figure2, power_speed, table2, table3, table4
+from powerplan.reproduce.training import efficiency, run_of, training, training_time
 
 ALL = "all"
 """The name that stands for all sets."""
@@ -21,6 +23,8 @@ _COMPUTE: dict[str, Callable[[Figure], Computed]] = {
     "power-speed": power_speed,
     "kimi": kimi,
     "hybrids": hybrids,
+    "training": training,
+    "training-time": training_time,
 }
 """The function that computes the figures of each set."""
 
@@ -43,6 +47,16 @@ class Comparison:
         gaps = {name: float(value / self.figure.number - 1) for name, value in self.computed.items()}
         return min(gaps.items(), key=lambda gap: abs(gap[1]))
 
+    @property
+    def source(self) -> str | None:
+        """Where the figure is published, if not in the source of its set."""
+        return run_of(self.figure).source if self.figure.run else self.figure.source
+
+    @property
+    def efficiency(self) -> Fraction | None:
+        """The share of the bf16 peak that the figure's training run reached; None for other figures."""
+        return efficiency(self.figure)
+
 
 @dataclass(frozen=True)
 class SetResult:
@@ -58,6 +72,11 @@ class SetResult:
 
     def remarks(self) -> list[str]:
         """Return sentences with numbers that belong to this set and stand in none of its figures."""
+        runs = dict.fromkeys(run_of(one.figure) for one in self.comparisons if one.figure.run)
+        if runs:
+            sources = "; ".join(dict.fromkeys(run.source for run in runs))
+            notes = dict.fromkeys(run.note for run in runs if run.note)
+            return [f"Read in: {sources}.", *(f"Not modelled, or not known: {note}." for note in notes)]
         if self.figures.name != "power-speed":
             return [kimi_state()] if self.figures.name == "kimi" else []
         shares = [(one.figure.number / one.computed["chunked"], one.figure.what) for one in self.comparisons]

@@ -11,7 +11,10 @@ from powerplan.mixers.base import Part
 from powerplan.typed import packaged_rows
 from powerplan.units import parse_ratio
 
-Unit = Literal["", "ratio", "%", "x", "B", "GB"]
+Unit = Literal["", "ratio", "%", "x", "B", "GB", "GiB", "TFLOP/s", "days", "Mh", "s"]
+
+CLOSE = ("", "x", "B")
+"""Units that stand right behind their number; a space stands before all others."""
 
 
 class Figure(Part, frozen=True, kw_only=True):
@@ -19,6 +22,7 @@ class Figure(Part, frozen=True, kw_only=True):
 
     value: the number with all printed digits, or a ratio of weight to state such as "1:8".
     source: where the figure is published, if not in the source of its set.
+    run: the published training run that it belongs to, a row of training_runs.yaml.
     """
 
     key: str
@@ -32,6 +36,7 @@ class Figure(Part, frozen=True, kw_only=True):
     context: int = 0
     p: int = 0
     head_dim: int = 0
+    run: str = ""
 
     @property
     def number(self) -> Fraction:
@@ -53,7 +58,7 @@ class Figure(Part, frozen=True, kw_only=True):
         if self.unit == "ratio":
             side = f"{_rounded(max(value, 1 / value), places):,.{places}f}"
             return f"{side}:1" if value >= 1 or side == "1" else f"1:{side}"
-        gap = " " if self.unit in ("%", "GB") else ""
+        gap = "" if self.unit in CLOSE else " "
         return f"{_rounded(value, places):,.{places}f}{gap}{self.unit}"
 
     def agrees(self, value: Fraction) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powerplan.errors import InputError, on_command_line
-from powerplan.hardware import Device, find_device
+from powerplan.hardware import Device, devices, find_device
 from powerplan.run.links import (
     LINK_SHARE,
     NETWORK_LATENCY_S,
@@ -162,3 +162,14 @@ def test_a_link_that_is_needed_and_unknown_is_named() -> None:
 def test_numbers_out_of_range(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cluster_of(H100, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", devices().values(), ids=lambda device: device.name)
+def test_every_device_says_what_joins_its_node(device: Device) -> None:
+    assert device.link is not None
+    assert device.link_gbs is not None
+    assert device.link_source
+    assert device.node_devices > 1
+    assert cluster_of(device, device.node_devices).between is None
+    if device.network_gbs is not None:
+        assert device.network_gbs < device.link_gbs
