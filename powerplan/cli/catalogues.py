@@ -110,7 +110,9 @@ def reproduce(
     name: Annotated[
         str,
         name_argument(
-            "Figures: table2, table3, figure2, table4, power-speed, kimi, hybrids, training, training-time, or all.", "[NAME]", set_names
+            "table2, table3, figure2, table4, power-speed, kimi, hybrids, training, training-time, or all.",
+            "[NAME]",
+            set_names,
         ),
     ] = "all",
     output: FormatOption = "table",

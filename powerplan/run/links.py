@@ -67,7 +67,7 @@ class Cluster:
     """The devices of a training run, and what joins them.
 
     device: a row of the catalogue; None for a device that is not in it.
-    node_devices: devices of one node. inside: what joins two of them; None where a node holds one.
+    node_devices: devices of the run in one node. inside: what joins two of them; None where a node holds one.
     between: what joins each device to another node; None where one node holds them all.
     """
 
@@ -93,6 +93,9 @@ def cluster_of(
 ) -> Cluster:
     """Return `devices` devices in nodes, with the catalogue's links where none are given.
 
+    As few nodes are taken as hold the devices, and each holds as many, if that is possible: 256 devices of gb200 are 64
+    in each of 4 nodes, which could hold 72.
+
     Args:
         device: A row of the catalogue.
         devices: Devices of the run.
@@ -110,6 +113,9 @@ def cluster_of(
         if rate is not None and not 0 < rate < inf:
             raise InputError(f"{shown(rate)} is not a rate; give GB/s per device and direction", parameter(name))
     size = device.node_devices if node_devices is None else node_devices
+    nodes = -(-devices // size)
+    if devices % nodes == 0:
+        size = devices // nodes
     link = device.link_gbs if link_gbs is None else link_gbs
     network = device.network_gbs if network_gbs is None else network_gbs
     inside = between = None

@@ -60,6 +60,21 @@ def test_groups_within_a_node_and_over_nodes() -> None:
     assert (halves.members, halves.bytes_per_s) == (2, 2 * NETWORK)
 
 
+@pytest.mark.parametrize(
+    ("name", "devices", "nodes", "size"),
+    [
+        ("gb200", 256, 4, 64),
+        ("gb200", 144, 2, 72),
+        ("h100-sxm", 4, 1, 4),
+        ("h100-sxm", 12, 2, 6),
+        ("h100-sxm", 13, 2, 8),
+    ],
+)
+def test_devices_are_spread_over_as_few_nodes_as_hold_them(name: str, devices: int, nodes: int, size: int) -> None:
+    cluster = cluster_of(find_device(name), devices)
+    assert (cluster.nodes, cluster.node_devices) == (nodes, size)
+
+
 @pytest.mark.parametrize(("ranks", "members"), [(3, 1), (12, 4), (10, 2)])
 def test_a_group_that_fits_no_nodes_has_its_smallest_share(ranks: int, members: int) -> None:
     """Groups of 3 in nodes of 8: devices 6, 7 | 8 are one, and one card carries what leaves the second node."""
