@@ -1,7 +1,7 @@
 """A training step as `train --measured` predicts it, beside one that is run: small models on the local CPU.
 
-For each mixer the layer of a small model is profiled, a step is predicted from that file, and whole steps (forward, loss,
-backward, fused AdamW) are timed right after. What counts is their ratio: both come from the same minutes of one machine.
+For each mixer the layer of a small model is profiled, a step is predicted from that file, and whole steps (forward,
+loss, backward, fused AdamW) are timed right after. What counts is their ratio: both come from the same minutes.
 
 Usage: python benchmarks/training_step.py [RESULT.json]
 """

@@ -58,8 +58,13 @@ ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "train llama-3-8b --ctx 32k --tokens 1B --gpu h100-sxm --devices 16 --recompute full --price 2": (
         "train",
         {
-            **{"model": "llama-3-8b", "context": "32k", "tokens": "1B", "gpu": "h100-sxm", "devices": 16},
-            **{"recompute": "full", "price": 2},
+            "model": "llama-3-8b",
+            "context": "32k",
+            "tokens": "1B",
+            "gpu": "h100-sxm",
+            "devices": 16,
+            "recompute": "full",
+            "price": 2,
         },
     ),
     "recommend gpt2-small --ctx 64k": ("recommend", {"model": "gpt2-small", "context": "64k"}),

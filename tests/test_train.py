@@ -47,7 +47,8 @@ def test_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     memory = result["memory_bytes"]
     assert {"weights", "gradients", "optimizer", "activations", "peak"} <= memory.keys()
     assert memory["peak"] == pytest.approx(sum(memory.values()) - memory["peak"], abs=4)
-    assert result["fits"] and memory["peak"] <= result["capacity_bytes"] == 80e9
+    assert result["fits"]
+    assert memory["peak"] <= result["capacity_bytes"] == 80e9
     assert result["gpu_hours"] == pytest.approx(1e11 / result["tokens_per_s"] / 3600 * 64)
     assert result["cost"] == pytest.approx(2.5 * result["gpu_hours"])
     assert result["days"] == pytest.approx(result["gpu_hours"] / 64 / 24)

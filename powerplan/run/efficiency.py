@@ -8,7 +8,14 @@ from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.run.step import Efficiency
 from powerplan.units import parse_share
 
-DEFAULT = Efficiency(weights=0.55, attention=0.5, recurrent=0.35)
+DEFAULT = Efficiency(weights=0.58, attention=0.35, recurrent=0.3)
+"""Shares of the dense bf16 peak, all elementwise work around the products included.
+
+weights, attention: those that bring published runs on H100s near their plans (`powerplan reproduce training-time`):
+single runs give 0.36 to 0.65 for weights and 0.18 to 0.4 for attention, counted with a causal mask.
+recurrent: power attention of degree 2 by powerplan.kernels trains at 0.18 of the peak of an H100 at head dim 64 and at
+0.39 at head dim 128 (benchmarks/results/gpu.json, 64k tokens, 8 heads, recurrent FLOPs).
+"""
 
 PARTS = ("weights", "attention", "recurrent")
 """What `efficiency` may name."""

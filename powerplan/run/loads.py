@@ -28,8 +28,9 @@ class LayerLoad:
     runs: what it computes again, and gradients of activations.
     entry_bytes: keys and values of a token, which ring attention passes on; 0 for recurrent state.
     window: keys that a query meets at most; None without a window.
-    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none. same_heads_entry_bytes:
-    keys and values of a token, had this layer attention with the heads of its state; 0 where it has no such heads.
+    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none.
+    same_heads_entry_bytes: keys and values of a token, had this layer attention with the heads of its state; 0 where it
+    has no such heads.
     dispatched_bytes: what a token sends to its experts, one way.
     """
 

@@ -3,8 +3,8 @@
 Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, where
 weights are sharded, PyTorch's FSDP2: they are gathered layer by layer. Activations are split tp ways by tensor and
 sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4), and cp ways along the sequence. Stage s of
-p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1); interleaved in v parts
-the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3).
+p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1); interleaved in v
+parts the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3).
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ class Passing:
     """How layers of one kind share a sequence between cp devices, in the forward pass of one micro-batch.
 
     way: "ring", "all-to-all", "halo" or "state". seconds: of all their layers. hidden_s: what their attention hides.
-    bytes_sent: by one device, in one layer. break_even: tokens per device whose keys and values are as many bytes as the
-    state that is passed; None for other ways.
+    bytes_sent: by one device, in one layer. break_even: tokens per device whose keys and values have as many bytes as
+    the state that is passed; None for other ways.
     """
 
     way: str
@@ -162,7 +162,7 @@ def passing_of(
         most = exchange.payload_bytes * recipe.micro_batch / tp
         return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
     sent = exchange.payload_bytes * tokens * (cp - 1) / tp
-    each = all_gather_s(links.cp, cp, exchange.payload_bytes * tokens * cp / tp)
+    each = (cp - 1) * send_s(links.cp, exchange.payload_bytes * tokens / tp)
     hidden = exchange.flops * tokens / tp / attention_flops_per_s
     ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
     heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]
