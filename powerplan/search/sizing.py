@@ -38,7 +38,7 @@ class Sized:
     """A shape of the catalogue at the size that a budget supports.
 
     shape: the name of the catalogue's model. mixer, label: what stands in its layers, as `--mixer` takes it and as a
-        table shows it; "as it is" for the shape's own mixers.
+        table shows it; "as it is" for the shape's own mixers, and the mixer that was asked for where one was.
     budget: the resized model at one context, and the tokens that the budget buys there.
     recommended: whether this is what to train of the shape at that context. A shape whose state takes more FLOPs than
         its weights is followed by itself with the mixers that balance it.
@@ -66,13 +66,15 @@ class Sizing:
     """What a budget supports.
 
     rows: for each context the shapes nearest to the budget, nearest first.
-    balanced: the nearest shapes in their own mixers, each at the longest context at which its state takes no more FLOPs
-        than its weights, where there is such a context.
+    balanced: the nearest shapes as they are, each at the longest context at which its state takes no more FLOPs than
+        its weights, where there is such a context.
+    notes: remarks on what a mixer that was asked for made of the shapes.
     """
 
     total_flops: Fraction
     rows: tuple[Sized, ...]
     balanced: tuple[Sized, ...]
+    notes: tuple[str, ...] = ()
 
 
 def sizes_for(
@@ -99,7 +101,9 @@ def sizes_for(
     """
     search = _Sizes(total_flops, mixer, convention or Convention(), dtypes or Dtypes())
     rows = tuple(row for context in dict.fromkeys(contexts) for row in search.rows(context))
-    return Sizing(total_flops, rows, tuple(search.balanced()))
+    balanced = tuple(search.balanced())
+    notes = dict.fromkeys(note for row in (*balanced, *rows) for note in search.notes.get(row.shape, ()))
+    return Sizing(total_flops, rows, balanced, tuple(notes))
 
 
 class _Sizes:
@@ -107,7 +111,8 @@ class _Sizes:
 
     def __init__(self, total: Fraction, mixer: str | None, convention: Convention, dtypes: Dtypes) -> None:
         self.total, self.convention, self.dtypes = total, convention, dtypes
-        self.shapes = _shapes(mixer)
+        self.shapes, self.notes = _shapes(mixer)
+        self.own = AS_IS if mixer is None else mixer.strip()
         self._resized = cache(self._size_of)
 
     def rows(self, context: int) -> list[Sized]:
@@ -116,19 +121,22 @@ class _Sizes:
         for name, own in self._sizes(context):
             rows += self._sized(name, own, context)
         if not rows:
-            least = min(self._flops(spec, context) for spec in self.shapes.values())
-            few = "few" if self.total < least else "many"
-            raise InfeasibleError(
-                f"{float(self.total):.4g} FLOPs are too {few} for any size of the catalogue's shapes at {context:,} "
-                f"tokens and {TOKENS_PER_PARAMETER} tokens per parameter"
-            )
+            raise self._infeasible(context)
         return rows
 
     def balanced(self) -> Iterator[Sized]:
         """Yield the nearest shapes where they are balanced as they are."""
         for name, spec in self._sizes(None):
             if (context := Accounting(spec, self.convention).balanced_context()) is not None:
-                yield Sized(name, AS_IS, AS_IS, self._budget(spec, context), recommended=True)
+                yield Sized(name, self.own, self.own, self._budget(spec, context), recommended=True)
+
+    def _infeasible(self, context: int) -> InfeasibleError:
+        nearest = self._nearest(context)[0]
+        return InfeasibleError(
+            f"no size of the catalogue's shapes takes {float(self.total):.4g} FLOPs at {context:,} tokens and "
+            f"{TOKENS_PER_PARAMETER} tokens per parameter; {nearest} itself takes "
+            f"{float(self._flops(self.shapes[nearest], context)):.4g}"
+        )
 
     def _sizes(self, context: int | None) -> Iterator[tuple[str, ModelSpec]]:
         """Yield the nearest SHAPES that have a size, and that size; no two of one width and depth."""
@@ -158,12 +166,7 @@ class _Sizes:
 
     def _size_of(self, name: str, context: int | None) -> ModelSpec | None:
         spec = resized_to(self.shapes[name], lambda spec: self._flops(spec, context), self.total)
-        if spec is None:
-            return None
-        # What the catalogue says of the model as published is not true of another size.
-        size = f"{self.shapes[name].name} at {spec.layer_count} x {spec.hidden_size}"
-        about = {"name": size[:MAX_NAME], "aliases": (), "published": None, "source": None, "note": None}
-        return msgspec.structs.replace(spec, **about)
+        return None if spec is None else _named(spec, name, self.own)
 
     def _budget(self, spec: ModelSpec, context: int) -> Budget:
         accounting = Accounting(spec, self.convention)
@@ -171,7 +174,7 @@ class _Sizes:
 
     def _sized(self, name: str, own: ModelSpec, context: int) -> list[Sized]:
         """Return a shape at the size of the budget, and with what balances it where its state is too heavy."""
-        as_is = Sized(name, AS_IS, AS_IS, self._budget(own, context), recommended=True)
+        as_is = Sized(name, self.own, self.own, self._budget(own, context), recommended=True)
         wsfr = as_is.budget.row.wsfr
         if wsfr is None or verdict_of(wsfr, 1).side != "state":
             return [as_is]
@@ -180,30 +183,45 @@ class _Sizes:
         best = recommend(self._resized(name, None) or own, request).recommended
         if best.plan.unchanged:
             return [as_is]
-        other = Sized(name, best.mixer, best.label, self._budget(best.spec, context), recommended=True)
+        spec = best.spec
+        if not best.balanced and not best.plan.is_mix:  # It takes other FLOPs than twice its weights', at another size.
+            spec = resized_to(spec, lambda spec: self._flops(spec, context), self.total) or spec
+        budget = self._budget(_named(spec, name, best.label), context)
+        other = Sized(name, best.mixer, best.label, budget, recommended=True)
         return [replace(as_is, recommended=False), other]
 
 
-def _shapes(mixer: str | None) -> dict[str, ModelSpec]:
-    """Return the shapes by name, with a mixer in every layer where one is given."""
-    specs = {name: catalogue_spec(name) for name in catalogue_names()}
+def _named(spec: ModelSpec, shape: str, mixers: str) -> ModelSpec:
+    """Return a resized model under a name of its own, without what the catalogue says of the model of that shape."""
+    name = f"{shape} at {spec.layer_count} x {spec.hidden_size}" + (f" with {mixers}" if mixers != AS_IS else "")
+    return msgspec.structs.replace(spec, name=name[:MAX_NAME], aliases=(), published=None, source=None, note=None)
+
+
+def _shapes(mixer: str | None) -> tuple[dict[str, ModelSpec], dict[str, list[str]]]:
+    """Return the shapes by name, with a mixer in every layer where one is given, and the remarks on that.
+
+    Learned position tables, which end GPT-2 at 1,024 tokens, are left out.
+    """
+    specs = {
+        name: msgspec.structs.replace(catalogue_spec(name), position_embeddings=None) for name in catalogue_names()
+    }
     dense = {name: spec for name, spec in specs.items() if _is_dense(spec)}
     if mixer is None:
-        return dense
+        return dense, {}
     shapes: dict[str, ModelSpec] = {}
+    notes: dict[str, list[str]] = {}
     problem: InputError | None = None
     for name, spec in dense.items():
         try:
-            shapes[name] = with_mixer(spec, mixer)[0]
-        except InputError as error:
+            shapes[name], notes[name] = with_mixer(spec, mixer)
+        except InputError as error:  # Settings such as a number of heads may suit other shapes.
             problem = problem or error
     if not shapes and problem is not None:
         raise problem
-    return shapes
+    return shapes, notes
 
 
 def _is_dense(spec: ModelSpec) -> bool:
     """Whether a model has no mixture of experts, and softmax attention in every layer, with windows or without."""
-    return (
-        not spec.mixtures() and can_swap(spec) and {mixer.family for mixer in spec.mixers()} <= {"attention", "window"}
-    )
+    families = {mixer.family for mixer in spec.mixers()}
+    return not spec.mixtures() and can_swap(spec) and families <= {"attention", "window"}
