@@ -178,9 +178,9 @@ def budget(
         >>> answer.budget.tokens, round(answer.gpu_hours)
         (229088454035, 702)
         >>> [row.budget.tokens for row in budget("gpt2-small", "8k,64k", flops=1e21).rows]
-        [837889087297, 229088454035]
-        >>> [(row.shape, row.context, row.budget.tokens) for row in budget(flops=1e21).balanced]
-        []
+        [837358010876, 229088454035]
+        >>> [(row.shape, row.context, row.budget.tokens) for row in budget(flops=1e21).balanced[:2]]
+        [('qwen3-1.7b', 33274, 40258052233), ('gemma-2-2b', 65088, 41275419290)]
     """
     default = CONTEXTS_WITHOUT_MODEL if model is None else DEFAULT_CONTEXT
     contexts = base.read_contexts(default if context is None else context)
@@ -202,7 +202,7 @@ def budget(
     if not models:
         raise InputError("is an empty list; give one model or more, or None to ask which", parameter("model"))
     if len(models) * len(contexts) > MAX_ROWS:
-        size = f"{len(models):,} models at {len(contexts):,} contexts are too many"
+        size = f"{len(models):,} times {len(contexts):,} models and contexts are too many"
         raise InputError(f"{size}; {MAX_ROWS:,} rows are the most", parameter("context"))
     loaded = [base.read_model(one, mixer) for one in models]
     _refuse_repeats([one.spec for one in loaded])

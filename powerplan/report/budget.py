@@ -219,11 +219,11 @@ _COLUMNS = [
 
 _COLUMNS_OF_SEVERAL = [
     Column("wsfr", "WSFR", show_ratio),
-    Column("train_flops_per_token", "FLOPs\nper token", show_flops),
+    Column("train_flops_per_token", "FLOPs\nper\ntoken", show_flops),
     Column("total_flops", "FLOPs\nin all", show_flops),
     Column("tokens", "tokens", format_parameters),
-    Column("sequences", "sequences", grouped),
-    Column("tokens_per_active_parameter", "tokens\nper para-\nmeter", format_figure),
+    Column("sequences", "se-\nquences", format_parameters),
+    Column("tokens_per_active_parameter", "tokens\nper pa-\nrameter", format_figure),
 ]
 _HOURS = Column("gpu_hours", "device\nhours", hours_text)
 _DAYS = Column("days", "time", lambda days: format_duration(days * 86400))

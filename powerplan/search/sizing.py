@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from itertools import islice
 from math import log
 
 import msgspec
@@ -117,16 +118,15 @@ class _Sizes:
 
     def rows(self, context: int) -> list[Sized]:
         """Return the nearest shapes at one context, each once or, with what balances it, twice."""
-        rows: list[Sized] = []
-        for name, own in self._sizes(context):
-            rows += self._sized(name, own, context)
+        shapes = islice(filter(None, (self._sized(name, own, context) for name, own in self._sizes(context))), SHAPES)
+        rows = [row for shape in shapes for row in shape]
         if not rows:
             raise self._infeasible(context)
         return rows
 
     def balanced(self) -> Iterator[Sized]:
         """Yield the nearest shapes where they are balanced as they are."""
-        for name, spec in self._sizes(None):
+        for name, spec in islice(self._sizes(None), SHAPES):
             if (context := Accounting(spec, self.convention).balanced_context()) is not None:
                 yield Sized(name, self.own, self.own, self._budget(spec, context), recommended=True)
 
@@ -139,15 +139,13 @@ class _Sizes:
         )
 
     def _sizes(self, context: int | None) -> Iterator[tuple[str, ModelSpec]]:
-        """Yield the nearest SHAPES that have a size, and that size; no two of one width and depth."""
+        """Yield the shapes that have a size, nearest first, and that size; no two of one width and depth."""
         seen: set[tuple[int, int]] = set()
         for name in self._nearest(context):
             spec = self._resized(name, context)
             if spec is not None and (size := (spec.layer_count, spec.hidden_size)) not in seen:
                 seen.add(size)
                 yield name, spec
-            if len(seen) == SHAPES:
-                return
 
     def _nearest(self, context: int | None) -> list[str]:
         """Return the shapes, first those whose own training takes FLOPs nearest to the budget."""
@@ -173,14 +171,20 @@ class _Sizes:
         return Budget(accounting, accounting.row(context, self.dtypes), self.total)
 
     def _sized(self, name: str, own: ModelSpec, context: int) -> list[Sized]:
-        """Return a shape at the size of the budget, and with what balances it where its state is too heavy."""
+        """Return a shape at the size of the budget, and with what balances it where its state is too heavy.
+
+        Nothing where no size of the shape is balanced.
+        """
         as_is = Sized(name, self.own, self.own, self._budget(own, context), recommended=True)
         wsfr = as_is.budget.row.wsfr
         if wsfr is None or verdict_of(wsfr, 1).side != "state":
             return [as_is]
         request = Request(contexts=[context], convention=self.convention, dtypes=self.dtypes, top=1)
         # A balanced model takes twice its weight FLOPs, whatever its mixers: it is searched at the size of that.
-        best = recommend(self._resized(name, None) or own, request).recommended
+        size = self._resized(name, None)
+        if size is None:
+            return []
+        best = recommend(size, request).recommended
         if best.plan.unchanged:
             return [as_is]
         spec = best.spec
