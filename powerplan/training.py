@@ -176,6 +176,19 @@ class TrainingTime:
         return estimate if self.measured is None else self.measured * budget.tokens
 
 
+@dataclass(frozen=True)
+class Bought:
+    """What a budget buys, and how its time is found; no time without a device."""
+
+    budget: Budget
+    time: TrainingTime | None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Hours of one device that the budget takes; None without a device."""
+        return None if self.time is None else self.time.device_seconds(self.budget) / 3600
+
+
 def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: MeasuredTimes | None) -> TrainingTime:
     """Return how long training takes: mixers as measured, and weights at the throughput."""
     if profile is None:

@@ -67,6 +67,10 @@ ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
             "price": 2,
         },
     ),
+    "budget gpt2-small llama-3-8b --ctx 8k,64k --tokens 300B --batch-tokens 4M": (
+        "budget",
+        {"model": ["gpt2-small", "llama-3-8b"], "context": "8k,64k", "tokens": "300B", "batch_tokens": "4M"},
+    ),
     "recommend gpt2-small --ctx 64k": ("recommend", {"model": "gpt2-small", "context": "64k"}),
     "decode gpt2-small gpt2-xl --gpu h100-sxm --devices 2 --batch 4": (
         "decode",

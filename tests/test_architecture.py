@@ -20,6 +20,7 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['budget', 'gpt2-small', '--flops', '1e21']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['budget', '--flops', '1e21']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['compare', 'gpt2-small', 'gpt2-xl']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['decode', 'gpt2-small']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['reproduce', 'all']) == 0",

@@ -44,7 +44,7 @@ COMMANDS = {
         "--format",
     ],
     "budget": [
-        "model",
+        "models",
         "--ctx",
         "--flops",
         "--tokens",

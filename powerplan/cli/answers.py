@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import powerplan
 from powerplan.choices import By, Twin
 from powerplan.cli import options, say
+from powerplan.cli.progress import at_work
+
+if TYPE_CHECKING:
+    from powerplan.answers.base import Answer
 
 
 def wsfr(
@@ -80,8 +85,14 @@ def compare(
 
 
 def budget(
-    model: options.Model,
-    ctx: Annotated[str, typer.Option(help="Context in tokens: 65536 or 64k.")] = "64k",
+    models: Annotated[
+        list[str] | None,
+        options.name_argument("Models, as for wsfr; without one, which models the budget supports.", "[MODEL...]"),
+    ] = None,
+    ctx: Annotated[
+        str | None,
+        typer.Option(help="Contexts in tokens, such as 8k,64k; 64k where not given, 8k,32k,128k without MODEL."),
+    ] = None,
     flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.")] = None,
     gpu_hours: Annotated[str | None, typer.Option(help="Device hours in all; needs --gpu.")] = None,
@@ -101,25 +112,29 @@ def budget(
     state_dtype: options.StateDtypeOption = None,
     output: options.FormatOption = "table",
 ) -> None:
-    """What a budget buys: FLOPs to tokens, sequences, steps and days, and to tokens of other mixers."""
-    answer = powerplan.budget(
-        options.as_family(model, like),
-        ctx,
-        flops=flops,
-        tokens=tokens,
-        gpu_hours=gpu_hours,
-        gpu=gpu,
-        mfu=mfu,
-        devices=devices,
-        batch_tokens=batch_tokens,
-        measured=measured,
-        mixer=mixer,
-        convention=options.convention(form, causal, exclude),
-        dtype=dtype,
-        weights_dtype=weights_dtype,
-        cache_dtype=cache_dtype,
-        state_dtype=state_dtype,
-    )
+    """What a budget buys: tokens, steps and days, also of other mixers; without MODEL, which models it supports."""
+    if like is not None and not models:
+        raise powerplan.InputError("is for a config.json, and there is no MODEL", "--like")
+    ask: Callable[..., Answer] = powerplan.budget  # One call for both kinds of answers.
+    with at_work("comparing sizes"):
+        answer = ask(
+            options.as_families(models, like) if models else None,
+            ctx,
+            flops=flops,
+            tokens=tokens,
+            gpu_hours=gpu_hours,
+            gpu=gpu,
+            mfu=mfu,
+            devices=devices,
+            batch_tokens=batch_tokens,
+            measured=measured,
+            mixer=mixer,
+            convention=options.convention(form, causal, exclude),
+            dtype=dtype,
+            weights_dtype=weights_dtype,
+            cache_dtype=cache_dtype,
+            state_dtype=state_dtype,
+        )
     say.answer(answer, output)
 
 

@@ -7,11 +7,21 @@ from typing import Any
 
 from powerplan.dtypes import Dtypes
 from powerplan.hardware import devices as catalogue
-from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
+from powerplan.report.parts import (
+    CONTEXT,
+    convention_entry,
+    model_entry,
+    parameters_text,
+    row_entry,
+    show_bytes,
+    show_flops,
+    show_ratio,
+    wrapped,
+)
 from powerplan.report.render import Column, Report, grouped
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
-from powerplan.training import TRAINING_PASSES, Alternative, Budget, TrainingTime
+from powerplan.training import RULE, TRAINING_PASSES, Alternative, Bought, Budget, Throughput, TrainingTime
 from powerplan.units import (
     format_count,
     format_duration,
@@ -21,7 +31,7 @@ from powerplan.units import (
     json_number,
 )
 
-SCHEMA = "powerplan.budget/1"
+SCHEMA, SEVERAL = "powerplan.budget/1", "powerplan.budgets/1"
 
 
 def budget_report(
@@ -75,17 +85,101 @@ def budget_report(
     return Report(SCHEMA, payload, columns, rows, before=lines, after=after)
 
 
+def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | None) -> Report:
+    """Return the report of one budget for several models, several contexts or both."""
+    accountings = list(dict.fromkeys(row.budget.accounting for row in rows))
+    entries = [_row(row, batch_tokens) for row in rows]
+    payload: dict[str, Any] = {
+        "convention": convention_entry(accountings[0], dtypes),
+        "models": [
+            model_entry(accounting) | {"balanced_context": accounting.balanced_context()} for accounting in accountings
+        ],
+    }
+    lines: list[str] = []
+    for accounting in accountings:
+        balanced = accounting.balanced_context()
+        place = "no context" if balanced is None else f"{balanced:,} tokens"
+        lines.append(f"{accounting.spec.name}: {parameters_text(accounting)}; balanced at {place}")
+    columns = [CONTEXT, Column("name", "model", left=True), *_COLUMNS_OF_SEVERAL]
+    if batch_tokens is not None:
+        payload["batch_tokens"] = batch_tokens
+        columns.append(Column("steps", "steps", grouped))
+        lines.append(f"Optimiser steps are of {batch_tokens:,} tokens")
+    if (time := rows[0].time) is not None:
+        payload |= device_entry(time.throughput)
+        columns += [_HOURS, *([_DAYS] if time.throughput.devices > 1 else [])]
+        measured = [row for row in rows if row.time is not None and row.time.measured is not None]
+        part = "state part" if len(measured) == len(rows) else "state part of some"
+        lines.append(f"Device hours {f'{part} as measured, the rest ' if measured else ''}{rate_text(time.throughput)}")
+    totals = {row.budget.total_flops for row in rows}
+    alike = f"As many FLOPs in each row, {float(rows[0].budget.total_flops):.4g}"
+    budget = f"{alike}." if len(totals) == 1 else "FLOPs are each row's own."
+    after = wrapped(f"{budget} Training is 3x forward; {RULE}.", at_hyphens=False)
+    payload |= {"rows": entries}
+    # A table says what is the same in all its rows beside it; CSV always has the column.
+    shown = [column for column in columns if column.key != "total_flops" or len(totals) > 1]
+    table = Report(SEVERAL, payload, shown, entries, before=lines, after=after)
+    return Report(SEVERAL, payload, columns, entries, sections=[table])
+
+
+def _row(row: Bought, batch_tokens: int | None) -> dict[str, Any]:
+    budget, time = row.budget, row.time
+    entry: dict[str, Any] = {"name": budget.accounting.spec.name, "context": budget.row.context}
+    entry |= size_entry(budget, batch_tokens) | {"warnings": budget.warnings()}
+    if time is not None:
+        seconds = time.device_seconds(budget)
+        entry |= {
+            "gpu_hours": seconds / 3600,
+            "days": seconds / 86400 / time.throughput.devices,
+            "time_source": _source(time),
+        }
+    return entry
+
+
+def size_entry(budget: Budget, batch_tokens: int | None) -> dict[str, Any]:
+    """Return what JSON says of a budget of one model at one context, in a row of several."""
+    row = row_entry(budget.row)
+    steps = {} if batch_tokens is None else {"steps": budget.steps(batch_tokens)}
+    return {
+        "wsfr": row["wsfr"],
+        "train_flops_per_token": json_number(budget.train_flops_per_token),
+        "total_flops": json_number(budget.total_flops),
+        "tokens": budget.tokens,
+        "sequences": budget.sequences,
+        "tokens_per_active_parameter": float(budget.tokens_per_parameter),
+        "state_bytes": row["state_bytes"],
+        **steps,
+    }
+
+
+def device_entry(rate: Throughput) -> dict[str, Any]:
+    """Return what JSON says of the devices that hours are counted on."""
+    return {"device": rate.peak.name, "mfu": float(rate.mfu), "devices": rate.devices}
+
+
+def rate_text(rate: Throughput) -> str:
+    """Return how fast a device is taken to be: "on h100-sxm at 40 % of the bf16 peak, 395.6 TFLOP/s"."""
+    share = f"{float(rate.mfu * 100):.4g} % of {rate.peak.kind}"
+    return f"on {rate.peak.name} at {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
+
+
+def hours_text(hours: float) -> str:
+    """Return device hours in whole numbers from 10 hours on, else with three figures."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.3g}"
+
+
+def _source(time: TrainingTime) -> str:
+    return "measured" if time.measured is not None else "mfu"
+
+
 def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
     seconds, rate = time.device_seconds(budget), time.throughput
     entry = {
-        "device": rate.peak.name,
-        "mfu": float(rate.mfu),
-        "devices": rate.devices,
+        **device_entry(rate),
         "gpu_hours": seconds / 3600,
         "days": seconds / 86400 / rate.devices,
-        "time_source": "measured" if time.measured is not None else "mfu",
+        "time_source": _source(time),
     }
-    hours = f"{seconds / 3600:,.0f}" if seconds >= 36_000 else f"{seconds / 3600:.3g}"
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
     share = f"at {float(rate.mfu * 100):.4g} % of {rate.peak.kind}"
     if time.measured is not None:
@@ -94,7 +188,7 @@ def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
         # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
         unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
         work = f"{unit} {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
-    return entry, f"{hours} {work}: {format_duration(seconds / rate.devices)} on {devices}"
+    return entry, f"{hours_text(seconds / 3600)} {work}: {format_duration(seconds / rate.devices)} on {devices}"
 
 
 def _alternative(other: Alternative, base: Budget, dtypes: Dtypes) -> dict[str, Any]:
@@ -122,3 +216,14 @@ _COLUMNS = [
     Column("same_state_window", "window of\nsame state", lambda value: grouped(value) or "-"),
     Column("same_state_context", "context of\nsame state", lambda value: grouped(value) or "-"),
 ]
+
+_COLUMNS_OF_SEVERAL = [
+    Column("wsfr", "WSFR", show_ratio),
+    Column("train_flops_per_token", "FLOPs\nper\ntoken", show_flops),
+    Column("total_flops", "FLOPs\nin all", show_flops),
+    Column("tokens", "tokens", format_parameters),
+    Column("sequences", "se-\nquences", format_parameters),
+    Column("tokens_per_active_parameter", "tokens\nper pa-\nrameter", format_figure),
+]
+_HOURS = Column("gpu_hours", "device\nhours", hours_text)
+_DAYS = Column("days", "time", lambda days: format_duration(days * 86400))

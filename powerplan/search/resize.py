@@ -6,11 +6,11 @@ tried is a sum of what each block costs at that width; only models that are show
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from math import gcd, log
 from operator import mul, sub
 from typing import NamedTuple
@@ -28,6 +28,12 @@ from powerplan.spec import MAX_LAYERS, Layer, ModelSpec
 
 FLOPS_TOLERANCE = Fraction(1, 50)
 """Share by which the FLOPs may miss where that keeps the shape better: 2 %."""
+
+MEASURE_TOLERANCE = Fraction(1, 20)
+"""Likewise for the measure of `resized_to`, 5 %: training FLOPs grow with the sixth power of width and depth."""
+
+GOAL_REACH = Fraction(5, 4)
+"""Factor within which `resized_to` must come to its goal: a model of few heads and layers has no size in between."""
 
 MOST_ASPECT_CHANGE = 2
 """Factor by which width over depth may change: few heads make coarse steps of width."""
@@ -196,6 +202,62 @@ def resized_alike(base: ModelSpec, size: Size) -> ModelSpec | None:
     parts = _width_parts(base, base.mixers())
     width = Fraction(round(size.width * parts), parts) if parts else None
     return _widened(_deeper(base, Fraction(size.layers, base.layer_count)), width) if width else None
+
+
+def resized_to(base: ModelSpec, measure: Callable[[ModelSpec], Fraction], goal: Fraction) -> ModelSpec | None:
+    """Return `base` with its own mixers in the width and depth that bring `measure` to about `goal`.
+
+    Width over depth stays as near to the base's as whole heads and layers allow, and within MOST_ASPECT_CHANGE of it.
+
+    Args:
+        measure: what grows with width and depth, and is above 0, such as FLOPs.
+        goal: its wanted value. It may be missed by MEASURE_TOLERANCE where that keeps the shape better.
+
+    Returns:
+        The resized model, or None where heads forbid another width or no size comes within GOAL_REACH of the goal.
+    """
+    parts, depth = _width_parts(base, base.mixers()), base.layer_count
+    if parts is None:
+        return None
+
+    @cache
+    def sized(heads: int, layers: int) -> tuple[ModelSpec, float] | None:
+        """Return the model of so many parts of the width and about so many layers, and its measure over the goal."""
+        if layers > MAX_LAYERS:
+            return None
+        try:
+            spec = _widened(_deeper(base, Fraction(layers, depth)), Fraction(heads, parts))
+        except InputError:  # A width that is out of range, or that a kind does not take.
+            return None
+        return spec, float(measure(spec) / goal)
+
+    def reaches(heads: int, layers: int) -> bool:
+        model = sized(heads, max(1, layers))
+        return model is None or model[1] >= 1
+
+    middle = _first(lambda heads: reaches(heads, round(Fraction(depth * heads, parts))))
+    found: list[tuple[bool, float, float, ModelSpec]] = []
+    for heads in range(max(1, middle - 2), middle + 3):
+        layers = _first(partial(reaches, heads))
+        for model in filter(None, (sized(heads, count) for count in (layers - 1, layers) if count)):
+            spec, reached = model
+            miss, aspect = abs(log(reached)), abs(log(heads / parts / (spec.layer_count / depth)))
+            if miss <= log(GOAL_REACH) and aspect <= log(MOST_ASPECT_CHANGE):
+                far = miss > log(1 + MEASURE_TOLERANCE)
+                found.append((far, miss if far else aspect, miss, spec))
+    return min(found, key=lambda size: size[:3])[3] if found else None
+
+
+def _first(holds: Callable[[int], bool]) -> int:
+    """Return the smallest number from 1 on that `holds`; whatever is larger holds too."""
+    high = 1
+    while not holds(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _repeats(repeat: int, factor: Fraction) -> int:

@@ -13,6 +13,9 @@ from powerplan.search.choices import NAMED_KINDS
 
 SHARE = "is out of range; a share is more than 0 and at most 1 (100%)"
 
+NO_BUDGET = "is missing; give one, or a budget to ask which: --flops 1e21, or --gpu-hours 1000 --gpu h100-sxm"
+MANY = ",".join(map(str, range(1, 1002)))
+
 COMMANDS = {
     "budget gpt2-small --flops 0": "--flops: '0' is out of range; allowed are 1 to 1e40",
     "budget gpt2-small --flops -1": "--flops: '-1' is not a count of FLOPs; write 1e21, 300B (=3e11) or 1.5T",
@@ -32,9 +35,23 @@ COMMANDS = {
     "budget gpt2-small --mfu 140%": f"--mfu: '140%' {SHARE}",
     "budget gpt2-small --mfu high": "--mfu: 'high' is not a share; write 0.4 or 40%",
     "budget gpt2-small --batch-tokens 0": "--batch-tokens: '0' is out of range; ...",
-    "budget gpt2-small --ctx 1k,2k": "--ctx: '1k,2k' is not a size in tokens; ...",
+    "budget gpt2-small --ctx 1k,2q": "--ctx: '2q' is not a size in tokens; ...",
+    "budget gpt2-small --ctx 65,536": "--ctx: '65,536' could be one context or several; write 65536, or ...",
     "budget gpt2-small --measured none.json": "none.json: no such file",
-    "budget": "Missing argument 'MODEL' (powerplan budget --help)",
+    "budget gpt2-small gpt2": "MODEL: gpt2-small is given twice; give each model once",
+    "budget gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
+    "budget gpt2-small gpt2-xl --like llama": "--like: is for a config.json, and gpt2-small is a catalogue model",
+    "budget gpt2-small gpt2-xl --tokens 1B --flops 1e20": "--flops and --tokens are one budget twice; give one of them",
+    f"budget gpt2-small --ctx {MANY}": "--ctx: 1 times 1,001 models and contexts are too many; 1,000 rows are the most",
+    "budget": f"MODEL: {NO_BUDGET}",
+    "budget --gpu h100-sxm --devices 8": f"MODEL: {NO_BUDGET}",
+    "budget --gpu-hours 1000": "--gpu-hours needs the device; such as --gpu h100-sxm",
+    "budget --gpu-hours 1e39 --gpu h100-sxm": "--gpu-hours: more FLOPs than 1e40",
+    "budget --tokens 1B": "--tokens: needs a model; without one the budget is --flops or --gpu-hours",
+    "budget --flops 1e21 --gpu h100-sxm --like llama": "--like: is for a config.json, and there is no MODEL",
+    "budget --flops 1e21 --mixer kdb": "--mixer: 'kdb' is not a mixer; ...",
+    "budget --flops 1e21 --ctx ,": "--ctx: '' is not a size in tokens; ...",
+    f"budget --flops 1e21 --ctx {MANY}": "--ctx: 1,001 contexts are too many to size models at; give 16 at most",
     "decode": "Missing argument 'MODEL...' (powerplan decode --help)",
     "decode gpt2-small --batch 0": "--batch: 0 is out of range; allowed are 1 to 65,536",
     "decode gpt2-small --batch 65537": "--batch: 65537 is out of range; allowed are 1 to 65,536",

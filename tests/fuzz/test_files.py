@@ -24,6 +24,7 @@ COMMANDS = [
     ["wsfr", "FILE", "--mixer", "power:p=2", "--form", "chunked"],
     ["compare", "FILE", "gpt2-small", "--format", "csv"],
     ["budget", "FILE", "--flops", "1e21", "--gpu", "h100-sxm"],
+    ["budget", "FILE", "gpt2-small", "--ctx", "1k, 64k", "--tokens", "300B", "--format", "csv"],
     ["decode", "FILE", "--gpu", "h100-sxm", "--format", "json"],
     ["recommend", "FILE", "--solve", "context"],
 ]

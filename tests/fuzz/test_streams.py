@@ -18,6 +18,8 @@ COMMANDS = {
     "models gpt2-small --yaml": 0,
     "compare gpt2-small gpt2-xl": 0,
     "budget gpt2-small --flops 1e21": 0,
+    "budget gpt2-small gpt2-xl --ctx 8k,64k --flops 1e21": 0,
+    "budget --flops 1e21 --ctx 8k": 0,
     "decode gpt2-small": 0,
     "dims": 0,
     "hardware": 0,

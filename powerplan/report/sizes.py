@@ -1,0 +1,91 @@
+"""`powerplan budget` without a model: the sizes that a budget supports, by context."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from powerplan.dtypes import Dtypes
+from powerplan.report.budget import device_entry, hours_text, rate_text, size_entry
+from powerplan.report.parts import CONTEXT, convention_entry, show_bytes, show_ratio, wrapped
+from powerplan.report.render import Column, Report, grouped, plain
+from powerplan.search.sizing import Sized, Sizing
+from powerplan.training import RULE, TOKENS_PER_PARAMETER, Throughput
+from powerplan.units import format_duration, format_parameters, json_number
+
+SCHEMA = "powerplan.sizes/1"
+
+
+def sizes_report(sizing: Sizing, dtypes: Dtypes, batch_tokens: int | None, throughput: Throughput | None) -> Report:
+    """Return the report of the sizes that a budget supports; throughput: of the devices that its hours run on."""
+    total = sizing.total_flops
+    rows = [_row(sized, batch_tokens) | {"recommended": sized.recommended} for sized in sizing.rows]
+    balanced = [_row(sized, batch_tokens) for sized in sizing.balanced]
+    payload: dict[str, Any] = {
+        "convention": convention_entry(sizing.rows[0].budget.accounting, dtypes),
+        "total_flops": json_number(total),
+    }
+    lines = wrapped(f"{float(total):.4g} FLOPs, spent on {TOKENS_PER_PARAMETER} tokens per active parameter: {RULE}")
+    if throughput is not None:
+        hours = float(total / throughput.flops_per_s) / 3600
+        payload |= device_entry(throughput) | {"gpu_hours": hours, "days": hours / 24 / throughput.devices}
+        count = f"{throughput.devices:,} devices" if throughput.devices > 1 else "one device"
+        time = format_duration(hours * 3600 / throughput.devices)
+        lines.append(f"{hours_text(hours)} device hours {rate_text(throughput)}: {time} on {count}")
+    steps = []
+    if batch_tokens is not None:
+        payload["batch_tokens"] = batch_tokens
+        lines.append(f"Optimiser steps are of {batch_tokens:,} tokens")
+        steps = [Column("steps", "steps", grouped)]
+    sections = []
+    if balanced:
+        title = "A shape as it is has as many state as weight FLOPs, which is balance, at this context:"
+        columns = [_SHAPE, CONTEXT, *_SIZE, _STATE, *steps]
+        sections.append(Report(SCHEMA, {}, columns, _with_size(balanced), before=[title]))
+    columns = [_SHAPE, _LABEL, *_SIZE, _WSFR, _STATE, *steps]
+    for context in dict.fromkeys(row["context"] for row in rows):
+        own = [row for row in rows if row["context"] == context]
+        sections.append(Report(SCHEMA, {}, columns, _with_size(own), before=[f"At {context:,} tokens:"]))
+    sections[0] = replace(sections[0], before=[*lines, "", *sections[0].before])
+    sections[-1] = replace(sections[-1], after=_AFTER)
+    in_csv = [Column(key, key) for key in rows[0] if key != "label"]
+    return Report(SCHEMA, payload | {"balanced": balanced, "rows": rows}, in_csv, rows, sections=sections)
+
+
+def _row(sized: Sized, batch_tokens: int | None) -> dict[str, Any]:
+    budget, spec = sized.budget, sized.spec
+    size = size_entry(budget, batch_tokens)
+    del size["total_flops"]  # The same in all rows.
+    return {
+        "context": sized.context,
+        "shape": sized.shape,
+        "mixer": sized.mixer,
+        "label": sized.label,
+        "layers": spec.layer_count,
+        "hidden_size": spec.hidden_size,
+        "params_active": budget.parameters,
+        **size,
+    }
+
+
+def _with_size(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"size": f"{row['layers']} x {row['hidden_size']:,}"} for row in rows]
+
+
+_SHAPE = Column("shape", "shape of", plain, left=True)
+_LABEL = Column("label", "mixers", plain, left=True)
+_WSFR = Column("wsfr", "WSFR", show_ratio)
+_STATE = Column("state_bytes", "state per\nsequence", show_bytes)
+_SIZE = [
+    Column("size", "layers x\nwidth"),
+    Column("params_active", "para-\nmeters", format_parameters),
+    Column("tokens", "tokens", format_parameters),
+]
+"""Tokens per parameter are about the same in all rows, and stand in JSON and CSV alone."""
+
+_AFTER = wrapped(
+    "Shapes are those of the catalogue's dense models of softmax attention whose own training is nearest to the "
+    "budget, in other widths and depths and without learned positions. Where the state of one takes more FLOPs than "
+    "the weights, the line below has the mixers that balance it, in the size at which they use the budget up: "
+    "powerplan recommend says why, and what else would do."
+)
