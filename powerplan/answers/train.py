@@ -165,7 +165,7 @@ def train(
         check_choice(recompute, (*get_args(Recompute), AUTO), "recompute")
     shards = parse_integer(str(zero), parameter("zero"), 0, 3)
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
-    batches = MICRO_BATCHES
+    batches: tuple[int, ...] = MICRO_BATCHES
     if micro_batch != AUTO:
         batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, 2**20),)
     profile, device = read_measured(measured), read_device(gpu)
