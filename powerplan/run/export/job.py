@@ -87,5 +87,7 @@ def comments(lines: Iterable[str]) -> list[str]:
     return [f"# {one_line(line)}" for line in lines]
 
 
-NOT_SIZES = "powerplan knows sizes: data, tokenizer, learning rates, positions, activation functions and routers are yours"
+NOT_SIZES = (
+    "powerplan knows sizes: data, tokenizer, learning rates, positions, activation functions and routers are yours"
+)
 """The end of every export."""

@@ -11,7 +11,6 @@ import shlex
 
 from powerplan.run.export.job import NOT_SIZES, Job, comments
 from powerplan.run.export.megatron_model import HYBRID, Arguments, model_arguments
-from powerplan.run.stages import stage_spans
 
 VERSION = "Megatron-LM core_v0.19.0"
 
@@ -26,8 +25,8 @@ def megatron_arguments(job: Job) -> str:
         Arguments of the model, the batch, the parallel degrees and the recipe. Comments at its head name what
         Megatron-Core does not have.
     """
-    model = model_arguments(job.spec)
-    run, remarks = _run_arguments(job, hybrid=HYBRID in model.values)
+    model = model_arguments(job.spec, job.degrees.pp)
+    run, remarks = _run_arguments(job)
     lacks = model.lacks.lines()
     missing = [f"not in Megatron-Core: {what}" for what in (*lacks, *remarks)]
     script = "pretrain_hybrid.py" if HYBRID in model.values else "pretrain_gpt.py"
@@ -47,7 +46,7 @@ def _quoted(value: str) -> str:
     return " ".join(shlex.quote(word) for word in value.split())
 
 
-def _run_arguments(job: Job, hybrid: bool) -> tuple[Arguments, list[str]]:
+def _run_arguments(job: Job) -> tuple[Arguments, list[str]]:
     """Return the arguments of the batch, the degrees and the recipe, and what has none."""
     degrees, recipe, spec = job.degrees, job.recipe, job.spec
     missing: list[str] = []
@@ -63,14 +62,16 @@ def _run_arguments(job: Job, hybrid: bool) -> tuple[Arguments, list[str]]:
         "--context-parallel-size": str(degrees.cp),
     }
     if spec.position_embeddings is not None and spec.position_embeddings < job.context:
-        missing.append(f"{spec.position_embeddings:,} learned positions for {job.context:,} tokens: it has one for each")
+        missing.append(
+            f"{spec.position_embeddings:,} learned positions for {job.context:,} tokens: it has one for each"
+        )
     if degrees.tp > 1:
         values["--sequence-parallel"] = ""
     if degrees.ep > 1:
         values["--expert-model-parallel-size"] = str(degrees.ep)
-    if degrees.pp > 1 and not hybrid and spec.layer_count % degrees.pp:
-        stages = ["t" * len(span) for span in stage_spans(spec.layer_count, degrees.pp)]
-        values["--pipeline-model-parallel-layout"] = f"E{'|'.join(stages)}L"
+    if degrees.tp > 1 and any(moe.bias for moe in spec.mixtures()):
+        values["--expert-tensor-parallel-size"] = "1"
+        missing.append(f"tp {degrees.tp} within experts that have biases: a device holds whole experts")
     values |= _sharding(job, missing)
     values |= _optimizer(job, missing)
     values |= _recomputed(job, missing)

@@ -11,6 +11,7 @@ from powerplan.ffn import MLP, MoE
 from powerplan.mixers import DSA, MLA, Attention, GatedDeltaNet, Mamba2
 from powerplan.mixers.base import Block
 from powerplan.run.export.job import Lacks
+from powerplan.run.stages import stage_spans
 from powerplan.spec import Layer, LayerUse, ModelSpec
 
 Arguments = dict[str, str]
@@ -39,8 +40,8 @@ class ModelArguments:
     values: Arguments = field(default_factory=dict)
 
 
-def model_arguments(spec: ModelSpec) -> ModelArguments:
-    """Return the arguments that build a model."""
+def model_arguments(spec: ModelSpec, stages: int) -> ModelArguments:
+    """Return the arguments that build a model in a number of pipeline stages."""
     found = ModelArguments(Lacks(spec))
     known = [use for use in spec.layer_uses() if all(type(block) in SYMBOLS for block in _parts(use.layer))]
     for use in spec.layer_uses():
@@ -50,14 +51,18 @@ def model_arguments(spec: ModelSpec) -> ModelArguments:
     hybrid = any(len(_parts(use.layer)) == 1 or type(use.layer.mixer) is Mamba2 for use in spec.layer_uses())
     found.values |= {"--hidden-size": str(spec.hidden_size), "--vocab-size": str(spec.vocab_size)}
     if hybrid and len(known) == len(spec.layer_uses()):
-        found.values[HYBRID] = _pattern(spec)
+        found.values[HYBRID] = _pattern(spec, stages)
     else:
         found.values["--num-layers"] = str(spec.layer_count)
+        if spec.layer_count % stages:
+            layout = "|".join("t" * len(span) for span in stage_spans(spec.layer_count, stages))
+            found.values["--pipeline-model-parallel-layout"] = f"E{layout}L"
     _norms(spec, found)
     _embeddings(spec, found)
     _attention(spec, known, found)
     _latent(spec, known, found)
     _states(spec, known, found)
+    _other_heads(spec, found)
     _feed_forward(spec, known, found)
     _biases(spec, known, found)
     for extra in spec.extras:
@@ -74,13 +79,13 @@ def _parts(layer: Layer) -> list[Block]:
     return [block for block in (layer.mixer, layer.ffn) if block is not None]
 
 
-def _pattern(spec: ModelSpec) -> str:
-    """Return the letters of all parts in order: "M-M*-"."""
+def _pattern(spec: ModelSpec, stages: int) -> str:
+    """Return the letters of all parts in order, with a bar between stages: "M-M|*-M"."""
     letters = [""] * spec.layer_count
     for use in spec.layer_uses():
         for position in (position for span in use.positions for position in span):
             letters[position] = "".join(SYMBOLS[type(block)] for block in _parts(use.layer))
-    return "".join(letters)
+    return "|".join("".join(letters[layer] for layer in span) for span in stage_spans(spec.layer_count, stages))
 
 
 def _frequency(name: str, spec: ModelSpec, holds: Callable[[Layer], bool], found: ModelArguments) -> None:
@@ -142,9 +147,7 @@ def _attention(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) ->
     if not uses:
         return
     mixer: Attention = _one_shape(uses, "mixer", ("window",), found)
-    found.values |= {"--num-attention-heads": str(mixer.heads), "--kv-channels": str(mixer.head_dim)}
-    if mixer.kv_heads != mixer.heads:
-        found.values |= {"--group-query-attention": "", "--num-query-groups": str(mixer.kv_heads)}
+    _heads(mixer.heads, mixer.kv_heads, mixer.head_dim, found)
     if mixer.qk_norm == "head":
         found.values["--qk-layernorm"] = ""
     if mixer.output_gate is True:
@@ -173,6 +176,22 @@ def _attention(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) ->
             found.lacks.add("attention with and without a window in one layer pattern")
 
 
+def _heads(heads: int, kv_heads: int, head_dim: int, found: ModelArguments) -> None:
+    found.values |= {"--num-attention-heads": str(heads), "--kv-channels": str(head_dim)}
+    if kv_heads != heads:
+        found.values |= {"--group-query-attention": "", "--num-query-groups": str(kv_heads)}
+
+
+def _other_heads(spec: ModelSpec, found: ModelArguments) -> None:
+    """Set the heads that Megatron-Core asks for in every model, where none of its attention is there to have them."""
+    for mixer in spec.mixers():
+        shape = mixer.own_heads()
+        if "--num-attention-heads" not in found.values and shape is not None:
+            _heads(shape.heads, shape.kv_heads, shape.head_dim, found)
+        elif "--num-attention-heads" not in found.values and isinstance(mixer, Mamba2):
+            _heads(mixer.heads, mixer.heads, mixer.head_dim, found)
+
+
 def _window(layer: Layer) -> int | None:
     return layer.mixer.window if type(layer.mixer) is Attention else None
 
@@ -191,6 +210,7 @@ def _latent(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) -> No
     found.values |= {
         "--multi-latent-attention": "",
         "--num-attention-heads": str(mixer.heads),
+        "--kv-channels": str(mixer.v_head_dim),  # Not used, but else hidden_size / heads is asked to be whole.
         "--kv-lora-rank": str(mixer.kv_lora_rank),
         "--qk-head-dim": str(mixer.qk_nope_head_dim),
         "--qk-pos-emb-head-dim": str(mixer.qk_rope_head_dim),
@@ -207,6 +227,7 @@ def _latent(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) -> No
             "--dsa-indexer-n-heads": str(mixer.index_heads),
             "--dsa-indexer-head-dim": str(mixer.index_head_dim),
             "--dsa-indexer-topk": str(mixer.top_k),
+            "--no-rope-fusion": "",
         }
         if mixer.shared_index:
             found.lacks.add("keys that an earlier layer picked", uses)
@@ -271,6 +292,8 @@ def _feed_forward(spec: ModelSpec, known: list[LayerUse], found: ModelArguments)
         found.values["--moe-latent-size"] = str(moe.latent_size)
     if moe.router_bias and not moe.bias:  # With biases everywhere the router has one too.
         found.values |= {"--moe-router-enable-expert-bias": "", "--moe-router-score-function": "sigmoid"}
+    if moe.top_k == 1:
+        found.values["--moe-router-pre-softmax"] = ""  # After the choice of one, a softmax would always be 1.
     if moe.zero_experts:
         found.lacks.add(f"{moe.zero_experts:,} choices of the router that compute nothing", mixed)
 
