@@ -37,13 +37,15 @@ def megatron_arguments(job: Job) -> str:
         *(["these arguments alone do not build this model: that takes layers of your own, by --spec"] if lacks else []),
         NOT_SIZES,
     ]
-    lines = [f"  {name}" if not value else f"  {name} {_quoted(value)}" for name, value in (model.values | run).items()]
+    lines = [f"  {_written(name, value)}" for name, value in (model.values | run).items()]
     return "\n".join([*comments(head), "MEGATRON_ARGS=(", *lines, ")", ""])
 
 
-def _quoted(value: str) -> str:
-    """Return the words of a value, each as bash takes it for one."""
-    return " ".join(shlex.quote(word) for word in value.split())
+def _written(name: str, value: str) -> str:
+    """Return an argument and the words of its value, each as bash takes it for one."""
+    if value.startswith("-"):
+        return f"{name}={shlex.quote(value)}"  # A layer pattern that begins with an MLP would be taken for an option.
+    return " ".join([name, *(shlex.quote(word) for word in value.split())])
 
 
 def _run_arguments(job: Job) -> tuple[Arguments, list[str]]:

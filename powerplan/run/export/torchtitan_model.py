@@ -205,11 +205,21 @@ def _llama3(spec: ModelSpec) -> dict[str, Any] | None:
         return None
     if mixer.qk_norm != "none" or mixer.heads * mixer.head_dim != spec.hidden_size:
         return None
-    # Its FFN is two thirds of 4 dim wide, times the multiplier, rounded up to the next multiple: that of f itself.
     width = ffn.intermediate_size
-    wide = int(2 * 4 * spec.hidden_size / 3)
-    factor = 1.0 if wide <= width else int(100 * width / wide) / 100
-    return _heads(spec, mixer) | {"ffn_dim_multiplier": factor, "multiple_of": width}
+    return _heads(spec, mixer) | {"ffn_dim_multiplier": _multiplier(spec.hidden_size, width), "multiple_of": width}
+
+
+def _multiplier(hidden: int, width: int) -> float:
+    """Return the multiplier that makes Llama 3's FFN `width` wide, with the fewest digits.
+
+    It is two thirds of 4 hidden wide, times the multiplier, rounded up to a multiple of `multiple_of`, which is `width`
+    here: any product from 1 to `width` gives that.
+    """
+    wide = int(2 * 4 * hidden / 3)
+    if wide <= width:
+        return 1.0
+    multipliers = (round((width + 0.5) / wide, digits) for digits in range(1, 17))
+    return next(multiplier for multiplier in multipliers if 1 <= int(multiplier * wide) <= width)
 
 
 def _qwen3(spec: ModelSpec) -> dict[str, Any] | None:
