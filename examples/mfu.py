@@ -19,6 +19,7 @@ from powerplan.ffn import MLP
 from powerplan.mixers import Attention, Power
 from powerplan.models import build_model
 from powerplan.profile.machine import default_dtype, examine, resolve_device
+from powerplan.profile.runs import torch_dtype
 from powerplan.spec import LayerGroup
 from powerplan.units import format_quantity, parse_integer
 
@@ -37,17 +38,17 @@ def main(steps: str = "5") -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # The matrices are too small for several threads.
     device = resolve_device("auto")
-    peak = examine(device, default_dtype(device)).peak
+    dtype = default_dtype(device)
+    peak = examine(device, dtype).peak
     print(f"peak: {format_quantity(peak.flops_per_s, 'FLOP/s')} ({peak.kind}; {peak.name})\n")
     print("  step   loss   FLOPs per step    MFU")
 
-    model = build_model(SPEC, device=device)
+    model = build_model(SPEC, device=device, dtype=torch_dtype(dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     text = torch.arange(CONTEXT + 1, device=device).expand(SEQUENCES, -1) % 100  # Counting: easy to learn.
     for step in range(1, last + 1):
         start = time.perf_counter()
-        with torch.autocast("cuda", enabled=device != "cpu"):
-            loss = F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+        loss = F.cross_entropy(model(text[:, :-1]).float().flatten(0, 1), text[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
