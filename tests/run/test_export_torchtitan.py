@@ -308,6 +308,11 @@ def test_hostile_names(name: str) -> None:
     assert tables["job"]["description"].startswith(name)
 
 
+def test_a_tied_head_is_a_reason_where_the_model_has_none() -> None:
+    tied = msgspec.structs.replace(catalogue_spec("deepseek-v3"), tie_embeddings=True)
+    assert read(job_of(tied))[1] == ["an LM head tied to the embedding, with mla"]
+
+
 def test_a_mix_of_kinds_in_one_model_is_a_reason() -> None:
     shapes = [Attention(heads=4, head_dim=8), Attention(heads=2, head_dim=16)]
     layers = tuple(LayerGroup(mixer=mixer, ffn=MLP(intermediate_size=24)) for mixer in shapes)

@@ -164,12 +164,12 @@ def _attention(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) ->
     }
     for what in (what for what, is_so in lacking.items() if is_so):
         found.lacks.add(what, uses)
-    windows = {use.layer.mixer.window for use in uses if isinstance(use.layer.mixer, Attention)} - {None}
-    for window in sorted(windows, reverse=True)[1:]:
+    windows = sorted({window for use in uses if (window := _window(use.layer)) is not None})
+    for window in windows[:-1]:
         found.lacks.add(f"a second window, of {window:,} keys: it has one size")
     if windows:
         # Keys to the left of the token itself, which powerplan's window counts.
-        found.values["--window-size"] = f"{max(windows) - 1},0"
+        found.values["--window-size"] = f"{windows[-1] - 1},0"
         if HYBRID not in found.values:
             _frequency("--window-attn-skip-freq", spec, lambda layer: _window(layer) is not None, found)
         elif any(_window(use.layer) is None for use in uses):

@@ -96,10 +96,11 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
         mixer, ffn = use.layer.mixer, use.layer.ffn
         if mixer is None or ffn is None:
             lacks.add("a layer of one part", [use])
-        for block, ours in ((mixer, (Attention, MLA)), (ffn, (MLP, MoE))):
-            if block is not None and type(block) not in ours:
+        for block in (block for block in (mixer, ffn) if block is not None):
+            ours = type(block) in (Attention, MLA, MLP, MoE)
+            if not ours:
                 lacks.add(block.describe(), [use])
-            for name in SPECIAL if type(block) in ours else ():
+            for name in SPECIAL if ours else ():
                 value = getattr(block, name, None)
                 if value and value != "none" and not (name == "qk_norm" and value == "head"):
                     lacks.add(f"{block.kind} with {name} {str(value).lower()}", [use])
@@ -119,6 +120,7 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
         "a norm after the embedding": norm.embedding,
         "a model without a norm before the LM head": not norm.final,
         "learned positions": spec.position_embeddings is not None,
+        "an LM head tied to the embedding, with mla": spec.tie_embeddings and MLA in map(type, spec.mixers()),
         **{f"{extra.describe()}, parameters of the whole model": True for extra in spec.extras},
     }
     for what in (what for what, is_so in around.items() if is_so):
