@@ -1,6 +1,7 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do (docs/api.md).
+wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, and flops_per_step is
+for training loops (docs/api.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
+    from powerplan.answers.flops import flops_per_step
     from powerplan.answers.recommend import recommend
     from powerplan.answers.train import train
     from powerplan.answers.wsfr import wsfr
@@ -43,6 +45,7 @@ __all__ = [
     "budget",
     "compare",
     "decode",
+    "flops_per_step",
     "load_model",
     "recommend",
     "spow_dim",
@@ -57,6 +60,7 @@ _MODULES = {
     "answers.budget": ("budget",),
     "answers.compare": ("compare",),
     "answers.decode": ("decode",),
+    "answers.flops": ("flops_per_step",),
     "answers.recommend": ("recommend",),
     "answers.train": ("train",),
     "answers.wsfr": ("wsfr",),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import Dtypes
 from powerplan.hardware import Peak
 from powerplan.measured import MeasuredTimes, Unmeasured
+from powerplan.mixers.formulas import Rational
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, swapped
 from powerplan.swap.shapes import replacement_heads
@@ -96,6 +98,16 @@ class Budget:
 def train_flops(row: Row) -> Fraction:
     """Return the training FLOPs per token at `row`."""
     return TRAINING_PASSES * row.flops_per_token
+
+
+@lru_cache(2**16)
+def document_flops(accounting: Accounting, tokens: int) -> Rational:
+    """Return the training FLOPs of one document of `tokens` tokens, which attends to itself alone.
+
+    It is kept between calls: packed documents of a training run have the same lengths again and again.
+    """
+    flops = TRAINING_PASSES * tokens * (accounting.weight_flops_per_token + accounting.state_flops_per_token(tokens))
+    return flops.numerator if flops.denominator == 1 else flops  # Sums of ints take a tenth of the time.
 
 
 def budget_of(

@@ -25,7 +25,7 @@ KIMI = "kimi-linear-48b-a3b"
 MODULES = [
     "accounting",
     "balance",
-    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "train", "recommend")),
+    *(f"answers.{name}" for name in ("wsfr", "compare", "decode", "budget", "train", "recommend", "flops")),
 ]
 ANSWERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wsfr gpt2-small": ("wsfr", {"model": "gpt2-small"}),

@@ -57,6 +57,18 @@ def test_use_kernel() -> None:
     assert right[-1] > 80
 
 
+def test_mfu() -> None:
+    out = run("mfu.py", "6")
+    rows = [numbers(line) for line in out.splitlines() if re.match(r" +[0-9]+  ", line)]
+    steps, losses, flops, shares = zip(*rows, strict=True)
+    assert steps == tuple(range(1, 7))
+    assert losses[0] == pytest.approx(math.log(256), rel=0.05)
+    assert losses[-1] < losses[0] - 1
+    assert set(flops) == {8_537_112_576}
+    assert min(shares) > 0  # A busy processor gives any share: its peak is measured before the steps are.
+    assert "packed from documents of 300, 200 and 12: 8,131,608,576 FLOPs per step" in out
+
+
 def test_decode_constant() -> None:
     out = run("decode_constant.py", "gpt2-small", "256,512,1k")
     rows = [numbers(line) for line in out.splitlines() if re.match(r" +[0-9,]+  ", line)]
@@ -112,6 +124,7 @@ PLAIN = {
     "convert_spec.py": "llama-3-8",
     "decode_constant.py": "gpt2-smal",
     "use_kernel.py": "many",
+    "mfu.py": "many",
     "transformers_power.py": "many",
 }
 

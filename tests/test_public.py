@@ -185,6 +185,7 @@ EXPORTS = [
     "budget",
     "compare",
     "decode",
+    "flops_per_step",
     "load_model",
     "recommend",
     "spow_dim",

@@ -13,13 +13,17 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from kinds import EXPERTS, MIXERS, SHARED, spec_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from powerplan import flops_per_step
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import Attention, Convention, FeatureAttention, Lightning, RetNet
+from powerplan.mixers import GLA, Attention, Convention, FeatureAttention, Lightning, RetNet
+from powerplan.mixers.delta import DeltaRule
 from powerplan.mixers.formulas import total
 from powerplan.models import Cache, build_model
 from powerplan.models.mixers import BUILT, unbuilt_field
@@ -40,9 +44,18 @@ def flash_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return int(2 * batch * heads * tokens * k[2] * (head_dim + v[3]))
 
 
+def convolution_flops(
+    gradient: Any, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    """Both gradients, as many as the forward pass each: torch counts a depthwise convolution as a dense one."""
+    *_, channels, tokens = gradient
+    return int(2 * 2 * gradient[0] * channels * tokens * weight[1] * weight[2])
+
+
 MISSING: dict[Any, Callable[..., int]] = {
     torch.ops.aten.linalg_solve_triangular: solve_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
+    torch.ops.aten.convolution_backward: convolution_flops,
 }
 
 
@@ -160,3 +173,25 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
     if isinstance(mixer, Attention) and mixer.sinks:
         more = 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * mixer.kept(seen + 1)
     assert counted == BATCH * (Accounting(spec).weight_flops_per_token + total(terms) + more)
+
+
+TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], (GLA, DeltaRule))]
+"""Attention with sinks runs in a fused kernel that torch cannot count, and the inverses of delta rules have no count of
+their gradient. GLA adds the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
+
+
+@pytest.mark.parametrize("ffn", [None, EXPERTS, SHARED], ids=["mlp", "experts", "shared, biases"])
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_training_step_is_what_flops_per_step_says(kind: str, ffn: MoE | None) -> None:
+    """Attention by plain products: a fused backward pass computes scores again, which torch's counter counts too."""
+    spec, tokens = spec_of(MIXERS[kind], ffn, repeat=2), 43
+    model = build_model(spec)
+    ids = torch.zeros(BATCH, tokens, dtype=torch.long)
+
+    def step() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()  # type: ignore[no-untyped-call]
+
+    expected = flops_per_step(spec, tokens, sequences=BATCH, convention=Convention(causal="full", form="chunked"))
+    more = in_blocks(spec, tokens) - unread(spec, tokens)
+    assert executed(step) == expected + 3 * BATCH * more

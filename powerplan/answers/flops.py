@@ -1,0 +1,108 @@
+"""The training FLOPs of one optimizer step: what a trainer divides by time and peak to report its MFU."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from powerplan.accounting import Accounting
+from powerplan.answers.base import Model, read_model
+from powerplan.errors import InputError, parameter, shown
+from powerplan.mixers.formulas import Convention, Rational
+from powerplan.spec import ModelSpec
+from powerplan.training import document_flops
+from powerplan.units import MAX_COUNT, context_of, parse_integer
+
+MAX_MODELS = 64
+"""Models, with their mixers and conventions, whose counts are kept between calls."""
+
+
+def flops_per_step(
+    model: Model,
+    context: int | str,
+    *,
+    sequences: int | None = None,
+    lengths: Iterable[int] | None = None,
+    mixer: str | None = None,
+    convention: Convention | None = None,
+) -> int | Fraction:
+    """Return the training FLOPs of one optimizer step, over all its devices and micro-batches: 3 forward passes.
+
+    MFU is this number over the seconds of the step, the number of devices, and the peak FLOP/s of one. What activation
+    checkpoints compute again is not in it: that would be HFU. A call with a spec takes a few microseconds, and 20 to 50
+    more for each length that is new. A path is read again at each call.
+
+    Args:
+        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        context: tokens of a sequence, as 65536 or "64k".
+        sequences: how many sequences of `context` tokens the step trains on; 1 where neither this nor lengths is given.
+        lengths: the tokens of every document of the step, where documents are packed into sequences and attend only
+            to themselves, and recurrent state starts anew with each; a list, an array or a tensor. Padding is not
+            counted. `context` is the longest that a document can be.
+        mixer: the mixer to put into every layer, such as "power:p=2"; the model's own where None.
+        convention: how FLOPs are counted; Convention() where None. Convention(causal="full", form="chunked") counts
+            what torch's FlopCounterMode counts (docs/accounting.md).
+
+    Returns:
+        An int; a Fraction where a convention counts a mean that is not whole over the step.
+
+    Raises:
+        InputError: an argument cannot be used; the message begins with the argument's name.
+
+    Example:
+        >>> flops_per_step("gpt2-small", 1024, sequences=8)
+        6536155889664
+        >>> flops_per_step("gpt2-small", 1024, lengths=[600, 300, 124])
+        784770859008
+    """
+    longest = context_of(context, parameter("context"))
+    if sequences is not None and lengths is not None:
+        raise InputError(f"{parameter('sequences')} and {parameter('lengths')} are one step twice; give one of them")
+    if lengths is None:
+        count = 1 if sequences is None else parse_integer(str(sequences), parameter("sequences"), 1, MAX_COUNT)
+        documents = {longest: count}
+    else:
+        documents = _documents(lengths, longest)
+    accounting = _accounting(read_model(model).spec, mixer, convention)
+    flops: Rational = sum(document_flops(accounting, tokens) * count for tokens, count in documents.items())
+    return flops if isinstance(flops, int) or flops.denominator > 1 else flops.numerator
+
+
+@lru_cache(MAX_MODELS)
+def _accounting(spec: ModelSpec, mixer: str | None, convention: Convention | None) -> Accounting:
+    return Accounting(read_model(spec, mixer).spec, convention)
+
+
+def _documents(lengths: Iterable[Any], longest: int) -> dict[int, int]:
+    """Return how many documents there are of each length; raises InputError where `lengths` are none."""
+    where, advice = parameter("lengths"), "give the tokens of each document, as [4096, 512]"
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InputError(
+            f"{shown(values)} is no list of lengths; give the tokens of each document, as [4096, 512]", where
+        )
+    values = list(values)
+    if set(map(type, values)) != {int}:  # A million ints are checked in 20 ms, and each on its own would take 100.
+        values = [_whole(value, where) for value in values]
+    documents = Counter(values)
+    if not documents:
+        raise InputError(f"is empty; {advice}", where)
+    if (shortest := min(documents)) < 1:
+        raise InputError(f"a document has 1 token or more, and one has {shown(shortest)}", where)
+    if (largest := max(documents)) > longest:
+        raise InputError(f"a document of {largest:,} tokens does not fit the context of {longest:,}", where)
+    return documents
+
+
+def _whole(value: Any, where: str) -> int:
+    """Return an integer of any kind, such as numpy's, as an int."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{shown(value)} is not a whole number of tokens", where) from None
