@@ -94,6 +94,9 @@ COMMANDS = {
         "--dtype",
         "--gradients-dtype",
         "--moments-dtype",
+        "--export",
+        "--write",
+        "--force",
         "--format",
     ],
     "decode": [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +155,21 @@ def test_from_python_as_on_the_command_line(capsys: pytest.CaptureFixture[str]) 
     assert answer.fits
 
 
+def test_exports_print_or_save(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", *LLAMA, "--export", "torchtitan"]) == 0
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed)["training"]["seq_len"] == 131_072
+    target = tmp_path / "run.sh"
+    assert main(["train", *LLAMA, "--export", "megatron", "--write", str(target)]) == 0
+    captured = capsys.readouterr()
+    assert "--seq-length 131072" in target.read_text(encoding="utf-8")
+    assert captured.out.startswith("llama-3-8b at 131,072 tokens on 64 h100-sxm: fits, ")
+    assert f"wrote {target}: megatron" in captured.err
+    assert main(["train", *LLAMA, "--export", "megatron", "--write", str(target)]) == 2
+    assert main(["train", *LLAMA, "--write", str(tmp_path / "other.sh")]) == 2
+    assert "--write: needs the trainer; such as --export torchtitan" in capsys.readouterr().err
+
+
 MESSAGES = {
     "": "--gpu: a training run needs a device; such as h100-sxm",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,tp=2": "--parallel: fsdp 8 * tp 2 * pp 1 * cp 1 * replicas 1 is 16",
@@ -178,6 +195,8 @@ MESSAGES = {
     "--gpu h100-sxm --optimizer adam": "--optimizer: 'adam' is not known; did you mean adamw?",
     "--gpu h100-sxm --stage 950B@8k --tokens 1B": "--stage: has tokens and contexts of its own: leave --tokens out",
     "--gpu h100-sxm --stage 950B@8k --ctx 8k": "--stage: has tokens and contexts of its own: leave --ctx out",
+    "--gpu h100-sxm --devices 8 --stage 1B@8k --stage 1B@4k --export megatron": "--export: writes one stage, and the run",
+    "--gpu h100-sxm --export deepspeed": "--export: 'deepspeed' is not known; allowed are torchtitan, megatron",
     "--gpu h100-sxm --stage 950B": "--stage: '950B' is not a stage; write tokens@context, as 950B@8k",
     "--gpu h100-sxm --stage x@8k": "--stage: 'x' is not a count of tokens",
     "--gpu h100-sxm --batch-tokens 100k": "--batch-tokens: 102,400 tokens are no whole number of sequences of 65,536",

@@ -18,7 +18,7 @@ from powerplan.answers.base import (
     read_measured,
     read_model,
 )
-from powerplan.choices import Loss, Master, Optimizer, Recompute, TrainingDtype
+from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
 from powerplan.errors import InfeasibleError, InputError, parameter, shown
 from powerplan.hardware import Device, Peak, peak_of
 from powerplan.measured import MeasuredTimes, Unmeasured
@@ -75,6 +75,24 @@ class TrainAnswer(Answer):
     def fits(self) -> bool:
         """Whether every phase fits into the devices' memory."""
         return self.plan.fits
+
+    def export(self, trainer: Trainer) -> str:
+        """Return the plan as another trainer reads it: a TOML of torchtitan, arguments of Megatron-Core.
+
+        What the trainer cannot build or set is a comment in the text.
+
+        Raises:
+            InputError: there is no such trainer, or the run has several stages.
+        """
+        from powerplan.run.export import EXPORTS, Job  # Most plans are not exported.
+
+        check_choice(trainer, get_args(Trainer), "export")
+        if len(self.plan.phases) > 1:
+            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("export"))
+        (phase,) = self.plan.phases
+        layout = phase.layout
+        sizes = layout.batch_tokens, phase.phase.tokens
+        return EXPORTS[trainer](Job(self.plan.accounting.spec, layout.context, layout.degrees, layout.recipe, *sizes))
 
     def _report(self) -> Report:
         return train_report(self.plan, [(other.name, other.mixer, other.plan) for other in self.others])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import powerplan
-from powerplan.choices import Loss, Master, Optimizer, TrainingDtype
+from powerplan.choices import Loss, Master, Optimizer, Trainer, TrainingDtype
 from powerplan.cli import options, say
 from powerplan.cli.options import choice_option
 
@@ -79,9 +79,24 @@ def train(
     moments_dtype: Annotated[
         TrainingDtype | None, choice_option(TrainingDtype, "Of the optimizer's moments, likewise.")
     ] = None,
+    export: Annotated[
+        Trainer | None, choice_option(Trainer, "Print the plan as this trainer reads it, in place of the report.")
+    ] = None,
+    write: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Save what --export prints, and print the report.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
     output: options.FormatOption = "table",
 ) -> None:
     """A training run: does it fit, how is it split, how long is a step, what does it cost; and with other mixers."""
+    from powerplan.cli.files import File, deliver
+    from powerplan.cli.interrupts import kept
+    from powerplan.load import model_file
+    from powerplan.output import check_targets
+
+    check_targets({"--write": write}, force, {"MODEL": model_file(model), "--measured": measured})
+    if write is not None and export is None:
+        raise powerplan.InputError("needs the trainer; such as --export torchtitan", "--write")
     answer = powerplan.train(
         options.as_family(model, like),
         ctx,
@@ -109,4 +124,15 @@ def train(
         gradients_dtype=gradients_dtype,
         moments_dtype=moments_dtype,
     )
-    say.answer(answer, output)
+    if export is None:
+        say.answer(answer, output)
+        return
+    exported = answer.export(export)
+    if write is None:
+        for remark in answer.notes:
+            say.note(remark)
+        say.text(exported)
+        return
+    with kept() as signals:
+        files = [File("--write", write, exported.encode, f": {export}")]
+        deliver(lambda: say.answer(answer, output), files, force, signals)
