@@ -104,6 +104,15 @@ def test_what_does_not_fit_says_on_how_many_devices_it_would() -> None:
     assert main(["train", "llama-3.1-405b", "--gpu", "h100-sxm", "--devices", "8"]) == 3
 
 
+def test_what_fits_with_a_chunked_loss_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "gpt2-small", "--gpu", "rtx-4090"]) == 3
+    assert capsys.readouterr().err.splitlines()[-1].endswith("; it fits with --loss chunked")
+    assert main(["train", "gpt2-small", "--gpu", "rtx-4090", "--loss", "chunked"]) == 0
+    captured = capsys.readouterr()
+    assert "learned positions end at 1,024: a context of 65,536 is a what-if" in captured.err
+    assert ": fits, " in captured.out
+
+
 def test_the_fastest_layout_that_fits_is_taken() -> None:
     accounting = Accounting(catalogue_spec("llama-3-8b"))
     plan = plan_training(accounting, [Phase(10**11, 131_072)], setting(64), Choices(Recipe()))

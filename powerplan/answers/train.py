@@ -202,6 +202,9 @@ def train(
         phases = [Phase(wanted or default, at)]
         if wanted is None:
             notes.append(f"no tokens given: 20 per active parameter assumed; give {parameter('tokens')}")
+    positions, longest = loaded.spec.position_embeddings, max(phase.context for phase in phases)
+    if positions is not None and positions < longest:
+        notes.append(f"learned positions end at {positions:,}: a context of {longest:,} is a what-if")
     batch = Batch(step or BATCH_TOKENS, exact=step is not None)
     choices = Choices(
         recipe,
@@ -321,13 +324,17 @@ def _what_lacks(
         f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need:,.4g} GB at the "
         f"peak in each, which has {has:,.4g} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
     )
+    phases = [phase.phase for phase in plan.phases]
+    if choices.recipe.loss == "whole":
+        chunked = replace(choices, recipe=replace(choices.recipe, loss="chunked"))
+        if plan_training(plan.accounting, phases, setting, chunked).fits:
+            return f"{text}; it fits with {parameter('loss', 'chunked')}"
     for more in (2**power * devices for power in range(1, 13)):
         if device is None:
             break
         try:
             cluster = _cluster(device, more, None, link_gbs, network_gbs)
             bigger = replace(setting, cluster=cluster)
-            phases = [phase.phase for phase in plan.phases]
             if plan_training(plan.accounting, phases, bigger, choices).fits:
                 return f"{text}; it fits {more:,}"
         except InputError:  # More devices than the known links join, or than can share the batch.
