@@ -24,7 +24,7 @@ from powerplan.hardware import Device, Peak, peak_of
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
-from powerplan.report.train import train_report
+from powerplan.report.train import OtherRun, train_report
 from powerplan.run.degrees import Degrees, parse_degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import Batch, Setting
@@ -36,7 +36,7 @@ from powerplan.run.step import Efficiency
 from powerplan.search import Request
 from powerplan.search import recommend as search
 from powerplan.swap import swap_text
-from powerplan.training import TOKENS_PER_PARAMETER, Alternative, alternatives, budget_of
+from powerplan.training import TOKENS_PER_PARAMETER, alternatives, budget_of
 from powerplan.units import parse_context, parse_count, parse_integer, parse_money, parse_rate
 
 AUTO = "auto"
@@ -49,15 +49,6 @@ BATCH_TOKENS = 2**22
 
 MOST_NEAR = 60
 """Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""
-
-
-@dataclass(frozen=True)
-class OtherRun:
-    """The same tokens with other mixers in the model. name: what is other. plan: None where no layout fits."""
-
-    name: str
-    mixer: str | None
-    plan: TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +86,7 @@ class TrainAnswer(Answer):
         return EXPORTS[trainer](Job(self.plan.accounting.spec, layout.context, layout.degrees, layout.recipe, *sizes))
 
     def _report(self) -> Report:
-        return train_report(self.plan, [(other.name, other.mixer, other.plan) for other in self.others])
+        return train_report(self.plan, self.others)
 
 
 def train(
@@ -288,23 +279,19 @@ def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun
     near = dict.fromkeys(layout.degrees for layout in (own.layout, *own.others[:MOST_NEAR]))
     free = choices if choices.degrees is not None else replace(choices, degrees=tuple(near))
 
-    def planned(name: str, mixer: str | None, other: Accounting) -> OtherRun:
-        return OtherRun(name, mixer, plan_training(other, [phase], setting, free, plan.price))
+    def planned(other: Accounting) -> TrainingPlan:
+        return plan_training(other, [phase], setting, free, plan.price)
 
     winner = search(accounting.spec, Request(contexts=[phase.context], convention=accounting.convention)).recommended
     runs = []
     if not winner.plan.unchanged:
-        runs.append(planned(winner.label, winner.mixer, Accounting(winner.spec, accounting.convention)))
-    budget = budget_of(accounting, phase.context, tokens=phase.tokens)
-    for other in alternatives(budget):
-        if other.swap is not None:
-            runs.append(planned(_name(other), swap_text(other.swap), other.budget.accounting))
+        best = planned(Accounting(winner.spec, accounting.convention))
+        runs.append(OtherRun(winner.label, winner.mixer, best, recommended=True))
+    for other in alternatives(budget_of(accounting, phase.context, tokens=phase.tokens)):
+        swap, model = other.swap, other.budget.accounting
+        if swap is not None and not any(run.plan.accounting.spec.layers == model.spec.layers for run in runs):
+            runs.append(OtherRun(swap.describe(), swap_text(swap), planned(model)))
     return [run for run in runs if run.plan.fits]
-
-
-def _name(other: Alternative) -> str:
-    assert other.swap is not None
-    return other.swap.describe()
 
 
 def _what_lacks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
@@ -18,8 +18,20 @@ from powerplan.units import format_duration, format_figure, format_parameters
 
 SCHEMA = "powerplan.train/1"
 
-Other = tuple[str, str | None, TrainingPlan]
-"""The same tokens with other mixers: a name, the mixer as --mixer takes it where it is in every layer, the plan."""
+
+@dataclass(frozen=True)
+class OtherRun:
+    """The same tokens with other mixers.
+
+    name: what is other. mixer: as --mixer takes it, where it is in every layer. recommended: whether `recommend` puts it
+    first.
+    """
+
+    name: str
+    mixer: str
+    plan: TrainingPlan
+    recommended: bool = False
+
 
 MEMORY = {
     "weights": "weights",
@@ -44,7 +56,7 @@ TIME = {
 """The parts of a step by their fields, as the table names them; exposed communication stands beside them."""
 
 
-def train_report(plan: TrainingPlan, others: Sequence[Other]) -> Report:
+def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     """Return the report of a training run; others: the same run with other mixers, all of which fit."""
     stages = [_stage(phase, plan) for phase in plan.phases]
     main = max(stages, key=lambda stage: stage["seconds"])
@@ -61,9 +73,12 @@ def train_report(plan: TrainingPlan, others: Sequence[Other]) -> Report:
         "cost": plan.cost,
         "energy_kwh": plan.energy_kwh,
         "recipe": _recipe_entry(plan.phases[0].layout.recipe),
-        "efficiency": _efficiency_entry(plan),
+        "efficiency": asdict(plan.setting.efficiency),
         "stages": stages,
-        "alternatives": [_alternative(other, plan) for other in others],
+        "alternatives": [
+            {"name": other.name, "mixer": other.mixer, "recommended": other.recommended, **_figures(other.plan, plan)}
+            for other in others
+        ],
     }
     rows = [row for number, phase in enumerate(plan.phases, 1) for row in _part_rows(phase.layout, number)]
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
@@ -71,7 +86,7 @@ def train_report(plan: TrainingPlan, others: Sequence[Other]) -> Report:
     if len(plan.phases) > 1:
         sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {_costs(plan)}")))
     if others:
-        sections.append(_others_section(plan, payload["alternatives"]))
+        sections.append(_others_section(plan, others, payload["alternatives"]))
     sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
     return Report(SCHEMA, payload, columns, rows, sections=sections)
 
@@ -129,16 +144,10 @@ def _recipe_entry(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _efficiency_entry(plan: TrainingPlan) -> dict[str, Any]:
-    return asdict(plan.setting.efficiency)
-
-
-def _alternative(other: Other, plan: TrainingPlan) -> dict[str, Any]:
-    name, mixer, own = other
+def _figures(own: TrainingPlan, plan: TrainingPlan) -> dict[str, Any]:
+    """Return what JSON says of a run of one stage, beside that of `plan`."""
     layout = own.layout
     return {
-        "name": name,
-        "mixer": mixer,
         "wsfr": json_float(own.accounting.wsfr(layout.context)),
         "parallel": asdict(layout.degrees),
         "recompute": layout.recipe.recompute,
@@ -264,13 +273,8 @@ def _hints(layout: Layout) -> list[str]:
     return [line for hint in hints for line in wrapped(hint)]
 
 
-def _others_section(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> Report:
-    base = plan.phases[0]
-    as_is = _alternative(("as it is", None, plan), plan)
-    rows = [
-        entry | {"layout": _layout_of(own)}
-        for entry, own in zip([as_is, *entries], [base.layout] + [None] * len(entries), strict=True)
-    ]
+def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Sequence[dict[str, Any]]) -> Report:
+    rows = [{"name": "as it is", **_figures(plan, plan)}, *entries]
     columns = [
         Column("name", "the same tokens with", left=True),
         Column("wsfr", "WSFR", lambda value: show_ratio(None if value is None else Fraction(value))),
@@ -281,23 +285,17 @@ def _others_section(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> Re
     if plan.price is not None:
         columns.append(Column("cost", "cost", lambda value: f"{value:,.0f}"))
     columns.append(Column("times_as_fast", "against\nas it is", lambda value: f"{value:.2f}x"))
-    return Report(SCHEMA, {}, columns, rows, before=_change(plan, entries))
+    changes = [other for other in others if other.recommended and other.plan.seconds < plan.seconds]
+    return Report(SCHEMA, {}, columns, rows, before=[line for other in changes for line in _change(plan, other)])
 
 
-def _change(plan: TrainingPlan, entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what the first of other mixers, that which `recommend` puts first, would make of the run."""
-    first = entries[0]
-    if first["mixer"] is not None and first["times_as_fast"] < 1:
-        return []
-    ratio = "no state" if first["wsfr"] is None else show_ratio(first["wsfr"])
+def _change(plan: TrainingPlan, other: OtherRun) -> list[str]:
+    """Return what the mixers that `recommend` puts first would make of the run."""
+    ratio = show_ratio(other.plan.accounting.wsfr(other.plan.layout.context))
     return wrapped(
-        f"change: {first['name']} trains the same tokens in {first['gpu_hours']:,.0f} device hours instead of "
+        f"change: {other.name} trains the same tokens in {other.plan.gpu_hours:,.0f} device hours instead of "
         f"{plan.gpu_hours:,.0f}, at {ratio}; powerplan recommend says why and writes the model"
     )
-
-
-def _layout_of(layout: Layout | None) -> str:
-    return "" if layout is None else layout.degrees.describe()
 
 
 def _assumptions(plan: TrainingPlan) -> list[str]:
