@@ -47,6 +47,14 @@ class RecommendAnswer(Answer):
         """The best candidate of each sort, in order."""
         return self.recommendation.candidates
 
+    @property
+    def target_met(self) -> bool:
+        """Whether the recommended candidate is within 5 % of the target at every context.
+
+        Where it is not, `recommendation.off_target` has the candidates that come closest and that meet it.
+        """
+        return self.recommendation.target_met
+
     def why(self, place: int = 0) -> str:
         """Return why the candidate at `place` (from 0) stands there."""
         return why(self.recommendation, place)

@@ -271,6 +271,13 @@ class Mixer(Block, frozen=True, kw_only=True):
         """Whether a query meets every earlier key: softmax attention or MLA, without a window or a selection."""
         return bool(self.entry) and not self.looked_up and self.window_size is None
 
+    def direct_reach(self, context: int) -> int | None:
+        """Return the tokens, the newest included, that a query of `context` tokens can meet themselves.
+
+        Sparse attention may pick any of them. None where a query meets the past through a state alone.
+        """
+        return min(context, self.window_size or context) if self.entry else None
+
     @property
     def kernel_problem(self) -> str | None:
         """Why powerplan.kernels cannot run this power attention; None where it can, and for all other kinds."""

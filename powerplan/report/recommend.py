@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from powerplan.accounting import positions_text
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio, wrapped
 from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
+from powerplan.report.target import shortfall, target_entry, verdict
 from powerplan.search import Candidate, Recommendation, Solution
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
@@ -33,6 +35,7 @@ def recommend_report(answer: Recommendation) -> Report:
         "context": answer.contexts[-1],
         "contexts": list(answer.contexts),
         "target": float(request.target),
+        **target_entry(answer),
         "keep": request.keep,
         "searched": answer.searched,
         "recommended": entries[0] | {"chunk_sizes": chunks},
@@ -45,7 +48,8 @@ def recommend_report(answer: Recommendation) -> Report:
     change = f", {saved}" if saved and not winner.plan.unchanged else ""
     rest = f"; {saved}" if saved and winner.plan.unchanged else ""
     ratio = show_ratio(winner.row.wsfr)
-    before = [*_question(answer), *wrapped(f"{winner.label}, {ratio}{change}: {reasons[0]}{rest}", "recommended: ")]
+    first = f"{winner.label}, {ratio}, {verdict(answer)}{change}: {reasons[0]}{rest}"
+    before = [*_question(answer), *wrapped(first, "recommended: "), *wrapped(shortfall(answer), "target: ")]
     before += [*_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
     after = [line for place, reason in enumerate(reasons[1:], 2) for line in wrapped(reason, f"{place:>2}  ")]
     count = f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}"
@@ -103,7 +107,7 @@ def _layers(candidate: Candidate) -> list[str]:
 
 
 def _remarks(answer: Recommendation) -> list[str]:
-    request, lines = answer.request, []
+    request, lines = answer.request, wrapped(_looks_back(answer))
     partial = [candidate.plan.scope for candidate in answer.candidates if candidate.plan.scope.partial]
     if partial:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
@@ -124,6 +128,17 @@ def _remarks(answer: Recommendation) -> list[str]:
     return lines
 
 
+def _looks_back(answer: Recommendation) -> str:
+    """Return what the column of this name says, as far as the candidates need it."""
+    reaches = {candidate.direct_reach_tokens for candidate in answer.candidates}
+    words = ["looks back: the longest stretch over which a layer meets the tokens themselves"]
+    if reaches - {None, answer.contexts[-1]}:
+        words.append("stacked windows pass on more")
+    if None in reaches:
+        words.append("state: a state stands for them")
+    return "; ".join(words) + "."
+
+
 def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
     """Return what JSON says of the candidate at `place` (from 0)."""
     candidate = answer.candidates[place]
@@ -137,6 +152,8 @@ def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
         "params_total": candidate.parameters,
         "layers": candidate.spec.layer_count,
         "hidden_size": candidate.spec.hidden_size,
+        "direct_reach_tokens": candidate.direct_reach_tokens,
+        "target_met": candidate.balanced,
         "feasible": candidate.feasible,
         "why": why(answer, place),
         "rows": list(map(row_entry, candidate.rows)),
@@ -173,6 +190,7 @@ def _columns(answer: Recommendation) -> list[Column]:
     if request.keep == "weights" and single and not (timed and request.limits.flops):
         columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops))
     columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
+    columns.append(Column("direct_reach_tokens", "looks\nback", partial(_show_reach, answer.contexts[-1])))
     if request.limits.flops is not None:
         columns.append(Column("tokens", "tokens", format_parameters))
     if timed:
@@ -183,6 +201,10 @@ def _columns(answer: Recommendation) -> list[Column]:
     if not all(candidate.feasible for candidate in answer.candidates):
         columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
     return columns
+
+
+def _show_reach(context: int, tokens: int | None) -> str:
+    return "state" if tokens is None else "all" if tokens == context else grouped(tokens)
 
 
 def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:

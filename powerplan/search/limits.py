@@ -59,6 +59,11 @@ class Demand:
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
         return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
 
+    def limit(self) -> str:
+        """Return "--max-state 512 MiB"."""
+        allowed = format_bytes(self.allowed) if self.unit == "bytes" else f"{float(self.allowed):.4g} {self.unit}"
+        return f"{self.option} {allowed}"
+
 
 class Checker:
     """Holds the candidates of one model against the limits."""

@@ -2,92 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
 from powerplan.accounting import Accounting, Row
-from powerplan.choices import Keep, Side
 from powerplan.dims import default_chunk_size
-from powerplan.dtypes import Dtypes
-from powerplan.errors import InputError, parameter
-from powerplan.hardware import peak_of
-from powerplan.measured import MeasuredTimes, Unmeasured
-from powerplan.mixers import Convention, Mixer
+from powerplan.errors import InputError, listed, parameter
+from powerplan.measured import Unmeasured
+from powerplan.mixers import Mixer
 from powerplan.mixers.formulas import total
 from powerplan.roofline import Roofline, TokenTimes
-from powerplan.search.choices import FAMILIES, NAMED_KINDS
 from powerplan.search.costs import CostBasis
 from powerplan.search.layer_plan import LayerPlan
-from powerplan.search.limits import Checker, Demand, Limits
+from powerplan.search.limits import Checker, Demand
 from powerplan.search.ranking import Ranking, sort_of
+from powerplan.search.request import Request
 from powerplan.search.resize import Resizer, Size, resized_alike
+from powerplan.search.target import miss_of
 from powerplan.search.trials import Excess, Search, Trial
 from powerplan.spec import ModelSpec
 from powerplan.swap import renamed
 from powerplan.training import TRAINING_PASSES, train_flops
 
-MIX = "mix"
-"""The word of `--only` and `--exclude` for plans with two kinds of layers."""
-
-SELECTABLE = (*FAMILIES, MIX, *NAMED_KINDS)
-"""What `--only` and `--exclude` take."""
-
 RESIZED = 24
 """Best candidates that `--keep flops` resizes, besides the best of each sort."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a recommendation has to respect.
-
-    contexts: in tokens. The worst of them decides; limits, windows and state refer to the longest.
-    target: the weight-state FLOP ratio that is wanted. limits: what every candidate must meet.
-    only, exclude: words of SELECTABLE. prefer: the side that should be the heavier one, where one must be.
-    keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
-        the model as it is.
-    convention, dtypes: how costs are counted, and the dtypes of weights, cache and recurrent state.
-    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
-        those that always are.
-    """
-
-    contexts: Sequence[int]
-    target: Fraction = Fraction(1)
-    limits: Limits = field(default_factory=Limits)
-    only: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    prefer: Side | None = None
-    keep: Keep = "weights"
-    convention: Convention = field(default_factory=Convention)
-    dtypes: Dtypes = field(default_factory=Dtypes)
-    profile: MeasuredTimes | None = None
-    top: int = 6
-
-    def admits(self, plan: LayerPlan) -> bool:
-        """Whether `only` and `exclude` leave a plan."""
-        named = set(self.only) - {MIX}
-        if MIX in self.exclude and plan.is_mix:
-            return False
-        if self.only and not named and not plan.is_mix:
-            return False
-        return (not named or plan.families <= named) and not plan.families & set(self.exclude)
-
-    def check(self) -> None:
-        """Raise InputError where the request contradicts itself."""
-        if both := ", ".join(sorted(set(self.only) & set(self.exclude))):
-            raise InputError(f"{both} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}")
-        if self.limits.tokens is not None and self.limits.flops is None:
-            raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
-        if self.limits.devices > 1 and self.limits.device is None:
-            raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
-
-    def roofline(self) -> Roofline | None:
-        """Return what gives times: the device that is named, or the one that the profile was measured on."""
-        device, profile = self.limits.device, self.profile
-        peak = peak_of(device) if device else profile.peak() if profile else None
-        return Roofline(peak, profile) if peak else None
 
 
 @dataclass(frozen=True)
@@ -124,6 +65,15 @@ class Candidate:
         return self.rows[-1]
 
     @property
+    def direct_reach_tokens(self) -> int | None:
+        """How many tokens back a layer can look at the longest context, the furthest of all layers.
+
+        None where no layer meets a token but through a state.
+        """
+        reaches = (mixer.direct_reach(self.row.context) for mixer in self.spec.mixers())
+        return max((reach for reach in reaches if reach is not None), default=None)
+
+    @property
     def mixer(self) -> str:
         """The plan in `--mixer` texts, for the model as it is (before it is resized)."""
         return self.plan.text()
@@ -147,12 +97,27 @@ class BalancedWindow:
 
 
 @dataclass(frozen=True)
+class OffTarget:
+    """What there is besides a recommended candidate that is off the target; see `Miss`.
+
+    closest, meets: the candidates that come closest to the target and that meet it, None where there are none.
+    within: the limits that keep plans of the same weights from the target, as "--max-state 512 MiB"; else "".
+    """
+
+    closest: Candidate | None
+    meets: Candidate | None
+    within: str
+    wasteful: bool
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """Candidates in order, the recommended one first.
 
     base: the model as it is. searched: how many candidates were compared.
     balanced_context, balanced_window: where the model as it is balances, in tokens.
     chunks: chunk sizes of the recommended model. movable: whether any layer can take another mixer.
+    off_target: what there is besides where the recommended candidate is off the target; None where it is on target.
     """
 
     base: Accounting
@@ -164,10 +129,20 @@ class Recommendation:
     balanced_window: BalancedWindow | None
     chunks: tuple[Chunk, ...]
     movable: bool
+    off_target: OffTarget | None
 
     @property
     def recommended(self) -> Candidate:
         return self.candidates[0]
+
+    @property
+    def target_met(self) -> bool:
+        """Whether weight and state FLOPs of the recommended candidate are within 5 % of the target at every context."""
+        return self.off_target is None
+
+    def place(self, candidate: Candidate) -> int:
+        """Return the place of one of the candidates, from 0."""
+        return next(place for place, other in enumerate(self.candidates) if other is candidate)
 
 
 def recommend(spec: ModelSpec, request: Request) -> Recommendation:
@@ -192,15 +167,18 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         raise InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
     roofline = request.roofline()
     ranking = Ranking(search, request.prefer, request.keep, _training_time(search, roofline))
+    checker, miss = Checker(request.limits, base, basis), None
     if request.keep == "flops":
         models, search, ranking = _resized(search, ranking, trials, request)
     else:
-        checker = Checker(request.limits, base, basis)
-        unmet = {id(trial): bool(checker.unmet(trial)) for trial in trials}
+        unmet = {id(trial): checker.unmet(trial) for trial in trials}
         if all(unmet.values()):
             raise checker.infeasible(trials)
-        ordered = sorted(trials, key=lambda trial: (unmet[id(trial)], ranking.key(trial)))
-        models = {trial: trial.plan.build(spec) for trial in _selection(ordered, request.top, ranking)}
+        ordered = sorted(trials, key=lambda trial: (bool(unmet[id(trial)]), ranking.key(trial)))
+        miss = miss_of(ordered, ranking, lambda trial: unmet[id(trial)])
+        shown = {id(trial) for trial in _selection(ordered, request.top, ranking)}
+        shown |= {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
+        models = {trial: trial.plan.build(spec) for trial in ordered if id(trial) in shown}
 
     def candidate(trial: Trial, model: ModelSpec) -> Candidate:
         plan, budget = trial.plan, request.limits.flops
@@ -225,9 +203,14 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
             tokens=None if budget is None else int(budget // train_flops(rows[-1])),
         )
 
-    candidates = sorted(map(candidate, models, models.values()), key=lambda candidate: not candidate.feasible)
-    if not candidates[0].feasible:
-        raise Checker(request.limits, Accounting(candidates[0].spec, request.convention), basis).infeasible([*models])
+    built = {trial: candidate(trial, model) for trial, model in models.items()}
+    if request.keep == "flops":  # Limits are those of each model, so only what is shown is compared.
+        order = sorted(built, key=lambda trial: not built[trial].feasible)
+        if not built[order[0]].feasible:
+            raise Checker(request.limits, Accounting(built[order[0]].spec, request.convention), basis).infeasible(order)
+        built = {trial: built[trial] for trial in order}
+        miss = miss_of(order, ranking, lambda trial: built[trial].unmet)
+    candidates = list(built.values())
     window = search.balanced_window(search.scopes[0]) if search.scopes else None
     return Recommendation(
         base=base,
@@ -239,6 +222,13 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         balanced_window=BalancedWindow(window, search.scopes[0].partial) if window else None,
         chunks=_chunks(candidates[0].plan, request),
         movable=bool(search.scopes),
+        off_target=miss
+        and OffTarget(
+            closest=built[miss.closest] if miss.closest else None,
+            meets=built[miss.meets] if miss.meets else None,
+            within=listed([demand.limit() for demand in checker.demands(search.as_is)], "and") if miss.limited else "",
+            wasteful=miss.wasteful,
+        ),
     )
 
 
