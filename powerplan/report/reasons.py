@@ -19,6 +19,8 @@ def why(answer: Recommendation, place: int) -> str:
     candidate, keep = answer.candidates[place], answer.request.keep
     plan = candidate.plan
     parts = [f"over {demand.option}: {demand.amounts()}" for demand in candidate.unmet]
+    if candidate.run is not None and not candidate.run.fits and not answer.request.limits.on_training:
+        parts.append("its training does not fit the devices")
     parts.append(_balance(candidate, answer.request.target))
     if plan.unchanged:
         parts += _as_it_is(candidate, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from powerplan.accounting import positions_text
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio, wrapped
 from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
+from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_remarks
 from powerplan.report.target import shortfall, target_entry, verdict
 from powerplan.search import Candidate, Recommendation, Solution
 from powerplan.swap import swap_text
@@ -44,13 +46,14 @@ def recommend_report(answer: Recommendation) -> Report:
         "balanced_window": window.tokens if window else None,
         "balanced_window_layers": None if window is None else "growing" if window.partial else "all",
         "gain": saved,
+        **run_entry(answer),
     }
     change = f", {saved}" if saved and not winner.plan.unchanged else ""
     rest = f"; {saved}" if saved and winner.plan.unchanged else ""
     ratio = show_ratio(winner.row.wsfr)
     first = f"{winner.label}, {ratio}, {verdict(answer)}{change}: {reasons[0]}{rest}"
     before = [*_question(answer), *wrapped(first, "recommended: "), *wrapped(shortfall(answer), "target: ")]
-    before += [*_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
+    before += [*run_lines(answer), *_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
     after = [line for place, reason in enumerate(reasons[1:], 2) for line in wrapped(reason, f"{place:>2}  ")]
     count = f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}"
     after += ["", *wrapped(f"{count}. {LEGEND}")] if after else wrapped(f"{count}. {LEGEND}")
@@ -116,9 +119,11 @@ def _remarks(answer: Recommendation) -> list[str]:
         lines.append("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
+    lines += run_remarks(answer)
     times = [candidate.times for candidate in answer.candidates if candidate.times is not None]
     if times:
-        lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
+        word = "train, decode" if answer.runs is None or request.profile else "decode"
+        lines.append(f"{word}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
         lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
             lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
@@ -131,11 +136,11 @@ def _remarks(answer: Recommendation) -> list[str]:
 def _looks_back(answer: Recommendation) -> str:
     """Return what the column of this name says, as far as the candidates need it."""
     reaches = {candidate.direct_reach_tokens for candidate in answer.candidates}
-    words = ["looks back: the longest stretch over which a layer meets the tokens themselves"]
+    words = ["looks back: how many tokens a layer meets directly"]
     if reaches - {None, answer.contexts[-1]}:
         words.append("stacked windows pass on more")
     if None in reaches:
-        words.append("state: a state stands for them")
+        words.append("state: none")
     return "; ".join(words) + "."
 
 
@@ -160,6 +165,8 @@ def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
     }
     if candidate.tokens is not None:
         entry["tokens"] = candidate.tokens
+    if candidate.run is not None:
+        entry |= candidate_entry(candidate.run)
     if candidate.times is not None:
         entry |= {
             "train_s_per_token": candidate.times.train,
@@ -178,24 +185,31 @@ _AT_THE_LONGEST_CONTEXT = (
 def _columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the table, with one of ratios for each of several contexts."""
     request, shown = answer.request, answer.contexts[-MOST_CONTEXTS:]
+    priced = answer.runs is not None and request.limits.price is not None
     ratios = [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+    if priced and len(shown) == MOST_CONTEXTS:
+        ratios[0] = replace(ratios[0], raw=True)
     single = len(answer.contexts) == 1
-    columns = [Column("rank", "#"), Column("label", "candidate", left=True)]
+    columns = [Column("rank", "#"), Column("label", "candidate", left=True, fold=" + ")]
     columns += [Column("wsfr", "WSFR", show_ratio)] if single else ratios
     if request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
         columns.append(Column("layers", "depth", grouped))
-        columns.append(Column("hidden_size", "width", grouped))
+        columns.append(Column("hidden_size", "width", grouped, raw=priced))
     timed = any(candidate.times for candidate in answer.candidates)
     if request.keep == "weights" and single and not (timed and request.limits.flops):
-        columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops))
+        columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops, raw=answer.runs is not None))
     columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
     columns.append(Column("direct_reach_tokens", "looks\nback", partial(_show_reach, answer.contexts[-1])))
     if request.limits.flops is not None:
         columns.append(Column("tokens", "tokens", format_parameters))
     if timed:
-        columns.append(Column("train_s_per_token", "train\nper token", format_duration))
-        columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
+        each = "per token" if request.limits.devices == 1 else "1 device"
+        planned = answer.runs is not None and request.profile is None
+        columns.append(Column("train_s_per_token", f"train\n{each}", format_duration, raw=planned))
+        wide = planned and (request.keep == "flops" or priced)
+        columns.append(Column("decode_s_per_token", f"decode\n{each}", format_duration, raw=wide))
+    columns += run_columns(answer)
     if timed and request.profile is not None:
         columns.append(Column("time_source", "train:", left=True))
     if not all(candidate.feasible for candidate in answer.candidates):

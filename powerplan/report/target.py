@@ -67,13 +67,13 @@ def _entry(answer: Recommendation, candidate: Candidate) -> dict[str, Any]:
 
 def _changes(first: Candidate, other: Candidate) -> dict[str, Fraction | None]:
     """Return by what share the parameters, FLOPs and state of `other` are more than those of `first`."""
-    pairs = {
+    pairs: dict[str, tuple[int | Fraction, int | Fraction]] = {
         "params": (other.parameters, first.parameters),
         "weight_flops": (other.row.weight_flops_per_token, first.row.weight_flops_per_token),
         "flops": (other.row.flops_per_token, first.row.flops_per_token),
         "state": (other.row.state_bytes, first.row.state_bytes),
     }
-    return {key: Fraction(after) / before - 1 if before else None for key, (after, before) in pairs.items()}
+    return {key: Fraction(after) / Fraction(before) - 1 if before else None for key, (after, before) in pairs.items()}
 
 
 def _price(first: Candidate, other: Candidate) -> str:

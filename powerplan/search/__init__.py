@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from powerplan.search.limits import Limits
-from powerplan.search.recommendation import Candidate, Chunk, OffTarget, Recommendation, recommend
+from powerplan.search.recommendation import recommend
 from powerplan.search.request import SELECTABLE, Request
+from powerplan.search.result import Candidate, Chunk, OffTarget, Recommendation
 from powerplan.search.solve import Solution, solve
 
 __all__ = [

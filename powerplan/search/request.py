@@ -63,10 +63,14 @@ class Request:
         """Raise InputError where the request contradicts itself."""
         if both := ", ".join(sorted(set(self.only) & set(self.exclude))):
             raise InputError(f"{both} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}")
-        if self.limits.tokens is not None and self.limits.flops is None:
-            raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
-        if self.limits.devices > 1 and self.limits.device is None:
-            raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+        limits = self.limits
+        if limits.device is None:
+            runs = ("max_days", "gpu_hours", "price")
+            given = [name for name in runs if getattr(limits, name) is not None]
+            for name in [*given, *(["devices"] if limits.devices > 1 else [])]:
+                raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+            if limits.tokens is not None and limits.flops is None:
+                raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
 
     def roofline(self) -> Roofline | None:
         """Return what gives times: the device that is named, or the one that the profile was measured on."""

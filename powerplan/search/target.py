@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,13 +18,13 @@ class Miss:
     closest: of the plans within the limits that leave the weights as they are, the one nearest to the target; None
         where that is the first plan, or where such a plan meets the target.
     meets: the first plan that is on target: within the limits, or else the one that is over them by the least.
-    limited: whether a plan that leaves the weights as they are is on target and over the limits.
+    limits: those, one demand of each, that plans of the weights as they are do not meet where they are on target.
     wasteful: whether plans are on target only by states that are dearer than keeping every key.
     """
 
     closest: Trial | None
     meets: Trial | None
-    limited: bool
+    limits: tuple[Demand, ...]
     wasteful: bool
 
 
@@ -41,13 +41,19 @@ def miss_of(ordered: Sequence[Trial], ranking: Ranking, unmet: Callable[[Trial],
     sound = [trial for trial in on_target if trial.wasteful <= first.wasteful]
     allowed = next((trial for trial in sound if not unmet(trial)), None)
     over = min(sound, key=lambda trial: (ranking.smaller_weights(trial), _worst(unmet(trial))), default=None)
+    alike = [trial for trial in sound if not ranking.smaller_weights(trial)]
     met_by_same_weights = allowed is not None and not ranking.smaller_weights(allowed)
     return Miss(
         closest=None if met_by_same_weights else _closest(ordered, ranking, unmet),
         meets=allowed or over,
-        limited=not met_by_same_weights and any(not ranking.smaller_weights(trial) for trial in sound),
+        limits=() if met_by_same_weights else _limits(map(unmet, alike)),
         wasteful=bool(on_target) and not sound,
     )
+
+
+def _limits(unmet: Iterable[Sequence[Demand]]) -> tuple[Demand, ...]:
+    """Return one demand of each option that is among the unmet ones of some plans."""
+    return tuple({demand.option: demand for demands in unmet for demand in demands}.values())
 
 
 def _worst(demands: Sequence[Demand]) -> Fraction:
