@@ -122,9 +122,11 @@ def _remarks(answer: Recommendation) -> list[str]:
     lines += run_remarks(answer)
     times = [candidate.times for candidate in answer.candidates if candidate.times is not None]
     if times:
-        word = "train, decode" if answer.runs is None or request.profile else "decode"
-        lines.append(f"{word}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
-        lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
+        keys = [column.key for column in _columns(answer) if not column.raw]
+        words = ", ".join(word for word in ("train", "decode") if f"{word}_s_per_token" in keys)
+        if words:
+            lines.append(f"{words}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
+            lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
             lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
         lacking = sorted({time.missing.brief() for time in times if time.missing})

@@ -96,10 +96,11 @@ def run_remarks(answer: Recommendation) -> list[str]:
     if limits.tokens is None and limits.flops is not None:
         tokens = "the tokens that the FLOPs buy"
     whose = "one device" if devices == 1 else f"one device, over all {devices:,}"
+    assumed = ", not as measured" if answer.request.profile else ""
     lines = wrapped(
         f"hours: of {whose}, to train on {tokens} in batches of about "
         f"{format_parameters(runs.setting.batch.tokens)}, at {share.weights:.0%} of the peak in matmuls with weights, "
-        f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state. powerplan train has more."
+        f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state{assumed}. powerplan train has more."
     )
     if limits.on_training and answer.request.keep == "weights":
         lines += wrapped(

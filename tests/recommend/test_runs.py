@@ -81,10 +81,12 @@ def test_the_table_says_whose_hours_they_are(unlimited: RecommendAnswer) -> None
     assert "train\n" not in text
     heading = next(line for line in text.splitlines() if line.startswith("  #"))
     assert heading.split()[-2:] == ["hours", "cost"]
+    assert "roofline" not in text
     assert "decode\n1 device" in [column.heading for column in unlimited.report.columns]
     assert unlimited.to_csv().splitlines()[0].endswith("train_s_per_token,decode_s_per_token,gpu_hours,cost")
     one = powerplan.recommend("gpt2-small", "64k", gpu="h100-sxm")
     assert "hours: of one device, to train" in str(one)
+    assert "\ndecode: time per token on one device, a roofline" in str(one)
 
 
 def hours_of(answer: RecommendAnswer, label: str) -> float:
