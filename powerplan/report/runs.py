@@ -100,7 +100,8 @@ def run_remarks(answer: Recommendation) -> list[str]:
     lines = wrapped(
         f"hours: of {whose}, to train on {tokens} in batches of about "
         f"{format_parameters(runs.setting.batch.tokens)}, at {share.weights:.0%} of the peak in matmuls with weights, "
-        f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state{assumed}. powerplan train has more."
+        f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state{assumed}. powerplan train has "
+        "more."
     )
     if limits.on_training and answer.request.keep == "weights":
         lines += wrapped(
