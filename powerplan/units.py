@@ -176,6 +176,14 @@ def parse_rate(text: str, where: str | None = None) -> float:
     return rate
 
 
+def parse_days(text: str, where: str | None = None) -> Fraction:
+    """Return days from "30" or "1.5", more than 0."""
+    days = Fraction(_matched(_DECIMAL_NUMBER, text, where, "a number of days; write 30 or 1.5")[0])
+    if not days:
+        raise InputError(f"{shown(text)} is out of range; allowed is more than 0", where)
+    return days
+
+
 def json_number(value: int | Fraction) -> int | float:
     """Return an exact integer where the value is one, else the nearest float."""
     return value.numerator if value.denominator == 1 else float(value)

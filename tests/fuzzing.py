@@ -108,6 +108,7 @@ VALUES: dict[str, Sequence[str]] = {
     "--tokens": COUNTS,
     "--gpu-hours": ["1", "1000", "1e9"],
     "--gpu": DEVICES,
+    "--max-days": ["1", "0.5", "1000"],
     "--mfu": ["0.4", "40%", "1", "0.0001"],
     "--devices": ["1", "8", "10000000"],
     "--batch-tokens": ["512k", "1", "4M"],

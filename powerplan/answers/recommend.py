@@ -22,7 +22,16 @@ from powerplan.report.render import Report
 from powerplan.search import SELECTABLE, Candidate, Limits, Recommendation, Request, Solution
 from powerplan.search import recommend as search
 from powerplan.search import solve as search_backwards
-from powerplan.units import parse_bytes, parse_context, parse_count, parse_integer, parse_ratio
+from powerplan.units import (
+    parse_bytes,
+    parse_context,
+    parse_count,
+    parse_days,
+    parse_hours,
+    parse_integer,
+    parse_money,
+    parse_ratio,
+)
 
 LM_HEAD = "lm-head"
 """The word of `exclude` for the FLOPs of the LM head."""
@@ -47,6 +56,14 @@ class RecommendAnswer(Answer):
         """The best candidate of each sort, in order."""
         return self.recommendation.candidates
 
+    @property
+    def target_met(self) -> bool:
+        """Whether the recommended candidate is within 5 % of the target at every context.
+
+        Where it is not, `recommendation.off_target` has the candidates that come closest and that meet it.
+        """
+        return self.recommendation.target_met
+
     def why(self, place: int = 0) -> str:
         """Return why the candidate at `place` (from 0) stands there."""
         return why(self.recommendation, place)
@@ -70,6 +87,9 @@ def recommend(
     tokens: int | float | str | None = None,
     gpu: str | Device | None = None,
     devices: int | str = 1,
+    max_days: int | float | str | None = None,
+    gpu_hours: int | float | str | None = None,
+    price: int | float | str | None = None,
     keep: Keep = "weights",
     only: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -92,9 +112,12 @@ def recommend(
         max_state: bytes of state per sequence at most, as "512MiB".
         max_decode_bytes: bytes moved per decoded token at most, weights and state, at batch 1.
         flops: training FLOPs that must suffice, for `tokens` tokens or for one sequence.
-        tokens: training tokens that `flops` must pay for.
+        tokens: training tokens that `flops` must pay for, and those of the training run; 20 per active parameter where
+            neither is given.
         gpu: the exact name of a device, whose memory must hold weights and state; its rates give times.
-        devices: how many devices hold them together.
+        devices: how many devices hold them together, and train the model.
+        max_days, gpu_hours: days on these devices, and hours of one device in all, that the training run may take.
+        price: money for an hour of one device. With any of the three, the run must fit into the devices' memory.
         keep: "weights" keeps width, depth and FFN; "flops" resizes candidates to the FLOPs per token of the model.
         only: families or kinds to use, such as "power,window" or ["power", "mix"].
         exclude: families or kinds to leave out; "lm-head" does what Convention(lm_head=False) does.
@@ -128,6 +151,9 @@ def recommend(
         tokens=optional(parse_count, "tokens", tokens, "a count of tokens"),
         device=base.read_device(gpu),
         devices=count,
+        max_days=optional(parse_days, "max_days", max_days),
+        gpu_hours=optional(parse_hours, "gpu_hours", gpu_hours),
+        price=optional(parse_money, "price", price),
     )
     selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
     loaded = base.read_model(model, mixer)
@@ -155,6 +181,8 @@ def recommend(
         )
     elif profile is not None and limits.device is not None and (remark := profile.elsewhere(limits.device.name)):
         notes.append(remark)
+    if recommendation.unplanned is not None:
+        notes.append(f"no hours of training: {recommendation.unplanned}")
     return RecommendAnswer(recommendation=recommendation, notes=tuple(notes))
 
 

@@ -27,7 +27,7 @@ from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
 from powerplan.run.degrees import Degrees, parse_degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
-from powerplan.run.layouts import Batch, Setting
+from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
 from powerplan.run.plan import Choices, Phase, PhasePlan, TrainingPlan, plan_training
 from powerplan.run.recipe import Recipe
@@ -43,9 +43,6 @@ AUTO = "auto"
 """The word for a degree, a recomputation or a micro-batch that the plan may choose."""
 
 DEFAULT_CONTEXT = "64k"
-
-BATCH_TOKENS = 2**22
-"""Tokens of an optimizer step where none are given: Llama 3 began with 4M (arXiv 2407.21783, section 3.4.1)."""
 
 MOST_NEAR = 60
 """Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""

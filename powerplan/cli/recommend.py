@@ -28,9 +28,12 @@ def recommend(
         str | None, typer.Option(help="Bytes moved per decoded token at most, weights and state, at batch 1.")
     ] = None,
     flops: Annotated[str | None, typer.Option(help="Training FLOPs in all, such as 1e21.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens that --flops must pay for, such as 10B.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 10B: what --flops must pay for.")] = None,
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
+    max_days: Annotated[str | None, typer.Option(help="Days that training may take on these devices.")] = None,
+    gpu_hours: Annotated[str | None, typer.Option(help="Hours of one device that training may take in all.")] = None,
+    price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
     keep: Annotated[
         Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
     ] = "weights",
@@ -90,6 +93,9 @@ def recommend(
             "--tokens": tokens,
             "--hardware": gpu,
             "--devices": devices != "1",
+            "--max-days": max_days,
+            "--gpu-hours": gpu_hours,
+            "--price": price,
             "--keep": keep != "weights",
             "--only": only,
             "kinds of --exclude": set(excluded) - {LM_HEAD},
@@ -130,6 +136,9 @@ def recommend(
             tokens=tokens,
             gpu=gpu,
             devices=devices,
+            max_days=max_days,
+            gpu_hours=gpu_hours,
+            price=price,
             keep=keep,
             only=only or (),
             exclude=exclude or (),

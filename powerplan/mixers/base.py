@@ -66,8 +66,7 @@ class StateSize:
     def decode_bytes(self, cache_bytes: Fraction, state_bytes: Rational) -> Fraction:
         """Return the bytes that are read and written to decode one token, as `Mixer.decode_bytes` says."""
         touched = self.recurrent if self.touched is None else self.touched
-        constant = 2 * self.recent * cache_bytes + 2 * touched * state_bytes
-        return self.decode_cache_bytes(cache_bytes) + constant
+        return self.decode_cache_bytes(cache_bytes) + 2 * self.recent * cache_bytes + 2 * touched * state_bytes
 
     def decode_cache_bytes(self, cache_bytes: Fraction) -> Fraction:
         """Return the part of `decode_bytes` that belongs to the cache."""
@@ -270,6 +269,10 @@ class Mixer(Block, frozen=True, kw_only=True):
     def keeps_every_key(self) -> bool:
         """Whether a query meets every earlier key: softmax attention or MLA, without a window or a selection."""
         return bool(self.entry) and not self.looked_up and self.window_size is None
+
+    def direct_reach(self, context: int) -> int | None:
+        """Return how many of the last tokens a query may meet themselves; None where it meets them in a state alone."""
+        return min(context, self.window_size or context) if self.entry else None
 
     @property
     def kernel_problem(self) -> str | None:

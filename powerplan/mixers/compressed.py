@@ -65,6 +65,10 @@ class Compressed(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="compre
     def width_divisor(self) -> int:
         return gcd(self.heads, self.heads // self.output_groups)
 
+    def direct_reach(self, context: int) -> int:
+        """Return the tokens that a query can meet: all of them where compressed entries stand for those before."""
+        return context if self.compress_rate else min(context, self.window)
+
     def _by_form(self, window: str, every: str, picked: str) -> str:
         """Return the formula of a layer with a window alone, with every compressed entry, or with an indexer."""
         return picked if self.index_heads else every if self.compress_rate else window

@@ -29,6 +29,10 @@ class ShortConvolution(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         return Inherited({"inner_size": hidden}, ("short_conv as wide as the model: the weights change too",))
 
+    def direct_reach(self, context: int) -> int:
+        """Return the tokens that one output of the convolution is made of."""
+        return min(context, max(1, self.conv_size))
+
     def matmul_formulas(self) -> Formulas:
         return (("projections", "3*m*I + I*m"), ("short convolutions", "W*I"))
 

@@ -19,6 +19,8 @@ def why(answer: Recommendation, place: int) -> str:
     candidate, keep = answer.candidates[place], answer.request.keep
     plan = candidate.plan
     parts = [f"over {demand.option}: {demand.amounts()}" for demand in candidate.unmet]
+    if candidate.run is not None and not candidate.run.fits and not answer.request.limits.on_training:
+        parts.append("its training does not fit the devices")
     parts.append(_balance(candidate, answer.request.target))
     if plan.unchanged:
         parts += _as_it_is(candidate, answer)
@@ -31,8 +33,8 @@ def why(answer: Recommendation, place: int) -> str:
         if plan.is_mix:
             parts.append(_pattern(plan, keep))
     if keep == "weights" and any(choice.fewer_kv_heads or choice.family in NAMED_KINDS for choice in plan.choices):
-        change = Fraction(candidate.row.weight_flops_per_token, answer.base.weight_flops_per_token) - 1
-        parts.append(f"weight FLOPs {float(change):+.1%}" if change else "")
+        weights = Fraction(candidate.row.weight_flops_per_token, answer.base.weight_flops_per_token) - 1
+        parts.append(f"weight FLOPs {float(weights):+.1%}" if weights else "")
     return "; ".join(dict.fromkeys(part for part in parts if part))
 
 
@@ -50,7 +52,7 @@ def gain(answer: Recommendation) -> str:
         return f"{following[0].label} would {'save' if share > 0 else 'add'} {abs(float(share)):.0%} of the FLOPs"
     flops = base.flops_per_token / winner.row.flops_per_token
     state = base.state_bytes / (winner.row.state_bytes or Fraction(1, 2))
-    return f"{_change(flops, 'fewer')} FLOPs per token and {_change(state, 'less')} state than as it is"
+    return f"{change(flops, 'fewer')} FLOPs per token and {change(state, 'less')} state than as it is"
 
 
 def _times(ratio: Fraction | float) -> str:
@@ -58,7 +60,7 @@ def _times(ratio: Fraction | float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _change(ratio: Fraction, less: str) -> str:
+def change(ratio: Fraction, less: str) -> str:
     """Return "2.93x less" or "1.2x more", for how many times less a thing has become."""
     return f"{_times(ratio)}x {less}" if ratio >= 1 else f"{_times(1 / ratio)}x more"
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from powerplan.accounting import positions_text
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio, wrapped
 from powerplan.report.reasons import LEGEND, gain, why
 from powerplan.report.render import Column, Report, grouped
+from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_remarks
+from powerplan.report.target import shortfall, target_entry, verdict
 from powerplan.search import Candidate, Recommendation, Solution
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
@@ -33,6 +37,7 @@ def recommend_report(answer: Recommendation) -> Report:
         "context": answer.contexts[-1],
         "contexts": list(answer.contexts),
         "target": float(request.target),
+        **target_entry(answer),
         "keep": request.keep,
         "searched": answer.searched,
         "recommended": entries[0] | {"chunk_sizes": chunks},
@@ -41,12 +46,14 @@ def recommend_report(answer: Recommendation) -> Report:
         "balanced_window": window.tokens if window else None,
         "balanced_window_layers": None if window is None else "growing" if window.partial else "all",
         "gain": saved,
+        **run_entry(answer),
     }
     change = f", {saved}" if saved and not winner.plan.unchanged else ""
     rest = f"; {saved}" if saved and winner.plan.unchanged else ""
     ratio = show_ratio(winner.row.wsfr)
-    before = [*_question(answer), *wrapped(f"{winner.label}, {ratio}{change}: {reasons[0]}{rest}", "recommended: ")]
-    before += [*_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
+    first = f"{winner.label}, {ratio}, {verdict(answer)}{change}: {reasons[0]}{rest}"
+    before = [*_question(answer), *wrapped(first, "recommended: "), *wrapped(shortfall(answer), "target: ")]
+    before += [*run_lines(answer), *_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
     after = [line for place, reason in enumerate(reasons[1:], 2) for line in wrapped(reason, f"{place:>2}  ")]
     count = f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}"
     after += ["", *wrapped(f"{count}. {LEGEND}")] if after else wrapped(f"{count}. {LEGEND}")
@@ -103,7 +110,7 @@ def _layers(candidate: Candidate) -> list[str]:
 
 
 def _remarks(answer: Recommendation) -> list[str]:
-    request, lines = answer.request, []
+    request, lines = answer.request, wrapped(_looks_back(answer))
     partial = [candidate.plan.scope for candidate in answer.candidates if candidate.plan.scope.partial]
     if partial:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
@@ -112,16 +119,31 @@ def _remarks(answer: Recommendation) -> list[str]:
         lines.append("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
+    lines += run_remarks(answer)
     times = [candidate.times for candidate in answer.candidates if candidate.times is not None]
     if times:
-        lines.append("train, decode: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
-        lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
+        keys = [column.key for column in _columns(answer) if not column.raw]
+        words = ", ".join(word for word in ("train", "decode") if f"{word}_s_per_token" in keys)
+        if words:
+            lines.append(f"{words}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
+            lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
         if request.profile and any(time.measured for time in times):
             lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
         lacking = sorted({time.missing.brief() for time in times if time.missing})
         if request.profile and lacking:
             lines += wrapped(f"Not in {request.profile.path}, so a roofline: {'; '.join(lacking)}.")
     return lines
+
+
+def _looks_back(answer: Recommendation) -> str:
+    """Return what the column of this name says, as far as the candidates need it."""
+    reaches = {candidate.direct_reach_tokens for candidate in answer.candidates}
+    words = ["looks back: how many tokens a layer meets directly"]
+    if reaches - {None, answer.contexts[-1]}:
+        words.append("stacked windows pass on more")
+    if None in reaches:
+        words.append("state: none")
+    return "; ".join(words) + "."
 
 
 def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
@@ -137,12 +159,16 @@ def _candidate(answer: Recommendation, place: int) -> dict[str, Any]:
         "params_total": candidate.parameters,
         "layers": candidate.spec.layer_count,
         "hidden_size": candidate.spec.hidden_size,
+        "direct_reach_tokens": candidate.direct_reach_tokens,
+        "target_met": candidate.balanced,
         "feasible": candidate.feasible,
         "why": why(answer, place),
         "rows": list(map(row_entry, candidate.rows)),
     }
     if candidate.tokens is not None:
         entry["tokens"] = candidate.tokens
+    if candidate.run is not None:
+        entry |= candidate_entry(candidate.run)
     if candidate.times is not None:
         entry |= {
             "train_s_per_token": candidate.times.train,
@@ -161,28 +187,40 @@ _AT_THE_LONGEST_CONTEXT = (
 def _columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the table, with one of ratios for each of several contexts."""
     request, shown = answer.request, answer.contexts[-MOST_CONTEXTS:]
+    priced = answer.runs is not None and request.limits.price is not None
     ratios = [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+    if priced and len(shown) == MOST_CONTEXTS:
+        ratios[0] = replace(ratios[0], raw=True)
     single = len(answer.contexts) == 1
-    columns = [Column("rank", "#"), Column("label", "candidate", left=True)]
+    columns = [Column("rank", "#"), Column("label", "candidate", left=True, fold=" + ")]
     columns += [Column("wsfr", "WSFR", show_ratio)] if single else ratios
     if request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
         columns.append(Column("layers", "depth", grouped))
-        columns.append(Column("hidden_size", "width", grouped))
+        columns.append(Column("hidden_size", "width", grouped, raw=priced))
     timed = any(candidate.times for candidate in answer.candidates)
     if request.keep == "weights" and single and not (timed and request.limits.flops):
-        columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops))
+        columns.append(Column("flops_per_token", "FLOPs\nper token", show_flops, raw=answer.runs is not None))
     columns.append(Column("state_bytes", "state per\nsequence", show_bytes))
+    columns.append(Column("direct_reach_tokens", "looks\nback", partial(_show_reach, answer.contexts[-1])))
     if request.limits.flops is not None:
         columns.append(Column("tokens", "tokens", format_parameters))
     if timed:
-        columns.append(Column("train_s_per_token", "train\nper token", format_duration))
-        columns.append(Column("decode_s_per_token", "decode\nper token", format_duration))
+        each = "per token" if request.limits.devices == 1 else "1 device"
+        planned = answer.runs is not None and request.profile is None
+        columns.append(Column("train_s_per_token", f"train\n{each}", format_duration, raw=planned))
+        wide = planned and (request.keep == "flops" or priced)
+        columns.append(Column("decode_s_per_token", f"decode\n{each}", format_duration, raw=wide))
+    columns += run_columns(answer)
     if timed and request.profile is not None:
         columns.append(Column("time_source", "train:", left=True))
     if not all(candidate.feasible for candidate in answer.candidates):
         columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
     return columns
+
+
+def _show_reach(context: int, tokens: int | None) -> str:
+    return "state" if tokens is None else "all" if tokens == context else grouped(tokens)
 
 
 def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:

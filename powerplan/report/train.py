@@ -84,7 +84,7 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
     sections = [_phase_section(phase, plan) for phase in plan.phases]
     if len(plan.phases) > 1:
-        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {_costs(plan)}")))
+        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {run_costs(plan)}")))
     if others:
         sections.append(_others_section(plan, others, payload["alternatives"]))
     sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
@@ -183,7 +183,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         word = "fits" if layout.fits else "does NOT fit"
         verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak ({layout.memory.place})"
     single = len(plan.phases) == 1
-    costs = _costs(plan) if single else format_duration(phase.seconds)
+    costs = run_costs(plan) if single else format_duration(phase.seconds)
     batch = f"{layout.sequences:,} sequences, {format_parameters(layout.batch_tokens)} tokens"
     lines = wrapped(f"{place}: {verdict}")
     lines += wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
@@ -234,7 +234,8 @@ def _devices(count: int, plan: TrainingPlan) -> str:
     return f"{count:,} {name}" if count > 1 else name
 
 
-def _costs(plan: TrainingPlan) -> str:
+def run_costs(plan: TrainingPlan) -> str:
+    """Return what a run takes in words: days, device hours, money, energy."""
     hours = f"{plan.gpu_hours:,.0f}" if plan.gpu_hours >= 1000 else format_figure(plan.gpu_hours)
     parts = [format_duration(plan.seconds), f"{hours} device hours"]
     if plan.cost is not None:

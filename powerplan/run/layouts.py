@@ -17,6 +17,9 @@ from powerplan.run.step import Efficiency, Rates, StepTime, step_of
 from powerplan.run.traffic import Links, links_of
 from powerplan.training import TRAINING_PASSES
 
+BATCH_TOKENS = 2**22
+"""Tokens of an optimizer step where none are given: Llama 3 began with 4M (arXiv 2407.21783, section 3.4.1)."""
+
 
 @dataclass(frozen=True)
 class Batch:

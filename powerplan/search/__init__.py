@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from powerplan.search.limits import Limits
-from powerplan.search.recommendation import SELECTABLE, Candidate, Chunk, Recommendation, Request, recommend
+from powerplan.search.recommendation import recommend
+from powerplan.search.request import SELECTABLE, Request
+from powerplan.search.result import Candidate, Chunk, OffTarget, Recommendation
 from powerplan.search.solve import Solution, solve
 
-__all__ = ["SELECTABLE", "Candidate", "Chunk", "Limits", "Recommendation", "Request", "Solution", "recommend", "solve"]
+__all__ = [
+    "SELECTABLE",
+    "Candidate",
+    "Chunk",
+    "Limits",
+    "OffTarget",
+    "Recommendation",
+    "Request",
+    "Solution",
+    "recommend",
+    "solve",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from operator import attrgetter
@@ -24,6 +24,8 @@ class Limits:
     max_decode: bytes of weights and state moved to decode one token there, at batch 1.
     flops: FLOPs of the whole training, for `tokens` tokens, or for one sequence where they are not given.
     device, devices: whose memory must hold the weights and the state of one sequence.
+    max_days, gpu_hours: of the whole training on these devices. price: money for an hour of one of them. Where any of
+        the three is set, the training has to fit into their memory.
     """
 
     max_state: int | None = None
@@ -32,6 +34,14 @@ class Limits:
     tokens: int | None = None
     device: Device | None = None
     devices: int = 1
+    max_days: Fraction | None = None
+    gpu_hours: Fraction | None = None
+    price: Fraction | None = None
+
+    @property
+    def on_training(self) -> bool:
+        """Whether the training run itself has limits to meet, that of memory at least."""
+        return (self.max_days, self.gpu_hours, self.price) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,16 @@ class Demand:
         times = f"{format_figure(self.excess)} times"
         if self.unit == "bytes":
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
-        return f"{float(self.needed):.4g} {self.unit}, {times} the {float(self.allowed):.4g} allowed"
+        return f"{_figure(self.needed)} {self.unit}, {times} the {_figure(self.allowed)} allowed"
+
+    def limit(self) -> str:
+        """Return "--max-state 512 MiB", or "--max-days 5"."""
+        return f"{self.option} {format_bytes(self.allowed) if self.unit == 'bytes' else _figure(self.allowed)}"
+
+
+def _figure(value: Fraction) -> str:
+    """Return four figures, and whole numbers to a million in full: 7,000, 4.342e+13."""
+    return f"{float(value):,.0f}" if 1000 <= value < 10**6 else f"{float(value):.4g}"
 
 
 class Checker:
@@ -93,16 +112,26 @@ class Checker:
 
     def infeasible(self, trials: Sequence[Trial]) -> InfeasibleError:
         """Return the error that names the constraint that binds, and by how much, where no candidate is left."""
-        checked, excess = [(trial, self.demands(trial)) for trial in trials], attrgetter("excess")
-        by_limit = zip(*(demands for _, demands in checked), strict=True)
-        worst = max((min(demands, key=excess) for demands in by_limit), key=excess)
-        if not worst.met:
-            least_text = f"even the least of {len(trials):,} candidates" if len(trials) > 1 else "the only candidate"
-            return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}")
-        nearest, demands = min(checked, key=lambda pair: (max(map(excess, pair[1])), pair[0].plan.text()))
-        worst = max(demands, key=excess)
-        others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
-        return InfeasibleError(
-            f"{worst.option}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
-            f"needs {worst.amounts()}; without {worst.option} there are {others:,} candidates"
-        )
+        return no_candidate(trials, self.demands)
+
+
+def no_candidate(
+    trials: Sequence[Trial], demands_of: Callable[[Trial], Sequence[Demand]], word: str = "candidates"
+) -> InfeasibleError:
+    """Return the error that names the constraint that binds, and by how much, where none of `trials` meets all.
+
+    demands_of: what a candidate needs of every constraint, in one order. word: what the candidates are called.
+    """
+    checked, excess = [(trial, demands_of(trial)) for trial in trials], attrgetter("excess")
+    by_limit = zip(*(demands for _, demands in checked), strict=True)
+    worst = max((min(demands, key=excess) for demands in by_limit), key=excess)
+    if not worst.met:
+        least_text = f"even the least of {len(trials):,} {word}" if len(trials) > 1 else "the only candidate"
+        return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}")
+    nearest, demands = min(checked, key=lambda pair: (max(map(excess, pair[1])), pair[0].plan.text()))
+    worst = max(demands, key=excess)
+    others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
+    return InfeasibleError(
+        f"{worst.option}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
+        f"needs {worst.amounts()}; without {worst.option} there are {others:,} {word}"
+    )

@@ -88,6 +88,13 @@ class Ranking:
         """Whether the model as it is would best be left so."""
         return trial.plan.unchanged and self.distance(trial) <= NEAR
 
+    def smaller_weights(self, trial: Trial) -> bool:
+        """Whether a plan makes projections smaller, where weights should stay as they are.
+
+        Projections that replace MLA's, as near as heads allow, count as weights that stay.
+        """
+        return self.keep == "weights" and any(self._traits(choice).fewer_kv_heads for choice in trial.plan.choices)
+
     def key(self, trial: Trial) -> tuple[object, ...]:
         """Return what candidates are sorted by; the first that differs decides."""
         plan, cost, distance = trial.plan, trial.cost, self.distance(trial)
@@ -95,12 +102,10 @@ class Ranking:
         balanced = distance <= BALANCED or (plan.unchanged and distance <= NEAR)
         tier = 0 if balanced else 1 if distance <= NEAR else 2
         band = int((distance - NEAR) / BAND) if tier == 2 and distance < inf else tier
-        # Projections that replace MLA's, as near as heads allow, count as weights that stay.
-        smaller_weights = self.keep == "weights" and any(trait.fewer_kv_heads for trait in traits)
         steps = [trait.head_dim_steps for trait in traits]
         return (
             trial.wasteful,
-            smaller_weights,
+            self.smaller_weights(trial),
             tier,
             band,
             self.prefer is not None and self._wrong_side(trial),

@@ -2,172 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
-from powerplan.accounting import Accounting, Row
-from powerplan.choices import Keep, Side
+from powerplan.accounting import Accounting
 from powerplan.dims import default_chunk_size
-from powerplan.dtypes import Dtypes
-from powerplan.errors import InputError, parameter
-from powerplan.hardware import peak_of
-from powerplan.measured import MeasuredTimes, Unmeasured
-from powerplan.mixers import Convention, Mixer
+from powerplan.errors import InputError, listed, parameter
+from powerplan.measured import Unmeasured
+from powerplan.mixers import Mixer
 from powerplan.mixers.formulas import total
-from powerplan.roofline import Roofline, TokenTimes
-from powerplan.search.choices import FAMILIES, NAMED_KINDS
+from powerplan.roofline import Roofline
 from powerplan.search.costs import CostBasis
 from powerplan.search.layer_plan import LayerPlan
-from powerplan.search.limits import Checker, Demand, Limits
+from powerplan.search.limits import Checker, Demand, no_candidate
 from powerplan.search.ranking import Ranking, sort_of
+from powerplan.search.request import Request
 from powerplan.search.resize import Resizer, Size, resized_alike
-from powerplan.search.trials import Excess, Search, Trial
+from powerplan.search.result import BalancedWindow, Candidate, Chunk, OffTarget, Recommendation
+from powerplan.search.runs import Runs, runs_of, within_limits
+from powerplan.search.target import Miss, miss_of
+from powerplan.search.trials import Search, Trial
 from powerplan.spec import ModelSpec
 from powerplan.swap import renamed
 from powerplan.training import TRAINING_PASSES, train_flops
 
-MIX = "mix"
-"""The word of `--only` and `--exclude` for plans with two kinds of layers."""
-
-SELECTABLE = (*FAMILIES, MIX, *NAMED_KINDS)
-"""What `--only` and `--exclude` take."""
-
 RESIZED = 24
 """Best candidates that `--keep flops` resizes, besides the best of each sort."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a recommendation has to respect.
-
-    contexts: in tokens. The worst of them decides; limits, windows and state refer to the longest.
-    target: the weight-state FLOP ratio that is wanted. limits: what every candidate must meet.
-    only, exclude: words of SELECTABLE. prefer: the side that should be the heavier one, where one must be.
-    keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
-        the model as it is.
-    convention, dtypes: how costs are counted, and the dtypes of weights, cache and recurrent state.
-    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
-        those that always are.
-    """
-
-    contexts: Sequence[int]
-    target: Fraction = Fraction(1)
-    limits: Limits = field(default_factory=Limits)
-    only: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    prefer: Side | None = None
-    keep: Keep = "weights"
-    convention: Convention = field(default_factory=Convention)
-    dtypes: Dtypes = field(default_factory=Dtypes)
-    profile: MeasuredTimes | None = None
-    top: int = 6
-
-    def admits(self, plan: LayerPlan) -> bool:
-        """Whether `only` and `exclude` leave a plan."""
-        named = set(self.only) - {MIX}
-        if MIX in self.exclude and plan.is_mix:
-            return False
-        if self.only and not named and not plan.is_mix:
-            return False
-        return (not named or plan.families <= named) and not plan.families & set(self.exclude)
-
-    def check(self) -> None:
-        """Raise InputError where the request contradicts itself."""
-        if both := ", ".join(sorted(set(self.only) & set(self.exclude))):
-            raise InputError(f"{both} is asked for and excluded", f"{parameter('only')}, {parameter('exclude')}")
-        if self.limits.tokens is not None and self.limits.flops is None:
-            raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
-        if self.limits.devices > 1 and self.limits.device is None:
-            raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
-
-    def roofline(self) -> Roofline | None:
-        """Return what gives times: the device that is named, or the one that the profile was measured on."""
-        device, profile = self.limits.device, self.profile
-        peak = peak_of(device) if device else profile.peak() if profile else None
-        return Roofline(peak, profile) if peak else None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One plan with its model and its numbers.
-
-    label: its name in a table. rows: the numbers at the contexts of the request, in their order.
-    parameters: of the model, all experts included. unmet: the limits that it does not meet.
-    balanced, near: whether it is on target, and whether the model as it is would best be left so.
-    wasteful, excess: whether a mixer costs more than keeping every key, and by how many times each choice does.
-    times: seconds per token on one device, None without a device. tokens: what the FLOPs of the limits buy, if any.
-    """
-
-    plan: LayerPlan
-    label: str
-    spec: ModelSpec
-    rows: tuple[Row, ...]
-    parameters: int
-    unmet: tuple[Demand, ...]
-    balanced: bool
-    near: bool
-    wasteful: bool
-    excess: tuple[Excess, ...]
-    times: TokenTimes | None
-    tokens: int | None
-
-    @property
-    def feasible(self) -> bool:
-        return not self.unmet
-
-    @property
-    def row(self) -> Row:
-        """The numbers at the longest context."""
-        return self.rows[-1]
-
-    @property
-    def mixer(self) -> str:
-        """The plan in `--mixer` texts, for the model as it is (before it is resized)."""
-        return self.plan.text()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The chunk size, in tokens, of a recurrent layer of the winner, and where it comes from."""
-
-    mixer: str
-    size: int
-    source: str
-
-
-@dataclass(frozen=True)
-class BalancedWindow:
-    """The window, in tokens, that balances a model: in every layer, or (`partial`) in those whose state grows."""
-
-    tokens: int
-    partial: bool
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """Candidates in order, the recommended one first.
-
-    base: the model as it is. searched: how many candidates were compared.
-    balanced_context, balanced_window: where the model as it is balances, in tokens.
-    chunks: chunk sizes of the recommended model. movable: whether any layer can take another mixer.
-    """
-
-    base: Accounting
-    request: Request
-    contexts: tuple[int, ...]
-    candidates: tuple[Candidate, ...]
-    searched: int
-    balanced_context: int | None
-    balanced_window: BalancedWindow | None
-    chunks: tuple[Chunk, ...]
-    movable: bool
-
-    @property
-    def recommended(self) -> Candidate:
-        return self.candidates[0]
 
 
 def recommend(spec: ModelSpec, request: Request) -> Recommendation:
@@ -192,18 +55,34 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         raise InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
     roofline = request.roofline()
     ranking = Ranking(search, request.prefer, request.keep, _training_time(search, roofline))
+    checker, miss = Checker(request.limits, base, basis), None
+    runs, unplanned = runs_of(base, basis, request.limits)
     if request.keep == "flops":
         models, search, ranking = _resized(search, ranking, trials, request)
     else:
-        checker = Checker(request.limits, base, basis)
-        unmet = {id(trial): bool(checker.unmet(trial)) for trial in trials}
+        unmet = {id(trial): checker.unmet(trial) for trial in trials}
         if all(unmet.values()):
             raise checker.infeasible(trials)
-        ordered = sorted(trials, key=lambda trial: (unmet[id(trial)], ranking.key(trial)))
-        models = {trial: trial.plan.build(spec) for trial in _selection(ordered, request.top, ranking)}
+        keys = {id(trial): ranking.key(trial) for trial in trials}
+
+        def in_order(some: Iterable[Trial]) -> list[Trial]:
+            return sorted(some, key=lambda trial: (bool(unmet[id(trial)]), keys[id(trial)]))
+
+        ordered, build = in_order(trials), cache(lambda trial: trial.plan.build(spec))
+        if runs is not None and request.limits.on_training:
+            allowed = [trial for trial in ordered if not unmet[id(trial)]]
+            within = within_limits(allowed, runs, ranking, build, request.top)
+            for trial in _selection([*within, *ordered], request.top, ranking):
+                runs.plan(trial, build(trial))
+            unmet = {id(trial): (*unmet[id(trial)], *runs.unmet(trial)) for trial in trials}
+            ordered = in_order(trial for trial in ordered if unmet[id(trial)] or runs.has(trial))
+        miss = miss_of(ordered, ranking, lambda trial: unmet[id(trial)])
+        shown = {id(trial) for trial in _selection(ordered, request.top, ranking)}
+        shown |= {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
+        models = {trial: build(trial) for trial in ordered if id(trial) in shown}
 
     def candidate(trial: Trial, model: ModelSpec) -> Candidate:
-        plan, budget = trial.plan, request.limits.flops
+        plan, budget, own = trial.plan, request.limits.flops, model
         label = plan.label() if request.keep == "weights" else plan.resized_label(model)
         if not plan.unchanged:
             text = label if plan.is_mix or plan.scope.partial else plan.text()
@@ -216,18 +95,25 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
             spec=model,
             rows=rows,
             parameters=accounting.total_parameters.with_embeddings,
-            unmet=Checker(request.limits, accounting, basis).unmet(trial),
+            unmet=(*Checker(request.limits, accounting, basis).unmet(trial), *(runs.unmet(trial, own) if runs else ())),
             balanced=ranking.balanced(trial),
             near=ranking.near(trial),
             wasteful=trial.wasteful,
             excess=() if plan.unchanged else tuple(search.excess(plan.scope, choice) for choice in plan.choices),
             times=roofline.times(model, rows[-1]) if roofline else None,
             tokens=None if budget is None else int(budget // train_flops(rows[-1])),
+            run=runs.plan_of(trial, own) if runs else None,
         )
 
-    candidates = sorted(map(candidate, models, models.values()), key=lambda candidate: not candidate.feasible)
-    if not candidates[0].feasible:
-        raise Checker(request.limits, Accounting(candidates[0].spec, request.convention), basis).infeasible([*models])
+    built = {trial: candidate(trial, model) for trial, model in models.items()}
+    if request.keep == "flops":  # Limits are those of each model, so only what is shown is compared.
+        order = sorted(built, key=lambda trial: not built[trial].feasible)
+        if not built[order[0]].feasible:
+            over = {id(trial): built[trial] for trial in order}
+            raise no_candidate(order, lambda trial: _demands(over[id(trial)], trial, request, basis, runs))
+        built = {trial: built[trial] for trial in order}
+        miss = miss_of(order, ranking, lambda trial: built[trial].unmet)
+    candidates = list(built.values())
     window = search.balanced_window(search.scopes[0]) if search.scopes else None
     return Recommendation(
         base=base,
@@ -239,7 +125,25 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         balanced_window=BalancedWindow(window, search.scopes[0].partial) if window else None,
         chunks=_chunks(candidates[0].plan, request),
         movable=bool(search.scopes),
+        off_target=None if miss is None else _off_target(miss, built),
+        runs=runs,
+        unplanned=unplanned,
     )
+
+
+def _off_target(miss: Miss, built: dict[Trial, Candidate]) -> OffTarget:
+    return OffTarget(
+        closest=built[miss.closest] if miss.closest else None,
+        meets=built[miss.meets] if miss.meets else None,
+        within=listed([demand.limit() for demand in miss.limits], "and"),
+        wasteful=miss.wasteful,
+    )
+
+
+def _demands(candidate: Candidate, trial: Trial, request: Request, basis: CostBasis, runs: Runs | None) -> list[Demand]:
+    """Return what a candidate needs of every constraint, by its own model."""
+    demands = Checker(request.limits, Accounting(candidate.spec, request.convention), basis).demands(trial)
+    return [*demands, *(runs.demands(candidate.run) if runs and candidate.run else ())]
 
 
 def _always_shown(trial: Trial, ranking: Ranking) -> bool:

@@ -22,7 +22,8 @@ from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.search.recommendation import Request, recommend
+from powerplan.search.recommendation import recommend
+from powerplan.search.request import Request
 from powerplan.search.resize import resized_to
 from powerplan.spec import MAX_NAME, ModelSpec
 from powerplan.swap import with_mixer

@@ -171,6 +171,18 @@ RECOMMEND = {
     "--tokens 10B": "--tokens needs the budget that they must fit; add --flops",
     "--hardware h1000": "'h1000' is not a known device; ...",
     "--devices 4": "--devices needs the device; such as --gpu h100-sxm",
+    "--max-days 3": "--max-days needs the device; such as --gpu h100-sxm",
+    "--gpu-hours 1000": "--gpu-hours needs the device; such as --gpu h100-sxm",
+    "--price 2.50 --devices 8": "--price needs the device; such as --gpu h100-sxm",
+    "--gpu h100-sxm --max-days 0": "--max-days: '0' is out of range; allowed is more than 0",
+    "--gpu h100-sxm --max-days -3": "--max-days: '-3' is not a number of days; write 30 or 1.5",
+    "--gpu h100-sxm --price -2.50": "--price: '-2.50' is not an amount of money; write 2.50",
+    "--gpu h100-sxm --gpu-hours 0": "--gpu-hours: '0' is out of range; allowed are 1 to 1e40",
+    "--gpu rtx-4090 --devices 64 --price 1": "--devices: the catalogue has no rates of links that join 64 rtx-4090",
+    "--gpu h100-sxm --devices 10000000 --price 1": "--devices: no layout of 10,000,000 devices can share a batch of "
+    "4,194,304 tokens in sequences of 65,536 evenly",
+    "--solve p --max-days 3 --gpu-hours 9 --price 0": "--solve: answers with one number: leave --max-days, --gpu-hours "
+    "and --price out",
     "--devices 0": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
     "--keep params": "--keep: 'params' is not known; allowed are weights, flops (powerplan recommend --help)",
     "--only power --exclude power": "--only, --exclude: power is asked for and excluded",
