@@ -23,8 +23,8 @@ SCHEMA = "powerplan.train/1"
 class OtherRun:
     """The same tokens with other mixers.
 
-    name: what is other. mixer: as --mixer takes it, where it is in every layer. recommended: whether `recommend` puts it
-    first.
+    name: what is other. mixer: as --mixer takes it, where it is in every layer. recommended: whether `recommend` puts
+    it first.
     """
 
     name: str
