@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated
 
 import msgspec
 
+from powerplan.choices import Kernels
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer, Size, StateSize, Window
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
-from powerplan.mixers.linear import RecurrentState
+from powerplan.mixers.kept import Kept, Moment, chunk_values, kept
+from powerplan.mixers.linear import CHUNKS_PER_SAVED_STATE, RecurrentState
 
 MAX_DEGREE = 16
 """The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""
@@ -69,6 +72,55 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
         features = self.kv_heads * self.feature_dim * self.v_head_dim
         return StateSize(recurrent=features, entry=self.kv_heads * (self.head_dim + self.v_head_dim))
 
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return queries, keys, values, outputs, gates, sums of weights, and states: every eighth chunk's in torch.
+
+        The Triton kernels keep the state before every chunk in the format of activations (fp32 for fp16) and, for
+        p = 2, its normaliser as a k x k matrix (kernels/triton/shapes.py, saved_states). torch's logsigmoid keeps its
+        input and one number more on a CPU.
+        """
+        fused = kernels == "fused"
+        normaliser = ("k*k" if self.degree == 2 else "D") if self.has_normaliser else ""
+        gates = ("2*G" if fused else "3*G") if self.gated else ""
+        return kept(
+            ("queries, keys, values", "activations", "H*k + G*(k + v)"),
+            ("outputs", "activations", "H*v"),
+            ("gates", "fp32", gates, True),
+            ("sums of weights", "fp32", "H" if self.has_normaliser else ""),
+            ("states", "activations", "G*D*v*states" if fused else ""),
+            (
+                "states",
+                "activations" if self.degree == 2 else "fp32",
+                normaliser and fused and f"G*{normaliser}*states",
+            ),
+            ("states", "fp32", "" if fused else f"G*D*{self._columns}*states"),
+        )
+
+    @property
+    def _columns(self) -> str:
+        return "(v + 1)" if self.has_normaliser else "v"
+
+    def mix_backward(self, context: int, kernels: Kernels) -> Moment:
+        """Return gradients of the inputs, from that of the output.
+
+        The Triton kernels add the gradient over the sums of weights, queries with time last, and the states' gradients
+        before and after they are added up (kernels/triton/hopper/run.py).
+        """
+        gradients = kept(
+            ("gradients", "activations", "H*k + G*(k + v) + H*v"), ("gradients", "fp32", "G" if self.gated else "")
+        )
+        if kernels == "torch":
+            return gradients
+        return (*gradients, *kept(("workspace", "activations", "H*k + 2*H*v + 2*G*D*v*states")))
+
+    def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
+        if kernels == "torch":
+            chunk, per_state = self.effective_chunk_size(), CHUNKS_PER_SAVED_STATE
+            return chunk_values(context, chunk, per_state) | {"D": self.executed_dim}
+        values = chunk_values(context, self.chunk_size or default_chunk_size(self.head_dim, self.degree, "triton"))
+        # Where there are several chunks, the empty state before the first one is kept too.
+        return values | {"D": self.executed_dim, "states": values["states"] and values["states"] + Fraction(1, context)}
+
     @classmethod
     def relatives(cls) -> type[Mixer]:
         """Power and linear attention have gates and chunks in common."""
@@ -87,6 +139,8 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     """
 
     source = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"
+    saved_source = "kernels/triton/shapes.py, saved_states; kernels/eager.py, ChunkedPower"
+    tracked = True
 
     p: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEGREE)]
     normalize: bool = True
@@ -120,3 +174,5 @@ class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag=
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
     source = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
+    saved_source = Power.saved_source
+    tracked = True
