@@ -152,11 +152,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         if self.head_dim != self.v_head_dim and not self.sinks:
             return kept(("scores", "fp32", "4*H*chunk*late" if windowed else "2*H*t"))
         if self.sinks:
-            pairs = "4" if windowed else "2"
-            return kept(
-                ("gradients", "activations", f"2*H*{self._longer} + {pairs}*H*{self._longer}"),
-                ("gradients", "fp32", "H"),
-            )
+            tensors = "(1 + 6*late)" if windowed else "5"
+            return kept(("gradients", "activations", f"{tensors}*H*{self._longer}"), ("gradients", "fp32", "H"))
         if windowed:
             return kept(("gradients", "activations", "(H*k + 2*G*(k + v))*late"))
         return super().mix_backward(context, kernels)

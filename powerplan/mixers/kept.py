@@ -31,7 +31,7 @@ class Kept(NamedTuple):
 
 
 Moment = tuple[Kept, ...]
-"""What exists at one moment of a backward pass beside all that was kept, less what is no longer kept by then."""
+"""What exists at one moment beside all that a block keeps, less what is not kept yet or no longer."""
 
 
 class Keeping:
@@ -73,8 +73,8 @@ class Keeping:
             ("input", "activations", "m"), ("projections", "activations", rows), ("states", "activations", states)
         )
 
-    def backward_formulas(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
-        """Return the moments of the backward pass that may be its worst, without the gradient of the layer's output.
+    def working_formulas(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the moments of both passes that may be the worst, without the gradient of the layer's output.
 
         The estimate of a kind that is not known better: a gradient of everything that is kept.
         """
@@ -87,7 +87,7 @@ class Keeping:
         raise NotImplementedError
 
     def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
-        """Return the moments of the backward pass that may be its worst, of a kind that is known."""
+        """Return the moments of both passes that may be the worst, of a kind that is known."""
         raise NotImplementedError
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:

@@ -11,12 +11,11 @@ from powerplan.mixers.base import SAME, Mixer, Size, Width, Window
 from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys_in_chunks, mean_solve
 from powerplan.mixers.kept import Kept, Moment, chunk_values, kept, norm_kept
 
-
 CHUNKS_PER_SAVED_STATE = 8
 """The torch engine of power attention keeps the state before every eighth chunk (kernels/chunked.py)."""
 
 TOKENS_PER_PIECE = 8
-"""Tokens of a chunk that share an anchor where each key channel has a decay of its own (models/mixers/recurrence.py)."""
+"""Tokens of a chunk that share an anchor where each key channel has its own decay (models/mixers/recurrence.py)."""
 
 
 def piece_values(values: dict[str, Rational]) -> dict[str, Rational]:
@@ -285,6 +284,28 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
             ("scores", "fp32", "H*chunk"),
             ("states", "fp32", "2*H*k*v*states"),
         )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return those of the norm and the gate; in torch, two of the decayed keys too.
+
+        In the backward pass their gradient and those of its two factors exist at once. By then the keys are gone, and
+        all that comes after them: scores, states, new values, output norm and gate. In the forward pass all keys exist
+        twice while scores are made of them, in three tensors before the one that is kept.
+        """
+        moments = super().own_moments(context, kernels)
+        if kernels == "fused":
+            return moments
+        output = "".join(f" - ({part.formula})" for part in self._output_kept(kernels) if part.format == "fp32")
+        after, gates = "H*k*late + H*v + 2*H*k*v*states", self._gate_tensors + 1 if self.output_gate else 1
+        scores = kept(
+            ("decayed keys and scores", "fp32", f"(pieces + 2)*H*k + 2*H*chunk - ({after}){output}"),
+            ("projections", "activations", f"cast*(3*H*k + H*v) - {gates}*H*v"),
+        )
+        keys = kept(
+            ("decayed keys", "fp32", f"2*pieces*H*k - ({after} + H*chunk + H*v){output}"),
+            ("gate", "activations", f"m - {gates}*H*v" if self.output_gate else "-H*v"),
+        )
+        return (*moments, scores, keys)
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         return piece_values(super().saved_values(context, kernels))

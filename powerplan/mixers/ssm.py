@@ -12,9 +12,8 @@ from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.linear import ChunkedState
 
-
 SCAN_CHUNK = 2048
-"""Tokens from one state that the selective scan keeps to the next (mamba_ssm, csrc/selective_scan/selective_scan.cpp)."""
+"""Tokens from one kept state of the selective scan to the next (mamba_ssm, csrc/selective_scan/selective_scan.cpp)."""
 
 
 class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):

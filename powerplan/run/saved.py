@@ -20,8 +20,8 @@ from powerplan.run.recipe import Recipe
 from powerplan.spec import Layer, ModelSpec
 
 LOGIT_TENSORS = 3
-"""fp32 tensors of the logits' size at the peak of the loss: the log-softmax, the gradient of the cross entropy, and that
-of the logits. torch's tracker finds 12.0 bytes per token and entry of the vocabulary, for bf16 and for fp32 models."""
+"""fp32 tensors of the logits' size at the peak of the loss: the log-softmax, the gradient of the cross entropy, and
+that of the logits. torch's tracker finds 12 bytes per token and entry of the vocabulary, for bf16 and fp32 models."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,14 @@ def loss_bytes(spec: ModelSpec, recipe: Recipe) -> tuple[Fraction, Fraction]:
     """Return the bytes per token of logits and cross entropy: what stays for all tokens, and what exists at the peak.
 
     The peak is that of `Decoder.loss`, in the backward pass of the cross entropy: the forward pass takes two fp32
-    tensors and the logits. A chunked loss has it for the tokens of a chunk; it computes the gradient of the LM head's
+    tensors and the logits. With a vocabulary that is small for the width, the final norm's backward pass takes more.
+    A chunked loss has it for the tokens of a chunk; it computes the gradient of the LM head's
     input at once, which stays.
     """
-    peak = LOGIT_TENSORS * spec.vocab_size * DTYPE_BYTES["fp32"]
+    peak = Fraction(LOGIT_TENSORS * spec.vocab_size * DTYPE_BYTES["fp32"])
+    if spec.norm.final:
+        # By then the input of the LM head, which counts as kept, is gone.
+        peak = max(peak, _norm_part(spec, recipe).working - spec.hidden_size * recipe.activation_bytes)
     stays = spec.hidden_size * recipe.activation_bytes if recipe.loss == "chunked" else Fraction(0)
     return stays, peak
 
@@ -124,8 +128,8 @@ def _norm_part(spec: ModelSpec, recipe: Recipe) -> SavedPart:
     """Return a norm of the residual stream.
 
     Fused, it keeps its input and an fp32 number per token (a LayerNorm two), and makes gradients of its output and of
-    its input. torch's RMSNorm is made of plain operators on a CPU: it keeps an fp32 copy of its input and the normalised
-    input, and makes five fp32 tensors of the size, by when one of those two is gone.
+    its input. torch's RMSNorm is made of plain operators on a CPU: it keeps an fp32 copy of its input and the
+    normalised input, and makes five fp32 tensors of the size, by when one of those two is gone.
     """
     if spec.norm.kind == "none":
         return SavedPart("norm", (), Fraction(0), Fraction(0), False)
@@ -160,7 +164,7 @@ def _block_part(block: Block, spec: ModelSpec, context: int, recipe: Recipe, rea
     for part in formulas:
         components[part.component] = components.get(part.component, Fraction(0)) + size(part)
     again = _sum(size(part) for part in formulas if part.again)
-    moments = [_sum(map(size, moment)) for moment in block.backward_formulas(context, kernels)]
+    moments = [_sum(map(size, moment)) for moment in block.working_formulas(context, kernels)]
     working = max(moments, default=Fraction(0))
     return SavedPart(block.kind, tuple(components.items()), again, working, block.saved_is_estimate(kernels))
 
