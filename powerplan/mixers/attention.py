@@ -145,18 +145,28 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         """The letter of the longer of the two head dims."""
         return "k" if self.head_dim >= self.v_head_dim else "v"
 
-    def mix_backward(self, context: int, kernels: Kernels) -> Moment:
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the kernel's moments. Scores in fp32 exist two times more while the gradient of their softmax is made.
+
+        Over windows, the forward pass has as many scores, and heads in pairs of windows and as they were before.
+        """
         if kernels == "fused":
-            return super().mix_backward(context, kernels)
+            return super().mix_moments(context, kernels)
         windowed = self.window is not None and self.window < context
         if self.head_dim != self.v_head_dim and not self.sinks:
-            return kept(("scores", "fp32", "4*H*chunk*late" if windowed else "2*H*t"))
+            if not windowed:
+                return (kept(("scores", "fp32", "2*H*t")),)
+            pairs = kept(
+                ("scores and heads", "fp32", "2*H*(chunk + k)*late + cast*(H*k + 2*G*(k + v))*late"),
+                ("heads", "activations", "2*H*k + G*(k + v)*(1 + 2*late)"),
+            )
+            return kept(("scores", "fp32", "4*H*chunk*late")), pairs
         if self.sinks:
             tensors = "(1 + 6*late)" if windowed else "5"
-            return kept(("gradients", "activations", f"{tensors}*H*{self._longer}"), ("gradients", "fp32", "H"))
+            return (kept(("gradients", "activations", f"{tensors}*H*{self._longer}"), ("gradients", "fp32", "H")),)
         if windowed:
-            return kept(("gradients", "activations", "(H*k + 2*G*(k + v))*late"))
-        return super().mix_backward(context, kernels)
+            return (kept(("gradients", "activations", "(H*k + 2*G*(k + v))*late")),)
+        return super().mix_moments(context, kernels)
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         if self.window is None or self.window >= context:

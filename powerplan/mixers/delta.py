@@ -10,7 +10,7 @@ from powerplan.choices import Kernels
 from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
 from powerplan.mixers.formulas import Formulas, Rational
 from powerplan.mixers.kept import Kept, Moment, kept
-from powerplan.mixers.linear import ChunkedState, MatrixState, piece_values
+from powerplan.mixers.linear import ChunkedState, MatrixState, piece_values, recurrence_outputs
 
 
 class DeltaRule(MatrixState, frozen=True, kw_only=True):
@@ -61,6 +61,14 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
             ("scores", "fp32", self.torch_scores),
             ("states", "fp32", "2*H*k*v*states"),
         )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return those of the norm and the gate; in torch, that of the recurrence's outputs too."""
+        moments = super().own_moments(context, kernels)
+        if kernels == "fused":
+            return moments
+        outputs = recurrence_outputs("0", f"2*{self.key_letter}*k + H*k + H*v")
+        return (*moments, (*outputs, *self._output_not_kept()))
 
     def mix_backward(self) -> Moment:
         """Return what the fused kernel's backward pass makes: gradients, what it computes again, and the states.

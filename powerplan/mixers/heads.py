@@ -103,23 +103,25 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
 
     def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
         """Return the moment of the output gate and that of the kernel, by when the gate and its output are gone."""
-        kernel = self.mix_backward(context, kernels)
+        kernel = self.mix_moments(context, kernels)
         if not self.output_gate:
-            return (kernel,)
+            return kernel
         gone = "m - 2*H*v" if self.output_gate is True else "m - H*v - H"
-        return kept(("gradients", "activations", "2*H*v")), (*kernel, *kept(("gate", "activations", gone)))
+        return kept(("gradients", "activations", "2*H*v")), *(
+            (*moment, *kept(("gate", "activations", gone))) for moment in kernel
+        )
 
-    def mix_backward(self, context: int, kernels: Kernels) -> Moment:
-        """Return what the kernel's backward pass makes: gradients of its inputs from that of its output.
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return what the kernel makes: in its backward pass gradients of its inputs, from that of its output.
 
         FlashAttention adds up the queries' gradients in fp32 and, where heads share keys and values, makes theirs for
         every head (csrc/flash_attn/flash_api.cpp: dq_accum, softmax_d, dk_expanded, dv_expanded).
         """
         gradients = kept(("gradients", "activations", "H*k + G*(k + v) + H*v"))
         if kernels == "torch":
-            return gradients
+            return (gradients,)
         shared = "H*(k + v)" if self.kv_heads < self.heads else ""
-        return (*gradients, *kept(("workspace", "fp32", "H*k + H"), ("workspace", "activations", shared)))
+        return ((*gradients, *kept(("workspace", "fp32", "H*k + H"), ("workspace", "activations", shared))),)
 
     def own_heads(self) -> HeadShape:
         return HeadShape(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)

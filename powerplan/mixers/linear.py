@@ -23,6 +23,18 @@ def piece_values(values: dict[str, Rational]) -> dict[str, Rational]:
     return values | {"pieces": -(-int(values["chunk"]) // TOKENS_PER_PIECE)}
 
 
+def recurrence_outputs(copies: str, projections: str) -> Moment:
+    """Return what exists in models/mixers/recurrence.py when the outputs of all chunks are joined.
+
+    Beside what stays: outputs within chunks and from states, their sum and the whole, decayed queries and sums of
+    decays, what heads were cast from, and copies of the decayed keys.
+    """
+    return kept(
+        ("outputs", "fp32", f"({copies} + 2)*H*k + 2*H*v*(1 + late)"),
+        ("projections", "activations", f"cast*({projections})"),
+    )
+
+
 class RecurrentState(Mixer, frozen=True, kw_only=True):
     """A mixer with a recurrent state, computed token by token or in chunks.
 
@@ -178,6 +190,10 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
         norm = kept(("norm", "fp32", made), ("gate", "activations", gone))
         return (norm, kept(("gate", "activations", "2*H*v"))) if self.output_gate else (norm,)
 
+    def _output_not_kept(self) -> Moment:
+        """Return what output norm and gate keep, as less: for moments before them, and for those when it is gone."""
+        return tuple(part._replace(formula=f"-({part.formula})") for part in self._output_kept("torch"))
+
     def mix_backward(self) -> Moment:
         """Return what the fused kernel's backward pass makes: gradients, and the states of all chunks and theirs.
 
@@ -286,26 +302,26 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
         )
 
     def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
-        """Return those of the norm and the gate; in torch, two of the decayed keys too.
+        """Return those of the norm and the gate; in torch, three of the recurrence too.
 
-        In the backward pass their gradient and those of its two factors exist at once. By then the keys are gone, and
-        all that comes after them: scores, states, new values, output norm and gate. In the forward pass all keys exist
-        twice while scores are made of them, in three tensors before the one that is kept.
+        In the forward pass there are three tensors of scores before the one that is kept. In the backward pass the
+        gradient of the decayed keys and those of its two factors exist at once. By then the keys are gone, and all that
+        comes after them: scores, states, new values, output norm and gate.
         """
         moments = super().own_moments(context, kernels)
         if kernels == "fused":
             return moments
-        output = "".join(f" - ({part.formula})" for part in self._output_kept(kernels) if part.format == "fp32")
-        after, gates = "H*k*late + H*v + 2*H*k*v*states", self._gate_tensors + 1 if self.output_gate else 1
+        copy, after = "0" if self.conv_size else "pieces", "H*k*late + H*v + 2*H*k*v*states"
         scores = kept(
-            ("decayed keys and scores", "fp32", f"(pieces + 2)*H*k + 2*H*chunk - ({after}){output}"),
-            ("projections", "activations", f"cast*(3*H*k + H*v) - {gates}*H*v"),
+            ("decayed keys and scores", "fp32", f"({copy} + 2)*H*k + 2*H*chunk - ({after})"),
+            ("projections", "activations", "cast*(3*H*k + H*v)"),
         )
         keys = kept(
-            ("decayed keys", "fp32", f"2*pieces*H*k - ({after} + H*chunk + H*v){output}"),
-            ("gate", "activations", f"m - {gates}*H*v" if self.output_gate else "-H*v"),
+            ("decayed keys", "fp32", f"2*pieces*H*k - ({after} + H*chunk + H*v)"),
+            ("gradients", "activations", "m" if self.output_gate else ""),
         )
-        return (*moments, scores, keys)
+        outputs = recurrence_outputs(copy, "3*H*k + H*v")
+        return (*moments, *((*moment, *self._output_not_kept()) for moment in (scores, keys, outputs)))
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         return piece_values(super().saved_values(context, kernels))

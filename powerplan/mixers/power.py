@@ -100,7 +100,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     def _columns(self) -> str:
         return "(v + 1)" if self.has_normaliser else "v"
 
-    def mix_backward(self, context: int, kernels: Kernels) -> Moment:
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
         """Return gradients of the inputs, from that of the output.
 
         The Triton kernels add the gradient over the sums of weights, queries with time last, and the states' gradients
@@ -110,8 +110,8 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
             ("gradients", "activations", "H*k + G*(k + v) + H*v"), ("gradients", "fp32", "G" if self.gated else "")
         )
         if kernels == "torch":
-            return gradients
-        return (*gradients, *kept(("workspace", "activations", "H*k + 2*H*v + 2*G*D*v*states")))
+            return (gradients,)
+        return ((*gradients, *kept(("workspace", "activations", "H*k + 2*H*v + 2*G*D*v*states"))),)
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         if kernels == "torch":
