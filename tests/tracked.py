@@ -33,9 +33,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Tracked:
-    """Bytes by the tracker's categories ("Parameter", "Activation", ...) when their sum was highest."""
+    """Bytes by the tracker's categories ("Sharded Param", "OptState", "Activation", "Temp" ...).
+
+    at_peak: when their sum was highest. after_backward: at the end of the last backward pass, before the optimizer.
+    """
 
     at_peak: dict[str, int]
+    after_backward: dict[str, int]
 
     @property
     def activations(self) -> int:
@@ -88,7 +92,8 @@ def tracked_step(spec: ModelSpec, tokens: int, dtype: str, *, checkpoint: bool =
         tracker.track_external(model)
         with tracker:
             model.loss(batch).mean().backward()
-        return Tracked(_by_category(tracker.get_tracker_snapshot("peak")))
+            after_backward = _by_category(tracker.get_tracker_snapshot("current"))
+        return Tracked(_by_category(tracker.get_tracker_snapshot("peak")), after_backward)
 
 
 def tracked_fsdp_steps(
@@ -111,10 +116,11 @@ def tracked_fsdp_steps(
         with tracker:
             for _ in range(2):
                 _loss(model, batch).backward()
+                after_backward = _by_category(tracker.get_tracker_snapshot("current"))
                 optimizer.step()
                 optimizer.zero_grad()
                 tracker.reset_mod_stats()
-        return Tracked(_by_category(tracker.get_tracker_snapshot("peak")))
+        return Tracked(_by_category(tracker.get_tracker_snapshot("peak")), after_backward)
 
 
 def _loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:

@@ -42,9 +42,13 @@ class Keeping:
     """
 
     __slots__ = ()
-    state = ""
     saved_source = ""
     tracked: ClassVar[bool] = False
+
+    @property
+    def chunk_state(self) -> str:
+        """The formula of the state that stays before each chunk; empty for a kind without chunks."""
+        return ""
 
     def runs_on(self, kernels: Kernels) -> Kernels:
         """Return whose formulas count: those of "torch" only where powerplan.models builds the kind."""
@@ -68,7 +72,7 @@ class Keeping:
         if self._is_known:
             return self.own_kept(context, self.runs_on(kernels))
         rows = " + ".join(f"({count})*({rows})" for _, count, rows, _ in self.matrix_formulas(idle=False))
-        states = f"({self.state})*states" if "states" in self.saved_values(context, kernels) else ""
+        states = self.chunk_state and f"({self.chunk_state})*states"
         return kept(
             ("input", "activations", "m"), ("projections", "activations", rows), ("states", "activations", states)
         )

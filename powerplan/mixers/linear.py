@@ -80,6 +80,10 @@ class ChunkedState(RecurrentState, frozen=True, kw_only=True):
     def effective_chunk_size(self) -> int:
         return self.chunk_size
 
+    @property
+    def chunk_state(self) -> str:
+        return self.state_formulas()[0][1]
+
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         return chunk_values(context, self.chunk_size)
 

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from powerplan.choices import Kernels
+from powerplan.choices import Recompute
 from powerplan.dtypes import DTYPE_BYTES
 from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import total
-from powerplan.mixers.kept import Kept
 from powerplan.run.recipe import Recipe
 from powerplan.spec import Layer, ModelSpec
 
@@ -42,60 +40,73 @@ class SavedPart:
     @property
     def bytes(self) -> Fraction:
         """All that is kept without recomputation."""
-        return sum((size for _, size in self.components), Fraction(0))
+        return _sum(size for _, size in self.components)
 
 
-def kept_bytes(spec: ModelSpec, layer: Layer, context: int, recipe: Recipe) -> Fraction:
-    """Return the bytes per token that a layer keeps from the forward to the backward pass.
+@dataclass(frozen=True)
+class SavedLayer:
+    """What a layer keeps, under a recipe.
 
-    With recomputation "full" that is the layer's input alone. "selective" keeps everything but norms, activation
-    functions, gated outputs and rotations; matmuls and kernels do not run a second time.
+    parts: norms, mixer and FFN in the order of the forward pass. width_bytes: bytes of a token on the residual stream.
+    keeps_input: whether the first part keeps the layer's input itself, and not a copy of it in another format.
     """
-    if recipe.recompute == "full":
-        return spec.hidden_size * recipe.activation_bytes
-    parts = saved_parts(spec, layer, context, recipe)
-    again = recipe.recompute == "selective"
-    return sum((part.bytes - (part.again if again else 0) for part in parts), Fraction(0))
+
+    parts: tuple[SavedPart, ...]
+    recompute: Recompute
+    width_bytes: Fraction
+    keeps_input: bool
+
+    @property
+    def kept_bytes(self) -> Fraction:
+        """Bytes per token that stay from the forward to the backward pass.
+
+        With recomputation "full" that is the layer's input alone. "selective" keeps everything but the outputs of
+        norms, activation functions and gates, and rotations; matmuls and kernels do not run a second time.
+        """
+        if self.recompute == "full":
+            return self.width_bytes
+        return _sum(part.bytes - self._again(part) for part in self.parts)
+
+    @property
+    def peak_bytes(self) -> Fraction:
+        """Bytes per token that exist at most while the layer works, beside what all layers keep.
+
+        That is the gradient of the layer's output, what the part at work makes, and what was computed again for it.
+        Parts behind it are through, and what they kept is gone.
+        """
+        worst, done = Fraction(0), Fraction(0)
+        for part in reversed(self.parts):
+            again = self._again(part)
+            worst = max(worst, part.working + again - done)
+            done += part.bytes - again
+        whole = Fraction(0)
+        if self.recompute == "full":
+            whole = done - (self.width_bytes if self.keeps_input else 0)
+        return self.width_bytes + worst + whole
+
+    def _again(self, part: SavedPart) -> Fraction:
+        return part.again if self.recompute == "selective" else Fraction(0)
 
 
-def peak_bytes(spec: ModelSpec, layer: Layer, context: int, recipe: Recipe) -> Fraction:
-    """Return the bytes per token that exist at most in a layer's backward pass, beside what all layers keep.
-
-    That is the gradient of the layer's output, what the part at work makes, and what was computed again for it; parts
-    behind it are through, and what they kept is gone.
-    """
-    parts = saved_parts(spec, layer, context, recipe)
-    worst = [Fraction(0)]
-    done = Fraction(0)
-    for part in reversed(parts):
-        own = part.again if recipe.recompute == "selective" else 0
-        worst.append(part.working + own - done)
-        done += part.bytes - own
-    whole = Fraction(0)
-    if recipe.recompute == "full":
-        whole = done - (spec.hidden_size * recipe.activation_bytes if _keeps_input(spec, layer, recipe) else 0)
-    return spec.hidden_size * recipe.activation_bytes + max(worst) + whole
-
-
-def saved_parts(spec: ModelSpec, layer: Layer, context: int, recipe: Recipe) -> list[SavedPart]:
-    """Return what each part of a layer keeps without recomputation, in the order of the forward pass.
+def saved_layer(spec: ModelSpec, layer: Layer, context: int, recipe: Recipe) -> SavedLayer:
+    """Return what a layer of a model keeps of each token of sequences of `context` tokens.
 
     A norm before each block comes first. Where there are more norms than blocks, the others stand behind the blocks.
     One norm before two blocks is read by both, which keep its output once.
     """
-    blocks = [block for block in layer.blocks if block.matrix_formulas(idle=False) or block.matmul_terms(1)]
+    blocks = [block for block in layer.blocks if block.matmul_formulas()[0][1]]
     norms = spec.norms_of(layer) if spec.norm.kind != "none" else 0
     before = min(norms, len(blocks))
     after = norms - before
+    norm = _norm_part(spec, recipe)
     parts = []
     for index, block in enumerate(blocks):
-        if index < before:
-            parts.append(_norm_part(spec, recipe))
+        parts.extend([norm] * (index < before))
         parts.append(_block_part(block, spec, context, recipe, reads_input=index == 0 or before != 1))
-        if index < after:
-            parts.append(_norm_part(spec, recipe))
-    parts.extend(_norm_part(spec, recipe) for _ in range(after - len(blocks)))
-    return parts
+        parts.extend([norm] * (index < after))
+    parts.extend([norm] * (after - len(blocks)))
+    copies = norms > 0 and spec.norm.kind == "rmsnorm" and recipe.kernels == "torch" and recipe.dtype != "fp32"
+    return SavedLayer(tuple(parts), recipe.recompute, spec.hidden_size * recipe.activation_bytes, not copies)
 
 
 def loss_bytes(spec: ModelSpec, recipe: Recipe) -> tuple[Fraction, Fraction]:
@@ -143,29 +154,25 @@ def _norm_part(spec: ModelSpec, recipe: Recipe) -> SavedPart:
     return SavedPart("norm", (("norms", size),), size, working, False)
 
 
-def _keeps_input(spec: ModelSpec, layer: Layer, recipe: Recipe) -> bool:
-    """Return whether the first part of a layer keeps the layer's input itself, and not a copy in fp32."""
-    copies = recipe.kernels == "torch" and recipe.dtype != "fp32" and spec.norm.kind == "rmsnorm"
-    return not (copies and spec.norms_of(layer))
-
-
 def _block_part(block: Block, spec: ModelSpec, context: int, recipe: Recipe, reads_input: bool) -> SavedPart:
     """Return a mixer, an FFN or an extra. reads_input: whether it is the first to keep what it reads."""
-    kernels: Kernels = block.runs_on(recipe.kernels)
-    values = block.saved_values(context, kernels)
-    symbols = {"m": spec.hidden_size, "t": context, "cast": int(recipe.dtype != "fp32")} | values
-
-    def size(part: Kept) -> Fraction:
-        formats = {"activations": recipe.activation_bytes, "fp32": DTYPE_BYTES["fp32"], "bytes": Fraction(1)}
-        return total(block.terms(((part.component, part.formula),), **symbols)) * formats[part.format]
-
-    formulas = [part for part in block.saved_formulas(context, kernels) if reads_input or part.component != "input"]
+    kernels = block.runs_on(recipe.kernels)
+    kept = [part for part in block.saved_formulas(context, kernels) if reads_input or part.component != "input"]
+    moments = block.working_formulas(context, kernels)
+    symbols = {"m": spec.hidden_size, "t": context, "cast": int(recipe.dtype != "fp32")}
+    formulas = [*kept, *(part for moment in moments for part in moment)]
+    formats = {"activations": recipe.activation_bytes, "fp32": DTYPE_BYTES["fp32"], "bytes": Fraction(1)}
+    terms = block.terms(
+        tuple((part.component, part.formula) for part in formulas), **symbols, **block.saved_values(context, kernels)
+    )
+    sizes = iter([term.value * formats[part.format] for part, term in zip(formulas, terms, strict=True)])
     components: dict[str, Fraction] = {}
-    for part in formulas:
-        components[part.component] = components.get(part.component, Fraction(0)) + size(part)
-    again = _sum(size(part) for part in formulas if part.again)
-    moments = [_sum(map(size, moment)) for moment in block.working_formulas(context, kernels)]
-    working = max(moments, default=Fraction(0))
+    again = Fraction(0)
+    for part in kept:
+        size = next(sizes)
+        components[part.component] = components.get(part.component, 0) + size
+        again += size * part.again
+    working = max((_sum(next(sizes) for _ in moment) for moment in moments), default=Fraction(0))
     return SavedPart(block.kind, tuple(components.items()), again, working, block.saved_is_estimate(kernels))
 
 

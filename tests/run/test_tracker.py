@@ -26,7 +26,7 @@ from powerplan.mixers import (
 )
 from powerplan.models.mixers import BUILT
 from powerplan.run.recipe import Recipe
-from powerplan.run.saved import ends_bytes, kept_bytes, loss_bytes, peak_bytes
+from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 HIDDEN, TOKENS = 64, 128
@@ -109,8 +109,9 @@ def predicted_peak(spec: ModelSpec, recipe: Recipe) -> Fraction:
     held = [before]
     moments = []
     for layer in layers_of(spec):
-        held.append(held[-1] + kept_bytes(spec, layer, TOKENS, recipe))
-        moments.append(held[-1] + peak_bytes(spec, layer, TOKENS, recipe))
+        saved = saved_layer(spec, layer, TOKENS, recipe)
+        held.append(held[-1] + saved.kept_bytes)
+        moments.append(held[-1] + saved.peak_bytes)
     stays, at_loss = loss_bytes(spec, recipe)
     return TOKENS * max(*moments, held[-1] + behind + stays + at_loss)
 
@@ -128,16 +129,21 @@ def test_what_layers_keep(name: str, dtype: str) -> None:
     recipe = Recipe(dtype=dtype, kernels="torch")
     found = saved_by_layer(spec, TOKENS, dtype)
     for layer, size in zip(layers_of(spec), found, strict=True):
-        assert float(kept_bytes(spec, layer, TOKENS, recipe)) * TOKENS == pytest.approx(size, rel=0.02)
+        kept_bytes = saved_layer(spec, layer, TOKENS, recipe).kept_bytes
+        assert float(kept_bytes) * TOKENS == pytest.approx(size, rel=0.02)
 
 
 @pytest.mark.parametrize(("dtype", "recompute"), [("bf16", "none"), ("bf16", "full"), ("fp32", "full")])
 @pytest.mark.parametrize("name", CASES)
 def test_peak_of_activations(name: str, dtype: str, recompute: Any) -> None:
-    """A vocabulary of 16: the peak is in a layer or at the final norm."""
+    """A vocabulary of 16: the peak is in a layer or at the final norm. Most cases are within 1 %.
+
+    What is more comes from gradients of weights, as large as the activations of a few of these 128 tokens, and from
+    windows that are padded to whole ones.
+    """
     case, recipe = CASES[name], Recipe(dtype=dtype, kernels="torch", recompute=recompute)
     found = tracked(case, 16, dtype, recompute == "full").activations
-    assert float(predicted_peak(case.spec(), recipe)) == pytest.approx(found, rel=0.1)
+    assert float(predicted_peak(case.spec(), recipe)) == pytest.approx(found, rel=0.07)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
