@@ -75,30 +75,29 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
         """Return queries, keys, values, outputs, gates, sums of weights, and states: every eighth chunk's in torch.
 
-        The Triton kernels keep the state before every chunk in the format of activations (fp32 for fp16) and, for
-        p = 2, its normaliser as a k x k matrix (kernels/triton/shapes.py, saved_states). torch's logsigmoid keeps its
-        input and one number more on a CPU.
+        The Triton kernels keep the state before every chunk, in bf16 where activations have 16 bits (in fp16 they keep
+        fp32, which is not counted), and for p = 2 its normaliser as a k x k matrix (kernels/triton/shapes.py,
+        saved_states). torch's logsigmoid keeps its input and one number more on a CPU.
         """
-        fused = kernels == "fused"
-        normaliser = ("k*k" if self.degree == 2 else "D") if self.has_normaliser else ""
-        gates = ("2*G" if fused else "3*G") if self.gated else ""
+        if kernels == "fused":
+            return (*self._heads_kept("2*G"), *self._fused_states())
+        columns = "(v + 1)" if self.has_normaliser else "v"
+        return (*self._heads_kept("3*G"), *kept(("states", "fp32", f"G*D*{columns}*states")))
+
+    def _heads_kept(self, gates: str) -> tuple[Kept, ...]:
         return kept(
             ("queries, keys, values", "activations", "H*k + G*(k + v)"),
             ("outputs", "activations", "H*v"),
-            ("gates", "fp32", gates, True),
+            ("gates", "fp32", gates if self.gated else "", True),
             ("sums of weights", "fp32", "H" if self.has_normaliser else ""),
-            ("states", "activations", "G*D*v*states" if fused else ""),
-            (
-                "states",
-                "activations" if self.degree == 2 else "fp32",
-                normaliser and fused and f"G*{normaliser}*states",
-            ),
-            ("states", "fp32", "" if fused else f"G*D*{self._columns}*states"),
         )
 
-    @property
-    def _columns(self) -> str:
-        return "(v + 1)" if self.has_normaliser else "v"
+    def _fused_states(self) -> tuple[Kept, ...]:
+        states = kept(("states", "activations", "G*D*v*states"))
+        if not self.has_normaliser:
+            return states
+        squares = kept(("states", "activations", "G*k*k*states"))
+        return (*states, *(squares if self.degree == 2 else kept(("states", "fp32", "G*D*states"))))
 
     def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
         """Return gradients of the inputs, from that of the output.

@@ -8,9 +8,13 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from tracked import Tracked, saved_by_layer, tracked_step
 
+from powerplan.dims import default_chunk_size
 from powerplan.ffn import MLP, MoE
+from powerplan.kernels.call import CallShape
+from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 from powerplan.mixers import (
     GLA,
     KDA,
@@ -144,6 +148,21 @@ def test_peak_of_activations(name: str, dtype: str, recompute: Any) -> None:
     case, recipe = CASES[name], Recipe(dtype=dtype, kernels="torch", recompute=recompute)
     found = tracked(case, 16, dtype, recompute == "full").activations
     assert float(predicted_peak(case.spec(), recipe)) == pytest.approx(found, rel=0.07)
+
+
+@pytest.mark.parametrize(("p", "head_dim", "hopper"), [(2, 64, True), (2, 128, True), (3, 16, False), (4, 16, False)])
+def test_states_of_fused_power_attention(p: int, head_dim: int, hopper: bool) -> None:
+    """The tensors that the Triton engine saves for its backward pass, by its own function: no GPU is asked."""
+    tokens, normalize = 2**14, p % 2 == 0
+    mixer = Power(heads=4, kv_heads=2, head_dim=head_dim, p=p, normalize=normalize)
+    chunk = default_chunk_size(head_dim, p, "triton")
+    call = CallShape(p, 1.0, chunk, normalize, 1, tokens, 4, 2, head_dim, head_dim)
+    launched = LaunchShape(call, 1, torch.bfloat16, 90 if hopper else 80, hopper)
+    tensors = saved_states(launched, True, False, False, torch.empty(0, dtype=torch.bfloat16))
+    found = sum(x.numel() * x.element_size() for x in tensors)
+    spec = Case(mixer, norm=Norm(kind="none")).spec()
+    (part,) = saved_layer(spec, spec.layers[0].period[0], tokens, Recipe()).parts
+    assert dict(part.components)["states"] * tokens == found
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
