@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +141,18 @@ def _checkpoint(model: Decoder, wanted: bool) -> None:
 
 
 def _tensors(spec: ModelSpec) -> Any:
-    return nullcontext() if spec.mixtures() else FakeTensorMode()
+    return _one_thread() if spec.mixtures() else FakeTensorMode()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Real tensors are small here, and threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _by_category(snapshot: dict[torch.device, dict[Any, int]]) -> dict[str, int]:
