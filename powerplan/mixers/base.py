@@ -95,8 +95,7 @@ class HeadShape:
 
     def label(self) -> str:
         """Return "6x128", or "32x128/8" where 8 key/value heads are shared: the name in a table."""
-        shared = f"/{self.kv_heads}" if self.kv_heads != self.heads else ""
-        return f"{self.heads}x{self.head_dim}{shared}"
+        return f"{self.heads}x{self.head_dim}" + (f"/{self.kv_heads}" if self.kv_heads != self.heads else "")
 
 
 class Inherited(NamedTuple):
