@@ -6,14 +6,18 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
 from powerplan.mixers.formulas import Formulas, Term
+from powerplan.mixers.kept import Kept, Moment, kept
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
 
     source = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
+    saved_source = "flash-linear-attention, modules/activations.py, SwiGLUFunction.forward; the down projection's input"
+    tracked = True
     letters = "m f=intermediate_size"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
 
@@ -29,6 +33,14 @@ class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
 
     def part_of(self, component: str) -> str:
         return "mlp"
+
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, gate and up (torch: SiLU of the gate too), and the input of the down projection."""
+        return (*kept(("input", "activations", "m")), *inner_kept("f", self.gated, kernels))
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the moment of the activation function, by when the down projection's input is gone."""
+        return (kept(("gradients", "activations", inner_gradients("f", self.gated))),)
 
     def dispatched(self, hidden: int) -> int:
         """Return the elements that a token sends to its experts, one way; a dense FFN sends none."""
@@ -51,6 +63,7 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """
 
     source = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
+    tracked = True
     letters = "m E=experts a=top_k f=intermediate_size s=shared_intermediate_size l=latent_size Z=zero_experts"
     rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size", "shared_intermediate_size", "latent_size")
 
@@ -109,6 +122,36 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
         """Return the elements that a token sends to its experts, one way: one input for each of them."""
         return self.top_k * (self.latent_size or hidden)
 
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, the router's numbers, the buffers of rows sent to experts, and what these keep.
+
+        Rows exist three times: as sent, as returned, and times their weights. Indices have 8 bytes: the choices, the
+        order of the rows, and the tokens of the rows.
+        """
+        rows, shared = f"a*{self._width}", self.shared_intermediate_size
+        gate = "m + 1" if self.shared_gate else ""
+        return (
+            *kept(("input", "activations", "m"), ("latents", "activations", "2*l" if self.latent_size else "")),
+            *kept(("router", "fp32", "a" if self.top_k > 1 else "E + 2"), ("router", "activations", "a")),
+            *kept(("dispatch", "bytes", "24*a"), ("dispatch", "activations", f"3*{rows}")),
+            *inner_kept("a*f", self.gated, kernels),
+            *(inner_kept("s", self.gated, kernels) if shared else ()),
+            *kept(("shared gate", "activations", gate)),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the moment of the shared experts, whose backward pass is the first, and that of the routed ones."""
+        rows, shared = f"2*a*{self._width} + a", self.shared_intermediate_size
+        if not shared:
+            return (kept(("gradients", "activations", rows)),)
+        kept_by_shared = " + ".join(part.formula for part in inner_kept("s", self.gated, kernels))
+        if self.shared_gate:
+            kept_by_shared += " + m + 1"
+        return (
+            kept(("gradients", "activations", inner_gradients("s", self.gated))),
+            kept(("gradients", "activations", f"{rows} + m - ({kept_by_shared})")),
+        )
+
     def idle_terms(self, hidden: int) -> tuple[Term, ...]:
         per_expert = f"{self._matrices} + {self._biases}" if self.bias else self._matrices
         return self.terms((("idle experts", f"(E - a)*({per_expert})"),), m=hidden)
@@ -130,6 +173,20 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"
+
+
+def inner_kept(width: str, gated: bool, kernels: Kernels) -> tuple[Kept, ...]:
+    """Return what an MLP of a width keeps behind its input."""
+    eager = f"2*({width})" if gated and kernels == "torch" else width
+    return kept(
+        ("projections", "activations", f"2*({width})" if gated else width),
+        ("activation function", "activations", eager, True),
+    )
+
+
+def inner_gradients(width: str, gated: bool) -> str:
+    """Return the gradients of an MLP's activation function, less the down projection's input."""
+    return f"2*({width})" if gated else width
 
 
 AnyFFN = MLP | MoE

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import ClassVar
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import StateSize, Window, problem
 from powerplan.mixers.formulas import (
     Convention,
@@ -15,6 +17,7 @@ from powerplan.mixers.formulas import (
     term,
 )
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.kept import Kept, Moment, kept
 
 
 class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="attention"):
@@ -32,6 +35,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     source = (
         "Vaswani et al. 2017, arXiv 1706.03762, section 3.2; Ainslie et al. 2023, arXiv 2305.13245, section 2.2 (GQA)"
     )
+    saved_source = "Dao 2023, arXiv 2307.08691, algorithms 1 and 2 (queries, keys, values, outputs, log-sum-exps)"
+    tracked = True
     not_inherited: ClassVar[frozenset[str]] = frozenset({"window"})
     state = "G*(k + v)*kept"
     flops = "2*H*(k + v)*keys"
@@ -105,6 +110,71 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal, self.window)}
 
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return what SDPA keeps. On a CPU it is flash attention where k = v, and else has all scores in fp32.
+
+        A window there is a first window and pairs of windows, of the queries' own keys and those before: keys and
+        values of a pair are twice those of its queries. Sinks give each query head keys of its own, and pad k and v to
+        the larger of them.
+        """
+        if kernels == "fused":
+            return super().mix_kept(context, kernels)
+        windowed = self.window is not None and self.window < context
+        if self.head_dim != self.v_head_dim and not self.sinks:
+            pairs = "(3*k + 2*chunk + 2*v)*H*late + (2*k + chunk + v)*H*(padded - late)"
+            scores = pairs if windowed else "2*H*k + H*v + H*t"
+            return kept(("scores and heads", "fp32", scores), ("outputs", "activations", "H*v"))
+        keys, k, v = ("H", *2 * [self._longer]) if self.sinks else ("G", "k", "v")
+        outs = f"H*{v}" if k == v == "v" or self.head_dim == self.v_head_dim else "H*(k + v)"
+        if not windowed:
+            return kept(
+                ("queries, keys, values", "activations", f"H*{k} + {keys}*({k} + {v})"),
+                ("outputs", "activations", outs),
+                ("log-sum-exps", "fp32", "H"),
+            )
+        first = f"{keys}*({k} + {v})*(padded - late)" if self.sinks else "G*(k + v)"
+        return kept(
+            ("queries, keys, values", "activations", f"H*{k}*(1 + padded) + {first} + 2*{keys}*({k} + {v})*late"),
+            ("outputs", "activations", f"H*{v} + H*v"),
+            ("mask", "activations", "2*chunk*(padded - late)"),
+            ("log-sum-exps", "fp32", "H"),
+        )
+
+    @property
+    def _longer(self) -> str:
+        """The letter of the longer of the two head dims."""
+        return "k" if self.head_dim >= self.v_head_dim else "v"
+
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the kernel's moments. Scores in fp32 exist two times more while the gradient of their softmax is made.
+
+        Over windows, the forward pass has as many scores, and heads in pairs of windows and as they were before.
+        """
+        if kernels == "fused":
+            return super().mix_moments(context, kernels)
+        windowed = self.window is not None and self.window < context
+        if self.head_dim != self.v_head_dim and not self.sinks:
+            if not windowed:
+                return (kept(("scores", "fp32", "2*H*t")),)
+            pairs = kept(
+                ("scores and heads", "fp32", "2*H*(chunk + k)*late + cast*(H*k + 2*G*(k + v))*late"),
+                ("heads", "activations", "2*H*k + G*(k + v)*(1 + 2*late)"),
+            )
+            return kept(("scores", "fp32", "4*H*chunk*late")), pairs
+        if self.sinks:
+            tensors = "(1 + 6*late)" if windowed else "5"
+            return (kept(("gradients", "activations", f"{tensors}*H*{self._longer}"), ("gradients", "fp32", "H")),)
+        if windowed:
+            return (kept(("gradients", "activations", "(H*k + 2*G*(k + v))*late")),)
+        return super().mix_moments(context, kernels)
+
+    def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
+        if self.window is None or self.window >= context:
+            return {}
+        windows = -(-context // self.window)
+        late, padded = Fraction((windows - 1) * self.window, context), Fraction(windows * self.window, context)
+        return {"chunk": self.window, "padded": padded, "late": late}
+
     def describe(self) -> str:
         return self.kind if self.window is None else f"{self.kind}, window {self.window:,}"
 
@@ -117,6 +187,7 @@ class ChunkedAttention(Attention, frozen=True, kw_only=True, tag_field="kind", t
     """
 
     source = "Llama 4, transformers 5.23, masking_utils.py, create_chunked_causal_mask"
+    saved_source = Attention.saved_source
     window: Window = 8192
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
@@ -136,6 +207,7 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
     """
 
     source = "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
+    saved_source = "flash-linear-attention, ops/attn/parallel.py, ParallelAttentionFunction.forward"
     entry = "G*(k + v) + H"
 
     def matmul_formulas(self) -> Formulas:
@@ -146,6 +218,10 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
 
     def other_formulas(self) -> Formulas:
         return (*super().other_formulas(), ("biases", "H"))
+
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return what attention keeps, and of the gates their logits and their cumulative sums."""
+        return (*super().mix_kept(context, kernels), *kept(("gates", "fp32", "2*H")))
 
     def state_terms(self, context: int) -> tuple[Term, ...]:
         symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "H": self.heads}

@@ -13,6 +13,7 @@ import msgspec
 
 from powerplan.errors import InputError
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, term
+from powerplan.mixers.kept import Keeping
 from powerplan.units import MAX_CONTEXT
 
 MAX_SIZE = 10**9
@@ -94,8 +95,7 @@ class HeadShape:
 
     def label(self) -> str:
         """Return "6x128", or "32x128/8" where 8 key/value heads are shared: the name in a table."""
-        shared = f"/{self.kv_heads}" if self.kv_heads != self.heads else ""
-        return f"{self.heads}x{self.head_dim}{shared}"
+        return f"{self.heads}x{self.head_dim}" + (f"/{self.kv_heads}" if self.kv_heads != self.heads else "")
 
 
 class Inherited(NamedTuple):
@@ -150,7 +150,7 @@ def _field_types(part: type[Part]) -> tuple[tuple[str, ...], tuple[Any, ...], ty
     return part.__struct_fields__, kinds, msgspec.defstruct(f"{part.__name__}Fields", fields, array_like=True)
 
 
-class Block(Part, frozen=True, kw_only=True):
+class Block(Keeping, Part, frozen=True, kw_only=True):
     """A mixer or an FFN: a part of a spec that has parameters.
 
     source: papers and code that the formulas follow, with section and equation; `--explain` prints it.

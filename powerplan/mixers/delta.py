@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import ClassVar, Literal
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
-from powerplan.mixers.formulas import Formulas
-from powerplan.mixers.linear import ChunkedState, MatrixState
+from powerplan.mixers.formulas import Formulas, Rational
+from powerplan.mixers.kept import Kept, Moment, kept
+from powerplan.mixers.linear import ChunkedState, MatrixState, piece_values, recurrence_outputs
 
 
 class DeltaRule(MatrixState, frozen=True, kw_only=True):
@@ -22,8 +24,58 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
 
     query = "4*H*k*v"
     within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+    key_letter = "H"
+    fused_gates: ClassVar[tuple[str, str]] = ("", "")
+    fused_scores = "H*chunk"
+    torch_gates: ClassVar[tuple[str, str]] = ("", "(4 + cast)*H")
+    torch_keys = "H*k*(8 + late)"
+    torch_scores = "5*H*chunk"
+    activated = True
 
     conv_size: Width = 4
+
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return normalised queries and keys, values, gates, and the inverse of each chunk's triangular matrix.
+
+        In torch, all tensors of models/mixers/recurrence.py: keys and queries in several decayed forms, the values
+        before and after they are corrected, the steps from scores to the inverse, and two states per chunk.
+        fused_gates, torch_gates: formulas in the format of activations, beside the learning rate, and in fp32.
+        fused_scores: in the format of activations. torch_keys, torch_scores: in fp32.
+        """
+        queries = f"2*{self.key_letter}*k"
+        if kernels == "fused":
+            return kept(
+                ("queries, keys, values", "activations", f"{queries} + H*v"),
+                ("norms of queries and keys", "fp32", f"2*{self.key_letter}", True),
+                ("gates", "activations", "H" + self.fused_gates[0]),
+                ("gates", "fp32", self.fused_gates[1], True),
+                ("scores", "activations", self.fused_scores),
+            )
+        activations, fp32 = self.torch_gates
+        return kept(
+            ("norms of queries and keys", "activations", f"{queries} + 4*{self.key_letter}", True),
+            ("gates", "activations", "H" + activations),
+            ("gates", "fp32", fp32, True),
+            ("decayed keys and queries", "fp32", self.torch_keys),
+            ("values", "fp32", "H*v*(4 + late)"),
+            ("scores", "fp32", self.torch_scores),
+            ("states", "fp32", "2*H*k*v*states"),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return those of the norm and the gate; in torch, that of the recurrence's outputs too."""
+        moments = super().own_moments(context, kernels)
+        if kernels == "fused":
+            return moments
+        outputs = recurrence_outputs("0", f"2*{self.key_letter}*k + H*k + H*v")
+        return (*moments, (*outputs, *self._output_not_kept()))
+
+    def mix_backward(self) -> Moment:
+        """Return what the fused kernel's backward pass makes: gradients, what it computes again, and the states.
+
+        Computed again are w, u, the states before all chunks and the corrected values (ops/delta_rule/chunk.py).
+        """
+        return kept(("gradients", "activations", "4*H*k + 5*H*v"), ("states", "activations", "2*H*k*v*states"))
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("beta", "m*H"))
@@ -48,6 +100,8 @@ class DeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag="delt
     """
 
     source = "Yang et al. 2024, arXiv 2406.06484, section 3 (chunkwise form); flash-linear-attention"
+    saved_source = "flash-linear-attention, ops/delta_rule/chunk.py, ChunkDeltaRuleFunction.forward"
+    tracked = True
 
     output_gate: bool = False
 
@@ -62,6 +116,13 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     """
 
     source = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
+    saved_source = "flash-linear-attention, ops/gated_delta_rule/chunk.py, ChunkGatedDeltaRuleFunction.forward"
+    tracked = True
+    key_letter = "J"
+    fused_gates: ClassVar[tuple[str, str]] = (" + 2*H", "H")
+    torch_gates: ClassVar[tuple[str, str]] = ("", "(7 + cast)*H")
+    torch_keys = "H*k*(9 + late)"
+    torch_scores = "7*H*chunk"
     convolved = "2*J*k + H*v"
     decay = "H*k*v"
     decay_gate = "m*H"
@@ -101,6 +162,14 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     """
 
     source = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
+    saved_source = "flash-linear-attention, ops/kda/chunk.py, ChunkKDAFunction.forward"
+    tracked = True
+    fused_gates: ClassVar[tuple[str, str]] = (" + H + H*k + u", "")
+    fused_scores = "2*H*chunk"
+    torch_gates: ClassVar[tuple[str, str]] = (" + u", "cast*H + 3*H*k")
+    torch_keys = "H*k*(12 + late + 3*pieces)"
+    torch_scores = "4*H*chunk"
+    sigmoid_gate = True
     letters = GatedDeltaNet.letters + " u=gate_rank"
     same_as: ClassVar[Mapping[str, str]] = {**GatedDeltaNet.same_as, "gate_rank": "v_head_dim"}
 
@@ -123,6 +192,13 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     @property
     def decay_shapes(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
         return (("H*k", "m"),) if self.full_rank == "both" else (("u", "m"), ("H*k", "u"))
+
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        low_rank = "u" if self.output_gate and self.full_rank == "none" else ""
+        return (*super().own_kept(context, kernels), *kept(("output gate", "activations", low_rank)))
+
+    def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
+        return piece_values(super().saved_values(context, kernels))
 
     def other_formulas(self) -> Formulas:
         biases = "H*v" if self.gate_bias and self.output_gate else ""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import SAME, HeadShape, Inherited, Mixer, Size, problem
 from powerplan.mixers.formulas import Formulas
+from powerplan.mixers.kept import Kept, Moment, kept, norm_kept
 
 
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
@@ -66,6 +68,60 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
             ("biases", "H*v" if self.input_bias and self.output_gate is True else ""),
             ("qk-norm", {"none": "", "head": "2*k", "full": "(H + G)*k"}[self.qk_norm]),
         )
+
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, what the heads are made with, what `mix_kept` says, and the output gate.
+
+        The rotation of queries and keys needs its cosines and sines, which fused kernels keep once for all layers.
+        """
+        gate = "H*v" if self.output_gate is True else "H" if self.output_gate else ""
+        return (
+            *kept(("input", "activations", "m")),
+            *self.qk_norm_kept(kernels),
+            *kept(("rotation", "activations", "" if kernels == "fused" else "(1 + cast)*k", True)),
+            *self.mix_kept(context, kernels),
+            *kept(("output gate", "activations", gate)),
+            *kept(("gated output", "activations", gate and "H*v", True)),
+        )
+
+    def qk_norm_kept(self, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return what the norms of queries and keys keep."""
+        if self.qk_norm == "none":
+            return ()
+        return norm_kept(kernels, "(H + G)*k", "H + G" if self.qk_norm == "head" else "2")
+
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return what the kernel keeps: FlashAttention's queries, keys, values, outputs and log-sum-exps.
+
+        The output projection reads the kernel's outputs, which it does not keep a second time.
+        """
+        return kept(
+            ("queries, keys, values", "activations", "H*k + G*(k + v)"),
+            ("outputs", "activations", "H*v"),
+            ("log-sum-exps", "fp32", "H"),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the moment of the output gate and that of the kernel, by when the gate and its output are gone."""
+        kernel = self.mix_moments(context, kernels)
+        if not self.output_gate:
+            return kernel
+        gone = "m - 2*H*v" if self.output_gate is True else "m - H*v - H"
+        return kept(("gradients", "activations", "2*H*v")), *(
+            (*moment, *kept(("gate", "activations", gone))) for moment in kernel
+        )
+
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return what the kernel makes: in its backward pass gradients of its inputs, from that of its output.
+
+        FlashAttention adds up the queries' gradients in fp32 and, where heads share keys and values, makes theirs for
+        every head (csrc/flash_attn/flash_api.cpp: dq_accum, softmax_d, dk_expanded, dv_expanded).
+        """
+        gradients = kept(("gradients", "activations", "H*k + G*(k + v) + H*v"))
+        if kernels == "torch":
+            return (gradients,)
+        shared = "H*(k + v)" if self.kv_heads < self.heads else ""
+        return ((*gradients, *kept(("workspace", "fp32", "H*k + H"), ("workspace", "activations", shared))),)
 
     def own_heads(self) -> HeadShape:
         return HeadShape(self.heads, self.kv_heads, self.head_dim, self.v_head_dim)

@@ -6,8 +6,10 @@ from fractions import Fraction
 from math import gcd
 from typing import Any, ClassVar, Literal
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import HeadShape, Inherited, Mixer, Size
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
+from powerplan.mixers.kept import Kept, Moment, kept, norm_kept
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
@@ -22,6 +24,8 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
 
     source = "DeepSeek-V2, arXiv 2405.04434, section 2.1 and Appendix C"
     letters = "m H=heads L=kv_lora_rank n=qk_nope_head_dim r=qk_rope_head_dim v=v_head_dim q=q_lora_rank"
+    saved_source = "Dao 2023, arXiv 2307.08691, algorithms 1 and 2, over keys and values that are expanded"
+    tracked = True
     state = "(L + r)*t"
     flops = "2*H*(n + r + v)*keys"
     entry = "L + r"
@@ -59,6 +63,42 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     def other_formulas(self) -> Formulas:
         query = "" if self.q_lora_rank is None else "q + "
         return (("latent norms", f"{query}L"), ("biases", f"{query}L + r + m" if self.bias else ""))
+
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, the latents and their norms, and the expanded heads as attention keeps them.
+
+        Values are a part of what the latents are expanded to, H(n + v), and keep all of it. On a CPU, SDPA is flash
+        attention where n + r = v, and else has all scores in fp32.
+        """
+        gate = {False: "", True: "H*v", "head": "H"}[self.output_gate]
+        query = norm_kept(kernels, "q", "1") if self.q_lora_rank else ()
+        latents = norm_kept(kernels, "L", "1")
+        if kernels == "torch":
+            # In fp32 the norm keeps the latents with the rotary features that stand beside them.
+            latents = kept(("norms", "fp32", "2*L + 1 + (1 - cast)*r", True))
+        heads, scores, sums = "2*H*(n + r) + H*(n + v)", "", "H"
+        if kernels == "torch" and self.qk_nope_head_dim + self.qk_rope_head_dim != self.v_head_dim:
+            heads, scores, sums = "", "2*H*(n + r) + H*t + H*v + (1 - cast)*H*n", ""
+        return (
+            *kept(("input", "activations", "m")),
+            *query,
+            *kept(("query latents", "activations", "q" if self.q_lora_rank else "")),
+            *kept(("rotation", "activations", "" if kernels == "fused" else "(1 + cast)*r", True)),
+            *latents,
+            *kept(("latents", "activations", "L + r")),
+            *kept(("queries, keys, values", "activations", heads), ("scores and heads", "fp32", scores)),
+            *kept(("outputs", "activations", "H*v"), ("log-sum-exps", "fp32", sums)),
+            *kept(("output gate", "activations", gate), ("gated output", "activations", gate and "H*v", True)),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the moment of the attention kernel, with the gradients of its inputs and of its output."""
+        gradients = kept(("gradients", "activations", "2*H*(n + r) + 2*H*v"))
+        if kernels == "fused":
+            return ((*gradients, *kept(("workspace", "fp32", "H*(n + r) + H"))),)
+        if self.qk_nope_head_dim + self.qk_rope_head_dim != self.v_head_dim:
+            return (kept(("scores", "fp32", "2*H*t")),)
+        return (gradients,)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys(context, convention.causal)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated
 
 import msgspec
 
+from powerplan.choices import Kernels
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer, Size, StateSize, Window
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
-from powerplan.mixers.linear import RecurrentState
+from powerplan.mixers.kept import Kept, Moment, chunk_values, kept
+from powerplan.mixers.linear import CHUNKS_PER_SAVED_STATE, RecurrentState
 
 MAX_DEGREE = 16
 """The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""
@@ -69,6 +72,54 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
         features = self.kv_heads * self.feature_dim * self.v_head_dim
         return StateSize(recurrent=features, entry=self.kv_heads * (self.head_dim + self.v_head_dim))
 
+    def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return queries, keys, values, outputs, gates, sums of weights, and states: every eighth chunk's in torch.
+
+        The Triton kernels keep the state before every chunk, in bf16 where activations have 16 bits (in fp16 they keep
+        fp32, which is not counted), and for p = 2 its normaliser as a k x k matrix (kernels/triton/shapes.py,
+        saved_states). torch's logsigmoid keeps its input and one number more on a CPU.
+        """
+        if kernels == "fused":
+            return (*self._heads_kept("2*G"), *self._fused_states())
+        columns = "(v + 1)" if self.has_normaliser else "v"
+        return (*self._heads_kept("3*G"), *kept(("states", "fp32", f"G*D*{columns}*states")))
+
+    def _heads_kept(self, gates: str) -> tuple[Kept, ...]:
+        return kept(
+            ("queries, keys, values", "activations", "H*k + G*(k + v)"),
+            ("outputs", "activations", "H*v"),
+            ("gates", "fp32", gates if self.gated else "", True),
+            ("sums of weights", "fp32", "H" if self.has_normaliser else ""),
+        )
+
+    def _fused_states(self) -> tuple[Kept, ...]:
+        states = kept(("states", "activations", "G*D*v*states"))
+        if not self.has_normaliser:
+            return states
+        squares = kept(("states", "activations", "G*k*k*states"))
+        return (*states, *(squares if self.degree == 2 else kept(("states", "fp32", "G*D*states"))))
+
+    def mix_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return gradients of the inputs, from that of the output.
+
+        The Triton kernels add the gradient over the sums of weights, queries with time last, and the states' gradients
+        before and after they are added up (kernels/triton/hopper/run.py).
+        """
+        gradients = kept(
+            ("gradients", "activations", "H*k + G*(k + v) + H*v"), ("gradients", "fp32", "G" if self.gated else "")
+        )
+        if kernels == "torch":
+            return (gradients,)
+        return ((*gradients, *kept(("workspace", "activations", "H*k + 2*H*v + 2*G*D*v*states"))),)
+
+    def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
+        if kernels == "torch":
+            chunk, per_state = self.effective_chunk_size(), CHUNKS_PER_SAVED_STATE
+            return chunk_values(context, chunk, per_state) | {"D": self.executed_dim}
+        values = chunk_values(context, self.chunk_size or default_chunk_size(self.head_dim, self.degree, "triton"))
+        # Where there are several chunks, the empty state before the first one is kept too.
+        return values | {"D": self.executed_dim, "states": values["states"] and values["states"] + Fraction(1, context)}
+
     @classmethod
     def relatives(cls) -> type[Mixer]:
         """Power and linear attention have gates and chunks in common."""
@@ -87,6 +138,8 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     """
 
     source = "Gelada et al. 2025, arXiv 2507.04239, Table 3 (dimensions) and Appendix F (chunked stages)"
+    saved_source = "kernels/triton/shapes.py, saved_states; kernels/eager.py, ChunkedPower"
+    tracked = True
 
     p: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEGREE)]
     normalize: bool = True
@@ -120,3 +173,5 @@ class Linear(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag=
     """Linear attention with the identity feature map: power attention with p = 1 and no normaliser, state G k v."""
 
     source = "Katharopoulos et al. 2020, arXiv 2006.16236, section 3.4 (recurrent form)"
+    saved_source = Power.saved_source
+    tracked = True

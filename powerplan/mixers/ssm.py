@@ -6,9 +6,14 @@ from fractions import Fraction
 from math import gcd
 from typing import ClassVar
 
+from powerplan.choices import Kernels
 from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
 from powerplan.mixers.formulas import Convention, Formulas, Rational
+from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.linear import ChunkedState
+
+SCAN_CHUNK = 2048
+"""Tokens from one kept state of the selective scan to the next (mamba_ssm, csrc/selective_scan/selective_scan.cpp)."""
 
 
 class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
@@ -23,6 +28,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     """
 
     source = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
+    saved_source = "mamba_ssm, ops/selective_scan_interface.py, MambaInnerFn.forward"
     letters = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
@@ -68,6 +74,25 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
             ("inner norms", "R + 2*N" if self.inner_norms else ""),
         )
 
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, both halves of its projection, step size, B and C, outputs, and a state per 2,048 tokens.
+
+        The kernel computes the convolution and the step sizes again.
+        """
+        return kept(
+            ("input", "activations", "m"),
+            ("projections", "activations", "2*I + R + 2*N"),
+            ("outputs", "activations", "I"),
+            ("states", "fp32", "2*I*N*states"),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the scan's: convolved inputs and step sizes again, their gradients, and those of its inputs."""
+        return (kept(("gradients", "activations", "6*I + R + 2*N")),)
+
+    def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
+        return {"states": Fraction(-(-context // SCAN_CHUNK), context)}
+
     def state_formulas(self) -> Formulas:
         return ((self.describe(), "I*N"), ("short convolutions", "(W - 1)*I" if self.conv_size else ""))
 
@@ -88,6 +113,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     """
 
     source = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
+    saved_source = "mamba_ssm, ops/triton/ssd_combined.py, MambaSplitConv1dScanCombinedFn.forward"
     letters = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
     state = "I*N"
     decay = "I*N"
@@ -123,6 +149,23 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         remark = "twice the width inside in heads of 64, and a state of 128, as Mamba-2 has: the weights change too"
         return Inherited({"heads": max(1, hidden // 32)}, (remark,))
+
+    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
+        """Return the input, what it is projected to, and the scan's output: all else is computed again."""
+        return kept(
+            ("input", "activations", "m"),
+            ("projections", "activations", self.projected),
+            ("outputs", "activations", "I"),
+            ("output norm", "fp32", "g" if self.gated_norm else "", True),
+        )
+
+    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
+        """Return the scan's: convolved inputs and outputs again, gradients of both, and the states of all chunks.
+
+        The states are in fp32, and so are their gradients (mamba_ssm, ops/triton/ssd_combined.py,
+        _mamba_chunk_scan_combined_bwd).
+        """
+        return (kept(("gradients", "activations", f"2*({self.projected}) + 3*I"), ("states", "fp32", "2*I*N*states")),)
 
     @property
     def inner_size(self) -> int:

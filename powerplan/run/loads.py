@@ -11,7 +11,7 @@ from fractions import Fraction
 from powerplan.accounting import Accounting
 from powerplan.mixers.formulas import total
 from powerplan.run.recipe import Recipe
-from powerplan.run.saved import kept_bytes, peak_bytes
+from powerplan.run.saved import saved_layer
 from powerplan.spec import LayerUse, ModelSpec
 
 
@@ -113,6 +113,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
     size = mixer.state_size(context) if mixer is not None else None
     features = mixer.features_size() if mixer is not None else None
     state_flops = total(mixer.state_flops_terms(context, accounting.convention)) if mixer is not None else 0
+    saved = saved_layer(spec, layer, context, recipe)
     return LayerLoad(
         use=use,
         parameters=0 if layer.tied else used - active + int(total(others)) + int(total(spec.norm_terms(layer))),
@@ -120,8 +121,8 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         matrix_parameters=0 if layer.tied else used + idle,
         weight_flops=2 * used,
         state_flops=Fraction(state_flops),
-        kept_bytes=kept_bytes(spec, layer, context, recipe),
-        peak_bytes=peak_bytes(spec, layer, context, recipe),
+        kept_bytes=saved.kept_bytes,
+        peak_bytes=saved.peak_bytes,
         entry_bytes=size.entry * recipe.activation_bytes if size is not None else Fraction(0),
         window=mixer.window_size if mixer is not None else None,
         state_bytes=Fraction(size.recurrent * 4 + size.recent * recipe.activation_bytes) if size else Fraction(0),

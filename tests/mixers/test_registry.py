@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from kinds import KINDS, variants
 from specs import by_kind
 
+from powerplan.choices import Kernels
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, Mixer
@@ -42,6 +44,17 @@ def terms_of(block: Block) -> Iterator[Term]:
         yield from block.decode_flops_terms(100)
         for form in ("recurrent", "chunked"):
             yield from block.state_flops_terms(100, Convention(form=form))  # type: ignore[arg-type]
+    yield from saved_terms_of(block)
+
+
+def saved_terms_of(block: Block) -> Iterator[Term]:
+    """Yield what training keeps of the block and what exists beside, with the kernels of a GPU and with torch's."""
+    for kernels in get_args(Kernels):
+        own = block.runs_on(kernels)
+        moments = block.working_formulas(100, own)
+        parts = [*block.saved_formulas(100, own), *(part for moment in moments for part in moment)]
+        formulas = tuple((part.component, part.formula) for part in parts)
+        yield from block.terms(formulas, m=8, t=100, cast=1, **block.saved_values(100, own))
 
 
 def terms_outside_layers() -> Iterator[Term]:
