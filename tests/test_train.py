@@ -204,7 +204,7 @@ MESSAGES = {
     "--gpu h100-sxm --optimizer adam": "--optimizer: 'adam' is not known; did you mean adamw?",
     "--gpu h100-sxm --stage 950B@8k --tokens 1B": "--stage: has tokens and contexts of its own: leave --tokens out",
     "--gpu h100-sxm --stage 950B@8k --ctx 8k": "--stage: has tokens and contexts of its own: leave --ctx out",
-    "--gpu h100-sxm --devices 8 --stage 1B@8k --stage 1B@4k --export megatron": "--export: writes one stage, and the run",
+    "--gpu h100-sxm --devices 8 --stage 1B@8k --stage 1B@4k --export megatron": "--export: writes one stage, and",
     "--gpu h100-sxm --export deepspeed": "--export: 'deepspeed' is not known; allowed are torchtitan, megatron",
     "--gpu h100-sxm --stage 950B": "--stage: '950B' is not a stage; write tokens@context, as 950B@8k",
     "--gpu h100-sxm --stage x@8k": "--stage: 'x' is not a count of tokens",

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad
 from powerplan.run.recipe import LOSS_CHUNK, Recipe
-from powerplan.run.saved import loss_bytes
+from powerplan.run.saved import ends_bytes, loss_bytes
 from powerplan.run.stages import StageLoad
 
 FRAMEWORK_BYTES = 2 * 2**30
@@ -86,23 +87,56 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     weights = shard * float(recipe.master_bytes) if zero == 3 else whole * float(recipe.activation_bytes)
     gradients = (shard if zero >= 2 else whole) * float(recipe.gradient_bytes)
     states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
-    gathered = _gathered(load, recipe, degrees) if zero >= 2 else 0.0
     tokens = recipe.micro_batch * model.context / degrees.cp
     in_flight: float = min(micro_batches, degrees.pp - stage)
     if degrees.interleave > 1 and micro_batches > in_flight:
         in_flight += (degrees.pp - 1) / degrees.interleave
-    kept = load.kept_bytes * tokens * in_flight / degrees.tp
-    ends = _ends(model, load) * tokens / degrees.tp
-    at_layer = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
-    working, place = at_layer, "the backward pass of a layer"
+    before, behind = map(float, ends_bytes(model.spec, recipe))
+    ends = (before * load.first + behind * load.last) * tokens / degrees.tp
+    kept = load.kept_bytes * tokens * in_flight / degrees.tp + ends
+    moments = _at_layers(load, recipe, degrees, zero, tokens)
     if load.last:
-        held, peak = map(float, loss_bytes(model.spec, recipe))
-        at_once = min(tokens, LOSS_CHUNK) if recipe.loss == "chunked" else tokens
-        at_loss = (held * tokens + peak * at_once) / degrees.tp
-        if at_loss > working:
-            working, place = at_loss, "the loss"
-    allowance = FRAMEWORK_BYTES + FRAGMENTATION * (kept + ends + working + gathered)
-    return Memory(stage, weights, gathered, gradients, states, kept + ends, working, allowance, place)
+        moments.append(_at_the_loss(model, load, degrees, zero, tokens))
+    worst = max(moments, key=lambda moment: moment.gathered + moment.working)
+    allowance = FRAMEWORK_BYTES + FRAGMENTATION * (kept + worst.working + worst.gathered)
+    return Memory(stage, weights, worst.gathered, gradients, states, kept, worst.working, allowance, worst.place)
+
+
+class _Moment(NamedTuple):
+    """What exists beside all that is kept, at one moment of a step."""
+
+    gathered: float
+    working: float
+    place: str
+
+
+def _at_layers(load: StageLoad, recipe: Recipe, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
+    """Return the backward passes of the last layer, and of the one before it.
+
+    The weights of the layer at work are whole, and those of the next one. In the first pass there are no gradients of
+    weights yet. In the second those of two layers are whole, and what the last layer kept is gone.
+    """
+    dense, experts = load.largest
+    layers = GATHERED_LAYERS * (dense + experts / degrees.ep) / degrees.tp * float(recipe.activation_bytes)
+    weights = layers + _root(load, recipe, degrees) if zero == 3 else 0.0
+    gradients = layers if zero >= 2 else 0.0
+    working = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
+    gone = load.kept_bytes / max(load.layers, 1) * tokens / degrees.tp
+    place = "the backward pass of a layer"
+    return [_Moment(weights, working, place), _Moment(weights + gradients, max(0.0, working - gone), place)]
+
+
+def _at_the_loss(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float) -> _Moment:
+    """Return the cross entropy: logits, and no layer's weights but those of embedding and LM head."""
+    held, peak = map(float, loss_bytes(model.spec, model.recipe))
+    at_once = min(tokens, LOSS_CHUNK) if model.recipe.loss == "chunked" else tokens
+    gathered = _root(load, model.recipe, degrees) if zero == 3 else 0.0
+    return _Moment(gathered, (held * tokens + peak * at_once) / degrees.tp, "the loss")
+
+
+def _root(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:
+    """Return the bytes of embedding and LM head, which FSDP2's root module keeps gathered between its two passes."""
+    return load.outer_parameters / degrees.tp * float(recipe.activation_bytes)
 
 
 def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: bool) -> float:
@@ -121,26 +155,6 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
         moments = 2 * parameters * moment
     has_copy = copied and recipe.master == "fp32" and recipe.dtype != "fp32"
     return moments + (parameters * float(recipe.master_bytes) if has_copy else 0)
-
-
-def _gathered(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:
-    """Return the bytes of weights and gradients that are whole while their layers work.
-
-    Embedding and LM head stay gathered from the forward to the backward pass, as FSDP2's root module does.
-    """
-    dense, experts = load.largest
-    layer = (dense + experts / degrees.ep) / degrees.tp
-    outer, size = load.outer_parameters / degrees.tp, float(recipe.activation_bytes)
-    gradients = layer * GATHERED_LAYERS * size
-    if degrees.zero < 3:
-        return gradients
-    return (layer * GATHERED_LAYERS + outer) * size + gradients
-
-
-def _ends(model: ModelLoad, load: StageLoad) -> float:
-    """Return what is kept per token at the ends of the model: the input of the final norm and that of the LM head."""
-    norm = int(model.spec.norm.final and model.spec.norm.kind != "none")
-    return float((1 + norm) * model.spec.hidden_size * model.recipe.activation_bytes) if load.last else 0.0
 
 
 def _ring_buffers(load: StageLoad, tokens: float, degrees: Degrees) -> float:

@@ -55,3 +55,10 @@ def test_weights_gradients_and_optimizer(kind: str, ranks: int, dtype: str) -> N
 def test_activations(kind: str, ranks: int, dtype: str) -> None:
     found, held = tracked(kind, ranks, dtype), planned(kind, ranks, dtype)
     assert held.activations + held.working == pytest.approx(found.activations, rel=0.15)
+
+
+@pytest.mark.parametrize(("kind", "ranks", "dtype"), RUNS)
+def test_all_tensors_together(kind: str, ranks: int, dtype: str) -> None:
+    """The peak as a whole. These models are so small that weights gathered ahead count as much as activations."""
+    found, held = tracked(kind, ranks, dtype), planned(kind, ranks, dtype)
+    assert held.tensors == pytest.approx(found.at_peak["Total"], rel=0.15)
