@@ -48,6 +48,11 @@ class LayerLoad:
     same_heads_entry_bytes: Fraction
     dispatched_bytes: Fraction
 
+    @property
+    def parts(self) -> int:
+        """Mixer and FFN, or the one of them that the layer has."""
+        return sum(block is not None for block in (self.use.layer.mixer, self.use.layer.ffn))
+
 
 @dataclass(frozen=True)
 class ModelLoad:

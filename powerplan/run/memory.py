@@ -82,8 +82,7 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     zero = degrees.zero if shards > 1 else 0
     whole = load.stored_parameters(degrees.ep) / degrees.tp
     # Experts are split ep ways and sharded over the rest, so that a shard of them is 1 / (fsdp * cp) as of the others.
-    experts = load.expert_parameters / degrees.tp / degrees.ep
-    shard = (whole - experts) / shards + experts * degrees.ep / shards
+    shard = load.all_parameters / degrees.tp / shards
     weights = shard * float(recipe.master_bytes) if zero == 3 else whole * float(recipe.activation_bytes)
     gradients = (shard if zero >= 2 else whole) * float(recipe.gradient_bytes)
     states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
@@ -148,8 +147,7 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
     if recipe.optimizer == "adamw-8bit":
         moments = parameters * (2 + 2 * 4 / BLOCK_OF_SCALES)
     elif recipe.optimizer == "muon":
-        stored = load.parameters + load.expert_parameters + load.outer_parameters
-        matrices = load.matrix_parameters / stored if stored else 0.0
+        matrices = load.matrix_parameters / load.all_parameters if load.all_parameters else 0.0
         moments = parameters * (2 - matrices) * moment
     else:
         moments = 2 * parameters * moment

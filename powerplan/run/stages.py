@@ -34,6 +34,7 @@ class StageLoad:
     long. Sums of bytes and FLOPs stay below 2^53 or lose one part in 10^16.
 
     layers: how many. parts: mixers and FFNs, between which tensor parallelism communicates.
+    parameters: outside routed experts and `outer_parameters`. expert_parameters: of routed experts, in expert_layers.
     largest: parameters of its largest layer outside routed experts, and those of routed experts.
     kept_bytes, peak_bytes: as in LayerLoad; the sum of the first and the largest of the second.
     outer_parameters: embedding and LM head where they are in this stage.
@@ -57,6 +58,11 @@ class StageLoad:
     dispatched_bytes: float
     expert_layers: int
     exchanges: tuple[Exchange, ...]
+
+    @property
+    def all_parameters(self) -> int:
+        """Parameters of this stage, which the devices that see different tokens share."""
+        return self.parameters + self.outer_parameters + self.expert_parameters
 
     def stored_parameters(self, experts_split: int) -> float:
         """Parameters of a device group that holds this stage, its routed experts split `experts_split` ways."""
@@ -97,7 +103,7 @@ def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> Stage
         first=first,
         last=last,
         layers=sum(count for _, count in counted),
-        parts=sum(len(load.use.layer.blocks[:2]) * count for load, count in counted),
+        parts=sum(load.parts * count for load, count in counted),
         parameters=sum(load.parameters * count for load, count in counted),
         expert_parameters=sum(load.expert_parameters * count for load, count in counted),
         matrix_parameters=sum(load.matrix_parameters * count for load, count in counted),

@@ -82,6 +82,21 @@ def test_a_slow_network_exposes_the_weights() -> None:
     assert exposed["gradients"] > exposed["weights"]
 
 
+def test_replicas_add_up_gradients_behind_the_last_backward_pass() -> None:
+    alone, both = layout_of(Degrees(fsdp=8), sequences=64), layout_of(Degrees(fsdp=8, replicas=2), sequences=128)
+    assert both.step_s == pytest.approx(alone.step_s)
+    setting = Setting.of(cluster_of(H100, 16, network_gbs=1.0), peak_of(H100), EVEN, Batch(128 * 8192))
+    accounting = Accounting(catalogue_spec("llama-3-8b"))
+    slow = Layouts(accounting, 8192, setting).layout(Degrees(fsdp=8, replicas=2), Recipe(), 128)
+    takes = 4 * 8_030_261_248 / 8 / 0.97e9
+    assert takes - slow.step.compute_s / 8 < dict(slow.step.traffic)["gradients"] < takes
+
+
+def test_optimizers_work_on_as_many_parameters_wherever_experts_are() -> None:
+    spread, whole = (layout_of(Degrees(fsdp=8, ep=ep), "mixtral-8x7b").step.update_s for ep in (8, 1))
+    assert spread == pytest.approx(whole)
+
+
 def test_recurrent_layers_have_a_share_of_their_own() -> None:
     slow = replace(EVEN, recurrent=0.25)
     for mixer, factor in (("power:p=2", 2.0), ("attention", 1.0)):
