@@ -3,8 +3,9 @@
 Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, where
 weights are sharded, PyTorch's FSDP2: they are gathered layer by layer. Activations are split tp ways by tensor and
 sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4), and cp ways along the sequence. Stage s of
-p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1); interleaved in v
-parts the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3).
+p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1). Interleaved in v
+parts, the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3), and the others
+less by 2/v of a micro-batch each (`in_flight`).
 """
 
 from __future__ import annotations
@@ -87,18 +88,29 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     gradients = (shard if zero >= 2 else whole) * float(recipe.gradient_bytes)
     states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
     tokens = recipe.micro_batch * model.context / degrees.cp
-    in_flight: float = min(micro_batches, degrees.pp - stage)
-    if degrees.interleave > 1 and micro_batches > in_flight:
-        in_flight += (degrees.pp - 1) / degrees.interleave
+    waiting = in_flight(degrees, stage, micro_batches)
     before, behind = map(float, ends_bytes(model.spec, recipe))
-    ends = (before * load.first + behind * load.last) * tokens / degrees.tp
-    kept = load.kept_bytes * tokens * in_flight / degrees.tp + ends
+    # The last stage is through with a loss before it begins with the next.
+    ends = before * waiting * load.first + behind * load.last
+    kept = (load.kept_bytes * waiting + ends) * tokens / degrees.tp
     moments = _at_layers(load, recipe, degrees, zero, tokens)
     if load.last:
         moments.append(_at_the_loss(model, load, degrees, zero, tokens))
     worst = max(moments, key=lambda moment: moment.gathered + moment.working)
     allowance = FRAMEWORK_BYTES + FRAGMENTATION * (kept + worst.working + worst.gathered)
     return Memory(stage, weights, worst.gathered, gradients, states, kept, worst.working, allowance, worst.place)
+
+
+def in_flight(degrees: Degrees, stage: int, micro_batches: int) -> float:
+    """Return of how many micro-batches a pipeline stage keeps the activations of its layers at most.
+
+    Interleaved, it counts parts of stages: Megatron-LM runs 2 (p - s - 1) + (v - 1) p of them ahead (megatron/core/
+    pipeline_parallel/schedules.py), and one more has just run when the first backward pass begins.
+    """
+    if degrees.interleave == 1:
+        return min(micro_batches, degrees.pp - stage)
+    ahead = 2 * (degrees.pp - stage - 1) + (degrees.interleave - 1) * degrees.pp
+    return min(micro_batches, (ahead + 1) / degrees.interleave)
 
 
 class _Moment(NamedTuple):

@@ -14,7 +14,7 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import Attention
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad, model_load
-from powerplan.run.memory import Memory, memory_of
+from powerplan.run.memory import Memory, in_flight, memory_of
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import stage_loads, stage_spans
 from powerplan.spec import LayerGroup, ModelSpec
@@ -109,6 +109,19 @@ def test_the_first_stage_keeps_as_many_micro_batches_as_there_are_stages() -> No
     assert memory(model, Degrees(pp=4), 2).activations == pytest.approx((one.activations - ends) / 2)
     more = memory(model, Degrees(pp=4, interleave=2), 8).activations / four.activations
     assert more == pytest.approx(1 + 3 / (4 * 2))
+
+
+def test_interleaved_stages_keep_what_their_schedule_runs_ahead() -> None:
+    """4 stages in 4 parts run 18, 16, 14 and 12 parts ahead: a part is a quarter of a stage's micro-batch."""
+    kept = [in_flight(Degrees(pp=4, interleave=4), stage, 16) for stage in range(4)]
+    assert kept == [19 / 4, 17 / 4, 15 / 4, 13 / 4]
+    assert [in_flight(Degrees(pp=4, interleave=4), stage, 4) for stage in range(2)] == [4, 4]
+    assert [in_flight(Degrees(pp=4), stage, 16) for stage in range(4)] == [4, 3, 2, 1]
+    model = load_of("llama-3-8b", 8192, Recipe())
+    stages = list(enumerate(stage_loads(model, 4)))
+    one, four = (memory_of(model, stages[3:], Degrees(pp=4, interleave=parts), 16) for parts in (1, 4))
+    ends = 2 * 4096 * 2 * 8192 + 4 * 8192
+    assert (four.activations - ends) / (one.activations - ends) == pytest.approx(13 / 4)
 
 
 def test_a_tied_embedding_is_copied_to_the_last_stage() -> None:
