@@ -171,5 +171,5 @@ def _ring_buffers(load: StageLoad, tokens: float, degrees: Degrees) -> float:
     """Return the bytes of keys and values that a device receives while it works on others: two rounds' worth."""
     if degrees.cp == 1:
         return 0.0
-    entries = max((part.payload_bytes for part in load.exchanges if part.kind == "ring"), default=0.0)
-    return 2 * entries * tokens / degrees.tp
+    entries = max((part.device_bytes(degrees.tp) for part in load.exchanges if part.kind == "ring"), default=0.0)
+    return 2 * entries * tokens

@@ -167,22 +167,22 @@ def passing_of(
     Ring attention (Liu et al. 2023, arXiv 2310.01889, section 3.1) sends while it computes. All-to-all (Ulysses, Jacobs
     et al. 2023, arXiv 2309.14509, section 3.1) is taken where it is faster and heads are enough; it cannot hide.
     State is passed on once from device to device (Linear Attention Sequence Parallelism, Sun et al. 2024, arXiv
-    2404.02882, section 3.1), here as an all-gather of the cp states.
+    2404.02882, section 3.1), here as an all-gather of the cp states (LASP-2, Sun et al. 2025, arXiv 2502.07563).
     """
     assert links.cp is not None
     recipe, cp, tp = model.recipe, degrees.cp, degrees.tp
-    tokens = recipe.micro_batch * model.context / cp
+    tokens, payload = recipe.micro_batch * model.context / cp, exchange.device_bytes(tp)
     if exchange.kind == "state":
-        sent, even = exchange.payload_bytes * recipe.micro_batch / tp, None
+        sent, even = payload * recipe.micro_batch, None
         if exchange.entry_bytes:
             even = state_break_even(Fraction(exchange.payload_bytes), Fraction(exchange.entry_bytes))
         seconds = exchange.layers * all_gather_s(links.cp, cp, sent * cp)
         return Passing("state", exchange.layers, seconds, 0.0, sent, even)
     if exchange.kind == "halo":
-        most = exchange.payload_bytes * recipe.micro_batch / tp
+        most = payload * recipe.micro_batch
         return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
-    sent = exchange.payload_bytes * tokens * (cp - 1) / tp
-    each = (cp - 1) * send_s(links.cp, exchange.payload_bytes * tokens / tp)
+    sent = payload * tokens * (cp - 1)
+    each = (cp - 1) * send_s(links.cp, payload * tokens)
     hidden = exchange.flops * tokens / tp / attention_flops_per_s
     ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
     heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]

@@ -9,13 +9,14 @@ import pytest
 from powerplan.accounting import Accounting
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Power
+from powerplan.mixers import Attention, Power
 from powerplan.run.degrees import Degrees
 from powerplan.run.links import all_gather_s, all_reduce_s, all_to_all_s, cluster_of, reduce_scatter_s
 from powerplan.run.loads import ModelLoad, model_load
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import stage_loads
 from powerplan.run.traffic import Passing, Traffic, links_of, passing_of, state_break_even, traffic_of
+from powerplan.spec import Layer, LayerGroup, ModelSpec
 from powerplan.swap import with_mixer
 
 
@@ -148,3 +149,30 @@ def test_every_layer_with_experts_waits_for_exchanges_of_its_own() -> None:
     assert links.experts is not None
     each = all_to_all_s(links.experts, 8, 4096 * 8 * 7168 * 2)
     assert of_stage(model, degrees).experts_s == pytest.approx(58 * 2 * each)
+
+
+def test_devices_that_split_heads_pass_the_keys_of_their_own() -> None:
+    model = load_of()  # 8 key/value heads, of which 16 devices need one each, and two of them the same.
+    one, eight, sixteen = (passings(model, Degrees(cp=4, tp=tp))[0].bytes_sent for tp in (1, 8, 16))
+    assert one == 8 * eight == 8 * sixteen
+    latents = load_of(name="deepseek-v3", context=8192)
+    alone, split = (passings(latents, Degrees(cp=4, tp=tp))[0].bytes_sent for tp in (1, 8))
+    assert alone == split == 3 * 2048 * (512 + 64) * 2
+
+
+def test_layers_with_the_keys_of_others_pass_them_too() -> None:
+    own, shared = (Attention(heads=8, kv_heads=2, head_dim=64, shared_kv=share) for share in (False, True))
+    group = LayerGroup(pattern=(Layer(mixer=own), Layer(mixer=shared)))
+    spec = ModelSpec(name="x", vocab_size=100, hidden_size=512, layers=(group,))
+    model = model_load(Accounting(spec), 4096, Recipe())
+    (stage,) = stage_loads(model, 1)
+    assert stage.recurrent_flops == 0
+    assert stage.attention_flops == 2 * 2 * 8 * 128 * 4097 / 2
+    (ring,) = passings(model, Degrees(cp=4))
+    assert ring.layers == 2
+
+
+def test_a_window_as_long_as_the_context_is_none() -> None:
+    (ring,) = passings(load_of("window:8192", context=8192), Degrees(cp=16))
+    assert ring.way == "ring"
+    assert ring.bytes_sent == passings(load_of(context=8192), Degrees(cp=16))[0].bytes_sent
