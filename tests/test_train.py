@@ -104,6 +104,13 @@ def test_what_does_not_fit_says_on_how_many_devices_it_would() -> None:
     assert main(["train", "llama-3.1-405b", "--gpu", "h100-sxm", "--devices", "8"]) == 3
 
 
+def test_more_devices_stand_in_nodes_as_given() -> None:
+    """The same run in nodes of one card, without NVLink: the message is of devices that are joined as these are."""
+    for node_devices, devices in ((1, 256), (8, 128)):
+        with pytest.raises(InfeasibleError, match=rf"; it fits {devices}$"):
+            powerplan.train("llama-3.1-405b", "64k", gpu="h100-sxm", devices=8, node_devices=node_devices)
+
+
 def test_what_fits_with_a_chunked_loss_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "gpt2-small", "--gpu", "rtx-4090"]) == 3
     assert capsys.readouterr().err.splitlines()[-1].endswith("; it fits with --loss chunked")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -167,9 +167,7 @@ def train(
     recipe = Recipe(
         optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
     )
-    if recompute != AUTO:
-        check_choice(recompute, (*get_args(Recompute), AUTO), "recompute")
-    shards = parse_integer(str(zero), parameter("zero"), 0, 3)
+    again, shards = _read_recompute(recompute), parse_integer(str(zero), parameter("zero"), 0, 3)
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
     batches: tuple[int, ...] = MICRO_BATCHES
     if micro_batch != AUTO:
@@ -180,8 +178,11 @@ def train(
         raise InputError(
             "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
         )
-    cluster = _cluster(device, count, node_devices, link_gbs, network_gbs)
 
+    def joined(number: int) -> Cluster:
+        return _cluster(device, number, node_devices, link_gbs, network_gbs)
+
+    cluster = joined(count)
     loaded = read_model(model, mixer)
     accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     phases = [_read_phase(text) for text in phases_text]
@@ -197,7 +198,7 @@ def train(
     choices = Choices(
         recipe,
         None if degrees is None else (degrees,),
-        RECOMPUTE if recompute == AUTO else (recompute,),  # type: ignore[arg-type]
+        again,
         batches,
         shards,
     )
@@ -209,7 +210,7 @@ def train(
         notes += remarks
     plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
     if degrees is None and not plan.fits:
-        raise InfeasibleError(_what_lacks(plan, choices, device, network_gbs, link_gbs))
+        raise InfeasibleError(_what_lacks(plan, choices, joined))
     others: list[OtherRun] = []
     if profile is None and len(phases) == 1:
         others = _others(plan, phases[0], choices)
@@ -218,6 +219,12 @@ def train(
 
 def _read_degrees(text: str, zero: int) -> Degrees | None:
     return None if text == AUTO else parse_degrees(text, parameter("parallel"), zero)
+
+
+def _read_recompute(text: str) -> tuple[Recompute, ...]:
+    """Return what may be computed again: one of the words, or all of them for "auto"."""
+    check_choice(text, (*RECOMPUTE, AUTO), "recompute")
+    return tuple(word for word in RECOMPUTE if text in (word, AUTO))
 
 
 def _read_efficiency(given: str | float | None) -> Efficiency | None:
@@ -294,11 +301,12 @@ def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun
 def _what_lacks(
     plan: TrainingPlan,
     choices: Choices,
-    device: Device | None,
-    network_gbs: float | str | None,
-    link_gbs: float | str | None,
+    joined: Callable[[int], Cluster],
 ) -> str:
-    """Return what the devices lack, and the number of devices from which the run fits, doubling them up to 64 times."""
+    """Return what the devices lack, and on how many the run fits, of up to 4,096 times as many: each time twice.
+
+    joined: returns so many of the devices, with their links; raises InputError where these are not known.
+    """
     worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
     setting, name = plan.setting, plan.accounting.spec.name
     assert setting.capacity_bytes is not None
@@ -313,12 +321,13 @@ def _what_lacks(
         chunked = replace(choices, recipe=replace(choices.recipe, loss="chunked"))
         if plan_training(plan.accounting, phases, setting, chunked).fits:
             return f"{text}; it fits with {parameter('loss', 'chunked')}"
+    parameters, recipe = plan.accounting.total_parameters.with_embeddings, choices.recipe
+    least = parameters * (recipe.master_bytes + recipe.gradient_bytes)  # All devices hold this at any degrees.
     for more in (2**power * devices for power in range(1, 13)):
-        if device is None:
-            break
+        if least > more * setting.capacity_bytes:
+            continue  # A search takes up to two seconds.
         try:
-            cluster = _cluster(device, more, None, link_gbs, network_gbs)
-            bigger = replace(setting, cluster=cluster)
+            bigger = replace(setting, cluster=joined(more))
             if plan_training(plan.accounting, phases, bigger, choices).fits:
                 return f"{text}; it fits {more:,}"
         except InputError:  # More devices than the known links join, or than can share the batch.
