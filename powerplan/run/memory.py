@@ -93,7 +93,7 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     # The last stage is through with a loss before it begins with the next.
     ends = before * waiting * load.first + behind * load.last
     kept = (load.kept_bytes * waiting + ends) * tokens / degrees.tp
-    moments = _at_layers(load, recipe, degrees, zero, tokens)
+    moments = _at_layers(model, load, degrees, zero, tokens)
     if load.last:
         moments.append(_at_the_loss(model, load, degrees, zero, tokens))
     worst = max(moments, key=lambda moment: moment.gathered + moment.working)
@@ -121,17 +121,20 @@ class _Moment(NamedTuple):
     place: str
 
 
-def _at_layers(load: StageLoad, recipe: Recipe, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
+def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
     """Return the backward passes of the last layer, and of the one before it.
 
     The weights of the layer at work are whole, and those of the next one. In the first pass there are no gradients of
     weights yet. In the second those of two layers are whole, and what the last layer kept is gone.
     """
+    recipe = model.recipe
     dense, experts = load.largest
     layers = GATHERED_LAYERS * (dense + experts / degrees.ep) / degrees.tp * float(recipe.activation_bytes)
     weights = layers + _root(load, recipe, degrees) if zero == 3 else 0.0
     gradients = layers if zero >= 2 else 0.0
     working = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
+    if degrees.tp > 1:  # The input of the part at work, gathered again, and its gradient before it is scattered.
+        working += 2 * _stream(model, tokens)
     gone = load.kept_bytes / max(load.layers, 1) * tokens / degrees.tp
     place = "the backward pass of a layer"
     return [_Moment(weights, working, place), _Moment(weights + gradients, max(0.0, working - gone), place)]
@@ -142,7 +145,18 @@ def _at_the_loss(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int,
     held, peak = map(float, loss_bytes(model.spec, model.recipe))
     at_once = min(tokens, LOSS_CHUNK) if model.recipe.loss == "chunked" else tokens
     gathered = _root(load, model.recipe, degrees) if zero == 3 else 0.0
-    return _Moment(gathered, (held * tokens + peak * at_once) / degrees.tp, "the loss")
+    working = (held * tokens + peak * at_once) / degrees.tp
+    if degrees.tp > 1:  # The LM head's input.
+        working += _stream(model, at_once)
+    return _Moment(gathered, working, "the loss")
+
+
+def _stream(model: ModelLoad, tokens: float) -> float:
+    """Return the bytes of so many tokens on the residual stream, of which a device keeps a part between its matmuls.
+
+    Devices that split the matmuls need all of it (Korthikanti et al. 2022, section 4.2.2).
+    """
+    return tokens * model.spec.hidden_size * float(model.recipe.activation_bytes)
 
 
 def _root(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:

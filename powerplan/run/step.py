@@ -17,7 +17,7 @@ the gradient of the pick 4, that of log-softmax 4 + 4 + 4, cast back 4 + 2."""
 
 TENSOR_HIDDEN = 0.5
 """The share of tensor-parallel traffic that hides behind the matmuls that it feeds, which trainers split to do so. With
-it plans of NVIDIA's runs of 70B and 405B are 5 and 14 % slow; without it 12 and 25 % (reproduce training-time)."""
+it plans of NVIDIA's runs of 70B and 405B are 3 to 12 % slow; without it 8 to 19 % (reproduce training-time)."""
 
 UPDATE_BYTES = 28
 """Bytes read and written per parameter by a fused AdamW step in fp32: weight, gradient and two moments read, three of

@@ -163,6 +163,17 @@ def test_recomputing_more_keeps_less(name: str) -> None:
     assert kept[0] >= kept[1] > kept[2]
 
 
+def test_devices_that_split_matmuls_have_the_whole_input_of_the_one_at_work() -> None:
+    model = load_of("llama-3-8b", 8192, Recipe())
+    first = list(enumerate(stage_loads(model, 2)))[:1]
+    one, eight = (memory_of(model, first, Degrees(tp=tp, pp=2), 8) for tp in (1, 8))
+    stream = 8192 * 4096 * 2
+    assert eight.working == pytest.approx(one.working / 8 + 2 * stream)
+    one, eight = memory(model, Degrees()), memory(model, Degrees(tp=8))
+    assert one.place == eight.place == "the loss"
+    assert eight.working == pytest.approx(one.working / 8 + stream)
+
+
 def test_experts_are_gathered_by_the_groups_that_hold_them() -> None:
     model = load_of("mixtral-8x7b", 8192, Recipe())
     alone, split = memory(model, Degrees(fsdp=8)), memory(model, Degrees(fsdp=8, ep=8))
