@@ -132,13 +132,14 @@ def train(
         optimizer: "adamw", "adamw-8bit" or "muon".
         master: "fp32" for a copy of the weights in fp32 that the optimizer works on; "none" for none.
         loss: "whole" for the logits of all tokens at once, or "chunked".
-        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3".
+        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3", of FLOPs as
+            Convention() counts them.
         measured: a file of `powerplan profile --save`: measured times of mixers and matmuls in place of shares.
         price: money for an hour of one device.
         node_devices, link_gbs, network_gbs: devices of a node, and GB/s per device and direction within and between
             nodes, where they are not the catalogue's.
         mixer: the mixer to put into every layer first, such as "power:p=2".
-        convention: how FLOPs are counted; Convention() where None.
+        convention: how FLOPs are counted in MFU and HFU; Convention() where None. Times do not depend on it.
         dtype: the number format of weights in matmuls and of activations: bf16, fp16 or fp32.
         gradients_dtype, moments_dtype: that of gradients and of the optimizer's moments: fp32 with a master copy, else
             `dtype`, where left out.

@@ -98,10 +98,15 @@ class Layout:
 
 
 class Layouts:
-    """Works out layouts of one model at one context; what layouts share is found once."""
+    """Works out layouts of one model at one context; what layouts share is found once.
+
+    Times rest on FLOPs as the default convention counts them, as the default efficiencies do; MFU and HFU on FLOPs as
+    `accounting` counts them.
+    """
 
     def __init__(self, accounting: Accounting, context: int, setting: Setting) -> None:
         self.accounting, self.context, self.setting = accounting, context, setting
+        self._timed = Accounting(accounting.spec)
         self._models: dict[Recipe, ModelLoad] = {}
         self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
         self._links: dict[Degrees, Links] = {}
@@ -110,6 +115,11 @@ class Layouts:
     def flops_per_token(self) -> float:
         """Training FLOPs per token."""
         return float(TRAINING_PASSES * self.accounting.row(self.context).flops_per_token)
+
+    @cached_property
+    def again_flops_per_token(self) -> float:
+        """FLOPs per token of one more forward pass of all layers."""
+        return float(model_load(self.accounting, self.context, Recipe()).layer_flops_per_token)
 
     def sequences_for(self, degrees: Degrees, micro_batch: int) -> int | None:
         """Return the sequences of a step: as many of the batch as all groups of devices can share evenly.
@@ -128,11 +138,10 @@ class Layouts:
         single = replace(recipe, micro_batch=1)
         model = self._models.get(single)
         if model is None:
-            model = self._models[single] = model_load(self.accounting, self.context, single)
+            model = self._models[single] = model_load(self._timed, self.context, single)
         key = single, degrees.pp
         if key not in self._stages:
             self._stages[key] = _unlike(stage_loads(model, degrees.pp))
-        again = float(model.layer_flops_per_token) if recipe.recompute == "full" else 0.0
         stages, model = self._stages[key], replace(model, recipe=recipe)
         links = self._links.get(degrees)
         if links is None:
@@ -147,7 +156,7 @@ class Layouts:
             memory=memory_of(model, stages, degrees, rounds),
             step=step_of(model, [stage for _, stage in stages], degrees, rounds, rates),
             flops_per_token=self.flops_per_token,
-            again_flops_per_token=again,
+            again_flops_per_token=self.again_flops_per_token if recipe.recompute == "full" else 0.0,
             setting=self.setting,
         )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 from powerplan.accounting import Accounting
 from powerplan.mixers.base import Mixer
@@ -91,7 +90,7 @@ class ModelLoad:
         """Forward FLOPs per token."""
         return self.layer_flops_per_token + self.head_flops
 
-    @cached_property
+    @property
     def layer_flops_per_token(self) -> Fraction:
         """Those of all layers, without the LM head."""
         layers = sum((load.weight_flops + load.state_flops) * load.use.count for load in self.layers)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting
+from powerplan.choices import Recompute
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
+from powerplan.mixers.formulas import Convention
 from powerplan.run.degrees import Degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
@@ -111,6 +113,23 @@ def test_measured_mixers_replace_their_share() -> None:
     layout = layout_of(Degrees(), efficiency=replace(EVEN, measured_s=1e-6), sequences=1)
     assert layout.step.recurrent_s == pytest.approx(8192 * 1e-6)
     assert layout.step.attention_s == 0
+
+
+@pytest.mark.parametrize(
+    "convention", [Convention(causal="full"), Convention(form="chunked"), Convention(lm_head=False)]
+)
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_how_flops_are_counted_changes_mfu_and_no_time(convention: Convention, recompute: Recompute) -> None:
+    spec, recipe = catalogue_spec("kimi-linear-48b-a3b"), Recipe(recompute=recompute)
+    setting = Setting.of(cluster_of(H100, 1), peak_of(H100), EVEN, Batch(8 * 8192))
+    one, other = (Layouts(Accounting(spec, counted), 8192, setting) for counted in (None, convention))
+    usual, changed = (layouts.layout(Degrees(), recipe, 8) for layouts in (one, other))
+    assert changed.step == usual.step
+    flops = Accounting(spec, convention).row(8192).flops_per_token
+    head = 2 * spec.hidden_size * spec.vocab_size if convention.lm_head else 0
+    assert changed.mfu == pytest.approx(float(3 * flops * 8 * 8192) / changed.step_s / 989e12)
+    forwards = 3 * flops + (flops - head if recompute == "full" else 0)
+    assert changed.hfu == pytest.approx(float(forwards * 8 * 8192) / changed.step_s / 989e12)
 
 
 @settings(max_examples=40, deadline=None)
