@@ -230,6 +230,21 @@ def test_bad_input_has_one_message(arguments: str, capsys: pytest.CaptureFixture
     assert MESSAGES[arguments] in line
 
 
+@pytest.mark.parametrize(
+    ("degrees", "message"),
+    [
+        (Degrees(fsdp=-8, tp=-1), "parallel fsdp: -8 is out of range; allowed are 1 to 1,000,000"),
+        (Degrees(fsdp=8, ep=0), "parallel ep: 0 is out of range"),
+        (Degrees(fsdp=8, interleave=0), "parallel interleave: 0 is out of range"),
+        (Degrees(fsdp=8, zero=7), "parallel zero: 7 is out of range; allowed are 0 to 3"),
+        (Degrees(fsdp=8.5), "parallel fsdp: '8.5' is not"),  # type: ignore[arg-type]
+    ],
+)
+def test_degrees_of_python_are_checked(degrees: Degrees, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=8, parallel=degrees)
+
+
 def test_python_names_parameters() -> None:
     with pytest.raises(InputError, match="gpu: a training run needs a device"):
         powerplan.train("gpt2-small")
