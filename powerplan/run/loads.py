@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
-from powerplan.mixers.base import Mixer
+from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
 from powerplan.mixers.formulas import total
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_layer
@@ -30,7 +30,8 @@ class LayerLoad:
     entry_bytes: keys and values of a token, which ring attention passes on, also where an earlier layer made them; 0
     for recurrent state.
     window: keys that a query meets at most; None without a window.
-    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none.
+    state_bytes: recurrent state of one sequence, which is passed on once, with what a part of the sequence multiplies
+    it by where that is a matrix (delta rules); 0 where there is none.
     kv_heads: heads that tensor parallelism can split keys, values or a state among, as every device of a group needs
     those of its queries: 1 for latents; None for a state of as many heads as there are, or channels.
     same_heads_entry_bytes: keys and values of a token, had this layer attention with the heads of its state; 0 where it
@@ -86,13 +87,8 @@ class ModelLoad:
         return layers + self.embedding_parameters + self.head_parameters
 
     @property
-    def flops_per_token(self) -> Fraction:
-        """Forward FLOPs per token."""
-        return self.layer_flops_per_token + self.head_flops
-
-    @property
     def layer_flops_per_token(self) -> Fraction:
-        """Those of all layers, without the LM head."""
+        """Forward FLOPs per token of all layers, without the LM head."""
         layers = sum((load.weight_flops + load.state_flops) * load.use.count for load in self.layers)
         return Fraction(layers)
 
@@ -122,6 +118,16 @@ def _entry(mixer: Mixer, context: int) -> int:
     return mixer.state_size(context).entry or int(total(made))
 
 
+def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fraction:
+    """Return the bytes that a device passes on of a recurrent state: the state, its transition, inputs of convolutions.
+
+    Every device merges the states of those before it. A delta rule multiplies a state by a matrix for each head, which
+    is passed beside it, as flash-linear-attention does it (ops/cp/README.md).
+    """
+    transition = total(mixer.terms((("transition", mixer.transition),)))
+    return (size.recurrent + transition) * RECURRENT_BYTES + size.recent * recipe.activation_bytes
+
+
 def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Recipe) -> LayerLoad:
     spec, layer = accounting.spec, use.layer
     hidden, mixer, ffn = spec.hidden_size, layer.mixer, layer.ffn
@@ -148,7 +154,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         peak_bytes=saved.peak_bytes,
         entry_bytes=entry * recipe.activation_bytes,
         window=mixer.window_size if mixer is not None else None,
-        state_bytes=Fraction(size.recurrent * 4 + size.recent * recipe.activation_bytes) if size else Fraction(0),
+        state_bytes=_passed_state_bytes(mixer, size, recipe) if mixer is not None and size else Fraction(0),
         kv_heads=heads.kv_heads if heads is not None else 1 if entry else None,
         same_heads_entry_bytes=(features.entry if features else 0) * recipe.activation_bytes,
         dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),

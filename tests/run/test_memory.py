@@ -54,6 +54,18 @@ def test_zero_stages_are_those_of_the_paper(zero: int, published_gb: float) -> N
     assert (held.weights + held.gradients + held.optimizer) * scale / 1e9 == pytest.approx(published_gb, abs=0.05)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_loads_are_what_accounting_counts(name: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    model = load_of(name, 8192, Recipe())
+    assert model.parameters == accounting.total_parameters.with_embeddings
+    assert model.layer_flops_per_token + model.head_flops == accounting.row(8192).flops_per_token
+    (stage,) = stage_loads(model, 1)
+    assert stage.all_parameters == model.parameters
+    flops = stage.weight_flops + stage.attention_flops + stage.recurrent_flops + stage.head_flops
+    assert flops == pytest.approx(float(accounting.row(8192).flops_per_token), rel=1e-12)
+
+
 def test_fsdp_keeps_sixteen_bytes_a_parameter_in_shards() -> None:
     model = load_of("llama-3-8b", 8192, Recipe())
     held = memory(model, Degrees(fsdp=64))

@@ -49,6 +49,13 @@ def test_recurrent_layers_pass_one_state_whatever_the_context(mixer: str) -> Non
     assert short[0].break_even == 8 * width * columns * 4 // (8 * 256 * 2)
 
 
+def test_delta_rules_pass_a_transition_beside_their_state() -> None:
+    """flash-linear-attention, ops/cp/README.md: d_k x d_v and d_k x d_k for each head, in fp32."""
+    ways = {way.way: way for way in passings(load_of(name="qwen3-next-80b-a3b"), Degrees(cp=2))}
+    convolutions = 3 * (2 * 16 * 128 + 32 * 128)
+    assert ways["state"].bytes_sent == 32 * 128 * (128 + 128) * 4 + convolutions * 2
+
+
 def test_attention_passes_keys_and_values_in_a_ring() -> None:
     (ring,) = passings(load_of(), Degrees(cp=16))
     assert ring.way == "ring"
