@@ -25,7 +25,7 @@ from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import Degrees, parse_degrees
+from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
@@ -172,7 +172,7 @@ def train(
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
     batches: tuple[int, ...] = MICRO_BATCHES
     if micro_batch != AUTO:
-        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, 2**20),)
+        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, MAX_DEGREE),)
     profile, device = read_measured(measured), read_device(gpu)
     peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
     if peak is None:
@@ -248,7 +248,7 @@ def _cluster(
     link_gbs: float | str | None,
     network_gbs: float | str | None,
 ) -> Cluster:
-    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, 10**6)
+    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
     rates = {
         name: optional(parse_rate, name, value)
         for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))

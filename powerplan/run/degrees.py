@@ -10,7 +10,7 @@ from powerplan.spec import ModelSpec
 from powerplan.units import parse_integer
 
 MAX_DEGREE = 10**6
-"""The largest degree that is accepted."""
+"""The largest degree, node or micro-batch that is accepted: more than any cluster has devices."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, t
     layers = GATHERED_LAYERS * (dense + experts / degrees.ep) / degrees.tp * float(recipe.activation_bytes)
     weights = layers + _root(load, recipe, degrees) if zero == 3 else 0.0
     gradients = layers if zero >= 2 else 0.0
-    working = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
+    working = load.peak_bytes * tokens / degrees.tp + _exchange_buffers(model, load, tokens, degrees)
     if degrees.tp > 1:  # The input of the part at work, gathered again, and its gradient before it is scattered.
         working += 2 * _stream(model, tokens)
     gone = load.kept_bytes / max(load.layers, 1) * tokens / degrees.tp
@@ -181,9 +181,15 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
     return moments + (parameters * float(recipe.master_bytes) if has_copy else 0)
 
 
-def _ring_buffers(load: StageLoad, tokens: float, degrees: Degrees) -> float:
-    """Return the bytes of keys and values that a device receives while it works on others: two rounds' worth."""
+def _exchange_buffers(model: ModelLoad, load: StageLoad, tokens: float, degrees: Degrees) -> float:
+    """Return the bytes that a layer receives of other parts of a sequence, where that is most.
+
+    Keys and values of a ring have two rounds' worth, one at work and one on its way; a window's are there whole, and
+    so are the states of all devices (traffic.passing_of). They count beside the worst part of the layer, also where
+    that is the FFN.
+    """
     if degrees.cp == 1:
         return 0.0
-    entries = max((part.device_bytes(degrees.tp) for part in load.exchanges if part.kind == "ring"), default=0.0)
-    return 2 * entries * tokens
+    sequences = model.recipe.micro_batch
+    copies = {"ring": 2 * tokens, "halo": sequences, "state": sequences * degrees.cp}
+    return max((part.device_bytes(degrees.tp) * copies[part.kind] for part in load.exchanges), default=0.0)

@@ -18,6 +18,7 @@ from powerplan.run.memory import Memory, in_flight, memory_of
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import stage_loads, stage_spans
 from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.swap import with_mixer
 
 MODELS = ("gpt2-small", "llama-3-8b", "mixtral-8x7b", "deepseek-v3", "qwen3-next-80b-a3b", "gemma-3-12b")
 
@@ -184,6 +185,22 @@ def test_devices_that_split_matmuls_have_the_whole_input_of_the_one_at_work() ->
     one, eight = memory(model, Degrees()), memory(model, Degrees(tp=8))
     assert one.place == eight.place == "the loss"
     assert eight.working == pytest.approx(one.working / 8 + stream)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "received"),
+    [
+        ("attention", 2 * 2048 * 8 * 256 * 2),
+        ("window:4096", 4096 * 8 * 256 * 2),
+        ("power:p=2", 16 * 8 * 8256 * 129 * 4),
+    ],
+)
+def test_devices_have_what_they_receive_of_other_parts_of_a_sequence(mixer: str, received: int) -> None:
+    spec, _ = with_mixer(catalogue_spec("llama-3-8b"), mixer)
+    model = model_load(Accounting(spec), 32_768, Recipe())
+    first = list(enumerate(stage_loads(model, 2)))[:1]
+    one, sixteen = (memory_of(model, first, Degrees(pp=2, cp=cp, zero=0), 8) for cp in (1, 16))
+    assert sixteen.working == pytest.approx(one.working / 16 + received)
 
 
 def test_experts_are_gathered_by_the_groups_that_hold_them() -> None:
