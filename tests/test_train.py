@@ -104,6 +104,13 @@ def test_what_does_not_fit_says_on_how_many_devices_it_would() -> None:
     assert main(["train", "llama-3.1-405b", "--gpu", "h100-sxm", "--devices", "8"]) == 3
 
 
+def test_more_devices_stand_in_nodes_as_given() -> None:
+    """The same run in nodes of one card, without NVLink: the message is of devices that are joined as these are."""
+    for node_devices, devices in ((1, 256), (8, 128)):
+        with pytest.raises(InfeasibleError, match=rf"; it fits {devices}$"):
+            powerplan.train("llama-3.1-405b", "64k", gpu="h100-sxm", devices=8, node_devices=node_devices)
+
+
 def test_what_fits_with_a_chunked_loss_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "gpt2-small", "--gpu", "rtx-4090"]) == 3
     assert capsys.readouterr().err.splitlines()[-1].endswith("; it fits with --loss chunked")
@@ -221,6 +228,21 @@ def test_bad_input_has_one_message(arguments: str, capsys: pytest.CaptureFixture
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert MESSAGES[arguments] in line
+
+
+@pytest.mark.parametrize(
+    ("degrees", "message"),
+    [
+        (Degrees(fsdp=-8, tp=-1), "parallel fsdp: -8 is out of range; allowed are 1 to 1,000,000"),
+        (Degrees(fsdp=8, ep=0), "parallel ep: 0 is out of range"),
+        (Degrees(fsdp=8, interleave=0), "parallel interleave: 0 is out of range"),
+        (Degrees(fsdp=8, zero=7), "parallel zero: 7 is out of range; allowed are 0 to 3"),
+        (Degrees(fsdp=8.5), "parallel fsdp: '8.5' is not"),  # type: ignore[arg-type]
+    ],
+)
+def test_degrees_of_python_are_checked(degrees: Degrees, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=8, parallel=degrees)
 
 
 def test_python_names_parameters() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -25,7 +25,7 @@ from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import Degrees, parse_degrees
+from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
@@ -132,13 +132,14 @@ def train(
         optimizer: "adamw", "adamw-8bit" or "muon".
         master: "fp32" for a copy of the weights in fp32 that the optimizer works on; "none" for none.
         loss: "whole" for the logits of all tokens at once, or "chunked".
-        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3".
+        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3", of FLOPs as
+            Convention() counts them.
         measured: a file of `powerplan profile --save`: measured times of mixers and matmuls in place of shares.
         price: money for an hour of one device.
         node_devices, link_gbs, network_gbs: devices of a node, and GB/s per device and direction within and between
             nodes, where they are not the catalogue's.
         mixer: the mixer to put into every layer first, such as "power:p=2".
-        convention: how FLOPs are counted; Convention() where None.
+        convention: how FLOPs are counted in MFU and HFU; Convention() where None. Times do not depend on it.
         dtype: the number format of weights in matmuls and of activations: bf16, fp16 or fp32.
         gradients_dtype, moments_dtype: that of gradients and of the optimizer's moments: fp32 with a master copy, else
             `dtype`, where left out.
@@ -167,21 +168,22 @@ def train(
     recipe = Recipe(
         optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
     )
-    if recompute != AUTO:
-        check_choice(recompute, (*get_args(Recompute), AUTO), "recompute")
-    shards = parse_integer(str(zero), parameter("zero"), 0, 3)
+    again, shards = _read_recompute(recompute), parse_integer(str(zero), parameter("zero"), 0, 3)
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
     batches: tuple[int, ...] = MICRO_BATCHES
     if micro_batch != AUTO:
-        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, 2**20),)
+        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, MAX_DEGREE),)
     profile, device = read_measured(measured), read_device(gpu)
     peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
     if peak is None:
         raise InputError(
             "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
         )
-    cluster = _cluster(device, count, node_devices, link_gbs, network_gbs)
 
+    def joined(number: int) -> Cluster:
+        return _cluster(device, number, node_devices, link_gbs, network_gbs)
+
+    cluster = joined(count)
     loaded = read_model(model, mixer)
     accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     phases = [_read_phase(text) for text in phases_text]
@@ -197,7 +199,7 @@ def train(
     choices = Choices(
         recipe,
         None if degrees is None else (degrees,),
-        RECOMPUTE if recompute == AUTO else (recompute,),  # type: ignore[arg-type]
+        again,
         batches,
         shards,
     )
@@ -209,7 +211,7 @@ def train(
         notes += remarks
     plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
     if degrees is None and not plan.fits:
-        raise InfeasibleError(_what_lacks(plan, choices, device, network_gbs, link_gbs))
+        raise InfeasibleError(_what_lacks(plan, choices, joined))
     others: list[OtherRun] = []
     if profile is None and len(phases) == 1:
         others = _others(plan, phases[0], choices)
@@ -218,6 +220,12 @@ def train(
 
 def _read_degrees(text: str, zero: int) -> Degrees | None:
     return None if text == AUTO else parse_degrees(text, parameter("parallel"), zero)
+
+
+def _read_recompute(text: str) -> tuple[Recompute, ...]:
+    """Return what may be computed again: one of the words, or all of them for "auto"."""
+    check_choice(text, (*RECOMPUTE, AUTO), "recompute")
+    return tuple(word for word in RECOMPUTE if text in (word, AUTO))
 
 
 def _read_efficiency(given: str | float | None) -> Efficiency | None:
@@ -240,7 +248,7 @@ def _cluster(
     link_gbs: float | str | None,
     network_gbs: float | str | None,
 ) -> Cluster:
-    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, 10**6)
+    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
     rates = {
         name: optional(parse_rate, name, value)
         for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))
@@ -294,11 +302,12 @@ def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun
 def _what_lacks(
     plan: TrainingPlan,
     choices: Choices,
-    device: Device | None,
-    network_gbs: float | str | None,
-    link_gbs: float | str | None,
+    joined: Callable[[int], Cluster],
 ) -> str:
-    """Return what the devices lack, and the number of devices from which the run fits, doubling them up to 64 times."""
+    """Return what the devices lack, and on how many the run fits, of up to 4,096 times as many: each time twice.
+
+    joined: returns so many of the devices, with their links; raises InputError where these are not known.
+    """
     worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
     setting, name = plan.setting, plan.accounting.spec.name
     assert setting.capacity_bytes is not None
@@ -313,12 +322,13 @@ def _what_lacks(
         chunked = replace(choices, recipe=replace(choices.recipe, loss="chunked"))
         if plan_training(plan.accounting, phases, setting, chunked).fits:
             return f"{text}; it fits with {parameter('loss', 'chunked')}"
+    parameters, recipe = plan.accounting.total_parameters.with_embeddings, choices.recipe
+    least = parameters * (recipe.master_bytes + recipe.gradient_bytes)  # All devices hold this at any degrees.
     for more in (2**power * devices for power in range(1, 13)):
-        if device is None:
-            break
+        if least > more * setting.capacity_bytes:
+            continue  # A search takes up to two seconds.
         try:
-            cluster = _cluster(device, more, None, link_gbs, network_gbs)
-            bigger = replace(setting, cluster=cluster)
+            bigger = replace(setting, cluster=joined(more))
             if plan_training(plan.accounting, phases, bigger, choices).fits:
                 return f"{text}; it fits {more:,}"
         except InputError:  # More devices than the known links join, or than can share the batch.

@@ -24,6 +24,7 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
 
     query = "4*H*k*v"
     within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+    transition = "H*k*k"
     key_letter = "H"
     fused_gates: ClassVar[tuple[str, str]] = ("", "")
     fused_scores = "H*chunk"
@@ -223,6 +224,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     decay = "H*k*v"
     update = "4*H*k*v"
     within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
+    transition = "H*k*k"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
     rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
 

@@ -10,7 +10,7 @@ from powerplan.spec import ModelSpec
 from powerplan.units import parse_integer
 
 MAX_DEGREE = 10**6
-"""The largest degree that is accepted."""
+"""The largest degree, node or micro-batch that is accepted: more than any cluster has devices."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,11 @@ def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
 
 
 def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int) -> None:
-    """Raise InputError unless `degrees` make up `devices` and suit the model."""
+    """Raise InputError unless `degrees` are whole numbers in range, make up `devices` and suit the model."""
     where = parameter("parallel")
+    for name, value in asdict(degrees).items():
+        least, most = (0, 3) if name == "zero" else (1, MAX_DEGREE)
+        parse_integer(str(value), f"{where} {name}", least, most)
     if degrees.devices != devices:
         apart = ("ep", "interleave", "zero")
         factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in apart)

@@ -54,6 +54,7 @@ class Layout:
     """One way to train a model at one context, with the memory and the time that it takes.
 
     sequences: of an optimizer step, over all devices. flops_per_token: training FLOPs, without recomputation.
+    again_flops_per_token: those of matmuls that are computed again, which is a forward pass of all layers or nothing.
     """
 
     degrees: Degrees
@@ -63,6 +64,7 @@ class Layout:
     memory: Memory
     step: StepTime
     flops_per_token: float
+    again_flops_per_token: float
     setting: Setting
 
     @property
@@ -92,16 +94,19 @@ class Layout:
     @property
     def hfu(self) -> float:
         """The same with what is computed again: one more forward pass of the layers where all is recomputed."""
-        if self.recipe.recompute != "full":
-            return self.mfu
-        return self.mfu * (TRAINING_PASSES + 1) / TRAINING_PASSES
+        return self.mfu * (1 + self.again_flops_per_token / self.flops_per_token)
 
 
 class Layouts:
-    """Works out layouts of one model at one context; what layouts share is found once."""
+    """Works out layouts of one model at one context; what layouts share is found once.
+
+    Times rest on FLOPs as the default convention counts them, as the default efficiencies do; MFU and HFU on FLOPs as
+    `accounting` counts them.
+    """
 
     def __init__(self, accounting: Accounting, context: int, setting: Setting) -> None:
         self.accounting, self.context, self.setting = accounting, context, setting
+        self._timed = Accounting(accounting.spec)
         self._models: dict[Recipe, ModelLoad] = {}
         self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
         self._links: dict[Degrees, Links] = {}
@@ -111,8 +116,13 @@ class Layouts:
         """Training FLOPs per token."""
         return float(TRAINING_PASSES * self.accounting.row(self.context).flops_per_token)
 
+    @cached_property
+    def again_flops_per_token(self) -> float:
+        """FLOPs per token of one more forward pass of all layers."""
+        return float(model_load(self.accounting, self.context, Recipe()).layer_flops_per_token)
+
     def sequences_for(self, degrees: Degrees, micro_batch: int) -> int | None:
-        """Return the sequences of a step: the nearest to the batch that all groups of devices can share evenly.
+        """Return the sequences of a step: as many of the batch as all groups of devices can share evenly.
 
         None where the batch is exact and cannot be shared, or where even one micro-batch for each group is more.
         """
@@ -128,7 +138,7 @@ class Layouts:
         single = replace(recipe, micro_batch=1)
         model = self._models.get(single)
         if model is None:
-            model = self._models[single] = model_load(self.accounting, self.context, single)
+            model = self._models[single] = model_load(self._timed, self.context, single)
         key = single, degrees.pp
         if key not in self._stages:
             self._stages[key] = _unlike(stage_loads(model, degrees.pp))
@@ -146,6 +156,7 @@ class Layouts:
             memory=memory_of(model, stages, degrees, rounds),
             step=step_of(model, [stage for _, stage in stages], degrees, rounds, rates),
             flops_per_token=self.flops_per_token,
+            again_flops_per_token=self.again_flops_per_token if recipe.recompute == "full" else 0.0,
             setting=self.setting,
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
+from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
 from powerplan.mixers.formulas import total
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_layer
@@ -26,9 +27,13 @@ class LayerLoad:
     kept_bytes: bytes per token that stay from the forward to the backward pass, under the recipe.
     peak_bytes: bytes per token that exist beside what other layers keep, at most, while this layer's backward pass
     runs: what it computes again, and gradients of activations.
-    entry_bytes: keys and values of a token, which ring attention passes on; 0 for recurrent state.
+    entry_bytes: keys and values of a token, which ring attention passes on, also where an earlier layer made them; 0
+    for recurrent state.
     window: keys that a query meets at most; None without a window.
-    state_bytes: recurrent state of one sequence, which is passed on once; 0 where there is none.
+    state_bytes: recurrent state of one sequence, which is passed on once, with what a part of the sequence multiplies
+    it by where that is a matrix (delta rules); 0 where there is none.
+    kv_heads: heads that tensor parallelism can split keys, values or a state among, as every device of a group needs
+    those of its queries: 1 for latents; None for a state of as many heads as there are, or channels.
     same_heads_entry_bytes: keys and values of a token, had this layer attention with the heads of its state; 0 where it
     has no such heads.
     dispatched_bytes: what a token sends to its experts, one way.
@@ -45,8 +50,14 @@ class LayerLoad:
     entry_bytes: Fraction
     window: int | None
     state_bytes: Fraction
+    kv_heads: int | None
     same_heads_entry_bytes: Fraction
     dispatched_bytes: Fraction
+
+    @property
+    def parts(self) -> int:
+        """Mixer and FFN, or the one of them that the layer has."""
+        return sum(block is not None for block in (self.use.layer.mixer, self.use.layer.ffn))
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,10 @@ class ModelLoad:
         return layers + self.embedding_parameters + self.head_parameters
 
     @property
-    def flops_per_token(self) -> Fraction:
-        """Forward FLOPs per token."""
+    def layer_flops_per_token(self) -> Fraction:
+        """Forward FLOPs per token of all layers, without the LM head."""
         layers = sum((load.weight_flops + load.state_flops) * load.use.count for load in self.layers)
-        return Fraction(layers + self.head_flops)
+        return Fraction(layers)
 
 
 def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoad:
@@ -101,6 +112,22 @@ def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoa
     )
 
 
+def _entry(mixer: Mixer, context: int) -> int:
+    """Return the elements of keys and values of a token, whether this layer keeps them or an earlier one does."""
+    made = mixer.terms((("keys and values", mixer.entry),), **mixer.state_values(context)) if mixer.entry else ()
+    return mixer.state_size(context).entry or int(total(made))
+
+
+def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fraction:
+    """Return the bytes that a device passes on of a recurrent state: the state, its transition, inputs of convolutions.
+
+    Every device merges the states of those before it. A delta rule multiplies a state by a matrix for each head, which
+    is passed beside it, as flash-linear-attention does it (ops/cp/README.md).
+    """
+    transition = total(mixer.terms((("transition", mixer.transition),)))
+    return (size.recurrent + transition) * RECURRENT_BYTES + size.recent * recipe.activation_bytes
+
+
 def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Recipe) -> LayerLoad:
     spec, layer = accounting.spec, use.layer
     hidden, mixer, ffn = spec.hidden_size, layer.mixer, layer.ffn
@@ -111,6 +138,8 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
     used = int(total(matmuls))
     experts = active + idle if idle or active else 0
     size = mixer.state_size(context) if mixer is not None else None
+    entry = _entry(mixer, context) if mixer is not None else 0
+    heads = mixer.own_heads() if mixer is not None else None
     features = mixer.features_size() if mixer is not None else None
     state_flops = total(mixer.state_flops_terms(context, accounting.convention)) if mixer is not None else 0
     saved = saved_layer(spec, layer, context, recipe)
@@ -123,9 +152,10 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         state_flops=Fraction(state_flops),
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,
-        entry_bytes=size.entry * recipe.activation_bytes if size is not None else Fraction(0),
+        entry_bytes=entry * recipe.activation_bytes,
         window=mixer.window_size if mixer is not None else None,
-        state_bytes=Fraction(size.recurrent * 4 + size.recent * recipe.activation_bytes) if size else Fraction(0),
+        state_bytes=_passed_state_bytes(mixer, size, recipe) if mixer is not None and size else Fraction(0),
+        kv_heads=heads.kv_heads if heads is not None else 1 if entry else None,
         same_heads_entry_bytes=(features.entry if features else 0) * recipe.activation_bytes,
         dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),
     )

@@ -3,8 +3,9 @@
 Weights, gradients and optimizer states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) and, where
 weights are sharded, PyTorch's FSDP2: they are gathered layer by layer. Activations are split tp ways by tensor and
 sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, equation 4), and cp ways along the sequence. Stage s of
-p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1); interleaved in v
-parts the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3).
+p keeps those of p - s micro-batches (1F1B, Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1). Interleaved in v
+parts, the first stage keeps 1 + (p - 1)/(p v) times as much (Korthikanti et al. 2022, section 4.2.3), and the others
+less by 2/v of a micro-batch each (`in_flight`).
 """
 
 from __future__ import annotations
@@ -82,24 +83,34 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     zero = degrees.zero if shards > 1 else 0
     whole = load.stored_parameters(degrees.ep) / degrees.tp
     # Experts are split ep ways and sharded over the rest, so that a shard of them is 1 / (fsdp * cp) as of the others.
-    experts = load.expert_parameters / degrees.tp / degrees.ep
-    shard = (whole - experts) / shards + experts * degrees.ep / shards
+    shard = load.all_parameters / degrees.tp / shards
     weights = shard * float(recipe.master_bytes) if zero == 3 else whole * float(recipe.activation_bytes)
     gradients = (shard if zero >= 2 else whole) * float(recipe.gradient_bytes)
     states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
     tokens = recipe.micro_batch * model.context / degrees.cp
-    in_flight: float = min(micro_batches, degrees.pp - stage)
-    if degrees.interleave > 1 and micro_batches > in_flight:
-        in_flight += (degrees.pp - 1) / degrees.interleave
+    waiting = in_flight(degrees, stage, micro_batches)
     before, behind = map(float, ends_bytes(model.spec, recipe))
-    ends = (before * load.first + behind * load.last) * tokens / degrees.tp
-    kept = load.kept_bytes * tokens * in_flight / degrees.tp + ends
-    moments = _at_layers(load, recipe, degrees, zero, tokens)
+    # The last stage is through with a loss before it begins with the next.
+    ends = before * waiting * load.first + behind * load.last
+    kept = (load.kept_bytes * waiting + ends) * tokens / degrees.tp
+    moments = _at_layers(model, load, degrees, zero, tokens)
     if load.last:
         moments.append(_at_the_loss(model, load, degrees, zero, tokens))
     worst = max(moments, key=lambda moment: moment.gathered + moment.working)
     allowance = FRAMEWORK_BYTES + FRAGMENTATION * (kept + worst.working + worst.gathered)
     return Memory(stage, weights, worst.gathered, gradients, states, kept, worst.working, allowance, worst.place)
+
+
+def in_flight(degrees: Degrees, stage: int, micro_batches: int) -> float:
+    """Return of how many micro-batches a pipeline stage keeps the activations of its layers at most.
+
+    Interleaved, it counts parts of stages: Megatron-LM runs 2 (p - s - 1) + (v - 1) p of them ahead (megatron/core/
+    pipeline_parallel/schedules.py), and one more has just run when the first backward pass begins.
+    """
+    if degrees.interleave == 1:
+        return min(micro_batches, degrees.pp - stage)
+    ahead = 2 * (degrees.pp - stage - 1) + (degrees.interleave - 1) * degrees.pp
+    return min(micro_batches, (ahead + 1) / degrees.interleave)
 
 
 class _Moment(NamedTuple):
@@ -110,17 +121,20 @@ class _Moment(NamedTuple):
     place: str
 
 
-def _at_layers(load: StageLoad, recipe: Recipe, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
+def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
     """Return the backward passes of the last layer, and of the one before it.
 
     The weights of the layer at work are whole, and those of the next one. In the first pass there are no gradients of
     weights yet. In the second those of two layers are whole, and what the last layer kept is gone.
     """
+    recipe = model.recipe
     dense, experts = load.largest
     layers = GATHERED_LAYERS * (dense + experts / degrees.ep) / degrees.tp * float(recipe.activation_bytes)
     weights = layers + _root(load, recipe, degrees) if zero == 3 else 0.0
     gradients = layers if zero >= 2 else 0.0
-    working = load.peak_bytes * tokens / degrees.tp + _ring_buffers(load, tokens, degrees)
+    working = load.peak_bytes * tokens / degrees.tp + _exchange_buffers(model, load, tokens, degrees)
+    if degrees.tp > 1:  # The input of the part at work, gathered again, and its gradient before it is scattered.
+        working += 2 * _stream(model, tokens)
     gone = load.kept_bytes / max(load.layers, 1) * tokens / degrees.tp
     place = "the backward pass of a layer"
     return [_Moment(weights, working, place), _Moment(weights + gradients, max(0.0, working - gone), place)]
@@ -131,7 +145,18 @@ def _at_the_loss(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int,
     held, peak = map(float, loss_bytes(model.spec, model.recipe))
     at_once = min(tokens, LOSS_CHUNK) if model.recipe.loss == "chunked" else tokens
     gathered = _root(load, model.recipe, degrees) if zero == 3 else 0.0
-    return _Moment(gathered, (held * tokens + peak * at_once) / degrees.tp, "the loss")
+    working = (held * tokens + peak * at_once) / degrees.tp
+    if degrees.tp > 1:  # The LM head's input.
+        working += _stream(model, at_once)
+    return _Moment(gathered, working, "the loss")
+
+
+def _stream(model: ModelLoad, tokens: float) -> float:
+    """Return the bytes of so many tokens on the residual stream, of which a device keeps a part between its matmuls.
+
+    Devices that split the matmuls need all of it (Korthikanti et al. 2022, section 4.2.2).
+    """
+    return tokens * model.spec.hidden_size * float(model.recipe.activation_bytes)
 
 
 def _root(load: StageLoad, recipe: Recipe, degrees: Degrees) -> float:
@@ -148,8 +173,7 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
     if recipe.optimizer == "adamw-8bit":
         moments = parameters * (2 + 2 * 4 / BLOCK_OF_SCALES)
     elif recipe.optimizer == "muon":
-        stored = load.parameters + load.expert_parameters + load.outer_parameters
-        matrices = load.matrix_parameters / stored if stored else 0.0
+        matrices = load.matrix_parameters / load.all_parameters if load.all_parameters else 0.0
         moments = parameters * (2 - matrices) * moment
     else:
         moments = 2 * parameters * moment
@@ -157,9 +181,15 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
     return moments + (parameters * float(recipe.master_bytes) if has_copy else 0)
 
 
-def _ring_buffers(load: StageLoad, tokens: float, degrees: Degrees) -> float:
-    """Return the bytes of keys and values that a device receives while it works on others: two rounds' worth."""
+def _exchange_buffers(model: ModelLoad, load: StageLoad, tokens: float, degrees: Degrees) -> float:
+    """Return the bytes that a layer receives of other parts of a sequence, where that is most.
+
+    Keys and values of a ring have two rounds' worth, one at work and one on its way; a window's are there whole, and
+    so are the states of all devices (traffic.passing_of). They count beside the worst part of the layer, also where
+    that is the FFN.
+    """
     if degrees.cp == 1:
         return 0.0
-    entries = max((part.payload_bytes for part in load.exchanges if part.kind == "ring"), default=0.0)
-    return 2 * entries * tokens / degrees.tp
+    sequences = model.recipe.micro_batch
+    copies = {"ring": 2 * tokens, "halo": sequences, "state": sequences * degrees.cp}
+    return max((part.device_bytes(degrees.tp) * copies[part.kind] for part in load.exchanges), default=0.0)

@@ -81,7 +81,8 @@ def _complexity(degrees: Degrees) -> int:
 def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
     """Return the ways to split a model over the devices of the cluster, simple ones first, up to a bound.
 
-    Tensor parallelism stays within a node, as its traffic hides behind nothing. Replicas are whole nodes or more.
+    Tensor parallelism stays within a node, as half of its traffic hides behind nothing. Replicas are whole nodes or
+    more.
     """
     spec, cluster = layouts.accounting.spec, layouts.setting.cluster
     experts = [ffn.experts for ffn in spec.mixtures()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd
 
 from powerplan.run.loads import LayerLoad, ModelLoad
 
@@ -15,15 +16,21 @@ class Exchange:
 
     kind: "ring" for keys and values of all tokens, "halo" for those of a window, "state" for recurrent state.
     payload_bytes: of a token in a ring, of a whole window in a halo, of a sequence's state.
-    flops: forward state FLOPs per token of these layers. entry_bytes: keys and values of a token, had a layer with a
-    recurrent state attention with the same heads; 0 where it has no such heads.
+    flops: forward state FLOPs per token of these layers. kv_heads: as in LayerLoad.
+    entry_bytes: keys and values of a token, had a layer with a recurrent state attention with the same heads; 0 where
+    it has no such heads.
     """
 
     kind: str
     layers: int
     payload_bytes: float
     flops: float
+    kv_heads: int | None = None
     entry_bytes: float = 0.0
+
+    def device_bytes(self, tp: int) -> float:
+        """Return the payload of one of `tp` devices that share the heads: where heads are fewer, several have one."""
+        return self.payload_bytes / (tp if self.kv_heads is None else gcd(tp, self.kv_heads))
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class StageLoad:
     long. Sums of bytes and FLOPs stay below 2^53 or lose one part in 10^16.
 
     layers: how many. parts: mixers and FFNs, between which tensor parallelism communicates.
+    parameters: outside routed experts and `outer_parameters`. expert_parameters: of routed experts, in expert_layers.
     largest: parameters of its largest layer outside routed experts, and those of routed experts.
     kept_bytes, peak_bytes: as in LayerLoad; the sum of the first and the largest of the second.
     outer_parameters: embedding and LM head where they are in this stage.
@@ -57,6 +65,11 @@ class StageLoad:
     dispatched_bytes: float
     expert_layers: int
     exchanges: tuple[Exchange, ...]
+
+    @property
+    def all_parameters(self) -> int:
+        """Parameters of this stage, which the devices that see different tokens share."""
+        return self.parameters + self.outer_parameters + self.expert_parameters
 
     def stored_parameters(self, experts_split: int) -> float:
         """Parameters of a device group that holds this stage, its routed experts split `experts_split` ways."""
@@ -82,12 +95,13 @@ def stage_loads(model: ModelLoad, stages: int) -> list[StageLoad]:
 
 def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> StageLoad:
     counted = [(load, count) for load in model.layers if (count := _count(load, span))]
-    exchanges: dict[tuple[str, Fraction, Fraction], tuple[int, float]] = {}
+    exchanges: dict[tuple[str, Fraction, int | None, Fraction], tuple[int, float]] = {}
     for load, count in counted:
-        kind = "state" if load.state_bytes and not load.entry_bytes else "halo" if load.window else "ring"
+        windowed = load.window is not None and load.window < model.context
+        kind = "state" if load.state_bytes and not load.entry_bytes else "halo" if windowed else "ring"
         payloads = {"state": load.state_bytes, "halo": load.entry_bytes * (load.window or 0), "ring": load.entry_bytes}
         if payloads[kind]:
-            key = kind, payloads[kind], load.same_heads_entry_bytes
+            key = kind, payloads[kind], load.kv_heads, load.same_heads_entry_bytes
             layers, flops = exchanges.get(key, (0, 0.0))
             exchanges[key] = layers + count, flops + float(load.state_flops * count)
     outer = (model.embedding_parameters if first else 0) + (model.head_parameters if last else 0)
@@ -97,7 +111,7 @@ def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> Stage
         first=first,
         last=last,
         layers=sum(count for _, count in counted),
-        parts=sum(len(load.use.layer.blocks[:2]) * count for load, count in counted),
+        parts=sum(load.parts * count for load, count in counted),
         parameters=sum(load.parameters * count for load, count in counted),
         expert_parameters=sum(load.expert_parameters * count for load, count in counted),
         matrix_parameters=sum(load.matrix_parameters * count for load, count in counted),
@@ -112,8 +126,8 @@ def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> Stage
         dispatched_bytes=_sum(load.dispatched_bytes * count for load, count in counted),
         expert_layers=sum(count for load, count in counted if load.expert_parameters),
         exchanges=tuple(
-            Exchange(kind, layers, float(payload), flops, float(entry))
-            for (kind, payload, entry), (layers, flops) in exchanges.items()
+            Exchange(kind, layers, float(payload), flops, heads, float(entry))
+            for (kind, payload, heads, entry), (layers, flops) in exchanges.items()
         ),
     )
 

@@ -17,7 +17,7 @@ the gradient of the pick 4, that of log-softmax 4 + 4 + 4, cast back 4 + 2."""
 
 TENSOR_HIDDEN = 0.5
 """The share of tensor-parallel traffic that hides behind the matmuls that it feeds, which trainers split to do so. With
-it plans of NVIDIA's runs of 70B and 405B are 5 and 14 % slow; without it 12 and 25 % (reproduce training-time)."""
+it plans of NVIDIA's runs of 70B and 405B are 3 to 12 % slow; without it 8 to 19 % (reproduce training-time)."""
 
 UPDATE_BYTES = 28
 """Bytes read and written per parameter by a fused AdamW step in fp32: weight, gradient and two moments read, three of
@@ -113,9 +113,10 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
     again = layers if recipe.recompute == "full" else 0.0
     forward, backward = layers + head, 2 * (layers + head) + again
     forwards = 2 if recipe.recompute == "full" else 1
+    behind = traffic.gather_s + traffic.reduce_s
     exposed = {
         "weights": max(0.0, traffic.gather_s - forward),
-        "gradients": max(0.0, traffic.gather_s + (traffic.reduce_s if degrees.zero >= 2 else 0.0) - backward),
+        "gradients": max(0.0, behind - backward) if degrees.zero >= 2 else 0.0,
         "tensor parallel": (forwards + 1) * (1 - TENSOR_HIDDEN) * traffic.tensor_s,
         "sequence": sum((forwards + passing.backward_passes) * passing.exposed_s for passing in passings),
         "experts": (forwards + 1) * traffic.experts_s,
@@ -123,10 +124,12 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
     }
     first = _first_layer(load, traffic.gather_s)
     batch = forward + backward + loss + sum(exposed.values())
-    once = {"weights": first + traffic.update_s}
-    if degrees.zero < 2:
-        once["gradients"] = max(0.0, traffic.reduce_s - backward)
-    shard = load.stored_parameters(degrees.ep) / degrees.tp / (degrees.shards if degrees.zero else 1)
+    # The last backward pass hides what is reduced once a step: FSDP2 and DDP add up replicas layer by layer behind it.
+    once = {
+        "weights": first + traffic.update_s,
+        "gradients": max(0.0, behind + traffic.replicas_s - backward) - exposed["gradients"],
+    }
+    updated = load.all_parameters / degrees.shards if degrees.zero else load.stored_parameters(degrees.ep)
     names = dict.fromkeys((*exposed, *once))
     return StepTime(
         micro_batches=micro_batches,
@@ -137,7 +140,7 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
         recompute_s=micro_batches * again,
         traffic=tuple((name, micro_batches * exposed.get(name, 0.0) + once.get(name, 0.0)) for name in names),
         bubble_s=(degrees.pp - 1) * batch / degrees.interleave,
-        update_s=UPDATE_BYTES * shard / bandwidth,
+        update_s=UPDATE_BYTES * updated / degrees.tp / bandwidth,
         passings=passings,
     )
 

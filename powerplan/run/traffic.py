@@ -6,6 +6,7 @@ hides behind compute is decided in step.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,12 +27,16 @@ from powerplan.run.stages import Exchange, StageLoad
 
 @dataclass(frozen=True)
 class Links:
-    """The link of each group of devices that talk: neighbours in tp, then cp, then fsdp, then pp, then replicas."""
+    """The link of each group of devices that talk: neighbours in tp, then cp, then fsdp, then pp, then replicas.
+
+    experts: of those that hold different experts. alike: of those that share the same ones, out of the shards.
+    """
 
     tp: Link | None
     cp: Link | None
     shards: Link | None
     experts: Link | None
+    alike: Link | None
     pp: Link | None
     replicas: Link | None
 
@@ -49,6 +54,7 @@ def links_of(cluster: Cluster, degrees: Degrees) -> Links:
         cp=link(degrees.cp, degrees.tp),
         shards=link(degrees.shards, degrees.tp),
         experts=link(degrees.ep, degrees.tp),
+        alike=link(degrees.shards // degrees.ep, degrees.tp * degrees.ep),
         pp=link(degrees.pp, group),
         replicas=link(degrees.replicas, group * degrees.pp),
     )
@@ -59,58 +65,72 @@ class Traffic:
     """Seconds that a stage's devices send and receive.
 
     gather_s: weights of all layers, once, each pass. reduce_s: gradients, once. update_s: weights after the optimizer
-    (zero 1 and 2) and gradients of replicas, once a step. tensor_s: tensor parallelism, each pass of a micro-batch.
-    experts_s: tokens to experts and back, each pass of a micro-batch. stage_s: one micro-batch to the next stage.
+    (zero 1 and 2), once a step. replicas_s: gradients of replicas, once a step. tensor_s: tensor parallelism, each pass
+    of a micro-batch. experts_s: tokens to experts and back, each pass of a micro-batch. stage_s: one micro-batch to the
+    next stage.
     """
 
     gather_s: float
     reduce_s: float
     update_s: float
+    replicas_s: float
     tensor_s: float
     experts_s: float
     stage_s: float
 
 
 def traffic_of(model: ModelLoad, load: StageLoad, degrees: Degrees, links: Links) -> Traffic:
-    """Return the traffic of one stage."""
+    """Return the traffic of one stage.
+
+    Gradients are reduced to the device that updates their weights, and with zero 0 to all (ZeRO, arXiv 1910.02054,
+    section 7). Replicas add up what each device has then.
+    """
     recipe, tp = model.recipe, degrees.tp
     size, gradient = float(recipe.activation_bytes), float(recipe.gradient_bytes)
     tokens = recipe.micro_batch * model.context / degrees.cp
     stream = tokens * model.spec.hidden_size * size
-    stored = load.stored_parameters(degrees.ep) / tp
-    weights, gradients = stored * size, stored * gradient
-    gather = _by_layers(links.shards, degrees.shards, weights, load.layers, all_gather_s)
-    reduce = _by_layers(links.shards, degrees.shards, gradients, load.layers, reduce_scatter_s)
-    if degrees.zero < 2 and links.shards is not None:
-        reduce = all_reduce_s(links.shards, degrees.shards, gradients)
-    update = gather if degrees.zero in (1, 2) else 0.0
+    gather = _by_layers(load, degrees, links, size, all_gather_s)
+    reduce = _by_layers(load, degrees, links, gradient, reduce_scatter_s if degrees.zero else all_reduce_s)
+    replicas = 0.0
     if links.replicas is not None:
-        update += all_reduce_s(links.replicas, degrees.replicas, gradients / degrees.shards)
+        shard = load.all_parameters / tp / degrees.shards
+        replicas = all_reduce_s(links.replicas, degrees.replicas, shard * gradient)
     tensor = 0.0
     if links.tp is not None:
         both = all_gather_s(links.tp, tp, stream) + reduce_scatter_s(links.tp, tp, stream)
         tensor = load.parts * both
     experts = 0.0
-    if links.experts is not None:
-        sent = load.dispatched_bytes * tokens / tp
-        experts = 2 * all_to_all_s(links.experts, degrees.ep, sent) if sent else 0.0
+    if links.experts is not None and load.expert_layers:
+        sent = load.dispatched_bytes / load.expert_layers * tokens / tp
+        experts = load.expert_layers * 2 * all_to_all_s(links.experts, degrees.ep, sent)
     stage = 0.0 if links.pp is None else send_s(links.pp, stream / tp)
     return Traffic(
         gather_s=gather if degrees.zero == 3 else 0.0,
         reduce_s=reduce,
-        update_s=update,
+        update_s=gather if degrees.zero in (1, 2) else 0.0,
+        replicas_s=replicas,
         tensor_s=tensor,
         experts_s=experts,
         stage_s=stage,
     )
 
 
-def _by_layers(link: Link | None, ranks: int, moved: float, layers: int, collective: object) -> float:
-    """Return the seconds of one collective for each layer."""
-    if link is None:
-        return 0.0
-    each = moved / max(layers, 1)
-    return layers * collective(link, ranks, each)  # type: ignore[operator, no-any-return]
+def _by_layers(
+    load: StageLoad, degrees: Degrees, links: Links, size: float, collective: Callable[[Link, int, float], float]
+) -> float:
+    """Return the seconds of a collective for each layer, over `size` bytes of each of its parameters.
+
+    Routed experts that are split are shared by fewer devices than all else, and have a collective of their own.
+    """
+    whole = load.stored_parameters(degrees.ep) / degrees.tp * size
+    experts = load.expert_parameters / degrees.ep / degrees.tp * size if degrees.ep > 1 else 0.0
+    seconds = 0.0
+    if links.shards is not None:
+        seconds += load.layers * collective(links.shards, degrees.shards, (whole - experts) / max(load.layers, 1))
+    if links.alike is not None and experts:
+        alike = degrees.shards // degrees.ep
+        seconds += load.expert_layers * collective(links.alike, alike, experts / load.expert_layers)
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -147,22 +167,22 @@ def passing_of(
     Ring attention (Liu et al. 2023, arXiv 2310.01889, section 3.1) sends while it computes. All-to-all (Ulysses, Jacobs
     et al. 2023, arXiv 2309.14509, section 3.1) is taken where it is faster and heads are enough; it cannot hide.
     State is passed on once from device to device (Linear Attention Sequence Parallelism, Sun et al. 2024, arXiv
-    2404.02882, section 3.1), here as an all-gather of the cp states.
+    2404.02882, section 3.1), here as an all-gather of the cp states (LASP-2, Sun et al. 2025, arXiv 2502.07563).
     """
     assert links.cp is not None
     recipe, cp, tp = model.recipe, degrees.cp, degrees.tp
-    tokens = recipe.micro_batch * model.context / cp
+    tokens, payload = recipe.micro_batch * model.context / cp, exchange.device_bytes(tp)
     if exchange.kind == "state":
-        sent, even = exchange.payload_bytes * recipe.micro_batch / tp, None
+        sent, even = payload * recipe.micro_batch, None
         if exchange.entry_bytes:
             even = state_break_even(Fraction(exchange.payload_bytes), Fraction(exchange.entry_bytes))
         seconds = exchange.layers * all_gather_s(links.cp, cp, sent * cp)
         return Passing("state", exchange.layers, seconds, 0.0, sent, even)
     if exchange.kind == "halo":
-        most = exchange.payload_bytes * recipe.micro_batch / tp
+        most = payload * recipe.micro_batch
         return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
-    sent = exchange.payload_bytes * tokens * (cp - 1) / tp
-    each = (cp - 1) * send_s(links.cp, exchange.payload_bytes * tokens / tp)
+    sent = payload * tokens * (cp - 1)
+    each = (cp - 1) * send_s(links.cp, payload * tokens)
     hidden = exchange.flops * tokens / tp / attention_flops_per_s
     ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
     heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]

@@ -171,12 +171,21 @@ class Runs:
         return demands
 
     def _fewest_hours(self, trial: Trial) -> float:
-        """Return device hours that training takes at least: those of its FLOPs alone, all state at the best rate."""
+        """Return device hours that training takes at least: those of its FLOPs alone, all state at the best rate.
+
+        Runs take their time by the default convention. A mean over causal keys is half of all keys or more; of chunks
+        no such bound is known, and state counts as nothing.
+        """
         cost, context, efficiency = trial.cost, self.basis.longest, self.setting.efficiency
+        convention = self.base.convention
         state = cost.scaled_state_flops[-1] / (2 * context)
+        tokens = self.tokens(cost.weight_flops_per_token + state)
+        if convention.form == "chunked":
+            state = 0
+        elif convention.causal == "full":
+            state /= 2
         weights = cost.weight_flops_per_token / efficiency.weights
         at_peak = weights + state / max(efficiency.attention, efficiency.recurrent)
-        tokens = self.tokens(cost.weight_flops_per_token + state)
         return TRAINING_PASSES * at_peak * tokens / float(self.setting.peak.flops_per_s) / 3600
 
     def _hopeless(self, trial: Trial) -> list[Demand]:

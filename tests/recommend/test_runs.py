@@ -183,11 +183,12 @@ def test_tokens_of_the_run() -> None:
     assert len({entry["tokens"] for entry in bought}) > 1
 
 
-def test_a_run_takes_longer_than_its_flops() -> None:
+@pytest.mark.parametrize("convention", [Convention(), Convention(causal="full"), Convention(form="chunked")])
+def test_a_run_takes_longer_than_its_flops(convention: Convention) -> None:
     """What is passed over unplanned, by its FLOPs, would not have been within the limits."""
     limits = Limits(device=find_device("h100-sxm"), devices=64, gpu_hours=Fraction(7000))
-    base = Accounting(catalogue_spec("gemma-2-9b"))
-    basis = CostBasis((65_536,), Convention(), Dtypes())
+    base = Accounting(catalogue_spec("gemma-2-9b"), convention)
+    basis = CostBasis((65_536,), convention, Dtypes())
     search = Search(base, basis, Fraction(1), lambda plan: True)
     runs = Runs(base, basis, limits)
     for trial in search.trials()[::700]:

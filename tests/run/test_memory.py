@@ -14,10 +14,11 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import Attention
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad, model_load
-from powerplan.run.memory import Memory, memory_of
+from powerplan.run.memory import Memory, in_flight, memory_of
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import stage_loads, stage_spans
 from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.swap import with_mixer
 
 MODELS = ("gpt2-small", "llama-3-8b", "mixtral-8x7b", "deepseek-v3", "qwen3-next-80b-a3b", "gemma-3-12b")
 
@@ -52,6 +53,18 @@ def test_zero_stages_are_those_of_the_paper(zero: int, published_gb: float) -> N
     held = memory(model, Degrees(fsdp=64, zero=zero))
     scale = 7.5e9 / model.parameters
     assert (held.weights + held.gradients + held.optimizer) * scale / 1e9 == pytest.approx(published_gb, abs=0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loads_are_what_accounting_counts(name: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    model = load_of(name, 8192, Recipe())
+    assert model.parameters == accounting.total_parameters.with_embeddings
+    assert model.layer_flops_per_token + model.head_flops == accounting.row(8192).flops_per_token
+    (stage,) = stage_loads(model, 1)
+    assert stage.all_parameters == model.parameters
+    flops = stage.weight_flops + stage.attention_flops + stage.recurrent_flops + stage.head_flops
+    assert flops == pytest.approx(float(accounting.row(8192).flops_per_token), rel=1e-12)
 
 
 def test_fsdp_keeps_sixteen_bytes_a_parameter_in_shards() -> None:
@@ -111,6 +124,19 @@ def test_the_first_stage_keeps_as_many_micro_batches_as_there_are_stages() -> No
     assert more == pytest.approx(1 + 3 / (4 * 2))
 
 
+def test_interleaved_stages_keep_what_their_schedule_runs_ahead() -> None:
+    """4 stages in 4 parts run 18, 16, 14 and 12 parts ahead: a part is a quarter of a stage's micro-batch."""
+    kept = [in_flight(Degrees(pp=4, interleave=4), stage, 16) for stage in range(4)]
+    assert kept == [19 / 4, 17 / 4, 15 / 4, 13 / 4]
+    assert [in_flight(Degrees(pp=4, interleave=4), stage, 4) for stage in range(2)] == [4, 4]
+    assert [in_flight(Degrees(pp=4), stage, 16) for stage in range(4)] == [4, 3, 2, 1]
+    model = load_of("llama-3-8b", 8192, Recipe())
+    stages = list(enumerate(stage_loads(model, 4)))
+    one, four = (memory_of(model, stages[3:], Degrees(pp=4, interleave=parts), 16) for parts in (1, 4))
+    ends = 2 * 4096 * 2 * 8192 + 4 * 8192
+    assert (four.activations - ends) / (one.activations - ends) == pytest.approx(13 / 4)
+
+
 def test_a_tied_embedding_is_copied_to_the_last_stage() -> None:
     model = load_of("gpt2-small", 1024, Recipe())
     assert sum(stage.stored_parameters(1) for stage in stage_loads(model, 2)) == model.parameters + 50_257 * 768
@@ -148,6 +174,33 @@ def test_recomputing_more_keeps_less(name: str) -> None:
         for recompute in ("none", "selective", "full")
     ]
     assert kept[0] >= kept[1] > kept[2]
+
+
+def test_devices_that_split_matmuls_have_the_whole_input_of_the_one_at_work() -> None:
+    model = load_of("llama-3-8b", 8192, Recipe())
+    first = list(enumerate(stage_loads(model, 2)))[:1]
+    one, eight = (memory_of(model, first, Degrees(tp=tp, pp=2), 8) for tp in (1, 8))
+    stream = 8192 * 4096 * 2
+    assert eight.working == pytest.approx(one.working / 8 + 2 * stream)
+    one, eight = memory(model, Degrees()), memory(model, Degrees(tp=8))
+    assert one.place == eight.place == "the loss"
+    assert eight.working == pytest.approx(one.working / 8 + stream)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "received"),
+    [
+        ("attention", 2 * 2048 * 8 * 256 * 2),
+        ("window:4096", 4096 * 8 * 256 * 2),
+        ("power:p=2", 16 * 8 * 8256 * 129 * 4),
+    ],
+)
+def test_devices_have_what_they_receive_of_other_parts_of_a_sequence(mixer: str, received: int) -> None:
+    spec, _ = with_mixer(catalogue_spec("llama-3-8b"), mixer)
+    model = model_load(Accounting(spec), 32_768, Recipe())
+    first = list(enumerate(stage_loads(model, 2)))[:1]
+    one, sixteen = (memory_of(model, first, Degrees(pp=2, cp=cp, zero=0), 8) for cp in (1, 16))
+    assert sixteen.working == pytest.approx(one.working / 16 + received)
 
 
 def test_experts_are_gathered_by_the_groups_that_hold_them() -> None:

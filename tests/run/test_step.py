@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting
+from powerplan.choices import Recompute
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
+from powerplan.mixers.formulas import Convention
 from powerplan.run.degrees import Degrees
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
@@ -58,7 +60,9 @@ def test_recomputing_everything_takes_one_more_forward_pass_of_the_layers() -> N
     once, twice = (layout_of(Degrees(), recipe=Recipe(recompute=again)) for again in ("none", "full"))
     layers = once.step.weights_s + once.step.attention_s
     assert twice.step_s - once.step_s == pytest.approx(layers / 3)
-    assert twice.hfu == pytest.approx(twice.mfu * 4 / 3)
+    row, head = Accounting(catalogue_spec("llama-3-8b")).row(8192), 2 * 4096 * 128_256
+    again = row.flops_per_token - head
+    assert twice.hfu == pytest.approx(twice.mfu * float(1 + again / (3 * row.flops_per_token)))
 
 
 @pytest.mark.parametrize(("micro_batches", "parts"), [(8, 1), (32, 1), (8, 4)])
@@ -82,6 +86,21 @@ def test_a_slow_network_exposes_the_weights() -> None:
     assert exposed["gradients"] > exposed["weights"]
 
 
+def test_replicas_add_up_gradients_behind_the_last_backward_pass() -> None:
+    alone, both = layout_of(Degrees(fsdp=8), sequences=64), layout_of(Degrees(fsdp=8, replicas=2), sequences=128)
+    assert both.step_s == pytest.approx(alone.step_s)
+    setting = Setting.of(cluster_of(H100, 16, network_gbs=1.0), peak_of(H100), EVEN, Batch(128 * 8192))
+    accounting = Accounting(catalogue_spec("llama-3-8b"))
+    slow = Layouts(accounting, 8192, setting).layout(Degrees(fsdp=8, replicas=2), Recipe(), 128)
+    takes = 4 * 8_030_261_248 / 8 / 0.97e9
+    assert takes - slow.step.compute_s / 8 < dict(slow.step.traffic)["gradients"] < takes
+
+
+def test_optimizers_work_on_as_many_parameters_wherever_experts_are() -> None:
+    spread, whole = (layout_of(Degrees(fsdp=8, ep=ep), "mixtral-8x7b").step.update_s for ep in (8, 1))
+    assert spread == pytest.approx(whole)
+
+
 def test_recurrent_layers_have_a_share_of_their_own() -> None:
     slow = replace(EVEN, recurrent=0.25)
     for mixer, factor in (("power:p=2", 2.0), ("attention", 1.0)):
@@ -94,6 +113,23 @@ def test_measured_mixers_replace_their_share() -> None:
     layout = layout_of(Degrees(), efficiency=replace(EVEN, measured_s=1e-6), sequences=1)
     assert layout.step.recurrent_s == pytest.approx(8192 * 1e-6)
     assert layout.step.attention_s == 0
+
+
+@pytest.mark.parametrize(
+    "convention", [Convention(causal="full"), Convention(form="chunked"), Convention(lm_head=False)]
+)
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_how_flops_are_counted_changes_mfu_and_no_time(convention: Convention, recompute: Recompute) -> None:
+    spec, recipe = catalogue_spec("kimi-linear-48b-a3b"), Recipe(recompute=recompute)
+    setting = Setting.of(cluster_of(H100, 1), peak_of(H100), EVEN, Batch(8 * 8192))
+    one, other = (Layouts(Accounting(spec, counted), 8192, setting) for counted in (None, convention))
+    usual, changed = (layouts.layout(Degrees(), recipe, 8) for layouts in (one, other))
+    assert changed.step == usual.step
+    flops = Accounting(spec, convention).row(8192).flops_per_token
+    head = 2 * spec.hidden_size * spec.vocab_size if convention.lm_head else 0
+    assert changed.mfu == pytest.approx(float(3 * flops * 8 * 8192) / changed.step_s / 989e12)
+    forwards = 3 * flops + (flops - head if recompute == "full" else 0)
+    assert changed.hfu == pytest.approx(float(forwards * 8 * 8192) / changed.step_s / 989e12)
 
 
 @settings(max_examples=40, deadline=None)

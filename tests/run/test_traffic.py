@@ -9,13 +9,14 @@ import pytest
 from powerplan.accounting import Accounting
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Power
+from powerplan.mixers import Attention, Power
 from powerplan.run.degrees import Degrees
-from powerplan.run.links import all_gather_s, cluster_of, reduce_scatter_s
+from powerplan.run.links import all_gather_s, all_reduce_s, all_to_all_s, cluster_of, reduce_scatter_s
 from powerplan.run.loads import ModelLoad, model_load
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import stage_loads
-from powerplan.run.traffic import Passing, links_of, passing_of, state_break_even, traffic_of
+from powerplan.run.traffic import Passing, Traffic, links_of, passing_of, state_break_even, traffic_of
+from powerplan.spec import Layer, LayerGroup, ModelSpec
 from powerplan.swap import with_mixer
 
 
@@ -46,6 +47,13 @@ def test_recurrent_layers_pass_one_state_whatever_the_context(mixer: str) -> Non
     width = 128 if mixer == "linear" else Power(heads=1, head_dim=128, p=2).feature_dim
     assert short[0].bytes_sent == 8 * width * columns * 4
     assert short[0].break_even == 8 * width * columns * 4 // (8 * 256 * 2)
+
+
+def test_delta_rules_pass_a_transition_beside_their_state() -> None:
+    """flash-linear-attention, ops/cp/README.md: d_k x d_v and d_k x d_k for each head, in fp32."""
+    ways = {way.way: way for way in passings(load_of(name="qwen3-next-80b-a3b"), Degrees(cp=2))}
+    convolutions = 3 * (2 * 16 * 128 + 32 * 128)
+    assert ways["state"].bytes_sent == 32 * 128 * (128 + 128) * 4 + convolutions * 2
 
 
 def test_attention_passes_keys_and_values_in_a_ring() -> None:
@@ -95,9 +103,75 @@ def test_tensor_parallel_layers_gather_and_scatter_the_stream_twice() -> None:
     assert traffic_of(model, stage, degrees, links).tensor_s == pytest.approx(64 * both)
 
 
-def test_tokens_go_to_their_experts_and_back() -> None:
-    model, degrees = load_of(name="deepseek-v3", context=4096), Degrees(fsdp=8, ep=8)
+def of_stage(model: ModelLoad, degrees: Degrees) -> Traffic:
+    links = links_of(cluster_of(find_device("h100-sxm"), degrees.devices), degrees)
     (stage,) = stage_loads(model, 1)
-    assert stage.dispatched_bytes == 58 * 8 * 7168 * 2
+    return traffic_of(model, stage, degrees, links)
+
+
+def test_sharded_optimizer_states_send_no_more_than_all_reduces() -> None:
+    """ZeRO, arXiv 1910.02054, section 7: gradients are reduced to their shards, and weights gathered, 2 P in all."""
+    spec = catalogue_spec("llama-3-8b")
+    model = model_load(Accounting(spec), 8192, Recipe(gradients_dtype="bf16"))
+    plain, sharded, fully = (of_stage(model, Degrees(fsdp=16, zero=zero)) for zero in (0, 1, 3))
+    assert sharded.reduce_s + sharded.update_s == pytest.approx(plain.reduce_s)
+    assert plain.update_s == fully.update_s == 0
+    assert fully.gather_s == pytest.approx(sharded.update_s)
+
+
+def test_experts_that_one_device_holds_alone_are_not_gathered() -> None:
+    model = load_of(name="mixtral-8x7b", context=4096)
+    degrees = Degrees(fsdp=8, ep=8)
     links = links_of(cluster_of(find_device("h100-sxm"), 8), degrees)
-    assert traffic_of(model, stage, degrees, links).experts_s > 2 * 4096 * stage.dispatched_bytes * 7 / 8 / 450e9
+    (stage,) = stage_loads(model, 1)
+    assert links.shards is not None
+    dense = (stage.parameters + stage.outer_parameters) / 32
+    traffic = traffic_of(model, stage, degrees, links)
+    assert traffic.gather_s == pytest.approx(32 * all_gather_s(links.shards, 8, 2 * dense))
+    half = of_stage(model, Degrees(fsdp=8, ep=4))
+    wait = 32 * all_gather_s(links.shards, 2, 2 * stage.expert_parameters / 4 / 32)
+    assert half.gather_s == pytest.approx(traffic.gather_s + wait)
+
+
+def test_replicas_add_up_the_shards_that_a_device_has() -> None:
+    model = load_of(name="mixtral-8x7b", context=4096)
+    whole, split = (of_stage(model, Degrees(fsdp=8, ep=ep, replicas=2)) for ep in (1, 8))
+    assert whole.replicas_s == pytest.approx(split.replicas_s)
+    links = links_of(cluster_of(find_device("h100-sxm"), 16), Degrees(fsdp=8, replicas=2))
+    assert links.replicas is not None
+    assert whole.replicas_s == pytest.approx(all_reduce_s(links.replicas, 2, 4 * model.parameters / 8))
+
+
+def test_tokens_go_to_the_experts_of_each_layer_and_back() -> None:
+    model, degrees = load_of(name="deepseek-v3", context=4096), Degrees(fsdp=8, ep=8)
+    links = links_of(cluster_of(find_device("h100-sxm"), 8), degrees)
+    assert links.experts is not None
+    each = all_to_all_s(links.experts, 8, 4096 * 8 * 7168 * 2)
+    assert of_stage(model, degrees).experts_s == pytest.approx(58 * 2 * each)
+
+
+def test_devices_that_split_heads_pass_the_keys_of_their_own() -> None:
+    model = load_of()  # 8 key/value heads, of which 16 devices need one each, and two of them the same.
+    one, eight, sixteen = (passings(model, Degrees(cp=4, tp=tp))[0].bytes_sent for tp in (1, 8, 16))
+    assert one == 8 * eight == 8 * sixteen
+    latents = load_of(name="deepseek-v3", context=8192)
+    alone, split = (passings(latents, Degrees(cp=4, tp=tp))[0].bytes_sent for tp in (1, 8))
+    assert alone == split == 3 * 2048 * (512 + 64) * 2
+
+
+def test_layers_with_the_keys_of_others_pass_them_too() -> None:
+    own, shared = (Attention(heads=8, kv_heads=2, head_dim=64, shared_kv=share) for share in (False, True))
+    group = LayerGroup(pattern=(Layer(mixer=own), Layer(mixer=shared)))
+    spec = ModelSpec(name="x", vocab_size=100, hidden_size=512, layers=(group,))
+    model = model_load(Accounting(spec), 4096, Recipe())
+    (stage,) = stage_loads(model, 1)
+    assert stage.recurrent_flops == 0
+    assert stage.attention_flops == 2 * 2 * 8 * 128 * 4097 / 2
+    (ring,) = passings(model, Degrees(cp=4))
+    assert ring.layers == 2
+
+
+def test_a_window_as_long_as_the_context_is_none() -> None:
+    (ring,) = passings(load_of("window:8192", context=8192), Degrees(cp=16))
+    assert ring.way == "ring"
+    assert ring.bytes_sent == passings(load_of(context=8192), Degrees(cp=16))[0].bytes_sent
