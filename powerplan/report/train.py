@@ -8,8 +8,10 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
-from powerplan.report.parts import json_float, model_entry, show_ratio, wrapped
-from powerplan.report.render import Column, Report
+from powerplan.report.parts import json_float, model_entry, show_ratio
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
 from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.run.recipe import Recipe
@@ -36,8 +38,8 @@ class OtherRun:
 
 ACCURACY = (
     "How near: weights, gradients and optimizer states within 1 % of torch's FSDP2 tracker, activations within 15 %; "
-    "steps of published runs of Llama 3 8B to 405B on H100s within 15 %, of others from -9 to +76 % (powerplan reproduce "
-    "training-time, docs/training.md)."
+    "steps of published runs of Llama 3 8B to 405B on H100s within 15 %, of others from -9 to +76 % (powerplan "
+    "reproduce training-time, docs/training.md)."
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
