@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -46,6 +47,11 @@ def prepare() -> None:
     elif isinstance(sys.stderr, io.TextIOWrapper):
         encoding = sys.stderr.encoding
         sys.stderr = Unfailing(sys.stderr.buffer, encoding, "backslashreplace", line_buffering=True)
+
+
+def columns() -> int | None:
+    """Return how many characters a line of the terminal has that stdout is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def abandon(stream: TextIO) -> None:

@@ -16,9 +16,10 @@ from powerplan.report.parts import (
     show_bytes,
     show_flops,
     show_ratio,
-    wrapped,
 )
-from powerplan.report.render import Column, Report, grouped
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped
+from powerplan.report.width import wrapped
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
 from powerplan.training import RULE, TRAINING_PASSES, Alternative, Bought, Budget, Throughput, TrainingTime
@@ -114,7 +115,7 @@ def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | N
     totals = {row.budget.total_flops for row in rows}
     alike = f"As many FLOPs in each row, {float(rows[0].budget.total_flops):.4g}"
     budget = f"{alike}." if len(totals) == 1 else "FLOPs are each row's own."
-    after = wrapped(f"{budget} Training is 3x forward; {RULE}.", at_hyphens=False)
+    after = wrapped(f"{budget} Training is 3x forward; {RULE}.")
     payload |= {"rows": entries}
     # A table says what is the same in all its rows beside it; CSV always has the column.
     shown = [column for column in columns if column.key != "total_flops" or len(totals) > 1]

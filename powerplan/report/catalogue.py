@@ -12,7 +12,8 @@ from powerplan.doctor import Finding
 from powerplan.hardware import QUANTITIES, Device, si_value
 from powerplan.huggingface.listing import Listed
 from powerplan.report.parts import model_entry
-from powerplan.report.render import Column, Report, grouped, plain
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped, plain
 from powerplan.units import format_count, format_parameters
 
 

@@ -15,9 +15,10 @@ from powerplan.report.parts import (
     model_entry,
     parameters_text,
     row_entry,
-    wrapped,
 )
-from powerplan.report.render import Column, Report
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
 
 
 def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Row]], dtypes: Dtypes) -> Report:
@@ -45,6 +46,6 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
         place = f"{balanced:,} tokens" if balanced else "no context"
         before.append(f"{spec.name}: {size}; balanced at {place}")
     formats = dtypes_text([accounting.spec for accounting in accountings], dtypes)
-    after = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.", at_hyphens=False)
+    after = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.")
     columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]
     return Report("powerplan.compare/1", payload, columns, table, before=before, after=after)

@@ -17,9 +17,10 @@ from powerplan.report.parts import (
     parameters_text,
     show_bytes,
     weights_text,
-    wrapped,
 )
-from powerplan.report.render import Column, Report, grouped
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped
+from powerplan.report.width import wrapped
 from powerplan.serving import Fleet, Serving, Step
 from powerplan.units import format_bytes, format_count, format_duration, format_quantity, json_number
 
@@ -140,7 +141,7 @@ def _place(fleet: Fleet) -> str:
 
 def _lines(text: str, indent: str = "") -> list[str]:
     """Return the lines of a text that names models, which are not divided."""
-    return wrapped(text, indent, at_hyphens=False)
+    return wrapped(text, indent)
 
 
 def _facts(model: Served) -> list[str]:

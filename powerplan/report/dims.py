@@ -12,8 +12,9 @@ from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import MIXERS, SIZED, Mixer, Power
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import SYMBOLS
-from powerplan.report.parts import wrapped
-from powerplan.report.render import Column, Report, grouped
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped
+from powerplan.report.width import wrapped
 from powerplan.units import MAX_CONTEXT, format_bytes
 
 

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import STATE_DTYPE, Dtypes
-from powerplan.report.render import Column, grouped
+from powerplan.report.tables import Column, grouped
 from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
-
-WIDTH = 98
-"""Longest line of text around a table, in characters."""
-
-
-def wrapped(text: str, head: str = "", indent: int | None = None, *, at_hyphens: bool = True) -> list[str]:
-    """Return the lines of a text: the first begins with `head`, the others with `indent` spaces, by default as many.
-
-    at_hyphens: whether a line may end within a name such as llama-3-8b.
-    """
-    rest = " " * (len(head) if indent is None else indent)
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=at_hyphens, break_long_words=False
-    )
 
 
 def show_ratio(value: float | Fraction | None) -> str:

@@ -10,8 +10,10 @@ import msgspec
 
 from powerplan.measured import SCHEMA, Measurement
 from powerplan.profile.result import Crossover, Missing, Profile, Split
-from powerplan.report.parts import show_ratio, wrapped
-from powerplan.report.render import Column, Report, grouped, table_of
+from powerplan.report.parts import show_ratio
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped, table_of
+from powerplan.report.width import wrapped
 from powerplan.units import format_bytes, format_count, format_duration, format_quantity
 
 SHORT_DIRECTIONS = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}

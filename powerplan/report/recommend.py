@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 from powerplan.accounting import positions_text
-from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio, wrapped
+from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
 from powerplan.report.reasons import LEGEND, gain, why
-from powerplan.report.render import Column, Report, grouped
+from powerplan.report.render import Report
 from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_remarks
+from powerplan.report.tables import Column, grouped
 from powerplan.report.target import shortfall, target_entry, verdict
+from powerplan.report.width import wrapped
 from powerplan.search import Candidate, Recommendation, Solution
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads

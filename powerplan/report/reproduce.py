@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from powerplan.report.parts import wrapped
-from powerplan.report.render import Column, Report
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
 from powerplan.reproduce import Comparison, Figure, SetResult
 from powerplan.units import json_number
 
@@ -100,7 +101,7 @@ def _agreement(result: SetResult, by_convention: bool) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return wrapped(text, at_hyphens=False)
+    return wrapped(text)
 
 
 def _cell(figure: Figure, value: Fraction, agrees: bool) -> str:

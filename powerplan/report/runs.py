@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from powerplan.report.parts import wrapped
-from powerplan.report.render import Column
+from powerplan.report.tables import Column
 from powerplan.report.train import run_costs
+from powerplan.report.width import wrapped
 from powerplan.run.plan import TrainingPlan
 from powerplan.search import Recommendation
 from powerplan.search.runs import TRIES

@@ -7,8 +7,10 @@ from typing import Any
 
 from powerplan.dtypes import Dtypes
 from powerplan.report.budget import device_entry, hours_text, rate_text, size_entry
-from powerplan.report.parts import CONTEXT, convention_entry, show_bytes, show_ratio, wrapped
-from powerplan.report.render import Column, Report, grouped, plain
+from powerplan.report.parts import CONTEXT, convention_entry, show_bytes, show_ratio
+from powerplan.report.render import Report
+from powerplan.report.tables import Column, grouped, plain
+from powerplan.report.width import wrapped
 from powerplan.search.sizing import Sized, Sizing
 from powerplan.training import RULE, TOKENS_PER_PARAMETER, Throughput
 from powerplan.units import format_duration, format_parameters, json_number

@@ -8,8 +8,10 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
-from powerplan.report.parts import json_float, model_entry, show_ratio, wrapped
-from powerplan.report.render import Column, Report
+from powerplan.report.parts import json_float, model_entry, show_ratio
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
 from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.run.recipe import Recipe

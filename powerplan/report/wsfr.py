@@ -23,9 +23,10 @@ from powerplan.report.parts import (
     model_entry,
     parameters_text,
     row_entry,
-    wrapped,
 )
-from powerplan.report.render import Column, Report
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
 from powerplan.units import format_ratio, json_number
 
 
