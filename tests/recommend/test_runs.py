@@ -16,7 +16,7 @@ from powerplan.errors import InfeasibleError, InputError
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.report.render import MOST_WIDTH
+from powerplan.report.tables import TABLE
 from powerplan.report.tables import Column, table_of
 from powerplan.run.plan import Choices, plan_training
 from powerplan.run.recipe import Recipe
@@ -223,6 +223,6 @@ def test_a_wide_table_is_folded() -> None:
     columns = [Column("a", "a", left=True, fold=" + "), Column("b", "b"), Column("c", "c", raw=True)]
     rows = [{"a": f"{'x' * 40} + {'y' * 30} + z", "b": "b" * 40, "c": 1}, {"a": "short + 1", "b": "b", "c": 2}]
     lines = table_of(columns, rows).splitlines()
-    assert max(map(len, lines)) <= MOST_WIDTH
+    assert max(map(len, lines)) <= TABLE
     assert [line.split()[:2] for line in lines[2:]] == [["x" * 40, "b" * 40], ["+", "y" * 30], ["short", "+"]]
     assert f"{'x' * 40} + {'y' * 30} + z" in table_of(columns, rows, "pipe")
