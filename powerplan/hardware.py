@@ -84,12 +84,12 @@ class Peak:
         return max(flops / self.flops_per_s, moved_bytes / self.bytes_per_s)
 
 
-def peak_of(device: Device) -> Peak:
-    """Return the dense bf16 matrix rate and the memory bandwidth of a device; InputError where no rate is known."""
-    rate, bandwidth = si_value(device, "bf16_tflops"), si_value(device, "memory_gbs")
+def peak_of(device: Device, kind: Literal["bf16", "fp32"] = "bf16") -> Peak:
+    """Return the dense matrix rate and the memory bandwidth of a device; InputError where no rate is known."""
+    rate, bandwidth = si_value(device, f"{kind}_tflops"), si_value(device, "memory_gbs")
     if rate is None or bandwidth is None:
-        raise InputError(f"{device.name} has no bf16 matrix rate in the catalogue (powerplan hardware {device.name})")
-    return Peak(device.name, Fraction(rate), Fraction(bandwidth), "the bf16 peak")
+        raise InputError(f"{device.name} has no {kind} matrix rate in the catalogue (powerplan hardware {device.name})")
+    return Peak(device.name, Fraction(rate), Fraction(bandwidth), f"the {kind} peak")
 
 
 @cache

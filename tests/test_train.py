@@ -195,9 +195,13 @@ MESSAGES = {
     "--gpu h100-sxm --devices 8 --parallel fsdp=0": "--parallel fsdp: 0 is out of range",
     "--gpu h100-sxm --devices 24 --parallel tp=3,fsdp=8": "--parallel: tp 3 does not divide the 32 heads of attention",
     "--gpu h100-sxm --devices 24 --parallel cp=3,fsdp=8": "--parallel: cp 3 does not divide the context of 65,536",
+    "--gpu h100-sxm --devices 8 --ctx 24 --parallel cp=8": "--parallel: cp 8 needs 16 pieces of one length, and the",
     "--gpu h100-sxm --devices 64 --parallel pp=64": "--parallel: pp 64 is more stages than the 32 layers",
     "--gpu h100-sxm --devices 64 --parallel pp=16,fsdp=4,interleave=4": "--parallel: pp 16 * interleave 4 is 64 parts",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,interleave=2": "--parallel: interleave 2 needs pipeline stages",
+    "--gpu h100-sxm --devices 8 --batch-tokens 256k --parallel pp=8,interleave=2": "so that 8 are at work, which does",
+    "--gpu h100-sxm --devices 8 --parallel ep=8": "replicas 1 is 1 device, and there are 8",
+    "--gpu tpu-v5p --dtype fp32": "tpu-v5p has no fp32 matrix rate in the catalogue",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,ep=2": "--parallel: ep 2 needs experts, and llama-3-8b has none",
     "--gpu h100-pcie --devices 64": "--network-gbs: h100-pcie has no network rate in the catalogue, and 64 devices",
     "--gpu h100-sxm --price -1": "--price: '-1' is not an amount of money; write 2.50",
@@ -245,7 +249,55 @@ def test_degrees_of_python_are_checked(degrees: Degrees, message: str) -> None:
         powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=8, parallel=degrees)
 
 
+def test_interleaved_stages_have_micro_batches_for_all() -> None:
+    """A stage in several parts waits for (pp - 1) / interleave micro-batches only if there are pp of them or more."""
+    plan = powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=4096, batch_tokens="4M").plan
+    layouts = (plan.layout, *plan.phases[0].others)
+    interleaved = [layout for layout in layouts if layout.degrees.interleave > 1]
+    assert interleaved
+    assert all(layout.step.micro_batches % layout.degrees.pp == 0 for layout in interleaved)
+    given = powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=24, parallel="pp=24").plan.layout
+    assert given.step.micro_batches == 512, "stages in one part take any number"
+
+
+def test_fp32_has_the_fp32_rate() -> None:
+    """Without TF32 an H100 has 67 TFLOP/s in fp32, and 989 in bf16."""
+    half, full = (
+        powerplan.train("gpt2-small", "1k", gpu="h100-sxm", dtype=dtype, parallel="fsdp=1", recompute="full")
+        for dtype in ("bf16", "fp32")
+    )
+    assert full.plan.layout.step.weights_s == pytest.approx(half.plan.layout.step.weights_s * 989 / 67)
+    assert "assumed of the fp32 peak" in str(full)
+
+
+def test_help_is_whole_at_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "--help"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
+def test_short_runs_and_long_steps_are_told_in_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("train", "llama-3.1-405b", "--gpu", "h100-sxm", "--devices", "8", "--ctx", "8k", "--tokens", "4M")
+    assert main([*common, "--parallel", "fsdp=8"]) == 0
+    out = capsys.readouterr().out
+    assert "\n1 step of 512 sequences" in out
+    assert re.search(r"  step +3,\d\d0\n", out)
+
+
+def test_key_value_heads_are_split_or_repeated_evenly() -> None:
+    """qwen2.5-1.5b has 12 heads, which 3 devices share, and 2 key/value heads, which they do not."""
+    spec = catalogue_spec("qwen2.5-1.5b")
+    assert list(problems(Degrees(tp=3), spec, 8192)) == [
+        "tp 3 is no divisor or multiple of the 2 key/value heads of attention"
+    ]
+    assert not [problem for tp in (2, 4, 6, 12) for problem in problems(Degrees(tp=tp), spec, 8192)]
+
+
 def test_python_names_parameters() -> None:
+    with pytest.raises(InputError, match="'8' is not a known device"):
+        powerplan.train("gpt2-small", gpu=8)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="parallel: 'None' is not a degree; write fsdp=8,cp=8, or auto"):
+        powerplan.train("gpt2-small", gpu="h100-sxm", parallel=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="gpu: a training run needs a device"):
         powerplan.train("gpt2-small")
     with pytest.raises(InputError, match="optimizer: 'adam' is not known"):

@@ -111,9 +111,9 @@ def read_devices(devices: int | str) -> int:
 
 def read_device(gpu: str | Device | None) -> Device | None:
     """Return the device that a parameter `gpu` names; raises InputError where none is called so."""
-    from powerplan.hardware import find_device
+    from powerplan.hardware import Device, find_device
 
-    return find_device(gpu) if isinstance(gpu, str) else gpu
+    return gpu if isinstance(gpu, Device | None) else find_device(str(gpu))
 
 
 def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes | None:

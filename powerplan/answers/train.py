@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import (
@@ -169,12 +169,13 @@ def train(
         optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
     )
     again, shards = _read_recompute(recompute), parse_integer(str(zero), parameter("zero"), 0, 3)
-    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(parallel, shards)
+    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
     batches: tuple[int, ...] = MICRO_BATCHES
     if micro_batch != AUTO:
         batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, MAX_DEGREE),)
     profile, device = read_measured(measured), read_device(gpu)
-    peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
+    rates: Literal["bf16", "fp32"] = "fp32" if recipe.dtype == "fp32" else "bf16"
+    peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
     if peak is None:
         raise InputError(
             "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")

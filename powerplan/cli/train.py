@@ -31,7 +31,12 @@ def train(
         str, typer.Option(metavar="INTEGER|auto", help="Sequences that a device works on at once.")
     ] = "auto",
     parallel: Annotated[
-        str, typer.Option(metavar="DEGREES|auto", help="Degrees such as fsdp=8,tp=4,pp=2,cp=1,ep=1,replicas=1.")
+        str,
+        typer.Option(
+            metavar="DEGREES|auto",
+            help="Degrees such as fsdp=8,tp=4 of data (fsdp, replicas), tensor (tp), pipeline (pp, interleave), "
+            "context (cp) and expert (ep) parallelism.",
+        ),
     ] = "auto",
     zero: Annotated[
         str,
@@ -40,7 +45,7 @@ def train(
         ),
     ] = "3",
     recompute: Annotated[
-        str, typer.Option(metavar="none|selective|full|auto", help="Activations that are computed again.")
+        str, typer.Option(metavar="HOW|auto", help="Activations that are computed again: none, selective or full.")
     ] = "auto",
     optimizer: Annotated[Optimizer, choice_option(Optimizer, "The optimizer.")] = "adamw",
     master: Annotated[
@@ -50,7 +55,8 @@ def train(
     efficiency: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARES", help="Shares of the dense peak: 0.5, or weights=0.6,attention=0.5,recurrent=0.3."
+            metavar="SHARES",
+            help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention and recurrent.",
         ),
     ] = None,
     price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,

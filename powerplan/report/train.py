@@ -239,7 +239,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     lines = wrapped(f"{place}: {verdict}")
     lines += wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
     lines += wrapped(
-        f"{phase.steps:,} steps of {batch}, {format_duration(layout.step_s)} each: "
+        f"{phase.steps:,} step{'s' if phase.steps > 1 else ''} of {batch}, {format_duration(layout.step_s)} each: "
         f"{format_parameters(round(layout.tokens_per_s))} tokens/s, MFU {layout.mfu:.0%}{_hfu(layout)}"
     )
     lines += wrapped(
@@ -317,7 +317,7 @@ def _table(layout: Layout) -> list[dict[str, Any]]:
 
 
 def _seconds(part: tuple[str, float]) -> str:
-    return f"{part[1]:,.3g}" if part[0] else ""
+    return format_figure(part[1]) if part[0] else ""
 
 
 def _hints(layout: Layout) -> list[str]:

@@ -50,6 +50,14 @@ class Degrees:
         """Groups of devices that work on different sequences at once."""
         return self.replicas * self.fsdp
 
+    @property
+    def round(self) -> int:
+        """Micro-batches that come together: pp for interleaved stages (arXiv 2104.04473, section 2.2).
+
+        With fewer a stage would wait in each of its parts, not in one, and Megatron-Core refuses the run.
+        """
+        return self.pp if self.interleave > 1 else 1
+
     def describe(self) -> str:
         """Return the degrees above 1 in words: "fsdp 8, cp 8"; "one device" where there are none."""
         words = [f"{name} {value}" for name, value in asdict(self).items() if name != "zero" and value > 1]
@@ -89,10 +97,16 @@ def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
         heads = mixer.whole_sizes().get("heads")
         if heads is not None and heads % degrees.tp:
             yield f"tp {degrees.tp} does not divide the {heads} heads of {mixer.describe()}"
+        shared = mixer.whole_sizes().get("kv_heads", 1)
+        if shared % degrees.tp and degrees.tp % shared:
+            yield f"tp {degrees.tp} is no divisor or multiple of the {shared} key/value heads of {mixer.describe()}"
     if degrees.tp > 1 and spec.hidden_size % degrees.tp:
         yield f"tp {degrees.tp} does not divide the hidden size {spec.hidden_size}"
     if context % degrees.cp:
         yield f"cp {degrees.cp} does not divide the context of {context:,} tokens"
+    elif degrees.cp > 1 and context % (2 * degrees.cp):
+        # Each device has one piece from the front and one from the back: behind a causal mask they are equal work.
+        yield f"cp {degrees.cp} needs {2 * degrees.cp} pieces of one length, and the context is {context:,} tokens"
     experts = [ffn.experts for ffn in spec.mixtures()]
     if degrees.ep > 1 and not experts:
         yield f"ep {degrees.ep} needs experts, and {spec.name} has none"
@@ -112,6 +126,7 @@ def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int)
     if degrees.devices != devices:
         apart = ("ep", "interleave", "zero")
         factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in apart)
-        raise InputError(f"{factors} is {degrees.devices:,} devices, and there are {devices:,}", where)
+        count = f"{degrees.devices:,} device{'s' if degrees.devices > 1 else ''}"
+        raise InputError(f"{factors} is {count}, and there are {devices:,}", where)
     for problem in problems(degrees, spec, context):
         raise InputError(problem, where)

@@ -124,9 +124,9 @@ class Layouts:
     def sequences_for(self, degrees: Degrees, micro_batch: int) -> int | None:
         """Return the sequences of a step: as many of the batch as all groups of devices can share evenly.
 
-        None where the batch is exact and cannot be shared, or where even one micro-batch for each group is more.
+        None where the batch is exact and cannot be shared, or where even one round of micro-batches is more.
         """
-        at_once, batch = degrees.sequences_at_once * micro_batch, self.setting.batch
+        at_once, batch = degrees.sequences_at_once * micro_batch * degrees.round, self.setting.batch
         if batch.exact:
             sequences, rest = divmod(batch.tokens, self.context)
             return None if rest or sequences % at_once else sequences

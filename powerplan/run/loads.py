@@ -12,7 +12,7 @@ from powerplan.accounting import Accounting
 from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
 from powerplan.mixers.formulas import total
 from powerplan.run.recipe import Recipe
-from powerplan.run.saved import saved_layer
+from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import LayerUse, ModelSpec
 
 
@@ -66,6 +66,7 @@ class ModelLoad:
 
     embedding_parameters: input embedding, learned positions and the norm after them. head_parameters: LM head and final
     norm. tied: whether both share one matrix, which `head_parameters` then leaves out.
+    ends_bytes, loss_bytes: those of saved.py, as floats.
     """
 
     spec: ModelSpec
@@ -75,6 +76,8 @@ class ModelLoad:
     embedding_parameters: int
     head_parameters: int
     head_flops: int
+    ends_bytes: tuple[float, float]
+    loss_bytes: tuple[float, float]
 
     @property
     def tied(self) -> bool:
@@ -109,7 +112,13 @@ def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoa
         embedding_parameters=tables + whole + others,
         head_parameters=head,
         head_flops=2 * (matrix if accounting.convention.lm_head else 0) + 2 * whole,
+        ends_bytes=_floats(ends_bytes(spec, recipe)),
+        loss_bytes=_floats(loss_bytes(spec, recipe)),
     )
+
+
+def _floats(pair: tuple[Fraction, Fraction]) -> tuple[float, float]:
+    return float(pair[0]), float(pair[1])
 
 
 def _entry(mixer: Mixer, context: int) -> int:

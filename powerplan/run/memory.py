@@ -17,7 +17,6 @@ from typing import NamedTuple
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad
 from powerplan.run.recipe import LOSS_CHUNK, Recipe
-from powerplan.run.saved import ends_bytes, loss_bytes
 from powerplan.run.stages import StageLoad
 
 FRAMEWORK_BYTES = 2 * 2**30
@@ -89,7 +88,7 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     states = _state_bytes(load, shard if zero >= 1 else whole, recipe, copied=zero < 3)
     tokens = recipe.micro_batch * model.context / degrees.cp
     waiting = in_flight(degrees, stage, micro_batches)
-    before, behind = map(float, ends_bytes(model.spec, recipe))
+    before, behind = model.ends_bytes
     # The last stage is through with a loss before it begins with the next.
     ends = before * waiting * load.first + behind * load.last
     kept = (load.kept_bytes * waiting + ends) * tokens / degrees.tp
@@ -142,7 +141,7 @@ def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, t
 
 def _at_the_loss(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float) -> _Moment:
     """Return the cross entropy: logits, and no layer's weights but those of embedding and LM head."""
-    held, peak = map(float, loss_bytes(model.spec, model.recipe))
+    held, peak = model.loss_bytes
     at_once = min(tokens, LOSS_CHUNK) if model.recipe.loss == "chunked" else tokens
     gathered = _root(load, model.recipe, degrees) if zero == 3 else 0.0
     working = (held * tokens + peak * at_once) / degrees.tp

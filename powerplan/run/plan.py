@@ -146,5 +146,9 @@ def _batch_problem(layouts: Layouts, choices: Choices) -> str:
     sequences = f"{batch.tokens:,} tokens are {batch.tokens // context:,} sequences of {context:,}"
     if choices.degrees is None or len(choices.degrees) > 1:
         return f"{sequences}; no layout of {layouts.setting.cluster.devices:,} devices can share them evenly"
-    at_once = choices.degrees[0].sequences_at_once * min(choices.micro_batches)
+    (degrees,) = choices.degrees
+    at_once = degrees.sequences_at_once * min(choices.micro_batches)
+    if degrees.round > 1:
+        turns = f"interleaved stages take {degrees.pp:,} micro-batches in turn"
+        return f"{sequences}; {turns}, so that {at_once * degrees.round:,} are at work, which does not divide them"
     return f"{sequences}; fsdp and replicas work on {at_once:,} at once, which does not divide them"

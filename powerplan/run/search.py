@@ -42,7 +42,10 @@ def find_layouts(
     micro_batches: Sequence[int],
     degrees: Sequence[Degrees],
 ) -> Found | None:
-    """Return the best layouts over all choices; None where no choice can share the batch."""
+    """Return the best layouts over all choices; None where no choice can share the batch.
+
+    micro_batches: from the smallest on; bigger ones take more memory.
+    """
     kept: dict[Degrees, Layout] = {}
     tried = 0
     for split in degrees:
@@ -57,6 +60,8 @@ def find_layouts(
                     kept[split] = layout
                 if layout.fits:
                     break  # Recomputing more only takes longer.
+            if not kept[split].fits:
+                break
     if not kept:
         return None
     ranked = sorted(kept.values(), key=_order)

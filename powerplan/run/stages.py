@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -89,12 +91,26 @@ def stage_spans(layers: int, stages: int) -> list[range]:
 
 def stage_loads(model: ModelLoad, stages: int) -> list[StageLoad]:
     """Return what each of `stages` stages asks for."""
-    spans = stage_spans(model.spec.layer_count, stages)
-    return [_stage_load(model, span, number == 0, number == stages - 1) for number, span in enumerate(spans)]
+    counted = _counted(model, stage_spans(model.spec.layer_count, stages))
+    return [_stage_load(model, part, number == 0, number == stages - 1) for number, part in enumerate(counted)]
 
 
-def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> StageLoad:
-    counted = [(load, count) for load in model.layers if (count := _count(load, span))]
+def _counted(model: ModelLoad, spans: list[range]) -> list[list[tuple[LayerLoad, int]]]:
+    """Return the kinds of layers of each stage, and how many it has of each, in one pass over unlike layers."""
+    counts: list[Counter[int]] = [Counter() for _ in spans]
+    starts = [span.start for span in spans]
+    for kind, load in enumerate(model.layers):
+        for positions in load.use.positions:
+            if len(positions) < len(spans):
+                for position in positions:
+                    counts[bisect_right(starts, position) - 1][kind] += 1
+            else:
+                for count, span in zip(counts, spans, strict=True):
+                    count[kind] += _below(positions, span.stop) - _below(positions, span.start)
+    return [[(model.layers[kind], number) for kind, number in count.items() if number] for count in counts]
+
+
+def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: bool, last: bool) -> StageLoad:
     exchanges: dict[tuple[str, Fraction, int | None, Fraction], tuple[int, float]] = {}
     for load, count in counted:
         windowed = load.window is not None and load.window < model.context
@@ -130,11 +146,6 @@ def _stage_load(model: ModelLoad, span: range, first: bool, last: bool) -> Stage
             for (kind, payload, heads, entry), (layers, flops) in exchanges.items()
         ),
     )
-
-
-def _count(load: LayerLoad, span: range) -> int:
-    """Return how many of the layers in `span` are of a kind."""
-    return sum(_below(part, span.stop) - _below(part, span.start) for part in load.use.positions)
 
 
 def _below(positions: range, stop: int) -> int:
