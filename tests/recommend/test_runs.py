@@ -16,8 +16,7 @@ from powerplan.errors import InfeasibleError, InputError
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.report.tables import TABLE
-from powerplan.report.tables import Column, table_of
+from powerplan.report.tables import TABLE, Column, table_of
 from powerplan.run.plan import Choices, plan_training
 from powerplan.run.recipe import Recipe
 from powerplan.search.costs import CostBasis
