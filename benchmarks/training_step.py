@@ -30,8 +30,8 @@ from powerplan.swap import with_mixer
 
 CONTEXTS = (1024, 4096)
 MIXERS = ("attention", "window:512", "power:p=2")
-STEPS = 7
-PROFILE_LIMIT = "45s"
+STEPS = 5
+PROFILE_LIMIT = "20s"
 
 
 def small_model(mixer: str) -> ModelSpec:
@@ -50,9 +50,9 @@ def small_model(mixer: str) -> ModelSpec:
 
 def profiled(spec: ModelSpec, context: int, folder: Path) -> Path:
     """Return the saved profile of the training pass of a model's layers."""
-    model, saved = folder / "model.yaml", folder / f"{context}.json"
+    model, saved = folder / "model.yaml", folder / f"{spec.mixers()[0].family}-{context}.json"
     model.write_text(spec_to_yaml(spec), encoding="utf-8")
-    options = ["--ctx", str(context), "--pass", "train", "--dtype", "fp32", "--device", "cpu", "--against", "none"]
+    options = ["--ctx", str(context), "--pass", "train", "--dtype", "fp32", "--device", "cpu", "--against", "softmax"]
     command = [sys.executable, "-m", "powerplan", "profile", str(model), *options]
     subprocess.run([*command, "--time-limit", PROFILE_LIMIT, "--save", str(saved)], check=True, capture_output=True)
     return saved
@@ -64,7 +64,12 @@ def predicted_s(spec: ModelSpec, context: int, saved: Path) -> tuple[float, dict
         spec, context, tokens=context, measured=str(saved), dtype="fp32", batch_tokens=context, micro_batch=1
     )
     step = answer.plan.layout.step
-    parts = {"weights": step.weights_s, "mixers": step.recurrent_s, "head": step.head_s, "update": step.update_s}
+    parts = {
+        "weights": step.weights_s,
+        "mixers": step.attention_s + step.recurrent_s,
+        "head": step.head_s,
+        "update": step.update_s,
+    }
     return step.seconds, parts
 
 
