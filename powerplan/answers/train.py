@@ -331,7 +331,7 @@ def _what_lacks(
         try:
             bigger = replace(setting, cluster=joined(more))
             if plan_training(plan.accounting, phases, bigger, choices).fits:
-                return f"{text}; it fits {more:,}"
+                return f"{text}; it fits {more:,} devices"
         except InputError:  # More devices than the known links join, or than can share the batch.
             break
     return text

@@ -43,6 +43,13 @@ ACCURACY = (
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
+LEGEND = (
+    "gathered layers: whole weights and gradients of layers at work; kept: from the forward to the backward pass; "
+    "working: logits, or one layer's backward pass; allowance: libraries and fragmentation; exposed: communication that "
+    "no compute hides."
+)
+"""What the parts of memory and time mean."""
+
 UNSURE = 0.15
 """The share of activations and working memory by which their estimate may be off."""
 
@@ -81,10 +88,7 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
         **{key: main[key] for key in shared},
         "fits": plan.fits if plan.setting.capacity_bytes is not None else None,
         "tokens": plan.tokens,
-        "days": plan.days,
-        "gpu_hours": plan.gpu_hours,
-        "cost": plan.cost,
-        "energy_kwh": plan.energy_kwh,
+        **_totals(plan),
         "recipe": _recipe_entry(plan.phases[0].layout.recipe),
         "efficiency": asdict(plan.setting.efficiency),
         "stages": stages,
@@ -97,11 +101,18 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
     sections = [_phase_section(phase, plan) for phase in plan.phases]
     if len(plan.phases) > 1:
-        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {run_costs(plan)}")))
+        costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
+        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {costs}")))
     if others:
         sections.append(_others_section(plan, others, payload["alternatives"]))
     sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
     return Report(SCHEMA, payload, columns, rows, sections=sections)
+
+
+def _totals(plan: TrainingPlan) -> dict[str, float | None]:
+    """Return what a run takes in all; nothing of a run that does not fit."""
+    totals = {"days": plan.days, "gpu_hours": plan.gpu_hours, "cost": plan.cost, "energy_kwh": plan.energy_kwh}
+    return totals if plan.fits else dict.fromkeys(totals)
 
 
 def _stage(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
@@ -235,6 +246,8 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak ({layout.memory.place})"
     single = len(plan.phases) == 1
     costs = run_costs(plan) if single else format_duration(phase.seconds)
+    if not layout.fits:
+        costs = "no hours, as the run does not fit"
     batch = f"{layout.sequences:,} sequences, {format_parameters(layout.batch_tokens)} tokens"
     lines = wrapped(f"{place}: {verdict}")
     lines += wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
@@ -243,7 +256,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         f"{format_parameters(round(layout.tokens_per_s))} tokens/s, MFU {layout.mfu:.0%}{_hfu(layout)}"
     )
     lines += wrapped(
-        f"layout: {_layout(layout)} ({phase.tried:,} compared)" if phase.tried > 1 else f"layout: {_layout(layout)}"
+        f"layout: {_layout(layout)}; the best of {phase.tried:,}" if phase.tried > 1 else f"layout: {_layout(layout)}"
     )
     lines += [line for way in layout.step.passings for line in wrapped(_passing(way))]
     columns = [
@@ -258,7 +271,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         columns,
         _table(layout),
         before=lines,
-        after=[*_kept_lines(_activations(layout, plan)), *_hints(layout)],
+        after=[*wrapped(LEGEND), *_kept_lines(_activations(layout, plan)), *_hints(layout)],
     )
 
 
@@ -280,7 +293,7 @@ def _passing(passing: Passing) -> str:
         "halo": "the keys and values of a window are passed on",
         "state": "one state is passed on",
     }
-    sent = f"{format_figure(passing.bytes_sent / 1e6)} MB a layer ({passing.layers} layers)"
+    sent = f"each sends {format_figure(passing.bytes_sent / 1e6)} MB in each of {passing.layers} layers"
     text = f"one sequence over several devices: {what[passing.way]}, {sent}"
     if passing.break_even is None:
         return text
@@ -299,7 +312,7 @@ def run_costs(plan: TrainingPlan) -> str:
     if plan.cost is not None:
         parts.append(f"{plan.cost:,.0f} at {float(plan.price or 0):,.2f} an hour")
     if plan.energy_kwh is not None:
-        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh in the boards")
+        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh of board power")
     return ", ".join(parts)
 
 
@@ -371,7 +384,9 @@ def _assumptions(plan: TrainingPlan) -> list[str]:
             f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state (--efficiency)"
         )
     checked = [] if share.measured_s is not None else wrapped(ACCURACY)
+    copy = "with an fp32 copy of the weights" if recipe.master == "fp32" else "with no other copy of the weights"
+    logits = "the logits of all tokens" if recipe.loss == "whole" else "the logits of some tokens"
     return checked + wrapped(
-        f"{recipe.optimizer}, {recipe.dtype}, master {recipe.master}, loss {recipe.loss}; {rates}. Weights are "
-        "gathered and gradients reduced behind compute (FSDP), rings behind attention; what is longer is exposed."
+        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Weights are gathered and gradients "
+        "reduced behind compute, rings behind attention, half of tensor parallelism behind matmuls."
     )
