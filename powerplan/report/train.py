@@ -45,8 +45,8 @@ ACCURACY = (
 
 LEGEND = (
     "gathered layers: whole weights and gradients of layers at work; kept: from the forward to the backward pass; "
-    "working: logits, or one layer's backward pass; allowance: libraries and fragmentation; exposed: communication that "
-    "no compute hides."
+    "working: logits, or one layer's backward pass; allowance: libraries and fragmentation; exposed: communication "
+    "that no compute hides."
 )
 """What the parts of memory and time mean."""
 
