@@ -2,8 +2,8 @@
 
 A search over all layouts takes 0.1 s for 64 devices, so not every candidate gets one. Two do, the model as it is and
 the first in order, and others take the best of the layouts that these found, unless it is a bad one: of 54 candidates
-of six models on 8 to 2,048 H100, 51 came out as a search of their own has them, and three with the largest states, power
-attention of degrees 3 and 4, 13 to 24 % slower.
+of six models on 8 to 2,048 H100, 51 came out as a search of their own has them, and three with the largest states, of
+power attention of degrees 3 and 4, 13 to 24 % slower.
 """
 
 from __future__ import annotations
