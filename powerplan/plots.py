@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from powerplan.accounting import Accounting
+from powerplan.curves import sampled_contexts, short_context
 from powerplan.errors import InputError, MachineError
 from powerplan.profile.result import Profile
 from powerplan.search import Recommendation
@@ -63,7 +64,7 @@ def wsfr_plot(answer: Recommendation, form: str) -> bytes:
     pyplot = _pyplot()
     candidates = list(answer.candidates[:MAX_CURVES])
     candidates += [other for other in answer.candidates if other.plan.unchanged and other not in candidates]
-    contexts = _contexts(answer.contexts)
+    contexts = sampled_contexts(answer.contexts)
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     target, label = float(answer.request.target), f"target {format_ratio(answer.request.target)}"
     axes.axhline(target, color="0.4", linewidth=1)
@@ -119,7 +120,7 @@ def _throughput(axes: Any, profile: Profile, direction: str) -> None:
 
 def _time_split(axes: Any, profile: Profile, direction: str) -> None:
     rows = sorted((row for row in profile.split if row.direction == direction), key=lambda row: row.context)
-    labels = [f"{_size(row.context)} {row.name}" for row in rows]
+    labels = [f"{short_context(row.context)} {row.name}" for row in rows]
     start = [0.0] * len(rows)
     for part, colour in (("projections", "0.75"), ("ffn", "0.55"), ("state", "tab:blue")):
         shares = [(getattr(row, f"{part}_ms") or 0.0) / (row.weight_ms + row.state_ms) for row in rows]
@@ -152,7 +153,7 @@ def _logarithmic_axes(axes: Any, show_y: Callable[[float, Any], str]) -> None:
     """Make both axes logarithmic, the lower one a context in tokens."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: _size(round(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: short_context(round(value)))
     axes.yaxis.set_major_formatter(show_y)
     axes.set_xlabel("context, tokens")
 
@@ -164,18 +165,3 @@ def _drawn(pyplot: Any, figure: Any, form: str) -> bytes:
     figure.savefig(buffer, format=form, dpi=120, metadata=metadata)
     pyplot.close(figure)
     return buffer.getvalue()
-
-
-def _contexts(marked: Sequence[int]) -> list[int]:
-    """Return `marked` and powers of two from an eighth of the shortest, at most 1k, to 16 times the longest."""
-    low, high = min(1024, max(1, marked[0] // 8)), marked[-1] * 16
-    sizes = [2**exponent for exponent in range(low.bit_length() - 1, high.bit_length())]
-    return sorted({*sizes, *marked})
-
-
-def _size(tokens: int) -> str:
-    """Return a context as axes show it: "64k"."""
-    for exponent, suffix in ((30, "G"), (20, "M"), (10, "k")):
-        if tokens >= 2**exponent:
-            return f"{tokens / 2**exponent:g}{suffix}"
-    return str(tokens)

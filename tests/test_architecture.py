@@ -32,7 +32,7 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "version"},
+    {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "curves", "version"},
     {"mixers", "ffn", "extras"},
     {"quantization"},
     {"spec"},
