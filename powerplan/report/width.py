@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,30 @@ def wrapped(text: str, head: str = "", indent: int | None = None) -> list[str]:
     return textwrap.wrap(
         text, line_width(), initial_indent=head, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
     )
+
+
+def command_lines(command: str, indent: str = "") -> list[str]:
+    """Return a command in lines that a shell takes as one: a line that goes on ends with a backslash."""
+    lines = [indent]
+    for word in _with_values(shlex.split(command)):
+        gap = "" if not lines[-1].strip() else " "
+        if gap and len(lines[-1]) + len(f"{gap}{word} \\") > line_width():
+            lines[-1] += " \\"
+            lines.append(f"{indent}  {word}")
+        else:
+            lines[-1] += gap + word
+    return lines
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Return the words of a command, quoted, each option together with its value."""
+    together: list[str] = []
+    for previous, word in zip(["", *words], words, strict=False):
+        if previous.startswith("--") and not word.startswith("--"):
+            together[-1] += f" {shlex.quote(word)}"
+        else:
+            together.append(shlex.quote(word))
+    return together
 
 
 def fitted(lines: Sequence[str]) -> list[str]:

@@ -98,7 +98,7 @@ class OffTarget:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Candidates in order, the recommended one first.
+    """Candidates in order, as many as were asked for at most, the recommended one first.
 
     base: the model as it is. searched: how many candidates were compared.
     balanced_context, balanced_window: where the model as it is balances, in tokens.
@@ -130,6 +130,6 @@ class Recommendation:
         """Whether weight and state FLOPs of the recommended candidate are within 5 % of the target at every context."""
         return self.off_target is None
 
-    def place(self, candidate: Candidate) -> int:
-        """Return the place of one of the candidates, from 0."""
-        return next(place for place, other in enumerate(self.candidates) if other is candidate)
+    def place(self, candidate: Candidate) -> int | None:
+        """Return the place of a candidate among those that are shown, from 0; None where it is not among them."""
+        return next((place for place, other in enumerate(self.candidates) if other is candidate), None)

@@ -23,10 +23,10 @@ def shown(profile: Profile) -> str:
 
 def test_a_row_of_one_run_says_so(saved: Profile) -> None:
     text = shown(saved)
-    assert "fwd 16,384 softmax 3.03 s 1 run 5.41k" in text
-    assert "fwd 16,384 power p=2 1.21 s 2% 13.6k" in text
-    assert "fwd 4,096 softmax 116 ms 304 ms 190 ms 595 ms* 2.21:1" in text
-    assert "fwd 1,024 softmax 29.1 ms 76.1 ms 17.9 ms 101 ms 5.89:1" in text
+    assert "16,384 attention 3.03 s 1 run 5.41k" in text
+    assert "16,384 power p=2 1.21 s 2% 13.6k" in text
+    assert "4,096 attention 116 ms 304 ms 190 ms 595 ms* 2.21:1" in text
+    assert "1,024 attention 29.1 ms 76.1 ms 17.9 ms 101 ms 5.89:1" in text
 
 
 def test_a_layer_much_slower_than_its_parts_is_remarked(saved: Profile) -> None:
@@ -40,4 +40,4 @@ def test_a_layer_much_slower_than_its_parts_is_remarked(saved: Profile) -> None:
 def test_rows_without_a_check_are_named(saved: Profile) -> None:
     assert "not checked" not in shown(saved)
     checks = tuple(check for check in saved.checks if check.impl != "sdpa")
-    assert "not checked: softmax, window 1,040 " in shown(msgspec.structs.replace(saved, checks=checks))
+    assert "not checked: attention, window 1,040 " in shown(msgspec.structs.replace(saved, checks=checks))
