@@ -21,7 +21,10 @@ TOP = "6"
 def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts.")
+        str | None,
+        typer.Option(
+            help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
+        ),
     ] = None,
     target: Annotated[str, typer.Option(help="Weight to state FLOPs: 1:1, 3:1, 1:2.")] = "1:1",
     max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,

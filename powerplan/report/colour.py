@@ -58,7 +58,8 @@ def painted(text: str, *roles: Role | None) -> str:
     if not given or not inner or not in_colour():
         return text
     start = text.index(inner)
-    style, system = _style(given)
+    many = "256color" in os.environ.get("TERM", "") or os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
+    style, system = _style(given, many)
     return f"{text[:start]}{style.render(inner, color_system=system)}{text[start + len(inner) :]}"
 
 
@@ -68,11 +69,10 @@ def side_of(ratio: float | Fraction | None, target: Fraction | int = 1) -> Role 
 
 
 @cache
-def _style(roles: tuple[Role, ...]) -> tuple[Style, ColorSystem]:
+def _style(roles: tuple[Role, ...], many: bool) -> tuple[Style, ColorSystem]:
+    """Return the style of roles together; many: whether the terminal has 256 colours."""
     from rich.color import ColorSystem  # Only text in colour needs it.
     from rich.style import Style
 
-    many = "256color" in os.environ.get("TERM", "") or os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
-    styles = _STYLES if many else _STYLES_OF_16
-    style = Style.combine(Style.parse(styles[role]) for role in roles)
+    style = Style.combine(Style.parse((_STYLES if many else _STYLES_OF_16)[role]) for role in roles)
     return style, ColorSystem.EIGHT_BIT if many else ColorSystem.STANDARD

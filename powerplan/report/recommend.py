@@ -26,6 +26,7 @@ from powerplan.units import format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
+POWER = "power p: attention whose weights are (q·k)^p, computed from a state of fixed size (arXiv 2507.04239)."
 MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
 
@@ -123,7 +124,10 @@ def _legend(answer: Recommendation) -> list[str]:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
         lines += wrapped(f"{word} the layers whose state grows with the context; the others stay.")
     if len(answer.contexts) > 1:
-        lines += wrapped("Each context is judged by itself, and the one that is furthest from the target decides.")
+        lines += wrapped(
+            "Each context is judged by itself, and the one furthest from the target decides. Where attention is "
+            "lighter than the target at a shorter context, its FLOPs are the aim there."
+        )
     if request.keep == "weights" and answer.movable:
         lines += wrapped("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
@@ -145,12 +149,13 @@ def _legend(answer: Recommendation) -> list[str]:
 
 
 def _names(answer: Recommendation) -> list[str]:
-    """Return what "6x128" and "/8" mean, where a name has them."""
+    """Return what "power", "6x128" and "/8" mean, where a name has them."""
     names = " ".join(candidate.label for candidate in answer.candidates)
     shapes = [f"{heads}x{dim}: {heads} heads of {dim}" for heads, dim in re.findall(r"\b(\d+)x(\d+)\b", names)[:1]]
     shared = [f"/{count}: {count} key/value heads" for count in re.findall(r"/(\d+)\b", names)[:1]]
     words = [*(f"{shape}, else the model's own" for shape in shapes), *shared]
-    return [f"{'; '.join(words)}."] if words else []
+    power = [POWER] if "power" in names else []
+    return [*power, *([f"{'; '.join(words)}."] if words else [])]
 
 
 def _lacking(answer: Recommendation) -> list[str]:

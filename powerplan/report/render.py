@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 from powerplan.choices import Format
-from powerplan.report.colour import Role, painted
+from powerplan.report.colour import Role, colour, painted
 from powerplan.report.tables import Column, plain, table_of
 from powerplan.report.width import command_lines, fitted, wrapped
 
@@ -48,8 +48,11 @@ def render(report: Report, form: Format) -> str:
             return json.dumps({"schema": report.schema, **report.payload}, indent=2, allow_nan=False)
         case "csv":
             return _csv(report)
-        case "table" | "markdown":
+        case "table":
             return _text(report, form)
+        case "markdown":
+            with colour(False):  # A document, also where it is printed on a terminal.
+                return _text(report, form)
     assert_never(form)
 
 

@@ -10,7 +10,7 @@ import pytest
 from powerplan.load import catalogue_spec
 from powerplan.mixers import MIXERS, AnyMixer, Attention, Forgetting, Linear, Power
 from powerplan.profile.costs import state_flops
-from powerplan.profile.options import workload_of
+from powerplan.profile.options import parse_passes, workload_of
 from powerplan.profile.workload import Point
 from powerplan.spec import LayerGroup, ModelSpec
 
@@ -87,3 +87,10 @@ def test_one_chunk_runs_no_state_work() -> None:
     assert state_flops(power, Point("state", "forward", 600), executed=True) == 12 * 2 * (64 + 64) * pairs + state
     # What recommend counts is the recurrence for every token.
     assert state_flops(power, Point("state", "forward", 256), executed=False) == 256 * 2 * 2 * 12 * 2080 * 65
+
+
+def test_passes_and_baselines_have_other_names() -> None:
+    assert parse_passes("train,forward") == parse_passes("forward,forward+backward") == ("forward", "train")
+    spec = model_of(Power(p=2, **HEADS))
+    same = [workload_of(spec, against=against).baselines for against in ("softmax,window", "attention,window")]
+    assert same[0] == same[1]
