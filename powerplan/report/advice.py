@@ -17,13 +17,10 @@ from powerplan.spec import ModelSpec
 from powerplan.units import format_parameters
 
 HYPOTHESIS = (
-    "That 1:1 is best is a hypothesis of arXiv 2507.04239. In our own runs of small models (docs/icl.md) power p=2 "
-    "recalled what a window of equal state forgot; on code it was no better, and they do not show that balance pays."
+    "1:1 is a hypothesis of arXiv 2507.04239, which our own runs of small models (docs/icl.md) do not show: power p=2 "
+    "recalled what a window of equal state forgot, and on code it was no better."
 )
-SPEED = (
-    "power p=2 trains more slowly than attention up to about 14,000 tokens (heads of 64) or 23,000 (128) on an H100 "
-    "(docs/kernels.md)"
-)
+SPEED = "p=2 trains more slowly than attention up to about 14k tokens (heads of 64) or 23k (128) on an H100 (docs/kernels.md)"
 
 Advice = list[tuple[str, str | list[str]]]
 """Labels, and what is said of each: a sentence, or commands."""
@@ -42,8 +39,8 @@ def advice(answer: Recommendation, command: Sequence[str], written: str | None) 
     else:
         less, more = _amounts(answer)
         texts = [_resized(before, after) if answer.request.keep == "flops" else _changed(before, after)]
-        texts.append(f"{listed(less, 'and')} than as it is" if less else "nothing")
-        texts.append("; ".join([*([listed(more, "and")] if more else []), *_costs(answer)]))
+        texts.append(", ".join(less) or "nothing")
+        texts.append("; ".join([*([", ".join(more)] if more else []), *_costs(answer)]))
         texts.append("; ".join(losses(before, after, answer.contexts[-1])) or "nothing that a layer can do now")
     return [
         *zip(("Change", "Saves", "Costs", "Loses"), texts, strict=True),
@@ -117,11 +114,12 @@ def _amounts(answer: Recommendation) -> tuple[list[str], list[str]]:
     amounts: list[tuple[str, str, Fraction | int, Fraction | int]] = [
         ("fewer", "FLOPs per token", base.flops_per_token, own.flops_per_token),
         ("less", "state", base.state_bytes, own.state_bytes),
-        ("fewer", "bytes moved per decoded token at batch 1", moved_before, moved),
+        ("fewer", "bytes to decode at batch 1", moved_before, moved),
     ]
     if answer.request.keep == "flops":
         del amounts[0]  # They are the same within 2 %.
-    less, more = [], []
+    less: list[str] = []
+    more: list[str] = []
     for word, what, before, after in amounts:
         ratio = Fraction(before) / (after or Fraction(1, 2))
         if abs(ratio - 1) >= Fraction(1, 200):
@@ -139,7 +137,7 @@ def _costs(answer: Recommendation) -> list[str]:
     if answer.request.keep == "flops":
         parts.append("training anew, as all sizes are others")
     else:
-        parts.append("training: weights that were trained with the old mixers give another output with the new ones")
+        parts.append("training, as its weights give another output with other mixers")
     new = [mixer for mixer in winner.spec.mixers() if mixer not in set(answer.base.spec.mixers())]
     if any(mixer.degree == 2 for mixer in new):
         parts.append(SPEED)

@@ -8,8 +8,8 @@ from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
 
 RECALL = {
-    "power": "in our own runs of small models power p=2 recalled as well as attention (docs/icl.md)",
-    "linear": "in our own runs of small models linear attention recalled little (docs/icl.md)",
+    "power": "our own small models recalled as well with p=2 as with attention (docs/icl.md)",
+    "linear": "our own small models recalled little with it (docs/icl.md)",
 }
 """What was measured of mixers of a fixed state: of no others."""
 
@@ -23,9 +23,7 @@ def losses(before: ModelSpec, after: ModelSpec, context: int) -> list[str]:
     fixed = {mixer: count for mixer, count in counts if mixer.direct_reach(context) is None}
     parts: list[str] = []
     if furthest and set(fixed) - old:
-        parts.append(
-            f"exact lookup of tokens in {_of(fixed, layers)}: a state of fixed size does not keep each of them"
-        )
+        parts.append(f"exact lookup of tokens in {_of(fixed, layers)}: a state of fixed size keeps none as it was")
         kinds = dict.fromkeys("power" if mixer.degree == 2 else mixer.family for mixer in fixed if mixer not in old)
         odd = {mixer.family for mixer in fixed if (mixer.degree or 0) > 2}
         parts += [RECALL[kind] for kind in kinds if kind in RECALL and kind not in odd]

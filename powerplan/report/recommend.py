@@ -26,7 +26,7 @@ from powerplan.units import format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
-POWER = "power p: attention whose weights are (q·k)^p, computed from a state of fixed size (arXiv 2507.04239)."
+POWER = "power p: attention whose weights are (q·k)^p, computed from a state of fixed size."
 MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
 
@@ -88,10 +88,11 @@ def _question(answer: Recommendation) -> list[str]:
 
 
 def _chunk_lines(answer: Recommendation) -> list[str]:
-    """Return the chunk sizes of the winner by where they come from; one size where all its mixers take the same."""
+    """Return the chunk sizes of the winner that have to be set, by where they come from; one where all are the same."""
     parts = []
-    for source in dict.fromkeys(chunk.source for chunk in answer.chunks):
-        chunks = [chunk for chunk in answer.chunks if chunk.source == source]
+    own = [chunk for chunk in answer.chunks if not chunk.default]
+    for source in dict.fromkeys(chunk.source for chunk in own):
+        chunks = [chunk for chunk in own if chunk.source == source]
         same = len({chunk.size for chunk in chunks}) == 1
         sizes = [f"{chunk.size:,}" if same else f"{chunk.size:,} for {chunk.mixer}" for chunk in chunks]
         parts.append(f"{', '.join(dict.fromkeys(sizes))} ({source})")
@@ -128,7 +129,7 @@ def _legend(answer: Recommendation) -> list[str]:
             "Each context is judged by itself, and the one furthest from the target decides. Where attention is "
             "lighter than the target at a shorter context, its FLOPs are the aim there."
         )
-    if request.keep == "weights" and answer.movable:
+    if request.keep == "weights" and answer.movable and shown > 1:
         lines += wrapped("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines += wrapped(

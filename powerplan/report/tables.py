@@ -103,7 +103,9 @@ def _painted(cells: Sequence[_Cells]) -> str:
     rule = next(place for place, line in enumerate(lines) if line and set(line) <= {"-", " "})
     spans = [part.span() for part in re.finditer("-+", lines[rule])]
     spans[-1] = (spans[-1][0], max(map(len, lines)))
-    roles: list[list[tuple[Role | None, ...]]] = [[("strong",)] * len(cells)] * rule + [[("quiet",)] * len(cells)]
+    heading: list[tuple[Role | None, ...]] = [("strong",)] * len(cells)
+    ruled: list[tuple[Role | None, ...]] = [("quiet",)] * len(cells)
+    roles = [*[heading] * rule, ruled]
     for row in range(len(cells[0].texts)):
         height = max(own.texts[row].count("\n") for own in cells) + 1
         roles += [[own.roles[row] for own in cells]] * height

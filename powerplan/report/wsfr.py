@@ -10,7 +10,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, Component, Row, positions_text
 from powerplan.accounting import explain as explained_terms
-from powerplan.balance import Verdict, verdict_of
+from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
@@ -75,21 +75,22 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
 
 def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
     """Return one sentence on several contexts: each is judged by itself, and of a side the worst says by how much."""
-    if len(rows) == 1 or any(row.wsfr is None for row in rows):
+    ratios = sorted((row.context, row.wsfr) for row in rows if row.wsfr is not None)
+    if len(rows) == 1 or len(ratios) < len(rows):
         return verdict_text(accounting, rows[-1])
-    sides: dict[str, list[tuple[Verdict, Row]]] = {}
-    for row in sorted(rows, key=lambda row: row.context):
-        verdict = verdict_of(row.wsfr or 1)
-        sides.setdefault(verdict.side, []).append((verdict, row))
-    parts = []
+    sides: dict[str, list[tuple[int, Fraction]]] = {}
+    for context, ratio in ratios:
+        verdict = verdict_of(ratio)
+        sides.setdefault(verdict.side, []).append((context, verdict.times))
+    parts: list[str] = []
     for side, own in sides.items():
-        contexts = listed([f"{row.context:,}" for _, row in own], "and")
+        contexts = listed([f"{context:,}" for context, _ in own], "and")
         unit = "" if parts else " tokens"
         if side == "balanced":
             parts.append(f"balanced at {contexts}{unit}")
             continue
         lighter = "state" if side == "weight" else "weight"
-        most = _times(max(verdict.times for verdict, _ in own))
+        most = _times(max(times for _, times in own))
         upto = "up to " if len(own) > 1 else ""
         parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x more {side} than {lighter} FLOPs)")
     return f"{', '.join(parts)}; {_balance(accounting, rows[-1])}"

@@ -284,5 +284,5 @@ def _chunks(plan: LayerPlan, request: Request) -> tuple[Chunk, ...]:
         elif heads is not None:
             for engine, processor in processors.items():
                 size = default_chunk_size(heads.head_dim, mixer.degree, engine)
-                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}"))
+                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}", default=True))
     return tuple(dict.fromkeys(chunks))

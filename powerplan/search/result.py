@@ -67,11 +67,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The chunk size, in tokens, of a recurrent layer of the winner, and where it comes from."""
+    """The chunk size, in tokens, of a recurrent layer of the winner, where it comes from, and whether kernels take it
+    anyway."""
 
     mixer: str
     size: int
     source: str
+    default: bool = False
 
 
 @dataclass(frozen=True)
