@@ -137,7 +137,7 @@ def _costs(answer: Recommendation) -> list[str]:
     if answer.request.keep == "flops":
         parts.append("training anew, as all sizes are others")
     else:
-        parts.append("training, as its weights give another output with other mixers")
+        parts.append("training, as weights give another output with new mixers")
     new = [mixer for mixer in winner.spec.mixers() if mixer not in set(answer.base.spec.mixers())]
     if any(mixer.degree == 2 for mixer in new):
         parts.append(SPEED)
