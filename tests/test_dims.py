@@ -179,19 +179,18 @@ def test_which_degree_for_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "llama-3-8b at 65,536 tokens as it is: 1:1.14, state 8 GiB per sequence" in out
     assert "in all 32 layers of 32 (8 kv) heads of 128:" in out
-    assert "largest of these p at 1:1 or more: 2, 5.51:1, state 1.016 GiB per sequence; p = 3 has 1:7.81" in out
+    assert "largest p here at 1:1 or more: p=2, 5.51:1, state 1.016 GiB per sequence; p=3 has 1:7.81" in out
     answer = powerplan.degrees("llama-3-8b", "64k", p="1,2,3,4")
     assert str(answer) == out.removesuffix("\n")
     assert answer.largest is not None
     assert answer.largest.p == 2
     assert powerplan.degrees("llama-3-8b", p=4).largest is None
-    assert "none of these p leaves the weight FLOPs at 1:1 or more: p = 4 has 1:258" in str(
-        powerplan.degrees("llama-3-8b", p=4)
-    )
+    heavy = str(powerplan.degrees("llama-3-8b", p=4))
+    assert "no p here leaves the weight FLOPs at 1:1 or more: p=4 has 1:258" in heavy
     assert main(["dims", "--model", "llama-3-8b", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("p,layers,head_dim,kv_heads,spow,kernels,")
+    assert lines[0].startswith("p,layers,head_dim,kv_heads,spow,state_bytes_per_head,")
 
 
 def test_layers_of_several_shapes_have_a_row_each() -> None:
@@ -206,9 +205,7 @@ def test_layers_of_several_shapes_have_a_row_each() -> None:
 
 
 def test_models_without_mixers_are_refused() -> None:
-    spec = ModelSpec(
-        name="mlps", vocab_size=100, hidden_size=64, layers=(LayerGroup(ffn=MLP(intermediate_size=128)),)
-    )
+    spec = ModelSpec(name="mlps", vocab_size=100, hidden_size=64, layers=(LayerGroup(ffn=MLP(intermediate_size=128)),))
     with pytest.raises(InputError, match="model: mlps has no mixers that power attention could take the place of"):
         powerplan.degrees(spec)
     with pytest.raises(InputError, match="p: 17 is out of range"):

@@ -31,7 +31,7 @@ COMMANDS = [
     "dims --head-dim 64,128",
     "dims --kind all",
     "dims --model llama-3-8b",
-    "dims --model deepseek-v3 --p 2,3",
+    "dims --model jamba-v0.1 --p 2,3",
     "recommend llama-3-8b --solve window --equal-state power:p=3",
     "recommend kimi-linear-48b-a3b --solve context --equal-state power:p=2",
     "models",

@@ -44,9 +44,8 @@ def models(
     from powerplan.report.catalogue import model_report, models_report
 
     if name is not None and (not yaml or model is None):
-        raise InputError(
-            "names the model that --yaml prints; such as powerplan models gpt2-small --yaml --name mine", "--name"
-        )
+        such = f"powerplan models {model or 'gpt2-small'} --yaml --name {name or 'mine'}"
+        raise InputError(f"names the model that --yaml prints; such as {such}", "--name")
     if families:
         from powerplan.huggingface.listing import listed_families
         from powerplan.report.catalogue import families_report
@@ -124,7 +123,9 @@ def dims(
     from powerplan.report.dims import dims_report, states_report
     from powerplan.units import parse_context, parse_integer, parse_integers
 
-    degrees = parse_integers(p or ("1,2,3,4,5,6" if model is None else "1,2,3,4"), "--p", 1, MAX_DEGREE)
+    degrees = parse_integers(
+        p if p is not None else "1,2,3,4,5,6" if model is None else "1,2,3,4", "--p", 1, MAX_DEGREE
+    )
     width = parse_integer(tile, "--tile", 1, 4096)
     if model is not None:
         from powerplan.answers.degrees import degrees as degrees_of
@@ -132,13 +133,13 @@ def dims(
         for option, value in (("--head-dim", head_dim), ("--v-head-dim", v_head_dim), ("--kind", kind)):
             if value is not None:
                 raise InputError("has no place beside --model, whose own heads are taken; leave one out", option)
-        context = parse_context(ctx or "64k", "--ctx")
+        context = parse_context("64k" if ctx is None else ctx, "--ctx")
         say.answer(degrees_of(as_family(model, like), context, p=degrees, tile=width), output)
         return
     for option, value in (("--ctx", ctx), ("--like", like)):
         if value is not None:
             raise InputError("is for a model; such as --model llama-3-8b", option)
-    head_dims = parse_integers(head_dim or "64", "--head-dim", 1, 65536)
+    head_dims = parse_integers("64" if head_dim is None else head_dim, "--head-dim", 1, 65536)
     values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)
     if kind is None:
         say.show(dims_report(head_dims, degrees, width, values), output)

@@ -164,7 +164,7 @@ def recommend(
             prefer=weights_vs_state,
             measured=measured,
             top=top,
-            target=target or "1:1",
+            target="1:1" if target is None else target,
             mixer=mixer,
             convention=convention,
             dtype=dtype,

@@ -37,24 +37,26 @@ def degrees_report(
     several = len(shapes) > 1
     columns = [
         Column("p", "p"),
-        *(Column(key, heading, grouped, raw=not several) for key, heading in _HEADS),
+        *([Column("shape", "heads", left=True)] if several else []),
+        *(Column(key, heading, grouped, raw=key != "layers" or not several) for key, heading in _HEADS),
         Column("spow", "spow", grouped),
-        Column("kernels", "kernels", left=True),
         Column("state_bytes_per_head", "state\nper head", show_bytes),
         Column("state_bytes_per_layer", "state\nper layer", show_bytes),
         Column("state_bytes", "state per\nsequence", show_bytes),
         Column("same_state_window", "window of\nsame state", grouped),
         *FLOPS,
         Column("wsfr", "WSFR", show_ratio),
+        Column("kernels", "kernels", left=True),
     ]
     table = [{**entry, "kernels": kernels_text(entry["kernels"], entry["p"])} for entry in rows]
     layers = sum(count for _, count in degrees[0].mixers)
     uniform = "" if several else f" of {next(iter(shapes)).describe()}"
     before = [
         *wrapped(f"{spec.name} at {row.context:,} tokens as it is: {show_ratio(row.wsfr)}, {_state(row)}"),
+        *wrapped(_verdict(degrees, largest)),
         *wrapped(f"with power attention in all {layers} layers{uniform}:"),
     ]
-    return Report(SCHEMA, payload, columns, table, before=before, after=_after(degrees, largest))
+    return Report(SCHEMA, payload, columns, table, before=before, after=_legend(degrees))
 
 
 _HEADS = (("layers", "layers"), ("head_dim", "head\ndim"), ("kv_heads", "kv\nheads"))
@@ -71,6 +73,7 @@ def _row(degree: Degree, mixer: Power, layers: int, tile: int) -> dict[str, Any]
         "p": degree.p,
         "mixer": swap_text(degree.swap),
         "layers": layers,
+        "shape": mixer.own_heads().label(),
         "heads": mixer.heads,
         "kv_heads": heads,
         "head_dim": mixer.head_dim,
@@ -112,23 +115,24 @@ def kernels_lines(kernels: Sequence[Sequence[str]], degrees: Sequence[int]) -> l
     return [part for line in lines for part in wrapped(line)]
 
 
-def _after(degrees: Sequence[Degree], largest: Degree | None) -> list[str]:
+def _verdict(degrees: Sequence[Degree], largest: Degree | None) -> str:
     ranked = sorted(degrees, key=lambda degree: degree.p)
     if largest is None:
         first = ranked[0]
-        verdict = f"none of these p leaves the weight FLOPs at 1:1 or more: p = {first.p} has {show_ratio(first.row.wsfr)}"
-    else:
-        verdict = f"largest of these p at 1:1 or more: {largest.p}, {show_ratio(largest.row.wsfr)}, {_state(largest.row)}"
-        beyond = next((degree for degree in ranked if degree.p > largest.p), None)
-        verdict += f"; p = {beyond.p} has {show_ratio(beyond.row.wsfr)}" if beyond else ""
+        return f"no p here leaves the weight FLOPs at 1:1 or more: p={first.p} has {show_ratio(first.row.wsfr)}"
+    beyond = next((degree for degree in ranked if degree.p > largest.p), None)
+    rest = f"; p={beyond.p} has {show_ratio(beyond.row.wsfr)}" if beyond else ""
+    found = f"largest p here at 1:1 or more: p={largest.p}, {show_ratio(largest.row.wsfr)}"
+    return f"{found}, {_state(largest.row)}{rest}"
+
+
+def _legend(degrees: Sequence[Degree]) -> list[str]:
     kernels = [
         kernels_for(degree.p, mixer.head_dim, mixer.v_head_dim) for degree in degrees for mixer, _ in degree.mixers
     ]
     chosen = [degree.p for degree in degrees]
     where = " where p is even" if any(map(odd_degree, chosen)) else ""
     return [
-        *wrapped(verdict),
-        "",
         *wrapped(f"state: fp32, normaliser included{where}. FLOPs: forward, per token."),
         *wrapped("window of same state: tokens whose keys and values, in the same heads, have as many elements."),
         *kernels_lines(kernels, chosen),

@@ -67,7 +67,7 @@ def _after(found: EqualState, context: int, dtypes: Dtypes) -> list[str]:
     lines = ["elements: keys and values, or recurrent state without its normaliser and without short convolutions."]
     formats = f"cache in {dtypes.cache}, recurrent state in {dtypes.state}, normaliser included"
     if found.value_by_bytes is not None:
-        what = f"p = {found.value_by_bytes}" if found.unknown == "p" else f"{found.value_by_bytes:,} tokens"
+        what = f"p={found.value_by_bytes}" if found.unknown == "p" else f"{found.value_by_bytes:,} tokens"
         lines.append(f"If bytes are compared ({formats}) it is {what}.")
     if found.unknown == "window" and found.value > context:
         lines.append(f"At {context:,} tokens attention to every token holds less than this window.")
