@@ -20,7 +20,10 @@ HYPOTHESIS = (
     "1:1 is a hypothesis of arXiv 2507.04239, which our own runs of small models (docs/icl.md) do not show: power p=2 "
     "recalled what a window of equal state forgot, and on code it was no better."
 )
-SPEED = "p=2 trains more slowly than attention up to about 14k tokens (heads of 64) or 23k (128) on an H100 (docs/kernels.md)"
+SPEED = (
+    "p=2 trains more slowly than attention below about 14k tokens (heads of 64) or 23k (128) on an H100 "
+    "(docs/kernels.md)"
+)
 
 Advice = list[tuple[str, str | list[str]]]
 """Labels, and what is said of each: a sentence, or commands."""
