@@ -1,4 +1,4 @@
-"""`powerplan recommend`: the winner and why, then the candidates, then why each stands where it does."""
+"""`powerplan recommend`: the first candidate and what it means, all of them, and why each stands where it does."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def _names(answer: Recommendation) -> list[str]:
     """Return what "power", "6x128" and "/8" mean, where a name has them."""
     names = " ".join(candidate.label for candidate in answer.candidates)
     shapes = [f"{heads}x{dim}: {heads} heads of {dim}" for heads, dim in re.findall(r"\b(\d+)x(\d+)\b", names)[:1]]
-    shared = [f"/{count}: {count} key/value heads" for count in re.findall(r"/(\d+)\b", names)[:1]]
+    shared = [
+        f"/{count}: {count} key/value head{'' if count == '1' else 's'}" for count in re.findall(r"/(\d+)\b", names)[:1]
+    ]
     words = [*(f"{shape}, else the model's own" for shape in shapes), *shared]
     power = [POWER] if "power" in names else []
     return [*power, *([f"{'; '.join(words)}."] if words else [])]
@@ -289,4 +291,4 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
         Column("state_flops_per_token", "state\nFLOPs", show_flops),
         Column("state_bytes", "state per\nsequence", show_bytes),
     ]
-    return Report(SOLVE_SCHEMA, payload, columns, rows, before=wrapped(line))
+    return Report(SOLVE_SCHEMA, payload, columns, rows, title=wrapped(line))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +53,11 @@ def wrapped(text: str, head: str = "", indent: int | None = None) -> list[str]:
 
 def command_lines(command: str, indent: str = "") -> list[str]:
     """Return a command in lines that a shell takes as one: a line that goes on ends with a backslash."""
+    import shlex  # Only recommend prints commands.
+
+    words = [shlex.quote(word) for word in shlex.split(command)]
     lines = [indent]
-    for word in _with_values(shlex.split(command)):
+    for word in _with_values(words):
         gap = "" if not lines[-1].strip() else " "
         if gap and len(lines[-1]) + len(f"{gap}{word} \\") > line_width():
             lines[-1] += " \\"
@@ -66,13 +68,13 @@ def command_lines(command: str, indent: str = "") -> list[str]:
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
-    """Return the words of a command, quoted, each option together with its value."""
+    """Return the words of a command, each option together with its value."""
     together: list[str] = []
     for previous, word in zip(["", *words], words, strict=False):
         if previous.startswith("--") and not word.startswith("--"):
-            together[-1] += f" {shlex.quote(word)}"
+            together[-1] += f" {word}"
         else:
-            together.append(shlex.quote(word))
+            together.append(word)
     return together
 
 
