@@ -69,7 +69,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         title=[f"{accounting.spec.name}: {parameters_text(accounting)}"],
         legend=legend,
         after=after,
-        verdict=wrapped(payload["verdict"]),
+        verdict=[payload["verdict"]] if len(rows) == 1 else wrapped(payload["verdict"]),
     )
 
 
