@@ -101,7 +101,7 @@ def _chunk_lines(answer: Recommendation) -> list[str]:
 
 def _balance(answer: Recommendation) -> str:
     target, window = answer.request.target, answer.balanced_window
-    word = "balanced" if target == 1 else f"at {format_ratio(target)}"
+    word = "balanced" if target == 1 else f"on target ({format_ratio(target)})"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
     other = f"at {answer.contexts[-1]:,} with no window"
     if not answer.movable:
