@@ -1,7 +1,7 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, and flops_per_step is
-for training loops (docs/api.md).
+wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, page makes what report
+writes, and flops_per_step is for training loops (docs/api.md).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from powerplan.mixers.formulas import Convention
     from powerplan.spec import ModelSpec
     from powerplan.version import __version__
+    from powerplan.webpage.page import page
 
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):  # noqa: PTH112, PTH118, PTH120
     # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
@@ -47,6 +48,7 @@ __all__ = [
     "decode",
     "flops_per_step",
     "load_model",
+    "page",
     "recommend",
     "spow_dim",
     "tiled_spow_dim",
@@ -70,6 +72,7 @@ _MODULES = {
     "mixers.formulas": ("Convention",),
     "spec": ("ModelSpec",),
     "version": ("__version__",),
+    "webpage.page": ("page",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 """The module of each name. It is imported when the name is first used: the command line must see Ctrl-C before."""
