@@ -103,8 +103,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         page = given.page or Path(folder) / "page.html"
         if given.page is None:
-            run = {"gpu": "h100-sxm", "devices": 64, "tokens": "100B", "price": 2.5}
-            powerplan.page("llama-3-8b", "128k", **run).save(page)
+            run = powerplan.page("llama-3-8b", "128k", gpu="h100-sxm", devices=64, tokens="100B", price=2.5)
+            run.save(page)
         show(driver, page, given.width, given.dark)
         given.file.write_bytes(picture(driver, given.height or None))
 

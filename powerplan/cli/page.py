@@ -102,9 +102,18 @@ def report(
     for remark in page.notes:
         say.note(remark)
     if target_file is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content)
+        _print(content)
         return
     with kept() as signals:
         remark = f": {format_bytes(len(content))}, one page for a browser"
         deliver(lambda: None, [File("--output", target_file, lambda: content, remark)], force, signals)
+
+
+def _print(content: bytes) -> None:
+    """Write a page to stdout in UTF-8, which it says it is in, whatever the encoding of the terminal."""
+    sys.stdout.flush()
+    stream = getattr(sys.stdout, "buffer", None)  # What stands for stdout in a notebook has none.
+    if stream is None:
+        sys.stdout.write(content.decode())
+    else:
+        stream.write(content)

@@ -97,9 +97,8 @@ def ask(
         models.append(candidates.recommended.spec)
     training: TrainAnswer | str | None = None
     if device is not None:
-        rest = {"tokens": tokens, "price": price, "measured": here, "convention": convention}
         try:
-            training = train(loaded, contexts[-1], gpu=device, devices=count, **rest)
+            training = train(loaded, contexts[-1], measured=here, convention=convention, **run)
         except PowerplanError as problem:
             training = str(problem)
     found = [own, candidates, training]

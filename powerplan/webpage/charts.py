@@ -10,10 +10,12 @@ from typing import Any, Literal
 from powerplan.units import format_ratio
 from powerplan.webpage.content import AS_IT_IS, Curve, Mark
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-"""The name of the grammar; nothing is fetched from there."""
-
 Unit = Literal["context", "count", "ratio", "bytes", "seconds", "rate"]
+
+Axis = tuple[str, Unit]
+"""The title of an axis, and how it writes its values."""
+
+CONTEXTS: Axis = ("context, tokens", "context")
 
 _THOUSANDS = ((2**30, "G"), (2**20, "M"), (2**10, "k"))
 _BYTES = ((2**50, " PiB"), (2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -64,15 +66,15 @@ CONFIG: dict[str, Any] = {
 def curves_chart(
     description: str,
     curves: Sequence[Curve],
-    x: tuple[str, Unit],
-    y: tuple[str, Unit],
+    x: Axis,
+    y: Axis,
     across: Sequence[Mark] = (),
     upright: Sequence[Mark] = (),
     height: int = 320,
 ) -> dict[str, Any]:
     """Return a chart of curves over logarithmic axes, which shows all values where the pointer is.
 
-    x, y: the titles of the axes and their units. across: lines at values of y, such as a capacity. upright: lines at
+    x, y: the axes. across: lines at values of y, such as a capacity. upright: lines at
     values of x, such as a context. Which curves are drawn is the parameter `shown`, a list of their keys; the page's
     script sets it, and makes the tooltips of what `usermeta` holds.
     """
@@ -82,7 +84,6 @@ def curves_chart(
     x_axis = _axis(*x, _powers_of_two(places[0], places[-1], 12), [places[0], places[-1]])
     y_axis = _axis(*y, _ticks(y[1], *ends), ends)
     return {
-        "$schema": SCHEMA,
         "description": description,
         "width": "container",
         "height": height,
@@ -158,7 +159,6 @@ def columns_chart(description: str, layers: Sequence[tuple[float, float, str]], 
             rows.append({"x": place - 0.44, "x2": place + 0.44, "low": start, "high": stop, "side": side, "text": text})
     scale = {"domain": ["weights", "state"], "range": ["var(--w0)", "var(--s0)"]}
     return {
-        "$schema": SCHEMA,
         "description": description,
         "width": "container",
         "height": 190,

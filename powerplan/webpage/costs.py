@@ -19,7 +19,7 @@ from powerplan.units import (
     format_parameters,
 )
 from powerplan.webpage.asked import Asked
-from powerplan.webpage.charts import curves_chart
+from powerplan.webpage.charts import Axis, curves_chart
 from powerplan.webpage.content import (
     AS_IT_IS,
     HUES,
@@ -39,6 +39,8 @@ NAMES = ("as it is", "recommended")
 COLOURS = (AS_IT_IS, "var(--k1)")
 """Of the model as it is and of the recommended one, as the charts over the context have them where it is the first."""
 
+BATCHES: Axis = ("sequences decoded together", "count")
+
 TABLE_BATCHES = (1, 8, 64)
 
 
@@ -55,14 +57,14 @@ def decode_curves(answer: DecodeAnswer, value: Callable[[Step], float], show: Ca
 def decode_charts(asked: Asked) -> list[Chart]:
     """Return memory over the batch, and tokens per second with a device or bytes per token without one."""
     answer, fleet = asked.decode, asked.decode.fleet
-    name, axis = asked.wsfr.model.name, ("sequences decoded together", "count")
+    name = asked.wsfr.model.name
     memory = decode_curves(answer, lambda step: float(step.memory_bytes), lambda step: show_bytes(step.memory_bytes))
     limit = []
     if fleet is not None:
         count = f"{fleet.count:,} {fleet.device.name}" if fleet.count > 1 else fleet.device.name
         limit = [Mark(fleet.memory, f"memory of {count}: {format_bytes(fleet.memory)}")]
     about = f"Memory for weights and state of {name} over the batch at {asked.context:,} tokens, both axes logarithmic"
-    spec = curves_chart(about, memory, axis, ("weights and state", "bytes"), limit, height=280)
+    spec = curves_chart(about, memory, BATCHES, ("weights and state", "bytes"), limit, height=280)
     charts = [Chart("chart-memory", "Memory over batch", spec, _steps_table(asked))]
     if fleet is None:
         moved = decode_curves(
@@ -71,12 +73,12 @@ def decode_charts(asked: Asked) -> list[Chart]:
             lambda step: show_bytes(step.moved_bytes / step.batch),
         )
         about = f"Bytes that {name} moves per decoded token over the batch at {asked.context:,} tokens"
-        spec = curves_chart(about, moved, axis, ("bytes moved per token", "bytes"), height=280)
+        spec = curves_chart(about, moved, BATCHES, ("bytes moved per token", "bytes"), height=280)
         charts.append(Chart("chart-rate", "Bytes per decoded token over batch", spec, _steps_table(asked)))
     else:
         rates = decode_curves(answer, lambda step: float(step.tokens_per_s or 0), _rate)
         about = f"Tokens per second of {name} over the batch at {asked.context:,} tokens, a roofline"
-        spec = curves_chart(about, rates, axis, ("tokens per second, at most", "rate"), height=280)
+        spec = curves_chart(about, rates, BATCHES, ("tokens per second, at most", "rate"), height=280)
         charts.append(Chart("chart-rate", "Tokens per second over batch, a roofline", spec, _steps_table(asked)))
     return charts
 

@@ -86,7 +86,7 @@ def _labels(specs: Sequence[ModelSpec]) -> dict[Mixer | None, str]:
 
     Where there are more labels than colours, it is the kind alone.
     """
-    mixers = list(dict.fromkeys(use.layer.mixer for spec in specs for use in spec.layer_uses()))
+    mixers: list[Mixer | None] = list(dict.fromkeys(use.layer.mixer for spec in specs for use in spec.layer_uses()))
     words = {mixer: NO_MIXER if mixer is None else mixer.describe() for mixer in mixers}
     alike = Counter(words.values())
     labels = {mixer: _with_heads(mixer, word) if alike[word] > 1 else word for mixer, word in words.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from powerplan.measured import MeasuredTimes, Measurement
 from powerplan.report.tables import Column, grouped
 from powerplan.units import format_duration, format_figure
-from powerplan.webpage.charts import curves_chart
+from powerplan.webpage.charts import CONTEXTS, curves_chart
 from powerplan.webpage.content import Chart, Curve, Key, Point, Table, curves_table, table_from
 
 PASSES = ("forward", "forward+backward", "decode")
@@ -83,7 +83,7 @@ def measured_charts(times: MeasuredTimes) -> tuple[list[Key], list[Chart]]:
                 curves.append(Curve(f"p{len(curves)}", f"{name}, predicted", colours[name], tuple(ideal), dash=(4, 4)))
         if any(len(curve.points) > 1 for curve in curves):
             about = f"Times of mixers over the context, {direction} pass, measured and predicted, axes logarithmic"
-            spec = curves_chart(about, curves, ("context, tokens", "context"), ("time", "seconds"), height=260)
+            spec = curves_chart(about, curves, CONTEXTS, ("time", "seconds"), height=260)
             table = curves_table(f"Times, {direction}", "context", curves)
             charts.append(Chart(f"chart-measured-{number}", direction, spec, table))
     return [Key(colour, name) for name, colour in colours.items()], charts

@@ -60,8 +60,7 @@ class Page:
 
     def _data(self) -> dict[str, Any]:
         """Return what the template shows, as plain data."""
-        asked, answer = self.asked, self.asked.recommend
-        has_candidates = isinstance(answer, RecommendAnswer)
+        asked = self.asked
         curves, context_charts = standing.context_charts(asked)
         decode_charts, layer_charts = costs.decode_charts(asked), layers.layer_charts(asked)
         strips, mixer_keys, layer_tables = layers.strips(asked)
@@ -76,11 +75,8 @@ class Page:
             "splits": standing.split_bars(asked),
             "figures_head": standing.figures(asked),
             "notes": asked.notes,
-            "advice": standing.advice(answer) if has_candidates else [],
-            "no_advice": "" if has_candidates else answer,
+            **_candidates(asked.recommend, self.command),
             "remark": asked.remark,
-            "following": _following(self.command) if has_candidates else "",
-            "candidates": standing.candidates_table(answer) if has_candidates else None,
             "curves": curves,
             "context_charts": context_charts,
             "components": layers.component_bars(asked),
@@ -99,6 +95,17 @@ class Page:
             "specs": {chart.key: chart.spec for chart in charts},
             "command": self.command,
         }
+
+
+def _candidates(answer: RecommendAnswer | str, command: str) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"advice": [], "candidates": None, "following": "", "no_advice": answer}
+    return {
+        "advice": standing.advice(answer),
+        "candidates": standing.candidates_table(answer),
+        "following": _following(command),
+        "no_advice": "",
+    }
 
 
 def _measured(asked: Asked) -> dict[str, Any]:

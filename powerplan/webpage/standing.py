@@ -18,7 +18,7 @@ from powerplan.search import Candidate
 from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_duration
 from powerplan.webpage.asked import Asked, recommended
-from powerplan.webpage.charts import curves_chart, ratio_mark
+from powerplan.webpage.charts import CONTEXTS, curves_chart, ratio_mark
 from powerplan.webpage.content import (
     AS_IT_IS,
     DASHES,
@@ -199,7 +199,6 @@ def context_charts(asked: Asked) -> tuple[list[Curve], list[Chart]]:
     ratios, states = context_curves(asked)
     name, marks = asked.wsfr.model.name, _marks(asked)
     target = Fraction(1) if isinstance(asked.recommend, str) else asked.recommend.recommendation.request.target
-    axis = ("context, tokens", "context")
     charts = []
     if any(curve.points for curve in ratios):
         about = f"Weight-state FLOP ratio of {name} and of candidates over the context, both axes logarithmic"
@@ -207,7 +206,7 @@ def context_charts(asked: Asked) -> tuple[list[Curve], list[Chart]]:
             Chart(
                 "chart-wsfr",
                 "WSFR over context",
-                curves_chart(about, ratios, axis, ("weight : state FLOPs", "ratio"), [ratio_mark(target)], marks),
+                curves_chart(about, ratios, CONTEXTS, ("weight : state FLOPs", "ratio"), [ratio_mark(target)], marks),
                 curves_table("Weight-state FLOP ratio", "context", ratios),
             )
         )
@@ -217,7 +216,7 @@ def context_charts(asked: Asked) -> tuple[list[Curve], list[Chart]]:
             Chart(
                 "chart-state",
                 "State per sequence over context",
-                curves_chart(about, states, axis, ("state per sequence", "bytes"), (), marks),
+                curves_chart(about, states, CONTEXTS, ("state per sequence", "bytes"), (), marks),
                 curves_table("State per sequence", "context", states),
             )
         )

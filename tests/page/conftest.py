@@ -13,14 +13,14 @@ from powerplan.webpage.page import Page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILE = ROOT / "benchmarks" / "results" / "profile-cpu.json"
-VOID = {"meta", "input", "line", "br", "link", "img"}
+VOID = {"meta", "input"}
 
 
 class Parsed(HTMLParser):
     """What a page holds.
 
-    open: elements that are not closed. ids: those of elements, with their texts. tables: the texts of their cells, by
-    their captions. requests: addresses that a browser would fetch. tags: every element with its attributes.
+    open: elements that are not closed. tags: every element with its attributes. tables: the texts of their cells, by
+    their captions. scripts: the contents of script elements.
     """
 
     def __init__(self, html: str) -> None:
@@ -50,6 +50,9 @@ class Parsed(HTMLParser):
         elif tag == "td":
             self.tables[self._caption][-1].append("")
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
         last = self.open.pop()
@@ -78,9 +81,16 @@ def parse() -> Callable[[str], Parsed]:
 def whole() -> Page:
     """A page with every section."""
     pytest.importorskip("vl_convert")
-    run = {"gpu": "h100-sxm", "devices": 64, "tokens": "100B", "price": 2.5}
-    command = "powerplan report llama-3-8b --ctx 8k,128k"
-    return powerplan.page("llama-3-8b", "8k,128k", measured=PROFILE, command=command, **run)  # type: ignore[arg-type]
+    return powerplan.page(
+        "llama-3-8b",
+        "8k,128k",
+        gpu="h100-sxm",
+        devices=64,
+        tokens="100B",
+        price=2.5,
+        measured=PROFILE,
+        command="powerplan report llama-3-8b --ctx 8k,128k",
+    )
 
 
 @pytest.fixture(scope="session")
