@@ -47,7 +47,7 @@ def _components(title: str, accounting: Accounting, context: int, longest: float
     bar: list[Part] = []
     for part in parts:
         side = "w" if part.weight_flops_per_token else "s"
-        colour = f"var(--{side}{min(taken[side], SHADES - 1)})"
+        colour = f"var(--{side}{taken[side] % SHADES})"
         taken[side] += 1
         flops = part.weight_flops_per_token + part.state_flops_per_token
         share = f"{show_flops(flops)} ({float(flops / row.flops_per_token):.0%})"
@@ -75,7 +75,9 @@ def strips(asked: Asked) -> tuple[list[Strip], list[Key], list[Table]]:
     models = [(title, accounting.spec) for title, accounting in _models(asked)]
     labels = _labels([spec for _, spec in models])
     names = list(dict.fromkeys(labels.values()))
-    colours = {name: f"var(--m{number % HUES})" for number, name in enumerate(names)}
+    with_mixer = [name for name in names if name != NO_MIXER]
+    colours = {NO_MIXER: f"var(--m{HUES - 1})"} if NO_MIXER in names else {}
+    colours |= {name: f"var(--m{number % (HUES - 1)})" for number, name in enumerate(with_mixer)}
     found = [_strip(title, spec, labels, colours) for title, spec in models if spec.layer_count <= MOST_CELLS]
     tables = [_layers_table(title, accounting, asked.context) for title, accounting in _models(asked)]
     return found, [Key(colour, name) for name, colour in colours.items()], tables
@@ -90,7 +92,7 @@ def _labels(specs: Sequence[ModelSpec]) -> dict[Mixer | None, str]:
     words = {mixer: NO_MIXER if mixer is None else mixer.describe() for mixer in mixers}
     alike = Counter(words.values())
     labels = {mixer: _with_heads(mixer, word) if alike[word] > 1 else word for mixer, word in words.items()}
-    if len(set(labels.values())) > HUES:
+    if len(set(labels.values())) > HUES - 1:
         labels = {mixer: NO_MIXER if mixer is None else mixer.kind for mixer in mixers}
     return labels
 

@@ -51,10 +51,10 @@
   button.hidden = false;
   name();
 
-  // Paper opens nothing: what is folded is printed, but for the formulas.
+  // Paper opens nothing: what is folded is printed, but for formulas and what charts show.
   let folded = [];
   addEventListener("beforeprint", () => {
-    folded = [...document.querySelectorAll("details:not([open]):not(.formulas)")];
+    folded = [...document.querySelectorAll("details:not([open]):not(.formulas):not(.data)")];
     for (const one of folded) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of folded) one.open = false; });

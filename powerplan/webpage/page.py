@@ -99,12 +99,13 @@ class Page:
 
 def _candidates(answer: RecommendAnswer | str, command: str) -> dict[str, Any]:
     if isinstance(answer, str):
-        return {"advice": [], "candidates": None, "following": "", "no_advice": answer}
+        return {"advice": [], "candidates": None, "following": "", "no_advice": answer, "hypothesis": ""}
     return {
         "advice": standing.advice(answer),
         "candidates": standing.candidates_table(answer),
         "following": _following(command),
         "no_advice": "",
+        "hypothesis": standing.HYPOTHESIS,
     }
 
 

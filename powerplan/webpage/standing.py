@@ -38,6 +38,12 @@ from powerplan.webpage.content import (
 DRAWN = 3
 """Candidates that charts draw at first, besides the model as it is; the others wait in the legend."""
 
+HYPOTHESIS = (
+    "That 1:1 is the best ratio is the hypothesis of arXiv 2507.04239. In small runs of ours (docs/icl.md) power "
+    "attention recalled what a window of equal state had forgotten, and on code it was no better than that window."
+)
+"""What is known of balance, to be said beside advice that rests on it."""
+
 WEIGHTS, STATE = "var(--w0)", "var(--s0)"
 
 
