@@ -108,7 +108,7 @@ def curves_chart(
 
 
 def _lines(curves: Sequence[Curve], x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
-    """Return the curves that `shown` names, each in its colour and dashes; the first that is a change, if any, is wider."""
+    """Return the curves that `shown` names, each in its colour and dashes; the first change, if any, is wider."""
     strong = next((curve.key for curve in curves if curve.colour != AS_IT_IS), curves[0].key)
 
     def by_key(values: list[Any], kind: str = "nominal") -> dict[str, Any]:

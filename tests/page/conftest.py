@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,6 +92,18 @@ def whole() -> Page:
         measured=PROFILE,
         command="powerplan report llama-3-8b --ctx 8k,128k",
     )
+
+
+@pytest.fixture(scope="session")
+def hostile_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile of an H100 whose mixers have names that are HTML."""
+    profile = json.loads(PROFILE.read_text(encoding="utf-8"))
+    profile["device"] = "h100-sxm"
+    for row in profile["results"]:
+        row["name"] = f"<img src=x onerror=alert(1)>{row['name']}"
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    path.write_text(json.dumps(profile), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import powerplan
+from powerplan.report.parts import show_ratio
 from powerplan.webpage.page import Page
 
 screenshot = pytest.importorskip("screenshot")
@@ -106,12 +108,23 @@ def test_hovering_shows_the_values(shown: Any, whole: Page) -> None:
     assert "visible" in tip.get_attribute("class").split()
     assert "tokens" in words.splitlines()[0]
     context = int(words.split(" tokens")[0].replace(",", ""))
-    from powerplan.report.parts import show_ratio
-
     assert f"7. as it is {show_ratio(whole.asked.wsfr.accounting.wsfr(context))}" in words
     assert "4. " not in words  # Not drawn, and so not shown.
     ActionChains(shown).move_to_element(shown.find_element("css selector", "h1")).perform()
     assert "visible" not in shown.find_element("id", "vg-tooltip-element").get_attribute("class").split()
+
+
+def test_names_from_files_are_text(driver: Any, hostile_profile: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    powerplan.page("gpt2-small", "4k", measured=hostile_profile).save(tmp_path / "plan.html")
+    screenshot.show(driver, tmp_path / "plan.html", 1440)
+    chart = driver.find_element("css selector", "#chart-measured-0 svg")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", chart)
+    ActionChains(driver).move_to_element(chart).perform()
+    assert "<img src=x onerror=alert(1)>" in driver.find_element("id", "vg-tooltip-element").text
+    assert driver.find_elements("css selector", "img") == []
+    assert driver.get_log("browser") == []
 
 
 def test_a_click_in_the_legend_draws_and_hides_a_candidate(shown: Any) -> None:

@@ -190,6 +190,17 @@ def test_measured_times_stand_beside_predicted_ones(whole: Page, parsed: Any) ->
     assert "The other sections count with h100-sxm, and so without these times." in parsed.text
 
 
+def test_times_of_the_same_device_are_counted_with(hostile_profile: Path, parse: Parse) -> None:
+    page = powerplan.page("gpt2-small", "4k", gpu="h100-sxm", measured=hostile_profile)
+    assert page.asked.elsewhere is None
+    assert isinstance(page.asked.recommend, RecommendAnswer)
+    assert page.asked.recommend.recommendation.request.profile is page.asked.measured
+    parsed = parse(page.html)
+    assert "without these times" not in parsed.text
+    assert "<img src=x" in parsed.text  # As text.
+    assert "img" not in [tag for tag, _ in parsed.tags]
+
+
 def test_every_formula_is_there(plain: Page, parse: Parse) -> None:
     page = parse(plain.html)
     lines = explain(plain.asked.wsfr.model, 65_536, plain.asked.wsfr.accounting.convention)
