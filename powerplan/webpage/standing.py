@@ -122,7 +122,7 @@ def figures(asked: Asked) -> list[Figure]:
         cost = "" if run.plan.cost is None else f", {run.plan.cost:,.0f} at {float(run.plan.price or 0):,.2f} an hour"
         found.append(Figure("Training", format_duration(run.plan.seconds), f"{hours}{cost}"))
     elif run is not None:
-        found.append(Figure("Training", "does not fit", "the section on training says why"))
+        found.append(Figure("Training", "no plan", "the section on training says why"))
     elif winner is not None:
         found.append(Figure("Recommended", show_ratio(winner.row.wsfr), winner.label))
     return found
