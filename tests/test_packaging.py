@@ -63,7 +63,7 @@ def use(folder: Path, python: str, *search: str) -> list[str]:
 def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(distributions[1]) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"powerplan"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"powerplan", "powerplan_llm"}
     catalogue = {path.name for path in (ROOT / "models" / "catalogue").glob("*.yaml")}
     assert {Path(name).name for name in names if "models/catalogue/" in name} == catalogue
     for needed in (
