@@ -79,6 +79,17 @@ def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Pat
     assert sources <= set(names), f"not packaged: {sorted(sources - set(names))}"
 
 
+def test_the_distribution_has_a_name_of_its_own(distributions: tuple[Path, Path]) -> None:
+    """`powerplan` on the package index is another project; the command and the package keep that name."""
+    assert all(path.name.startswith("powerplan_llm-") for path in distributions)
+    with zipfile.ZipFile(distributions[1]) as archive:
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+        (scripts,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    assert "\nName: powerplan-llm\n" in metadata
+    assert "powerplan = powerplan.cli:run" in scripts
+    assert "Requires-Dist: powerplan[" not in metadata
+
+
 def test_the_wheel_works(distributions: tuple[Path, Path], tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path]
     subprocess.run([*pip, distributions[1]], check=True, capture_output=True)
@@ -98,6 +109,9 @@ def test_the_sdist_holds_what_a_build_and_a_reader_need(distributions: tuple[Pat
         "models/catalogue/gpt2-small.yaml",
         "tests/test_packaging.py",
         "docs/accounting.md",
+        "docs/assets/site.css",
+        "mkdocs.yml",
+        "examples/plan_in_a_notebook.ipynb",
     ):
         assert needed in names
     assert not any("__pycache__" in name for name in names)
