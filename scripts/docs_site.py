@@ -90,6 +90,11 @@ REFERENCE = {
 """Pages of the API, by package: the first paragraph, and the names in their order. One with a dot is of a module."""
 
 
+def on_startup(**_: Any) -> None:
+    """Make the folder of the sources: mkdocstrings drops paths that are not there when it reads its settings."""
+    SOURCES.mkdir(parents=True, exist_ok=True)
+
+
 def on_config(config: MkDocsConfig) -> None:
     """Lay out the sources that the API's pages are read from."""
     shutil.rmtree(SOURCES, ignore_errors=True)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ NOTEBOOK = ROOT / "examples" / "plan_in_a_notebook.ipynb"
 
 
 def test_the_site_builds_without_a_warning_and_takes_nothing_from_another_host(tmp_path: Path) -> None:
+    shutil.rmtree(SITE["SOURCES"], ignore_errors=True)  # As in a new clone.
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HUNG_S, check=False)
