@@ -76,6 +76,11 @@ EXAMPLES = (
         "recommend llama-3-8b --ctx 128k --solve window",
     ),
     Example(
+        "Which window holds as much as power attention with p = 2?",
+        "`--equal-state` finds the largest window whose keys and values are no more elements than that state.",
+        "recommend llama-3-8b --ctx 128k --solve window --equal-state power:p=2",
+    ),
+    Example(
         "What does a budget buy?",
         "Tokens, steps and days for 1e23 FLOPs, and the same with another mixer in every layer.",
         "budget llama-3-8b --ctx 128k --flops 1e23 --gpu h100-sxm --devices 256",
@@ -94,6 +99,11 @@ EXAMPLES = (
         "How large is the state of power attention?",
         "The size of the embedding for each degree p, and the window whose keys and values take as many bytes.",
         "dims --head-dim 64,128 --p 2,3",
+    ),
+    Example(
+        "Which degree p suits this model?",
+        "The state that the whole model carries with each degree, and what it does to the ratio.",
+        "dims --model llama-3-8b --ctx 128k",
     ),
     Example(
         "Is the layer faster here?",
