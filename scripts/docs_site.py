@@ -56,6 +56,8 @@ REFERENCE = {
             "decode",
             "answers.decode.DecodeAnswer",
             "answers.base.Answer",
+            "page",
+            "webpage.page.Page",
             "flops_per_step",
             "load_model",
             "LoadedModel",

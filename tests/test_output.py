@@ -380,7 +380,7 @@ def test_standard_output_can_be_the_file(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     Path("read.yaml").write_text(done.stdout[: done.stdout.index("{\n")], encoding="utf-8")
-    assert load_model("read.yaml").spec.name.startswith("gpt2-small with")
+    assert load_model("read.yaml").spec.name.startswith("gpt2-small-")
 
 
 def test_matplotlib_is_missed_before_anything_is_measured(

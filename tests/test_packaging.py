@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,9 @@ def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Pat
         "py.typed",
         "kernels/__init__.py",
         "models/__init__.py",
+        "webpage/page.html.j2",
+        "webpage/page.js",
+        "webpage/style.css",
     ):
         assert f"powerplan/{needed}" in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "powerplan").rglob("*.py")}
@@ -88,6 +92,13 @@ def test_the_distribution_has_a_name_of_its_own(distributions: tuple[Path, Path]
     assert "\nName: powerplan-llm\n" in metadata
     assert "powerplan = powerplan.cli:run" in scripts
     assert "Requires-Dist: powerplan[" not in metadata
+
+
+def test_nobody_is_told_to_install_another_project() -> None:
+    files = [ROOT / "README.md", ROOT / "pyproject.toml", *(ROOT / "docs").glob("*.md")]
+    files += [path for name in ("powerplan", "kernels", "models", "examples") for path in (ROOT / name).rglob("*.py")]
+    for path in files:
+        assert not re.search(r"install '?powerplan(?!-llm)\b|\bpowerplan\[", path.read_text(encoding="utf-8")), path
 
 
 def test_the_wheel_works(distributions: tuple[Path, Path], tmp_path: Path) -> None:
