@@ -21,7 +21,7 @@ HEAD = """# Gallery
 
 One question each, the command that answers it, and what it prints. `python scripts/gallery.py` makes this page by
 running the commands; a test holds that it is up to date. The same in Python is in
-[a notebook](../examples/plan_in_a_notebook.ipynb); `powerplan report` puts all of it on one page ([report.md](report.md)).
+[a notebook](../examples/plan_in_a_notebook.ipynb); `powerplan report` puts it on one page ([report.md](report.md)).
 """
 
 
