@@ -69,7 +69,7 @@ REFUSED = {
     "old.yaml/x/y.yaml": "old.yaml/x/y.yaml: there is no folder old.yaml/x",
     "": "is empty; give a file",
     " ": "is empty; give a file",
-    "a\0b.yaml": r"a\x00b.yaml cannot be written: embedded null byte",
+    "a\0b.yaml": r"a\x00b.yaml cannot be written: it holds a NUL character",
     "\ud800.yaml": r"\ud800.yaml cannot be written: 'utf-8' codec can't encode ...",
     "model.yaml": "model.yaml is the file that MODEL reads; give another",
     "./model.yaml": "./model.yaml is the file that MODEL reads; give another",
