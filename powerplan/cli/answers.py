@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def wsfr(
     model: options.Model,
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k.")] = "1k,8k,64k,1M",
+    ctx: Annotated[
+        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself.")
+    ] = "1k,8k,64k,1M",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
