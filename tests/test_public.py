@@ -27,6 +27,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "compare": [
@@ -41,6 +43,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "budget": [
@@ -63,6 +67,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "train": [
@@ -112,6 +118,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "recommend": [

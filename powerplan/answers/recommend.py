@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from powerplan.answers import base
-from powerplan.answers.base import Answer, Contexts, Model, optional
+from powerplan.answers.base import Answer, Contexts, DrawnAnswer, Model, optional
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
@@ -33,12 +34,15 @@ from powerplan.units import (
     parse_ratio,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LM_HEAD = "lm-head"
 """The word of `exclude` for the FLOPs of the LM head."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecommendAnswer(Answer):
+class RecommendAnswer(DrawnAnswer):
     """What to train, the recommended candidate first.
 
     recommendation: all that the search found, with the request that it respects.
@@ -71,6 +75,12 @@ class RecommendAnswer(Answer):
     def to_yaml(self, place: int = 0) -> str:
         """Return the model of the candidate at `place` (from 0) as a powerplan YAML."""
         return spec_to_yaml(self.candidates[place].spec)
+
+    def figure(self) -> Figure:
+        """Return the ratios of all candidates over the context, above their state per sequence."""
+        from powerplan.plots.recommend import recommend_figure
+
+        return recommend_figure(self.recommendation)
 
     def _report(self) -> Report:
         return recommend_report(self.recommendation)

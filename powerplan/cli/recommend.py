@@ -8,7 +8,7 @@ import typer
 
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
-from powerplan.cli import options, say
+from powerplan.cli import figures, options, say
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
@@ -54,10 +54,8 @@ def recommend(
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.")] = None,
-    plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     dtype: options.DtypeOption = "bf16",
@@ -73,7 +71,6 @@ def recommend(
     from powerplan.cli.interrupts import kept
     from powerplan.load import model_file
     from powerplan.output import check_targets
-    from powerplan.plots import check_format, check_plot, wsfr_plot
     from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
@@ -82,7 +79,7 @@ def recommend(
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})
-    check_plot(plot, "--plot")
+    figures.check_option(plot)
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -158,7 +155,7 @@ def recommend(
     chosen = answer.candidates[place - 1].label
     files = [
         File("--write", write, lambda: answer.to_yaml(place - 1).encode(), f": {chosen}"),
-        File("--plot", plot, lambda: wsfr_plot(answer.recommendation, check_format(str(plot), "--plot"))),
+        figures.file(plot, answer.figure),
     ]
     with kept() as signals:
         deliver(lambda: say.answer(answer, output, notes), files, force, signals)
