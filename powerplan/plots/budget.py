@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from powerplan.accounting import Accounting
 from powerplan.curves import sampled_contexts
 from powerplan.plots.figure import convention_text, cut, legend_below, name_of, panels, styled, titled
-from powerplan.plots.lines import Series, context_axis, draw, handles, level, log_axis, look, upright
+from powerplan.plots.lines import AS_IT_IS, Series, context_axis, draw, handles, level, log_axis, look, upright
 from powerplan.plots.over_context import MOST_NAMED, STEPS
 from powerplan.report.budget import hours_text
 from powerplan.report.parts import parameters_text
@@ -35,7 +35,7 @@ def budget_figure(budget: Budget, others: Sequence[Alternative]) -> Figure:
     """
     name, context = name_of(budget.accounting.spec), budget.row.context
     labels = [other.swap.describe() if other.swap else swap_text(None) for other in others]
-    looks = [look(place) for place in range(len(others))]
+    looks = [look(place) if other.swap else AS_IT_IS for place, other in enumerate(others, -1)]
     figure, ((upper,), (lower,)) = panels([0.7 + 0.36 * len(others), 3.2])
     _bars(upper, budget, others, labels, [style.colour for style in looks])
     sampled = sampled_contexts([context], STEPS)

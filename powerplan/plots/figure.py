@@ -47,6 +47,8 @@ _STYLE = {
     "grid.color": "0.92",
     "xtick.color": "0.25",
     "ytick.color": "0.25",
+    "lines.dash_capstyle": "butt",
+    "lines.solid_capstyle": "butt",
     "legend.frameon": False,
     "legend.fontsize": 9,
     "legend.handlelength": 3.4,

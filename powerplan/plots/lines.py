@@ -20,15 +20,15 @@ WEIGHTS, STATE = "#E69F00", "#0072B2"
 """The colours of weights and of state, where a figure has both."""
 
 BLACK = "#000000"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
-"""Of Okabe and Ito (2008), which people with any colour vision tell apart; without the yellow, too light on white."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of Okabe and Ito (2008), which people with any colour vision tell apart; without the yellow, too light on white, and
+the black, which is for a model as it is."""
 
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-_WIDTH, _WIDER = 1.7, 2.2
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "h", "d")
 
-_BAND = 5.0
-"""Points that lines on top of each other are wider than one, at most."""
+_WIDER, _BAND = 2.2, 5.0
+"""By how many points a line is wider than the next one that lies on it, and the first than the last, at most."""
 
 ALIKE = 0.01
 """Lines nearer to each other than this share of the panel's height, everywhere, lie on each other."""
@@ -36,16 +36,22 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class Look:
-    """The colour, dashes and marker of a line."""
+    """The colour, dashes and marker of a line, and its width in points."""
 
     colour: str
     dashes: Any
     marker: str
+    width: float = 1.7
+
+
+AS_IT_IS = Look(BLACK, "-", "o", 3.4)
+"""The look of a model as it is, among others that it could be."""
 
 
 def look(place: int) -> Look:
-    """Return the look of the line at `place` (from 0). The first 35 differ in more than the marker."""
-    return Look(COLOURS[place % len(COLOURS)], _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)])
+    """Return the look of the line at `place` (from 0). The first 30 differ in more than the marker."""
+    width = Look.width if place else 2.4  # A solid line later is above it, and narrower.
+    return Look(COLOURS[place % len(COLOURS)], _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)], width)
 
 
 @dataclass(frozen=True)
@@ -83,37 +89,53 @@ def first_alike(series: Sequence[Series]) -> list[int]:
 
 
 def draw(axes: Axes, series: Sequence[Series], looks: Sequence[Look]) -> list[Line2D]:
-    """Draw lines and return them, in order. Of lines that lie on each other, the first are wider, and show behind."""
+    """Draw lines and return them, in order; none hides another.
+
+    Dashed lines are above solid ones, and a model as it is, which is wider, is behind all. Of lines that lie on each
+    other everywhere, those behind are wider.
+    """
     alike = first_alike(series)
+    order = sorted(range(len(series)), key=lambda place: (looks[place] != AS_IT_IS, looks[place].dashes != "-", place))
     lines = []
     for place, (own, style) in enumerate(zip(series, looks, strict=True)):
-        above, group = alike[place + 1 :].count(alike[place]), alike.count(alike[place])
+        rank = order.index(place)
+        group = alike.count(alike[place])
+        above = sum(alike[other] == alike[place] for other in order[rank + 1 :])
         wider = min(_WIDER, _BAND / max(1, group - 1)) * above
         (line,) = axes.plot(
             own.x,
             own.y,
             color=style.colour,
             linestyle="-" if above else style.dashes,
-            linewidth=_WIDTH + wider,
+            linewidth=style.width + wider,
             alpha=0.55 if above else 1,
             marker=style.marker,
-            markersize=5.5 + wider / 2,
+            markersize=6.5 + wider / 2,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
             markevery=[index for index, x in enumerate(own.x) if x in own.marked],
-            dash_capstyle="butt",
             clip_on=not own.points,  # A marker at the end of an axis is whole; a line without points has no place.
-            zorder=3 + place / 1000,
+            zorder=3 + rank / 1000,
         )
         lines.append(line)
     return lines
 
 
-def handles(looks: Sequence[Look], *, marked: bool = True) -> list[Line2D]:
+def handles(looks: Sequence[Look]) -> list[Line2D]:
     """Return what a legend shows of lines."""
     from matplotlib.lines import Line2D
 
     return [
         Line2D(
-            [], [], color=style.colour, linestyle=style.dashes, marker=style.marker if marked else "", markersize=5.5
+            [],
+            [],
+            color=style.colour,
+            linestyle=style.dashes,
+            linewidth=style.width,
+            marker=style.marker,
+            markersize=6.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
         )
         for style in looks
     ]

@@ -11,6 +11,7 @@ from powerplan.curves import sampled_contexts
 from powerplan.dtypes import Dtypes
 from powerplan.plots.figure import legend_below, panels, titled
 from powerplan.plots.lines import (
+    AS_IT_IS,
     Box,
     Series,
     alike_remarks,
@@ -61,12 +62,14 @@ def ratio_and_state(
     labels: Sequence[str],
     title: str,
     below: str,
+    unchanged: int | None = None,
     target: Fraction = Fraction(1),
 ) -> Figure:
     """Return a figure of models over the context: above their weight-state FLOP ratios, below their state per sequence.
 
     contexts: those that were asked for, marked on every line. names: of the models, as the legend refers to them.
-    labels: of the models in the legend. target: the ratio whose level is drawn.
+    labels: of the models in the legend. unchanged: the place of the model as it is, where the others are made of it.
+    target: the ratio whose level is drawn.
     """
     figure, grid = panels([3.7, 2.6], share_x=True)
     (upper,), (lower,) = grid
@@ -74,6 +77,8 @@ def ratio_and_state(
     rows = [rows_over_context(accounting, sampled, dtypes) for accounting in accountings]
     ratios, states = [ratio_series(own, contexts) for own in rows], [state_series(own, contexts) for own in rows]
     looks = [look(place) for place in range(len(rows))]
+    if unchanged is not None:
+        looks = [*looks[:unchanged], AS_IT_IS, *looks[unchanged:-1]]
     draw(upper, ratios, looks)
     draw(lower, states, looks)
     context_axis(lower, sampled)

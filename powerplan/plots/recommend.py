@@ -33,6 +33,7 @@ def recommend_figure(answer: Recommendation) -> Figure:
         labels=[_label(place, candidate) for place, candidate in enumerate(answer.candidates, 1)],
         title=f"{name_of(base.spec)} at {contexts} tokens: candidates over the context",
         below=f"{convention_text(request.convention)}; {dtypes_text([base.spec], request.dtypes)}",
+        unchanged=next((place for place, one in enumerate(answer.candidates) if one.plan.unchanged), None),
         target=request.target,
     )
 

@@ -162,7 +162,7 @@ def _part_colours(parts: Sequence[Sequence[Component]]) -> dict[str, str]:
             share = float(part.weight_flops_per_token + part.state_flops_per_token) / whole
             flops.setdefault(_name(part), []).append(share)
     with_weights = {_name(part) for own in parts for part in own if part.weight_flops_per_token}
-    weights = _tints([WEIGHTS, *(colour for colour in COLOURS if colour not in (WEIGHTS, STATE, BLACK)), "#999999"])
+    weights = _tints([WEIGHTS, *(colour for colour in COLOURS if colour not in (WEIGHTS, STATE)), "#999999"])
     state = _tints([STATE, BLACK])
     colours = {
         name: next(weights if name in with_weights else state)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from powerplan.plots.figure import panels, styled
 from powerplan.plots.lines import (
+    AS_IT_IS,
     COLOURS,
     Box,
     Series,
@@ -53,19 +54,22 @@ def test_what_a_legend_says_of_them() -> None:
 
 
 @styled
-def test_the_first_of_them_is_wider_and_behind() -> None:
+def test_lines_behind_others_are_wider() -> None:
     _, ((axes,),) = panels([3])
-    drawn = draw(axes, [FLAT, OTHER, SAME, NEAR], [look(place) for place in range(4)])
-    first, other, second, third = drawn
-    assert first.get_linewidth() > second.get_linewidth() > third.get_linewidth() == other.get_linewidth()
-    assert all(a.get_zorder() < b.get_zorder() for a, b in pairwise(drawn))
-    assert first.get_linestyle() == second.get_linestyle() == "-"
+    looks = [look(0), look(1), look(2), AS_IT_IS, look(5)]
+    first, other, second, unchanged, solid = draw(axes, [FLAT, OTHER, SAME, NEAR, SAME], looks)
+    behind_to_front = [unchanged, first, solid, second]
+    assert all(a.get_zorder() < b.get_zorder() for a, b in pairwise(behind_to_front))
+    assert all(a.get_linewidth() > b.get_linewidth() for a, b in pairwise(behind_to_front))
+    assert second.get_linewidth() == other.get_linewidth()
+    assert [line.get_linestyle() for line in behind_to_front] == ["-", "-", "-", "--"]
     assert first.get_markevery() == [1]
 
 
 def test_looks_differ() -> None:
-    looks = [look(place) for place in range(35)]
-    assert len({(one.colour, str(one.dashes)) for one in looks}) == 35
+    looks = [look(place) for place in range(30)]
+    assert len({(one.colour, str(one.dashes)) for one in looks}) == 30
+    assert AS_IT_IS not in looks
     assert len({one.colour for one in looks[: len(COLOURS)]}) == len(COLOURS)
 
 

@@ -142,6 +142,8 @@ def test_recommend(model: str, context: str, target: str) -> None:
         assert dict(state)[candidate.row.context] == float(candidate.row.state_bytes)
         assert row.startswith(f"{number}  {candidate.label}: {format_ratio(candidate.row.wsfr or Fraction(0))}")
     assert ", recommended" in legend(figure)[0]
+    (unchanged,) = (place for place, candidate in enumerate(answer.candidates) if candidate.plan.unchanged)
+    assert [line.get_color() == "#000000" for line in upper.lines[: len(ratios)]].index(True) == unchanged
     first = "1:1, as many weight as state FLOPs" if target == "1:1" else "target 3:1"
     assert names(upper) == [first, *(f"{tokens:,}" for tokens in answer.recommendation.contexts)]
     contexts = ", ".join(f"{tokens:,}" for tokens in answer.recommendation.contexts)
