@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from powerplan.dtypes import Dtypes
 from powerplan.plots.figure import legend_below, name_of, panels, styled, titled
-from powerplan.plots.lines import Look, Series, bytes_axis, draw, handles, level, log_axis, look, upright
+from powerplan.plots.lines import Look, Series, alike_remarks, bytes_axis, draw, handles, level, log_axis, look, upright
 from powerplan.report.decode import Served
 from powerplan.report.parts import dtypes_text, show_bytes
 from powerplan.serving import MAX_BATCH, Fleet, Serving, Step
@@ -49,8 +49,10 @@ def decode_figure(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     steps = [{batch: serving.step(batch) for batch in _with_largest(sizes, serving)} for _, serving in shown]
     kinds = _PANELS["timed" if fleet else "bytes"]
     figure, grid = panels([2.7] * len(kinds), share_x=True)
+    drawn: list[list[Series]] = []
     for (axes,), kind in zip(grid, kinds, strict=True):
         series = [_fitting(own, kind, batches) for own in steps]
+        drawn.append(series)
         draw(axes, series, looks)
         for own, style in zip(steps, looks, strict=True):
             _draw_rest(axes, own, kind, style)
@@ -63,7 +65,10 @@ def decode_figure(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         whole = [Series(tuple((float(batch), _memory(step)) for batch, step in own.items())) for own in steps]
         level(memory, fleet.memory, f"memory of {_place(fleet)}: {format_bytes(fleet.memory)}", whole)
     titled(figure, _title(models, fleet), _below(models, dtypes, fleet))
-    legend_below(figure, handles(looks), [_label(model, serving, models) for model, serving in shown])
+    labels = [_label(model, serving, models) for model, serving in shown]
+    names = [label.partition(": ")[0] for label in labels]
+    remarks = alike_remarks(names, drawn[0], drawn[-1])
+    legend_below(figure, handles(looks), [f"{label}{remark}" for label, remark in zip(labels, remarks, strict=True)])
     return figure
 
 
