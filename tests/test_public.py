@@ -27,6 +27,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "report": [
@@ -63,6 +65,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "budget": [
@@ -85,6 +89,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "train": [
@@ -134,6 +140,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "recommend": [

@@ -18,6 +18,8 @@ from powerplan.spec import ModelSpec
 from powerplan.units import context_of, parse_contexts, parse_integer, parse_ratio
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from powerplan.hardware import Device
     from powerplan.measured import MeasuredTimes
 
@@ -71,6 +73,39 @@ class Answer:
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows. Two spaces end a line of text; without them markdown would join the lines."""
         return re.sub(r"(?<=[^\n|])\n(?=[^\n|])", "  \n", self.to_markdown())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnAnswer(Answer):
+    """An answer that can be drawn too. matplotlib is an extra, and is imported only then."""
+
+    def figure(self) -> Figure:
+        """Return the answer as a figure of matplotlib, to be changed or shown; raises MachineError without matplotlib.
+
+        A notebook shows it where it stands last in a cell, once `%matplotlib inline` has run.
+        """
+        raise NotImplementedError
+
+    def plot(self, path: str | Path, *, force: bool = False) -> None:
+        """Draw the answer into a file, as `--plot` does: .png, .svg or .pdf.
+
+        Args:
+            path: the file, which is written whole or not at all.
+            force: whether a file that exists is overwritten.
+
+        Raises:
+            InputError: the suffix is another, the file exists and `force` is not set, or it cannot be written.
+            MachineError: matplotlib is not installed, or the disk is full.
+        """
+        from powerplan.output import check_target, write_whole
+        from powerplan.plots.figure import check_plot, figure_bytes, format_of
+
+        file = str(path)
+        check_plot(file, "path")
+        if Path(file).is_file() and not force:
+            raise InputError(f"{file} exists; force=True overwrites it", "path")
+        check_target(file, force, "path")
+        write_whole(file, figure_bytes(self.figure(), format_of(file)), force, "path")
 
 
 def read_model(model: Model, mixer: str | None = None) -> LoadedModel:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from powerplan.accounting import Accounting, Row
-from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes, read_contexts, read_model
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.report.compare import compare_report
 from powerplan.report.render import Report
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, kw_only=True)
-class CompareAnswer(Answer):
+class CompareAnswer(DrawnAnswer):
     """Several models at the same contexts.
 
     accountings: the counts of each model, all in one convention. rows: for each model its numbers at each context.
@@ -25,6 +29,12 @@ class CompareAnswer(Answer):
     accountings: tuple[Accounting, ...]
     rows: tuple[tuple[Row, ...], ...]
     dtypes: Dtypes
+
+    def figure(self) -> Figure:
+        """Return the ratios of the models over the context, above their state per sequence."""
+        from powerplan.plots.compare import compare_figure
+
+        return compare_figure(self.accountings, [row.context for row in self.rows[0]], self.dtypes)
 
     def _report(self) -> Report:
         return compare_report(self.accountings, self.rows, self.dtypes)

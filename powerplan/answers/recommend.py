@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from powerplan.answers import base
-from powerplan.answers.base import Answer, Contexts, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
 from powerplan.answers.command import command_of
 from powerplan.choices import Keep, Side
 from powerplan.dtypes import Dtypes
@@ -30,12 +31,15 @@ from powerplan.units import (
     parse_money,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LM_HEAD = "lm-head"
 """The word of `exclude` for the FLOPs of the LM head."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecommendAnswer(Answer):
+class RecommendAnswer(DrawnAnswer):
     """What to train, the recommended candidate first.
 
     recommendation: all that the search found, with the request that it respects.
@@ -80,6 +84,12 @@ class RecommendAnswer(Answer):
         """
         named = self.name(place) if name is None else check_name(name, parameter("name"))
         return spec_to_yaml(self.candidates[place].spec, named)
+
+    def figure(self) -> Figure:
+        """Return the ratios of all candidates over the context, above their state per sequence."""
+        from powerplan.plots.recommend import recommend_figure
+
+        return recommend_figure(self.recommendation)
 
     def _report(self) -> Report:
         return recommend_report(self.recommendation, self.command, self.written)

@@ -9,11 +9,11 @@ import typer
 
 import powerplan
 from powerplan.choices import By, Twin
-from powerplan.cli import options, say
+from powerplan.cli import figures, options
 from powerplan.cli.progress import at_work
 
 if TYPE_CHECKING:
-    from powerplan.answers.base import Answer
+    from powerplan.answers.base import DrawnAnswer
 
 
 def wsfr(
@@ -32,12 +32,15 @@ def wsfr(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     if explain and output == "csv":
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
+    figures.check(plot, force, [model])
     convention = options.convention(form, causal, exclude)
     answer = powerplan.wsfr(
         options.as_family(model, like),
@@ -51,7 +54,7 @@ def wsfr(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def compare(
@@ -66,12 +69,15 @@ def compare(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
     if len(models) < 2:
         problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
         raise powerplan.InputError(problem, "MODEL")
+    figures.check(plot, force, models)
     convention = options.convention(form, causal, exclude)
     answer = powerplan.compare(
         options.as_families(models, like),
@@ -83,7 +89,7 @@ def compare(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def budget(
@@ -112,12 +118,15 @@ def budget(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """What a budget buys: tokens, steps and days, also of other mixers; without MODEL, which models it supports."""
     if like is not None and not models:
         raise powerplan.InputError("is for a config.json, and there is no MODEL", "--like")
-    ask: Callable[..., Answer] = powerplan.budget  # One call for both kinds of answers.
+    figures.check(plot, force, models or [], measured)
+    ask: Callable[..., DrawnAnswer] = powerplan.budget  # One call for both kinds of answers.
     with at_work("comparing sizes"):
         answer = ask(
             options.as_families(models, like) if models else None,
@@ -137,7 +146,7 @@ def budget(
             cache_dtype=cache_dtype,
             state_dtype=state_dtype,
         )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def decode(
@@ -155,9 +164,12 @@ def decode(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+    figures.check(plot, force, models)
     answer = powerplan.decode(
         options.as_families(models, like),
         ctx,
@@ -171,4 +183,4 @@ def decode(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)

@@ -116,6 +116,11 @@ MeasuredOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
 ]
+PlotOption = Annotated[
+    str | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the answer too: .png, .svg or .pdf (needs matplotlib)."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 FormatOption = Annotated[
     Format, choice_option(Format, "How to print the result. JSON and CSV are never rounded.", "--format")
 ]

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import FormatOption, LikeOption, OptionalModel, as_family, model_or_default
+from powerplan.cli import figures, say
+from powerplan.cli.options import (
+    ForceOption,
+    FormatOption,
+    LikeOption,
+    OptionalModel,
+    PlotOption,
+    as_family,
+    model_or_default,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from powerplan.cli.interrupts import Kept
     from powerplan.load import LoadedModel
     from powerplan.profile import Profile, Session
@@ -57,10 +67,8 @@ def profile(
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.")] = None,
     show: Annotated[str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.")] = None,
-    plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw throughput and time split: .png, .svg or .pdf.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    plot: PlotOption = None,
+    force: ForceOption = False,
     output: FormatOption = "table",
 ) -> None:
     """Time a layer here: power against attention and a window, and from where on it is faster."""
@@ -69,7 +77,6 @@ def profile(
     from powerplan.errors import InputError
     from powerplan.load import model_file
     from powerplan.output import check_targets
-    from powerplan.plots import check_format, check_plot, profile_plot
     from powerplan.profile import load_profile, to_json
     from powerplan.profile.options import parse_chunk_sizes, parse_passes
     from powerplan.report.profile import profile_report
@@ -78,7 +85,7 @@ def profile(
     name, notes = ("", []) if show is not None else model_or_default(model)
     inputs = {"MODEL": model_file(name)} if show is None else {"--show": show}
     check_targets({"--save": save, "--plot": plot}, force, inputs)
-    check_plot(plot, "--plot")
+    figures.check_option(plot)
     if show is not None:
         if unused := _given(command, ALLOWED_WITH_SHOW):
             names = " and ".join([", ".join(unused[:-1]), unused[-1]] if len(unused) > 1 else unused)
@@ -112,11 +119,17 @@ def profile(
         if plot is not None and session is not None and result.interrupted and not result.part("state"):
             say.note(f"{plot} is not written: no time of a mixer was measured")
         else:
-            files.append(File("--plot", plot, lambda: profile_plot(result, check_format(str(plot), "--plot"))))
+            files.append(figures.file(plot, lambda: _figure(result)))
         report = profile_report(result)
         deliver(lambda: say.show(report, output), files, force, signals)
         if session is not None and result.interrupted:
             raise KeyboardInterrupt
+
+
+def _figure(result: Profile) -> Figure:
+    from powerplan.plots.profile import profile_figure
+
+    return profile_figure(result)
 
 
 def _given(command: typer.Context, but: frozenset[str]) -> list[str]:

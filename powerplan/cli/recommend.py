@@ -9,7 +9,7 @@ import typer
 
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
-from powerplan.cli import options, say
+from powerplan.cli import figures, options, say
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
@@ -67,10 +67,8 @@ def recommend(
     name: Annotated[
         str | None, typer.Option(help="The name in what --write saves: letters, digits and . _ -; short by default.")
     ] = None,
-    plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     dtype: options.DtypeOption = "bf16",
@@ -87,7 +85,6 @@ def recommend(
     from powerplan.dump import check_name
     from powerplan.load import model_file
     from powerplan.output import check_targets
-    from powerplan.plots import check_format, check_plot, wsfr_plot
     from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
@@ -96,7 +93,7 @@ def recommend(
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})
-    check_plot(plot, "--plot")
+    figures.check_option(plot)
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -183,7 +180,7 @@ def recommend(
     chosen = answer.candidates[place - 1].label
     files = [
         File("--write", write, lambda: answer.to_yaml(place - 1, name).encode(), f": {chosen}"),
-        File("--plot", plot, lambda: wsfr_plot(answer.recommendation, check_format(str(plot), "--plot"))),
+        figures.file(plot, answer.figure),
     ]
     with kept() as signals:
         deliver(lambda: say.answer(answer, output, notes), files, force, signals)
