@@ -166,18 +166,26 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
                     raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
+        for rope in self._rope_settings():
+            if rope.in_layers and rope.in_layers[-1] >= self.layer_count:
+                last = self.layer_count - 1
+                raise problem("rope", f"in_layers has {rope.in_layers[-1]:,}, and the last layer is {last:,}")
 
-    @property
-    def rotates(self) -> bool:
-        """Whether queries and keys of any layer are rotated: as `rope` says, else unless positions are learned."""
-        return self.position_embeddings is None if self.rope is None else self.rope != ()
+    def _rope_settings(self) -> tuple[Rope, ...]:
+        if self.rope is None:
+            return ()
+        return self.rope if isinstance(self.rope, tuple) else (self.rope,)
 
     def rope_at(self, position: int) -> Rope | None:
-        """Return how the layer at `position`, from 0, rotates; None where it does not."""
+        """Return how the layer at `position`, from 0, rotates; None where it does not.
+
+        Where that is not known, layers of a model without learned positions have the base 10,000.
+        """
         if self.rope is None:
-            return Rope() if self.rotates else None
-        settings = self.rope if isinstance(self.rope, tuple) else (self.rope,)
-        return next((rope for rope in settings if rope.in_layers is None or position in rope.in_layers), None)
+            return Rope() if self.position_embeddings is None else None
+        return next(
+            (rope for rope in self._rope_settings() if rope.in_layers is None or position in rope.in_layers), None
+        )
 
     def rope_of(self, layer: Layer) -> Rope | None:
         """Return how a layer rotates at its first position; one that the model lacks, as the last layer does."""
@@ -189,8 +197,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """The longest context that training and the scaling of RoPE are for, in tokens; None where it is not known."""
         if self.position_embeddings is not None or self.trained_context is None:
             return self.position_embeddings
-        settings = self.rope if isinstance(self.rope, tuple) else (self.rope,)
-        scalings = [rope.scaling for rope in settings if rope is not None and rope.scaling is not None]
+        scalings = [rope.scaling for rope in self._rope_settings() if rope.scaling is not None]
         return max([self.trained_context, *(int(scaling.reach(self.trained_context)) for scaling in scalings)])
 
     @property

@@ -79,7 +79,7 @@ def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
         return f"{shown(value)} is not known{allowed_values(value, allowed)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
-        bound = f"{int(match[2]):,}" if match[2].isdigit() else match[2]
+        bound = f"{int(float(match[2])):,}" if re.fullmatch(r"\d+(\.0)?", match[2]) else match[2]
         return f"{shown(value)} is out of range; allowed is {word} {bound}"
     if match := re.match(r"Expected `(array|str)` of length >= 1$", message):
         return "is empty; at least one is needed" if match[1] == "array" else "is empty"

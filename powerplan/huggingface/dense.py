@@ -13,7 +13,7 @@ from powerplan.errors import shown
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family, keys
-from powerplan.huggingface.rope import rotated_layers
+from powerplan.huggingface.rope_styles import rotated_layers
 from powerplan.mixers import AnyMixer, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm

@@ -13,7 +13,7 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.huggingface.experts import Experts, Grouped, listed, moe_of, sparse_layers, typed_windows
 from powerplan.huggingface.parts import FULL, SLIDING
-from powerplan.huggingface.rope import rotated_layers
+from powerplan.huggingface.rope_styles import rotated_layers
 from powerplan.mixers import Attention, ChunkedAttention, IndexedBlocks
 from powerplan.spec import Layer, ModelSpec, Norm
 
