@@ -193,6 +193,12 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         return self.rope_at(first)
 
     @property
+    def original_context(self) -> int | None:
+        """The longest context before the RoPE was scaled, in tokens; None where it is not scaled or that not known."""
+        contexts = [getattr(rope.scaling, "original_context", None) for rope in self._rope_settings()]
+        return min((context for context in contexts if context is not None), default=None)
+
+    @property
     def reached_context(self) -> int | None:
         """The longest context that training and the scaling of RoPE are for, in tokens; None where it is not known."""
         if self.position_embeddings is not None or self.trained_context is None:

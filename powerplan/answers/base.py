@@ -69,18 +69,44 @@ class Answer:
     _repr_markdown_ = to_markdown
 
 
-def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
-    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError."""
+def read_model(
+    model: Model, mixer: str | None = None, contexts: Sequence[int] = (), *, trained: bool = False
+) -> LoadedModel:
+    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError.
+
+    Its notes say whether the `contexts` that are asked about, in tokens, go beyond those that it was trained for; of a
+    model that is to be `trained`, beyond those that its RoPE was made for.
+    """
     if isinstance(model, ModelSpec):
         loaded = LoadedModel(model, model.name)
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    if mixer is None:
-        return loaded
-    from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
+    spec, notes = loaded.spec, loaded.notes
+    if mixer is not None:
+        from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
 
-    spec, notes = with_mixer(loaded.spec, mixer)
-    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+        spec, more = with_mixer(spec, mixer)
+        notes = (*notes, *more)
+    if contexts and (remark := _beyond(spec, max(contexts), trained)):
+        notes = (*notes, remark)
+    return LoadedModel(spec, loaded.origin, notes)
+
+
+def _beyond(spec: ModelSpec, context: int, trained: bool) -> str | None:
+    """Return a remark on a context in tokens that is longer than those that a model is for; None where it is not."""
+    reached = spec.reached_context
+    if spec.trained_context is None or reached is None or context <= reached:
+        return None
+    rotated, limit = bool(spec.rope), f"contexts up to {spec.trained_context:,} tokens"
+    original = spec.original_context
+    if original is not None and original < spec.trained_context:
+        limit += f" ({original:,} before scaling)"
+    elif reached > spec.trained_context:
+        limit += f", and its RoPE scaled to {reached:,}"
+    if trained:
+        advice = "longer ones may need a larger base or scaling"
+        return f"its RoPE was made for {limit}: {advice}" if rotated else None
+    return f"trained for {limit}: longer ones need {'RoPE scaling and ' if rotated else ''}further training"
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:

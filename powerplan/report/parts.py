@@ -59,6 +59,7 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
         "position_embeddings": accounting.spec.position_embeddings,
+        "trained_context": accounting.spec.trained_context,
         "quantization": quantization.method if quantization else None,
         "params_by_convention": {
             name: {"total": getattr(total, name), "active": getattr(active, name)}
