@@ -32,8 +32,16 @@ class Scaling(Part, frozen=True, kw_only=True, tag_field="kind"):
         """The word that names this class in a spec."""
         return str(self.__struct_config__.tag)
 
+    def describe(self) -> str:
+        """Return the scaling in words: "8,192 before scaling", or by how much where it does not say from where."""
+        original = getattr(self, "original_context", None)
+        return f"RoPE scaled by {getattr(self, 'factor', 1):g}" if original is None else f"{original:,} before scaling"
+
     def reach(self, trained_context: int) -> float:
-        """Return the context in tokens that the scaling is made for, given the longest one of the training."""
+        """Return the context in tokens that the scaling is made for, given the longest one of the training.
+
+        Files with a linear scaling state the context before it or after it, and do not say which.
+        """
         return trained_context
 
     @property
@@ -51,9 +59,6 @@ class LinearScaling(Scaling, frozen=True, kw_only=True, tag="linear"):
     """Positions divided by a factor. factor: by how much."""
 
     factor: Factor
-
-    def reach(self, trained_context: int) -> float:
-        return self.factor * trained_context
 
 
 class DynamicScaling(Scaling, frozen=True, kw_only=True, tag="dynamic"):

@@ -17,7 +17,7 @@ from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, Window, problem
 from powerplan.mixers.formulas import Term, term
 from powerplan.quantization import Quantization
-from powerplan.rope import Rope
+from powerplan.rope import AnyScaling, Rope
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
@@ -193,18 +193,17 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         return self.rope_at(first)
 
     @property
-    def original_context(self) -> int | None:
-        """The longest context before the RoPE was scaled, in tokens; None where it is not scaled or that not known."""
-        contexts = [getattr(rope.scaling, "original_context", None) for rope in self._rope_settings()]
-        return min((context for context in contexts if context is not None), default=None)
+    def rope_scalings(self) -> tuple[AnyScaling, ...]:
+        """How the RoPE of its layers is scaled."""
+        return tuple(rope.scaling for rope in self._rope_settings() if rope.scaling is not None)
 
     @property
     def reached_context(self) -> int | None:
         """The longest context that training and the scaling of RoPE are for, in tokens; None where it is not known."""
-        if self.position_embeddings is not None or self.trained_context is None:
-            return self.position_embeddings
-        scalings = [rope.scaling for rope in self._rope_settings() if rope.scaling is not None]
-        return max([self.trained_context, *(int(scaling.reach(self.trained_context)) for scaling in scalings)])
+        if self.trained_context is None:
+            return None
+        trained = self.trained_context
+        return max([trained, *(int(scaling.reach(trained)) for scaling in self.rope_scalings)])
 
     @property
     def layer_count(self) -> int:

@@ -87,26 +87,12 @@ def read_model(
 
         spec, more = with_mixer(spec, mixer)
         notes = (*notes, *more)
-    if contexts and (remark := _beyond(spec, max(contexts), trained)):
-        notes = (*notes, remark)
+    if contexts:
+        from powerplan.report.parts import context_remark  # As above.
+
+        remark = context_remark(spec, max(contexts), trained=trained)
+        notes = (*notes, *([remark] if remark else []))
     return LoadedModel(spec, loaded.origin, notes)
-
-
-def _beyond(spec: ModelSpec, context: int, trained: bool) -> str | None:
-    """Return a remark on a context in tokens that is longer than those that a model is for; None where it is not."""
-    reached = spec.reached_context
-    if spec.trained_context is None or reached is None or context <= reached:
-        return None
-    rotated, limit = bool(spec.rope), f"contexts up to {spec.trained_context:,} tokens"
-    original = spec.original_context
-    if original is not None and original < spec.trained_context:
-        limit += f" ({original:,} before scaling)"
-    elif reached > spec.trained_context:
-        limit += f", and its RoPE scaled to {reached:,}"
-    if trained:
-        advice = "longer ones may need a larger base or scaling"
-        return f"its RoPE was made for {limit}: {advice}" if rotated else None
-    return f"trained for {limit}: longer ones need {'RoPE scaling and ' if rotated else ''}further training"
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:

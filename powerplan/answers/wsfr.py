@@ -90,7 +90,7 @@ def wsfr(
     contexts = read_contexts(context)
     check_choice(by, get_args(By), "by")
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    loaded = read_model(model, mixer, contexts)
+    loaded = read_model(model, mixer)
     accounting = Accounting(loaded.spec, convention)
     return WsfrAnswer(
         accounting=accounting,

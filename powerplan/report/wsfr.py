@@ -18,6 +18,7 @@ from powerplan.report.parts import (
     CONTEXT,
     FLOPS,
     RATIOS,
+    context_remark,
     convention_entry,
     dtypes_text,
     model_entry,
@@ -56,7 +57,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
     if explain:
         lines, payload["explain"] = _explanation(accounting, rows[-1].context)
         after = [*lines, "", *after]
-    before = _title(accounting)
+    before = _title(accounting, max(row.context for row in rows))
     if by is None:
         formats = dtypes_text([accounting.spec], dtypes)
         before += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
@@ -89,13 +90,14 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _title(accounting: Accounting) -> list[str]:
+def _title(accounting: Accounting, longest: int) -> list[str]:
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
         f"{accounting.spec.name}: {parameters_text(accounting)}",
         f"forward FLOPs per token, mean over the sequence: {convention.form} form, causal {convention.causal}, {head}",
         *([f"learned positions end at {positions:,}: longer contexts are what-ifs"] if positions else []),
+        *wrapped(context_remark(accounting.spec, longest) or ""),
     ]
 
 
