@@ -14,9 +14,10 @@ from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.documents import parse_yaml
 from powerplan.dump import spec_to_yaml
+from powerplan.errors import InputError
 from powerplan.load import catalogue_spec, load_model
 from powerplan.mixers import Attention
-from powerplan.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from powerplan.rope import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 from powerplan.schema import spec_schema
 from powerplan.search.resize import _deeper
 from powerplan.spec import LayerGroup, ModelSpec
@@ -140,6 +141,11 @@ def test_sizes_and_yaml() -> None:
     assert "8k" in short
     assert validate(parse_yaml(short, "x.yaml")) == validate(parse_yaml(text, "x.yaml"))
     assert "rope: {theta: 10000, scaling: {kind: yarn, factor: 4, original_context: 4096}}\n" in text
+
+
+def test_a_longrope_has_as_many_factors_of_both_kinds() -> None:
+    with pytest.raises(InputError, match="long_factor: has 2 entries, and short_factor 1"):
+        LongRopeScaling(short_factor=(1,), long_factor=(1, 2), original_context=64, factor=8)
 
 
 def test_schema() -> None:

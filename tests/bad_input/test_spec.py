@@ -303,9 +303,7 @@ tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 2, original_contex
 tie_embeddings: false => rope: {scaling: {kind: llama3, factor: 8, original_context: 8k, high_freq_factor: 1}}
     4:83: rope.scaling.high_freq_factor: 1 is not more than low_freq_factor 1
 tie_embeddings: false => rope: {scaling: {kind: longrope, factor: 8, short_factor: [1], long_factor: []}}
-    4:75: rope.scaling.long_factor: is empty; at least one is needed
-tie_embeddings: false => rope: {scaling: {kind: longrope, original_context: 2, short_factor: [1], long_factor: [1, 2], factor: 8}}
-    4:78: rope.scaling.long_factor: has 2 entries, and short_factor 1
+    4:77: rope.scaling.long_factor: is empty; at least one is needed
 tie_embeddings: false => trained_context: 8kk
     4:18: trained_context: '8kk' is not a size in tokens; write ...
 tie_embeddings: false => trained_context: 0
