@@ -56,7 +56,10 @@ class Scaling(Part, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class LinearScaling(Scaling, frozen=True, kw_only=True, tag="linear"):
-    """Positions divided by a factor. factor: by how much."""
+    """Positions divided by a factor.
+
+    factor: by how much.
+    """
 
     factor: Factor
 
@@ -64,7 +67,8 @@ class LinearScaling(Scaling, frozen=True, kw_only=True, tag="linear"):
 class DynamicScaling(Scaling, frozen=True, kw_only=True, tag="dynamic"):
     """A base that grows with the context ("dynamic NTK"), from the original context on.
 
-    factor: how fast. original_context: the tokens up to which the base stays.
+    factor: how fast it grows.
+    original_context: the tokens up to which the base stays.
     """
 
     factor: Factor
@@ -77,9 +81,13 @@ class DynamicScaling(Scaling, frozen=True, kw_only=True, tag="dynamic"):
 class YarnScaling(Scaling, frozen=True, kw_only=True, tag="yarn"):
     """YaRN (arXiv 2309.00071): slow angles are divided by the factor, fast ones stay, and those between are mixed.
 
-    factor: by how much the context grows. original_context: tokens before scaling. beta_fast, beta_slow: turns within
-    the original context from which angles stay, and up to which they are divided. attention_factor: multiplies cosines
-    and sines; 0.1 ln(factor) + 1 where left out. mscale, mscale_all_dim: DeepSeek's numbers in place of that.
+    factor: by how much the context grows.
+    original_context: tokens before scaling.
+    beta_fast: turns within the original context from which angles stay.
+    beta_slow: turns within it up to which they are divided.
+    attention_factor: multiplies cosines and sines; 0.1 ln(factor) + 1 where left out.
+    mscale: with mscale_all_dim, DeepSeek's number in place of that.
+    mscale_all_dim: the same for what it is divided by; it also multiplies the scores of latent attention.
     truncate: whether the limits between the kinds of angles are whole pairs.
     """
 
@@ -118,8 +126,10 @@ class YarnScaling(Scaling, frozen=True, kw_only=True, tag="yarn"):
 class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
     """Llama 3.1: angles that turn slowly within the original context are divided by the factor, those between mixed.
 
-    factor: by how much. original_context: tokens before scaling. low_freq_factor, high_freq_factor: turns within the
-    original context up to which angles are divided, and from which they stay.
+    factor: by how much.
+    original_context: tokens before scaling.
+    low_freq_factor: turns within the original context up to which angles are divided.
+    high_freq_factor: turns within it from which they stay.
     """
 
     factor: Factor
@@ -136,9 +146,11 @@ class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
 class LongRopeScaling(Scaling, frozen=True, kw_only=True, tag="longrope"):
     """LongRoPE (arXiv 2402.13753): each pair of features has divisors of its own.
 
-    short_factor, long_factor: the divisors of contexts up to the original one, and beyond. original_context: tokens
-    before scaling. factor: by how much the context grows. attention_factor: multiplies cosines and sines;
-    sqrt(1 + ln(factor) / ln(original_context)) where left out.
+    short_factor: the divisors of contexts up to the original one.
+    long_factor: the divisors beyond it.
+    original_context: tokens before scaling.
+    factor: by how much the context grows.
+    attention_factor: multiplies cosines and sines; sqrt(1 + ln(factor) / ln(original_context)) where left out.
     """
 
     short_factor: Divisors
@@ -160,7 +172,10 @@ class LongRopeScaling(Scaling, frozen=True, kw_only=True, tag="longrope"):
 
 
 class ProportionalScaling(Scaling, frozen=True, kw_only=True, tag="proportional"):
-    """Gemma 4: angles as for the whole head, of which the first `partial` turn, divided by a factor."""
+    """Gemma 4: angles as for the whole head, of which the first `partial` turn, divided by a factor.
+
+    factor: by how much.
+    """
 
     factor: Factor = 1
 
@@ -176,8 +191,10 @@ SCALINGS: dict[str, type[Scaling]] = {
 class Rope(Part, frozen=True, kw_only=True):
     """Rotary position embedding of some layers (Su et al. 2021, arXiv 2104.09864).
 
-    theta: the base of the angles. partial: the share of a head's features that are rotated. scaling: how angles are
-    changed for longer contexts. in_layers: the layers (from 0) that this holds in; all where left out.
+    theta: the base of the angles.
+    partial: the share of a head's features that are rotated.
+    scaling: how angles are changed for longer contexts.
+    in_layers: the layers (from 0) that this holds in; all where left out.
     """
 
     theta: Base = 10_000

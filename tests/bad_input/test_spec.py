@@ -266,48 +266,6 @@ tie_embeddings: false => aliases: a
     4:10: aliases: 'a' is not a list
 tie_embeddings: false => position_embeddings: 0
     4:22: position_embeddings: 0 is out of range; allowed is at least 1
-tie_embeddings: false => rope: 5
-    4:7: rope: 5 is not a mapping or a list
-tie_embeddings: false => rope: [5]
-    4:8: rope[0]: 5 is not a mapping
-tie_embeddings: false => rope: {thta: 5}
-    4:8: rope.thta: unknown key; did you mean theta? allowed are in_layers, partial, scaling, theta
-tie_embeddings: false => rope: {theta: 1}
-    4:15: rope.theta: 1 is out of range; allowed is more than 1
-tie_embeddings: false => rope: {theta: .inf}
-    4:15: rope.theta: inf is out of range; allowed is at most 1,000,000,000,000,000
-tie_embeddings: false => rope: {theta: 10k}
-    4:15: rope.theta: '10k' is not a number
-tie_embeddings: false => rope: [{theta: 77, partial: 1.5}]
-    4:29: rope[0].partial: 1.5 is out of range; allowed is at most 1
-tie_embeddings: false => rope: [{in_layers: [1, 0]}]
-    4:20: rope[0].in_layers: lists layers in rising order, each once
-tie_embeddings: false => rope: {in_layers: [1, 4]}
-    4:7: rope: in_layers has 4, and the last layer is 3
-tie_embeddings: false => rope: {scaling: yarn}
-    4:17: rope.scaling: 'yarn' is not a mapping; write scaling: {kind: yarn, ...}
-tie_embeddings: false => rope: {scaling: {factor: 2}}
-    4:17: rope.scaling: needs a kind; allowed are dynamic, linear, llama3, longrope, proportional, yarn
-tie_embeddings: false => rope: {scaling: {kind: yarm, factor: 2}}
-    4:24: rope.scaling.kind: 'yarm' is not known; did you mean yarn? allowed are ...
-tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 2}}
-    4:17: rope.scaling.original_context: is missing
-tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 0.5, original_context: 4k}}
-    4:38: rope.scaling.factor: 0.5 is out of range; allowed is at least 1
-tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 2, original_context: 4kk}}
-    4:59: rope.scaling.original_context: '4kk' is not a size in tokens; write ...
-tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 2, original_context: 4k, beta_fast: 0.5}}
-    4:74: rope.scaling.beta_fast: 0.5 is less than beta_slow 1
-tie_embeddings: false => rope: {scaling: {kind: yarn, factor: 2, original_context: 4k, betafast: 2}}
-    4:63: rope.scaling.betafast: unknown key; did you mean beta_fast? allowed are ...
-tie_embeddings: false => rope: {scaling: {kind: llama3, factor: 8, original_context: 8k, high_freq_factor: 1}}
-    4:83: rope.scaling.high_freq_factor: 1 is not more than low_freq_factor 1
-tie_embeddings: false => rope: {scaling: {kind: longrope, factor: 8, short_factor: [1], long_factor: []}}
-    4:77: rope.scaling.long_factor: is empty; at least one is needed
-tie_embeddings: false => trained_context: 8kk
-    4:18: trained_context: '8kk' is not a size in tokens; write ...
-tie_embeddings: false => trained_context: 0
-    4:18: trained_context: 0 is out of range; allowed is at least 1
 """
 WHOLE = {
     "a key of a thousand letters": (
