@@ -206,6 +206,16 @@ class Rope(Part, frozen=True, kw_only=True):
         if self.in_layers is not None and list(self.in_layers) != sorted(set(self.in_layers)):
             raise problem("in_layers", "lists layers in rising order, each once")
 
+    def describe(self) -> str:
+        """Return the setting in words: "base 500,000, llama3 scaling by 8 (8,192 before scaling)"."""
+        parts = [f"base {self.theta:,.6g}" if self.theta % 1 else f"base {self.theta:,.0f}"]
+        if self.partial != 1:
+            parts.append(f"{self.partial:.4g} of each head")
+        if self.scaling is not None:
+            original = f" ({self.scaling.describe()})" if hasattr(self.scaling, "original_context") else ""
+            parts.append(f"{self.scaling.kind} scaling by {self.scaling.factor:g}{original}")
+        return ", ".join(parts)
+
     def rotated(self, head_dim: int) -> int:
         """Return how many features of a head are rotated, as transformers rounds them."""
         return int(head_dim * self.partial)

@@ -185,12 +185,14 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
                     raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
-        for rope in self._rope_settings():
+        for rope in self.rope_settings:
             if rope.in_layers and rope.in_layers[-1] >= self.layer_count:
                 last = self.layer_count - 1
                 raise problem("rope", f"in_layers has {rope.in_layers[-1]:,}, and the last layer is {last:,}")
 
-    def _rope_settings(self) -> tuple[Rope, ...]:
+    @property
+    def rope_settings(self) -> tuple[Rope, ...]:
+        """The settings of `rope`, be it one or a list of them; none where it is not known."""
         if self.rope is None:
             return ()
         return self.rope if isinstance(self.rope, tuple) else (self.rope,)
@@ -202,9 +204,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """
         if self.rope is None:
             return Rope() if self.position_embeddings is None else None
-        return next(
-            (rope for rope in self._rope_settings() if rope.in_layers is None or position in rope.in_layers), None
-        )
+        return next((rope for rope in self.rope_settings if rope.in_layers is None or position in rope.in_layers), None)
 
     def rope_of(self, layer: Layer) -> Rope | None:
         """Return how a layer rotates at its first position; one that the model lacks, as the last layer does."""
@@ -214,7 +214,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     @property
     def rope_scalings(self) -> tuple[AnyScaling, ...]:
         """How the RoPE of its layers is scaled."""
-        return tuple(rope.scaling for rope in self._rope_settings() if rope.scaling is not None)
+        return tuple(rope.scaling for rope in self.rope_settings if rope.scaling is not None)
 
     @property
     def reached_context(self) -> int | None:

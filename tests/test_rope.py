@@ -94,6 +94,31 @@ def test_swaps_and_written_specs_keep_it(tmp_path: Path) -> None:
     assert written.trained_context == 131_072
 
 
+@pytest.mark.parametrize(
+    ("name", "facts", "settings"),
+    [
+        ("llama-3.1-8b", ["base 500,000, llama3 scaling by 8 (8,192 before scaling)", "131,072 tokens"], 1),
+        (
+            "gemma-3-4b",
+            ["base 1,000,000, linear scaling by 8, in layers 5, 11, ... 29 (5)", "base 10,000, in the other layers"],
+            2,
+        ),
+        ("qwen3-next-80b-a3b", ["base 10,000,000, 0.25 of each head", "262,144 tokens"], 1),
+        ("kimi-linear-48b-a3b", ["none", "1,048,576 tokens"], 0),
+        ("gpt2-small", [], None),
+    ],
+)
+def test_models_shows_it(capsys: pytest.CaptureFixture[str], name: str, facts: list[str], settings: int | None) -> None:
+    assert main(["models", name]) == 0
+    table = capsys.readouterr().out
+    assert all(fact in table for fact in facts)
+    assert ("RoPE" in table) is bool(facts)
+    assert main(["models", name, "--format", "json"]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert (None if entry["rope"] is None else len(entry["rope"])) == settings
+    assert entry["trained_context"] == catalogue_spec(name).trained_context
+
+
 def test_no_count_depends_on_it() -> None:
     spec = catalogue_spec("llama-3.1-8b")
     plain = replace(spec, rope=None, trained_context=None)

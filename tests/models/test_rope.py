@@ -16,7 +16,7 @@ from powerplan.errors import InputError
 from powerplan.huggingface import read_config
 from powerplan.models import Cache, build_layer, build_model
 from powerplan.models.rope import frequencies, rope_cos_sin
-from powerplan.rope import DynamicScaling, LongRopeScaling, Rope
+from powerplan.rope import DynamicScaling, LongRopeScaling, Rope, YarnScaling
 from powerplan.spec import LayerGroup
 
 transformers = pytest.importorskip("transformers")
@@ -167,3 +167,19 @@ def test_what_a_scaling_depends_on_the_context_for() -> None:
     assert torch.equal(frequencies(Rope(scaling=long), 8, 65, cpu), frequencies(Rope(), 8, 64, cpu) / 2)
     with pytest.raises(InputError, match="4 factors of LongRoPE for 8 pairs of features: heads of 16 with partial 1"):
         rope_cos_sin(0, 3, 16, cpu, Rope(scaling=long))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        YarnScaling(factor=4, original_context=16),
+        DynamicScaling(factor=2, original_context=8),
+        LongRopeScaling(short_factor=(1,) * 3, long_factor=(2,) * 3, original_context=8, factor=2),
+    ],
+)
+def test_scaled_rope_compiles_as_one_graph(scaling: Any) -> None:
+    layer = build_layer(replace(spec_of(MIXERS["attention"]), rope=Rope(scaling=scaling)))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for tokens in (4, 24):
+        x = torch.randn(1, tokens, 16)
+        torch.testing.assert_close(compiled(x), layer(x))
