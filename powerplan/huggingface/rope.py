@@ -48,7 +48,7 @@ def with_rope(spec: ModelSpec, config: Config, family: Family) -> ModelSpec:
     except _NotKnownError as problem:
         config.note(f"RoPE is left out: {problem}")
         return replace(spec, trained_context=trained)
-    return replace(spec, rope=_settings(by_layer, spec.layer_count), trained_context=trained)
+    return replace(spec, rope=_settings(by_layer), trained_context=trained)
 
 
 class _NotKnownError(Exception):
@@ -72,14 +72,14 @@ def _trained_context(config: Config, style: Style, known: Mapping[str, Any]) -> 
             value = config.data[name]
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
-            if type(value) is not int or value > MAX_CONTEXT:
+            if type(value) is not int:
                 raise config.error(f"{name} must be a length in tokens, and is {shown(value)}", name)
-            return value if value > 0 else None
+            return value if 0 < value <= MAX_CONTEXT else None  # Some files write -1 or 10^30 for no limit.
     value = known.get("max_position_embeddings")
     return value if type(value) is int and value > 0 else None
 
 
-def _settings(by_layer: Mapping[int, Rope | None], layer_count: int) -> Rope | tuple[Rope, ...]:
+def _settings(by_layer: Mapping[int, Rope | None]) -> Rope | tuple[Rope, ...]:
     """Return the RoPE of a spec, given that of each layer that may have one: the fewest positions are listed."""
     positions: dict[Rope, list[int]] = {}
     for position, rope in by_layer.items():
@@ -224,10 +224,10 @@ class _Reader:
         key = self.style.bases.get(label, "rope_theta")
         top = _Values(self.config, self.config.data, ())
         stated = values.number("rope_theta", 1) if values.path else None
-        theta = stated or (top.number(key, 1) if key else None) or default.get("rope_theta") or self._own_base(position)
-        return theta * (top.number("rope_ratio") or 1)
+        stated = stated or (top.number(key, 1) if key else None) or self._own_base(position)
+        return (stated or default.get("rope_theta") or self.style.base) * (top.number("rope_ratio") or 1)
 
-    def _own_base(self, position: int) -> float:
+    def _own_base(self, position: int) -> float | None:
         """Return the base that objects of a family's own hold: attn_config (DBRX), rotary (InternLM), attn (fla)."""
         for key, name in (("attn_config", "rope_theta"), ("rotary", "base")):
             own = self.config.data.get(key)
@@ -235,10 +235,11 @@ class _Reader:
                 return base
         attn = self.config.data.get("attn")
         for index, own in enumerate(attn if isinstance(attn, list) else [attn]):
-            if isinstance(own, dict) and position in own.get("layers", ()):
+            layers = own.get("layers") if isinstance(own, dict) else None
+            if isinstance(layers, list) and position in layers:
                 path = ("attn", index) if isinstance(attn, list) else ("attn",)
-                return _Values(self.config, own, path).number("rope_theta", 1) or self.style.base
-        return self.style.base
+                return _Values(self.config, own, path).number("rope_theta", 1)
+        return None
 
     def _rotary_dim(self, mixer: Mixer) -> float | None:
         """Return the share of a head that rotary_dim features are; None where neither file nor family has it."""

@@ -221,6 +221,9 @@ SIZES: Settings = {
 }
 
 
+DBRX: Settings = {"ffn_config": {"ffn_hidden_size": 24}, "intermediate_size": None}
+
+
 @pytest.mark.parametrize(
     ("file", "rope", "context"),
     [
@@ -238,6 +241,10 @@ SIZES: Settings = {
             Rope(theta=5e6, partial=0.5),
             131_072,
         ),
+        ({"model_type": "llama", "max_position_embeddings": 10**30}, Rope(), None),
+        ({"model_type": "llama", "max_position_embeddings": -1}, Rope(), None),
+        ({"model_type": "llama", "max_position_embeddings": 4096.0}, Rope(), 4096),
+        ({"model_type": "dbrx", "attn_config": {"rope_theta": 5e5, "kv_n_heads": 2}, **DBRX}, Rope(theta=5e5), 2048),
         ({"model_type": "bloom", "seq_length": 2048, "intermediate_size": None}, (), 2048),
         ({"model_type": "jamba", "num_hidden_layers": 8}, (), 262_144),
         ({"model_type": "gpt2", "max_position_embeddings": 64, "intermediate_size": None}, None, None),
@@ -319,6 +326,7 @@ def test_what_a_file_says(read: Read, file: Settings, rope: Any, context: int | 
         ({"rope_scaling": {"type": 5}}, "rope_scaling.type must be a word, and is 5"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor must be a share up to 1, and is 1.5"),
         ({"rotary_dim": "all"}, "rotary_dim must be a number of features, and is 'all'"),
+        ({"max_position_embeddings": 4096.5}, "max_position_embeddings must be a length in tokens, and is 4096.5"),
         ({"max_position_embeddings": "4k"}, "max_position_embeddings must be a length in tokens, and is '4k'"),
         ({"layer_rope_theta": [1e4]}, "layer_rope_theta must be a list with a base for each layer"),
         ({"layer_rope_theta": 5}, "layer_rope_theta must be a list with a base for each layer"),
