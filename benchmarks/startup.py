@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from powerplan.version import __version__
+
 COMMAND = ["wsfr", "gpt2-small", "--ctx", "64k"]
 TARGET_S = 0.25
 
@@ -38,7 +40,8 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("powerplan", "msgspec", "typer", "pyyaml", "tabulate")},
+        "versions": {"powerplan": __version__}
+        | {name: version(name) for name in ("msgspec", "typer", "pyyaml", "tabulate")},
         "seconds": [round(value, 4) for value in sorted(times)],
         "median_s": round(statistics.median(times), 4),
         "target_s": TARGET_S,

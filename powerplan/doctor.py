@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -28,7 +27,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return what planning and running layers need, whether this machine has it, and how to get what is missing."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
