@@ -38,6 +38,7 @@ LAYERS = [
     {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "curves", "version"},
     {"mixers", "ffn", "extras"},
     {"quantization"},
+    {"rope"},
     {"spec"},
     {
         "documents",
@@ -128,7 +129,7 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources("models"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_models_know_specs_and_kernels(path: Path) -> None:
-    allowed = ("models", "kernels", "spec", "mixers", "ffn", "errors")
+    allowed = ("models", "kernels", "spec", "rope", "mixers", "ffn", "errors")
     for name in imported(path):
         if name.startswith("powerplan."):
             assert name.split(".")[1] in allowed, f"{path.name} imports {name}"

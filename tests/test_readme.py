@@ -15,6 +15,7 @@ from powerplan.ffn import FFNS
 from powerplan.load import catalogue_names, load_model
 from powerplan.mixers import MIXERS
 from powerplan.mixers.formulas import SYMBOLS
+from powerplan.rope import SCALINGS, Rope
 from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +97,7 @@ def test_python_runs(code: str) -> None:
 
 def test_docs_spec_names_every_field_and_its_examples_are_specs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
-    parts = [ModelSpec, Norm, LayerGroup, *MIXERS.values(), *FFNS.values()]
+    parts = [ModelSpec, Norm, LayerGroup, Rope, *SCALINGS.values(), *MIXERS.values(), *FFNS.values()]
     fields = {field for part in parts for field in part.__struct_fields__}
     missing = {field for field in fields if not re.search(rf"\b{field}\b", text)}
     assert missing == set()

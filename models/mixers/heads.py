@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 
 INITIAL_GATE = 0.999
 """What every gate is with the first weights: the share of the past that is kept per token, as in the training code of
@@ -31,7 +32,7 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class GroupedHeadsMixer(SequenceMixer):
     """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (by the subclass), `merge` the heads."""
 
-    def __init__(self, mixer: GroupedHeads, hidden_size: int, *, rope: bool, **factory_kwargs: Any) -> None:
+    def __init__(self, mixer: GroupedHeads, hidden_size: int, *, rope: Rope | None, **factory_kwargs: Any) -> None:
         super().__init__()
         self.heads, self.kv_heads = mixer.heads, mixer.kv_heads
         self.head_dim, self.v_head_dim = mixer.head_dim, mixer.v_head_dim
@@ -68,8 +69,8 @@ class GroupedHeadsMixer(SequenceMixer):
         q, k = q.unflatten(-1, (self.heads, self.head_dim)), k.unflatten(-1, (self.kv_heads, self.head_dim))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device)
+        if self.rope is not None:
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
         q, k = q.to(v.dtype), k.to(v.dtype)  # On CUDA, autocast leaves norms in float32.

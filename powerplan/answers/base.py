@@ -108,18 +108,30 @@ class DrawnAnswer(Answer):
         write_whole(file, figure_bytes(self.figure(), format_of(file)), force, "path")
 
 
-def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
-    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError."""
+def read_model(
+    model: Model, mixer: str | None = None, contexts: Sequence[int] = (), *, trained: bool = False
+) -> LoadedModel:
+    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError.
+
+    Its notes say whether the `contexts` that are asked about, in tokens, go beyond those that it was trained for; of a
+    model that is to be `trained`, beyond those that its RoPE was made for.
+    """
     if isinstance(model, ModelSpec):
         loaded = LoadedModel(model, model.name)
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    if mixer is None:
-        return loaded
-    from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
+    spec, notes = loaded.spec, loaded.notes
+    if mixer is not None:
+        from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
 
-    spec, notes = with_mixer(loaded.spec, mixer)
-    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+        spec, more = with_mixer(spec, mixer)
+        notes = (*notes, *more)
+    if contexts:
+        from powerplan.report.parts import context_remark  # As above.
+
+        remark = context_remark(spec, max(contexts), trained=trained)
+        notes = (*notes, *([remark] if remark else []))
+    return LoadedModel(spec, loaded.origin, notes)
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:

@@ -214,7 +214,7 @@ def budget(
     if len(models) * len(contexts) > MAX_ROWS:
         size = f"{len(models):,} times {len(contexts):,} models and contexts are too many"
         raise InputError(f"{size}; {MAX_ROWS:,} rows are the most", parameter("context"))
-    loaded = [base.read_model(one, mixer) for one in models]
+    loaded = [base.read_model(one, mixer, contexts, trained=True) for one in models]
     _refuse_repeats([one.spec for one in loaded])
     accountings = [Accounting(one.spec, convention) for one in loaded]
     rows = tuple(_bought(accounting, at, asked, dtypes) for at in contexts for accounting in accountings)

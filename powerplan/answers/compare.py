@@ -77,7 +77,7 @@ def compare(
     if isinstance(models, str) or len(models) < 2:
         raise InputError("compare needs a list of two models or more", parameter("models"))
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    loaded = [read_model(model, mixer) for model in models]
+    loaded = [read_model(model, mixer, contexts) for model in models]
     accountings = tuple(Accounting(one.spec, convention) for one in loaded)
     return CompareAnswer(
         accountings=accountings,

@@ -107,7 +107,7 @@ def decode(
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
-        loaded = base.read_model(model, mixer)
+        loaded = base.read_model(model, mixer, contexts)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
         served.append(Served(accounting, _servings(accounting, contexts, dtypes, fleet)))

@@ -176,7 +176,7 @@ def recommend(
         price=optional(parse_money, "price", price),
     )
     selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
-    loaded = base.read_model(model, mixer)
+    loaded = base.read_model(model, mixer, contexts)
     profile = base.read_measured(measured)
     convention = convention or Convention()
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)

@@ -19,6 +19,7 @@ from powerplan.report.parts import (
     CONTEXT,
     FLOPS,
     RATIOS,
+    context_remark,
     convention_entry,
     dtypes_text,
     model_entry,
@@ -57,7 +58,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
         after, payload["explain"] = _explanation(accounting, rows[-1].context)
-    legend = _convention(accounting)
+    legend = _convention(accounting, max(row.context for row in rows))
     if by is None:
         formats = dtypes_text([accounting.spec], dtypes)
         legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
@@ -125,12 +126,13 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _convention(accounting: Accounting) -> list[str]:
+def _convention(accounting: Accounting, longest: int) -> list[str]:
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
         f"forward FLOPs per token, mean over the sequence: {convention.form} form, causal {convention.causal}, {head}",
         *([f"learned positions end at {positions:,}: longer contexts are what-ifs"] if positions else []),
+        *wrapped(context_remark(accounting.spec, longest) or ""),
     ]
 
 
