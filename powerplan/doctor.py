@@ -33,7 +33,7 @@ def examine() -> list[Finding]:
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("processor", f"{cores} cores, {_memory()} memory"),
-        *(_package(name) for name in ("msgspec", "pyyaml", "tabulate", "typer")),
+        *(_package(name) for name in ("msgspec", "pyyaml", "rich", "typer")),
         Finding("planning commands", "ready", ok=True),
     ]
     torch, triton = _package("torch", "pip install torch"), _package("triton")

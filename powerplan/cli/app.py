@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from powerplan.cli import answers, catalogues, profile, recommend, train
 from powerplan.version import __version__
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "wsfr": answers.wsfr,
-    "compare": answers.compare,
-    "budget": answers.budget,
-    "train": train.train,
-    "decode": answers.decode,
-    "recommend": recommend.recommend,
-    "profile": profile.profile,
-    "dims": catalogues.dims,
-    "models": catalogues.models,
-    "hardware": catalogues.hardware,
-    "reproduce": catalogues.reproduce,
-    "doctor": catalogues.doctor,
-    "schema": catalogues.schema,
+COMMANDS = {
+    "wsfr": "answers",
+    "compare": "answers",
+    "budget": "answers",
+    "train": "train",
+    "decode": "answers",
+    "recommend": "recommend",
+    "profile": "profile",
+    "dims": "catalogues",
+    "models": "catalogues",
+    "hardware": "catalogues",
+    "reproduce": "catalogues",
+    "doctor": "catalogues",
+    "schema": "catalogues",
 }
+"""The module of powerplan.cli that has each command's function, which has the command's name."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,7 +44,7 @@ def _before(
         typer.echo(context.get_help())
 
 
-def application(names: Iterable[str]) -> typer.Typer:
+def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """Return the command line with the commands of these names."""
     built = typer.Typer(
         pretty_exceptions_enable=False,
@@ -54,16 +55,15 @@ def application(names: Iterable[str]) -> typer.Typer:
     )
     built.callback(invoke_without_command=True)(_before)
     for name in names:
-        built.command(name)(COMMANDS[name])
+        built.command(name)(getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name))
     return built
-
-
-app = application(COMMANDS)
 
 
 def application_for(arguments: Sequence[str]) -> typer.Typer:
     """Return the command line for these arguments: typer reads the options of every command that it has.
 
-    One command takes 8 ms, all of them 60 (two cores, x86_64). Where the first argument names none, all are there.
+    One command takes 8 ms, all of them 60 (two cores, x86_64). Where the first word that is no option names none, all
+    are there.
     """
-    return application(arguments[:1]) if arguments and arguments[0] in COMMANDS else app
+    first = next((word for word in arguments if not word.startswith("-")), "")
+    return application([first] if first in COMMANDS else COMMANDS)
