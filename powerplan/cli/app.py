@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from powerplan.cli.shared import NO_COLOR, QUIET, prepared
 from powerplan.version import __version__
 
 COMMANDS = {
@@ -37,9 +38,13 @@ def _print_version(wanted: bool) -> None:
 def _before(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
+    quiet: QUIET = False,
+    no_color: NO_COLOR = False,
 ) -> None:
+    context.obj = {"quiet": quiet}
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -55,7 +60,7 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     built.callback(invoke_without_command=True)(_before)
     for name in names:
-        built.command(name)(getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name))
+        built.command(name)(prepared(getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name)))
     return built
 
 

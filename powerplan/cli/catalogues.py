@@ -9,7 +9,7 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
+from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
 from powerplan.errors import InputError
 
 
@@ -74,14 +74,16 @@ def hardware(
 
 
 def dims(
-    head_dim: Annotated[str, typer.Option(help="Head dims: 64, or a list such as 32,64,128.")] = "64",
-    p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
+    head_dim: Annotated[str, typer.Option(help="Head dims: 64, or a list such as 32,64,128."), ADDS] = "64",
+    p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4."), ADDS] = "1,2,3,4,5,6",
     tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
     v_head_dim: Annotated[
         str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all.")
+        str | None,
+        typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all."),
+        ADDS,
     ] = None,
     output: FormatOption = "table",
 ) -> None:

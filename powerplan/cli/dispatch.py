@@ -10,7 +10,7 @@ import typer
 
 from powerplan.cli.app import application_for
 from powerplan.cli.completion import VARIABLE, check_request
-from powerplan.cli.say import error
+from powerplan.cli.say import error, plain
 from powerplan.cli.streams import abandon, columns
 from powerplan.errors import PowerplanError, on_command_line
 from powerplan.report.width import terminal
@@ -32,7 +32,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 def _exit_code(arguments: Sequence[str]) -> int:
     completes = bool(os.environ.get(VARIABLE))
     try:
-        with on_command_line(), terminal(columns()):
+        with plain(arguments), on_command_line(), terminal(columns()):
             if completes:
                 check_request(os.environ)
             code = _called(arguments)

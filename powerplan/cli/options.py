@@ -14,6 +14,13 @@ from powerplan.load import LoadedModel, is_config, known_names, load_model
 from powerplan.mixers.formulas import Convention
 
 
+class Adds:
+    """What marks an option that is a list: given more than once, it holds all its values."""
+
+
+ADDS = Adds()
+
+
 def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """Return a completion for typer: those of `names` that begin with what has been typed."""
 

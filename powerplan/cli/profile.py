@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, LikeOption, OptionalModel, as_family, model_or_default
+from powerplan.cli.options import ADDS, FormatOption, LikeOption, OptionalModel, as_family, model_or_default
+from powerplan.cli.shared import ADDED
 
 if TYPE_CHECKING:
     from powerplan.cli.interrupts import Kept
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from powerplan.profile import Profile, Session
 
 
-ALLOWED_WITH_SHOW = frozenset({"show", "plot", "force", "output"})
+ALLOWED_WITH_SHOW = ADDED | {"show", "plot", "force", "output"}
 """Parameters that say how to print a profile. All others say what to time, or where to save it."""
 
 
@@ -24,19 +25,25 @@ def profile(
     command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
-        str | None, typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2.")
+        str | None,
+        typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2."),
+        ADDS,
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit.")
+        str | None,
+        typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit."),
+        ADDS,
     ] = None,
     passes: Annotated[
-        str, typer.Option("--pass", metavar="LIST", help="Any of forward, train (forward and backward), decode.")
+        str, typer.Option("--pass", metavar="LIST", help="Any of forward, train (forward and backward), decode."), ADDS
     ] = "forward,train",
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="Compare with softmax, window (of equal state), linear; or none.")
+        str, typer.Option(metavar="LIST", help="Compare with softmax, window (of equal state), linear; or none."), ADDS
     ] = "softmax,window",
     impl: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference.")
+        str,
+        typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference."),
+        ADDS,
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[
@@ -44,7 +51,7 @@ def profile(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="INTEGER", help="Sequences that a run processes at once.")] = "1",
     chunk_size: Annotated[
-        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none.")
+        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none."), ADDS
     ] = "auto",
     like: LikeOption = None,
     mixer: Annotated[

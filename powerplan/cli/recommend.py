@@ -20,7 +20,9 @@ TOP = "6"
 def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts.")
+        str | None,
+        typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
+        options.ADDS,
     ] = None,
     target: Annotated[str, typer.Option(help="Weight to state FLOPs: 1:1, 3:1, 1:2.")] = "1:1",
     max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,
@@ -40,8 +42,9 @@ def recommend(
     only: Annotated[
         str | None,
         typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named."),
+        options.ADDS,
     ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out."), options.ADDS] = None,
     weights_vs_state: Annotated[
         Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,

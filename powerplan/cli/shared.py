@@ -1,0 +1,180 @@
+"""What all commands share: options of the output, options that are given more than once, the panels of their help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from powerplan.cli import say
+from powerplan.cli.help import ORDER, PANELS
+from powerplan.cli.options import ADDS
+from powerplan.errors import InputError, listed
+
+Command = Callable[..., None]
+
+FORCE = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No notes on stderr; errors stay.")]
+NO_COLOR = Annotated[bool, typer.Option("--no-color", help="Plain text, as with NO_COLOR=1.")]
+JSON = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+OUTPUT = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the result to this file; - is standard output."),
+]
+
+FORMAT = "output"
+"""The parameter of --format, in the functions of commands."""
+
+ADDED = frozenset({"json_", "output_file", "quiet", "no_color"})
+"""Parameters that no function of a command has."""
+
+
+def prepared(function: Command) -> Command:
+    """Return the function of a command with the options that all commands share.
+
+    An option of one value may not be given twice, and those of one that is marked with ADDS become one list. A function
+    that has an option -o itself gets no other.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    own = inspect.signature(function).parameters
+    defaults = {name: parameter.default for name, parameter in own.items()}
+    added: dict[str, Any] = {}
+    if not any("-o" in _spellings(hint) for hint in hints.values()):
+        added |= {"output_file": OUTPUT} | ({} if "force" in own else {"force": FORCE})
+    if FORMAT in own:
+        added["json_"] = JSON
+    added |= {"quiet": QUIET, "no_color": NO_COLOR}
+    hints = {name: hints[name] for name in own} | added
+    defaults |= dict.fromkeys(added, False) | ({"output_file": None} if "output_file" in added else {})
+    context = next((name for name, hint in hints.items() if hint is typer.Context), None)
+    if context is None:
+        context, hints["context_"] = "context_", typer.Context
+    single = {name for name, hint in hints.items() if _takes_one_value(hint)}
+    adds = {name for name, hint in hints.items() if ADDS in getattr(hint, "__metadata__", ())}
+    parameters = sorted(
+        (
+            _parameter(name, hint, defaults.get(name, inspect.Parameter.empty), name in single, name in adds)
+            for name, hint in hints.items()
+        ),
+        key=lambda parameter: ORDER.index(PANELS.get(parameter.name)),
+    )
+
+    def called(**values: Any) -> None:
+        state: typer.Context = values[context]
+        names = {parameter.name: parameter.opts[0] for parameter in state.command.params}
+        for name in single:
+            values[name] = _one(names[name], values[name], name in adds)
+        if values.get("json_"):
+            _check_json(state, values[FORMAT])
+            values[FORMAT] = "json"
+        taken = {name: value for name, value in values.items() if name in own}
+        before = state.obj or {}
+        with say.asked(quiet=bool(values["quiet"] or before.get("quiet"))), _written(values, names):
+            function(**taken)
+
+    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _parameter(name: str, hint: Any, default: Any, repeatable: bool, adds: bool) -> inspect.Parameter:
+    """Return a parameter as typer is to see it: in its panel, with a word for its value.
+
+    One that is `repeatable` is a list of what it is given, as click keeps the last alone of one value.
+    """
+    info = copy(_info(hint))
+    if info is not None:
+        info.rich_help_panel = PANELS.get(name)
+        kind = get_args(hint)[0]
+        if repeatable:
+            kind, default = list[str] | None, default if default is None else [default]
+            info.metavar = info.metavar or ("LIST" if adds else "VALUE")
+        hint = Annotated[kind, info]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _info(hint: Any) -> Any:
+    """Return what typer knows of a parameter beside its type: its option or argument; None for another parameter."""
+    return next((own for own in getattr(hint, "__metadata__", ()) if hasattr(own, "param_decls")), None)
+
+
+def _spellings(hint: Any) -> tuple[str, ...]:
+    """Return the names that an option is given, where these are not made from its parameter's name."""
+    info = _info(hint)
+    if info is None:
+        return ()
+    # In an Annotated, typer takes the first of them for a default.
+    return tuple(name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str))
+
+
+def _takes_one_value(hint: Any) -> bool:
+    """Whether a parameter is an option with a value that is no list."""
+    info = _info(hint)
+    if info is None or not isinstance(info, type(_info(FORCE))):
+        return False
+    return not {bool, list} & {get_origin(kind) or kind for kind in _kinds(hint)}
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types that the values of a parameter may have."""
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return (
+        [kind for kind in get_args(inner) if kind is not NoneType]
+        if get_origin(inner) in (Union, UnionType)
+        else [inner]
+    )
+
+
+def _one(option: str, values: list[Any] | None, adds: bool) -> Any:
+    """Return the value of an option that may have been given several times; None where it was not given."""
+    if not values:
+        return None
+    if len(values) > 1 and not adds:
+        raise InputError(f"takes one value, and got {listed([str(value) for value in values], 'and')}", option)
+    return ", ".join(values) if adds else values[0]
+
+
+def _check_json(context: typer.Context, form: str) -> None:
+    given = context.get_parameter_source(FORMAT)
+    if given is not None and given.name == "COMMANDLINE" and form != "json":
+        raise InputError(f"is --format json, and there is --format {form} too; leave one out", "--json")
+
+
+@contextmanager
+def _written(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[None]:
+    """Write what is printed inside a `with` block to the file of --output, if there is one, and say so.
+
+    Also where the block ends in an error: what an interrupted profile has measured is an answer.
+    """
+    path = values.get("output_file")
+    if path is None or path == "-":
+        yield
+        return
+    from powerplan.cli.files import File, deliver
+    from powerplan.cli.interrupts import kept
+    from powerplan.load import model_file
+    from powerplan.output import check_targets
+    from powerplan.report.width import terminal
+
+    others = ("write", "plot", "save")
+    targets = {"--output": path} | {names[name]: values.get(name) for name in others if name in names}
+    models = values.get("models") or [values.get("model")]
+    inputs = {"MODEL" if len(models) == 1 else f"MODEL {name}": model_file(name) for name in models if name is not None}
+    inputs |= {names[name]: values.get(name) for name in ("measured", "show") if name in names}
+    force = bool(values.get("force"))
+    check_targets(targets, force, inputs)
+    text: list[str] = []
+    try:
+        with terminal(None), say.asked(into=text):
+            yield
+    finally:
+        if text:
+            with kept() as signals:
+                file = File("--output", path, lambda: "".join(text).encode())
+                deliver(lambda: None, [file], force, signals)
