@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
-from powerplan.errors import allowed_values, shown
-from powerplan.load import LoadedModel, is_config, known_names, load_model
+from powerplan.errors import InputError, allowed_values, shown
+from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
+from powerplan.textfiles import STDIN, is_json, read_stdin
 
 
 class Adds:
@@ -50,7 +51,8 @@ def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = 
 Model = Annotated[
     str,
     name_argument(
-        "A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.", "MODEL"
+        "A powerplan YAML, a Hugging Face config.json or its folder, a name of powerplan models; - is standard input.",
+        "MODEL",
     ),
 ]
 OptionalModel = Annotated[
@@ -135,16 +137,28 @@ def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Con
 
 
 def as_family(model: str, like: str | None) -> str | LoadedModel:
-    """Return MODEL, or what it holds where --like says how to read it."""
+    """Return MODEL, or what it holds: where --like says how to read it, and where it is "-", standard input."""
+    if model == "-":
+        return load_text(read_stdin(), STDIN, like)
     return model if like is None else load_model(model, like)
 
 
 def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedModel]:
     """Return MODELS, those that are a config.json read as --like says. InputError where none is and --like is given."""
-    configs = [is_config(model) for model in models] if like is not None and len(models) > 1 else [True] * len(models)
+    if models.count("-") > 1:
+        raise InputError("- is there more than once, and standard input holds one model", "MODEL")
+    if like is None or len(models) == 1:
+        return [as_family(model, like) for model in models]
+    stdin = read_stdin() if "-" in models else ""
+    configs = [is_json(STDIN, stdin) if model == "-" else is_config(model) for model in models]
     if not any(configs):
-        configs[:1] = [True]  # Reading it raises the error that says what it is.
-    return [as_family(model, like if config else None) for model, config in zip(models, configs, strict=True)]
+        configs[0] = True  # Reading it raises the error that says what it is.
+    return [
+        load_text(stdin, STDIN, like if config else None)
+        if model == "-"
+        else as_family(model, like if config else None)
+        for model, config in zip(models, configs, strict=True)
+    ]
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:
