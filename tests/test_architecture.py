@@ -47,6 +47,7 @@ LAYERS = [
         "lookalikes",
         "accounting",
         "hardware",
+        "defaults",
         "doctor",
     },
     {"swap", "measured", "output"},

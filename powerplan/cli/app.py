@@ -60,7 +60,8 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     built.callback(invoke_without_command=True)(_before)
     for name in names:
-        built.command(name)(prepared(getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name)))
+        function = getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name)
+        built.command(name)(prepared(function, COMMANDS))
     return built
 
 

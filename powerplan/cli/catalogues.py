@@ -128,10 +128,11 @@ def reproduce(
 
 def doctor(output: FormatOption = "table") -> None:
     """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
+    from powerplan.cli.app import COMMANDS
     from powerplan.doctor import examine
     from powerplan.report.catalogue import doctor_report
 
-    say.show(doctor_report(examine()), output)
+    say.show(doctor_report(examine(list(COMMANDS))), output)
 
 
 def schema() -> None:

@@ -9,6 +9,7 @@ import typer
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import options, say
+from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
@@ -110,7 +111,7 @@ def recommend(
             "--plot": plot,
             "lists of contexts": len(contexts) > 1,
         }
-        given = [option for option, value in unused.items() if value]
+        given = [option for option, value in unused.items() if value and not is_default(option)]
         if given:
             raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
         solved = solve_for(

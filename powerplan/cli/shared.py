@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from powerplan.cli import say
+from powerplan.cli.defaults import take_defaults, using
 from powerplan.cli.help import ORDER, PANELS
 from powerplan.cli.options import ADDS
 from powerplan.errors import InputError, listed
@@ -34,67 +36,98 @@ ADDED = frozenset({"json_", "output_file", "quiet", "no_color"})
 """Parameters that no function of a command has."""
 
 
-def prepared(function: Command) -> Command:
-    """Return the function of a command with the options that all commands share.
+@dataclass(frozen=True)
+class _Parameters:
+    """The parameters of a command by name: those of its function, and those that all commands share.
+
+    hints: their types, with what typer is told of them. defaults: their defaults. context: the one that is typer's
+    context. single: options that typer gets as lists, to see each value that was given. adds: those of them whose
+    values add up. lists: all that hold several values. words: what those may be that are one of some words.
+    """
+
+    hints: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    context: str
+    single: Set[str]
+    adds: Set[str]
+    lists: Set[str]
+    words: Mapping[str, tuple[str, ...]]
+
+
+def prepared(function: Command, commands: Collection[str]) -> Command:
+    """Return the function of a command with what all commands share: options, and the defaults of a file.
 
     An option of one value may not be given twice, and those of one that is marked with ADDS become one list. A function
     that has an option -o itself gets no other.
+
+    commands: the names of all commands.
     """
-    hints = get_type_hints(function, include_extras=True)
     own = inspect.signature(function).parameters
-    defaults = {name: parameter.default for name, parameter in own.items()}
-    added: dict[str, Any] = {}
-    if not any("-o" in _spellings(hint) for hint in hints.values()):
-        added |= {"output_file": OUTPUT} | ({} if "force" in own else {"force": FORCE})
-    if FORMAT in own:
-        added["json_"] = JSON
-    added |= {"quiet": QUIET, "no_color": NO_COLOR}
-    hints = {name: hints[name] for name in own} | added
-    defaults |= dict.fromkeys(added, False) | ({"output_file": None} if "output_file" in added else {})
-    context = next((name for name, hint in hints.items() if hint is typer.Context), None)
-    if context is None:
-        context, hints["context_"] = "context_", typer.Context
-    single = {name for name, hint in hints.items() if _takes_one_value(hint)}
-    adds = {name for name, hint in hints.items() if ADDS in getattr(hint, "__metadata__", ())}
-    parameters = sorted(
-        (
-            _parameter(name, hint, defaults.get(name, inspect.Parameter.empty), name in single, name in adds)
-            for name, hint in hints.items()
-        ),
-        key=lambda parameter: ORDER.index(PANELS.get(parameter.name)),
-    )
+    shape = _parameters_of(function)
 
     def called(**values: Any) -> None:
-        state: typer.Context = values[context]
-        names = {parameter.name: parameter.opts[0] for parameter in state.command.params}
-        for name in single:
-            values[name] = _one(names[name], values[name], name in adds)
+        context: typer.Context = values[shape.context]
+        names = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
+        for name in shape.single - shape.adds:
+            if len(values[name] or ()) > 1:
+                raise InputError(f"takes one value, and got {listed(values[name], 'and')}", names[name])
+        taken = take_defaults(context, commands, values, shape.words, shape.lists)
+        for name in shape.single:
+            values[name] = ", ".join(values[name]) if values[name] else None
         if values.get("json_"):
-            _check_json(state, values[FORMAT])
+            _check_json(context, values[FORMAT])
             values[FORMAT] = "json"
-        taken = {name: value for name, value in values.items() if name in own}
-        before = state.obj or {}
-        with say.asked(quiet=bool(values["quiet"] or before.get("quiet"))), _written(values, names):
-            function(**taken)
+        quiet = bool(values["quiet"] or (context.obj or {}).get("quiet"))
+        with say.asked(quiet=quiet), using(taken), _written(values, names):
+            function(**{name: value for name, value in values.items() if name in own})
 
+    parameters = sorted(
+        (_parameter(name, shape) for name in shape.hints),
+        key=lambda parameter: ORDER.index(PANELS.get(parameter.name)),
+    )
     called.__name__, called.__doc__ = function.__name__, function.__doc__
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
 
 
-def _parameter(name: str, hint: Any, default: Any, repeatable: bool, adds: bool) -> inspect.Parameter:
-    """Return a parameter as typer is to see it: in its panel, with a word for its value.
+def _parameters_of(function: Command) -> _Parameters:
+    own = inspect.signature(function).parameters
+    every = get_type_hints(function, include_extras=True)
+    hints: dict[str, Any] = {name: every[name] for name in own}
+    defaults: dict[str, Any] = {name: parameter.default for name, parameter in own.items()}
+    if not any("-o" in _spellings(hint) for hint in hints.values()):
+        hints, defaults = {**hints, "output_file": OUTPUT}, {**defaults, "output_file": None}
+        if "force" not in own:
+            hints["force"] = FORCE
+    if FORMAT in own:
+        hints["json_"] = JSON
+    hints |= {"quiet": QUIET, "no_color": NO_COLOR}
+    context = next((name for name, hint in hints.items() if hint is typer.Context), "context_")
+    hints[context] = typer.Context
+    adds = {name for name, hint in hints.items() if ADDS in getattr(hint, "__metadata__", ())}
+    kinds = {name: _kinds(hint) for name, hint in hints.items()}
+    return _Parameters(
+        hints,
+        {name: defaults.get(name, inspect.Parameter.empty if name == context else False) for name in hints},
+        context,
+        {name for name, hint in hints.items() if _takes_one_value(hint)},
+        adds,
+        adds | {name for name, own in kinds.items() if list in map(get_origin, own)},
+        {name: get_args(kind) for name, own in kinds.items() for kind in own if get_origin(kind) is Literal},
+    )
 
-    One that is `repeatable` is a list of what it is given, as click keeps the last alone of one value.
-    """
+
+def _parameter(name: str, shape: _Parameters) -> inspect.Parameter:
+    """Return a parameter as typer is to see it: in its panel, with a word for its value."""
+    hint, default = shape.hints[name], shape.defaults[name]
     info = copy(_info(hint))
     if info is not None:
         info.rich_help_panel = PANELS.get(name)
         kind = get_args(hint)[0]
-        if repeatable:
+        if name in shape.single:
             kind, default = list[str] | None, default if default is None else [default]
-            info.metavar = info.metavar or ("LIST" if adds else "VALUE")
+            info.metavar = info.metavar or ("LIST" if name in shape.adds else "VALUE")
         hint = Annotated[kind, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
@@ -129,15 +162,6 @@ def _kinds(hint: Any) -> list[Any]:
         if get_origin(inner) in (Union, UnionType)
         else [inner]
     )
-
-
-def _one(option: str, values: list[Any] | None, adds: bool) -> Any:
-    """Return the value of an option that may have been given several times; None where it was not given."""
-    if not values:
-        return None
-    if len(values) > 1 and not adds:
-        raise InputError(f"takes one value, and got {listed([str(value) for value in values], 'and')}", option)
-    return ", ".join(values) if adds else values[0]
 
 
 def _check_json(context: typer.Context, form: str) -> None:
