@@ -55,7 +55,10 @@ def _defaults(commands: Sequence[str]) -> list[Finding]:
     defaults = find_defaults(commands)
     if not defaults.file:
         return [Finding("defaults", f"none: no {OWN_FILE}, no [{TABLE}] in {PROJECT_FILE}")]
-    return [Finding("defaults", defaults.file), *(Finding(f"default of {key}", value) for key, value in defaults.listed())]
+    return [
+        Finding("defaults", defaults.file),
+        *(Finding(f"default of {key}", value) for key, value in defaults.listed()),
+    ]
 
 
 def _package(name: str, remedy: str | None = None) -> Finding:

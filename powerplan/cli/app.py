@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from powerplan.cli.help import COMMAND_PANELS, Command, Group
 from powerplan.cli.shared import NO_COLOR, QUIET, prepared
 from powerplan.version import __version__
 
@@ -27,6 +28,11 @@ COMMANDS = {
     "schema": "catalogues",
 }
 """The module of powerplan.cli that has each command's function, which has the command's name."""
+
+CODES = (
+    "Exit codes: 0 done, 2 bad usage or bad input, 3 nothing meets the constraints, 4 this machine cannot do it, "
+    "130 interrupted (143 by SIGTERM). Notes go to stderr."
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,16 +58,16 @@ def _before(
 def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """Return the command line with the commands of these names."""
     built = typer.Typer(
+        cls=Group,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Plan compute-optimal long-context models: where a model stands between weights and state.",
-        epilog="Exit codes: 0 done, 2 bad usage or bad input, 3 nothing meets the constraints, "
-        "4 this machine cannot do it, 130 interrupted (143 by SIGTERM). Notes go to stderr.",
+        epilog=CODES,
     )
     built.callback(invoke_without_command=True)(_before)
     for name in names:
         function = getattr(import_module(f"powerplan.cli.{COMMANDS[name]}"), name)
-        built.command(name)(prepared(function, COMMANDS))
+        built.command(name, cls=Command, rich_help_panel=COMMAND_PANELS.get(name))(prepared(function, COMMANDS))
     return built
 
 

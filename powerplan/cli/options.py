@@ -93,7 +93,8 @@ def choice_option(choices: Any, text: str, *names: str) -> Any:
             raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
         return word
 
-    metavar = f"<{'|'.join(words)}>"
+    # The words stand in the text, where a narrow terminal breaks lines between them.
+    metavar, text = ("WORD", f"{text} One of {', '.join(words)}.") if len(words) > 1 else (words[0], text)
     return typer.Option(*names, help=text, parser=parse, metavar=metavar, autocompletion=completer(lambda: words))
 
 

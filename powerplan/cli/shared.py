@@ -18,7 +18,7 @@ from powerplan.cli.help import ORDER, PANELS
 from powerplan.cli.options import ADDS
 from powerplan.errors import InputError, listed
 
-Command = Callable[..., None]
+Function = Callable[..., None]
 
 FORCE = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No notes on stderr; errors stay.")]
@@ -54,7 +54,7 @@ class _Parameters:
     words: Mapping[str, tuple[str, ...]]
 
 
-def prepared(function: Command, commands: Collection[str]) -> Command:
+def prepared(function: Function, commands: Collection[str]) -> Function:
     """Return the function of a command with what all commands share: options, and the defaults of a file.
 
     An option of one value may not be given twice, and those of one that is marked with ADDS become one list. A function
@@ -91,7 +91,7 @@ def prepared(function: Command, commands: Collection[str]) -> Command:
     return called
 
 
-def _parameters_of(function: Command) -> _Parameters:
+def _parameters_of(function: Function) -> _Parameters:
     own = inspect.signature(function).parameters
     every = get_type_hints(function, include_extras=True)
     hints: dict[str, Any] = {name: every[name] for name in own}
