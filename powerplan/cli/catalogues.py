@@ -9,7 +9,8 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
+from powerplan.cli.completion import device_names, list_completer, state_kinds
+from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, name_argument
 from powerplan.errors import InputError
 
 
@@ -82,7 +83,10 @@ def dims(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all."),
+        typer.Option(
+            help="Compare the states of these mixers with power attention's: kda,mamba2 or all.",
+            autocompletion=list_completer(state_kinds),
+        ),
         ADDS,
     ] = None,
     output: FormatOption = "table",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
+from powerplan.cli.completion import completer, device_names, family_names, mixer_words
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
@@ -20,27 +21,6 @@ class Adds:
 
 
 ADDS = Adds()
-
-
-def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return a completion for typer: those of `names` that begin with what has been typed."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete.lower())]
-
-    return complete
-
-
-def device_names() -> Iterable[str]:
-    from powerplan.hardware import devices  # Only a completion needs it: planning without a device loads no rates.
-
-    return devices()
-
-
-def family_names() -> Iterable[str]:
-    from powerplan.huggingface import FAMILIES
-
-    return sorted(FAMILIES)
 
 
 def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
@@ -70,7 +50,10 @@ LikeOption = Annotated[
 ]
 MixerOption = Annotated[
     str | None,
-    typer.Option(help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ..."),
+    typer.Option(
+        help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
+        autocompletion=mixer_words,
+    ),
 ]
 
 

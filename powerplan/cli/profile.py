@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from powerplan.cli import say
+from powerplan.cli.completion import mixer_words
 from powerplan.cli.options import ADDS, FormatOption, LikeOption, OptionalModel, as_family, model_or_default
 from powerplan.cli.shared import ADDED
 
@@ -55,7 +56,11 @@ def profile(
     ] = "auto",
     like: LikeOption = None,
     mixer: Annotated[
-        str | None, typer.Option(help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.")
+        str | None,
+        typer.Option(
+            help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.",
+            autocompletion=mixer_words,
+        ),
     ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
     time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",

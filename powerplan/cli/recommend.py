@@ -9,6 +9,7 @@ import typer
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import options, say
+from powerplan.cli.completion import excludable_kinds, list_completer, selectable_kinds
 from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
@@ -42,10 +43,17 @@ def recommend(
     ] = "weights",
     only: Annotated[
         str | None,
-        typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named."),
+        typer.Option(
+            help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named.",
+            autocompletion=list_completer(selectable_kinds),
+        ),
         options.ADDS,
     ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out."), options.ADDS] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="Kinds, or lm-head, to leave out.", autocompletion=list_completer(excludable_kinds)),
+        options.ADDS,
+    ] = None,
     weights_vs_state: Annotated[
         Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,
