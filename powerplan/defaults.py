@@ -50,7 +50,7 @@ class Defaults:
 
 def written(value: str | int | float) -> str:
     """Return a value as an option takes it."""
-    return f"{value:g}".replace("+", "") if isinstance(value, float) else str(value)
+    return repr(value).replace("+", "") if isinstance(value, float) else str(value)
 
 
 def listed_value(value: Value) -> str:
@@ -110,25 +110,26 @@ def _read(path: Path, text: str, table: str, commands: Sequence[str]) -> Default
         raise InputError("is not valid TOML: a number of thousands of digits", name) from None
     except RecursionError:
         raise InputError("is not valid TOML: too many lists or tables within each other", name) from None
+    found: object = data
     for part in table.split(".") if table else ():
-        data = data.get(part) if isinstance(data, dict) else None
-    if data is None:
+        found = found.get(part) if isinstance(found, dict) else None
+    if found is None:
         return Defaults()
     defaults = Defaults(name, {}, {}, dict(_lines(text, table)))
-    if not isinstance(data, dict):
-        raise InputError(f"is {shown(data)}, and not a table", f"{name}: {table}")
+    if not isinstance(found, dict):
+        raise InputError(f"is {shown(found)}, and not a table", f"{name}: {table}")
     allowed = [*OPTIONS, *(f"[{command}]" for command in commands)]
-    for key, value in data.items():
+    for key, value in found.items():
         if key in commands and isinstance(value, dict):
             continue
         if key not in OPTIONS:
             raise InputError(f"unknown key{allowed_values(key, allowed)}", defaults.place(key))
         _check(value, defaults.place(key))
     for command in commands:
-        for key, value in data.get(command, {}).items():
+        for key, value in found.get(command, {}).items():
             _check(value, defaults.place(key, command))
-    shared = {key: value for key, value in data.items() if key in OPTIONS}
-    return Defaults(name, shared, {key: data[key] for key in commands if key in data}, defaults.lines)
+    shared = {key: value for key, value in found.items() if key in OPTIONS}
+    return Defaults(name, shared, {key: found[key] for key in commands if key in found}, defaults.lines)
 
 
 def _check(value: object, where: str) -> None:

@@ -20,6 +20,9 @@ FILES = frozenset({"--write", "--plot", "--save", "--show", "--output", "--measu
 OWN_TABLE_ALONE = frozenset({"profile"})
 """Commands that take no shared defaults: what to measure here is another question than what to plan for."""
 
+OF_A_DEVICE = frozenset({"devices", "mfu", "price"})
+"""Shared defaults that are taken where a device is named: commands refuse these options without one."""
+
 
 @dataclass
 class Taken:
@@ -70,11 +73,15 @@ def take_defaults(
         and parameter.opts[0] not in FILES
         and isinstance(values.get(str(parameter.name), False), list | None)
     }
-    for table, key, value in _entries(defaults, command):
+    entries = list(_entries(defaults, command))
+    has_device = "gpu" in {key for _, key, _ in entries} or bool(values.get("gpu"))
+    for table, key, value in entries:
         where = defaults.place(key, table)
         if key not in parameters:
             if table:
                 raise InputError(f"unknown key{allowed_values(key, list(parameters))}", where)
+            continue
+        if key in OF_A_DEVICE and not (table or has_device):
             continue
         parameter = parameters[key]
         name = str(parameter.name)

@@ -53,12 +53,20 @@ def test_the_defaults_of_a_file(file: str, text: str, capsys: pytest.CaptureFixt
 
 
 def test_numbers_are_written_as_options_take_them(capsys: pytest.CaptureFixture[str]) -> None:
-    Path(OWN).write_text('gpu = "h100-sxm"\ndevices = 64\nprice = 2.5\n[budget]\nflops = 1e21\nmfu = 0.4\n')
+    Path(OWN).write_text('gpu = "h100-sxm"\ndevices = 64\nprice = 2.5\n[budget]\nflops = 1e21\nmfu = 0.123456789\n')
     result, err = answer(capsys, "budget gpt2-small --ctx 8k")
     assert result["total_flops"] == 10**21
-    assert err.startswith("note: defaults of powerplan.toml: gpu h100-sxm; devices 64; flops 1e21; mfu 0.4\n")
+    assert err.startswith("note: defaults of powerplan.toml: gpu h100-sxm; devices 64; flops 1e21; mfu 0.123456789\n")
     result, _ = answer(capsys, "train llama-3-8b --ctx 8k --tokens 100B")
     assert result["cost"] == pytest.approx(2.5 * result["gpu_hours"])
+
+
+def test_what_needs_a_device_is_taken_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(OWN).write_text("devices = 64\nprice = 2.5\nmfu = 0.3\n")
+    for command in ("recommend gpt2-small", "decode gpt2-small", "budget gpt2-small --flops 1e21"):
+        assert "defaults of" not in answer(capsys, command)[1]
+    _, err = answer(capsys, "budget gpt2-small --flops 1e21 --gpu h100-sxm")
+    assert "note: defaults of powerplan.toml: devices 64; mfu 0.3\n" in err
 
 
 def test_the_table_of_a_command_comes_before_the_shared_one(capsys: pytest.CaptureFixture[str]) -> None:
