@@ -24,12 +24,13 @@ _into: ContextVar[list[str] | None] = ContextVar("into", default=None)
 @contextmanager
 def asked(quiet: bool | None = None, into: list[str] | None = None) -> Iterator[None]:
     """Leave notes out inside a `with` block, or append to `into` what stdout would get; None changes nothing."""
-    tokens = [(own, own.set(value)) for own, value in ((_quiet, quiet), (_into, into)) if value is not None]
+    was_quiet = _quiet.set(_quiet.get() if quiet is None else quiet)
+    was_into = _into.set(_into.get() if into is None else into)
     try:
         yield
     finally:
-        for own, token in tokens:
-            own.reset(token)
+        _quiet.reset(was_quiet)
+        _into.reset(was_into)
 
 
 def quiet() -> bool:

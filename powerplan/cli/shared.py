@@ -113,7 +113,7 @@ def _parameters_of(function: Function) -> _Parameters:
         context,
         {name for name, hint in hints.items() if _takes_one_value(hint)},
         adds,
-        adds | {name for name, own in kinds.items() if list in map(get_origin, own)},
+        adds | {name for name, own in kinds.items() if any(get_origin(kind) is list for kind in own)},
         {name: get_args(kind) for name, own in kinds.items() for kind in own if get_origin(kind) is Literal},
     )
 
