@@ -1,7 +1,7 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, and flops_per_step is
-for training loops (docs/api.md).
+wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, solve as `recommend
+--solve` and degrees as `dims --model`; flops_per_step is for training loops (docs/api.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
+    from powerplan.answers.degrees import degrees
     from powerplan.answers.flops import flops_per_step
     from powerplan.answers.recommend import recommend
+    from powerplan.answers.solve import solve
     from powerplan.answers.train import train
     from powerplan.answers.wsfr import wsfr
     from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
@@ -45,9 +47,11 @@ __all__ = [
     "budget",
     "compare",
     "decode",
+    "degrees",
     "flops_per_step",
     "load_model",
     "recommend",
+    "solve",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
@@ -60,8 +64,10 @@ _MODULES = {
     "answers.budget": ("budget",),
     "answers.compare": ("compare",),
     "answers.decode": ("decode",),
+    "answers.degrees": ("degrees",),
     "answers.flops": ("flops_per_step",),
     "answers.recommend": ("recommend",),
+    "answers.solve": ("solve",),
     "answers.train": ("train",),
     "answers.wsfr": ("wsfr",),
     "dims": ("spow_dim", "tiled_spow_dim", "tpow_dim"),

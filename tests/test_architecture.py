@@ -16,6 +16,7 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['wsfr', 'gpt2-small', '--ctx', '64k']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['models']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['dims']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['dims', '--model', 'gpt2-small']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['hardware', 'h100-sxm']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",

@@ -12,7 +12,7 @@ import typer
 
 from powerplan.cli import say
 from powerplan.defaults import Defaults, Value, find_defaults, listed_value, written
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, allowed_values, listed, shown
 
 FILES = frozenset({"--write", "--plot", "--save", "--show", "--output", "--measured"})
 """Options that name a file: none has a default."""
@@ -26,10 +26,15 @@ OF_A_DEVICE = frozenset({"devices", "mfu", "price"})
 
 @dataclass
 class Taken:
-    """The defaults that a command has taken: the place of each by the spellings of its option, and their texts."""
+    """The defaults that a command has taken.
+
+    places: where each stands, by the spellings of its option. texts: each as a note says it. left: lists that the
+    command has one value for.
+    """
 
     places: dict[str, str] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     file: str = ""
 
 
@@ -87,9 +92,13 @@ def take_defaults(
         name = str(parameter.name)
         if _given(context, name) or (key == "format" and not _has_format(values, value)):
             continue
-        values[name] = [written(one) for one in value] if isinstance(value, list) else [written(value)]
-        if name not in lists and len(values[name]) > 1:
-            raise InputError(f"takes one value{_of(command, table)}, and this is a list", where)
+        several = value if isinstance(value, list) else [value]
+        if name not in lists and len(several) > 1:
+            if table:
+                raise InputError("takes one value, and this is a list", where)
+            taken.left.append(key)
+            continue
+        values[name] = [written(one) for one in several]
         for word in values[name]:
             if name in words and word not in words[name]:
                 raise InputError(
@@ -129,8 +138,9 @@ def _of(command: str, table: str) -> str:
 @contextmanager
 def using(taken: Taken) -> Iterator[None]:
     """Say which defaults were taken, and let errors about them name their place in the file."""
-    if taken.texts:
-        say.note(f"defaults of {taken.file}: {'; '.join(taken.texts)}")
+    if taken.texts or taken.left:
+        left = [f"not {listed(taken.left, 'or')}, which is a list here"] if taken.left else []
+        say.note(f"defaults of {taken.file}: {'; '.join([*taken.texts, *left])}")
     token = _taken.set(taken)
     try:
         yield

@@ -76,6 +76,7 @@ EXAMPLES = {
         "powerplan recommend llama-3-8b --ctx 128k",
         "powerplan recommend config.json --write new.yaml",
         "powerplan recommend gpt2-small --solve window",
+        "powerplan recommend --solve window --equal-state kda",
     ],
     "profile": [
         "powerplan profile gpt2-small --p 2 --time-limit 60",
@@ -84,6 +85,7 @@ EXAMPLES = {
     ],
     "dims": [
         "powerplan dims --head-dim 64,128 --p 2,3",
+        "powerplan dims --model llama-3-8b --p 2,3",
         "powerplan dims --kind kda,mamba2",
     ],
     "models": [

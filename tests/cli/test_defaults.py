@@ -148,6 +148,22 @@ def test_what_one_answer_has_no_place_for(capsys: pytest.CaptureFixture[str]) ->
     assert "leave --price out" in capsys.readouterr().err
 
 
+def test_a_list_for_a_command_of_one_value(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(OWN).write_text('ctx = ["8k", "64k"]\nprice = [1, 2]\ngpu = "h100-sxm"\n')
+    result, err = answer(capsys, "train llama-3-8b --tokens 1B --devices 8")
+    assert result["context"] == 65_536  # Its own default, and not the last of the list.
+    said = "defaults of powerplan.toml: gpu h100-sxm; not ctx or price, which is a list here"
+    assert err.splitlines()[0] == f"note: {said}"
+
+
+def test_a_context_is_for_the_model_of_dims(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(OWN).write_text('ctx = "8k"\n')
+    assert "rows" in answer(capsys, "dims")[0]
+    with_model, err = answer(capsys, "dims --model gpt2-small --p 2")
+    assert with_model["context"] == 8192
+    assert err == "note: defaults of powerplan.toml: ctx 8k\n"
+
+
 def test_doctor_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     nothing = {one["what"]: one["found"] for one in answer(capsys, "doctor")[0]["findings"]}
     assert nothing["defaults"] == "none: no powerplan.toml, no [tool.powerplan] in pyproject.toml"
@@ -163,7 +179,6 @@ MESSAGES = {
     'context = "64k"': "powerplan.toml:1: context: unknown key; did you mean ctx? allowed are ctx, ...",
     'weights_dtype = "fp8"': "powerplan.toml:1: weights_dtype: unknown key; did you mean weights-dtype? ...",
     'dtype = "bf61"': "powerplan.toml:1: dtype: 'bf61' is not known; did you mean bf16? ...",
-    'dtype = ["bf16", "fp8"]': "powerplan.toml:1: dtype: takes one value for wsfr; a table of its own, [wsfr], ...",
     "[wsfr]\ndtype = ['bf16', 'fp8']": "powerplan.toml:2: dtype: takes one value, and this is a list",
     "[wsfr]\nby = 'layers'": "powerplan.toml:2: by: 'layers' is not known; did you mean layer? ...",
     "[wsfr]\nflops = 1": "powerplan.toml:2: flops: unknown key; allowed are ctx, by, like, mixer, ...",
