@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,9 +71,9 @@ def find_defaults(commands: Sequence[str]) -> Defaults:
     """
     for folder in map(Path, map(os.path.relpath, _folders())):
         own, project = folder / OWN_FILE, folder / PROJECT_FILE
-        if own.is_file():
+        if _is_there(own):
             return _read(own, read_text(own, usual="defaults are a few lines"), "", commands)
-        if project.is_file():
+        if _is_there(project):
             try:
                 text = read_text(project)
             except InputError:  # Another tool's file, as far as we know.
@@ -91,8 +91,16 @@ def _folders() -> list[Path]:
     except OSError:  # It has been removed.
         return []
     folders = [here, *here.parents]
-    root = next((place for place, folder in enumerate(folders) if (folder / ".git").exists()), 0)
+    root = next((place for place, folder in enumerate(folders) if _is_there(folder / ".git", Path.exists)), 0)
     return folders[: root + 1]
+
+
+def _is_there(path: Path, ask: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether there is a file, as far as we may look."""
+    try:
+        return ask(path)
+    except OSError:
+        return False
 
 
 def _read(path: Path, text: str, table: str, commands: Sequence[str]) -> Defaults:

@@ -10,7 +10,6 @@ import typer
 from powerplan.accounting import Accounting
 from powerplan.cli import say
 from powerplan.cli.completion import completer, device_names, list_completer, state_kinds
-from powerplan.cli.defaults import is_default
 from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, name_argument
 from powerplan.errors import InputError
 from powerplan.load import known_names
@@ -137,7 +136,7 @@ def dims(
         say.answer(degrees_of(as_family(model, like), context, p=degrees, tile=width), output)
         return
     for option, value in (("--ctx", ctx), ("--like", like)):
-        if value is not None and not is_default(option):
+        if value is not None:
             raise InputError("is for a model; such as --model llama-3-8b", option)
     head_dims = parse_integers("64" if head_dim is None else head_dim, "--head-dim", 1, 65536)
     values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)

@@ -90,7 +90,7 @@ def take_defaults(
             continue
         parameter = parameters[key]
         name = str(parameter.name)
-        if _given(context, name) or (key == "format" and not _has_format(values, value)):
+        if _given(context, name) or not _has_place(command, key, value, values):
             continue
         several = value if isinstance(value, list) else [value]
         if name not in lists and len(several) > 1:
@@ -125,9 +125,11 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _has_format(values: Mapping[str, Any], form: Value) -> bool:
-    """Whether a command prints in the format of a file where its other options are what they are."""
-    return not (values.get("json_") or values.get("yaml") or (values.get("explain") and form == "csv"))
+def _has_place(command: str, key: str, value: Value, values: Mapping[str, Any]) -> bool:
+    """Whether a default has a meaning beside the options that are on the command line."""
+    if key == "format":
+        return not (values.get("json_") or values.get("yaml") or (values.get("explain") and value == "csv"))
+    return not (command == "dims" and key == "ctx" and not values.get("model"))
 
 
 def _of(command: str, table: str) -> str:

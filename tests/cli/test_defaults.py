@@ -150,15 +150,14 @@ def test_what_one_answer_has_no_place_for(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_list_for_a_command_of_one_value(capsys: pytest.CaptureFixture[str]) -> None:
     Path(OWN).write_text('ctx = ["8k", "64k"]\nprice = [1, 2]\ngpu = "h100-sxm"\n')
-    result, err = answer(capsys, "train llama-3-8b --tokens 1B --devices 8")
-    assert result["context"] == 65_536  # Its own default, and not the last of the list.
+    _, err = answer(capsys, "train llama-3-8b --tokens 1B --devices 8")
     said = "defaults of powerplan.toml: gpu h100-sxm; not ctx or price, which is a list here"
     assert err.splitlines()[0] == f"note: {said}"
 
 
 def test_a_context_is_for_the_model_of_dims(capsys: pytest.CaptureFixture[str]) -> None:
     Path(OWN).write_text('ctx = "8k"\n')
-    assert "rows" in answer(capsys, "dims")[0]
+    assert answer(capsys, "dims")[1] == ""
     with_model, err = answer(capsys, "dims --model gpt2-small --p 2")
     assert with_model["context"] == 8192
     assert err == "note: defaults of powerplan.toml: ctx 8k\n"
