@@ -1,7 +1,7 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
 wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, solve as `recommend
---solve` and degrees as `dims --model`; flops_per_step is for training loops (docs/api.md).
+--solve`, degrees as `dims --model` and page as `report`; flops_per_step is for training loops (docs/api.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from powerplan.mixers.formulas import Convention
     from powerplan.spec import ModelSpec
     from powerplan.version import __version__
+    from powerplan.webpage.page import page
 
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):  # noqa: PTH112, PTH118, PTH120
     # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
@@ -50,6 +51,7 @@ __all__ = [
     "degrees",
     "flops_per_step",
     "load_model",
+    "page",
     "recommend",
     "solve",
     "spow_dim",
@@ -76,6 +78,7 @@ _MODULES = {
     "mixers.formulas": ("Convention",),
     "spec": ("ModelSpec",),
     "version": ("__version__",),
+    "webpage.page": ("page",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 """The module of each name. It is imported when the name is first used: the command line must see Ctrl-C before."""

@@ -27,6 +27,8 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['reproduce', 'all']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['profile', '--help']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['profile', '--p', '9']) == 2",
+    "import powerplan.cli; assert powerplan.cli.main(['report', '--help']) == 0",
+    "import powerplan; assert powerplan.page('gpt2-small', '64k').asked.context == 65536",
     "import powerplan.profile",
     "import powerplan.kernels",
     "import powerplan.models",
@@ -60,6 +62,7 @@ LAYERS = [
     {"reproduce"},
     {"report"},
     {"answers"},
+    {"webpage"},
     {"cli"},
     {"__main__"},
 ]
@@ -68,7 +71,7 @@ LAYERS = [
 
 @pytest.mark.parametrize("code", PLANNING)
 def test_planning_loads_no_torch(code: str) -> None:
-    heavy = "{'torch', 'triton', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)"
+    heavy = "{'torch', 'triton', 'transformers', 'numpy', 'matplotlib', 'jinja2', 'vl_convert'} & set(sys.modules)"
     script = f"import sys\n{code}\nloaded = {heavy}\nassert not loaded, loaded"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT.parent, timeout=HUNG_S)
 

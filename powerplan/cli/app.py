@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train",
     "decode": "answers",
     "recommend": "recommend",
+    "report": "page",
     "profile": "profile",
     "dims": "catalogues",
     "models": "catalogues",

@@ -26,7 +26,7 @@ PANELS = {
     **dict.fromkeys(
         [
             *("top", "pick", "write", "name", "plot", "save", "show", "export", "yaml", "families"),
-            *("output", "json_", "output_file", "force", "quiet", "no_color"),
+            *("output", "json_", "output_file", "file", "force", "quiet", "no_color"),
         ],
         OUTPUT,
     ),
@@ -77,6 +77,10 @@ EXAMPLES = {
         "powerplan recommend config.json --write new.yaml",
         "powerplan recommend gpt2-small --solve window",
         "powerplan recommend --solve window --equal-state kda",
+    ],
+    "report": [
+        "powerplan report llama-3-8b --ctx 128k",
+        "powerplan report config.json -o config.html",
     ],
     "profile": [
         "powerplan profile gpt2-small --p 2 --time-limit 60",
