@@ -200,5 +200,5 @@ def _written(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[No
     finally:
         if text:
             with kept() as signals:
-                file = File("--output", path, lambda: "".join(text).encode())
+                file = File("--output", path, lambda: "".join(text).encode(errors="backslashreplace"))
                 deliver(lambda: None, [file], force, signals)
