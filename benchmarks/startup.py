@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from powerplan.version import __version__
+
 COMMAND = ["wsfr", "gpt2-small", "--ctx", "64k"]
 TARGET_RATIO = 2.5
 ROUNDS = 15
@@ -43,7 +45,7 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("powerplan", "msgspec", "typer", "pyyaml")},
+        "versions": {"powerplan": __version__} | {name: version(name) for name in ("msgspec", "typer", "pyyaml")},
         "seconds": [round(value, 4) for value in sorted(times["powerplan"])],
         "typer_seconds": [round(value, 4) for value in sorted(times["typer"])],
         "median_s": round(medians["powerplan"], 4),

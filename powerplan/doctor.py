@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +32,7 @@ def examine(commands: Sequence[str] = ()) -> list[Finding]:
 
     commands: the names that tables of commands may have in a file of defaults, which is looked for.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),

@@ -62,7 +62,7 @@ def check_name(name: str, where: str) -> str:
 def short_name(name: str, change: str = "") -> str:
     """Return a name that can be typed, from that of a model and what was changed: "gpt2-small-power-p2".
 
-    Example:
+    Examples:
         >>> short_name("gpt2-small", "9 power p=2 6x128 + 3 window 4,096")
         'gpt2-small-9-power-p2-6x128-3-window-4096'
     """

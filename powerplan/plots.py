@@ -1,4 +1,4 @@
-"""Figures for `--plot`. matplotlib is an extra (`pip install 'powerplan[plot]'`), imported only to draw one."""
+"""Figures for `--plot`. matplotlib is an extra (`pip install 'powerplan-llm[plot]'`), imported only to draw one."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -64,10 +65,12 @@ class Answer:
         return render(self.report, "csv")
 
     def to_markdown(self) -> str:
-        """Return the table in markdown. Notebooks show an answer so."""
+        """Return the table in markdown."""
         return render(self.report, "markdown")
 
-    _repr_markdown_ = to_markdown
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows. Two spaces end a line of text; without them markdown would join the lines."""
+        return re.sub(r"(?<=[^\n|])\n(?=[^\n|])", "  \n", self.to_markdown())
 
 
 def read_model(model: Model, mixer: str | None = None) -> LoadedModel:

@@ -173,7 +173,7 @@ def budget(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: without a model, no shape of the catalogue has a size for the budget.
 
-    Example:
+    Examples:
         >>> answer = budget("gpt2-small", "64k", flops=1e21, gpu="h100-sxm", devices=8)
         >>> answer.budget.tokens, round(answer.gpu_hours)
         (229088454035, 702)

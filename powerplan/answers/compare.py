@@ -58,7 +58,7 @@ def compare(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> answer = compare(["gpt2-small", "llama-3-8b"], "128k")
         >>> [f"{float(row.wsfr):.3f}" for (row,) in answer.rows]
         ['0.102', '0.437']

@@ -75,7 +75,7 @@ def decode(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> (llama,) = decode("llama-3-8b", "128k", gpu="h100-sxm").models
         >>> llama.servings[0].largest_batch
         3

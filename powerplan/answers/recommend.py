@@ -142,7 +142,7 @@ def recommend(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: no candidate meets the limits; the message names the one that binds, and by how much.
 
-    Example:
+    Examples:
         >>> answer = recommend("gpt2-small", "64k")
         >>> answer.recommended.label
         '9 power p=2 6x128 + 3 power p=2'

@@ -151,7 +151,7 @@ def train(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: no layout fits; the message says what is lacking.
 
-    Example:
+    Examples:
         >>> answer = train("llama-3-8b", "128k", gpu="h100-sxm", devices=64, price=2.5)
         >>> answer.fits
         True

@@ -80,7 +80,7 @@ def wsfr(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> answer = wsfr("gpt2-small", "64k")
         >>> answer.verdict
         'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'
