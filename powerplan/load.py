@@ -19,11 +19,15 @@ from powerplan.validation import validate
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A spec, the file or catalogue entry that it was read from, and remarks that the user should see."""
+    """A spec, the file or catalogue entry that it was read from, and remarks that the user should see.
+
+    like: the family that a config.json was read as, where the user named one.
+    """
 
     spec: ModelSpec
     origin: str
     notes: tuple[str, ...] = ()
+    like: str | None = None
 
 
 def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
@@ -47,7 +51,7 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
         if name is None or file != path:
             return loaded
         note = f"read the file {text}; there is also a catalogue model of this name"
-        return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes))
+        return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes), loaded.like)
     if stat.S_ISDIR(_mode(path)) and name is None:
         raise InputError(f"is a folder without a config.json that can be read{folder_hint(path)}", str(path))
     if name is not None and like is not None:
@@ -115,7 +119,7 @@ def _from_huggingface(document: Document, path: Path, like: str | None) -> Loade
         from powerplan.huggingface.meta import meta_note  # torch is imported where transformers builds the model.
 
         notes = (*notes, *meta_note(document, spec))
-    return LoadedModel(spec, str(path), notes)
+    return LoadedModel(spec, str(path), notes, like)
 
 
 @cache

@@ -216,6 +216,17 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """Return the distinct mixers in order of first use."""
         return list(self._mixer_counts)
 
+    def mixers_by_layer(self) -> dict[int, Mixer]:
+        """Return the mixer of every layer that has one, by its position from 0, in order."""
+        places = {
+            position: use.layer.mixer
+            for use in self._layer_uses
+            if use.layer.mixer is not None
+            for span in use.positions
+            for position in span
+        }
+        return dict(sorted(places.items()))
+
     def mixtures(self) -> list[MoE]:
         """Return the distinct mixtures of experts in order of first use."""
         ffns = [use.layer.ffn for use in self._layer_uses]

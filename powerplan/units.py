@@ -42,6 +42,14 @@ def parse_context(text: str, where: str | None = None) -> int:
     return int(size)
 
 
+def context_text(context: int) -> str:
+    """Return a context as one types it: "64k", "1M", or "13403"; `parse_context` reads it."""
+    for suffix, size in (("M", 2**20), ("k", 2**10)):
+        if context % size == 0:
+            return f"{context // size}{suffix}"
+    return str(context)
+
+
 def context_of(value: int | str, where: str | None = None) -> int:
     """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536)."""
     if isinstance(value, str):

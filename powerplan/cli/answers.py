@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def wsfr(
     model: options.Model,
     ctx: Annotated[
-        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k."), options.ADDS
+        str,
+        typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself."),
+        options.ADDS,
     ] = "1k,8k,64k,1M",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -64,10 +65,17 @@ def _exit_code(arguments: Sequence[str]) -> int:
     return 2 if code == 1 and not completes else code if isinstance(code, int) else 0
 
 
+def _current(argument: str) -> str:
+    """Return an argument as it is spelt now: --gpu has been --hardware."""
+    return re.sub(r"^--hardware(?=$|=)", "--gpu", argument)
+
+
 def _called(arguments: Sequence[str]) -> object:
     """Return what typer returns, also where it ends the process: after completion, and where a reader has gone."""
     try:
-        return application_for(arguments)(args=arguments, prog_name="powerplan", standalone_mode=False)
+        return application_for(arguments)(
+            args=[*map(_current, arguments)], prog_name="powerplan", standalone_mode=False
+        )
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None

@@ -100,7 +100,6 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--gpu",
-        "--hardware",
         metavar="DEVICE",
         help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
         autocompletion=completer(device_names),

@@ -36,11 +36,13 @@ def profile(
         ADDS,
     ] = None,
     passes: Annotated[
-        str, typer.Option("--pass", metavar="LIST", help="Any of forward, train (forward and backward), decode."), ADDS
-    ] = "forward,train",
+        str, typer.Option("--pass", metavar="LIST", help="Any of forward, forward+backward (or train), decode."), ADDS
+    ] = "forward,forward+backward",
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="Compare with softmax, window (of equal state), linear; or none."), ADDS
-    ] = "softmax,window",
+        str,
+        typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none."),
+        ADDS,
+    ] = "attention,window",
     impl: Annotated[
         str,
         typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference."),
@@ -75,7 +77,7 @@ def profile(
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     output: FormatOption = "table",
 ) -> None:
-    """Time a layer here: power attention against softmax attention and a window, and from where on it is faster."""
+    """Time a layer here: power against attention and a window, and from where on it is faster."""
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
     from powerplan.errors import InputError
@@ -113,7 +115,6 @@ def profile(
         session = _session(as_family(name, like), notes, settings, device, dtype, seconds, memory)
     with kept() as signals:
         result = load_profile(str(show)) if session is None else _measured(session, signals)
-        tablefmt = "pipe" if output == "markdown" else "simple"
         files = [
             File(
                 "--save",
@@ -126,7 +127,7 @@ def profile(
             say.note(f"{plot} is not written: no time of a mixer was measured")
         else:
             files.append(File("--plot", plot, lambda: profile_plot(result, check_format(str(plot), "--plot"))))
-        report = profile_report(result, all_parts=output == "csv", tablefmt=tablefmt)
+        report = profile_report(result)
         deliver(lambda: say.show(report, output), files, force, signals)
         if session is not None and result.interrupted:
             raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -23,7 +24,9 @@ def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
         str | None,
-        typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts."),
+        typer.Option(
+            help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
+        ),
         options.ADDS,
     ] = None,
     target: Annotated[
@@ -69,7 +72,7 @@ def recommend(
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
-    top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
+    top: Annotated[str, typer.Option(metavar="INTEGER", help="Candidates to show, each the best of its sort.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.")] = None,
     name: Annotated[
@@ -113,7 +116,7 @@ def recommend(
             "--max-decode-bytes": max_decode_bytes,
             "--flops": flops,
             "--tokens": tokens,
-            "--hardware": gpu,
+            "--gpu": gpu,
             "--devices": devices != "1",
             "--max-days": max_days,
             "--gpu-hours": gpu_hours,
@@ -186,6 +189,8 @@ def recommend(
         )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
+    if place == 1:
+        answer = replace(answer, written=write)
     chosen = answer.candidates[place - 1].label
     files = [
         File("--write", write, lambda: answer.to_yaml(place - 1, name).encode(), f": {chosen}"),

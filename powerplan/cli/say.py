@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from powerplan.choices import Format
 from powerplan.errors import one_line
+from powerplan.report.colour import colour
 from powerplan.report.render import Report, render
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def note(text: str) -> None:
 
 def show(report: Report, form: Format) -> None:
     """Print a report on stdout."""
-    text(render(report, form))
+    with colour(coloured(sys.stdout) and _into.get() is None):
+        body = render(report, form)
+    text(body)
 
 
 def answer(answered: Answer, form: Format, notes: Sequence[str] = ()) -> None:

@@ -29,11 +29,11 @@ def models_report(accountings: Sequence[Accounting]) -> Report:
         Column("mixers", "mixers", lambda value: " + ".join(value), left=True),
         Column("balanced_context", "balanced at", lambda value: grouped(value) or "-"),
     ]
-    after = [
+    legend = [
         "balanced at: the context, in tokens, whose state FLOPs equal the weight FLOPs; - where none does.",
         "powerplan models NAME tells more, powerplan models NAME --yaml prints an editable spec.",
     ]
-    return Report("powerplan.models/1", {"models": rows}, columns, rows, after=after)
+    return Report("powerplan.models/1", {"models": rows}, columns, rows, legend=legend)
 
 
 def families_report(families: Sequence[Listed]) -> Report:

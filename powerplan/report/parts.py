@@ -8,6 +8,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import STATE_DTYPE, Dtypes
+from powerplan.report.colour import side_of
 from powerplan.report.tables import Column, grouped
 from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
@@ -35,7 +36,7 @@ FLOPS = [
 ]
 RATIOS = [
     *FLOPS,
-    Column("wsfr", "WSFR", show_ratio),
+    Column("wsfr", "WSFR", show_ratio, role=side_of),
     Column("state_bytes", "state per\nsequence", show_bytes),
     Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
     Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),

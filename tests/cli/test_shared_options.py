@@ -121,10 +121,8 @@ def test_quiet_keeps_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("error: 'zzz' is neither")
 
 
-@pytest.mark.parametrize(
-    "words", [["--no-color", "wsfr", "zzz"], ["wsfr", "zzz", "--no-color"], ["wsfr", "--no-color", "--help"]]
-)
-def test_no_color_is_for_all_that_is_printed(words: list[str]) -> None:
+def on_a_terminal(words: list[str]) -> bytes:
+    """Return what a command prints on a terminal of many colours."""
     reader, writer = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
     process = subprocess.Popen([SCRIPT, *words], stdout=writer, stderr=writer, env=environment)
@@ -135,8 +133,28 @@ def test_no_color_is_for_all_that_is_printed(words: list[str]) -> None:
             text += piece
     os.close(reader)
     process.wait()
-    assert b"\033[3" not in text  # The colours; help keeps bold letters, as with NO_COLOR.
     assert text.strip()
+    return text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--no-color", "wsfr", "zzz"],
+        ["wsfr", "zzz", "--no-color"],
+        ["wsfr", "--no-color", "--help"],
+        ["wsfr", "gpt2-small", "--no-color"],
+    ],
+)
+def test_no_color_is_for_all_that_is_printed(words: list[str]) -> None:
+    assert b"\033[" in on_a_terminal([word for word in words if word != "--no-color"])
+    text = on_a_terminal(words)
+    assert b"\033[3" not in text  # The colours; help keeps bold letters, as with NO_COLOR.
+
+
+def test_a_file_has_no_colours() -> None:
+    assert on_a_terminal(["wsfr", "gpt2-small", "-o", "result"])
+    assert "\033" not in Path("result").read_text(encoding="utf-8")
 
 
 def test_no_color_ends_with_its_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
