@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -122,8 +123,13 @@ def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Con
 def as_family(model: str, like: str | None) -> str | LoadedModel:
     """Return MODEL, or what it holds: where --like says how to read it, and where it is "-", standard input."""
     if model == "-":
-        return load_text(read_stdin(), STDIN, like)
+        return _from_stdin(read_stdin(), like)
     return model if like is None else load_model(model, like)
+
+
+def _from_stdin(text: str, like: str | None) -> LoadedModel:
+    """Return the model that standard input holds; its origin is how the command line names it."""
+    return replace(load_text(text, STDIN, like), origin="-")
 
 
 def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedModel]:
@@ -137,9 +143,7 @@ def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedMod
     if not any(configs):
         configs[0] = True  # Reading it raises the error that says what it is.
     return [
-        load_text(stdin, STDIN, like if config else None)
-        if model == "-"
-        else as_family(model, like if config else None)
+        _from_stdin(stdin, like if config else None) if model == "-" else as_family(model, like if config else None)
         for model, config in zip(models, configs, strict=True)
     ]
 

@@ -37,7 +37,7 @@ def profile(
     ] = None,
     passes: Annotated[
         str, typer.Option("--pass", metavar="LIST", help="Any of forward, forward+backward (or train), decode."), ADDS
-    ] = "forward,forward+backward",
+    ] = "forward, forward+backward",
     against: Annotated[
         str,
         typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none."),

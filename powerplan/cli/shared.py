@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def prepared(function: Function, commands: Collection[str]) -> Function:
                 raise InputError(f"takes one value, and got {listed(values[name], 'and')}", names[name])
         taken = take_defaults(context, commands, values, shape.words, shape.lists)
         for name in shape.single:
-            values[name] = ", ".join(values[name]) if values[name] else None
+            values[name] = _joined(values[name]) if values[name] else None
         if values.get("json_"):
             _check_json(context, values[FORMAT])
             values[FORMAT] = "json"
@@ -162,6 +163,11 @@ def _kinds(hint: Any) -> list[Any]:
         if get_origin(inner) in (Union, UnionType)
         else [inner]
     )
+
+
+def _joined(values: Sequence[str]) -> str:
+    """Return the values of an option as one list. "65" and "536" become "65, 536": "65,536" could be one number."""
+    return (", " if any(re.fullmatch("[0-9,]+", value) for value in values) else ",").join(values)
 
 
 def _check_json(context: typer.Context, form: str) -> None:
