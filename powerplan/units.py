@@ -66,17 +66,19 @@ def parse_contexts(text: str, where: str | None = None) -> list[int]:
 
     "65,536" is refused, as it could be one context with a thousands separator or the two contexts 65 and 536.
     """
-    if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", text.strip()):
-        whole = text.strip().replace(",", "")
+    for piece in re.split(r",\s+", text.strip()):
+        if not re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", piece):
+            continue
+        whole = piece.replace(",", "")
         advice = f"could be one context or several; write {whole}, or put spaces after commas"
         raise InputError(f"{shown(text)} {advice}", where)
-    return list(dict.fromkeys(parse_context(part, where) for part in text.split(",")))
+    return list(dict.fromkeys(parse_context(part.strip(), where) for part in text.split(",")))
 
 
 def parse_integers(text: str, where: str, low: int, high: int) -> list[int]:
     """Return the integers of a list such as "2,3,4", each within low..high, in order, without repeats."""
     write = "write a number or a list such as 2,3,4"
-    return list(dict.fromkeys(_integer(part, where, low, high, write) for part in text.split(",")))
+    return list(dict.fromkeys(_integer(part.strip(), where, low, high, write) for part in text.split(",")))
 
 
 def parse_integer(text: str, where: str, low: int, high: int) -> int:

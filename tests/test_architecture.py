@@ -51,6 +51,7 @@ LAYERS = [
         "lookalikes",
         "accounting",
         "hardware",
+        "defaults",
         "doctor",
     },
     {"swap", "measured", "output"},

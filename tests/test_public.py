@@ -10,7 +10,7 @@ import typer.main
 import powerplan
 import powerplan.kernels
 import powerplan.models
-from powerplan.cli.app import app
+from powerplan.cli.app import application
 
 COMMANDS = {
     "wsfr": [
@@ -238,13 +238,18 @@ EXPORTS = [
 
 
 def test_commands_and_options() -> None:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     options = {
-        name: [option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])]
+        name: {option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])}
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
-    assert options == COMMANDS
+    assert options == {
+        name: {*own, *SHARED, *(["--json"] if "--format" in own else [])} for name, own in COMMANDS.items()
+    }
 
+
+SHARED = ("--output", "--force", "--quiet", "--no-color")
+"""Options of every command."""
 
 KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
 MODELS = [

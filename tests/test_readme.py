@@ -132,6 +132,8 @@ def test_figures_in_prose() -> None:
     assert README.count("\n") < 200
     results = ROOT / "benchmarks" / "results"
     started = json.loads((results / "startup.json").read_text(encoding="utf-8"))
-    assert f"`powerplan wsfr gpt2-small --ctx 64k`: {started['median_s']:.2f} s" in README
+    ratio = f"{started['ratio']:.1f} times `python -c 'import typer'`"
+    assert f"`powerplan wsfr gpt2-small --ctx 64k`: {started['median_s']:.2f} s, {ratio}" in README
+    assert started["ratio"] <= started["target_ratio"]
     timed = json.loads((results / "recommend.json").read_text(encoding="utf-8"))["results"][-1]
     assert f"{timed['candidates']:,} candidates\n  for {timed['model']} in {timed['median_s']:.2f} s" in README

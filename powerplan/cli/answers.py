@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def wsfr(
     model: options.Model,
     ctx: Annotated[
-        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself.")
+        str,
+        typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself."),
+        options.ADDS,
     ] = "1k,8k,64k,1M",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
@@ -59,7 +61,9 @@ def wsfr(
 
 def compare(
     models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    ctx: Annotated[
+        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k."), options.ADDS
+    ] = "8k,128k",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     form: options.FormOption = "recurrent",
@@ -100,6 +104,7 @@ def budget(
     ctx: Annotated[
         str | None,
         typer.Option(help="Contexts in tokens, such as 8k,64k; 64k where not given, 8k,32k,128k without MODEL."),
+        options.ADDS,
     ] = None,
     flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.")] = None,
@@ -151,8 +156,12 @@ def budget(
 
 def decode(
     models: Annotated[list[str], options.name_argument("One or more models, as for wsfr.", "MODEL...")],
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 128k,1M.")] = "128k",
-    batch: Annotated[str, typer.Option(help="Sequences decoded together: 8, or a list such as 1,8,64.")] = "1,8,64",
+    ctx: Annotated[
+        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 128k,1M."), options.ADDS
+    ] = "128k",
+    batch: Annotated[
+        str, typer.Option(help="Sequences decoded together: 8, or a list such as 1,8,64."), options.ADDS
+    ] = "1,8,64",
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that share weights, state and work.")] = "1",
     twin: Annotated[

@@ -6,12 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import typer
 
 from powerplan.cli.app import application_for
-from powerplan.cli.completion import VARIABLE, check_request
-from powerplan.cli.say import error
+from powerplan.cli.completion import VARIABLE, requested
+from powerplan.cli.say import error, plain
 from powerplan.cli.streams import abandon, columns
 from powerplan.errors import PowerplanError, on_command_line
 from powerplan.report.width import terminal
@@ -33,9 +34,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 def _exit_code(arguments: Sequence[str]) -> int:
     completes = bool(os.environ.get(VARIABLE))
     try:
-        with on_command_line(), terminal(columns()):
-            if completes:
-                check_request(os.environ)
+        answering = requested() if completes else nullcontext()
+        with plain(arguments), on_command_line(), terminal(columns()), answering:
             code = _called(arguments)
         sys.stdout.flush()
     except PowerplanError as problem:

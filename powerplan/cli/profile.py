@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from powerplan.cli import figures, say
+from powerplan.cli.completion import mixer_words
 from powerplan.cli.options import (
+    ADDS,
     ForceOption,
     FormatOption,
     LikeOption,
@@ -17,6 +19,7 @@ from powerplan.cli.options import (
     as_family,
     model_or_default,
 )
+from powerplan.cli.shared import ADDED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from powerplan.profile import Profile, Session
 
 
-ALLOWED_WITH_SHOW = frozenset({"show", "plot", "force", "output"})
+ALLOWED_WITH_SHOW = ADDED | {"show", "plot", "force", "output"}
 """Parameters that say how to print a profile. All others say what to time, or where to save it."""
 
 
@@ -34,19 +37,27 @@ def profile(
     command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
-        str | None, typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2.")
+        str | None,
+        typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2."),
+        ADDS,
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit.")
+        str | None,
+        typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit."),
+        ADDS,
     ] = None,
     passes: Annotated[
-        str, typer.Option("--pass", metavar="LIST", help="Any of forward, forward+backward (or train), decode.")
-    ] = "forward,forward+backward",
+        str, typer.Option("--pass", metavar="LIST", help="Any of forward, forward+backward (or train), decode."), ADDS
+    ] = "forward, forward+backward",
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none.")
+        str,
+        typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none."),
+        ADDS,
     ] = "attention,window",
     impl: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference.")
+        str,
+        typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference."),
+        ADDS,
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[
@@ -54,11 +65,15 @@ def profile(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="INTEGER", help="Sequences that a run processes at once.")] = "1",
     chunk_size: Annotated[
-        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none.")
+        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none."), ADDS
     ] = "auto",
     like: LikeOption = None,
     mixer: Annotated[
-        str | None, typer.Option(help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.")
+        str | None,
+        typer.Option(
+            help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.",
+            autocompletion=mixer_words,
+        ),
     ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
     time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",

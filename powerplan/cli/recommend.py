@@ -10,6 +10,8 @@ import typer
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
 from powerplan.cli import figures, options, say
+from powerplan.cli.completion import excludable_kinds, list_completer, selectable_kinds
+from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
@@ -25,6 +27,7 @@ def recommend(
         typer.Option(
             help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
         ),
+        options.ADDS,
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 where not given.")
@@ -45,9 +48,17 @@ def recommend(
     ] = "weights",
     only: Annotated[
         str | None,
-        typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named."),
+        typer.Option(
+            help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named.",
+            autocompletion=list_completer(selectable_kinds),
+        ),
+        options.ADDS,
     ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.")] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="Kinds, or lm-head, to leave out.", autocompletion=list_completer(excludable_kinds)),
+        options.ADDS,
+    ] = None,
     weights_vs_state: Annotated[
         Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,
@@ -119,14 +130,14 @@ def recommend(
             "--plot": plot,
             "lists of contexts": len(contexts) > 1,
         }
-        given = [option for option, value in unused.items() if value]
+        given = [option for option, value in unused.items() if value and not is_default(option)]
         if given:
             raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
         solved = solve_for(
             options.as_family(model, like),
             solve,
             contexts[0],
-            target=target,
+            target=None if equal_state is not None and is_default("--target") else target,
             equal_state=equal_state,
             mixer=mixer,
             convention=convention,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from powerplan.report.colour import Role, in_colour, painted
+from powerplan.report.grid import grid
 from powerplan.report.width import TABLE, table_width
 
 NARROW_TEXT = 16
@@ -120,20 +121,12 @@ def _painted_line(line: str, spans: Sequence[tuple[int, int]], roles: Sequence[t
 
 
 def _text(cells: Sequence[_Cells], tablefmt: str) -> str:
-    from tabulate import tabulate
-
-    rows = [list(row) for row in zip(*(own.texts for own in cells), strict=True)]
-    return tabulate(
-        rows,
-        headers=[own.heading for own in cells],
-        tablefmt=tablefmt,
-        colalign=["left" if own.column.left else "right" for own in cells] if rows else None,
-        disable_numparse=True,
-    )
+    headings, texts = [own.heading for own in cells], [own.texts for own in cells]
+    return grid(headings, texts, [own.column.left for own in cells], markdown=tablefmt == "pipe")
 
 
 def _width(cells: Sequence[_Cells]) -> int:
-    """Return the characters of the longest line; tabulate decides on the gaps between columns."""
+    """Return the characters of the longest line; with the gaps between columns."""
     return max(map(len, _text(cells, "simple").splitlines()))
 
 
