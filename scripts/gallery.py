@@ -40,14 +40,14 @@ class Example(NamedTuple):
 
 EXAMPLES = (
     Example(
-        "Where does Llama 3 8B stand?",
+        "Where does Llama 3.1 8B stand?",
         "Weight FLOPs do not depend on the context, state FLOPs grow with it. Up to 57,255 tokens weights take most.",
-        "wsfr llama-3-8b --ctx 8k,64k,128k",
+        "wsfr llama-3.1-8b --ctx 8k,64k,128k",
     ),
     Example(
         "What takes the FLOPs?",
         "At 128k tokens attention over the cache takes 70 % of the forward pass.",
-        "wsfr llama-3-8b --ctx 128k --by component",
+        "wsfr llama-3.1-8b --ctx 128k --by component",
     ),
     Example(
         "Where does this number come from?",
@@ -57,43 +57,43 @@ EXAMPLES = (
     Example(
         "Which of these models suits 128k?",
         "Windows and hybrids beside plain attention, counted under one convention.",
-        "compare llama-3-8b gemma-2-9b gpt-oss-20b kimi-linear-48b-a3b --ctx 128k",
+        "compare llama-3.1-8b gemma-2-9b gpt-oss-20b kimi-linear-48b-a3b --ctx 128k",
     ),
     Example(
         "What should be trained instead?",
         "Mixers, heads and layer mixes that bring weights and state to 1:1, best first. `--write` saves the winner.",
-        "recommend llama-3-8b --ctx 128k --top 3",
+        "recommend llama-3.1-8b --ctx 128k --top 3",
     ),
     Example(
         "The same as a figure",
         "`--plot` draws the ratio over the context, for the first candidates and the model as it is.",
-        "recommend llama-3-8b --ctx 128k --plot ratio.png",
+        "recommend llama-3.1-8b --ctx 128k --plot ratio.png",
         figure="ratio.png",
     ),
     Example(
         "Which window balances it?",
         "`--solve` finds one quantity: the window, the context or the degree p.",
-        "recommend llama-3-8b --ctx 128k --solve window",
+        "recommend llama-3.1-8b --ctx 128k --solve window",
     ),
     Example(
         "Which window holds as much as power attention with p = 2?",
         "`--equal-state` finds the largest window whose keys and values are no more elements than that state.",
-        "recommend llama-3-8b --ctx 128k --solve window --equal-state power:p=2",
+        "recommend llama-3.1-8b --ctx 128k --solve window --equal-state power:p=2",
     ),
     Example(
         "What does a budget buy?",
         "Tokens, steps and days for 1e23 FLOPs, and the same with another mixer in every layer.",
-        "budget llama-3-8b --ctx 128k --flops 1e23 --gpu h100-sxm --devices 256",
+        "budget llama-3.1-8b --ctx 128k --flops 1e23 --gpu h100-sxm --devices 256",
     ),
     Example(
         "Does the training run fit?",
         "Memory by part, the time of a step by part, and how the model is split over the devices.",
-        "train llama-3-8b --ctx 128k --gpu h100-sxm --devices 64 --tokens 100B",
+        "train llama-3.1-8b --ctx 128k --gpu h100-sxm --devices 64 --tokens 100B",
     ),
     Example(
         "What does serving take?",
         "Bytes of weights and cache, the time of a step, and the largest batch that fits.",
-        "decode llama-3-8b --ctx 128k --batch 1,3,8 --gpu h100-sxm",
+        "decode llama-3.1-8b --ctx 128k --batch 1,3,8 --gpu h100-sxm",
     ),
     Example(
         "How large is the state of power attention?",
@@ -103,7 +103,7 @@ EXAMPLES = (
     Example(
         "Which degree p suits this model?",
         "The state that the whole model carries with each degree, and what it does to the ratio.",
-        "dims --model llama-3-8b --ctx 128k",
+        "dims --model llama-3.1-8b --ctx 128k",
     ),
     Example(
         "Is the layer faster here?",
@@ -129,7 +129,7 @@ EXAMPLES = (
     Example(
         "What does a mistake look like?",
         "One message with the value, what is allowed and the nearest spelling. The exit code is 2.",
-        "wsfr llama-3-8b --mixer windw:4096",
+        "wsfr llama-3.1-8b --mixer windw:4096",
         code=2,
     ),
 )

@@ -77,7 +77,7 @@ def test_commands_print_what_the_readme_says(
 
 
 def test_there_are_commands_and_code() -> None:
-    assert len(commands()) + len(blocks("console shape")) >= 5
+    assert len(commands()) == 3
     assert len(blocks("console shape")) == 1
     assert len(blocks("python")) == 2
 

@@ -44,17 +44,17 @@ COMMAND_PANELS = {
 
 EXAMPLES = {
     "": [
-        "powerplan wsfr llama-3-8b --ctx 8k,128k",
-        "powerplan recommend llama-3-8b --ctx 128k",
+        "powerplan wsfr llama-3.1-8b --ctx 8k,128k",
+        "powerplan recommend llama-3.1-8b --ctx 128k",
         "powerplan models gpt2-small --yaml",
     ],
     "wsfr": [
-        "powerplan wsfr llama-3-8b --ctx 8k,128k",
+        "powerplan wsfr llama-3.1-8b --ctx 8k,128k",
         "powerplan wsfr config.json --ctx 64k --by layer",
         "powerplan wsfr gpt2-small --mixer power:p=2 --explain",
     ],
     "compare": [
-        "powerplan compare llama-3-8b gemma-2-9b --ctx 128k",
+        "powerplan compare llama-3.1-8b gemma-2-9b --ctx 128k",
         "powerplan compare model.yaml gpt2-xl --json",
     ],
     "budget": [
@@ -63,23 +63,23 @@ EXAMPLES = {
         "powerplan budget --flops 1e21",
     ],
     "train": [
-        "powerplan train llama-3-8b --gpu h100-sxm --devices 64",
+        "powerplan train llama-3.1-8b --ctx 128k --gpu h100-sxm --devices 64",
         "powerplan train model.yaml --ctx 8k --gpu h100-sxm",
         "powerplan train gpt2-xl --ctx 1k --gpu a100-80gb",
     ],
     "decode": [
-        "powerplan decode llama-3-8b --ctx 128k --gpu h100-sxm",
+        "powerplan decode llama-3.1-8b --ctx 128k --gpu h100-sxm",
         "powerplan decode deepseek-v3 --twin attention",
         "powerplan decode gpt2-xl --batch 1,64 --dtype fp8",
     ],
     "recommend": [
-        "powerplan recommend llama-3-8b --ctx 128k",
+        "powerplan recommend llama-3.1-8b --ctx 128k",
         "powerplan recommend config.json --write new.yaml",
         "powerplan recommend gpt2-small --solve window",
         "powerplan recommend --solve window --equal-state kda",
     ],
     "report": [
-        "powerplan report llama-3-8b --ctx 128k",
+        "powerplan report llama-3.1-8b --ctx 128k",
         "powerplan report config.json -o config.html",
     ],
     "profile": [
