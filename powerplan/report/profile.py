@@ -96,9 +96,11 @@ def _crossover(crossover: Crossover) -> str:
     if slower_at is None:
         return f"{what} is faster than {crossover.against} at {faster_at:,} tokens already, and beyond"
     text = f"{what} does not overtake {crossover.against} up to {slower_at:,} tokens"
-    if crossover.estimate:
+    if crossover.estimate and len(crossover.tried) > 1:  # One short context says nothing of how the times grow.
         about = f"{_figures(crossover.estimate, 2):,.0f}"
         text += f", where time or memory ended the search; it would be at about {about}"
+    elif crossover.estimate:
+        text += ", where time or memory ended the search"
     return text
 
 
