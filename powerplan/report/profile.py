@@ -27,7 +27,7 @@ SLOW_LAYER = 1.5
 
 def profile_report(profile: Profile) -> Report:
     """Return the report of a profile, for `render`. Tables have the mixers alone, CSV all timings."""
-    crossovers = [line for crossover in profile.crossover for line in wrapped(_crossover(crossover))]
+    crossovers = [line for crossover in profile.crossover for line in wrapped(crossover_text(crossover))]
     before = [*_head(profile), *(["", *crossovers] if crossovers else [])]
     alone = _by_pass(_COLUMNS, [*map(_table_row, profile.part("state"))], "the mixer alone")
     legend = ["", *_legend(profile)] if alone else []
@@ -86,7 +86,7 @@ def _head(profile: Profile) -> list[str]:
     return lines
 
 
-def _crossover(crossover: Crossover) -> str:
+def crossover_text(crossover: Crossover) -> str:
     """Return one crossover in a sentence, with its context in two figures."""
     what, slower_at, faster_at = f"{crossover.direction}: {crossover.name}", crossover.slower_at, crossover.faster_at
     if crossover.context is not None:
