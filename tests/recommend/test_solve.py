@@ -252,7 +252,7 @@ def test_equal_states_from_python_name_their_parameters() -> None:
 
 def test_one_degree_has_one_ratio_in_every_command() -> None:
     model, context = "llama-3.1-8b", "128k"
-    (degree,) = powerplan.degrees(model, context, p=[3]).to_dict()["degrees"]
+    (degree,) = powerplan.degrees(model, context, p=[3]).to_dict()["totals"]
     expected = (degree["wsfr"], degree["state_bytes"])
     beyond = powerplan.solve(model, "p", context).to_dict()["beyond"]
     others = powerplan.budget(model, context, flops=10**23).to_dict()["alternatives"]
