@@ -200,3 +200,9 @@ def test_on_target_is_not_balanced() -> None:
     assert " 1 on target; " in text
     assert "1 balanced" not in text
     assert "on target at 4,467 tokens" in text
+    several = powerplan.recommend("gemma-3-1b", ["8k", "1M"])
+    assert several.recommended.balanced
+    assert several.recommended.rows[0].wsfr > 4
+    text = " ".join(str(several).split())
+    assert " 1 on target" in text
+    assert "1 balanced" not in text
