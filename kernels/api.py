@@ -160,7 +160,7 @@ def power_attention_step(
     if log_g is not None:
         checks.check_gate(log_g, k.shape[:2], device)
     checks.check_state(state, *timed, p, q.shape[0], normalize)
-    needs_gradient = _needs_gradient(q, k, v, log_g, *state)
+    needs_gradient = requires_gradient(q, k, v, log_g, *state)
     has_tangent = eager.has_tangent(q, k, v, log_g, *state)
     if impl == "auto":
         fits = q.device.type == "cuda" and lacking(timed[0], timed[2], p) is None
@@ -171,7 +171,7 @@ def power_attention_step(
         if needs_gradient:
             raise ValueError("impl='triton' has no gradients for a step: use impl='recurrent', or torch.no_grad()")
         if has_tangent:
-            raise ValueError(_NO_TANGENT.format("triton"))
+            raise ValueError(NO_TANGENT.format("triton"))
     log_g = None if log_g is None else log_g.clamp(min=LOWEST_LOG_GATE)
     scale = checks.scale_of(scale, int(q.shape[-1]))
     if impl == "triton":
@@ -214,12 +214,12 @@ def _empty_state(sequences: int, k: Tensor, v: Tensor, p: int, normalize: bool) 
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
 
-_NO_TANGENT = (
+NO_TANGENT = (
     "impl={!r} has no forward-mode derivatives, and one was asked for (torch.func.jvp, jacfwd, hessian, or "
     "torch.autograd.forward_ad): use impl='reference' or impl='recurrent'"
 )
 
-_NO_GRADIENT_OF_FUNC = (
+NO_GRADIENT_OF_FUNC = (
     "impl={!r} has no gradients by torch.func (grad, vjp, jacrev): use torch.autograd, or impl='reference' or "
     "impl='recurrent'"
 )
@@ -271,10 +271,10 @@ def _by_chunks(engine: str) -> Implementation:
         if state is not None:
             joined = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
         if eager.has_tangent(q, k, v, log_g, joined):
-            raise ValueError(_NO_TANGENT.format(engine))
-        needs_gradient = _needs_gradient(q, k, v, log_g, joined)
+            raise ValueError(NO_TANGENT.format(engine))
+        needs_gradient = requires_gradient(q, k, v, log_g, joined)
         if eager.is_differentiated_by_func(q, k, v, log_g, joined):
-            raise ValueError(_NO_GRADIENT_OF_FUNC.format(engine))
+            raise ValueError(NO_GRADIENT_OF_FUNC.format(engine))
         final_state: Tensor | None
         if eager.is_eager(*inputs, joined):
             out, final_state = eager.call(inputs, joined, shape, needs_gradient, return_state, engine)
@@ -302,5 +302,5 @@ def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def requires_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
