@@ -4,6 +4,7 @@ What to call:
     power_attention       attention over whole sequences, with gradients
     power_attention_step  one more token of decoding
     power_state           what a stretch of tokens leaves behind, without queries
+    ContextParallel       how sequences lie on the ranks of a process group: power_attention(..., cp=plan)
     PowerState            what is remembered of a sequence, passed between calls
     empty_state           the PowerState of sequences that have not begun
     spow, tiled_spow      the symmetric power embeddings phi, with phi(q).phi(k) = (q.k)^p
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powerplan.kernels.api import empty_state, power_attention, power_attention_step
+    from powerplan.kernels.distributed.plan import ContextParallel
     from powerplan.kernels.embedding import spow, tiled_spow
     from powerplan.kernels.staged import power_state
     from powerplan.kernels.state import PowerState
 
 __all__ = [
+    "ContextParallel",
     "PowerState",
     "empty_state",
     "power_attention",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ContextParallel": "distributed.plan",
     "PowerState": "state",
     "power_state": "staged",
     "spow": "embedding",

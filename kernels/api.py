@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.triton.support import lacking
+
+if TYPE_CHECKING:
+    from powerplan.kernels.distributed.attention import Started
+    from powerplan.kernels.distributed.plan import ContextParallel
 
 
 def power_attention(
@@ -38,6 +43,7 @@ def power_attention(
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
     impl: str = "auto",
+    cp: ContextParallel | Started | None = None,
 ) -> Tensor | tuple[Tensor, PowerState]:
     """Return power attention of degree p, and on demand the state after the last token.
 
@@ -66,6 +72,11 @@ def power_attention(
             to end, which do not see each other. None where each row of the batch is one sequence.
         impl: "reference" (all pairs), "recurrent" (token by token), "torch" (in chunks, on any device), "triton" (in
             chunks, on a GPU), or "auto": triton where the GPU, the dtype and the head dims allow it, else torch.
+        cp: A ContextParallel plan, where each rank of a process group has some of the tokens: q, k, v and log_g are
+            those of this rank, and so is the output. Or what the plan's `start` returned. States are those of all
+            sequences, on every rank: give the same `initial_state` on each, whose gradients are to be summed over
+            ranks, as those of weights are; the gradient of a returned state is the sum over ranks. The plan has the
+            cu_seqlens. Every rank makes the call, and every rank goes backward through it (docs/distributed.md).
 
     Returns:
         The output, [B, T, H, V] in v's dtype; with `return_state`, the output and a PowerState of B (or N) sequences.
@@ -75,6 +86,14 @@ def power_attention(
             The message names the argument, what it is and what it should be. Values on a GPU are not looked at.
         TypeError: An argument has a type, or q a dtype, that is not allowed.
     """
+    if cp is not None:
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens belongs to the plan where cp is given: ContextParallel(cu_seqlens=...)")
+        from powerplan.kernels.distributed.attention import attend
+
+        given = (q, k, v, log_g, p, scale, chunk_size, normalize, initial_state, return_state, impl)
+        answer: Tensor | tuple[Tensor, PowerState] = attend(cp, *given)
+        return answer
     checks.check_types(q, k, v, log_g)
     checks.check_settings(p, scale, chunk_size)
     checks.check_flag("normalize", normalize)

@@ -110,7 +110,8 @@ def _chunked_state(inputs: Inputs, shape: CallShape, engine: str) -> Tensor:
         return engines.state(engine, inputs, shape)
     # A trace or a mode gets the operator of the whole call, with queries of 0.
     settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, differentiable, True, engine)
-    return chunked_power(torch.zeros_like(k), k, v, log_g, None, cu_seqlens, *settings)[1]
+    outputs: tuple[Tensor, ...] = chunked_power(torch.zeros_like(k), k, v, log_g, None, cu_seqlens, *settings)
+    return outputs[1]
 
 
 class ChunkedState(torch.autograd.Function):

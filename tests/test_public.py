@@ -211,7 +211,16 @@ def test_commands_and_options() -> None:
     assert options == COMMANDS
 
 
-KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "power_state", "spow", "tiled_spow"]
+KERNELS = [
+    "ContextParallel",
+    "PowerState",
+    "empty_state",
+    "power_attention",
+    "power_attention_step",
+    "power_state",
+    "spow",
+    "tiled_spow",
+]
 MODELS = [
     "Cache",
     "Decoder",
