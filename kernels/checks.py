@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim
+from powerplan.dims import KERNEL_DEGREES, LARGEST_PHI, default_chunk_size, odd_degree, spow_dim
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.state import PowerState
 
@@ -26,9 +26,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 LARGEST_CHUNK = 2**31 - 1
 """The most tokens that a chunk may be asked to have: the kernels count them in int32."""
-
-LARGEST_PHI = 2**24
-"""The most entries of phi. Its features are listed one by one; beyond, 64 columns of one state take 4 GB."""
 
 Size = Sequence[int]
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
@@ -130,7 +127,7 @@ def check_sizes(
 
 
 def check_normalizer(p: int, normalize: bool) -> None:
-    if normalize and p % 2:
+    if normalize and odd_degree(p):
         raise ValueError(
             f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
         )

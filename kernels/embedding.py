@@ -9,8 +9,8 @@ from math import factorial, sqrt
 import torch
 from torch import Tensor
 
-from powerplan.dims import spow_dim, tiled_spow_dim
-from powerplan.kernels.checks import DTYPES, LARGEST_PHI, check_tensor, is_integer, shown
+from powerplan.dims import LARGEST_PHI, spow_dim, tiled_spow_dim
+from powerplan.kernels.checks import DTYPES, check_tensor, is_integer, shown
 
 LARGEST_DEGREE = 16
 """The largest degree of an embedding. The counting (powerplan.mixers) goes as far."""

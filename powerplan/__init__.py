@@ -1,7 +1,7 @@
 """Plan compute-optimal long-context models: weight-state FLOP ratios, budgets, power attention.
 
-wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, and flops_per_step is
-for training loops (docs/api.md).
+wsfr, compare, budget, decode, train and recommend answer as the commands of the same names do, solve as `recommend
+--solve`, degrees as `dims --model` and page as `report`; flops_per_step is for training loops (docs/api.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from powerplan.answers.budget import budget
     from powerplan.answers.compare import compare
     from powerplan.answers.decode import decode
+    from powerplan.answers.degrees import degrees
     from powerplan.answers.flops import flops_per_step
     from powerplan.answers.recommend import recommend
+    from powerplan.answers.solve import solve
     from powerplan.answers.train import train
     from powerplan.answers.wsfr import wsfr
     from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from powerplan.mixers.formulas import Convention
     from powerplan.spec import ModelSpec
     from powerplan.version import __version__
+    from powerplan.webpage.page import page
 
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):  # noqa: PTH112, PTH118, PTH120
     # Imported from a checkout: kernels/ and models/ are beside this folder there, and inside it once installed.
@@ -45,9 +48,12 @@ __all__ = [
     "budget",
     "compare",
     "decode",
+    "degrees",
     "flops_per_step",
     "load_model",
+    "page",
     "recommend",
+    "solve",
     "spow_dim",
     "tiled_spow_dim",
     "tpow_dim",
@@ -60,8 +66,10 @@ _MODULES = {
     "answers.budget": ("budget",),
     "answers.compare": ("compare",),
     "answers.decode": ("decode",),
+    "answers.degrees": ("degrees",),
     "answers.flops": ("flops_per_step",),
     "answers.recommend": ("recommend",),
+    "answers.solve": ("solve",),
     "answers.train": ("train",),
     "answers.wsfr": ("wsfr",),
     "dims": ("spow_dim", "tiled_spow_dim", "tpow_dim"),
@@ -70,6 +78,7 @@ _MODULES = {
     "mixers.formulas": ("Convention",),
     "spec": ("ModelSpec",),
     "version": ("__version__",),
+    "webpage.page": ("page",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 """The module of each name. It is imported when the name is first used: the command line must see Ctrl-C before."""

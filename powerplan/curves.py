@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from powerplan.units import MAX_CONTEXT
+
 
 def sampled_contexts(marked: Sequence[int]) -> list[int]:
     """Return `marked` and powers of two, from an eighth of the shortest, at most 1k, to 16 times the longest, in order.
@@ -12,7 +14,7 @@ def sampled_contexts(marked: Sequence[int]) -> list[int]:
     """
     low, high = min(1024, max(1, min(marked) // 8)), max(marked) * 16
     sizes = [2**exponent for exponent in range(low.bit_length() - 1, high.bit_length())]
-    return sorted({*sizes, *marked})
+    return sorted({*(size for size in sizes if size <= MAX_CONTEXT), *marked})
 
 
 def short_context(tokens: int) -> str:

@@ -11,6 +11,42 @@ from math import comb
 KERNEL_DEGREES = (1, 2, 3, 4)
 """Degrees that powerplan.kernels runs. Odd degrees need normalize=False: their weights have both signs."""
 
+LARGEST_PHI = 2**24
+"""The most entries of phi. Its features are listed one by one; beyond, 64 columns of one state take 4 GB."""
+
+TRITON_HEAD_DIMS = {1: 128, 2: 128, 3: 64, 4: 32}
+"""Largest head dim of q and k by degree in the Triton kernels, as blocks.json has entries for.
+
+Beyond it phi has at least 84,480 rows for p = 3 (head dim 72) and 286,720 for p = 4 (head dim 40).
+"""
+
+TRITON_V_HEAD_DIM = 128
+"""Largest head dim of v in the Triton kernels, as blocks.json has entries for."""
+
+
+def odd_degree(p: int) -> bool:
+    """Whether the weights (q.k)^p have both signs: their sum may be 0 or negative, and divides nothing."""
+    return p % 2 == 1
+
+
+def hopper_takes(p: int, head_dim: int, v_head_dim: int) -> bool:
+    """Whether the engine for Hopper GPUs takes a degree and head dims, in bf16."""
+    return p == 2 and max(head_dim, v_head_dim) <= TRITON_V_HEAD_DIM
+
+
+def kernels_for(p: int, head_dim: int, v_head_dim: int) -> list[str]:
+    """Return which kernels of `powerplan.kernels` take a degree and head dims in bf16, of "torch", "triton", "hopper".
+
+    torch runs on any device, triton on GPUs, hopper on GPUs of compute capability 9.0. Odd degrees run without the
+    normaliser alone.
+    """
+    takes = {
+        "torch": p in KERNEL_DEGREES and spow_dim(head_dim, p) <= LARGEST_PHI,
+        "triton": head_dim <= TRITON_HEAD_DIMS.get(p, 0) and v_head_dim <= TRITON_V_HEAD_DIM,
+        "hopper": hopper_takes(p, head_dim, v_head_dim),
+    }
+    return [engine for engine, taken in takes.items() if taken]
+
 
 def tpow_dim(d: int, p: int) -> int:
     """Return d^p, the dimension of the full tensor power: one entry for each sequence of p indices."""

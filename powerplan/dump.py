@@ -1,17 +1,19 @@
-"""Writes a ModelSpec as YAML for people to edit: without defaults, each mixer and FFN on one line."""
+"""Writes a ModelSpec as YAML for people to edit: without defaults, each mixer and FFN on one line; and its name."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 import yaml
 
 from powerplan.documents import plain_scalar
+from powerplan.errors import InputError, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers.base import Block, Part
 from powerplan.quantization import Rule
-from powerplan.spec import Layer, ModelSpec
+from powerplan.spec import MAX_NAME, Layer, ModelSpec
 
 
 class _Line(dict[str, Any]):
@@ -41,9 +43,38 @@ _Dumper.add_representer(
 )
 
 
-def spec_to_yaml(spec: ModelSpec) -> str:
-    """Return YAML that is read as an equal spec."""
-    data: dict[str, Any] = {"name": spec.name, "aliases": list(spec.aliases)}
+MAX_SHORT_NAME = 80
+"""The longest name that `short_name` makes, in characters."""
+
+
+def check_name(name: str, where: str) -> str:
+    """Return the name of a model that is to be written; raises InputError for one that is no plain word."""
+    wrong = re.search(r"[^\w.-]", name)
+    if not name or wrong or not re.match(r"\w", name):
+        found = f"{shown(name)} holds {shown(wrong.group())}" if wrong else f"{shown(name)} is no name"
+        allowed = "a name has letters, digits and . _ -, and begins with a letter or digit"
+        raise InputError(f"{found}; {allowed}", where)
+    if len(name) > MAX_NAME:
+        raise InputError(f"{shown(name)} has {len(name)} characters; allowed are up to {MAX_NAME}", where)
+    return name
+
+
+def short_name(name: str, change: str = "") -> str:
+    """Return a name that can be typed, from that of a model and what was changed: "gpt2-small-power-p2".
+
+    Example:
+        >>> short_name("gpt2-small", "9 power p=2 6x128 + 3 window 4,096")
+        'gpt2-small-9-power-p2-6x128-3-window-4096'
+    """
+    text = f"{name} {change}".replace(" with ", " ").replace(" at ", " ")
+    text = re.sub(r"(?<=\d) x (?=\d)", "x", re.sub(r"(?<=\d),(?=\d{3})", "", text))
+    text = re.sub(r"[^\w.-]+", "-", re.sub(r"=(?=\d)", "", text))
+    return re.sub(r"-{2,}", "-", text)[:MAX_SHORT_NAME].strip("-.") or name
+
+
+def spec_to_yaml(spec: ModelSpec, name: str | None = None) -> str:
+    """Return YAML that is read as an equal spec, or as one of another `name`."""
+    data: dict[str, Any] = {"name": name or spec.name, "aliases": list(spec.aliases)}
     data |= {key: getattr(spec, key) for key in ("published", "source", "note")}
     data = {key: value for key, value in data.items() if value}
     data |= {key: getattr(spec, key) for key in ("vocab_size", "hidden_size", "tie_embeddings")}

@@ -14,9 +14,12 @@ from powerplan.mixers.formulas import Formulas
 class Extra(Block, frozen=True, kw_only=True):
     """Parameters by a name, as many as `vectors` times the hidden size and `elements` more.
 
-    matmul: activations are multiplied with them, so that each takes 2 weight FLOPs per token. lookup: a table of which
-    a token reads a row, as of the input embedding, and that belongs to the model and not to a layer. Else they are
-    scales or biases.
+    name: what reports call them.
+    vectors: how many vectors of the hidden size there are.
+    elements: how many parameters there are beside these vectors.
+    matmul: activations are multiplied with them, so that each takes 2 weight FLOPs per token; else they are scales or
+    biases.
+    lookup: a table of which a token reads a row, as of the input embedding; it belongs to the model and not to a layer.
     """
 
     source = "the code of the model's family"

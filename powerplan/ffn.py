@@ -13,7 +13,12 @@ from powerplan.mixers.kept import Kept, Moment, kept
 
 
 class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
-    """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain."""
+    """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain.
+
+    intermediate_size: width of the hidden layer, in features.
+    gated: whether one more projection gates it (SwiGLU, GeGLU).
+    bias: on every projection.
+    """
 
     source = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
     saved_source = "flash-linear-attention, modules/activations.py, SwiGLUFunction.forward; the down projection's input"
@@ -55,10 +60,20 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """Mixture of E experts of width f, of which `top_k` (a) are active per token, and shared experts of total width s.
 
     Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared experts 3ms (2ms plain), and
-    m for a `shared_gate`. The other E - a experts are stored and not used by the token.
-    bias: on every routed expert. router_bias: E parameters.
-    latent_size: routed experts work on a projection to l features and are projected back (2ml), with l in place of m.
-    zero_experts: Z more choices of the router that compute nothing (LongCat); `top_k` stands for the most that a token
+    m for a `shared_gate`. A latent of l features takes 2ml, and routed experts have l in place of m. The other E - a
+    experts are stored and not used by the token.
+
+    experts: routed experts of the layer.
+    top_k: routed experts that a token uses.
+    intermediate_size: width of one expert, in features.
+    shared_intermediate_size: width of all shared experts together, in features; 0 without them.
+    gated: whether one more projection gates each expert (SwiGLU, GeGLU).
+    bias: on every routed expert.
+    router_bias: one for each choice of the router.
+    shared_gate: a gate of one number on the shared experts.
+    latent_size: features that the input of routed experts is projected to, and back from; they work on the hidden state
+    where left out.
+    zero_experts: more choices of the router that compute nothing (LongCat); `top_k` stands for the most that a token
     can use, as no more than that many of its choices are experts.
     """
 

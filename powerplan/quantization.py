@@ -28,10 +28,15 @@ Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
 class Rule(Part, frozen=True, kw_only=True):
     """The format of the matrices of some parts. A matrix has rows (outputs) and columns (inputs).
 
-    bits: of each element. block: columns, and block_rows: rows, that share a scale; without block, all columns do.
-    scale_bits, zero_bits: bits of the scale and of the zero point of a block; 0 for none.
+    parts: the parts of the model whose matrices it covers.
+    bits: bits of each element.
+    block: columns that share a scale; all of them where left out.
+    block_rows: rows that share a scale.
+    scale_bits: bits of the scale of a block; 0 for none.
+    zero_bits: bits of the zero point of a block; 0 for none.
     scales_block: scales of a matrix that share a 32-bit scale of their own (double quantization).
-    column_bits: bits kept for each column, such as its group. matrix_bits: bits kept once, such as a scale.
+    column_bits: bits kept for each column, such as its group.
+    matrix_bits: bits kept once for a matrix, such as a scale.
     in_layers: the layers (from 0) that the rule holds in; all where left out. lm_head and embedding are in no layer.
     """
 
@@ -61,7 +66,11 @@ class Rule(Part, frozen=True, kw_only=True):
 
 
 class Quantization(Part, frozen=True, kw_only=True):
-    """How the weights of a model are stored. method: its name. rules: the first that covers a matrix holds."""
+    """How the weights of a model are stored.
+
+    method: the name that reports use, such as mxfp4.
+    rules: of the rules that cover a matrix, the first holds.
+    """
 
     method: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[\w .:/+-]+$")]
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(min_length=1)]

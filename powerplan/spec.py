@@ -34,7 +34,10 @@ class Norm(Part, frozen=True, kw_only=True):
     """Norms of the residual stream.
 
     kind: an rmsnorm has m weights, a layernorm m weights and m biases (none with `bias: false`), none no parameters.
-    per_layer: how many norms one layer has. final: one before the LM head. embedding: one after the embedding.
+    per_layer: how many norms one layer has.
+    final: one before the LM head.
+    embedding: one after the embedding.
+    bias: whether a layernorm has biases.
     """
 
     kind: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
@@ -52,8 +55,11 @@ class Norm(Part, frozen=True, kw_only=True):
 class Layer(Part, frozen=True, kw_only=True):
     """One residual layer: a mixer, an FFN, or both.
 
-    extras: further parameters of the layer, by name. norms: how many norms it has, where that is not the model's
-    norm.per_layer. tied: its weights are those of an earlier layer: they are stored once, and take FLOPs each time.
+    mixer: the part that has a state, such as attention.
+    ffn: the MLP or mixture of experts.
+    extras: further parameters of the layer, by name.
+    norms: how many norms it has, where that is not the model's norm.per_layer.
+    tied: its weights are those of an earlier layer: they are stored once, and take FLOPs each time.
     """
 
     mixer: AnyMixer | None = None
@@ -79,7 +85,11 @@ class Layer(Part, frozen=True, kw_only=True):
 
 
 class LayerGroup(Part, frozen=True, kw_only=True, dict=True):
-    """A layer, with the fields of `Layer`, that is repeated, or a `pattern` of layers that is repeated as a whole."""
+    """A layer, with the fields of `Layer`, that is repeated, or a `pattern` of layers that is repeated as a whole.
+
+    repeat: how many times the layer or the pattern stands in the model.
+    pattern: layers that are repeated as a whole, in place of a mixer and an ffn of the group's own.
+    """
 
     repeat: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)] = 1
     mixer: AnyMixer | None = None
@@ -129,10 +139,19 @@ class LayerUse:
 class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     """A decoder-only language model.
 
-    position_embeddings: the length of a learned position table; left out for RoPE, NoPE or ALiBi.
+    name: what reports call the model.
+    vocab_size: tokens of the vocabulary.
+    hidden_size: features of the residual stream.
+    tie_embeddings: the LM head is the embedding: stored once, and FLOPs as the LM head all the same.
+    norm: the norms of the residual stream.
+    layers: groups of layers, from the first to the last.
+    position_embeddings: tokens of a learned position table; left out for RoPE, NoPE or ALiBi.
     extras: further parameters of the whole model, by name, such as a bias of the LM head.
     quantization: how weights are stored that are not in the dtype of the rest; it changes bytes, and no FLOPs.
-    aliases, published, source, note: describe an entry of the catalogue; they change no number.
+    aliases: other names of an entry of the catalogue; they change no number.
+    published: what is published of its size; it changes no number.
+    source: where the numbers of an entry come from; it changes no number.
+    note: a remark on an entry; it changes no number.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]

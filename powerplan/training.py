@@ -18,7 +18,7 @@ from powerplan.mixers.formulas import Rational
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, swapped
 from powerplan.swap.shapes import replacement_heads
-from powerplan.swap.windows import balanced_window, cache_context, can_swap, same_state_window
+from powerplan.swap.windows import balanced_window, cache_context, can_swap, held_elements, same_state_window
 from powerplan.units import format_figure
 
 TRAINING_PASSES = 3
@@ -154,7 +154,8 @@ def alternatives(budget: Budget, dtypes: Dtypes | str = "bf16") -> list[Alternat
         accounting = Accounting(spec, base.convention)
         row = accounting.row(context, dtypes)
         window = same_state_window(spec)
-        same_context = cache_context(base.spec, row.state_elements) if window is not None else None
+        held = sum(held_elements(mixer, context) * count for mixer, count in spec.mixer_counts())
+        same_context = cache_context(base.spec, held) if window is not None else None
         alternatives.append(Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context))
     return alternatives
 

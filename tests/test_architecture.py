@@ -16,6 +16,7 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['wsfr', 'gpt2-small', '--ctx', '64k']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['models']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['dims']) == 0",
+    "import powerplan.cli; assert powerplan.cli.main(['dims', '--model', 'gpt2-small']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['hardware', 'h100-sxm']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['schema']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['recommend']) == 0",
@@ -26,6 +27,8 @@ PLANNING = [
     "import powerplan.cli; assert powerplan.cli.main(['reproduce', 'all']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['profile', '--help']) == 0",
     "import powerplan.cli; assert powerplan.cli.main(['profile', '--p', '9']) == 2",
+    "import powerplan.cli; assert powerplan.cli.main(['report', '--help']) == 0",
+    "import powerplan; assert powerplan.page('gpt2-small', '64k').asked.context == 65536",
     "import powerplan.profile",
     "import powerplan.kernels",
     "import powerplan.models",
@@ -58,6 +61,7 @@ LAYERS = [
     {"reproduce"},
     {"report"},
     {"answers"},
+    {"webpage"},
     {"cli"},
     {"__main__"},
 ]
@@ -66,7 +70,7 @@ LAYERS = [
 
 @pytest.mark.parametrize("code", PLANNING)
 def test_planning_loads_no_torch(code: str) -> None:
-    heavy = "{'torch', 'triton', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)"
+    heavy = "{'torch', 'triton', 'transformers', 'numpy', 'matplotlib', 'jinja2', 'vl_convert'} & set(sys.modules)"
     script = f"import sys\n{code}\nloaded = {heavy}\nassert not loaded, loaded"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT.parent, timeout=HUNG_S)
 

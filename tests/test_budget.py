@@ -58,7 +58,7 @@ def test_the_other_mixers_have_equal_flops_or_equal_state(capsys: pytest.Capture
     for row in rows.values():
         assert row["tokens"] == int(Fraction(10**21) / Fraction(row["train_flops_per_token"]))
     assert rows["power:p=2"]["same_state_window"] == 1040
-    assert rows["power:p=2"]["same_state_context"] == 2080 * 65 * 12 * 12 // (2 * 768 * 12)
+    assert rows["power:p=2"]["same_state_context"] == 1040
     assert rows["power:p=3"]["same_state_window"] == 22_880
     assert rows["as it is"]["same_state_window"] is None
 

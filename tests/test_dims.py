@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations_with_replacement
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import variants
 
+import powerplan
+from powerplan.cli import main
 from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError
-from powerplan.mixers import MIXERS
+from powerplan.ffn import MLP
+from powerplan.mixers import MIXERS, Attention
 from powerplan.report.dims import KINDS, dims_report, states_report
+from powerplan.spec import LayerGroup, ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -123,3 +129,84 @@ def test_states_of_some_kinds_at_some_dims() -> None:
     ]
     with pytest.raises(InputError, match=r"--kind: 'kad' is not a kind with a state of fixed size; did you mean kda\?"):
         states_report([64], [2], None, "kad")
+
+
+def test_kernels_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {(row["head_dim"], row["p"]): row for row in payload(capsys, "dims", "--head-dim", "64,128")["rows"]}
+    assert rows[64, 2]["kernels"] == ["torch", "triton", "hopper"]
+    assert rows[64, 3]["kernels"] == ["torch", "triton"]
+    assert rows[128, 3]["kernels"] == rows[128, 4]["kernels"] == ["torch"]
+    assert rows[64, 5]["kernels"] == []
+    assert [rows[64, p]["kernels_normalize"] for p in (1, 2, 3)] == [False, True, False]
+    assert main(["dims", "--p", "2,3,4,5"]) == 0
+    out = capsys.readouterr().out
+    for p, kernels in {2: "triton, Hopper engine", 3: "triton, no normaliser", 4: "torch", 5: "none"}.items():
+        assert next(line for line in out.splitlines() if line.split()[1:2] == [str(p)]).endswith(f"  {kernels}")
+    assert "kernels need normalize: false" in out
+    assert main(["dims", "--p", "2"]) == 0
+    assert "normalize" not in capsys.readouterr().out
+
+
+def payload(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--format", "json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+@pytest.mark.parametrize("model", ["llama-3-8b", "gpt2-small", "gemma-2-9b", "deepseek-v3"])
+def test_a_model_carries_what_it_does_with_that_mixer(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = payload(capsys, "dims", "--model", model, "--p", "1,2,3", "--ctx", "8k")
+    assert (result["schema"], result["model"], result["context"]) == ("powerplan.dims/1", model, 8192)
+    assert [row["p"] for row in result["totals"]] == [1, 2, 3]
+    for row in result["totals"]:
+        d, v, heads, layers = (row[key] for key in ("head_dim", "v_head_dim", "kv_heads", "layers"))
+        columns = v + (1 if row["p"] % 2 == 0 else 0)
+        assert row["spow"] == spow_dim(d, row["p"])
+        assert row["normalize"] == (row["p"] % 2 == 0)
+        assert row["state_bytes_per_head"] == 4 * row["spow"] * columns
+        assert row["state_bytes_per_layer"] == heads * row["state_bytes_per_head"]
+        assert row["state_bytes"] == layers * row["state_bytes_per_layer"]
+        assert row["same_state_window"] == row["spow"] * v // (d + v)
+        (same,) = powerplan.wsfr(model, "8k", mixer=row["mixer"]).rows
+        assert row["wsfr"] == float(same.wsfr or 0)
+        assert row["weight_flops_per_token"] == same.weight_flops_per_token
+        assert row["state_flops_per_token"] == same.state_flops_per_token
+    assert result["as_it_is"]["wsfr"] == float(powerplan.wsfr(model, "8k").rows[0].wsfr or 0)
+
+
+def test_which_degree_for_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dims", "--model", "llama-3-8b"]) == 0
+    out = capsys.readouterr().out
+    assert "llama-3-8b at 65,536 tokens as it is: 1:1.14, state 8 GiB per sequence" in out
+    assert "in all 32 layers of 32 (8 kv) heads of 128:" in out
+    assert "largest p here at 1:1 or more: p=2, 5.51:1, state 1.016 GiB per sequence; p=3 has 1:7.81" in out
+    answer = powerplan.degrees("llama-3-8b", "64k", p="1,2,3,4")
+    assert str(answer) == out.removesuffix("\n")
+    assert answer.largest is not None
+    assert answer.largest.p == 2
+    assert powerplan.degrees("llama-3-8b", p=4).largest is None
+    heavy = str(powerplan.degrees("llama-3-8b", p=4))
+    assert "no p here leaves the weight FLOPs at 1:1 or more: p=4 has 1:258" in heavy
+    assert main(["dims", "--model", "llama-3-8b", "--format", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("p,layers,head_dim,kv_heads,spow,state_bytes_per_head,")
+
+
+def test_layers_of_several_shapes_have_a_row_each() -> None:
+    """Half of the layers with heads of 64, half with 128: the totals are those of the whole model."""
+    wide, narrow = (Attention(heads=8, kv_heads=2, head_dim=d) for d in (128, 64))
+    layers = (LayerGroup(repeat=3, mixer=wide), LayerGroup(repeat=2, mixer=narrow))
+    spec = ModelSpec(name="two", vocab_size=100, hidden_size=512, layers=layers)
+    rows = powerplan.degrees(spec, "8k", p=2).report.payload["totals"]
+    assert [(row["head_dim"], row["layers"]) for row in rows] == [(128, 3), (64, 2)]
+    assert sum(row["layers"] * row["state_bytes_per_layer"] for row in rows) == rows[0]["state_bytes"]
+    assert rows[0]["same_state_window"] == (3 * 8256 * 128 + 2 * 2080 * 64) // (3 * 256 + 2 * 128)
+
+
+def test_models_without_mixers_are_refused() -> None:
+    spec = ModelSpec(name="mlps", vocab_size=100, hidden_size=64, layers=(LayerGroup(ffn=MLP(intermediate_size=128)),))
+    with pytest.raises(InputError, match="model: mlps has no mixers that power attention could take the place of"):
+        powerplan.degrees(spec)
+    with pytest.raises(InputError, match="p: 17 is out of range"):
+        powerplan.degrees("gpt2-small", p=[2, 17])

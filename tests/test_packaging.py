@@ -73,6 +73,9 @@ def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Pat
         "py.typed",
         "kernels/__init__.py",
         "models/__init__.py",
+        "webpage/page.html.j2",
+        "webpage/page.js",
+        "webpage/style.css",
     ):
         assert f"powerplan/{needed}" in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "powerplan").rglob("*.py")}

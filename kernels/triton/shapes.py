@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
 from powerplan.kernels.triton.layout import padded_dim, power_of_two, settle, step_count, step_rows
@@ -132,7 +133,7 @@ class LaunchShape:
 
 def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that runs them."""
-    fits = call.p == 2 and dtype == torch.bfloat16 and max(call.head_dim, call.v_head_dim) <= 128
+    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim)
     return fits and hopper_lacking(device) is None
 
 

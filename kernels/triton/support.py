@@ -10,14 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-LARGEST_HEAD_DIM = {1: 128, 2: 128, 3: 64, 4: 32}
-"""Largest head dim of q and k by degree, as blocks.json has entries for.
-
-Beyond it phi has at least 84,480 rows for p = 3 (head dim 72) and 286,720 for p = 4 (head dim 40).
-"""
-
-LARGEST_V_HEAD_DIM = 128
-"""Largest head dim of v, as blocks.json has entries for."""
+from powerplan.dims import TRITON_HEAD_DIMS, TRITON_V_HEAD_DIM
 
 LARGEST_IN_FP32 = 64
 """Largest head dim in float32, whose products run outside the matrix unit: blocks of 128 features spill registers.
@@ -55,10 +48,10 @@ def lacking(q: Tensor, v: Tensor, p: int) -> str | None:
     if q.dtype not in DTYPES:
         return f"takes {', '.join(str(dtype) for dtype in DTYPES)}, and q is {q.dtype}"
     narrow = q.dtype == torch.float32 or (p == 1 and q.dtype == torch.float16)
-    largest = min(LARGEST_HEAD_DIM[p], LARGEST_IN_FP32) if narrow else LARGEST_HEAD_DIM[p]
+    largest = min(TRITON_HEAD_DIMS[p], LARGEST_IN_FP32) if narrow else TRITON_HEAD_DIMS[p]
     if q.shape[3] > largest:
         return f"takes head dims of q and k up to {largest} for p={p} in {q.dtype}, and it is {q.shape[3]}"
-    largest = LARGEST_IN_FP32 if q.dtype == torch.float32 else LARGEST_V_HEAD_DIM
+    largest = LARGEST_IN_FP32 if q.dtype == torch.float32 else TRITON_V_HEAD_DIM
     if v.shape[3] > largest:
         return f"takes head dims of v up to {largest} in {q.dtype}, and it is {v.shape[3]}"
     return None

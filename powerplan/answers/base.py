@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.load import LoadedModel, load_model
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
-from powerplan.units import context_of, parse_contexts, parse_integer
+from powerplan.units import context_of, parse_contexts, parse_integer, parse_ratio
 
 if TYPE_CHECKING:
     from powerplan.hardware import Device
@@ -102,6 +103,11 @@ def read_contexts(contexts: Contexts) -> list[int]:
     if not several:
         raise InputError("is empty; give tokens, as 65536 or '64k'", parameter("context"))
     return list(dict.fromkeys(context_of(context, parameter("context")) for context in several))
+
+
+def read_ratio(target: str | float) -> Fraction:
+    """Return a weight-state FLOP ratio that is given as "3:1" or 3; raises InputError for one that is none."""
+    return parse_ratio(target if isinstance(target, str) else f"{target}:1", parameter("target"))
 
 
 def read_devices(devices: int | str) -> int:

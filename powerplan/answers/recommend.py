@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 from powerplan.answers import base
 from powerplan.answers.base import Answer, Contexts, Model, optional
-from powerplan.choices import Keep, Side, Unknown
+from powerplan.choices import Keep, Side
 from powerplan.dtypes import Dtypes
-from powerplan.dump import spec_to_yaml
+from powerplan.dump import check_name, short_name, spec_to_yaml
 from powerplan.errors import parameter
 from powerplan.hardware import Device
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.reasons import why
-from powerplan.report.recommend import recommend_report, solve_report
+from powerplan.report.recommend import recommend_report
 from powerplan.report.render import Report
-from powerplan.search import SELECTABLE, Candidate, Limits, Recommendation, Request, Solution
+from powerplan.search import SELECTABLE, Candidate, Limits, Recommendation, Request
 from powerplan.search import recommend as search
-from powerplan.search import solve as search_backwards
 from powerplan.units import (
     parse_bytes,
-    parse_context,
     parse_count,
     parse_days,
     parse_hours,
     parse_integer,
     parse_money,
-    parse_ratio,
 )
 
 LM_HEAD = "lm-head"
@@ -68,9 +64,18 @@ class RecommendAnswer(Answer):
         """Return why the candidate at `place` (from 0) stands there."""
         return why(self.recommendation, place)
 
-    def to_yaml(self, place: int = 0) -> str:
-        """Return the model of the candidate at `place` (from 0) as a powerplan YAML."""
-        return spec_to_yaml(self.candidates[place].spec)
+    def name(self, place: int = 0) -> str:
+        """Return the name that the candidate at `place` (from 0) is written under: "gpt2-small-power-p2"."""
+        candidate = self.candidates[place]
+        return short_name(self.recommendation.base.spec.name, "" if candidate.plan.unchanged else candidate.label)
+
+    def to_yaml(self, place: int = 0, name: str | None = None) -> str:
+        """Return the model of the candidate at `place` (from 0) as a powerplan YAML.
+
+        name: letters, digits and . _ -; `self.name(place)` where None. Raises InputError for another.
+        """
+        named = self.name(place) if name is None else check_name(name, parameter("name"))
+        return spec_to_yaml(self.candidates[place].spec, named)
 
     def _report(self) -> Report:
         return recommend_report(self.recommendation)
@@ -142,7 +147,7 @@ def recommend(
         >>> answer.recommended.label
         '9 power p=2 6x128 + 3 power p=2'
     """
-    contexts, ratio = base.read_contexts(context), _ratio(target)
+    contexts, ratio = base.read_contexts(context), base.read_ratio(target)
     count, sorts = base.read_devices(devices), parse_integer(str(top), parameter("top"), 1, 1000)
     limits = Limits(
         max_state=optional(parse_bytes, "max_state", max_state),
@@ -186,10 +191,6 @@ def recommend(
     return RecommendAnswer(recommendation=recommendation, notes=tuple(notes))
 
 
-def _ratio(target: str | float) -> Fraction:
-    return parse_ratio(target if isinstance(target, str) else f"{target}:1", parameter("target"))
-
-
 def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
     """Return the words of a list such as "power,window", sorted; raises InputError for one that is not known."""
     allowed = [*SELECTABLE, *more]
@@ -197,57 +198,3 @@ def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
     for word in words:
         base.check_choice(word, allowed, name)
     return sorted(set(words))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SolveAnswer(Answer):
-    """The largest context, window or degree that keeps a ratio.
-
-    solution: the value, and the numbers there and at the next one.
-    name, context, target: the model, the tokens and the ratio that were asked about.
-    """
-
-    solution: Solution
-    name: str
-    context: int
-    target: Fraction
-
-    def _report(self) -> Report:
-        return solve_report(self.solution, self.name, self.context, self.target)
-
-
-def solve(
-    model: Model,
-    unknown: Unknown,
-    context: int | str = "64k",
-    *,
-    target: str | float = "1:1",
-    mixer: str | None = None,
-    convention: Convention | None = None,
-    dtype: str = "bf16",
-    weights_dtype: str | None = None,
-    cache_dtype: str | None = None,
-    state_dtype: str | None = None,
-) -> SolveAnswer:
-    """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
-
-    Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
-        unknown: "context", "window" or "p", of every layer.
-        context: tokens at which windows and degrees are judged.
-        target: the weight-state FLOP ratio to keep, as "3:1" or 3.
-        mixer, convention, dtype, weights_dtype, cache_dtype, state_dtype: as for recommend.
-
-    Raises:
-        InputError: an argument cannot be used, or the question does not fit the model.
-        InfeasibleError: no value gives the ratio.
-
-    Example:
-        >>> solve("gpt2-small", "context").solution.value
-        13403
-    """
-    at, ratio = parse_context(str(context), parameter("context")), _ratio(target)
-    loaded = base.read_model(model, mixer)
-    dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    solution = search_backwards(loaded.spec, unknown, at, ratio, convention or Convention(), dtypes)
-    return SolveAnswer(solution=solution, name=loaded.spec.name, context=at, target=ratio, notes=loaded.notes)

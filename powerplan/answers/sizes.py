@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from powerplan.answers.base import Answer
 from powerplan.dtypes import Dtypes
-from powerplan.dump import spec_to_yaml
+from powerplan.dump import check_name, short_name, spec_to_yaml
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
@@ -49,9 +49,11 @@ class SizesAnswer(Answer):
         """Hours of one device that the budget takes; None without a device."""
         return None if self.throughput is None else float(self.sizing.total_flops / self.throughput.flops_per_s) / 3600
 
-    def to_yaml(self, place: int = 0) -> str:
+    def to_yaml(self, place: int = 0, name: str | None = None) -> str:
         """Return the model of the row at `place` (from 0) as a powerplan YAML."""
-        return spec_to_yaml(self.rows[place].spec)
+        spec = self.rows[place].spec
+        named = short_name(spec.name) if name is None else check_name(name, parameter("name"))
+        return spec_to_yaml(spec, named)
 
     def _report(self) -> Report:
         return sizes_report(self.sizing, self.dtypes, self.batch_tokens, self.throughput)

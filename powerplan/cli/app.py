@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from powerplan.cli import answers, catalogues, profile, recommend, train
+from powerplan.cli import answers, catalogues, page, profile, recommend, train
 from powerplan.version import __version__
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "decode": answers.decode,
     "recommend": recommend.recommend,
+    "report": page.report,
     "profile": profile.profile,
     "dims": catalogues.dims,
     "models": catalogues.models,

@@ -9,8 +9,17 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import FormatOption, LikeOption, MixerOption, as_family, device_names, name_argument
+from powerplan.cli.options import (
+    FormatOption,
+    LikeOption,
+    MixerOption,
+    as_family,
+    completer,
+    device_names,
+    name_argument,
+)
 from powerplan.errors import InputError
+from powerplan.load import known_names
 
 
 def models(
@@ -20,6 +29,9 @@ def models(
     like: LikeOption = None,
     mixer: MixerOption = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the model as a powerplan YAML, ready to edit.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="The name in that YAML, for --yaml: letters, digits and . _ -.")
+    ] = None,
     families: Annotated[
         bool, typer.Option("--families", help="List the model_type values of a config.json that are read.")
     ] = False,
@@ -27,10 +39,13 @@ def models(
 ) -> None:
     """The built-in models, one model in detail, or any model as a YAML to edit."""
     from powerplan.answers.base import read_model
-    from powerplan.dump import spec_to_yaml
+    from powerplan.dump import check_name, short_name, spec_to_yaml
     from powerplan.load import catalogue_names, catalogue_spec
     from powerplan.report.catalogue import model_report, models_report
 
+    if name is not None and (not yaml or model is None):
+        such = f"powerplan models {model or 'gpt2-small'} --yaml --name {name or 'mine'}"
+        raise InputError(f"names the model that --yaml prints; such as {such}", "--name")
     if families:
         from powerplan.huggingface.listing import listed_families
         from powerplan.report.catalogue import families_report
@@ -52,7 +67,8 @@ def models(
     for note in loaded.notes:
         say.note(note)
     if yaml:
-        say.text(spec_to_yaml(spec))
+        default = spec.name if mixer is None else short_name(spec.name)
+        say.text(spec_to_yaml(spec, default if name is None else check_name(name, "--name")))
     else:
         say.show(model_report(Accounting(spec)), output)
 
@@ -74,8 +90,13 @@ def hardware(
 
 
 def dims(
-    head_dim: Annotated[str, typer.Option(help="Head dims: 64, or a list such as 32,64,128.")] = "64",
-    p: Annotated[str, typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4.")] = "1,2,3,4,5,6",
+    head_dim: Annotated[
+        str | None, typer.Option(help="Head dims: 64 (if not given), or a list such as 32,64,128.")
+    ] = None,
+    p: Annotated[
+        str | None,
+        typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4; 1 to 6 if not given, 1 to 4 with --model."),
+    ] = None,
     tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
     v_head_dim: Annotated[
         str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
@@ -83,16 +104,42 @@ def dims(
     kind: Annotated[
         str | None, typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="What this model carries with each degree, in its own heads: state, window, FLOPs, WSFR.",
+            autocompletion=completer(known_names),
+        ),
+    ] = None,
+    ctx: Annotated[
+        str | None, typer.Option(help="Context in tokens at which --model is counted: 65536 or 64k (if not given).")
+    ] = None,
+    like: LikeOption = None,
     output: FormatOption = "table",
 ) -> None:
-    """Dimensions of the power embeddings: tpow, spow and tiled spow, the state, and the window of the same state."""
+    """Dimensions of the power embeddings, their state and kernels; what a model (--model) carries with each degree."""
     from powerplan.mixers.power import MAX_DEGREE
     from powerplan.report.dims import dims_report, states_report
-    from powerplan.units import parse_integer, parse_integers
+    from powerplan.units import parse_context, parse_integer, parse_integers
 
-    head_dims = parse_integers(head_dim, "--head-dim", 1, 65536)
-    degrees = parse_integers(p, "--p", 1, MAX_DEGREE)
+    degrees = parse_integers(
+        p if p is not None else "1,2,3,4,5,6" if model is None else "1,2,3,4", "--p", 1, MAX_DEGREE
+    )
     width = parse_integer(tile, "--tile", 1, 4096)
+    if model is not None:
+        from powerplan.answers.degrees import degrees as degrees_of
+
+        for option, value in (("--head-dim", head_dim), ("--v-head-dim", v_head_dim), ("--kind", kind)):
+            if value is not None:
+                raise InputError("has no place beside --model, whose own heads are taken; leave one out", option)
+        context = parse_context("64k" if ctx is None else ctx, "--ctx")
+        say.answer(degrees_of(as_family(model, like), context, p=degrees, tile=width), output)
+        return
+    for option, value in (("--ctx", ctx), ("--like", like)):
+        if value is not None:
+            raise InputError("is for a model; such as --model llama-3-8b", option)
+    head_dims = parse_integers("64" if head_dim is None else head_dim, "--head-dim", 1, 65536)
     values = None if v_head_dim is None else parse_integer(v_head_dim, "--v-head-dim", 1, 65536)
     if kind is None:
         say.show(dims_report(head_dims, degrees, width, values), output)

@@ -22,7 +22,9 @@ def recommend(
     ctx: Annotated[
         str | None, typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Weight to state FLOPs: 1:1, 3:1, 1:2.")] = "1:1",
+    target: Annotated[
+        str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 where not given.")
+    ] = None,
     max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,
     max_decode_bytes: Annotated[
         str | None, typer.Option(help="Bytes moved per decoded token at most, weights and state, at batch 1.")
@@ -48,12 +50,19 @@ def recommend(
     solve: Annotated[
         Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
     ] = None,
+    equal_state: Annotated[
+        str | None,
+        typer.Option(metavar="MIXER", help="With --solve: which one holds as much as this mixer, such as power:p=2?"),
+    ] = None,
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
     top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name in what --write saves: letters, digits and . _ -; short by default.")
+    ] = None,
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.")
     ] = None,
@@ -68,9 +77,10 @@ def recommend(
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
     from powerplan.answers.recommend import LM_HEAD
-    from powerplan.answers.recommend import solve as solve_for
+    from powerplan.answers.solve import solve as solve_for
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
+    from powerplan.dump import check_name
     from powerplan.load import model_file
     from powerplan.output import check_targets
     from powerplan.plots import check_format, check_plot, wsfr_plot
@@ -104,6 +114,7 @@ def recommend(
             "--top": top != TOP,
             "--pick": place > 1,
             "--write": write,
+            "--name": name,
             "--plot": plot,
             "lists of contexts": len(contexts) > 1,
         }
@@ -115,6 +126,7 @@ def recommend(
             solve,
             contexts[0],
             target=target,
+            equal_state=equal_state,
             mixer=mixer,
             convention=convention,
             dtype=dtype,
@@ -124,8 +136,15 @@ def recommend(
         )
         say.answer(solved, output, notes)
         return
+    if equal_state is not None:
+        problem = f"says what --solve looks for; such as --solve window --equal-state {equal_state}"
+        raise InputError(problem, "--equal-state")
     if place > 1 and write is None:
         raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
+    if name is not None and write is None:
+        raise InputError("names the model that --write saves; such as --write model.yaml --name my-model", "--name")
+    if name is not None:
+        check_name(name, "--name")
     with at_work("comparing candidates"):
         answer = powerplan.recommend(
             options.as_family(model, like),
@@ -145,7 +164,7 @@ def recommend(
             prefer=weights_vs_state,
             measured=measured,
             top=top,
-            target=target,
+            target="1:1" if target is None else target,
             mixer=mixer,
             convention=convention,
             dtype=dtype,
@@ -157,7 +176,7 @@ def recommend(
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
     chosen = answer.candidates[place - 1].label
     files = [
-        File("--write", write, lambda: answer.to_yaml(place - 1).encode(), f": {chosen}"),
+        File("--write", write, lambda: answer.to_yaml(place - 1, name).encode(), f": {chosen}"),
         File("--plot", plot, lambda: wsfr_plot(answer.recommendation, check_format(str(plot), "--plot"))),
     ]
     with kept() as signals:

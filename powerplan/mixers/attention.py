@@ -25,6 +25,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
 
     parameters in matmuls: m(H + G)k + mGv + Hvm      state: G(k + v) min(t, w) elements
     state FLOPs per token: 2H(k + v) mean_keys, the same in both forms (QK^T and AV, 2 FLOPs per multiply-add)
+
+    window: keys that a query attends to at most, in tokens, its own included; all of them where left out.
     sinks: one learned logit per query head (gpt-oss), parameters outside matmuls.
     shared_kv: keys and values are those of an earlier layer (Gemma 3n): no projections m G(k + v), no cache of its own.
     keys_as_values: the projection of the keys makes the values too (Gemma 4): no projection mGv.
@@ -184,6 +186,8 @@ class ChunkedAttention(Attention, frozen=True, kw_only=True, tag_field="kind", t
 
     parameters in matmuls: attention's      state: G(k + v) min(t, w) elements, room for a whole chunk
     state FLOPs per token: 2H(k + v) keys, the mean keys of a query's own chunk
+
+    window: tokens of a chunk.
     """
 
     source = "Llama 4, transformers 5.23, masking_utils.py, create_chunked_causal_mask"

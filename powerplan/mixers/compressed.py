@@ -35,6 +35,18 @@ class Compressed(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="compre
     One token appends k, and a c-th of an entry (rounded up); it writes its projections, which each entry that they are
     in reads.
     Parameters checked against transformers' DeepSeek-V4.
+
+    heads: query heads; all share one key, which is the value too.
+    head_dim: features of a query and of a key, per head.
+    q_lora_rank: features of the latent of a token's queries.
+    output_groups: groups of heads that the output projection takes apart.
+    output_rank: features that the output of a group is projected to first.
+    window: the last keys that a query attends to, in tokens.
+    compress_rate: tokens that one entry stands for; null for the window alone.
+    index_heads: heads of the indexer that picks entries; without, every entry is attended to.
+    index_head_dim: features of a query and of a key of the indexer, per head.
+    top_k: entries that a query picks.
+    sinks: one learned logit per query head, parameters outside matmuls.
     """
 
     source = "DeepSeek-V4, transformers 5.23, models/deepseek_v4; its report, sections 2.3.1 (CSA) and 2.3.2 (HCA)"

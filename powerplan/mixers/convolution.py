@@ -13,8 +13,11 @@ class ShortConvolution(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="
 
     parameters in matmuls: 3mI (the channels and two gates) + WI + Im      state: (W - 1)I, the last inputs
     state FLOPs per token: 0, as the convolution counts as weights
-    bias: of both projections and of the convolution, 3I + I + m.
     Checked against transformers' LFM2, whose cache has room for W inputs, not W - 1.
+
+    inner_size: channels of the convolution.
+    conv_size: tokens that the convolution spans.
+    bias: of both projections and of the convolution, 3I + I + m.
     """
 
     source = "LFM2, transformers 5.23, modeling_lfm2.py, Lfm2ShortConv"

@@ -112,8 +112,10 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
 
     parameters in matmuls: m(2Jk + Hv + 2H) + Hvm + mHv + W(2Jk + Hv); A and dt biases are 2H more
     state: Hkv, and (W - 1)(2Jk + Hv) of the convolutions      state FLOPs per token: 7Hkv, one of them the decay
-    Chunked: as DeltaNet. key_heads: in Qwen3-Next two value heads share one query and key head.
+    Chunked: as DeltaNet.
     Checked against transformers' Qwen3-Next and flash-linear-attention.
+
+    key_heads: query and key heads; in Qwen3-Next two value heads share one.
     """
 
     source = "Yang et al. 2024, arXiv 2412.06464, section 3 (gated delta rule, chunkwise form)"
@@ -156,10 +158,12 @@ class KDA(GatedDeltaNet, frozen=True, kw_only=True, tag_field="kind", tag="kda")
     state: Hkv, and (W - 1)(2Jk + Hv) of the convolutions      state FLOPs per token: 7Hkv, one of them the decay
     Chunked: as DeltaNet. Equation 13 of the paper counts 6k^2 + 3ck + c^2 per head and token: three of the five
     products within a chunk, and c^2 for the inverse, which takes about c^2/3.
+    Checked against transformers' Kimi Linear and Bailing hybrid, and flash-linear-attention.
+
+    gate_rank: rank of the two projections that make the decay, and of those that make the output gate.
     gate_bias: biases of the output gate; flash-linear-attention has them, Kimi Linear does not.
     full_rank: "gate" for one projection mHv in place of the output gate's two (Kimi K3), "both" for the decay's as well
     (mHk, Ling 2.5).
-    Checked against transformers' Kimi Linear and Bailing hybrid, and flash-linear-attention.
     """
 
     source = "Kimi Linear, arXiv 2510.26692, section 3 (KDA), equation 13 (published FLOPs)"
@@ -214,9 +218,17 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     state: Hkv, and the last inputs of the time mix and of the channel mix, Hk each (Hk is the hidden size in RWKV)
     state FLOPs per token: 9Hkv: 1 for the decay, and 2 each for S a, (S a) b^T, v k^T and the query
     Chunked (WY form): 4Hkv late + 4Hkv + 2H((2k + v) earlier + 3(k + v) keys) + H solve
-    value_rank: left out in the first layer, which has no value residual.
-    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: m weights, and Hk of state.
     Parameters checked against flash-linear-attention and the 450.77M of RWKV-7 World 0.4B.
+
+    heads: heads, each with a state of its own.
+    head_dim: features of a query and of a key, per head.
+    v_head_dim: features of a value, per head.
+    decay_rank: rank of the two projections that make the decay.
+    rate_rank: rank of the two projections that make the learning rate.
+    gate_rank: rank of the two projections that make the output gate.
+    value_rank: rank of those that mix in the first layer's values; left out in the first layer, which has no value
+    residual.
+    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: m weights, and Hk of state.
     """
 
     source = "Peng et al. 2025, arXiv 2503.14456, section 4; flash-linear-attention, dplr/naive.py (chunks)"

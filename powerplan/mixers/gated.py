@@ -15,8 +15,9 @@ class MLSTM(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="mlstm
     parameters in matmuls: m(2Hk + 2Hv + 2H) + Hvm, the output gate included; the two gates have 2H biases
     state: H(k(v + 1) + 1), the normaliser as one more value, and the running maximum of the gates
     state FLOPs per token: 5Hk(v + 1), one of them the decay. Chunked: 2Hk(v + 1) late + 2Hk(v + 1) + 2H(k + v + 1) keys
-    bias: of every other projection and of the norm, 2Hk + 3Hv + m.
     Parameters checked against transformers' xLSTM.
+
+    bias: of every other projection and of the norm, 2Hk + 3Hv + m.
     """
 
     source = "Beck et al. 2024, arXiv 2405.04517, equations 19 to 27; xLSTM 7B, arXiv 2503.13427, section 3"
@@ -55,6 +56,10 @@ class RGLRU(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="rglru"):
     state: I, and (W - 1)I of the convolution
     state FLOPs per token: 3I: 1 for the decay, 2 for the update; the output is the state. A scan does the same work.
     Parameters checked against transformers' RecurrentGemma.
+
+    heads: blocks of channels that the gates of the recurrence work on.
+    head_dim: channels of a block.
+    conv_size: tokens that the causal depthwise convolution spans; 0 if there is none.
     """
 
     source = "De et al. 2024, arXiv 2402.19427, section 2.4 (RG-LRU) and equations 1 to 4"
@@ -118,8 +123,10 @@ class RWKV4(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="rwkv4"):
     state: 3I (numerator, denominator, their exponent), and the last inputs of time mix and channel mix, 2I
     state FLOPs per token: 10I, for numerator and denominator: 2I to decay them, 4I to add this token's part, and 4I to
     add it again with its bonus for the output. A scan does the same work.
-    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: 2m weights, and I of state.
     Parameters checked against transformers' RWKV.
+
+    inner_size: channels of the time mix.
+    channel_mix: the FFN of the layer is RWKV's, whose token shift is counted here: 2m weights, and I of state.
     """
 
     source = "Peng et al. 2023, arXiv 2305.13048, section 3.1 and appendix D (recurrent form)"

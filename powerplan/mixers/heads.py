@@ -14,9 +14,12 @@ from powerplan.mixers.kept import Kept, Moment, kept, norm_kept
 class GroupedHeads(Mixer, frozen=True, kw_only=True):
     """H query heads in groups that share G key/value heads (GQA; G = H is MHA, G = 1 is MQA).
 
-    kv_heads, v_head_dim: the same as heads and head_dim where left out.
-    bias: true for query, key, value, gate and output projections, "qkv" for all but the output projection, "output"
-    for that one alone.
+    heads: query heads.
+    kv_heads: key/value heads; each is shared by heads / kv_heads query heads.
+    head_dim: features of a query and of a key, per head.
+    v_head_dim: features of a value, per head.
+    bias: true for query, key, value, gate and output projections, "qkv" for all but the output projection, "output" for
+    that one alone.
     qk_norm: "head" is an RMSNorm over each head, 2k weights; "full" is one over all heads, (H + G)k weights.
     output_gate: a projection of the hidden state, Hv wide, that multiplies the output; "head" has one gate per head.
     """

@@ -73,7 +73,10 @@ class RecurrentState(Mixer, frozen=True, kw_only=True):
 
 
 class ChunkedState(RecurrentState, frozen=True, kw_only=True):
-    """A recurrent state whose chunks have a size that follows from nothing else."""
+    """A recurrent state whose chunks have a size that follows from nothing else.
+
+    chunk_size: tokens of a chunk in the chunked form.
+    """
 
     chunk_size: Window = 64
 
@@ -92,12 +95,17 @@ class MatrixState(ChunkedState, frozen=True, kw_only=True):
     """H heads with a state of k x v each, and the projections, convolutions and norms that such layers share.
 
     parameters in matmuls: m(2Hk + Hv) + Hvm, output gate mHv, short convolutions W(2Hk + Hv)
-    output_norm: "head" has v weights, "full" Hv, "none" none.
-    conv_size: width of the causal depthwise convolutions on queries, keys and values; 0 if there are none.
-    conv_bias: whether these convolutions have biases.
     state: the elements of the state. convolved: the channels of the convolutions. gate: parameters of the output gate.
     activated: whether queries, keys and values go through SiLU without convolutions too. sigmoid_gate: whether the
     output gate is a sigmoid, and not SiLU.
+
+    heads: heads, each with a state of its own.
+    head_dim: features of a query and of a key, per head.
+    v_head_dim: features of a value, per head.
+    output_gate: a projection of the hidden state that multiplies the output.
+    output_norm: a norm of the output: "head" has v weights, "full" Hv, "none" none.
+    conv_size: tokens that the causal depthwise convolutions on queries, keys and values span; 0 if there are none.
+    conv_bias: whether these convolutions have biases.
     """
 
     letters = "H=heads k=head_dim v=v_head_dim W=conv_size m"
@@ -238,8 +246,10 @@ class RetNet(FixedDecay, frozen=True, kw_only=True, tag_field="kind", tag="retne
 
     parameters in matmuls: m(2Hk + 2Hv) + Hvm, the output gate included      state: Hkv elements
     state FLOPs per token: 4Hkv; the fixed decay folds into queries and keys. Chunked: 2Hkv late + 2Hkv + 2H(k + v) keys
-    output_norm: none in torchscale, whose group norm has no weights; "head" in flash-linear-attention.
     Parameters checked against both.
+
+    output_norm: "none" in torchscale, whose group norm has no weights; "head" in flash-linear-attention, "full" for one
+    norm over all heads.
     """
 
     source = "Sun et al. 2023, arXiv 2307.08621, equations 6 to 8; torchscale, multiscale_retention.py"
@@ -274,6 +284,8 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     parameters in matmuls: m(2Hk + 2Hv) + Hvm + mu + uHk; the gate has Hk biases      state: Hkv elements
     state FLOPs per token: 5Hkv, one of them the decay. Chunked: 2Hkv late + 2Hkv + 2H(k + v) keys
     Parameters checked against flash-linear-attention.
+
+    gate_rank: rank of the two projections that make the decay.
     """
 
     source = "Yang et al. 2023, arXiv 2312.06635, section 4 (recurrent and chunkwise form); flash-linear-attention"

@@ -18,6 +18,13 @@ class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):
     parameters in matmuls: mq + qH(n + r), or mH(n + r) without q_lora_rank; m(L + r) + LH(n + v) + Hvm
     state: (L + r)t elements      state FLOPs per token, training and prefill: 2H(n + r + v) mean_keys
     decoding one token: 2H(2L + r)t, in absorbed form: queries attend to the latents, which are not expanded
+
+    heads: query heads.
+    q_lora_rank: features of the latent of a token's queries; one full projection makes them where left out.
+    kv_lora_rank: features of the latent of a token's keys and values, which the cache keeps.
+    qk_nope_head_dim: features of a query and of a key without positions, per head.
+    qk_rope_head_dim: features with rotary positions, per head of the queries; all heads share one such key.
+    v_head_dim: features of a value, per head.
     bias: on both down-projections and the output projection (attention_bias in DeepSeek's code).
     output_gate: a projection of the hidden state, Hv wide, that multiplies the output; "head" has one gate per head.
     """

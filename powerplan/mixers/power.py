@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from powerplan.choices import Kernels
-from powerplan.dims import KERNEL_DEGREES, default_chunk_size, spow_dim, tiled_spow_dim
+from powerplan.dims import KERNEL_DEGREES, default_chunk_size, odd_degree, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer, Size, StateSize, Window
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
@@ -25,6 +25,9 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     parameters in matmuls: those of GQA, plus mG for the gate (one log-gate per key/value head, G biases if `bias`)
     state FLOPs per token: 2HD(v + z) to query the state and 2GD(v + z) to update it. Chunked: D is that of the tiled
     embedding, tokens of the first chunk do not query the state, and 2H(k + v) keys within chunks are added.
+
+    gated: one gate per key/value head and token, by which the state decays.
+    chunk_size: tokens of a chunk in the chunked form; the kernels' default for the head dim and degree where left out.
     """
 
     letters = "m H=heads G=kv_heads D=feature_dim k=head_dim v=v_head_dim z=has_normaliser"
@@ -133,6 +136,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
 class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="power"):
     """Power attention: weights (q.k)^p and D = C(k+p-1, p). The degree sets the size of the state, without parameters.
 
+    p: the degree; odd ones need `normalize: false` in kernels, as their weights have both signs.
     normalize: divide by the sum of weights, which takes one more column of state.
     tile: features in a tile of the tiled embedding, which the chunked form executes.
     """
@@ -153,7 +157,7 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
     def kernel_problem(self) -> str | None:
         if self.p not in KERNEL_DEGREES:
             return f"p > {max(KERNEL_DEGREES)} has no kernel here"
-        if self.p % 2 and self.normalize:
+        if odd_degree(self.p) and self.normalize:
             return "odd degree: kernels need normalize: false (weights of both signs)"
         return None
 

@@ -16,6 +16,8 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     state FLOPs per token: 5HM(k + v), one of them the decay. Chunked, two passes of gated linear attention:
     2HM(k + v) late + 2HM(k + v) + 2H(k + 2M + v) keys
     Parameters checked against flash-linear-attention.
+
+    slots: slots of memory per head, each a key and a value.
     """
 
     source = "Zhang et al. 2024, arXiv 2409.07146, section 3 (two passes of GLA); flash-linear-attention"
@@ -51,6 +53,10 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     Chunked: 2Hkv(late + chosen) + 2(1 + chosen)(Hkv + H(k + v) keys), as if each partition's tokens filled its chunks.
     Not checked against the authors' code, which is not public. The layer follows a re-implementation on
     flash-linear-attention (SSEGLA); its gated DeltaNet variant is not supported.
+
+    partitions: partitions of the state, beside the shared one.
+    top_k: partitions that a token reads and writes.
+    gate_rank: rank of the two projections that make each decay gate.
     """
 
     source = "Pan et al. 2025, arXiv 2507.16577, section 3; parameters from a public re-implementation"

@@ -34,6 +34,12 @@ class NSA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="nsa"):
     As in flash-linear-attention, against which parameters are checked, compression is a mean, and the branches share
     keys and values. The paper learns the compression and has keys and values for each branch; there is no public code
     of its authors, and this is not counted.
+
+    compress_size: tokens of a block that is compressed to one key and value.
+    compress_stride: tokens from the start of one compressed block to the next.
+    select_size: tokens of a block that is picked whole.
+    select_count: blocks that a query picks.
+    window: the last keys that a query always attends to, in tokens.
     """
 
     source = "Yuan et al. 2025, arXiv 2502.11089, section 3; flash-linear-attention, layers/nsa.py"
@@ -82,6 +88,9 @@ class MoBA(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="moba"
     parameters in matmuls: attention's      state: G(k + v)t, and Gk for the mean key of each whole block
     state FLOPs per token: 2Hk blocks to score, 2H(k + v) picked to attend: mean earlier blocks, and
     min(i, top_k x block_size); the query's own block counts whole once top_k blocks exist.
+
+    block_size: tokens of a block.
+    top_k: blocks that a query attends to, its own among them.
     output_norm: an RMSNorm of v weights (flash-linear-attention, checked for parameters; not in the paper).
     """
 
@@ -132,8 +141,12 @@ class DSA(MLA, frozen=True, kw_only=True, tag_field="kind", tag="dsa"):
     state: (L + r)t, and xt of the indexer's keys
     state FLOPs per token: 2Xx keys to score every key, 2H(2L + r) top for MLA in absorbed form over min(i, top_k) keys;
     the weighted sum over the indexer's heads is not counted. One token looks up all indexer keys and top_k latents.
-    shared_index: the keys are those that an earlier layer picked (GLM-5): no indexer, and no indexer's keys.
     Checked against transformers' DeepSeek-V3.2. Its indexer runs in fp8, which halves the bytes of the indexer.
+
+    index_heads: heads of the indexer.
+    index_head_dim: features of a query and of the key of the indexer, per head.
+    top_k: keys that a query attends to, in tokens.
+    shared_index: the keys are those that an earlier layer picked (GLM-5): no indexer, and no indexer's keys.
     """
 
     source = "DeepSeek-V3.2-Exp report, section 2 (equation 1); DeepSeek-V2, arXiv 2405.04434 (MLA)"
@@ -207,6 +220,11 @@ class IndexedBlocks(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", t
     state FLOPs per token: 2Xx keys to score every key, 2H(k + v) picked to attend: min(i, top_k x block_size); the
     query's own block counts whole once top_k blocks exist. One token looks up all indexer keys and the picked blocks.
     Parameters checked against transformers' MiniMax-M3.
+
+    index_heads: heads of the indexer.
+    index_head_dim: features of a query and of the key of the indexer, per head.
+    block_size: tokens of a block.
+    top_k: blocks that a query attends to, its own among them.
     """
 
     source = "MiniMax-M3, transformers 5.23, models/minimax_m3_vl, MiniMaxM3VLIndexer"

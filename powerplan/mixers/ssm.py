@@ -23,8 +23,15 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     state: IN, and (W - 1)I of the convolution
     state FLOPs per token: 6IN: 1 for step size times A (its exponential is not counted), 1 for the decay, 2 for the
     update, 2 for the output. A scan does the same work, so both forms are equal.
-    bias: of both projections. inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
     Checked against transformers' Mamba and Jamba.
+
+    inner_size: channels of the state space, often twice the hidden size.
+    dt_rank: rank of the projections that make the step size.
+    state_dim: numbers of state of a channel.
+    conv_size: tokens that the causal depthwise convolution spans; 0 if there is none.
+    conv_bias: whether this convolution has biases.
+    bias: of both projections.
+    inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
     """
 
     source = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
@@ -107,9 +114,16 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     parameters in matmuls: m(2I + 2gN + H) + W(I + 2gN) + Im; A, D and the bias of the step size are 3H more
     state: IN, and (W - 1)(I + 2gN) of the convolution      state FLOPs per token: 5IN, one of them the decay
     Chunked (SSD): 2IN late + 2IN + 2(gN + I) keys, chunks of 256.
+    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
+
+    heads: heads, each with a decay of its own.
+    head_dim: channels of a head.
+    state_dim: numbers of state of a channel; the features of B and C.
+    groups: groups of heads that share B and C.
+    conv_size: tokens that the causal depthwise convolution spans; 0 if there is none.
+    conv_bias: whether this convolution has biases.
     bias: of both projections, m and the channels of the input projection, whose formula is `projected`.
     gated_norm: an RMSNorm before the output projection, I weights.
-    Checked against transformers' Mamba-2 and Nemotron-H. mamba_ssm keeps W, not W - 1, inputs of the convolution.
     """
 
     source = "Dao, Gu 2024, arXiv 2405.21060, section 6 (SSD) and section 7 (block)"
@@ -199,8 +213,10 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     state FLOPs per token: 2IN to update, 3IN for each state that it queries (1 to decay, 2 to query), 2IN for itself.
     `asked` is the mean number of these states: 1 bits of i, or all bits under --causal full. Chunked: the same over
     whole chunks, 2IN asked + 2IN + 2(gN + I) keys.
-    max_levels bounds the context: 15 for 16,384 tokens. Longer contexts are counted as if there were more levels.
     Parameters checked against flash-linear-attention; its gated DeltaNet variant is not supported.
+
+    max_levels: levels of the tree, which bound the context: 15 for 16,384 tokens. Longer contexts are counted as if
+    there were more levels.
     """
 
     source = "Guo et al. 2025, arXiv 2506.04761, section 3; flash-linear-attention"

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from powerplan.accounting import positions_text
-from powerplan.dims import KERNEL_DEGREES
+from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import GroupedHeads, Mixer
 from powerplan.profile.result import PASSES
@@ -200,7 +200,7 @@ def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, n
         notes.append("no --p given: power p=2 assumed")
     powers = [2] if degrees is None else parse_integers(degrees, "--p", KERNEL_DEGREES[0], KERNEL_DEGREES[-1])
     heads = replacement_heads(spec)
-    return [_swapped_in(spec, Swap.power(p, heads, normalize=p % 2 == 0), notes) for p in powers]
+    return [_swapped_in(spec, Swap.power(p, heads, normalize=not odd_degree(p)), notes) for p in powers]
 
 
 def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from powerplan.dims import default_chunk_size, spow_dim, tiled_spow_dim, tpow_dim
+from powerplan.dims import default_chunk_size, kernels_for, odd_degree, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.mixers import MIXERS, SIZED, Mixer, Power
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import SYMBOLS
+from powerplan.report.degrees import kernels_lines, kernels_text
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
+from powerplan.swap.windows import held_elements
 from powerplan.units import MAX_CONTEXT, format_bytes
 
 
@@ -30,12 +32,15 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         Column("savings", "savings", lambda value: f"{value:.1%}"),
         Column("state_bytes", "state\nper head", format_bytes),
         Column("same_state_window", "window of\nsame state", grouped),
+        Column("kernels", "kernels", left=True),
     ]
     after = [
         "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
+        *kernels_lines([row["kernels"] for row in rows], degrees),
     ]
-    return Report("powerplan.dims/1", {"rows": rows}, columns, rows, after=after)
+    table = [{**row, "kernels": kernels_text(row["kernels"], row["p"])} for row in rows]
+    return Report("powerplan.dims/1", {"rows": rows}, columns, table, after=after)
 
 
 def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
@@ -54,6 +59,8 @@ def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
         "state_bytes": RECURRENT_BYTES * spow * (v + 1),
         "same_state_window": spow * v // (d + v),
         "default_chunk_size": default_chunk_size(d, p),
+        "kernels": kernels_for(p, d, v),
+        "kernels_normalize": not odd_degree(p),
     }
 
 
@@ -115,7 +122,6 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
 
 def _state_row(mixer: Mixer, d: int, v: int) -> dict[str, Any]:
     elements = mixer.state_size(1).recurrent
-    without_normaliser = elements // (v + 1) * v if isinstance(mixer, Power) else elements
     return {
         "head_dim": d,
         "v_head_dim": v,
@@ -124,5 +130,5 @@ def _state_row(mixer: Mixer, d: int, v: int) -> dict[str, Any]:
         "formula": re.sub(r"\b[HG]\*", "", mixer.state_terms(1)[0].formula),  # The number of heads is 1.
         "state_elements": elements,
         "state_bytes": RECURRENT_BYTES * elements,
-        "same_state_window": without_normaliser // (d + v),
+        "same_state_window": held_elements(mixer, 1) // (d + v),
     }

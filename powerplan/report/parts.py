@@ -18,7 +18,7 @@ def show_ratio(value: float | Fraction | None) -> str:
     return "no state" if value is None else format_ratio(Fraction(value))
 
 
-def show_flops(value: int | float) -> str:
+def show_flops(value: int | float | Fraction) -> str:
     """Show FLOPs, a dash for none."""
     return format_count(Fraction(value)) if value else "-"
 

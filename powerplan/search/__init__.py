@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from powerplan.search.equal_state import EqualState, Held, equal_state
 from powerplan.search.limits import Limits
 from powerplan.search.recommendation import recommend
 from powerplan.search.request import SELECTABLE, Request
@@ -12,11 +13,14 @@ __all__ = [
     "SELECTABLE",
     "Candidate",
     "Chunk",
+    "EqualState",
+    "Held",
     "Limits",
     "OffTarget",
     "Recommendation",
     "Request",
     "Solution",
+    "equal_state",
     "recommend",
     "solve",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from powerplan.dims import KERNEL_DEGREES
+from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.mixers import MIXERS, HeadShape, Mixer
 from powerplan.spec import Layer, ModelSpec
 from powerplan.swap import Swap, first_relative, rebuilt, swap_text
@@ -213,7 +213,7 @@ def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> li
     distinct, heads = scope.distinct, replacement_heads(spec)
     swaps = [Swap.attention(heads), *(Swap.attention(heads, window) for window in windows), Swap.of("linear", heads)]
     swaps += [Swap.power(p, heads) for p in DEGREES]
-    swaps += [Swap.power(p, heads, normalize=False) for p in DEGREES if p % 2]
+    swaps += [Swap.power(p, heads, normalize=False) for p in DEGREES if odd_degree(p)]
     choices = [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
     for shape in (own, *same_weights(own)) if own else ():
@@ -249,7 +249,7 @@ def keeping_every_key(spec: ModelSpec, distinct: tuple[Mixer, ...]) -> Choice:
 
 
 def _power(p: int, shape: HeadShape | None) -> Swap:
-    return Swap.power(p, shape, normalize=p % 2 == 0)
+    return Swap.power(p, shape, normalize=not odd_degree(p))
 
 
 def _distinct(choices: list[Choice]) -> list[Choice]:

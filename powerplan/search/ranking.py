@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from powerplan.balance import BALANCED_WITHIN
 from powerplan.choices import Keep, Side
+from powerplan.dims import odd_degree
 from powerplan.search.choices import Choice
 from powerplan.search.trials import Search, Trial
 
@@ -161,7 +162,7 @@ def _family_order(choice: Choice) -> int:
 def degree_penalty(choice: Choice) -> int:
     """Rank lower (larger) what is harder to train: 2 for odd degrees, whose weights change sign; 1 above 2; else 0."""
     degree = choice.degree or 0
-    return 2 if degree % 2 else int(degree > 2)
+    return 2 if odd_degree(degree) else int(degree > 2)
 
 
 def sort_of(trial: Trial) -> tuple[object, ...]:

@@ -8,12 +8,13 @@ from fractions import Fraction
 import msgspec
 
 from powerplan.accounting import Accounting, last_at_most
-from powerplan.mixers import AnyMixer, Convention
+from powerplan.mixers import AnyMixer, Convention, Mixer
 from powerplan.mixers.formulas import Rational, total
 from powerplan.spec import ModelSpec
 from powerplan.swap.rebuild import first_relative, rebuilt
 from powerplan.swap.shapes import replacement_heads
 from powerplan.swap.value import Swap
+from powerplan.units import MAX_CONTEXT
 
 
 def can_swap(spec: ModelSpec) -> bool:
@@ -53,11 +54,20 @@ def balanced_window(
     return last_at_most(weights / target, state, context)
 
 
+def held_elements(mixer: Mixer, context: int) -> int:
+    """Return the elements that a layer holds of one sequence: keys and values, or the state that stands for them.
+
+    The normaliser of power attention and the last inputs of short convolutions are left out. This is what "the same
+    state" compares in every command.
+    """
+    size = mixer.features_size() or mixer.state_size(context)
+    return size.cache + size.recurrent
+
+
 def same_state_window(spec: ModelSpec) -> int | None:
     """Return the window, in tokens, whose keys and values have as many elements as the recurrent state of a model.
 
-    Rounded down, without the normaliser, as `powerplan dims` has it. None unless every layer has a state of features
-    (power, linear).
+    Rounded down. None unless every layer has a state of features (power, linear).
     """
     state = entry = 0
     for mixer, count in spec.mixer_counts():
@@ -69,8 +79,8 @@ def same_state_window(spec: ModelSpec) -> int | None:
 
 
 def cache_context(spec: ModelSpec, elements: int) -> int | None:
-    """Return the longest context whose state has at most `elements`; None where the state does not grow past them."""
+    """Return the longest context at which a model holds at most `elements`; None where its state never passes them."""
     mixers = spec.mixer_counts()
     return last_at_most(
-        elements, lambda context: sum(mixer.state_size(context).elements * count for mixer, count in mixers), 2**50
+        elements, lambda context: sum(held_elements(mixer, context) * count for mixer, count in mixers), MAX_CONTEXT
     )

@@ -100,6 +100,8 @@ MIXERS = {
     "window:4096,sinks=true": f" window: '4096,sinks=true' {SIZE}",
 }
 
+OWN_HEADS = "has no place beside --model, whose own heads are taken; leave one out"
+
 # A command line each, and its message.
 COMMANDS = {
     "wfsr": "No such command 'wfsr'...",
@@ -141,6 +143,20 @@ COMMANDS = {
     "hardware gpu": "'gpu' is not a known device...",
     "hardware \x1b[2J": r"'\x1b[2J' is not a known device (powerplan hardware lists them)",
     "hardware h100-sxm --format xml": "--format: 'xml' is not known; allowed are ...",
+    "dims --model gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
+    "dims --model gpt2-small --p 17": "--p: 17 is out of range; allowed are 1 to 16",
+    "dims --model gpt2-small --ctx 64q": f"--ctx: '64q' {SIZE}",
+    "dims --model gpt2-small --ctx 1k,2k": f"--ctx: '1k,2k' {SIZE}",
+    "dims --model gpt2-small --head-dim 64": f"--head-dim: {OWN_HEADS}",
+    "dims --model gpt2-small --kind all": f"--kind: {OWN_HEADS}",
+    "dims --ctx 64k": "--ctx: is for a model; such as --model llama-3-8b",
+    "dims --like llama": "--like: is for a model; such as --model llama-3-8b",
+    "models --name mine": "--name: names the model that --yaml prints; such as powerplan models gpt2-small "
+    "--yaml --name mine",
+    "models gpt2-xl --name mine": "--name: names the model that --yaml prints; such as powerplan models gpt2-xl --yaml "
+    "--name mine",
+    "models gpt2-xl --yaml --name ümlaut!": "--name: 'ümlaut!' holds '!'; a name has letters, digits and . _ -, and "
+    "begins with a letter or digit",
     "models --yaml": "--yaml is for one model; such as powerplan models gpt2-small --yaml",
     "models gpt2 --yaml --format json": "--yaml is a format itself; leave --format out",
     "wsfr gpt2 --explain --format csv": "--format csv: --explain has no place in a table of numbers; "

@@ -160,6 +160,8 @@ def test_a_profile_without_the_rates_of_its_device(
 
 ALWAYS = "allowed are attention, window, linear, power, mla, mix"
 KINDS = f"{ALWAYS}, {', '.join(NAMED_KINDS)}"
+NAMES = "a name has letters, digits and . _ -, and begins with a letter or digit"
+
 RECOMMEND = {
     "--target 0:1": "--target: '0:1' has a side of 0; both sides of a ratio are more than 0",
     "--target 1": "--target: '1' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)",
@@ -203,6 +205,21 @@ RECOMMEND = {
     "--solve p --only power --exclude lm-head,window --measured p.json --pick 2": "--solve: answers with one number: "
     "leave --only, kinds of --exclude, --measured and --pick out",
     "--solve context --form chunked --mixer power:p=2": "--solve context: needs --form recurrent: chunked, ...",
+    "--equal-state power:p=2": "--equal-state: says what --solve looks for; such as --solve window --equal-state "
+    "power:p=2",
+    "--solve p --equal-state powr:p=2": "--equal-state: 'powr' is not a mixer; did you mean power? ...",
+    "--solve p --equal-state power": "--equal-state: power needs its degree; write power:p=2",
+    "--solve p --equal-state window:4x": "--equal-state window: '4x' is not a size in tokens; write 65536, ...",
+    "--solve p --equal-state power:p=2,heads=7": "--equal-state: kv_heads 12 does not divide heads 7 ...",
+    "--solve p --equal-state window:4k --target 2:1": "--equal-state: asks for a state, and --target for a ratio; "
+    "leave one out",
+    "--solve context --equal-state attention": "--equal-state: attention has a state that grows too; name one of fixed "
+    "size, such as power:p=2",
+    "--name mine": "--name: names the model that --write saves; such as --write model.yaml --name my-model",
+    "--solve p --name mine": "--solve: answers with one number: leave --name out",
+    "--write x.yaml --name a/b": f"--name: 'a/b' holds '/'; {NAMES}",
+    "--write x.yaml --name -": f"--name: '-' is no name; {NAMES}",
+    f"--write x.yaml --name {'x' * 201}": f"--name: '{'x' * 55}...' has 201 characters; allowed are up to 200",
     "--weights-vs-state both": "--weights-vs-state: 'both' is not known; allowed are weights, state ...",
     "--plot out.gif": "--plot: out.gif must end in .png, .svg, .pdf",
     "--plot nowhere/out.png": "--plot: nowhere/out.png: there is no folder nowhere",

@@ -19,7 +19,7 @@ from powerplan.profile import load_profile
 GROUP: Any = typer.main.get_command(app)
 PARAMETERS: dict[str, list[Any]] = {name: GROUP.commands[name].params for name in COMMANDS}
 
-SLOW = ("recommend", "reproduce", "doctor")
+SLOW = ("recommend", "report", "reproduce", "doctor")
 """Commands whose answers take 0.1 s and more."""
 
 

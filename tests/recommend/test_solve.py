@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import specs
 
+import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
+from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Convention
-from powerplan.search import solve
-from powerplan.spec import ModelSpec
+from powerplan.mixers import Attention, Convention
+from powerplan.search import equal_state, solve
+from powerplan.spec import LayerGroup, ModelSpec
+from powerplan.swap import Swap, parse_swap, swap_text, swapped
+from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.windows import held_elements
 
 
 @pytest.mark.parametrize(
@@ -101,3 +107,143 @@ def test_the_state_is_in_the_dtype_of_the_cache(capsys: pytest.CaptureFixture[st
             result = json.loads(capsys.readouterr().out)
             sizes.append((result["at"]["state_bytes"], result["beyond"]["state_bytes"]))
         assert sizes[0] == tuple(2 * size for size in sizes[1])
+
+
+def equal(capsys: pytest.CaptureFixture[str], model: str, *arguments: str) -> dict[str, Any]:
+    assert main(["recommend", model, *arguments, "--format", "json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown", "other", "value", "by_bytes"),
+    [
+        # 2,080 x 64 elements beside 128 a token; 2,080 x 65 in fp32 beside 128 in bf16.
+        ("gpt2-small", "window", "power:p=2", 1040, 2 * 2080 * 65 // 128),
+        ("gpt2-small", "context", "power:p=2", 1040, 2 * 2080 * 65 // 128),
+        # 8,256 x 128 beside 256; the heads that take MLA's place are of 128 too.
+        ("llama-3-8b", "window", "power:p=2", 4128, 2 * 8256 * 129 // 256),
+        ("deepseek-v3", "window", "power:p=2", 4128, 2 * 8256 * 129 // 256),
+        ("llama-3-8b", "window", "power:p=3", 178_880, 2 * 357_760 * 129 // 256),
+        ("gpt2-small", "window", "window:777", 777, 777),
+        # k x v of each of the 32 heads that KDA has, beside 8 key/value heads.
+        ("llama-3-8b", "context", "kda", 32 * 128 * 128 // (8 * 256), 530),
+        ("llama-3-8b", "p", "window:4127", 1, 1),
+        ("llama-3-8b", "p", "window:4128", 2, 1),
+        ("llama-3-8b", "p", "window:8k", 2, 1),
+        ("llama-3-8b", "p", "window:8321", 2, 2),
+        ("gpt2-small", "p", "power:p=3", 3, 3),
+    ],
+)
+def test_equal_states(
+    capsys: pytest.CaptureFixture[str], model: str, unknown: str, other: str, value: int, by_bytes: int
+) -> None:
+    result = equal(capsys, model, "--solve", unknown, "--equal-state", other, "--ctx", "64k")
+    assert result["schema"] == "powerplan.solve/1"
+    assert result["equal_state"].startswith(swap_text(parse_swap(other)))
+    assert (result["value"], result["value_by_bytes"]) == (value, by_bytes)
+    at, beyond, held = (result[key]["held_elements"] for key in ("at", "beyond", "other"))
+    assert at <= held < beyond
+    answer = powerplan.solve(model, unknown, "64k", equal_state=other)  # type: ignore[arg-type]
+    assert answer.value == value
+    assert answer.to_dict() == result
+
+
+@settings(max_examples=60)
+@given(specs, st.sampled_from(["context", "window", "p"]), st.integers(1, 3), st.integers(2, 700))
+def test_equal_states_hold_no_more_and_one_more_does(spec: ModelSpec, unknown: str, p: int, context: int) -> None:
+    """The sizes again, from models that are built: keys, values and features, the normaliser left out."""
+    other, dtypes = Swap.power(p, replacement_heads(spec)), Dtypes("bf16")
+    try:
+        found = equal_state(spec, unknown, context, other, Convention(), dtypes)  # type: ignore[arg-type]
+    except (InfeasibleError, InputError):
+        return
+
+    def held(value: int) -> int:
+        model, place = spec, value
+        if unknown != "context":
+            swap = found.at.swap
+            assert swap is not None
+            field = "window" if unknown == "window" else "p"
+            changed = tuple((key, value if key == field else old) for key, old in swap.settings)
+            model, place = swapped(spec, Swap(swap.kind, changed))[0], 10**12
+        return sum(held_elements(mixer, place) * count for mixer, count in model.mixer_counts())
+
+    limit = sum(held_elements(mixer, 1) * count for mixer, count in swapped(spec, other)[0].mixer_counts())
+    assert found.other.elements == limit
+    assert held(found.value) == found.at.elements <= limit < held(found.value + 1) == found.beyond.elements
+
+
+def test_a_state_that_grows_is_taken_at_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--solve", "window", "--equal-state", "mla")
+    values = [equal(capsys, "deepseek-v3", *arguments, "--ctx", ctx)["value"] for ctx in ("32k", "64k")]
+    assert values == [9216, 18_432]  # 576 elements of 2,048 a token.
+
+
+def test_an_equal_state_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "llama-3-8b", "--ctx", "64k", "--solve", "window", "--equal-state", "power:p=3"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the largest window in every layer that holds no more than power p=3 is 178,880 tokens" in text
+    assert "At 65,536 tokens attention to every token holds less than this window." in text
+    assert main(["recommend", "deepseek-v3", "--solve", "p", "--equal-state", "window:8k"]) == 0
+    assert "Other mixers have 96 (8 kv) heads of 128 in place of MLA's." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "code", "message"),
+    [
+        (
+            "gpt2-small",
+            "--solve p --equal-state window:3",
+            3,
+            "no degree holds as little as window:3, which holds 55,296 elements: p = 1 holds 589,824",
+        ),
+        (
+            "mamba2-130m",
+            "--solve context --equal-state power:p=2,heads=24,head_dim=64",
+            3,
+            "no context holds more than power:p=2,heads=24,head_dim=64, which holds 76,677,120 elements: the state of "
+            "mamba2-130m does not grow past it",
+        ),
+        (
+            "mamba2-130m",
+            "--solve context --equal-state kda",
+            3,
+            "no context holds as little as kda, which holds 1,179,648 elements: a context of one token holds 4,718,592",
+        ),
+        (
+            "mamba2-130m",
+            "--solve window --equal-state kda",
+            2,
+            "--solve window: mamba2-130m has mixers that no other can take the place of",
+        ),
+        (
+            "llama-3-8b",
+            "--solve context --equal-state mla",
+            2,
+            "--equal-state: mla has a state that grows too; name one of fixed size, such as power:p=2",
+        ),
+    ],
+)
+def test_no_equal_state(
+    capsys: pytest.CaptureFixture[str], model: str, arguments: str, code: int, message: str
+) -> None:
+    assert main(["recommend", model, *arguments.split()]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
+
+
+def test_no_degree_holds_more_where_heads_are_of_one_feature() -> None:
+    mixer = Attention(heads=4, head_dim=1)
+    spec = ModelSpec(name="one", vocab_size=9, hidden_size=4, layers=(LayerGroup(mixer=mixer),))
+    message = "no degree up to 16 holds more than window:8, which holds 64 elements: p = 16 holds 4"
+    with pytest.raises(InfeasibleError, match=message):
+        powerplan.solve(spec, "p", equal_state="window:8")
+
+
+def test_equal_states_from_python_name_their_parameters() -> None:
+    with pytest.raises(InputError, match=r"^equal_state: 'powr' is not a mixer; did you mean power"):
+        powerplan.solve("gpt2-small", "window", equal_state="powr")
+    with pytest.raises(InputError, match=r"^equal_state: asks for a state, and target for a ratio; leave one out"):
+        powerplan.solve("gpt2-small", "window", equal_state="power:p=2", target=2)
+    with pytest.raises(InputError, match=r"^solve: 'heads' is not known; allowed are context, window, p"):
+        powerplan.solve("gpt2-small", "heads")  # type: ignore[arg-type]
