@@ -3,7 +3,7 @@
 The first tokens of a sequence state a value for each key, the last ones ask for it. Of two
 processes one has all statements and the other all questions: what it answers came as a state.
 Usage: torchrun --nproc-per-node 2 examples/context_parallel.py [STEPS]
-Without torchrun one process has all. Default: 40 steps
+Without torchrun one process has all. Default: 60 steps
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Recall(nn.Module):
         q, k, v = (part.unflatten(-1, (HEADS, HEAD_DIM)) for part in self.qkv(x).chunk(3, -1))  # [B, t, H, d] each
         attended = power_attention(q, k, v, F.logsigmoid(self.gate(x)), p=2, cp=self.plan)
         assert isinstance(attended, Tensor)  # With return_state=True it would be a tuple.
-        logits: Tensor = self.head(x + self.out(attended.flatten(-2)))
-        return logits
+        return self.head(x + self.out(attended.flatten(-2)))  # type: ignore[no-any-return]
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -59,11 +58,12 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat((stated, asked), 1), torch.cat((values, question), 1), torch.cat((nothing, answers), 1)
 
 
-def main(steps: str = "40") -> None:
+def main(steps: str = "60") -> None:
     last = parse_integer(steps, "STEPS", 0, 10**6)
     torch.set_num_threads(1)
-    alone = {} if "RANK" in os.environ else {"rank": 0, "world_size": 1, "store": dist.HashStore()}
-    dist.init_process_group("gloo", **alone)  # nccl, on GPUs
+    if "RANK" not in os.environ:  # which torchrun sets
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    dist.init_process_group("gloo")  # nccl, on GPUs
     torch.manual_seed(0)  # The same weights, and the same sequences, in each process.
     plan = ContextParallel(tokens=2 * PAIRS)
     model = Recall(plan)

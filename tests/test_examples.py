@@ -60,21 +60,21 @@ def test_use_kernel() -> None:
 def test_context_parallel() -> None:
     """One process, and two that share each sequence, learn the same in each step."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, EXAMPLES / "context_parallel.py", "40"]
+    command = [*launch, EXAMPLES / "context_parallel.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S)
     assert done.returncode == 0, done.stderr
     check_screen(done.stdout)
     rows = []
-    for out, first, sent in ((run("context_parallel.py", "40"), "1, 64", "0"), (done.stdout, "2, 32", "296,064")):
+    for out, first, sent in ((run("context_parallel.py"), "1, 64", "0"), (done.stdout, "2, 32", "296,064")):
         assert f"ContextParallel(rank 0 of {first} of 64 tokens of sequences" in out
         assert f"It sends {sent} bytes a pass." in out
         rows.append([numbers(line) for line in out.splitlines() if re.match(r" +[0-9]+  ", line)])
-    assert [row[0] for row in rows[0]] == [row[0] for row in rows[1]] == list(range(0, 41, 4))
+    assert [row[0] for row in rows[0]] == [row[0] for row in rows[1]] == list(range(0, 61, 6))
     # Rounding errors grow with the steps, as in any training.
     assert [row[1] for row in rows[1][:5]] == pytest.approx([row[1] for row in rows[0][:5]], abs=0.005)
     for each in rows:
         assert each[0][2] < 20
-        assert each[-1][2] > 60
+        assert each[-1][2] > 90
 
 
 def test_mfu() -> None:

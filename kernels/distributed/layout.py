@@ -94,6 +94,11 @@ class Layout:
     def sequences(self) -> int:
         return len(self.bounds) - 1
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(stop - start for start, stop in pairwise(self.bounds))
+
     def of_rank(self, rank: int) -> list[int]:
         """Return the fragments of a rank, in the rank's own order."""
         own = [index for index, fragment in enumerate(self.fragments) if fragment.rank == rank]

@@ -24,6 +24,7 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
 
     query = "4*H*k*v"
     within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
+    transition = "H*k*k"
     key_letter = "H"
     fused_gates: ClassVar[tuple[str, str]] = ("", "")
     fused_scores = "H*chunk"
@@ -33,10 +34,6 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     activated = True
 
     conv_size: Width = 4
-
-    @property
-    def transition(self) -> str:
-        return "H*k*k"
 
     def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
         """Return normalised queries and keys, values, gates, and the inverse of each chunk's triangular matrix.
@@ -239,6 +236,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     decay = "H*k*v"
     update = "4*H*k*v"
     within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
+    transition = "H*k*k"
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
     rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
 
@@ -250,10 +248,6 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     gate_rank: Size
     value_rank: Size | None = None
     channel_mix: bool = True
-
-    @property
-    def transition(self) -> str:
-        return "H*k*k"
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:

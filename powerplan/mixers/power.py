@@ -39,7 +39,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     chunk_size: Window | None = None
 
     @property
-    def transition(self) -> str:
+    def transition(self) -> str:  # type: ignore[override]
         return "G" if self.gated else ""
 
     @property
