@@ -14,8 +14,9 @@ from torch import Tensor
 from powerplan.kernels import checks, eager, engines
 from powerplan.kernels.api import IMPLEMENTATIONS, NO_GRADIENT_OF_FUNC, NO_TANGENT, requires_gradient
 from powerplan.kernels.call import LOWEST_LOG_GATE, CallShape, Inputs
-from powerplan.kernels.ops import chunked_power, refuse_batch
+from powerplan.kernels.ops import refuse_batch
 from powerplan.kernels.state import PowerState
+from powerplan.kernels.state_ops import state_backward_operator, state_operator
 from powerplan.kernels.triton.support import lacking
 
 
@@ -102,16 +103,13 @@ def _chunked_state(inputs: Inputs, shape: CallShape, engine: str) -> Tensor:
         raise ValueError(NO_TANGENT.format(engine))
     if eager.is_differentiated_by_func(k, v, log_g):
         raise ValueError(NO_GRADIENT_OF_FUNC.format(engine))
-    differentiable = requires_gradient(k, v, log_g)
     if eager.is_eager(*inputs):
-        if differentiable:
+        if requires_gradient(k, v, log_g):
             state: Tensor = ChunkedState.apply(k, v, log_g, cu_seqlens, shape, engine)  # type: ignore[no-untyped-call]
             return state
         return engines.state(engine, inputs, shape)
-    # A trace or a mode gets the operator of the whole call, with queries of 0.
-    settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, differentiable, True, engine)
-    outputs: tuple[Tensor, ...] = chunked_power(torch.zeros_like(k), k, v, log_g, None, cu_seqlens, *settings)
-    return outputs[1]
+    made: Tensor = state_operator(k, v, log_g, cu_seqlens, shape.p, shape.chunk_size, shape.normalize, engine)
+    return made
 
 
 class ChunkedState(torch.autograd.Function):
@@ -131,7 +129,13 @@ class ChunkedState(torch.autograd.Function):
         k, v, log_g, cu_seqlens = ctx.saved_tensors
         shape, engine = ctx.call
         with torch.no_grad():
-            grads: Any = engines.state_backward(engine, grad_state, Inputs(k, k, v, log_g, cu_seqlens), shape)
+            # A mode may be on now that was off before.
+            if eager.is_eager(grad_state, k, v, log_g):
+                grads: Any = engines.state_backward(engine, grad_state, Inputs(k, k, v, log_g, cu_seqlens), shape)
+            else:
+                settings = (shape.p, shape.chunk_size, shape.normalize, engine)
+                grad_k, grad_v, grad_log_g = state_backward_operator(grad_state, k, v, log_g, cu_seqlens, *settings)
+                grads = grad_k, grad_v, None if log_g is None else grad_log_g
         if torch.is_grad_enabled():  # create_graph=True
             grads = eager.NoSecondDerivative.apply(3, *grads, k, v, log_g, grad_state)  # type: ignore[no-untyped-call]
         return *grads, None, None, None

@@ -9,9 +9,11 @@ import pytest
 import torch
 from device import ON_GPU, triton_dtypes
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from hopper_on_cpu import hopper_on_cpu
 from powerplan.kernels import PowerState, power_attention, power_state
+from powerplan.kernels.state_ops import state_operator
 from powerplan.kernels.testing import Case, arguments, beyond_budget, results, variants
 
 CASE = Case(tokens=40, repeats=1)
@@ -109,18 +111,49 @@ def test_packed_is_separate(impl: str) -> None:
     torch.testing.assert_close(gradients(whole), gradients(joined))
 
 
-def test_traces_and_modes_get_it_too() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
+def loss_of(k: Tensor, v: Tensor, log_g: Tensor | None, **settings: Any) -> Tensor:
+    state, decay = power_state(k, v, log_g, chunk_size=16, **settings)
+    assert state.key is not None
+    return state.kv.square().sum() + state.key.square().sum() + decay.sum()
 
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_traces_give_the_same(impl: str, gated: bool, packed: bool) -> None:
+    inputs = Case(tokens=40, batch=1, gated=gated).inputs(torch.float32)
+    given = [x for x in (*arguments(inputs)[1:], inputs["log_g"]) if x is not None]
+    settings: dict[str, Any] = {"impl": impl, "cu_seqlens": torch.tensor([0, 13, 40]) if packed else None}
+
+    def function(*given: Tensor) -> Tensor:
+        return loss_of(*given[:2], given[2] if gated else None, **settings)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected, actual = function(*given), compiled(*given)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, given), torch.autograd.grad(expected, given))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_operator_is_one_of_torch_library(gated: bool) -> None:
+    inputs = Case(tokens=40, gated=gated).inputs(torch.float32)
+    _, k, v = arguments(inputs)
+    torch.library.opcheck(state_operator, (k, v, inputs["log_g"], None, 2, 16, True, "torch"))
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_flops_are_those_of_updating_the_state(later: bool) -> None:
+    """Forward once, and backward twice; a mode that is on in the backward pass alone counts that one."""
     inputs = Case(tokens=40).inputs(torch.float32)
     _, k, v = arguments(inputs)
-    expected, _ = power_state(k, v, inputs["log_g"], chunk_size=16)
+    each = 2 * 2 * 40 * 2 * 64 * 6  # 2 B T G D W, with D = 8^2 in one tile of 8 features
+    if later:
+        loss = loss_of(k, v, inputs["log_g"])
     with FlopCounterMode(display=False) as counter:
-        counted, _ = power_state(k, v, inputs["log_g"], chunk_size=16)
-    torch.testing.assert_close(counted.kv, expected.kv)
-    assert counter.get_total_flops() > 0
-    compiled = torch.compile(power_state, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(k, v, inputs["log_g"], chunk_size=16)[0].kv, expected.kv)
+        if not later:
+            loss = loss_of(k, v, inputs["log_g"])
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert counter.get_total_flops() == (2 if later else 3) * each
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at its first jvp
