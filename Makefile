@@ -1,5 +1,6 @@
 # make demo: environment, install, WSFR of a built-in model, what to train instead, its layer timed here.
 # make test: environment, install, all tests; with a second version of Triton after make triton36 (190 MB).
+# make docs: environment, install, the documentation site in build/site; a warning is an error.
 # make gpu: on a machine with a GPU, kernel tests and speed there in four minutes (GPU_ARGS='--only bench'). It makes no
 #   environment: PYTHON has torch and triton, msgspec and pytest.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ FOLDERS := $(shell find powerplan kernels models -type d -not -name __pycache__)
 # The second version of Triton that kernels are compiled with, the one that torch 2.11 brings.
 TRITON_36 = build/triton-3.6
 
-.PHONY: demo test triton36 lint format bench gpu clean
+.PHONY: demo test triton36 lint format docs bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
@@ -38,6 +39,11 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Without a notice of what will follow mkdocs-material, which would be printed at each run.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py

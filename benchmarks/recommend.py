@@ -18,6 +18,7 @@ from pathlib import Path
 from powerplan.accounting import Accounting
 from powerplan.load import catalogue_spec
 from powerplan.search import Recommendation, Request, recommend
+from powerplan.version import __version__
 
 MODELS = ("llama-3-8b", "deepseek-v3")
 CONTEXT, CANDIDATES, TARGET_S = 131_072, 5000, 1.0
@@ -66,7 +67,7 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("powerplan", "msgspec")},
+        "versions": {"powerplan": __version__, "msgspec": version("msgspec")},
         "results": results,
         "target_s": TARGET_S,
     }

@@ -14,6 +14,7 @@ from powerplan.models.decoder import Decoder
 from powerplan.models.experts import MixtureOfExperts
 from powerplan.models.layers import DenseMLP, ResidualLayer
 from powerplan.models.mixers import build_mixer
+from powerplan.rope import Rope
 from powerplan.spec import Layer, ModelSpec
 
 
@@ -27,12 +28,12 @@ def build_layer(
 ) -> ResidualLayer:
     """Build one residual layer of a model, [B, T, hidden_size] -> [B, T, hidden_size].
 
-    Its weights are those that torch draws for each module. Queries and keys get RoPE where the spec has no table of
-    learned positions.
+    Its weights are those that torch draws for each module. Queries and keys are rotated as the spec's `rope` says;
+    without it, by the base 10,000, unless the spec has a table of learned positions.
 
     Args:
         spec: The model that the layer belongs to: hidden size, norms and position embeddings come from it.
-        layer: A layer of the spec, or its position, from 0.
+        layer: A layer of the spec, or its position, from 0. RoPE is that of its position, or the layer's first one.
         device: Where the weights are made. None stands for torch's default.
         dtype: Dtype of the weights. None stands for torch's default.
         impl: Implementation of power, linear and fixed-decay attention, as in `powerplan.kernels.power_attention`.
@@ -45,12 +46,15 @@ def build_layer(
             such implementation.
     """
     if isinstance(layer, int):
-        layer = _layer_at(spec, layer)
+        return _build_layer(spec, _layer_at(spec, layer), spec.rope_at(layer), impl, device=device, dtype=dtype)
+    return _build_layer(spec, layer, spec.rope_of(layer), impl, device=device, dtype=dtype)
+
+
+def _build_layer(spec: ModelSpec, layer: Layer, rope: Rope | None, impl: str, **factory_kwargs: Any) -> ResidualLayer:
     if layer.tied or layer.extras:
         raise InputError("layers that are tied or have extras are not built")
-    factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
     norm = spec.norm if layer.norms is None else replace(spec.norm, per_layer=layer.norms)
-    hidden_size, rope = spec.hidden_size, spec.position_embeddings is None
+    hidden_size = spec.hidden_size
     mixer = None
     if layer.mixer is not None:
         mixer = build_mixer(layer.mixer, hidden_size, rope=rope, impl=impl, **factory_kwargs)
@@ -93,7 +97,8 @@ def build_model(
     factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
     layer_at = {position: use.layer for use in spec.layer_uses() for span in use.positions for position in span}
     layers = [
-        build_layer(spec, layer_at[position], impl=impl, **factory_kwargs) for position in range(spec.layer_count)
+        _build_layer(spec, layer_at[position], spec.rope_at(position), impl, **factory_kwargs)
+        for position in range(spec.layer_count)
     ]
     model = Decoder(spec, layers, **factory_kwargs)
     if torch.device(device or "cpu").type != "meta":

@@ -204,7 +204,7 @@ class Accounting:
         Raises:
             InputError: the context is none or out of range, or a dtype is unknown.
 
-        Example:
+        Examples:
             >>> from powerplan.load import catalogue_spec
             >>> row = Accounting(catalogue_spec("gpt2-small")).row("64k")
             >>> row.context, float(row.wsfr)

@@ -24,7 +24,7 @@ class Verdict:
 def verdict_of(ratio: Fraction, target: Fraction | int = 1) -> Verdict:
     """Return which side of a weight-state FLOP ratio is too heavy for `target`, the ratio that is wanted; both above 0.
 
-    Example:
+    Examples:
         >>> verdict_of(Fraction(1, 5))
         Verdict(side='state', times=Fraction(5, 1))
     """

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from powerplan.units import MAX_CONTEXT
 
 
-def sampled_contexts(marked: Sequence[int]) -> list[int]:
+def sampled_contexts(marked: Sequence[int], steps: int = 1) -> list[int]:
     """Return `marked` and powers of two, from an eighth of the shortest, at most 1k, to 16 times the longest, in order.
 
-    marked: the contexts of an answer, in tokens.
+    None is longer than the longest context that is accepted.
+
+    marked: the contexts of an answer, in tokens. steps: into how many the way from one power of two to the next is cut.
     """
-    low, high = min(1024, max(1, min(marked) // 8)), max(marked) * 16
-    sizes = [2**exponent for exponent in range(low.bit_length() - 1, high.bit_length())]
-    return sorted({*(size for size in sizes if size <= MAX_CONTEXT), *marked})
+    low, high = min(1024, max(1, min(marked) // 8)), min(max(marked) * 16, MAX_CONTEXT)
+    powers = [2**exponent for exponent in range(low.bit_length() - 1, high.bit_length())]
+    between = {power + power * step // steps for power in powers[:-1] for step in range(1, steps)}
+    return sorted({*powers, *between, *marked})
 
 
 def short_context(tokens: int) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from powerplan.defaults import OWN_FILE, PROJECT_FILE, TABLE, find_defaults
 from powerplan.units import format_bytes
 from powerplan.version import __version__
 
@@ -26,15 +27,19 @@ class Finding:
     remedy: str | None = None
 
 
-def examine() -> list[Finding]:
-    """Return what planning and running layers need, whether this machine has it, and how to get what is missing."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def examine(commands: Sequence[str] = ()) -> list[Finding]:
+    """Return what planning and running layers need, whether this machine has it, and how to get what is missing.
+
+    commands: the names that tables of commands may have in a file of defaults, which is looked for.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("processor", f"{cores} cores, {_memory()} memory"),
-        *(_package(name) for name in ("msgspec", "pyyaml", "tabulate", "typer")),
+        *(_package(name) for name in ("msgspec", "pyyaml", "rich", "typer")),
         Finding("planning commands", "ready", ok=True),
+        *_defaults(commands),
     ]
     torch, triton = _package("torch", "pip install torch"), _package("triton")
     if not triton.ok:
@@ -43,6 +48,16 @@ def examine() -> list[Finding]:
     if not torch.ok:
         return [*findings, Finding("accelerator", "not looked for, as torch is not installed", ok=False)]
     return [*findings, *_accelerators()]
+
+
+def _defaults(commands: Sequence[str]) -> list[Finding]:
+    defaults = find_defaults(commands)
+    if not defaults.file:
+        return [Finding("defaults", f"none: no {OWN_FILE}, no [{TABLE}] in {PROJECT_FILE}")]
+    return [
+        Finding("defaults", defaults.file),
+        *(Finding(f"default of {key}", value) for key, value in defaults.listed()),
+    ]
 
 
 def _package(name: str, remedy: str | None = None) -> Finding:

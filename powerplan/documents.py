@@ -125,6 +125,11 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputErr
     if mark is None:
         return InputError(f"is not valid YAML: {error.problem or error.context}", name)
     problem = error.problem or error.context or "it cannot be read"
+    place = f"{name}:{mark.line + 1}:{mark.column + 1}"
+    if (
+        "maximum nesting depth" in problem
+    ):  # The parser's own limit, which it may meet before the first bracket is taken.
+        return InputError(f"is nested more than {MAX_DEPTH} levels deep", place)
     character = text[mark.index : mark.index + 1]
     if problem.startswith("found character") and problem.endswith("that cannot start any token"):
         tab = "a tab stands here; YAML is indented with spaces"
@@ -138,7 +143,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputErr
         for term, plain in _PLAIN_WORDS.items():
             context = context.replace(term, plain)
         problem = f"{problem}, {context} that begins at line {error.context_mark.line + 1}{advice}"
-    return InputError(f"is not valid YAML: {problem}", f"{name}:{mark.line + 1}:{mark.column + 1}")
+    return InputError(f"is not valid YAML: {problem}", place)
 
 
 _PLAIN_WORDS = {

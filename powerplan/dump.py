@@ -13,6 +13,7 @@ from powerplan.errors import InputError, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers.base import Block, Part
 from powerplan.quantization import Rule
+from powerplan.rope import Rope
 from powerplan.spec import MAX_NAME, Layer, ModelSpec
 
 
@@ -62,7 +63,7 @@ def check_name(name: str, where: str) -> str:
 def short_name(name: str, change: str = "") -> str:
     """Return a name that can be typed, from that of a model and what was changed: "gpt2-small-power-p2".
 
-    Example:
+    Examples:
         >>> short_name("gpt2-small", "9 power p=2 6x128 + 3 window 4,096")
         'gpt2-small-9-power-p2-6x128-3-window-4096'
     """
@@ -80,6 +81,10 @@ def spec_to_yaml(spec: ModelSpec, name: str | None = None) -> str:
     data |= {key: getattr(spec, key) for key in ("vocab_size", "hidden_size", "tie_embeddings")}
     if spec.position_embeddings is not None:
         data["position_embeddings"] = spec.position_embeddings
+    if spec.rope is not None:
+        data["rope"] = [_rope(rope) for rope in spec.rope] if isinstance(spec.rope, tuple) else _rope(spec.rope)
+    if spec.trained_context is not None:
+        data["trained_context"] = spec.trained_context
     data["norm"] = _line(spec.norm, always=("kind", "per_layer"))
     if spec.extras:
         data["extras"] = [_line(extra, always=()) for extra in spec.extras]
@@ -113,8 +118,25 @@ def _block(block: Block) -> _Line:
 
 
 def _rule(rule: Rule) -> _Line:
-    line = _line(rule, always=())
-    return _Line((name, list(value) if isinstance(value, tuple) else value) for name, value in line.items())
+    return _plain(_line(rule, always=()))
+
+
+def _rope(rope: Rope) -> _Line:
+    line = _line(rope, always=("theta",))
+    if rope.scaling is not None:
+        line["scaling"] = _Line({"kind": rope.scaling.kind} | _plain(_line(rope.scaling, always=())))
+    return _plain(line)
+
+
+def _plain(line: _Line) -> _Line:
+    """Return a line with lists in place of tuples, and whole numbers without a point."""
+    return _Line((name, _plain_value(value)) for name, value in line.items())
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_value(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and value < 1e15 else value
 
 
 def _line(part: Part, always: tuple[str, ...]) -> _Line:

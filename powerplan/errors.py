@@ -5,7 +5,6 @@ The command line prints the message and exits with `exit_code`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +90,8 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1, cutoff: float 
         by_folded.setdefault(candidate.casefold(), candidate)
     folded = word.casefold()
     longer = sorted((name for name in by_folded if len(folded) > 2 and name.startswith(folded)), key=len)
+    import difflib  # Only a mistake needs it.
+
     close = difflib.get_close_matches(folded, by_folded, n=count, cutoff=cutoff)
     names = [by_folded[match] for match in dict.fromkeys((*longer, *close))][:count]
     return f"; did you mean {listed(names, 'or')}?" if names else ""

@@ -129,7 +129,8 @@ def _mode(path: str, where: str, follow_symlinks: bool = True) -> int:
     except OSError as error:
         raise _refusal(error, path, where) from None
     except ValueError as error:  # A NUL character, or one that the file system's encoding lacks.
-        raise InputError(f"{path} cannot be written: {error}", where) from None
+        reason = "it holds a NUL character" if "\0" in path else error
+        raise InputError(f"{path} cannot be written: {reason}", where) from None
 
 
 def _is_same(path: str, other: str | Path) -> bool:
@@ -218,10 +219,12 @@ def _sync_folder(folder: Path) -> None:
 def _write_stream(path: str, content: bytes) -> None:
     def open_at_once(name: str, flags: int) -> int:
         # A named pipe that nobody reads fails here, and does not wait for ever.
-        return os.open(name, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+        return os.open(name, os.O_WRONLY | at_once | getattr(os, "O_BINARY", 0))
 
+    at_once = getattr(os, "O_NONBLOCK", 0)
     with open(path, "wb", buffering=0, opener=open_at_once) as stream:
-        os.set_blocking(stream.fileno(), True)
+        if at_once:
+            os.set_blocking(stream.fileno(), True)
         left = memoryview(content)
         while left:
             left = left[stream.write(left) :]

@@ -26,6 +26,7 @@ def spec_schema() -> dict[str, Any]:
     parts = {part.__name__: part for part in _subclasses(Part)}
     for name, definition in schema["$defs"].items():
         _describe(definition, parts[name])
+        _add_sizes(definition["properties"])
     for kind, mixer in MIXERS.items():
         definition = schema["$defs"][mixer.__name__]
         properties = definition["properties"]
@@ -35,11 +36,6 @@ def spec_schema() -> dict[str, Any]:
         for name, same in mixer.same_as.items():
             del properties[name]["default"]
             _add(properties[name], f"the same as {same} where left out")
-        for name in LENGTHS:
-            if name in properties:
-                number = properties[name]
-                others = {key: number.pop(key) for key in ("default", "description") if key in number}
-                properties[name] = {"anyOf": [*number.get("anyOf", [number]), _SIZE], **others}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "powerplan.spec/1", **schema}
 
 
@@ -76,6 +72,15 @@ def _describe(definition: dict[str, Any], part: type[Part]) -> None:
     texts = {"kind": summary.rstrip(".")} if part.__struct_config__.tag is not None else {}
     for field, text in (texts | field_descriptions(part)).items():
         properties[field]["description"] = text
+
+
+def _add_sizes(properties: dict[str, Any]) -> None:
+    """Let the properties that are lengths be sizes as well."""
+    for name in LENGTHS:
+        if name in properties:
+            number = properties[name]
+            others = {key: number.pop(key) for key in ("default", "description") if key in number}
+            properties[name] = {"anyOf": [*number.get("anyOf", [number]), _SIZE], **others}
 
 
 def _add(field: dict[str, Any], text: str) -> None:

@@ -14,9 +14,10 @@ from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.extras import Extra
 from powerplan.ffn import AnyFFN, MoE
 from powerplan.mixers import SIZED, AnyMixer, Mixer
-from powerplan.mixers.base import Block, Part, Size, problem
+from powerplan.mixers.base import Block, Part, Size, Window, problem
 from powerplan.mixers.formulas import Term, term
 from powerplan.quantization import Quantization
+from powerplan.rope import AnyScaling, Rope
 from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
@@ -146,6 +147,9 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     norm: the norms of the residual stream.
     layers: groups of layers, from the first to the last.
     position_embeddings: tokens of a learned position table; left out for RoPE, NoPE or ALiBi.
+    rope: how queries and keys are rotated, one setting or a list of them: in each layer the first holds that covers it,
+    and one that none covers is not rotated; left out where it is not known. It changes no number.
+    trained_context: the longest context that the model was trained for, in tokens; it changes no number.
     extras: further parameters of the whole model, by name, such as a bias of the LM head.
     quantization: how weights are stored that are not in the dtype of the rest; it changes bytes, and no FLOPs.
     aliases: other names of an entry of the catalogue; they change no number.
@@ -163,6 +167,8 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     hidden_size: Size
     tie_embeddings: bool = False
     position_embeddings: Size | None = None
+    rope: Rope | tuple[Rope, ...] | None = None
+    trained_context: Window | None = None
     norm: Norm = Norm()
     extras: tuple[Extra, ...] = ()
     quantization: Quantization | None = None
@@ -179,6 +185,44 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
                     raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
+        for rope in self.rope_settings:
+            if rope.in_layers and rope.in_layers[-1] >= self.layer_count:
+                last = self.layer_count - 1
+                raise problem("rope", f"in_layers has {rope.in_layers[-1]:,}, and the last layer is {last:,}")
+
+    @property
+    def rope_settings(self) -> tuple[Rope, ...]:
+        """The settings of `rope`, be it one or a list of them; none where it is not known."""
+        if self.rope is None:
+            return ()
+        return self.rope if isinstance(self.rope, tuple) else (self.rope,)
+
+    def rope_at(self, position: int) -> Rope | None:
+        """Return how the layer at `position`, from 0, rotates; None where it does not.
+
+        Where that is not known, layers of a model without learned positions have the base 10,000.
+        """
+        if self.rope is None:
+            return Rope() if self.position_embeddings is None else None
+        return next((rope for rope in self.rope_settings if rope.in_layers is None or position in rope.in_layers), None)
+
+    def rope_of(self, layer: Layer) -> Rope | None:
+        """Return how a layer rotates at its first position; one that the model lacks, as the last layer does."""
+        first = next((use.positions[0].start for use in self._layer_uses if use.layer == layer), self.layer_count - 1)
+        return self.rope_at(first)
+
+    @property
+    def rope_scalings(self) -> tuple[AnyScaling, ...]:
+        """How the RoPE of its layers is scaled."""
+        return tuple(rope.scaling for rope in self.rope_settings if rope.scaling is not None)
+
+    @property
+    def reached_context(self) -> int | None:
+        """The longest context that training and the scaling of RoPE are for, in tokens; None where it is not known."""
+        if self.trained_context is None:
+            return None
+        trained = self.trained_context
+        return max([trained, *(int(scaling.reach(trained)) for scaling in self.rope_scalings)])
 
     @property
     def layer_count(self) -> int:
@@ -215,6 +259,17 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
     def mixers(self) -> list[Mixer]:
         """Return the distinct mixers in order of first use."""
         return list(self._mixer_counts)
+
+    def mixers_by_layer(self) -> dict[int, Mixer]:
+        """Return the mixer of every layer that has one, by its position from 0, in order."""
+        places = {
+            position: use.layer.mixer
+            for use in self._layer_uses
+            if use.layer.mixer is not None
+            for span in use.positions
+            for position in span
+        }
+        return dict(sorted(places.items()))
 
     def mixtures(self) -> list[MoE]:
         """Return the distinct mixtures of experts in order of first use."""
@@ -277,7 +332,14 @@ def with_defaults(data: Any) -> Any:
     A missing head_dim becomes hidden_size / heads if that is whole and the kind needs one (SIZED). What is wrong in the
     data stays as it is, for the validation to report.
     """
-    if not isinstance(data, dict) or not isinstance(data.get("layers"), (list, tuple)):
+    if not isinstance(data, dict):
+        return data
+    data = _with_length(data, "trained_context")
+    if "rope" in data:
+        rope = data["rope"]
+        written = [_scaling_written_out(item) for item in rope] if _is_list(rope) else _scaling_written_out(rope)
+        data |= {"rope": written}
+    if not _is_list(data.get("layers")):
         return data
     return data | {"layers": [_written_out(group, data.get("hidden_size")) for group in data["layers"]]}
 
@@ -285,26 +347,43 @@ def with_defaults(data: Any) -> Any:
 def _written_out(group: Any, hidden: Any) -> Any:
     if not isinstance(group, dict):
         return group
-    if isinstance(group.get("pattern"), (list, tuple)):
+    if _is_list(group.get("pattern")):
         group = group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
     mixer = group.get("mixer")
     if not isinstance(mixer, dict):
         return group
-    mixer = dict(mixer)
     for key in LENGTHS:
-        if isinstance(mixer.get(key), str):
-            with suppress(InputError):
-                mixer[key] = parse_context(mixer[key])
+        mixer = _with_length(mixer, key)
     heads, kind = mixer.get("heads"), mixer.get("kind")
     lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
     are_counts = all(type(count) is int and count > 0 for count in (heads, hidden))
     if lacks_head_dim and are_counts and hidden % heads == 0:
-        mixer["head_dim"] = hidden // heads
+        mixer = mixer | {"head_dim": hidden // heads}
     return group | {"mixer": mixer}
 
 
-LENGTHS = ("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size")
-"""Fields of mixers that are lengths in tokens, which a spec may write as sizes such as "4k"."""
+def _scaling_written_out(rope: Any) -> Any:
+    if not isinstance(rope, dict) or not isinstance(rope.get("scaling"), dict):
+        return rope
+    return rope | {"scaling": _with_length(rope["scaling"], "original_context")}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _with_length(data: dict[str, Any], key: str) -> dict[str, Any]:
+    if isinstance(data.get(key), str):
+        with suppress(InputError):
+            return data | {key: parse_context(data[key])}
+    return data
+
+
+LENGTHS = (
+    *("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size"),
+    *("trained_context", "original_context"),
+)
+"""Fields that are lengths in tokens, which a spec may write as sizes such as "4k"."""
 
 
 def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:

@@ -1,10 +1,12 @@
-"""Reads the text of files, of sizes that a spec, a config.json or a saved profile may have."""
+"""Reads the text of files and of standard input, of sizes that a spec, a config.json or a saved profile may have."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from powerplan.errors import InputError
 
@@ -17,6 +19,10 @@ MAX_JSON_BYTES = 2**24
 """The largest JSON file that is read: lists of quantized modules make a config.json of 2 to 4 MB."""
 
 
+STDIN = Path("<stdin>")
+"""How messages name standard input."""
+
+
 def read_text(path: Path, limit: int | None = None, usual: str = "a model spec is a few kilobytes") -> str:
     """Return the text of a UTF-8 file of at most `limit` bytes; `usual` says what it should be. Raises InputError.
 
@@ -25,26 +31,44 @@ def read_text(path: Path, limit: int | None = None, usual: str = "a model spec i
     name = str(path)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            raw = file.read((limit or MAX_BYTES) + 1)
-            if limit is None and len(raw) > MAX_BYTES and is_json(path, raw[:1000].decode(errors="replace")):
-                limit, usual = MAX_JSON_BYTES, "a config.json has some megabytes at most"
-                raw += file.read(limit + 1 - len(raw))
+            return _text(file, path, limit, usual)
     except FileNotFoundError:
         raise InputError("no such file", name) from None
     except IsADirectoryError:
         raise InputError("is a folder, not a file", name) from None
     except PermissionError:
         raise InputError("cannot be read: permission denied", name) from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", name) from None
+
+
+def read_stdin() -> str:
+    """Return the text of standard input, to its end; limits and errors are those of `read_text`."""
+    try:
+        return _text(sys.stdin.buffer, STDIN, None, "a model spec is a few kilobytes") if sys.stdin else ""
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(STDIN)) from None
+
+
+def _text(file: BinaryIO, path: Path, limit: int | None, usual: str) -> str:
+    """Return the text of an open file; see read_text."""
+    raw = file.read((limit or MAX_BYTES) + 1)
+    if limit is None and len(raw) > MAX_BYTES and is_json(path, raw[:1000].decode(errors="replace")):
+        limit, usual = MAX_JSON_BYTES, "a config.json has some megabytes at most"
+        raw += file.read(limit + 1 - len(raw))
     if len(raw) > (limit or MAX_BYTES):
-        raise InputError(f"is larger than {(limit or MAX_BYTES) >> 20} MiB; {usual}", name)
+        raise InputError(f"is larger than {(limit or MAX_BYTES) >> 20} MiB; {usual}", str(path))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start})", name) from None
+        problem = f"is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start})"
+        raise InputError(problem, str(path)) from None
     if "\0" in text:
-        raise InputError(f"is not text (a NUL character at offset {text.index(chr(0))})", name)
+        raise InputError(f"is not text (a NUL character at offset {text.index(chr(0))})", str(path))
     return text
 
 

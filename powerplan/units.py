@@ -42,6 +42,14 @@ def parse_context(text: str, where: str | None = None) -> int:
     return int(size)
 
 
+def context_text(context: int) -> str:
+    """Return a context as one types it: "64k", "1M", or "13403"; `parse_context` reads it."""
+    for suffix, size in (("M", 2**20), ("k", 2**10)):
+        if context % size == 0:
+            return f"{context // size}{suffix}"
+    return str(context)
+
+
 def context_of(value: int | str, where: str | None = None) -> int:
     """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536)."""
     if isinstance(value, str):
@@ -58,17 +66,19 @@ def parse_contexts(text: str, where: str | None = None) -> list[int]:
 
     "65,536" is refused, as it could be one context with a thousands separator or the two contexts 65 and 536.
     """
-    if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", text.strip()):
-        whole = text.strip().replace(",", "")
+    for piece in re.split(r",\s+", text.strip()):
+        if not re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", piece):
+            continue
+        whole = piece.replace(",", "")
         advice = f"could be one context or several; write {whole}, or put spaces after commas"
         raise InputError(f"{shown(text)} {advice}", where)
-    return list(dict.fromkeys(parse_context(part, where) for part in text.split(",")))
+    return list(dict.fromkeys(parse_context(part.strip(), where) for part in text.split(",")))
 
 
 def parse_integers(text: str, where: str, low: int, high: int) -> list[int]:
     """Return the integers of a list such as "2,3,4", each within low..high, in order, without repeats."""
     write = "write a number or a list such as 2,3,4"
-    return list(dict.fromkeys(_integer(part, where, low, high, write) for part in text.split(",")))
+    return list(dict.fromkeys(_integer(part.strip(), where, low, high, write) for part in text.split(",")))
 
 
 def parse_integer(text: str, where: str, low: int, high: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -15,6 +15,7 @@ from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
 from powerplan.quantization import Quantization, Rule
+from powerplan.rope import SCALINGS, Rope
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
 from powerplan.units import parse_context
 
@@ -63,7 +64,7 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
             parse_context(word)
         except InputError as error:
             return error.problem
-    if step in ("mixer", "ffn", "norm") and word in allowed_words(data, [*path, "kind"]):
+    if step in ("mixer", "ffn", "norm", "scaling") and word in allowed_words(data, [*path, "kind"]):
         return f"{shown(word)} is not a mapping; write {step}: {{kind: {word}, ...}}"
     if step == "kind" and path[-2:-1] == ["mixer"] and word in FFNS:
         return f"{shown(word)} is an ffn, not a mixer; allowed are {', '.join(allowed_words(data, path))}"
@@ -78,7 +79,7 @@ def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
         return f"{shown(value)} is not known{allowed_values(value, allowed)}"
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
-        bound = f"{int(match[2]):,}" if match[2].isdigit() else match[2]
+        bound = f"{int(float(match[2])):,}" if re.fullmatch(r"\d+(\.0)?", match[2]) else match[2]
         return f"{shown(value)} is out of range; allowed is {word} {bound}"
     if match := re.match(r"Expected `(array|str)` of length >= 1$", message):
         return "is empty; at least one is needed" if match[1] == "array" else "is empty"
@@ -172,7 +173,11 @@ _NESTED: dict[str, type[Part]] = {
     "extras": Extra,
     "quantization": Quantization,
     "rules": Rule,
+    "rope": Rope,
 }
+
+_BY_KIND: dict[str, Mapping[str, type[Part]]] = {"mixer": MIXERS, "ffn": FFNS, "scaling": SCALINGS}
+"""Fields whose class a `kind` names."""
 
 
 def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:
@@ -181,8 +186,7 @@ def _part_at(data: Any, path: Sequence[Step]) -> type[Part] | None:
     for index, step in enumerate(path):
         if isinstance(step, str):
             kind = value_at(data, [*path[: index + 1], "kind"])
-            classes: dict[str, Any] = MIXERS if step == "mixer" else FFNS
-            part = classes.get(kind) if step in ("mixer", "ffn") and isinstance(kind, str) else _NESTED.get(step)
+            part = _BY_KIND[step].get(kind) if step in _BY_KIND and isinstance(kind, str) else _NESTED.get(step)
     return part
 
 
@@ -193,15 +197,15 @@ def _field_names(data: Any, path: Sequence[Step]) -> list[str]:
 
 def allowed_keys(data: Any, path: Sequence[Step]) -> list[str]:
     """Return the keys that the mapping at `path` of a spec may have, sorted."""
-    return sorted([*_field_names(data, path), *(["kind"] if path and path[-1] in ("mixer", "ffn") else [])])
+    return sorted([*_field_names(data, path), *(["kind"] if path and path[-1] in _BY_KIND else [])])
 
 
 def allowed_words(data: Any, path: Sequence[Step]) -> list[str]:
     """Return the words that the field at `path` of a spec may be; empty if it is not a choice of words."""
     if not path or not isinstance(path[-1], str):
         return []
-    if path[-1] == "kind" and len(path) > 1 and path[-2] in ("mixer", "ffn"):
-        return sorted(MIXERS if path[-2] == "mixer" else FFNS)
+    if path[-1] == "kind" and len(path) > 1 and path[-2] in _BY_KIND:
+        return sorted(_BY_KIND[str(path[-2])])
     part = _part_at(data, path[:-1])
     return words_of(part, path[-1]) if part else []
 

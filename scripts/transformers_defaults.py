@@ -4,7 +4,8 @@
 
 A config.json may leave out what its class has a default for. The file has for each model_type of `families`:
 `defaults`, the values of the class's fields before its __post_init__ derives any; `aliases`, other names of keys. Keys
-that change no count (inert.py) are left out. For each of `wrappers`, which hold a text decoder beside other towers:
+that change no count (inert.py) are left out, but for `positions`: the RoPE and the longest context of a config that
+says nothing of them. For each of `wrappers`, which hold a text decoder beside other towers:
 `text`, the model_type of its text_config where the file names none, and `tied`, its tie_word_embeddings.
 """
 
@@ -44,6 +45,8 @@ def main() -> None:
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in TEXT_TYPES:
             aliases = {alias: key for alias, key in config_class.attribute_map.items() if alias not in INERT}
             families[model_type] = {"defaults": defaults_of(config_class), "aliases": aliases}
+            if positions := positions_of(config_class):
+                families[model_type]["positions"] = positions
     for wrapper in wrappers.keys() & families.keys():
         del families[wrapper]
     data = {"transformers": transformers.__version__, "families": families, "wrappers": wrappers}
@@ -70,6 +73,16 @@ def defaults_of(config_class: Any) -> dict[str, Any]:
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     known = (bool, int, float, str, list, dict, NoneType)
     return {name: value for name, value in values.items() if isinstance(value, known)}
+
+
+def positions_of(config_class: Any) -> dict[str, Any]:
+    """Return rope_parameters and max_position_embeddings of a config of defaults, where there are such."""
+    try:
+        config = config_class()
+    except Exception:  # Some classes cannot be built without arguments.
+        return {}
+    keys = ("rope_parameters", "max_position_embeddings")
+    return {key: value for key in keys if (value := getattr(config, key, None))}
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ VALUES: dict[str, Sequence[str]] = {
     "--plot": ["no/x.png"],
     "--save": ["/dev/null"],
     "--force": (),
+    **dict.fromkeys(["--json", "--quiet", "--no-color"], ()),
     "--output": ["-"],
     "--head-dim": ["1", "64", "32,64", "65536"],
     "--p": ["1", "2", "1,2,3", "16"],
@@ -153,8 +154,8 @@ VALUES: dict[str, Sequence[str]] = {
     "--v-head-dim": ["1", "64"],
     "--kind": ["all", "kda", "kda,mamba2", "power"],
     "--yaml": (),
-    "--pass": ["forward", "train", "decode", "decode,train"],
-    "--against": ["softmax", "window", "linear", "none", "softmax,window"],
+    "--pass": ["forward", "train", "decode", "decode,train", "forward+backward"],
+    "--against": ["attention", "softmax", "window", "linear", "none", "attention,window"],
     "--impl": ["auto", "torch", "recurrent", "reference", "triton"],
     "--device": ["auto", "cpu", "cuda", "cuda:1"],
     "--chunk-size": ["auto", "64", "64,128"],
@@ -189,7 +190,7 @@ def ends_well(arguments: Sequence[str]) -> Ended:
     beside an error; an answer where there is none, in JSON where that is asked for.
     """
     ended = run(arguments)
-    check_contract(ended, to_file="report" in arguments)
+    check_contract(ended, to_file=any(word.startswith(("report", "-o", "-qo", "--output")) for word in arguments))
     if ended.code == 0 and ended.out.startswith("{"):
         answer = json.loads(ended.out, parse_constant=_refuse)
         assert answer.get("schema", "").startswith("powerplan.") or "$schema" in answer

@@ -20,6 +20,7 @@ from powerplan.ffn import MLP
 from powerplan.kernels import ContextParallel
 from powerplan.mixers import Attention, DeltaNet, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model
+from powerplan.rope import DynamicScaling, Rope
 from powerplan.spec import LayerGroup, ModelSpec
 
 COUNT = 4
@@ -60,6 +61,11 @@ def all_work(rank: int, folder: Path) -> None:
         for name, layout in LAYOUTS.items():
             found["differences"][f"{kind} {name}"] = difference(model_of(mixer), layout)
     found["differences"]["learned positions"] = difference(model_of(KINDS["power"], position_embeddings=40), "zigzag")
+    scaled = Rope(scaling=DynamicScaling(factor=4.0, original_context=8))
+    for layout in ("contiguous", "zigzag"):
+        found["differences"][f"scaled RoPE {layout}"] = difference(
+            model_of(KINDS["power"], KINDS["retnet"], rope=scaled), layout
+        )
     found["packed"] = packed()
     found["curve"] = curve(rank)
     found["refusals"] = refusals()

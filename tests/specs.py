@@ -39,6 +39,15 @@ from powerplan.mixers import (
     ShortConvolution,
     SparseStateExpansion,
 )
+from powerplan.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    Rope,
+    YarnScaling,
+)
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 sizes = st.integers(1, 64)
@@ -336,6 +345,38 @@ def groups(draw: st.DrawFn) -> LayerGroup:
     return LayerGroup.of([layer], repeat)
 
 
+context_lengths = st.integers(2, 2**40)
+factors = st.one_of(st.integers(1, 64), st.floats(1, 1e6))
+numbers = st.floats(1e-6, 1e6)
+scalings = st.one_of(
+    st.builds(LinearScaling, factor=factors),
+    st.builds(DynamicScaling, factor=factors, original_context=context_lengths),
+    st.builds(
+        YarnScaling,
+        factor=factors,
+        original_context=context_lengths,
+        attention_factor=st.none() | numbers,
+        mscale=st.none() | numbers,
+        truncate=st.booleans(),
+    ),
+    st.builds(Llama3Scaling, factor=factors, original_context=context_lengths),
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4).map(
+        lambda pairs: LongRopeScaling(
+            short_factor=tuple(short for short, _ in pairs),
+            long_factor=tuple(long for _, long in pairs),
+            original_context=4096,
+            factor=8,
+        )
+    ),
+    st.builds(ProportionalScaling, factor=factors),
+)
+ropes = st.builds(
+    Rope,
+    theta=st.floats(1, 1e9, exclude_min=True),
+    partial=st.floats(0, 1, exclude_min=True),
+    scaling=st.none() | scalings,
+    in_layers=st.sampled_from([None, (), (0,)]),
+)
 specs = st.builds(
     ModelSpec,
     name=names,
@@ -343,6 +384,8 @@ specs = st.builds(
     hidden_size=sizes,
     tie_embeddings=st.booleans(),
     position_embeddings=st.none() | sizes,
+    rope=st.none() | ropes | st.lists(ropes, max_size=3).map(tuple),
+    trained_context=st.none() | context_lengths,
     norm=norms,
     layers=st.lists(groups(), min_size=1, max_size=3).map(tuple),
 )

@@ -92,7 +92,13 @@ def test_an_answer_is_what_the_command_prints(command: str, capsys: pytest.Captu
         assert printed.out == f"{text}\n"
         assert printed.err == "".join(f"note: {note}\n" for note in answer.notes)
     assert answer.to_dict() == json.loads(formats["json"])
-    assert answer._repr_markdown_() == formats["markdown"]
+    assert answer._repr_markdown_().replace("  \n", "\n") == formats["markdown"]
+
+
+def test_a_notebook_keeps_the_lines_of_text() -> None:
+    text, table, verdict = powerplan.wsfr("llama-3-8b", "64k")._repr_markdown_().split("\n\n")
+    assert text.count("  \n") == text.count("\n") == 2
+    assert "  \n" not in table + verdict
 
 
 def test_models_and_contexts_may_be_given_in_several_ways() -> None:

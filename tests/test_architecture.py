@@ -38,6 +38,7 @@ LAYERS = [
     {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "curves", "version"},
     {"mixers", "ffn", "extras"},
     {"quantization"},
+    {"rope"},
     {"spec"},
     {
         "documents",
@@ -50,6 +51,7 @@ LAYERS = [
         "lookalikes",
         "accounting",
         "hardware",
+        "defaults",
         "doctor",
     },
     {"swap", "measured", "output"},
@@ -57,9 +59,9 @@ LAYERS = [
     {"roofline"},
     {"search"},
     {"profile"},
-    {"plots"},
     {"reproduce"},
     {"report"},
+    {"plots"},
     {"answers"},
     {"webpage"},
     {"cli"},
@@ -128,7 +130,7 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources("models"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_models_know_specs_and_kernels(path: Path) -> None:
-    allowed = ("models", "kernels", "spec", "mixers", "ffn", "errors")
+    allowed = ("models", "kernels", "spec", "rope", "mixers", "ffn", "errors")
     for name in imported(path):
         if name.startswith("powerplan."):
             assert name.split(".")[1] in allowed, f"{path.name} imports {name}"

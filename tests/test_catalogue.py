@@ -76,7 +76,7 @@ def test_aliases_are_unique_and_lead_to_models() -> None:
     listed = [alias for name in catalogue_names() for alias in catalogue_spec(name).aliases]
     assert len(listed) == len(set(listed)) == len(aliases())
     assert not set(listed) & set(catalogue_names())
-    assert find_name("llama-3.1-8b") == "llama-3-8b"
+    assert find_name("meta-llama-3.1-8b") == "llama-3.1-8b"
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_a_heading_of_two_lines_is_one_in_markdown(capsys: pytest.CaptureFixture
 
 
 def test_markdown_is_a_pipe_table(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = run(capsys, "dims", "--head-dim", "64", "--p", "2", "--format", "markdown").splitlines()
+    text = run(capsys, "dims", "--head-dim", "64", "--p", "2", "--format", "markdown")
+    lines = text.rpartition("\n\n")[2].splitlines()
     assert lines[0].startswith("|")
     assert set(lines[1]) <= set("|-:")
     assert "2,080" in lines[2]

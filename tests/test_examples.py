@@ -193,5 +193,6 @@ def test_train_icl_says_what_it_takes() -> None:
 
 
 def test_every_example_is_tested() -> None:
+    """plan_in_a_notebook.ipynb is run by tests/test_docs_site.py."""
     text = Path(__file__).read_text(encoding="utf-8")
     assert all(path.name in text for path in EXAMPLES.iterdir() if path.is_file())

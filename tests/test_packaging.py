@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def use(folder: Path, python: str, *search: str) -> list[str]:
 def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(distributions[1]) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"powerplan"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"powerplan", "powerplan_llm"}
     catalogue = {path.name for path in (ROOT / "models" / "catalogue").glob("*.yaml")}
     assert {Path(name).name for name in names if "models/catalogue/" in name} == catalogue
     for needed in (
@@ -80,6 +81,24 @@ def test_the_wheel_holds_one_package_and_its_data(distributions: tuple[Path, Pat
         assert f"powerplan/{needed}" in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "powerplan").rglob("*.py")}
     assert sources <= set(names), f"not packaged: {sorted(sources - set(names))}"
+
+
+def test_the_distribution_has_a_name_of_its_own(distributions: tuple[Path, Path]) -> None:
+    """`powerplan` on the package index is another project; the command and the package keep that name."""
+    assert all(path.name.startswith("powerplan_llm-") for path in distributions)
+    with zipfile.ZipFile(distributions[1]) as archive:
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+        (scripts,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    assert "\nName: powerplan-llm\n" in metadata
+    assert "powerplan = powerplan.cli:run" in scripts
+    assert "Requires-Dist: powerplan[" not in metadata
+
+
+def test_nobody_is_told_to_install_another_project() -> None:
+    files = [ROOT / "README.md", ROOT / "pyproject.toml", *(ROOT / "docs").glob("*.md")]
+    files += [path for name in ("powerplan", "kernels", "models", "examples") for path in (ROOT / name).rglob("*.py")]
+    for path in files:
+        assert not re.search(r"install '?powerplan(?!-llm)\b|\bpowerplan\[", path.read_text(encoding="utf-8")), path
 
 
 def test_the_wheel_works(distributions: tuple[Path, Path], tmp_path: Path) -> None:
@@ -101,6 +120,9 @@ def test_the_sdist_holds_what_a_build_and_a_reader_need(distributions: tuple[Pat
         "models/catalogue/gpt2-small.yaml",
         "tests/test_packaging.py",
         "docs/accounting.md",
+        "docs/assets/site.css",
+        "mkdocs.yml",
+        "examples/plan_in_a_notebook.ipynb",
     ):
         assert needed in names
     assert not any("__pycache__" in name for name in names)

@@ -10,7 +10,7 @@ import typer.main
 import powerplan
 import powerplan.kernels
 import powerplan.models
-from powerplan.cli.app import app
+from powerplan.cli.app import application
 
 COMMANDS = {
     "wsfr": [
@@ -27,6 +27,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "report": [
@@ -63,6 +65,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "budget": [
@@ -85,6 +89,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "train": [
@@ -134,6 +140,8 @@ COMMANDS = {
         "--weights-dtype",
         "--cache-dtype",
         "--state-dtype",
+        "--plot",
+        "--force",
         "--format",
     ],
     "recommend": [
@@ -230,13 +238,18 @@ EXPORTS = [
 
 
 def test_commands_and_options() -> None:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     options = {
-        name: [option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])]
+        name: {option for param in command.params for option in (param.opts[:1] if param.opts else [param.name])}
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
-    assert options == COMMANDS
+    assert options == {
+        name: {*own, *SHARED, *(["--json"] if "--format" in own else [])} for name, own in COMMANDS.items()
+    }
 
+
+SHARED = ("--output", "--force", "--quiet", "--no-color")
+"""Options of every command."""
 
 KERNELS = [
     "ContextParallel",

@@ -15,6 +15,7 @@ from powerplan.ffn import FFNS
 from powerplan.load import catalogue_names, load_model
 from powerplan.mixers import MIXERS
 from powerplan.mixers.formulas import SYMBOLS
+from powerplan.rope import SCALINGS, Rope
 from powerplan.spec import LayerGroup, ModelSpec, Norm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +77,7 @@ def test_commands_print_what_the_readme_says(
 
 
 def test_there_are_commands_and_code() -> None:
-    assert len(commands()) + len(blocks("console shape")) >= 5
+    assert len(commands()) == 3
     assert len(blocks("console shape")) == 1
     assert len(blocks("python")) == 2
 
@@ -96,7 +97,7 @@ def test_python_runs(code: str) -> None:
 
 def test_docs_spec_names_every_field_and_its_examples_are_specs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
-    parts = [ModelSpec, Norm, LayerGroup, *MIXERS.values(), *FFNS.values()]
+    parts = [ModelSpec, Norm, LayerGroup, Rope, *SCALINGS.values(), *MIXERS.values(), *FFNS.values()]
     fields = {field for part in parts for field in part.__struct_fields__}
     missing = {field for field in fields if not re.search(rf"\b{field}\b", text)}
     assert missing == set()
@@ -131,6 +132,8 @@ def test_figures_in_prose() -> None:
     assert README.count("\n") < 200
     results = ROOT / "benchmarks" / "results"
     started = json.loads((results / "startup.json").read_text(encoding="utf-8"))
-    assert f"`powerplan wsfr gpt2-small --ctx 64k`: {started['median_s']:.2f} s" in README
+    ratio = f"{started['ratio']:.1f} times `python -c 'import typer'`"
+    assert f"`powerplan wsfr gpt2-small --ctx 64k`: {started['median_s']:.2f} s, {ratio}" in README
+    assert started["ratio"] <= started["target_ratio"]
     timed = json.loads((results / "recommend.json").read_text(encoding="utf-8"))["results"][-1]
     assert f"{timed['candidates']:,} candidates\n  for {timed['model']} in {timed['median_s']:.2f} s" in README

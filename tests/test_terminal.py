@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from children import HUNG_S
 
 import powerplan.cli.dispatch
-from powerplan.cli import main
+from powerplan.balance import verdict_of
+from powerplan.cli import main, say
+from powerplan.report.colour import colour, painted, side_of
 from powerplan.report.tables import Column, table_of
-from powerplan.report.width import terminal, wrapped
+from powerplan.report.width import command_lines, terminal, wrapped
 
 PROFILE = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "profile-cpu.json"
 
@@ -92,3 +101,98 @@ def test_a_narrower_terminal_gets_sixty_columns() -> None:
     with terminal(10):
         lines = wrapped("eight letters " * 20, "head: ")
     assert 50 < max(map(len, lines)) <= 60
+
+
+COLOURED = [
+    "wsfr llama-3-8b",
+    "wsfr gpt2-small --explain --ctx 64k",
+    "compare gpt2-small llama-3-8b",
+    "train llama-3-8b --ctx 128k --gpu h100-sxm --devices 64",
+    "decode llama-3-8b --gpu h100-sxm",
+    "recommend llama-3-8b --ctx 8k,128k",
+    "budget --flops 1e21",
+    f"profile --show {PROFILE}",
+]
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.mark.parametrize("command", COLOURED)
+def test_colour_changes_no_text(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in (60, 80, 120):
+        plain = printed(monkeypatch, capsys, command, columns)
+        with monkeypatch.context() as patch:
+            patch.setattr(say, "coloured", lambda stream: True)
+            text = printed(monkeypatch, capsys, command, columns)
+        assert "\x1b" not in plain
+        assert text != plain
+        assert ANSI.sub("", text) == plain
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "markdown"])
+def test_other_formats_have_no_colour(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(say, "coloured", lambda stream: True)
+    assert "\x1b" not in printed(monkeypatch, capsys, f"recommend gpt2-small --ctx 64k --format {form}", 80)
+
+
+def test_colours_say_what_signs_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(say, "coloured", lambda stream: True)
+    text = printed(monkeypatch, capsys, "wsfr gpt2-small --ctx 1k,13403,64k", 80)
+    sides = {"67": "weight", "65": "balanced", "130": "state"}
+    found = re.findall(r"\x1b\[38;5;(\d+)m(\S+)\x1b", text)
+    assert [sides[code] for code, _ in found] == ["weight", "balanced", "state"]
+    for code, ratio in found:
+        weight, state = ratio.split(":")
+        assert verdict_of(Fraction(weight) / Fraction(state)).side == sides[code]
+    assert (side_of(None), side_of(2), side_of(2, 2)) == (None, "weight", "balanced")
+
+
+def test_spaces_stay_plain_and_no_colour_means_none() -> None:
+    assert painted("  x ", "strong") == "  x "
+    with colour(True):
+        assert painted("  x ", "strong") == "  \x1b[1mx\x1b[0m "
+        assert painted("   ", "strong") == "   "
+        assert painted("x", None) == "x"
+        with colour(False):
+            assert painted("x", "strong") == "x"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo terminals here")
+@pytest.mark.parametrize(
+    ("environment", "has_colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_has_colour_unless_told_otherwise(environment: dict[str, str], has_colour: bool) -> None:
+    ours, theirs = os.openpty()
+    try:
+        plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        subprocess.run(
+            [sys.executable, "-m", "powerplan", "wsfr", "gpt2-small", "--ctx", "64k"],
+            check=True,
+            stdout=theirs,
+            env=plain | {"TERM": "xterm"} | environment,
+            timeout=HUNG_S,
+        )
+        assert (b"\x1b[" in os.read(ours, 65_536)) == has_colour
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_pipe_needs_no_rich() -> None:
+    code = "import sys, powerplan.cli as cli; cli.main(['wsfr', 'gpt2-small']); sys.exit('rich.style' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HUNG_S)
+
+
+def test_a_command_stays_one_command() -> None:
+    command = "powerplan recommend 'my models/a.yaml' --ctx 64k,128k --gpu h100-sxm --devices 64 --price 2.5"
+    for columns in (60, 80, None):
+        with terminal(columns):
+            lines = command_lines(command, " " * 9)
+        assert max(map(len, lines)) <= (columns or 98)
+        assert all(line.endswith(" \\") for line in lines[:-1])
+        assert not any(re.search(r"--\w+( \\)?$", line) for line in lines)
+        assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from powerplan.version import __version__
 from support.presets import Target
 from support.rows import Row, answer, share_of_copy
 from support.shapes import Shape
@@ -45,7 +46,8 @@ def result(
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("powerplan", "torch", "triton", "retention", "fla-core")},
+        "versions": {"powerplan": __version__}
+        | {name: _version(name) for name in ("torch", "triton", "retention", "fla-core")},
         "machine": asdict(machine),
         "arguments": arguments,
         "seconds": round(seconds, 1),

@@ -28,6 +28,7 @@ from powerplan.mixers import Attention
 from powerplan.swap.windows import same_state_window
 from powerplan.training import train_flops
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
+from powerplan.version import __version__
 
 SCHEMA = "powerplan.icl/1"
 """Name and version of the JSON schema."""
@@ -56,7 +57,7 @@ def result(command: str, machine_record: Mapping[str, Any], tasks: Sequence[dict
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("powerplan", "torch")},
+        "versions": {"powerplan": __version__, "torch": version("torch")},
         "machine": dict(machine_record),
         "command": command,
         "seconds": round(sum(run["seconds"] for record in tasks for run in record["runs"]), 1),

@@ -128,11 +128,15 @@ class ContextParallel:
         """The fragments of this rank, in the order of its tokens."""
         return [self.layout.fragments[index] for index in self.layout.of_rank(self.rank)]
 
-    def parts(self) -> list[tuple[slice, int]]:
-        """Return this rank's tokens by pieces: which they are, and the place of the first one in its sequence."""
-        bounds = self.layout.bounds
-        each = [(fragment, piece) for fragment in self.fragments for piece in fragment.pieces]
-        return [(fragment.local(piece), piece.start - bounds[piece.sequence]) for fragment, piece in each]
+    def parts(self) -> list[tuple[slice, int, int]]:
+        """Return this rank's tokens by parts of sequences: which they are, the place of the first one in its sequence,
+        and the tokens of that sequence."""
+        found = []
+        for fragment in self.fragments:
+            for piece in fragment.pieces:
+                start, stop = self.layout.bounds[piece.sequence : piece.sequence + 2]
+                found.append((fragment.local(piece), piece.start - start, stop - start))
+        return found
 
     def token_ids(self, device: torch.device | str | None = None) -> Tensor:
         """Return which tokens this rank has, [local tokens] int64: token i of its tensors is this one of the whole."""

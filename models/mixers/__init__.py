@@ -27,6 +27,7 @@ from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, Gat
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
+from powerplan.rope import Rope
 
 BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     Attention: (SoftmaxAttention, ("rope",)),
@@ -56,13 +57,15 @@ def unbuilt_field(mixer: Mixer) -> str | None:
     return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
 
 
-def build_mixer(mixer: Mixer, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any) -> nn.Module:
+def build_mixer(
+    mixer: Mixer, hidden_size: int, *, rope: Rope | None, impl: str = "auto", **factory_kwargs: Any
+) -> nn.Module:
     """Return the module of a mixer, [B, T, hidden_size] -> [B, T, hidden_size].
 
     Args:
         mixer: The mixer of a spec.
         hidden_size: Features of a token.
-        rope: Whether queries and keys get RoPE, in kinds that have it.
+        rope: How queries and keys are rotated, in kinds that have RoPE. None: they are not.
         impl: Implementation of power, linear and fixed-decay attention, as in `power_attention`.
         **factory_kwargs: device and dtype.
 

@@ -18,6 +18,7 @@ from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.models.mixers.ranks import heads_for_ranks, heads_for_tokens, tokens_for_heads
 from powerplan.models.mixers.sinks import rescale_for_sinks, sdpa_with_sinks
+from powerplan.rope import Rope
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class SoftmaxAttention(GroupedHeadsMixer):
     """Causal softmax attention with grouped heads. With a window a query sees that many keys, its own included."""
 
-    def __init__(self, mixer: Attention, hidden_size: int, *, rope: bool, **factory_kwargs: Any) -> None:
+    def __init__(self, mixer: Attention, hidden_size: int, *, rope: Rope | None, **factory_kwargs: Any) -> None:
         super().__init__(mixer, hidden_size, rope=rope, **factory_kwargs)
         self.window = mixer.window
         self.sinks = nn.Parameter(torch.zeros(mixer.heads, **factory_kwargs)) if mixer.sinks else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -34,7 +35,7 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor | None]
 class GroupedHeadsMixer(SequenceMixer):
     """[B, T, m] -> [B, T, m]: `project` to heads, `mix` over the sequence (by the subclass), `merge` the heads."""
 
-    def __init__(self, mixer: GroupedHeads, hidden_size: int, *, rope: bool, **factory_kwargs: Any) -> None:
+    def __init__(self, mixer: GroupedHeads, hidden_size: int, *, rope: Rope | None, **factory_kwargs: Any) -> None:
         super().__init__()
         self.heads, self.kv_heads = mixer.heads, mixer.kv_heads
         self.head_dim, self.v_head_dim = mixer.head_dim, mixer.v_head_dim
@@ -65,21 +66,24 @@ class GroupedHeadsMixer(SequenceMixer):
 
     def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
         # Positions are those within a sequence, of which this rank may have several parts.
-        parts = [self.project(x[:, tokens], first) for tokens, first in cp.parts()] or [self.project(x)]
+        parts = [self.project(x[:, own], first, context) for own, first, context in cp.parts()] or [self.project(x)]
         q, k, v = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in list(zip(*parts, strict=True))[:3])
         gates = [log_g for *_, log_g in parts if log_g is not None]
         return self.merge(x, self.mix_shared(q, k, v, torch.cat(gates, 1) if gates else None, cp))
 
-    def project(self, x: Tensor, past_tokens: int = 0) -> Projected:
-        """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied."""
+    def project(self, x: Tensor, past_tokens: int = 0, context: int | None = None) -> Projected:
+        """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied.
+
+        context: tokens of the whole sequence; None where it ends with x.
+        """
         q, k = self.q_proj(x), self.k_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.unflatten(-1, (self.heads, self.head_dim)), k.unflatten(-1, (self.kv_heads, self.head_dim))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device)
+        if self.rope is not None:
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope, context)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
         q, k = q.to(v.dtype), k.to(v.dtype)  # On CUDA, autocast leaves norms in float32.

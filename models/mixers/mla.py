@@ -17,6 +17,7 @@ from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.attention import softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 
 
 class LatentAttention(SequenceMixer):
@@ -27,7 +28,7 @@ class LatentAttention(SequenceMixer):
     tokens expand keys and values of all S tokens.
     """
 
-    def __init__(self, mixer: MLA, hidden_size: int, *, rope: bool, **factory_kwargs: Any) -> None:
+    def __init__(self, mixer: MLA, hidden_size: int, *, rope: Rope | None, **factory_kwargs: Any) -> None:
         super().__init__()
         self.heads, self.latent_dim = mixer.heads, mixer.kv_lora_rank
         self.nope_dim, self.rope_dim, self.v_dim = mixer.qk_nope_head_dim, mixer.qk_rope_head_dim, mixer.v_head_dim
@@ -48,9 +49,11 @@ class LatentAttention(SequenceMixer):
         q = self.q_proj(x if self.q_down is None else self.q_norm(self.q_down(x)))
         q_nope, q_rope = torch.split(q.unflatten(-1, (self.heads, -1)), [self.nope_dim, self.rope_dim], -1)
         latents, k_rope = torch.split(self.kv_down(x), [self.latent_dim, self.rope_dim], -1)
-        if self.rope:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.rope_dim, x.device)
+        if self.rope is not None:
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.rope_dim, x.device, self.rope)
             q_rope, k_rope = apply_rope(q_rope, *cos_sin), apply_rope(k_rope[:, :, None], *cos_sin)[:, :, 0]
+            if self.rope.latent_scale != 1:
+                q_nope, q_rope = q_nope * self.rope.latent_scale, q_rope * self.rope.latent_scale
         entries = torch.cat((self.kv_norm(latents), k_rope), -1)
         attend = self.attend_absorbed if state is not None and x.shape[1] == 1 else self.attend_expanded
         if state is not None:

@@ -15,6 +15,7 @@ from powerplan.kernels.checks import DEGREES
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.heads import GroupedHeadsMixer
+from powerplan.rope import Rope
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -24,7 +25,13 @@ class PowerAttention(GroupedHeadsMixer):
     """Power attention of the mixer's degree, gated and normalised as the mixer says (arXiv 2507.04239)."""
 
     def __init__(
-        self, mixer: FeatureAttention, hidden_size: int, *, rope: bool, impl: str = "auto", **factory_kwargs: Any
+        self,
+        mixer: FeatureAttention,
+        hidden_size: int,
+        *,
+        rope: Rope | None,
+        impl: str = "auto",
+        **factory_kwargs: Any,
     ) -> None:
         super().__init__(mixer, hidden_size, rope=rope, **factory_kwargs)
         if mixer.degree not in DEGREES:

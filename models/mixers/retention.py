@@ -12,6 +12,7 @@ from powerplan.mixers import Lightning, RetNet
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.matrix import MatrixMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -25,7 +26,7 @@ class FixedDecay(MatrixMixer):
         mixer: RetNet | Lightning,
         hidden_size: int,
         *,
-        rope: bool = False,
+        rope: Rope | None = None,
         impl: str = "auto",
         **factory_kwargs: Any,
     ) -> None:
@@ -40,8 +41,8 @@ class FixedDecay(MatrixMixer):
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        if self.rope:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device)
+        if self.rope is not None:
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         log_g = self.log_decay(x.device).expand(*x.shape[:2], -1)
         options: dict[str, Any] = {"p": 1, "normalize": False}
@@ -55,8 +56,11 @@ class FixedDecay(MatrixMixer):
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
     def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
-        if self.rope:
-            parts = [rope_cos_sin(first, span.stop - span.start, self.head_dim, q.device) for span, first in cp.parts()]
+        if self.rope is not None:
+            parts = [
+                rope_cos_sin(first, own.stop - own.start, self.head_dim, q.device, self.rope, context)
+                for own, first, context in cp.parts()
+            ]
             if parts:
                 cos_sin = [torch.cat(each) for each in zip(*parts, strict=True)]
                 q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,6 +18,8 @@ from powerplan.spec import ModelSpec
 from powerplan.units import context_of, parse_contexts, parse_integer, parse_ratio
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from powerplan.hardware import Device
     from powerplan.measured import MeasuredTimes
 
@@ -64,24 +67,71 @@ class Answer:
         return render(self.report, "csv")
 
     def to_markdown(self) -> str:
-        """Return the table in markdown. Notebooks show an answer so."""
+        """Return the table in markdown."""
         return render(self.report, "markdown")
 
-    _repr_markdown_ = to_markdown
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows. Two spaces end a line of text; without them markdown would join the lines."""
+        return re.sub(r"(?<=[^\n|])\n(?=[^\n|])", "  \n", self.to_markdown())
 
 
-def read_model(model: Model, mixer: str | None = None) -> LoadedModel:
-    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError."""
+@dataclass(frozen=True, kw_only=True)
+class DrawnAnswer(Answer):
+    """An answer that can be drawn too. matplotlib is an extra, and is imported only then."""
+
+    def figure(self) -> Figure:
+        """Return the answer as a figure of matplotlib, to be changed or shown; raises MachineError without matplotlib.
+
+        A notebook shows it where it stands last in a cell, once `%matplotlib inline` has run.
+        """
+        raise NotImplementedError
+
+    def plot(self, path: str | Path, *, force: bool = False) -> None:
+        """Draw the answer into a file, as `--plot` does: .png, .svg or .pdf.
+
+        Args:
+            path: the file, which is written whole or not at all.
+            force: whether a file that exists is overwritten.
+
+        Raises:
+            InputError: the suffix is another, the file exists and `force` is not set, or it cannot be written.
+            MachineError: matplotlib is not installed, or the disk is full.
+        """
+        from powerplan.output import check_target, write_whole
+        from powerplan.plots.figure import check_plot, figure_bytes, format_of
+
+        file = str(path)
+        check_plot(file, "path")
+        if Path(file).is_file() and not force:
+            raise InputError(f"{file} exists; force=True overwrites it", "path")
+        check_target(file, force, "path")
+        write_whole(file, figure_bytes(self.figure(), format_of(file)), force, "path")
+
+
+def read_model(
+    model: Model, mixer: str | None = None, contexts: Sequence[int] = (), *, trained: bool = False
+) -> LoadedModel:
+    """Return the model that a parameter `model` means, with `mixer` in every layer; raises InputError.
+
+    Its notes say whether the `contexts` that are asked about, in tokens, go beyond those that it was trained for; of a
+    model that is to be `trained`, beyond those that its RoPE was made for.
+    """
     if isinstance(model, ModelSpec):
         loaded = LoadedModel(model, model.name)
     else:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    if mixer is None:
-        return loaded
-    from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
+    spec, notes = loaded.spec, loaded.notes
+    if mixer is not None:
+        from powerplan.swap import with_mixer  # Imported where it is needed: cold start is shorter without it.
 
-    spec, notes = with_mixer(loaded.spec, mixer)
-    return LoadedModel(spec, loaded.origin, (*loaded.notes, *notes))
+        spec, more = with_mixer(spec, mixer)
+        notes = (*notes, *more)
+    if contexts:
+        from powerplan.report.parts import context_remark  # As above.
+
+        remark = context_remark(spec, max(contexts), trained=trained)
+        notes = (*notes, *([remark] if remark else []))
+    return LoadedModel(spec, loaded.origin, notes)
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
-from powerplan.answers.base import Answer, Contexts, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
@@ -26,6 +26,8 @@ from powerplan.training import alternatives as alternatives_to
 from powerplan.units import MAX_COUNT, parse_context, parse_count, parse_hours, parse_share
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from powerplan.answers.sizes import SizesAnswer
 
 DEFAULT_CONTEXT, CONTEXTS_WITHOUT_MODEL = "64k", "8k,32k,128k"
@@ -35,7 +37,7 @@ MAX_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetAnswer(Answer):
+class BudgetAnswer(DrawnAnswer):
     """What a training budget buys.
 
     rows: for each context, in order, each model's FLOPs, tokens and sequences, and how its time is found.
@@ -73,6 +75,14 @@ class BudgetAnswer(Answer):
         if len(self.rows) > 1:
             raise InputError(f"is of one model at one context, and this answer has {len(self.rows):,} rows", name)
         return self.rows[0]
+
+    def figure(self) -> Figure:
+        """Return the tokens that the FLOPs buy: with each mixer, or of each model over the context."""
+        from powerplan.plots.budget import budget_figure, budgets_figure
+
+        if len(self.rows) > 1:
+            return budgets_figure(self.rows)
+        return budget_figure(self.budget, self.alternatives)
 
     def _report(self) -> Report:
         if len(self.rows) > 1:
@@ -173,7 +183,7 @@ def budget(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: without a model, no shape of the catalogue has a size for the budget.
 
-    Example:
+    Examples:
         >>> answer = budget("gpt2-small", "64k", flops=1e21, gpu="h100-sxm", devices=8)
         >>> answer.budget.tokens, round(answer.gpu_hours)
         (229088454035, 702)
@@ -204,7 +214,7 @@ def budget(
     if len(models) * len(contexts) > MAX_ROWS:
         size = f"{len(models):,} times {len(contexts):,} models and contexts are too many"
         raise InputError(f"{size}; {MAX_ROWS:,} rows are the most", parameter("context"))
-    loaded = [base.read_model(one, mixer) for one in models]
+    loaded = [base.read_model(one, mixer, contexts, trained=True) for one in models]
     _refuse_repeats([one.spec for one in loaded])
     accountings = [Accounting(one.spec, convention) for one in loaded]
     rows = tuple(_bought(accounting, at, asked, dtypes) for at in contexts for accounting in accountings)

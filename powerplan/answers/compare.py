@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from powerplan.accounting import Accounting, Row
-from powerplan.answers.base import Answer, Contexts, Model, named_notes, read_contexts, read_model
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes, read_contexts, read_model
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.report.compare import compare_report
 from powerplan.report.render import Report
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, kw_only=True)
-class CompareAnswer(Answer):
+class CompareAnswer(DrawnAnswer):
     """Several models at the same contexts.
 
     accountings: the counts of each model, all in one convention. rows: for each model its numbers at each context.
@@ -25,6 +29,12 @@ class CompareAnswer(Answer):
     accountings: tuple[Accounting, ...]
     rows: tuple[tuple[Row, ...], ...]
     dtypes: Dtypes
+
+    def figure(self) -> Figure:
+        """Return the ratios of the models over the context, above their state per sequence."""
+        from powerplan.plots.compare import compare_figure
+
+        return compare_figure(self.accountings, [row.context for row in self.rows[0]], self.dtypes)
 
     def _report(self) -> Report:
         return compare_report(self.accountings, self.rows, self.dtypes)
@@ -58,7 +68,7 @@ def compare(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> answer = compare(["gpt2-small", "llama-3-8b"], "128k")
         >>> [f"{float(row.wsfr):.3f}" for (row,) in answer.rows]
         ['0.102', '0.437']
@@ -67,7 +77,7 @@ def compare(
     if isinstance(models, str) or len(models) < 2:
         raise InputError("compare needs a list of two models or more", parameter("models"))
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    loaded = [read_model(model, mixer) for model in models]
+    loaded = [read_model(model, mixer, contexts) for model in models]
     accountings = tuple(Accounting(one.spec, convention) for one in loaded)
     return CompareAnswer(
         accountings=accountings,

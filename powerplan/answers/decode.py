@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
-from powerplan.answers.base import Answer, Contexts, Model, named_notes
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes
 from powerplan.choices import Twin
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
@@ -22,9 +22,12 @@ from powerplan.serving import twin as twin_of
 from powerplan.spec import ModelSpec
 from powerplan.units import parse_integers
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeAnswer(Answer):
+class DecodeAnswer(DrawnAnswer):
     """What serving models takes.
 
     models: the models, each followed by its twin where twins were asked for; each has one Serving for each context.
@@ -36,6 +39,12 @@ class DecodeAnswer(Answer):
     batches: tuple[int, ...]
     dtypes: Dtypes
     fleet: Fleet | None = None
+
+    def figure(self) -> Figure:
+        """Return time, or bytes without a device, and memory over the batch, a line for each model and context."""
+        from powerplan.plots.decode import decode_figure
+
+        return decode_figure(self.models, self.batches, self.dtypes, self.fleet)
 
     def _report(self) -> Report:
         return decode_report(self.models, self.batches, self.dtypes, self.fleet)
@@ -75,7 +84,7 @@ def decode(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> (llama,) = decode("llama-3-8b", "128k", gpu="h100-sxm").models
         >>> llama.servings[0].largest_batch
         3
@@ -98,7 +107,7 @@ def decode(
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
-        loaded = base.read_model(model, mixer)
+        loaded = base.read_model(model, mixer, contexts)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
         served.append(Served(accounting, _servings(accounting, contexts, dtypes, fleet)))

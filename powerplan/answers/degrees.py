@@ -59,7 +59,7 @@ def degrees(
     Raises:
         InputError: an argument cannot be used, or the model has no mixers.
 
-    Example:
+    Examples:
         >>> answer = degrees("gpt2-small", "64k", p=[2, 3])
         >>> [degree.same_state_window for degree in answer.degrees], answer.largest.p
         ([1040, 22880], 2)

@@ -53,7 +53,7 @@ def flops_per_step(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> flops_per_step("gpt2-small", 1024, sequences=8)
         6536155889664
         >>> flops_per_step("gpt2-small", 1024, lengths=[600, 300, 124])

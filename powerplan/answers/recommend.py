@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from powerplan.answers import base
-from powerplan.answers.base import Answer, Contexts, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
+from powerplan.answers.command import command_of
 from powerplan.choices import Keep, Side
 from powerplan.dtypes import Dtypes
 from powerplan.dump import check_name, short_name, spec_to_yaml
@@ -29,18 +31,24 @@ from powerplan.units import (
     parse_money,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LM_HEAD = "lm-head"
 """The word of `exclude` for the FLOPs of the LM head."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecommendAnswer(Answer):
+class RecommendAnswer(DrawnAnswer):
     """What to train, the recommended candidate first.
 
     recommendation: all that the search found, with the request that it respects.
+    command: the words of the command line that asks for it. written: the file that its model has been written to.
     """
 
     recommendation: Recommendation
+    command: tuple[str, ...]
+    written: str | None = None
 
     @property
     def recommended(self) -> Candidate:
@@ -49,7 +57,7 @@ class RecommendAnswer(Answer):
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The best candidate of each sort, in order."""
+        """The best candidates of their sorts, as many as were asked for at most, in order."""
         return self.recommendation.candidates
 
     @property
@@ -77,8 +85,14 @@ class RecommendAnswer(Answer):
         named = self.name(place) if name is None else check_name(name, parameter("name"))
         return spec_to_yaml(self.candidates[place].spec, named)
 
+    def figure(self) -> Figure:
+        """Return the ratios of all candidates over the context, above their state per sequence."""
+        from powerplan.plots.recommend import recommend_figure
+
+        return recommend_figure(self.recommendation)
+
     def _report(self) -> Report:
-        return recommend_report(self.recommendation)
+        return recommend_report(self.recommendation, self.command, self.written)
 
 
 def recommend(
@@ -128,7 +142,7 @@ def recommend(
         exclude: families or kinds to leave out; "lm-head" does what Convention(lm_head=False) does.
         prefer: the side, "weights" or "state", that should be the heavier one where one must be.
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
-        top: how many sorts of candidates are returned, besides those that always are.
+        top: how many candidates are returned at most, each the best of its sort.
         mixer: the mixer to put into every layer first, such as "power:p=2".
         convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
@@ -142,11 +156,12 @@ def recommend(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: no candidate meets the limits; the message names the one that binds, and by how much.
 
-    Example:
+    Examples:
         >>> answer = recommend("gpt2-small", "64k")
         >>> answer.recommended.label
         '9 power p=2 6x128 + 3 power p=2'
     """
+    given = dict(locals())
     contexts, ratio = base.read_contexts(context), base.read_ratio(target)
     count, sorts = base.read_devices(devices), parse_integer(str(top), parameter("top"), 1, 1000)
     limits = Limits(
@@ -161,7 +176,7 @@ def recommend(
         price=optional(parse_money, "price", price),
     )
     selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
-    loaded = base.read_model(model, mixer)
+    loaded = base.read_model(model, mixer, contexts)
     profile = base.read_measured(measured)
     convention = convention or Convention()
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
@@ -188,7 +203,8 @@ def recommend(
         notes.append(remark)
     if recommendation.unplanned is not None:
         notes.append(f"no hours of training: {recommendation.unplanned}")
-    return RecommendAnswer(recommendation=recommendation, notes=tuple(notes))
+    command = command_of(recommend, given, contexts)
+    return RecommendAnswer(recommendation=recommendation, command=command, notes=tuple(notes))
 
 
 def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from powerplan.answers.base import Answer
+from powerplan.answers.base import DrawnAnswer
 from powerplan.dtypes import Dtypes
 from powerplan.dump import check_name, short_name, spec_to_yaml
 from powerplan.errors import InputError, parameter
@@ -16,12 +17,15 @@ from powerplan.report.sizes import sizes_report
 from powerplan.search.sizing import Sized, Sizing, sizes_for
 from powerplan.training import Throughput
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_CONTEXTS = 16
 """The most contexts of one question: each is a search that takes 0.1 to 1 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizesAnswer(Answer):
+class SizesAnswer(DrawnAnswer):
     """Which models a budget supports.
 
     sizing: the shapes of the catalogue at the sizes of the budget, by context. dtypes: the number formats of weights,
@@ -54,6 +58,12 @@ class SizesAnswer(Answer):
         spec = self.rows[place].spec
         named = short_name(spec.name) if name is None else check_name(name, parameter("name"))
         return spec_to_yaml(spec, named)
+
+    def figure(self) -> Figure:
+        """Return the parameters of each shape at the size of the budget, by context."""
+        from powerplan.plots.sizes import sizes_figure
+
+        return sizes_figure(self.sizing)
 
     def _report(self) -> Report:
         return sizes_report(self.sizing, self.dtypes, self.batch_tokens, self.throughput)

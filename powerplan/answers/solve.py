@@ -97,7 +97,7 @@ def solve(
         InputError: an argument cannot be used, or the question does not fit the model.
         InfeasibleError: no value gives the ratio, or holds as little.
 
-    Example:
+    Examples:
         >>> solve("gpt2-small", "context").value
         13403
         >>> solve("gpt2-small", "window", equal_state="power:p=2").value

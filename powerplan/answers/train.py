@@ -151,7 +151,7 @@ def train(
         InputError: an argument cannot be used; the message begins with the argument's name.
         InfeasibleError: no layout fits; the message says what is lacking.
 
-    Example:
+    Examples:
         >>> answer = train("llama-3-8b", "128k", gpu="h100-sxm", devices=64, price=2.5)
         >>> answer.fits
         True
@@ -185,9 +185,9 @@ def train(
         return _cluster(device, number, node_devices, link_gbs, network_gbs)
 
     cluster = joined(count)
-    loaded = read_model(model, mixer)
-    accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     phases = [_read_phase(text) for text in phases_text]
+    loaded = read_model(model, mixer, [phase.context for phase in phases] or [at], trained=True)
+    accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     if not phases:
         default = TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
         phases = [Phase(wanted or default, at)]

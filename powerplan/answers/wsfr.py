@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from powerplan.accounting import Accounting, Row
-from powerplan.answers.base import Answer, Contexts, Model, check_choice, read_contexts, read_model
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, check_choice, read_contexts, read_model
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.mixers.formulas import Convention
@@ -14,9 +14,12 @@ from powerplan.report.render import Report
 from powerplan.report.wsfr import verdict_text, wsfr_report
 from powerplan.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, kw_only=True)
-class WsfrAnswer(Answer):
+class WsfrAnswer(DrawnAnswer):
     """The weight-state FLOP ratios of one model.
 
     accounting: the model's counts and the convention that they follow. rows: the numbers at each context, in the order
@@ -43,6 +46,12 @@ class WsfrAnswer(Answer):
     def verdict(self) -> str:
         """What the ratio at the last context means, in one sentence."""
         return verdict_text(self.accounting, self.rows[-1])
+
+    def figure(self) -> Figure:
+        """Return the ratio over the context, above weight and state FLOPs; with `by`, shares as bars."""
+        from powerplan.plots.wsfr import wsfr_figure
+
+        return wsfr_figure(self.accounting, self.rows, self.by)
 
     def _report(self) -> Report:
         return wsfr_report(self.accounting, self.rows, self.dtypes, self.by, self.explain)
@@ -80,7 +89,7 @@ def wsfr(
     Raises:
         InputError: an argument cannot be used; the message begins with the argument's name.
 
-    Example:
+    Examples:
         >>> answer = wsfr("gpt2-small", "64k")
         >>> answer.verdict
         'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'

@@ -9,16 +9,20 @@ import typer
 
 import powerplan
 from powerplan.choices import By, Twin
-from powerplan.cli import options, say
+from powerplan.cli import figures, options
 from powerplan.cli.progress import at_work
 
 if TYPE_CHECKING:
-    from powerplan.answers.base import Answer
+    from powerplan.answers.base import DrawnAnswer
 
 
 def wsfr(
     model: options.Model,
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k.")] = "1k,8k,64k,1M",
+    ctx: Annotated[
+        str,
+        typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself."),
+        options.ADDS,
+    ] = "1k,8k,64k,1M",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
@@ -30,12 +34,15 @@ def wsfr(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
     if explain and output == "csv":
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
+    figures.check(plot, force, [model])
     convention = options.convention(form, causal, exclude)
     answer = powerplan.wsfr(
         options.as_family(model, like),
@@ -49,12 +56,14 @@ def wsfr(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def compare(
     models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k.")] = "8k,128k",
+    ctx: Annotated[
+        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k."), options.ADDS
+    ] = "8k,128k",
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     form: options.FormOption = "recurrent",
@@ -64,12 +73,15 @@ def compare(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
     if len(models) < 2:
         problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
         raise powerplan.InputError(problem, "MODEL")
+    figures.check(plot, force, models)
     convention = options.convention(form, causal, exclude)
     answer = powerplan.compare(
         options.as_families(models, like),
@@ -81,7 +93,7 @@ def compare(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def budget(
@@ -92,6 +104,7 @@ def budget(
     ctx: Annotated[
         str | None,
         typer.Option(help="Contexts in tokens, such as 8k,64k; 64k where not given, 8k,32k,128k without MODEL."),
+        options.ADDS,
     ] = None,
     flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 300B.")] = None,
@@ -110,12 +123,15 @@ def budget(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """What a budget buys: tokens, steps and days, also of other mixers; without MODEL, which models it supports."""
     if like is not None and not models:
         raise powerplan.InputError("is for a config.json, and there is no MODEL", "--like")
-    ask: Callable[..., Answer] = powerplan.budget  # One call for both kinds of answers.
+    figures.check(plot, force, models or [], measured)
+    ask: Callable[..., DrawnAnswer] = powerplan.budget  # One call for both kinds of answers.
     with at_work("comparing sizes"):
         answer = ask(
             options.as_families(models, like) if models else None,
@@ -135,13 +151,17 @@ def budget(
             cache_dtype=cache_dtype,
             state_dtype=state_dtype,
         )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)
 
 
 def decode(
     models: Annotated[list[str], options.name_argument("One or more models, as for wsfr.", "MODEL...")],
-    ctx: Annotated[str, typer.Option(help="Contexts in tokens: 65536, or a list such as 128k,1M.")] = "128k",
-    batch: Annotated[str, typer.Option(help="Sequences decoded together: 8, or a list such as 1,8,64.")] = "1,8,64",
+    ctx: Annotated[
+        str, typer.Option(help="Contexts in tokens: 65536, or a list such as 128k,1M."), options.ADDS
+    ] = "128k",
+    batch: Annotated[
+        str, typer.Option(help="Sequences decoded together: 8, or a list such as 1,8,64."), options.ADDS
+    ] = "1,8,64",
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that share weights, state and work.")] = "1",
     twin: Annotated[
@@ -153,9 +173,12 @@ def decode(
     weights_dtype: options.WeightsDtypeOption = None,
     cache_dtype: options.CacheDtypeOption = None,
     state_dtype: options.StateDtypeOption = None,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+    figures.check(plot, force, models)
     answer = powerplan.decode(
         options.as_families(models, like),
         ctx,
@@ -169,4 +192,4 @@ def decode(
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
     )
-    say.answer(answer, output)
+    figures.show(answer, output, plot, force)

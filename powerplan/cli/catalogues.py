@@ -9,15 +9,8 @@ import typer
 
 from powerplan.accounting import Accounting
 from powerplan.cli import say
-from powerplan.cli.options import (
-    FormatOption,
-    LikeOption,
-    MixerOption,
-    as_family,
-    completer,
-    device_names,
-    name_argument,
-)
+from powerplan.cli.completion import completer, device_names, list_completer, state_kinds
+from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, name_argument
 from powerplan.errors import InputError
 from powerplan.load import known_names
 
@@ -91,18 +84,24 @@ def hardware(
 
 def dims(
     head_dim: Annotated[
-        str | None, typer.Option(help="Head dims: 64 (if not given), or a list such as 32,64,128.")
+        str | None, typer.Option(help="Head dims: 64 (if not given), or a list such as 32,64,128."), ADDS
     ] = None,
     p: Annotated[
         str | None,
         typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4; 1 to 6 if not given, 1 to 4 with --model."),
+        ADDS,
     ] = None,
     tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
     v_head_dim: Annotated[
         str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Compare the states of these mixers with power attention's: kda,mamba2 or all.")
+        str | None,
+        typer.Option(
+            help="Compare the states of these mixers with power attention's: kda,mamba2 or all.",
+            autocompletion=list_completer(state_kinds),
+        ),
+        ADDS,
     ] = None,
     model: Annotated[
         str | None,
@@ -173,10 +172,11 @@ def reproduce(
 
 def doctor(output: FormatOption = "table") -> None:
     """What this machine has: Python, processor, memory, torch, Triton and accelerators."""
+    from powerplan.cli.app import COMMANDS
     from powerplan.doctor import examine
     from powerplan.report.catalogue import doctor_report
 
-    say.show(doctor_report(examine()), output)
+    say.show(doctor_report(examine(list(COMMANDS))), output)
 
 
 def schema() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import typer
 
 from powerplan.cli.app import application_for
-from powerplan.cli.completion import VARIABLE, check_request
-from powerplan.cli.say import error
+from powerplan.cli.completion import VARIABLE, requested
+from powerplan.cli.say import error, plain
 from powerplan.cli.streams import abandon, columns
 from powerplan.errors import PowerplanError, on_command_line
 from powerplan.report.width import terminal
@@ -32,9 +34,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 def _exit_code(arguments: Sequence[str]) -> int:
     completes = bool(os.environ.get(VARIABLE))
     try:
-        with on_command_line(), terminal(columns()):
-            if completes:
-                check_request(os.environ)
+        answering = requested() if completes else nullcontext()
+        with plain(arguments), on_command_line(), terminal(columns()), answering:
             code = _called(arguments)
         sys.stdout.flush()
     except PowerplanError as problem:
@@ -64,10 +65,17 @@ def _exit_code(arguments: Sequence[str]) -> int:
     return 2 if code == 1 and not completes else code if isinstance(code, int) else 0
 
 
+def _current(argument: str) -> str:
+    """Return an argument as it is spelt now: --gpu has been --hardware."""
+    return re.sub(r"^--hardware(?=$|=)", "--gpu", argument)
+
+
 def _called(arguments: Sequence[str]) -> object:
     """Return what typer returns, also where it ends the process: after completion, and where a reader has gone."""
     try:
-        return application_for(arguments)(args=arguments, prog_name="powerplan", standalone_mode=False)
+        return application_for(arguments)(
+            args=[*map(_current, arguments)], prog_name="powerplan", standalone_mode=False
+        )
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
-from powerplan.errors import allowed_values, shown
-from powerplan.load import LoadedModel, is_config, known_names, load_model
+from powerplan.cli.completion import completer, device_names, family_names, mixer_words
+from powerplan.errors import InputError, allowed_values, shown
+from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
+from powerplan.textfiles import STDIN, is_json, read_stdin
 
 
-def completer(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return a completion for typer: those of `names` that begin with what has been typed."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete.lower())]
-
-    return complete
+class Adds:
+    """What marks an option that is a list: given more than once, it holds all its values."""
 
 
-def device_names() -> Iterable[str]:
-    from powerplan.hardware import devices  # Only a completion needs it: planning without a device loads no rates.
-
-    return devices()
-
-
-def family_names() -> Iterable[str]:
-    from powerplan.huggingface import FAMILIES
-
-    return sorted(FAMILIES)
+ADDS = Adds()
 
 
 def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = known_names) -> Any:
@@ -43,7 +32,8 @@ def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = 
 Model = Annotated[
     str,
     name_argument(
-        "A powerplan YAML, a Hugging Face config.json or its folder, or a name of powerplan models.", "MODEL"
+        "A powerplan YAML, a Hugging Face config.json or its folder, a name of powerplan models; - is standard input.",
+        "MODEL",
     ),
 ]
 OptionalModel = Annotated[
@@ -61,7 +51,10 @@ LikeOption = Annotated[
 ]
 MixerOption = Annotated[
     str | None,
-    typer.Option(help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ..."),
+    typer.Option(
+        help="Put this mixer into every layer: attention, window:4096, power:p=2,gated=true, kda, mamba2 ...",
+        autocompletion=mixer_words,
+    ),
 ]
 
 
@@ -84,7 +77,8 @@ def choice_option(choices: Any, text: str, *names: str) -> Any:
             raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
         return word
 
-    metavar = f"<{'|'.join(words)}>"
+    # The words stand in the text, where a narrow terminal breaks lines between them.
+    metavar, text = ("WORD", f"{text} One of {', '.join(words)}.") if len(words) > 1 else (words[0], text)
     return typer.Option(*names, help=text, parser=parse, metavar=metavar, autocompletion=completer(lambda: words))
 
 
@@ -107,7 +101,6 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--gpu",
-        "--hardware",
         metavar="DEVICE",
         help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
         autocompletion=completer(device_names),
@@ -117,6 +110,11 @@ MeasuredOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
 ]
+PlotOption = Annotated[
+    str | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the answer too: .png, .svg or .pdf (needs matplotlib)."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 FormatOption = Annotated[
     Format, choice_option(Format, "How to print the result. JSON and CSV are never rounded.", "--format")
 ]
@@ -128,16 +126,31 @@ def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Con
 
 
 def as_family(model: str, like: str | None) -> str | LoadedModel:
-    """Return MODEL, or what it holds where --like says how to read it."""
+    """Return MODEL, or what it holds: where --like says how to read it, and where it is "-", standard input."""
+    if model == "-":
+        return _from_stdin(read_stdin(), like)
     return model if like is None else load_model(model, like)
+
+
+def _from_stdin(text: str, like: str | None) -> LoadedModel:
+    """Return the model that standard input holds; its origin is how the command line names it."""
+    return replace(load_text(text, STDIN, like), origin="-")
 
 
 def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedModel]:
     """Return MODELS, those that are a config.json read as --like says. InputError where none is and --like is given."""
-    configs = [is_config(model) for model in models] if like is not None and len(models) > 1 else [True] * len(models)
+    if models.count("-") > 1:
+        raise InputError("- is there more than once, and standard input holds one model", "MODEL")
+    if like is None or len(models) == 1:
+        return [as_family(model, like) for model in models]
+    stdin = read_stdin() if "-" in models else ""
+    configs = [is_json(STDIN, stdin) if model == "-" else is_config(model) for model in models]
     if not any(configs):
-        configs[:1] = [True]  # Reading it raises the error that says what it is.
-    return [as_family(model, like if config else None) for model, config in zip(models, configs, strict=True)]
+        configs[0] = True  # Reading it raises the error that says what it is.
+    return [
+        _from_stdin(stdin, like if config else None) if model == "-" else as_family(model, like if config else None)
+        for model, config in zip(models, configs, strict=True)
+    ]
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

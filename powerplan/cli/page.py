@@ -18,7 +18,9 @@ CONTEXT, FILE = "128k", "plan.html"
 def report(
     model: options.Model,
     ctx: Annotated[
-        str, typer.Option(help="Contexts in tokens; of a list, the page is about the longest, and the worst counts.")
+        str,
+        typer.Option(help="Contexts in tokens; of a list, the page is about the longest, and the worst counts."),
+        options.ADDS,
     ] = CONTEXT,
     gpu: options.DeviceOption = None,
     devices: Annotated[

@@ -7,16 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from powerplan.cli import say
-from powerplan.cli.options import FormatOption, LikeOption, OptionalModel, as_family, model_or_default
+from powerplan.cli import figures, say
+from powerplan.cli.completion import mixer_words
+from powerplan.cli.options import (
+    ADDS,
+    ForceOption,
+    FormatOption,
+    LikeOption,
+    OptionalModel,
+    PlotOption,
+    as_family,
+    model_or_default,
+)
+from powerplan.cli.shared import ADDED
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from powerplan.cli.interrupts import Kept
     from powerplan.load import LoadedModel
     from powerplan.profile import Profile, Session
 
 
-ALLOWED_WITH_SHOW = frozenset({"show", "plot", "force", "output"})
+ALLOWED_WITH_SHOW = ADDED | {"show", "plot", "force", "output"}
 """Parameters that say how to print a profile. All others say what to time, or where to save it."""
 
 
@@ -24,19 +37,27 @@ def profile(
     command: typer.Context,
     model: OptionalModel = None,
     p: Annotated[
-        str | None, typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2.")
+        str | None,
+        typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2."),
+        ADDS,
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit.")
+        str | None,
+        typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit."),
+        ADDS,
     ] = None,
     passes: Annotated[
-        str, typer.Option("--pass", metavar="LIST", help="Any of forward, train (forward and backward), decode.")
-    ] = "forward,train",
+        str, typer.Option("--pass", metavar="LIST", help="Any of forward, forward+backward (or train), decode."), ADDS
+    ] = "forward, forward+backward",
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="Compare with softmax, window (of equal state), linear; or none.")
-    ] = "softmax,window",
+        str,
+        typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none."),
+        ADDS,
+    ] = "attention,window",
     impl: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference.")
+        str,
+        typer.Option(metavar="LIST", help="What runs power attention: auto, torch, triton, recurrent, reference."),
+        ADDS,
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[
@@ -44,11 +65,15 @@ def profile(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="INTEGER", help="Sequences that a run processes at once.")] = "1",
     chunk_size: Annotated[
-        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none.")
+        str, typer.Option(metavar="LIST", help="Also time these chunk sizes, in tokens: 256,512; auto for none."), ADDS
     ] = "auto",
     like: LikeOption = None,
     mixer: Annotated[
-        str | None, typer.Option(help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.")
+        str | None,
+        typer.Option(
+            help="A mixer in place of --p: power:p=2,gated=true, linear, attention, window:4096.",
+            autocompletion=mixer_words,
+        ),
     ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
     time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",
@@ -57,19 +82,16 @@ def profile(
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.")] = None,
     show: Annotated[str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.")] = None,
-    plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw throughput and time split: .png, .svg or .pdf.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    plot: PlotOption = None,
+    force: ForceOption = False,
     output: FormatOption = "table",
 ) -> None:
-    """Time a layer here: power attention against softmax attention and a window, and from where on it is faster."""
+    """Time a layer here: power against attention and a window, and from where on it is faster."""
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
     from powerplan.errors import InputError
     from powerplan.load import model_file
     from powerplan.output import check_targets
-    from powerplan.plots import check_format, check_plot, profile_plot
     from powerplan.profile import load_profile, to_json
     from powerplan.profile.options import parse_chunk_sizes, parse_passes
     from powerplan.report.profile import profile_report
@@ -78,7 +100,7 @@ def profile(
     name, notes = ("", []) if show is not None else model_or_default(model)
     inputs = {"MODEL": model_file(name)} if show is None else {"--show": show}
     check_targets({"--save": save, "--plot": plot}, force, inputs)
-    check_plot(plot, "--plot")
+    figures.check_option(plot)
     if show is not None:
         if unused := _given(command, ALLOWED_WITH_SHOW):
             names = " and ".join([", ".join(unused[:-1]), unused[-1]] if len(unused) > 1 else unused)
@@ -101,7 +123,6 @@ def profile(
         session = _session(as_family(name, like), notes, settings, device, dtype, seconds, memory)
     with kept() as signals:
         result = load_profile(str(show)) if session is None else _measured(session, signals)
-        tablefmt = "pipe" if output == "markdown" else "simple"
         files = [
             File(
                 "--save",
@@ -113,11 +134,17 @@ def profile(
         if plot is not None and session is not None and result.interrupted and not result.part("state"):
             say.note(f"{plot} is not written: no time of a mixer was measured")
         else:
-            files.append(File("--plot", plot, lambda: profile_plot(result, check_format(str(plot), "--plot"))))
-        report = profile_report(result, all_parts=output == "csv", tablefmt=tablefmt)
+            files.append(figures.file(plot, lambda: _figure(result)))
+        report = profile_report(result)
         deliver(lambda: say.show(report, output), files, force, signals)
         if session is not None and result.interrupted:
             raise KeyboardInterrupt
+
+
+def _figure(result: Profile) -> Figure:
+    from powerplan.plots.profile import profile_figure
+
+    return profile_figure(result)
 
 
 def _given(command: typer.Context, but: frozenset[str]) -> list[str]:

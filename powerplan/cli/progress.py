@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from powerplan.cli.say import coloured
+from powerplan.cli.say import coloured, quiet
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -21,7 +21,7 @@ LONG_S = 1.0
 @contextmanager
 def at_work(text: str, after: float = LONG_S) -> Iterator[None]:
     """Show `text` and the time that has passed, from `after` seconds on and until the end; silent off a terminal."""
-    if not sys.stderr.isatty():
+    if quiet() or not sys.stderr.isatty():
         yield
         return
     bars: list[Progress] = []
@@ -52,7 +52,7 @@ def at_work(text: str, after: float = LONG_S) -> Iterator[None]:
 @contextmanager
 def progress_bar(seconds: float) -> Iterator[Callable[[str, float], None]]:
     """Yield a function that shows what runs now and the share of `seconds` that has passed; silent off a terminal."""
-    if not sys.stderr.isatty():
+    if quiet() or not sys.stderr.isatty():
         yield lambda text, share: None
         return
     from rich.console import Console

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 import powerplan
 from powerplan.choices import Keep, Side, Unknown
-from powerplan.cli import options, say
+from powerplan.cli import figures, options, say
+from powerplan.cli.completion import excludable_kinds, list_completer, selectable_kinds
+from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
@@ -20,7 +23,11 @@ TOP = "6"
 def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Contexts in tokens, 64k where not given; of a list, the worst counts.")
+        str | None,
+        typer.Option(
+            help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
+        ),
+        options.ADDS,
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 where not given.")
@@ -41,9 +48,17 @@ def recommend(
     ] = "weights",
     only: Annotated[
         str | None,
-        typer.Option(help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named."),
+        typer.Option(
+            help="Kinds to use: attention, window, linear, power, mla, mix; kda, mamba2 ... where named.",
+            autocompletion=list_completer(selectable_kinds),
+        ),
+        options.ADDS,
     ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Kinds, or lm-head, to leave out.")] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="Kinds, or lm-head, to leave out.", autocompletion=list_completer(excludable_kinds)),
+        options.ADDS,
+    ] = None,
     weights_vs_state: Annotated[
         Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,
@@ -57,16 +72,14 @@ def recommend(
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
-    top: Annotated[str, typer.Option(metavar="INTEGER", help="Sorts of candidates to show.")] = TOP,
+    top: Annotated[str, typer.Option(metavar="INTEGER", help="Candidates to show, each the best of its sort.")] = TOP,
     pick: Annotated[str, typer.Option(metavar="INTEGER", help="Which candidate --write saves, by its number.")] = "1",
     write: Annotated[str | None, typer.Option(metavar="FILE", help="Save the recommended model as YAML.")] = None,
     name: Annotated[
         str | None, typer.Option(help="The name in what --write saves: letters, digits and . _ -; short by default.")
     ] = None,
-    plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw WSFR over context: .png, .svg or .pdf.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    plot: options.PlotOption = None,
+    force: options.ForceOption = False,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     dtype: options.DtypeOption = "bf16",
@@ -83,7 +96,6 @@ def recommend(
     from powerplan.dump import check_name
     from powerplan.load import model_file
     from powerplan.output import check_targets
-    from powerplan.plots import check_format, check_plot, wsfr_plot
     from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
@@ -92,7 +104,7 @@ def recommend(
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})
-    check_plot(plot, "--plot")
+    figures.check_option(plot)
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
@@ -101,7 +113,7 @@ def recommend(
             "--max-decode-bytes": max_decode_bytes,
             "--flops": flops,
             "--tokens": tokens,
-            "--hardware": gpu,
+            "--gpu": gpu,
             "--devices": devices != "1",
             "--max-days": max_days,
             "--gpu-hours": gpu_hours,
@@ -118,14 +130,14 @@ def recommend(
             "--plot": plot,
             "lists of contexts": len(contexts) > 1,
         }
-        given = [option for option, value in unused.items() if value]
+        given = [option for option, value in unused.items() if value and not is_default(option)]
         if given:
             raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
         solved = solve_for(
             options.as_family(model, like),
             solve,
             contexts[0],
-            target=target,
+            target=None if equal_state is not None and is_default("--target") else target,
             equal_state=equal_state,
             mixer=mixer,
             convention=convention,
@@ -174,10 +186,12 @@ def recommend(
         )
     if place > len(answer.candidates):
         raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
+    if place == 1:
+        answer = replace(answer, written=write)
     chosen = answer.candidates[place - 1].label
     files = [
         File("--write", write, lambda: answer.to_yaml(place - 1, name).encode(), f": {chosen}"),
-        File("--plot", plot, lambda: wsfr_plot(answer.recommendation, check_format(str(plot), "--plot"))),
+        figures.file(plot, answer.figure),
     ]
     with kept() as signals:
         deliver(lambda: say.answer(answer, output, notes), files, force, signals)

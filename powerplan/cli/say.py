@@ -4,15 +4,58 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from powerplan.choices import Format
 from powerplan.errors import one_line
+from powerplan.report.colour import colour
 from powerplan.report.render import Report, render
 
 if TYPE_CHECKING:
     from powerplan.answers.base import Answer
+
+
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_into: ContextVar[list[str] | None] = ContextVar("into", default=None)
+
+
+@contextmanager
+def asked(quiet: bool | None = None, into: list[str] | None = None) -> Iterator[None]:
+    """Leave notes out inside a `with` block, or append to `into` what stdout would get; None changes nothing."""
+    was_quiet = _quiet.set(_quiet.get() if quiet is None else quiet)
+    was_into = _into.set(_into.get() if into is None else into)
+    try:
+        yield
+    finally:
+        _quiet.reset(was_quiet)
+        _into.reset(was_into)
+
+
+def quiet() -> bool:
+    """Whether the user wants errors alone on stderr."""
+    return _quiet.get()
+
+
+@contextmanager
+def plain(arguments: Sequence[str]) -> Iterator[None]:
+    """Set NO_COLOR inside a `with` block where --no-color is among the arguments: libraries look at it too.
+
+    Before the arguments are parsed, as help and errors are coloured that are printed while they are.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    before = os.environ.get("NO_COLOR")
+    if "--no-color" in options:
+        os.environ["NO_COLOR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("NO_COLOR", None)
+        else:
+            os.environ["NO_COLOR"] = before
 
 
 def coloured(stream: TextIO) -> bool:
@@ -29,12 +72,16 @@ def error(text: str) -> None:
 
 
 def note(text: str) -> None:
+    if _quiet.get():
+        return
     sys.stderr.write(f"{_marked(sys.stderr, 'note:', '36')} {one_line(text)}\n")
 
 
 def show(report: Report, form: Format) -> None:
     """Print a report on stdout."""
-    text(render(report, form))
+    with colour(coloured(sys.stdout) and _into.get() is None):
+        body = render(report, form)
+    text(body)
 
 
 def answer(answered: Answer, form: Format, notes: Sequence[str] = ()) -> None:
@@ -47,4 +94,8 @@ def answer(answered: Answer, form: Format, notes: Sequence[str] = ()) -> None:
 
 def text(body: str) -> None:
     """Print `body` on stdout, with a newline at its end."""
-    sys.stdout.write(body if body.endswith("\n") else f"{body}\n")
+    whole, into = body if body.endswith("\n") else f"{body}\n", _into.get()
+    if into is None:
+        sys.stdout.write(whole)
+    else:
+        into.append(whole)

@@ -37,6 +37,7 @@ def train(
             help="Degrees such as fsdp=8,tp=4 of data (fsdp, replicas), tensor (tp), pipeline (pp, interleave), "
             "context (cp) and expert (ep) parallelism.",
         ),
+        options.ADDS,
     ] = "auto",
     zero: Annotated[
         str,
@@ -58,6 +59,7 @@ def train(
             metavar="SHARES",
             help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention and recurrent.",
         ),
+        options.ADDS,
     ] = None,
     price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
     node_devices: Annotated[

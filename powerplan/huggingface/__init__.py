@@ -22,6 +22,7 @@ from powerplan.huggingface.defaults import FLAT_WRAPPERS, STATED, class_defaults
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
 from powerplan.huggingface.mamba import mamba_ssm
 from powerplan.huggingface.quantization import with_quantization
+from powerplan.huggingface.rope import with_rope
 from powerplan.spec import ModelSpec
 
 __all__ = ["FAMILIES", "REFUSED", "read_config", "supported_families"]
@@ -47,7 +48,7 @@ def read_config(document: Document, fallback_name: str, like: str | None = None)
     try:
         for key in ("add_cross_attention", "is_encoder_decoder"):
             config.refuse(key, "powerplan plans decoders without cross-attention")
-        spec = family.read(config, _name(document, fallback_name))
+        spec = with_rope(family.read(config, _name(document, fallback_name)), config, family)
     except InputError as error:
         if error.where is None:
             raise config.error(error.problem) from None

@@ -24,10 +24,14 @@ class Wrapper(msgspec.Struct, frozen=True):
 
 
 class ClassDefaults(msgspec.Struct, frozen=True):
-    """The defaults of a config class, and its aliases: the name of a key in the code to the name that is stored."""
+    """The defaults of a config class, and its aliases: the name of a key in the code to the name that is stored.
+
+    positions: rope_parameters and max_position_embeddings of a config that says nothing of them.
+    """
 
     defaults: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}
+    positions: Mapping[str, Any] = {}
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -73,4 +77,5 @@ def class_defaults(model_type: str, *, nested: bool) -> ClassDefaults:
     if nested:
         return known
     stated = {*STATED, *(known.aliases.get(name, name) for name in STATED)}
-    return ClassDefaults({name: value for name, value in known.defaults.items() if name not in stated}, known.aliases)
+    defaults = {name: value for name, value in known.defaults.items() if name not in stated}
+    return ClassDefaults(defaults, known.aliases, known.positions)

@@ -13,6 +13,7 @@ from powerplan.errors import shown
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family, keys
+from powerplan.huggingface.rope_styles import rotated_layers
 from powerplan.mixers import AnyMixer, Power
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import Layer, ModelSpec, Norm
@@ -71,10 +72,7 @@ def smollm3_windows(config: Config) -> list[int | None]:
     count, window = config.layer_count, config.optional_integer("sliding_window")
     if not config.boolean("use_sliding_window", False):
         window = None
-    interval = config.integer("no_rope_layer_interval", default=4)
-    rotated = config.integers("no_rope_layers") or [int((index + 1) % interval != 0) for index in range(count)]
-    if len(rotated) < count:
-        raise config.error(f"no_rope_layers has {len(rotated)} entries for {count} layers", "no_rope_layers")
+    rotated = rotated_layers(config, count)
     types = [parts.SLIDING if window and not rotated[index] else parts.FULL for index in range(count)]
     stated = parts.layer_types(config, types, (parts.FULL, parts.SLIDING))
     return [window if layer_type == parts.SLIDING else None for layer_type in stated]

@@ -49,7 +49,7 @@ _GROUPS = {
         scale_embedding scale_qk_by_inverse_layer_idx ssm_in_multiplier ssm_multipliers ssm_out_multiplier
         swiglu_alpha swiglu_limit upcast_attn
     """,
-    "Positions without a table, and the context that a model was trained for": """
+    "Positions without a table, and the context that a model was trained for; rope.py reads most of them": """
         compress_rope_theta context_length global_rope_theta layer_rope_theta local_rope_theta
         max_context_length max_model_len max_position_embeddings max_seq_len max_sequence_length
         model_max_length mrope_section no_rope_layer_interval no_rope_layers nope_layer_interval

@@ -13,6 +13,7 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.huggingface.experts import Experts, Grouped, listed, moe_of, sparse_layers, typed_windows
 from powerplan.huggingface.parts import FULL, SLIDING
+from powerplan.huggingface.rope_styles import rotated_layers
 from powerplan.mixers import Attention, ChunkedAttention, IndexedBlocks
 from powerplan.spec import Layer, ModelSpec, Norm
 
@@ -26,8 +27,7 @@ def llama4(config: Config, name: str) -> ModelSpec:
     intermediate_size_mlp. qk-norm has no weights.
     """
     count = config.layer_count
-    period, step = config.integer("no_rope_layer_interval", default=4), config.integer("interleave_moe_layer_step")
-    rotated = config.integers("no_rope_layers") or [int((index + 1) % period != 0) for index in range(count)]
+    step, rotated = config.integer("interleave_moe_layer_step"), rotated_layers(config, count)
     if len(rotated) != count:
         raise config.error(f"no_rope_layers has {len(rotated)} entries for {count} layers", "no_rope_layers")
     types = parts.layer_types(config, [CHUNKED if rope else FULL for rope in rotated], (FULL, CHUNKED))

@@ -22,6 +22,9 @@ from powerplan.profile.workload import Point, TimedMixer, Workload
 SHARE_OF_FREE = 0.7
 """Share of the free memory that a run may take where the user gives no limit."""
 
+ASSUMED_FREE_BYTES = 2**33
+"""Free memory where the system does not say it to Python, as on Windows; --memory-limit gives another."""
+
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current"),
@@ -40,7 +43,9 @@ def free_bytes(device: str) -> int:
     """Return the bytes that are free on the GPU, or available to this process on a processor."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    free = [ASSUMED_FREE_BYTES]
+    if hasattr(os, "sysconf"):
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())

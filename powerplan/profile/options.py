@@ -23,8 +23,11 @@ from powerplan.units import parse_integers
 IMPLS = ("auto", "torch", "triton", "recurrent", "reference")
 """Implementations of power attention, as `power_attention` names them."""
 
-BASELINES = ("softmax", "window", "linear")
+BASELINES = ("attention", "window", "linear")
 """Values of `--against`."""
+
+_OTHER_NAMES = {"softmax": "attention", "train": "forward+backward"}
+"""Other words for values of `--against` and `--pass`."""
 
 CPU_CONTEXTS = (1024, 4096, 16384)
 """Contexts that are timed on a processor where the user gives none."""
@@ -52,7 +55,7 @@ def workload_of(
     *,
     degrees: str | None = None,
     mixer: str | None = None,
-    against: str = "softmax,window",
+    against: str = "attention,window",
     impl: str = "auto",
     passes: tuple[str, ...] = ("forward", "train"),
     contexts: list[int] | None = None,
@@ -129,10 +132,10 @@ def workload_of(
 
 
 def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
-    """Return a name for each mixer, "softmax", "window 1,040" or "power p=2", with a suffix where two would be equal:
+    """Return a name for each mixer, "attention", "window 1,040" or "power p=2", with a suffix where two would be equal:
     times are kept and looked up by name."""
     short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
-    names = {mixer: "softmax" if mixer.family == "attention" else name for mixer, name in short.items()}
+    names = {mixer: "attention" if mixer.family == "attention" else name for mixer, name in short.items()}
     for difference in DIFFERENCES:
         for name in set(names.values()):
             namesakes = [mixer for mixer in mixers if names[mixer] == name]
@@ -149,8 +152,9 @@ def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
 
 
 def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
-    """Return the names in a list such as "softmax,window"; raises InputError for a name that is not allowed."""
-    names = dict.fromkeys(name.strip() for name in text.split(","))
+    """Return the names in a list such as "attention,window"; raises InputError for a name that is not allowed."""
+    words = (word.strip() for word in text.split(","))
+    names = dict.fromkeys(_OTHER_NAMES.get(word, word) for word in words)
     for name in names:
         if name not in allowed:
             raise InputError(f"{shown(name)} is not known{allowed_values(name, allowed)}", where)
@@ -163,9 +167,9 @@ def parse_chunk_sizes(text: str) -> tuple[int, ...]:
 
 
 def parse_passes(text: str) -> tuple[str, ...]:
-    """Return the passes in "forward,train" in the order of PASSES."""
-    names = parse_names(text, "--pass", tuple(PASSES))
-    return tuple(name for name in PASSES if name in names)
+    """Return the passes in "forward,forward+backward", as keys of PASSES in their order."""
+    directions = parse_names(text, "--pass", tuple(PASSES.values()))
+    return tuple(name for name, direction in PASSES.items() if direction in directions)
 
 
 def _chosen_impl(name: str, mixer: GroupedHeads, device: str, dtype: str, notes: list[str]) -> str:
@@ -238,7 +242,7 @@ def _baselines(
     heads = subject.own_heads()
     base = Workload(spec, *_most_frequent_layer(spec), (), (), (), (), "", "").one_layer(subject)
     swaps: list[tuple[Swap, str]] = []
-    if "softmax" in names:
+    if "attention" in names:
         swaps.append((Swap.attention(heads), "sdpa"))
     if "window" in names:
         windows = [own.window_size for own in spec.mixers() if own.family == "window"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated
 
 import msgspec
@@ -175,4 +176,18 @@ def load_profile(path: str, where: str = "--show") -> Profile:
     profile = saved_in(document, Profile)
     if (found := contradiction(profile)) is not None:
         raise problem_at(document, *found)
-    return profile
+    return _renamed(profile)
+
+
+def _renamed(profile: Profile) -> Profile:
+    """Return a profile with mixers named as they are now: files of earlier versions call attention "softmax"."""
+    data = msgspec.to_builtins(profile)
+    rows = (row for part in data.values() if isinstance(part, list | tuple) for row in part if isinstance(row, dict))
+    for row in rows:
+        row |= {key: _SOFTMAX.sub("attention", row[key]) for key in _NAMES if isinstance(row.get(key), str)}
+    return msgspec.convert(data, Profile)
+
+
+_SOFTMAX = re.compile(r"\bsoftmax\b")
+_NAMES = ("name", "against", "what")
+"""The fields of a profile's rows that hold the name of a mixer."""

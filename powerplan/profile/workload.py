@@ -158,7 +158,7 @@ class Workload:
         if self.ffn is not None:
             kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
             text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
-        rope = spec.position_embeddings is None
+        rope = spec.rope_of(self.layer) is not None
         name = printable(spec.name)
         return LayerShape(model=name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
 
@@ -176,4 +176,6 @@ class Workload:
         if self.ffn is None and norm.per_layer > 2:
             norm = msgspec.structs.replace(norm, per_layer=2)
         group = LayerGroup(mixer=mixer, ffn=self.ffn)  # type: ignore[arg-type]
-        return msgspec.structs.replace(self.spec, layers=(group,), norm=norm)
+        rope = self.spec.rope_of(self.layer)
+        setting = () if rope is None else msgspec.structs.replace(rope, in_layers=None)
+        return msgspec.structs.replace(self.spec, layers=(group,), norm=norm, rope=setting)

@@ -7,6 +7,7 @@ from typing import Any
 
 from powerplan.dtypes import Dtypes
 from powerplan.hardware import devices as catalogue
+from powerplan.report.colour import side_of
 from powerplan.report.parts import (
     CONTEXT,
     convention_entry,
@@ -76,14 +77,15 @@ def budget_report(
     shape = replacement_heads(spec)
     weights_stay = all(other.budget.row.weight_flops_per_token == row.weight_flops_per_token for other in others)
     gates = "" if weights_stay or shape is not None else " but for gates"
-    after = [
+    legend = [
+        "",
         f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",
         "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows",
         "of the same heads, and in the model as it is.",
     ]
     if shape is not None:
-        after.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
-    return Report(SCHEMA, payload, columns, rows, before=lines, after=after)
+        legend.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
+    return Report(SCHEMA, payload, columns, rows, before=lines, legend=legend)
 
 
 def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | None) -> Report:
@@ -115,11 +117,11 @@ def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | N
     totals = {row.budget.total_flops for row in rows}
     alike = f"As many FLOPs in each row, {float(rows[0].budget.total_flops):.4g}"
     budget = f"{alike}." if len(totals) == 1 else "FLOPs are each row's own."
-    after = wrapped(f"{budget} Training is 3x forward; {RULE}.")
+    legend = wrapped(f"{budget} Training is 3x forward; {RULE}.")
     payload |= {"rows": entries}
     # A table says what is the same in all its rows beside it; CSV always has the column.
     shown = [column for column in columns if column.key != "total_flops" or len(totals) > 1]
-    table = Report(SEVERAL, payload, shown, entries, before=lines, after=after)
+    table = Report(SEVERAL, payload, shown, entries, before=lines, legend=legend)
     return Report(SEVERAL, payload, columns, entries, sections=[table])
 
 
@@ -209,7 +211,7 @@ def _alternative(other: Alternative, base: Budget, dtypes: Dtypes) -> dict[str, 
 
 
 _COLUMNS = [
-    Column("wsfr", "WSFR", show_ratio),
+    Column("wsfr", "WSFR", show_ratio, role=side_of),
     Column("train_flops_per_token", "FLOPs\nper token", show_flops),
     Column("tokens", "tokens", format_parameters),
     Column("times_as_many_tokens", "against\nas is", lambda value: f"{value:.2f}x"),
@@ -219,7 +221,7 @@ _COLUMNS = [
 ]
 
 _COLUMNS_OF_SEVERAL = [
-    Column("wsfr", "WSFR", show_ratio),
+    Column("wsfr", "WSFR", show_ratio, role=side_of),
     Column("train_flops_per_token", "FLOPs\nper\ntoken", show_flops),
     Column("total_flops", "FLOPs\nin all", show_flops),
     Column("tokens", "tokens", format_parameters),

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
+import msgspec
+
 from powerplan.accounting import Accounting, positions_text
 from powerplan.doctor import Finding
 from powerplan.hardware import QUANTITIES, Device, si_value
@@ -14,6 +16,7 @@ from powerplan.huggingface.listing import Listed
 from powerplan.report.parts import model_entry
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped, plain
+from powerplan.spec import ModelSpec
 from powerplan.units import format_count, format_parameters
 
 
@@ -29,11 +32,11 @@ def models_report(accountings: Sequence[Accounting]) -> Report:
         Column("mixers", "mixers", lambda value: " + ".join(value), left=True),
         Column("balanced_context", "balanced at", lambda value: grouped(value) or "-"),
     ]
-    after = [
+    legend = [
         "balanced at: the context, in tokens, whose state FLOPs equal the weight FLOPs; - where none does.",
         "powerplan models NAME tells more, powerplan models NAME --yaml prints an editable spec.",
     ]
-    return Report("powerplan.models/1", {"models": rows}, columns, rows, after=after)
+    return Report("powerplan.models/1", {"models": rows}, columns, rows, legend=legend)
 
 
 def families_report(families: Sequence[Listed]) -> Report:
@@ -79,6 +82,8 @@ def model_report(accounting: Accounting) -> Report:
     total, active = accounting.total_parameters, accounting.active_parameters
     payload = _model_row(accounting) | {
         "quantization": spec.quantization.method if spec.quantization else None,
+        "rope": None if spec.rope is None else [msgspec.to_builtins(rope) for rope in spec.rope_settings],
+        "trained_context": spec.trained_context,
         "params_by_convention": model_entry(accounting)["params_by_convention"],
         "layer_kinds": [
             {"layers": positions_text(use.positions), "count": use.count, "layer": use.layer.describe()}
@@ -98,12 +103,27 @@ def model_report(accounting: Accounting) -> Report:
         ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
         *([("quantization", payload["quantization"])] if payload["quantization"] else []),
+        *_positions(spec),
         ("balanced at", grouped(payload["balanced_context"]) or "no context"),
         ("aliases", ", ".join(spec.aliases) or "-"),
         *((key, getattr(spec, key)) for key in ("published", "source", "note") if getattr(spec, key)),
     ]
     columns = [Column("key", spec.name, left=True), Column("value", "", left=True)]
     return Report("powerplan.model/1", payload, columns, [{"key": key, "value": value} for key, value in facts])
+
+
+def _positions(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Return how queries and keys of a model are rotated, and the context that it was trained for, where known."""
+    facts = [("RoPE", "none")] if spec.rope == () else []
+    settings = spec.rope_settings
+    for rope in settings:
+        place = ", in the other layers" if len(settings) > 1 else ""
+        if rope.in_layers is not None:
+            place = f", in {positions_text(tuple(range(layer, layer + 1) for layer in rope.in_layers))}"
+        facts.append(("RoPE", f"{rope.describe()}{place}"))
+    if spec.trained_context is not None:
+        facts.append(("trained for", f"{spec.trained_context:,} tokens"))
+    return facts
 
 
 def devices_report(devices: Sequence[Device]) -> Report:

@@ -46,6 +46,6 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
         place = f"{balanced:,} tokens" if balanced else "no context"
         before.append(f"{spec.name}: {size}; balanced at {place}")
     formats = dtypes_text([accounting.spec for accounting in accountings], dtypes)
-    after = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.")
+    legend = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.")
     columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]
-    return Report("powerplan.compare/1", payload, columns, table, before=before, after=after)
+    return Report("powerplan.compare/1", payload, columns, table, before=before, legend=legend)

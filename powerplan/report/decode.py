@@ -77,13 +77,14 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     ]
     before = [line for model in models for line in _facts(model)]
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
+    legend = [""]
     if fleet is not None:
-        after += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
-            after += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
+            legend += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
     alike = all(weights_text(model.accounting.spec, dtypes) == dtypes.cache for model in models)
     formats = f"{'weights and cache' if alike else 'weights as above, cache'} in {dtypes.cache}"
-    after += _lines(
+    legend += _lines(
         "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
         f"the context; {formats}, recurrent state, read and written, in {dtypes.state}. Experts read: those that the "
         "batch is expected to touch."
@@ -97,7 +98,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         left_out.add("fits")
     shown = [column for column in columns if column.key not in left_out]
     shown.sort(key=lambda column: column.key != "context")
-    table = Report(SCHEMA, payload, shown, rows, before=before, after=after)
+    table = Report(SCHEMA, payload, shown, rows, before=before, legend=legend, after=after)
     return Report(SCHEMA, payload, columns, rows, sections=[table])
 
 

@@ -10,6 +10,7 @@ from powerplan.dims import kernels_for, odd_degree, spow_dim, tiled_spow_dim
 from powerplan.dtypes import Dtypes
 from powerplan.mixers import Power
 from powerplan.mixers.base import RECURRENT_BYTES
+from powerplan.report.colour import side_of
 from powerplan.report.parts import FLOPS, convention_entry, row_entry, show_bytes, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped
@@ -45,18 +46,18 @@ def degrees_report(
         Column("state_bytes", "state per\nsequence", show_bytes),
         Column("same_state_window", "window of\nsame state", grouped),
         *FLOPS,
-        Column("wsfr", "WSFR", show_ratio),
+        Column("wsfr", "WSFR", show_ratio, role=side_of),
         Column("kernels", "kernels", left=True),
     ]
     table = [{**entry, "kernels": kernels_text(entry["kernels"], entry["p"])} for entry in rows]
     layers = sum(count for _, count in degrees[0].mixers)
     uniform = "" if several else f" of {next(iter(shapes)).describe()}"
-    before = [
+    title = [
         *wrapped(f"{spec.name} at {row.context:,} tokens as it is: {show_ratio(row.wsfr)}, {_state(row)}"),
         *wrapped(_verdict(degrees, largest)),
-        *wrapped(f"with power attention in all {layers} layers{uniform}:"),
     ]
-    return Report(SCHEMA, payload, columns, table, before=before, after=_legend(degrees))
+    before = wrapped(f"with power attention in all {layers} layers{uniform}:")
+    return Report(SCHEMA, payload, columns, table, title=title, before=before, legend=["", *_legend(degrees)])
 
 
 _HEADS = (("layers", "layers"), ("head_dim", "head\ndim"), ("kv_heads", "kv\nheads"))

@@ -34,13 +34,13 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         Column("same_state_window", "window of\nsame state", grouped),
         Column("kernels", "kernels", left=True),
     ]
-    after = [
+    legend = [
         "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
         *kernels_lines([row["kernels"] for row in rows], degrees),
     ]
     table = [{**row, "kernels": kernels_text(row["kernels"], row["p"])} for row in rows]
-    return Report("powerplan.dims/1", {"rows": rows}, columns, table, after=after)
+    return Report("powerplan.dims/1", {"rows": rows}, columns, table, legend=legend)
 
 
 def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
     ]
     used = {letter for row in rows for letter in re.findall("[A-Za-z]+", row["formula"])}
     letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
-    after = [
+    legend = [
         *wrapped(letters),
         "state per head: fp32, without the short convolutions; each kind with its defaults (docs/spec.md).",
         "window of same state: tokens whose keys and values have as many elements, the normaliser left out.",
     ]
-    return Report("powerplan.dims/1", {"states": rows}, columns, rows, after=after)
+    return Report("powerplan.dims/1", {"states": rows}, columns, rows, legend=legend)
 
 
 def _state_row(mixer: Mixer, d: int, v: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from powerplan.dtypes import Dtypes
+from powerplan.report.colour import side_of
 from powerplan.report.parts import FLOPS, dtypes_entry, row_entry, show_bytes, show_ratio
 from powerplan.report.recommend import SOLVE_SCHEMA
 from powerplan.report.render import Report
@@ -15,6 +16,9 @@ from powerplan.swap import swap_text
 from powerplan.units import json_number
 
 _WORDS = {"context": "context", "window": "window in every layer", "p": "degree p in every layer"}
+
+
+ELEMENTS = "elements: keys and values, or recurrent state without its normaliser and without short convolutions."
 
 
 def equal_state_report(found: EqualState, name: str, context: int, dtypes: Dtypes) -> Report:
@@ -47,11 +51,19 @@ def equal_state_report(found: EqualState, name: str, context: int, dtypes: Dtype
         Column("held_elements", "elements\nheld", grouped),
         Column("held_bytes", "state per\nsequence", show_bytes),
         *FLOPS,
-        Column("wsfr", "WSFR", show_ratio),
+        Column("wsfr", "WSFR", show_ratio, role=side_of),
     ]
     if found.unknown == "context":
         columns.insert(1, Column("context", "context", grouped))
-    return Report(SOLVE_SCHEMA, payload, columns, rows, before=wrapped(line), after=_after(found, context, dtypes))
+    return Report(
+        SOLVE_SCHEMA,
+        payload,
+        columns,
+        rows,
+        title=wrapped(line),
+        legend=["", *wrapped(ELEMENTS)],
+        after=_after(found, context, dtypes),
+    )
 
 
 def _entry(found: EqualState, held: Held) -> dict[str, Any]:
@@ -64,7 +76,7 @@ def _entry(found: EqualState, held: Held) -> dict[str, Any]:
 
 
 def _after(found: EqualState, context: int, dtypes: Dtypes) -> list[str]:
-    lines = ["elements: keys and values, or recurrent state without its normaliser and without short convolutions."]
+    lines = []
     formats = f"cache in {dtypes.cache}, recurrent state in {dtypes.state}, normaliser included"
     if found.value_by_bytes is not None:
         what = f"p={found.value_by_bytes}" if found.unknown == "p" else f"{found.value_by_bytes:,} tokens"

@@ -8,6 +8,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import STATE_DTYPE, Dtypes
+from powerplan.report.colour import side_of
 from powerplan.report.tables import Column, grouped
 from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
@@ -35,7 +36,7 @@ FLOPS = [
 ]
 RATIOS = [
     *FLOPS,
-    Column("wsfr", "WSFR", show_ratio),
+    Column("wsfr", "WSFR", show_ratio, role=side_of),
     Column("state_bytes", "state per\nsequence", show_bytes),
     Column("decode_weight_bytes_per_token", "decode:\nweights", show_bytes),
     Column("decode_state_bytes_per_token", "decode:\nstate", show_bytes),
@@ -59,6 +60,7 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
         "position_embeddings": accounting.spec.position_embeddings,
+        "trained_context": accounting.spec.trained_context,
         "quantization": quantization.method if quantization else None,
         "params_by_convention": {
             name: {"total": getattr(total, name), "active": getattr(active, name)}
@@ -109,6 +111,24 @@ def dtypes_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
     if len(specs) > 1:
         parts += [f"weights of {spec.name} in {weights_text(spec, dtypes)}" for spec in quantized]
     return ", ".join([*parts, *([f"recurrent state in {dtypes.state}"] if dtypes.state != STATE_DTYPE else [])])
+
+
+def context_remark(spec: ModelSpec, context: int, *, trained: bool = False) -> str | None:
+    """Return a remark on a context in tokens that is longer than those that a model was trained for, None if it is not.
+
+    trained: whether the model is to be trained at that context: then it is a remark on its RoPE.
+    """
+    reached = spec.reached_context
+    if spec.trained_context is None or reached is None or context <= reached:
+        return None
+    rotated, limit = bool(spec.rope), f"contexts up to {spec.trained_context:,} tokens"
+    if reached > spec.trained_context:
+        limit += f", and its RoPE scaled to {reached:,}"
+    elif scaling := next(iter(spec.rope_scalings), None):
+        limit += f" ({scaling.describe()})"
+    if trained:
+        return f"its RoPE was made for {limit}: longer ones may need a larger base or scaling" if rotated else None
+    return f"trained for {limit}: longer ones need {'RoPE scaling and ' if rotated else ''}further training"
 
 
 def row_entry(row: Row) -> dict[str, Any]:

@@ -4,53 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
 from powerplan.measured import SCHEMA, Measurement
-from powerplan.profile.result import Crossover, Missing, Profile, Split
+from powerplan.profile.result import PASSES, Crossover, Missing, Profile, Split
+from powerplan.report.colour import side_of
 from powerplan.report.parts import show_ratio
 from powerplan.report.render import Report
-from powerplan.report.tables import Column, grouped, table_of
+from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
 from powerplan.units import format_bytes, format_count, format_duration, format_quantity
 
-SHORT_DIRECTIONS = {"forward": "fwd", "forward+backward": "train", "decode": "decode"}
-"""Passes in the order of the tables, and as the tables name them."""
-
+DIRECTIONS = tuple(PASSES.values())
+"""Passes in the order of the tables."""
 
 SLOW_LAYER = 1.5
 """A layer that takes this many times as long as its parts is remarked: on a quiet machine it was 0.8 to 1.1 times."""
 
 
-def profile_report(profile: Profile, all_parts: bool = False, tablefmt: str = "simple") -> Report:
-    """Return the report of a profile, for `render`.
-
-    all_parts: put all timings in the table, not only those of the mixers alone. tablefmt: that of the further tables.
-    """
-    rows = sorted(profile.results if all_parts else profile.part("state"), key=_in_order)
+def profile_report(profile: Profile) -> Report:
+    """Return the report of a profile, for `render`. Tables have the mixers alone, CSV all timings."""
     crossovers = [line for crossover in profile.crossover for line in wrapped(_crossover(crossover))]
-    after = [
-        *_splits(profile, tablefmt),
-        *_section(_slow_layers(profile)),
-        *_section(_chunk_sizes(profile)),
-        *_breakdowns(profile, tablefmt),
-    ]
-    after += [*_section(_missing(profile)), *_section(_legend(profile))]
-    if not after[0]:
-        del after[0]  # `render` puts an empty line after the first table.
-    columns = _CSV_COLUMNS if all_parts else _COLUMNS
-    before = [*_head(profile), *_section(crossovers)]
-    return Report(SCHEMA, msgspec.to_builtins(profile), columns, [*map(_table_row, rows)], before=before, after=after)
+    before = [*_head(profile), *(["", *crossovers] if crossovers else [])]
+    alone = _by_pass(_COLUMNS, [*map(_table_row, profile.part("state"))], "the mixer alone")
+    legend = ["", *_legend(profile)] if alone else []
+    sections = [Report(SCHEMA, {}, [], [], before=before, legend=legend), *alone, *_splits(profile)]
+    sections += [_lines(lines) for lines in (_slow_layers(profile), _chunk_sizes(profile)) if lines]
+    sections += _breakdowns(profile)
+    if missing := _missing(profile):
+        sections.append(_lines(missing))
+    rows = [_table_row(row) for row in sorted(profile.results, key=_in_order)]
+    return Report(SCHEMA, msgspec.to_builtins(profile), _CSV_COLUMNS, rows, sections=sections)
 
 
-def _section(lines: list[str]) -> list[str]:
-    return ["", *lines] if lines else []
+def _by_pass(columns: list[Column], rows: list[dict[str, Any]], what: str) -> list[Report]:
+    """Return a table for each pass, whose rows are in the order of their contexts."""
+    tables = []
+    for direction in DIRECTIONS:
+        own = sorted((row for row in rows if row["pass"] == direction), key=itemgetter("context"))
+        if own:
+            tables.append(Report(SCHEMA, {}, columns, own, title=[f"{direction}, {what}:"]))
+    return tables
+
+
+def _lines(lines: list[str]) -> Report:
+    return Report(SCHEMA, {}, [], [], before=lines)
 
 
 def _in_order(row: Measurement | Split) -> tuple[int, int]:
-    return list(SHORT_DIRECTIONS).index(row.direction), row.context
+    return DIRECTIONS.index(row.direction), row.context
 
 
 def _head(profile: Profile) -> list[str]:
@@ -67,7 +72,7 @@ def _head(profile: Profile) -> list[str]:
     lines += wrapped(f"on {profile.device}{threads}, torch {profile.torch}, {profile.date}: {rates}")
     if profile.checks:
         worst = max(check.share_of_budget for check in profile.checks)
-        # Kernels first; softmax attention is checked in a layer only.
+        # Kernels first; attention is checked in a layer only.
         checks = sorted(profile.checks, key=lambda check: check.name.startswith("layer with "))
         names = dict.fromkeys(f"{check.name.removeprefix('layer with ')} ({check.impl})" for check in checks)
         text = f"{', '.join(names)}: largest error {worst:.0%} of what is allowed"
@@ -149,7 +154,6 @@ def _ms_column(key: str, heading: str) -> Column:
 
 
 _KEY_COLUMNS = [
-    Column("pass", "pass", lambda value: SHORT_DIRECTIONS[value], left=True),
     Column("context", "context", grouped),
     Column("name", "mixer", left=True),
 ]
@@ -181,8 +185,8 @@ _SPLIT_COLUMNS = [
     _ms_column("ffn_ms", "FFN"),
     _ms_column("state_ms", "state"),
     Column("layer", "layer, as\na whole"),
-    Column("wsfr_time", "WSFR\nin time", show_ratio),
-    Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio),
+    Column("wsfr_time", "WSFR\nin time", show_ratio, role=side_of),
+    Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio, role=side_of),
 ]
 
 
@@ -198,7 +202,8 @@ def _slow_layers(profile: Profile) -> list[str]:
     return lines
 
 
-def _splits(profile: Profile, tablefmt: str) -> list[str]:
+def _splits(profile: Profile) -> list[Report]:
+    """Return the table of how a layer's time splits; none where no layer was timed."""
     runs = {(row.name, row.direction, row.context): row.repeats for row in profile.part("layer")}
 
     def layer(split: Split) -> str:
@@ -207,8 +212,13 @@ def _splits(profile: Profile, tablefmt: str) -> list[str]:
         once = runs.get((split.name, split.direction, split.context), 2) < 2
         return format_duration(split.layer_ms / 1000) + "*" * once
 
-    rows = [msgspec.to_builtins(split) | {"layer": layer(split)} for split in sorted(profile.split, key=_in_order)]
-    return table_of(_SPLIT_COLUMNS, rows, tablefmt).split("\n") if rows else []
+    rows = [msgspec.to_builtins(split) | {"layer": layer(split)} for split in profile.split]
+    legend = wrapped(
+        "The layer in parts. projections, FFN: each timed alone; state: the mixer alone, as above; *: one run. WSFR in "
+        "time: projections and FFN over state; WSFR in FLOPs: that of their FLOPs, as wsfr counts "
+        "them, without the LM head."
+    )
+    return [Report(SCHEMA, {}, [], [], legend=legend), *_by_pass(_SPLIT_COLUMNS, rows, "the layer")] if rows else []
 
 
 def _chunk_sizes(profile: Profile) -> list[str]:
@@ -231,8 +241,8 @@ def _chunk_sizes(profile: Profile) -> list[str]:
     return lines
 
 
-def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
-    lines: list[str] = []
+def _breakdowns(profile: Profile) -> list[Report]:
+    tables = []
     for run in profile.breakdown:
         columns = [
             Column("name", f"{run.name}, {run.direction}, {run.context:,} tokens", left=True),
@@ -240,8 +250,8 @@ def _breakdowns(profile: Profile, tablefmt: str) -> list[str]:
             Column("seconds", "time", lambda value: format_duration(max(value, 1e-9))),
         ]
         rows = [msgspec.to_builtins(part) | {"name": part.name[:60]} for part in run.parts]
-        lines += ["", *table_of(columns, rows, tablefmt).split("\n")]
-    return lines
+        tables.append(Report(SCHEMA, {}, columns, rows))
+    return tables
 
 
 def _missing(profile: Profile) -> list[str]:
@@ -265,9 +275,9 @@ def _missing(profile: Profile) -> list[str]:
 
 def _legend(profile: Profile) -> list[str]:
     return wrapped(
-        "The first table times the mixer alone, from queries, keys and values to its output. time: median of the "
-        "repeats. ±: how far the 20th or 80th percentile is from it; 1 run, or *: there was no time for more. FLOP/s: "
-        "what the implementation executes, causal pairs only. share: of the matrix product's FLOP/s. ideal: what "
-        f"recommend predicts, max(FLOPs / peak, bytes / bandwidth), with the peak of {profile.peak_of}. x: time / "
-        "ideal. peak: most bytes allocated at once. WSFR in time: projections and FFN, timed on their own, over state."
+        "The mixer alone, from queries, keys and values to its output. time: the median of the repeats; ±: how far "
+        "the 20th or 80th percentile is from it (1 run: there was no time for more). tok/s: tokens of all sequences. "
+        "FLOP/s: what the implementation executes, causal pairs only; share: of the FLOP/s of a matrix product here. "
+        f"ideal: what recommend predicts, max(FLOPs / peak, bytes / bandwidth), with the peak of {profile.peak_of}; "
+        "x: time over ideal. peak: most bytes allocated at once."
     )

@@ -11,8 +11,6 @@ from powerplan.search.choices import NAMED_KINDS, Choice
 from powerplan.search.layer_plan import LayerPlan
 from powerplan.search.trials import Excess
 
-LEGEND = "6x128: 6 heads of 128, else the model's own; /8: 8 key/value heads."
-
 
 def why(answer: Recommendation, place: int) -> str:
     """Return the sentence of the candidate at `place` (from 0), without a full stop."""
@@ -29,7 +27,7 @@ def why(answer: Recommendation, place: int) -> str:
             parts += _choice(choice, excess, keep)
         ahead = answer.candidates[:place]
         if plan.families == {"window"} and any("power" in other.plan.families for other in ahead):
-            parts.append("power learns more from the same state (arXiv 2507.04239, 5.1)")
+            parts.append("power learns more from the same state, says arXiv 2507.04239, 5.1")
         if plan.is_mix:
             parts.append(_pattern(plan, keep))
     if keep == "weights" and any(choice.fewer_kv_heads or choice.family in NAMED_KINDS for choice in plan.choices):
@@ -44,7 +42,9 @@ def gain(answer: Recommendation) -> str:
     "" where nothing is to be said.
     """
     winner, base = answer.recommended, answer.base.row(answer.contexts[-1], answer.request.dtypes)
-    following = [candidate for candidate in answer.candidates[1:2] if candidate.balanced]
+    off = answer.off_target
+    following = [off.meets] if off and off.meets and off.meets.feasible else list(answer.candidates[1:2])
+    following = [candidate for candidate in following if candidate.balanced]
     if answer.request.keep == "flops" or (winner.plan.unchanged and not following):
         return ""
     if winner.plan.unchanged:
@@ -76,7 +76,7 @@ def _balance(candidate: Candidate, target: Fraction) -> str:
     if ratio is None:
         return "no state"
     if candidate.balanced:
-        return "balanced"
+        return "balanced" if target == 1 else "on target"
     if candidate.near:
         return "near enough to the target to stay"
     # Over several contexts a candidate may be off target though it is balanced at the longest.
@@ -88,7 +88,8 @@ def _balance(candidate: Candidate, target: Fraction) -> str:
 
 def _as_it_is(candidate: Candidate, answer: Recommendation) -> list[str]:
     at = answer.balanced_context
-    parts = [] if at is None else [f"on target at {at:,} tokens"]
+    word = "balanced" if answer.request.target == 1 else "on target"
+    parts = [] if at is None else [f"{word} at {at:,} tokens"]
     ratio = candidate.row.wsfr
     every_key = all(mixer.keeps_every_key for mixer in candidate.plan.scope.distinct)
     if ratio is not None and ratio > answer.request.target and every_key:
@@ -96,14 +97,14 @@ def _as_it_is(candidate: Candidate, answer: Recommendation) -> list[str]:
     if not answer.movable:
         parts.append("no layer can take another mixer at the same weights (--mixer asks what one would make of it)")
     if candidate.wasteful:
-        parts.append("softmax attention takes fewer FLOPs, or bytes, at this context")
+        parts.append("attention over every key takes fewer FLOPs, or bytes, at this context")
     return parts
 
 
 def _choice(choice: Choice, excess: Excess, keep: Keep) -> list[str]:
     parts, mixer = [], choice.mixers[0]
     if excess.flops > 1:
-        parts.append(f"{_name(choice, keep)} takes {_times(excess.flops)}x the FLOPs of softmax attention here")
+        parts.append(f"{_name(choice, keep)} takes {_times(excess.flops)}x the FLOPs of attention here")
     elif excess.bytes > 1:
         parts.append(f"{_name(choice, keep)} takes {_times(excess.bytes)}x the bytes of keeping every key here")
     size = mixer.features_size()

@@ -1,37 +1,44 @@
-"""`powerplan recommend`: the winner and why, then the candidates, then why each stands where it does."""
+"""`powerplan recommend`: the first candidate and what it means, all of them, and why each stands where it does."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from powerplan.accounting import positions_text
+from powerplan.report.advice import HYPOTHESIS, advice, advice_entry
+from powerplan.report.colour import Role, side_of
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
-from powerplan.report.reasons import LEGEND, gain, why
+from powerplan.report.reasons import gain, why
 from powerplan.report.render import Report
-from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_remarks
+from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_notes, run_remarks
 from powerplan.report.tables import Column, grouped
 from powerplan.report.target import shortfall, target_entry, verdict
 from powerplan.report.width import wrapped
-from powerplan.search import Candidate, Recommendation, Solution
+from powerplan.search import Recommendation, Solution
 from powerplan.swap import swap_text
 from powerplan.swap.shapes import replacement_heads
+from powerplan.swap.value import AS_IS
 from powerplan.units import format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
 SOLVE_SCHEMA = "powerplan.solve/1"
+POWER = "power p: attention whose weights are (q·k)^p, computed from a state of fixed size."
 MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
 
 
-def recommend_report(answer: Recommendation) -> Report:
-    """Return the report of a recommendation."""
+def recommend_report(answer: Recommendation, command: Sequence[str], written: str | None = None) -> Report:
+    """Return the report of a recommendation.
+
+    command: the words of a command line that asks for it. written: the file that has its model already, if any.
+    """
     request, winner = answer.request, answer.recommended
     entries = [_candidate(answer, place) for place in range(len(answer.candidates))]
-    reasons = [entry["why"] for entry in entries]
-    saved, window = gain(answer), answer.balanced_window
+    saved, window, advised = gain(answer), answer.balanced_window, advice(answer, command, written)
     chunks = [{"mixer": chunk.mixer, "chunk_size": chunk.size, "source": chunk.source} for chunk in answer.chunks]
     payload = {
         "model": model_entry(answer.base),
@@ -48,37 +55,44 @@ def recommend_report(answer: Recommendation) -> Report:
         "balanced_window": window.tokens if window else None,
         "balanced_window_layers": None if window is None else "growing" if window.partial else "all",
         "gain": saved,
+        **advice_entry(advised),
         **run_entry(answer),
     }
-    change = f", {saved}" if saved and not winner.plan.unchanged else ""
-    rest = f"; {saved}" if saved and winner.plan.unchanged else ""
-    ratio = show_ratio(winner.row.wsfr)
-    first = f"{winner.label}, {ratio}, {verdict(answer)}{change}: {reasons[0]}{rest}"
-    before = [*_question(answer), *wrapped(first, "recommended: "), *wrapped(shortfall(answer), "target: ")]
-    before += [*run_lines(answer), *_layers(winner), *_chunk_lines(answer), *wrapped(_balance(answer))]
-    after = [line for place, reason in enumerate(reasons[1:], 2) for line in wrapped(reason, f"{place:>2}  ")]
-    count = f"{answer.searched:,} candidate{'' if answer.searched == 1 else 's'}"
-    after += ["", *wrapped(f"{count}. {LEGEND}")] if after else wrapped(f"{count}. {LEGEND}")
-    if shape := replacement_heads(answer.base.spec):
-        after += wrapped(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
-    after += _remarks(answer)
-    rows = [entry | {f"wsfr_{row['context']}": row["wsfr"] for row in entry["rows"]} for entry in entries]
-    return Report(SCHEMA, payload, _columns(answer), rows, before=before, after=after)
+    title = [
+        *_question(answer),
+        *wrapped(f"{winner.label}, {show_ratio(winner.row.wsfr)}, {verdict(answer)}", "recommended: "),
+    ]
+    before = [*wrapped(shortfall(answer), "target: "), *run_lines(answer)]
+    after = [line for entry in entries for line in wrapped(entry["why"], f"{entry['rank']:>2}  ")]
+    after += ["", *wrapped(HYPOTHESIS), *run_notes(answer), *_lacking(answer)]
+    return Report(
+        SCHEMA,
+        payload,
+        _columns(answer),
+        [entry | {f"wsfr_{row['context']}": row["wsfr"] for row in entry["rows"]} for entry in entries],
+        title=title,
+        before=before,
+        block=advised,
+        legend=[*_chunk_lines(answer), *wrapped(_balance(answer)), "", *_legend(answer)],
+        after=after,
+        strong=lambda row: row["rank"] == 1,
+    )
 
 
 def _question(answer: Recommendation) -> list[str]:
     contexts = ", ".join(f"{context:,}" for context in answer.contexts)
-    now = show_ratio(answer.base.wsfr(answer.contexts[-1]))
+    now = ", ".join(show_ratio(answer.base.wsfr(context)) for context in answer.contexts)
     kept = "" if answer.request.keep == "weights" else ", resized to the FLOPs per token it has"
     target = format_ratio(answer.request.target)
     return wrapped(f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")
 
 
 def _chunk_lines(answer: Recommendation) -> list[str]:
-    """Return the chunk sizes of the winner by where they come from; one size where all its mixers take the same."""
+    """Return the chunk sizes of the winner that have to be set, by where they come from; one where all are the same."""
     parts = []
-    for source in dict.fromkeys(chunk.source for chunk in answer.chunks):
-        chunks = [chunk for chunk in answer.chunks if chunk.source == source]
+    own = [chunk for chunk in answer.chunks if not chunk.default]
+    for source in dict.fromkeys(chunk.source for chunk in own):
+        chunks = [chunk for chunk in own if chunk.source == source]
         same = len({chunk.size for chunk in chunks}) == 1
         sizes = [f"{chunk.size:,}" if same else f"{chunk.size:,} for {chunk.mixer}" for chunk in chunks]
         parts.append(f"{', '.join(dict.fromkeys(sizes))} ({source})")
@@ -87,7 +101,7 @@ def _chunk_lines(answer: Recommendation) -> list[str]:
 
 def _balance(answer: Recommendation) -> str:
     target, window = answer.request.target, answer.balanced_window
-    word = "balanced" if target == 1 else f"at {format_ratio(target)}"
+    word = "balanced" if target == 1 else f"on target ({format_ratio(target)})"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
     other = f"at {answer.contexts[-1]:,} with no window"
     if not answer.movable:
@@ -98,43 +112,62 @@ def _balance(answer: Recommendation) -> str:
     return f"{word} as it is: {place}; {other}"
 
 
-def _layers(candidate: Candidate) -> list[str]:
-    """Return which layers of a mix have which mixer; nothing where all have the same."""
-    if not candidate.plan.is_mix and not candidate.plan.scope.partial:
-        return []
-    uses: dict[str, list[range]] = {}
-    for use in candidate.spec.layer_uses():
-        if mixer := use.layer.mixer:
-            heads = mixer.own_heads()
-            text = f"{mixer.describe()}, {heads.describe()}" if heads else mixer.describe()
-            uses.setdefault(text, []).extend(use.positions)
-    return [f"layers: {text} in {positions_text(tuple(spans))}" for text, spans in uses.items()]
-
-
-def _remarks(answer: Recommendation) -> list[str]:
-    request, lines = answer.request, wrapped(_looks_back(answer))
+def _legend(answer: Recommendation) -> list[str]:
+    """Return what the table shows, and what its names and columns mean."""
+    request, count, shown = answer.request, answer.searched, len(answer.candidates)
+    searched = f"{count:,} candidates, the best of their sorts first" if count > 1 else "1 candidate"
+    lines = wrapped(f"{searched} ({shown} shown, --top)." if count > shown else f"{searched}.")
+    lines += [line for text in (*_names(answer), _looks_back(answer)) for line in wrapped(text)]
+    if shape := replacement_heads(answer.base.spec):
+        lines += wrapped(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
     partial = [candidate.plan.scope for candidate in answer.candidates if candidate.plan.scope.partial]
     if partial:
         word = "growing: only" if any(scope.marked for scope in partial) else "Candidates change only"
-        lines.append(f"{word} the layers whose state grows with the context; the others stay.")
-    if request.keep == "weights" and answer.movable:
-        lines.append("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
+        lines += wrapped(f"{word} the layers whose state grows with the context; the others stay.")
+    if len(answer.contexts) > 1:
+        lines += wrapped(
+            "Each context is judged by itself, and the one furthest from the target decides. Where attention is "
+            "lighter than the target at a shorter context, its FLOPs are the aim there."
+        )
+    if request.keep == "weights" and answer.movable and shown > 1:
+        lines += wrapped("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
-        lines.append("Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it.")
+        lines += wrapped(
+            "Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it."
+        )
     lines += run_remarks(answer)
-    times = [candidate.times for candidate in answer.candidates if candidate.times is not None]
-    if times:
+    if any(candidate.times for candidate in answer.candidates):
         keys = [column.key for column in _columns(answer) if not column.raw]
-        words = ", ".join(word for word in ("train", "decode") if f"{word}_s_per_token" in keys)
-        if words:
-            lines.append(f"{words}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth).")
-            lines.append("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
-        if request.profile and any(time.measured for time in times):
-            lines.append(f"measured: the mixers' part of training, in {request.profile.label}.")
-        lacking = sorted({time.missing.brief() for time in times if time.missing})
-        if request.profile and lacking:
-            lines += wrapped(f"Not in {request.profile.path}, so a roofline: {'; '.join(lacking)}.")
+        timed = ", ".join(word for word in ("train", "decode") if f"{word}_s_per_token" in keys)
+        if timed:
+            lines += wrapped(
+                f"{timed}: time per token on one device, a roofline: max(FLOPs / peak, bytes / bandwidth)."
+            )
+            lines += wrapped("No kernel reaches a roofline. Decoding is at batch 1, at the end of the context.")
+        if request.profile and any(own.times.measured for own in answer.candidates if own.times is not None):
+            lines += wrapped(f"measured: the mixers' part of training, in {request.profile.label}.")
     return lines
+
+
+def _names(answer: Recommendation) -> list[str]:
+    """Return what "power", "6x128" and "/8" mean, where a name has them."""
+    names = " ".join(candidate.label for candidate in answer.candidates)
+    shapes = [f"{heads}x{dim}: {heads} heads of {dim}" for heads, dim in re.findall(r"\b(\d+)x(\d+)\b", names)[:1]]
+    shared = [
+        f"/{count}: {count} key/value head{'' if count == '1' else 's'}" for count in re.findall(r"/(\d+)\b", names)[:1]
+    ]
+    words = [*(f"{shape}, else the model's own" for shape in shapes), *shared]
+    power = [POWER] if "power" in names else []
+    return [*power, *([f"{'; '.join(words)}."] if words else [])]
+
+
+def _lacking(answer: Recommendation) -> list[str]:
+    """Return what a saved profile has no times of."""
+    profile = answer.request.profile
+    missing = {own.times.missing.brief() for own in answer.candidates if own.times is not None and own.times.missing}
+    return (
+        wrapped(f"Not in {profile.path}, so a roofline: {'; '.join(sorted(missing))}.") if profile and missing else []
+    )
 
 
 def _looks_back(answer: Recommendation) -> str:
@@ -190,12 +223,13 @@ def _columns(answer: Recommendation) -> list[Column]:
     """Return the columns of the table, with one of ratios for each of several contexts."""
     request, shown = answer.request, answer.contexts[-MOST_CONTEXTS:]
     priced = answer.runs is not None and request.limits.price is not None
-    ratios = [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio) for context in shown]
+    side = partial(side_of, target=request.target)
+    ratios = [Column(f"wsfr_{context}", f"WSFR at\n{context:,}", show_ratio, role=side) for context in shown]
     if priced and len(shown) == MOST_CONTEXTS:
         ratios[0] = replace(ratios[0], raw=True)
     single = len(answer.contexts) == 1
-    columns = [Column("rank", "#"), Column("label", "candidate", left=True, fold=" + ")]
-    columns += [Column("wsfr", "WSFR", show_ratio)] if single else ratios
+    columns = [Column("rank", "#"), Column("label", "candidate", left=True, fold=" + ", role=_as_it_is)]
+    columns += [Column("wsfr", "WSFR", show_ratio, role=side)] if single else ratios
     if request.keep == "flops":
         columns.append(Column("params_total", "params", format_parameters))
         columns.append(Column("layers", "depth", grouped))
@@ -219,6 +253,10 @@ def _columns(answer: Recommendation) -> list[Column]:
     if not all(candidate.feasible for candidate in answer.candidates):
         columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
     return columns
+
+
+def _as_it_is(label: str) -> Role | None:
+    return "strong" if label == AS_IS else None
 
 
 def _show_reach(context: int, tokens: int | None) -> str:
@@ -248,9 +286,9 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
     }
     columns = [
         Column("value", solution.unknown, grouped),
-        Column("wsfr", "WSFR", show_ratio),
+        Column("wsfr", "WSFR", show_ratio, role=partial(side_of, target=target)),
         Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
         Column("state_flops_per_token", "state\nFLOPs", show_flops),
         Column("state_bytes", "state per\nsequence", show_bytes),
     ]
-    return Report(SOLVE_SCHEMA, payload, columns, rows, before=wrapped(line))
+    return Report(SOLVE_SCHEMA, payload, columns, rows, title=wrapped(line))

@@ -74,7 +74,7 @@ def _figure(comparison: Comparison, source: str) -> dict[str, Any]:
 
 def _section(result: SetResult) -> Report:
     figures = result.figures
-    before = [*_wrapped(f"{figures.name}: {figures.title}"), *_wrapped(f"published in: {figures.source}")]
+    title, before = _wrapped(f"{figures.name}: {figures.title}"), _wrapped(f"published in: {figures.source}")
     named = list(figures.conventions)
     side_by_side = len(named) <= MOST_COLUMNS
     rows = [row for comparison in result.comparisons for row in _rows(comparison, side_by_side)]
@@ -87,9 +87,10 @@ def _section(result: SetResult) -> Report:
         columns.append(Column("efficiency", "effi-\nciency"))
     after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
+    legend = []
     for name, meaning in figures.conventions.items():
-        after += wrapped(f"{name}: {meaning}", "  ", 4)
-    return Report(SCHEMA, {}, columns, rows, before=before, after=after)
+        legend += wrapped(f"{name}: {meaning}", "  ", 4)
+    return Report(SCHEMA, {}, columns, rows, title=title, before=before, legend=legend, after=after)
 
 
 def _agreement(result: SetResult, by_convention: bool) -> str:

@@ -97,15 +97,20 @@ def run_remarks(answer: Recommendation) -> list[str]:
         tokens = "the tokens that the FLOPs buy"
     whose = "one device" if devices == 1 else f"one device, over all {devices:,}"
     assumed = ", not as measured" if answer.request.profile else ""
-    lines = wrapped(
+    return wrapped(
         f"hours: of {whose}, to train on {tokens} in batches of about "
         f"{format_parameters(runs.setting.batch.tokens)}, at {share.weights:.0%} of the peak in matmuls with weights, "
         f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state{assumed}. powerplan train has "
         "more."
     )
-    if limits.on_training and answer.request.keep == "weights":
-        lines += wrapped(
-            f"Training was planned for {runs.planned:,} of {answer.searched:,} candidates: in order, up to {TRIES} of "
-            f"a sort, until {answer.request.top} sorts had one within the limits."
-        )
-    return lines
+
+
+def run_notes(answer: Recommendation) -> list[str]:
+    """Return for how many candidates training was planned, where limits on it decide."""
+    runs = answer.runs
+    if runs is None or not answer.request.limits.on_training or answer.request.keep != "weights":
+        return []
+    return wrapped(
+        f"Training was planned for {runs.planned:,} of {answer.searched:,} candidates: in order, up to {TRIES} of "
+        f"a sort, until {answer.request.top} sorts had one within the limits."
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from powerplan.dtypes import Dtypes
 from powerplan.report.budget import device_entry, hours_text, rate_text, size_entry
+from powerplan.report.colour import side_of
 from powerplan.report.parts import CONTEXT, convention_entry, show_bytes, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped, plain
@@ -47,9 +48,10 @@ def sizes_report(sizing: Sizing, dtypes: Dtypes, batch_tokens: int | None, throu
     columns = [_SHAPE, _LABEL, *_SIZE, _WSFR, _STATE, *steps]
     for context in dict.fromkeys(row["context"] for row in rows):
         own = [row for row in rows if row["context"] == context]
-        sections.append(Report(SCHEMA, {}, columns, _with_size(own), before=[f"At {context:,} tokens:"]))
-    sections[0] = replace(sections[0], before=[*lines, "", *sections[0].before])
-    sections[-1] = replace(sections[-1], after=_AFTER)
+        title = f"At {context:,} tokens:"
+        recommended = itemgetter("recommended")
+        sections.append(Report(SCHEMA, {}, columns, _with_size(own), before=[title], strong=recommended))
+    sections.insert(0, Report(SCHEMA, {}, [], [], before=[*lines, ""], legend=_legend()))
     in_csv = [Column(key, key) for key in rows[0] if key != "label"]
     return Report(SCHEMA, payload | {"balanced": balanced, "rows": rows}, in_csv, rows, sections=sections)
 
@@ -76,7 +78,7 @@ def _with_size(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 _SHAPE = Column("shape", "shape of", plain, left=True)
 _LABEL = Column("label", "mixers", plain, left=True)
-_WSFR = Column("wsfr", "WSFR", show_ratio)
+_WSFR = Column("wsfr", "WSFR", show_ratio, role=side_of)
 _STATE = Column("state_bytes", "state per\nsequence", show_bytes)
 _SIZE = [
     Column("size", "layers x\nwidth"),
@@ -85,9 +87,11 @@ _SIZE = [
 ]
 """Tokens per parameter are about the same in all rows, and stand in JSON and CSV alone."""
 
-_AFTER = wrapped(
-    "Shapes are those of the catalogue's dense models of softmax attention whose own training is nearest to the "
-    "budget, in other widths and depths and without learned positions. Where the state of one takes more FLOPs than "
-    "the weights, the line below has the mixers that balance it, in the size at which they use the budget up: "
-    "powerplan recommend says why, and what else would do."
-)
+
+def _legend() -> list[str]:
+    return wrapped(
+        "Shapes are those of the catalogue's dense models of attention whose own training is nearest to the budget, in "
+        "other widths and depths and without learned positions. Where the state of one takes more FLOPs than the "
+        "weights, the line below has the mixers that balance it, in the size at which they use the budget up: "
+        "powerplan recommend says why, and what else would do."
+    )

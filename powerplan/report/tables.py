@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from powerplan.report.colour import Role, in_colour, painted
+from powerplan.report.grid import grid
 from powerplan.report.width import TABLE, table_width
 
 NARROW_TEXT = 16
@@ -31,7 +34,7 @@ class Column:
 
     key: where each row holds the raw value. heading: what stands above, in one line or more. show: the text that a
     person sees in place of the value. left: whether the texts are aligned to the left. fold: what its texts may be
-    broken before where the table is wide. raw: whether CSV alone has it.
+    broken before where the table is wide. raw: whether CSV alone has it. role: how a value is coloured, if at all.
     """
 
     key: str
@@ -40,29 +43,43 @@ class Column:
     left: bool = False
     fold: str = ""
     raw: bool = False
+    role: Callable[[Any], Role | None] = lambda value: None
 
 
 @dataclass
 class _Cells:
-    """A column with the texts of its cells; heading and texts may have several lines."""
+    """A column with the texts of its cells and their roles; heading and texts may have several lines."""
 
     column: Column
     heading: str
     texts: list[str]
+    roles: list[tuple[Role | None, ...]]
 
     @property
     def width(self) -> int:
         return max(len(line) for text in (self.heading, *self.texts) for line in text.split("\n"))
 
 
-def table_of(columns: Sequence[Column], rows: Sequence[dict[str, Any]], tablefmt: str = "simple") -> str:
+def table_of(
+    columns: Sequence[Column],
+    rows: Sequence[dict[str, Any]],
+    tablefmt: str = "simple",
+    strong: Callable[[dict[str, Any]], bool] = lambda row: False,
+) -> str:
     """Return the text of a table. Headings and texts have several lines where tablefmt is "simple", else one.
 
     A simple table fits the terminal, if there is one: texts are folded, then wrapped at words, and columns that still
-    have no room stand below in a table of their own, beside the first columns again.
+    have no room stand below in a table of their own, beside the first columns again. strong: which of its rows stand
+    out where text has colour.
     """
+    marks: list[Role | None] = ["strong" if strong(row) else None for row in rows]
     cells = [
-        _Cells(column, column.heading, [column.show(row.get(column.key)) for row in rows])
+        _Cells(
+            column,
+            column.heading,
+            [column.show(row.get(column.key)) for row in rows],
+            [(column.role(row.get(column.key)), mark) for row, mark in zip(rows, marks, strict=True)],
+        )
         for column in columns
         if not column.raw
     ]
@@ -73,26 +90,43 @@ def table_of(columns: Sequence[Column], rows: Sequence[dict[str, Any]], tablefmt
     terminal = table_width()
     _fold(cells, TABLE if terminal is None else terminal)
     if terminal is None:
-        return _text(cells, tablefmt)
+        return _painted(cells)
     _narrow(cells, terminal)
-    return "\n\n".join(_text(part, tablefmt) for part in _parts(cells, terminal))
+    return "\n\n".join(map(_painted, _parts(cells, terminal)))
+
+
+def _painted(cells: Sequence[_Cells]) -> str:
+    """Return a simple table: its text, and colour where there is some."""
+    text = _text(cells, "simple")
+    if not in_colour():
+        return text
+    lines = text.split("\n")
+    rule = next(place for place, line in enumerate(lines) if line and set(line) <= {"-", " "})
+    spans = [part.span() for part in re.finditer("-+", lines[rule])]
+    spans[-1] = (spans[-1][0], max(map(len, lines)))
+    heading: list[tuple[Role | None, ...]] = [("strong",)] * len(cells)
+    ruled: list[tuple[Role | None, ...]] = [("quiet",)] * len(cells)
+    roles = [*[heading] * rule, ruled]
+    for row in range(len(cells[0].texts)):
+        height = max(own.texts[row].count("\n") for own in cells) + 1
+        roles += [[own.roles[row] for own in cells]] * height
+    return "\n".join(_painted_line(line, spans, own) for line, own in zip(lines, roles, strict=True))
+
+
+def _painted_line(line: str, spans: Sequence[tuple[int, int]], roles: Sequence[tuple[Role | None, ...]]) -> str:
+    """Return a line of a table with the piece in each span in the roles of its column."""
+    for (start, end), own in reversed(list(zip(spans, roles, strict=True))):
+        line = line[:start] + painted(line[start:end], *own) + line[end:]
+    return line
 
 
 def _text(cells: Sequence[_Cells], tablefmt: str) -> str:
-    from tabulate import tabulate
-
-    rows = [list(row) for row in zip(*(own.texts for own in cells), strict=True)]
-    return tabulate(
-        rows,
-        headers=[own.heading for own in cells],
-        tablefmt=tablefmt,
-        colalign=["left" if own.column.left else "right" for own in cells] if rows else None,
-        disable_numparse=True,
-    )
+    headings, texts = [own.heading for own in cells], [own.texts for own in cells]
+    return grid(headings, texts, [own.column.left for own in cells], markdown=tablefmt == "pipe")
 
 
 def _width(cells: Sequence[_Cells]) -> int:
-    """Return the characters of the longest line; tabulate decides on the gaps between columns."""
+    """Return the characters of the longest line; with the gaps between columns."""
     return max(map(len, _text(cells, "simple").splitlines()))
 
 

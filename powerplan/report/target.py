@@ -54,9 +54,13 @@ def target_entry(answer: Recommendation) -> dict[str, Any]:
 
 
 def _entry(answer: Recommendation, candidate: Candidate) -> dict[str, Any]:
-    """Return what JSON says of a candidate beside the recommended one: changes are shares of what that one has."""
+    """Return what JSON says of a candidate beside the recommended one: changes are shares of what that one has.
+
+    rank: its place among the candidates that are shown; None where `--top` leaves it out.
+    """
+    place = answer.place(candidate)
     return {
-        "rank": answer.place(candidate) + 1,
+        "rank": None if place is None else place + 1,
         "mixer": candidate.mixer,
         "label": candidate.label,
         "wsfr": json_float(candidate.row.wsfr),
@@ -86,4 +90,6 @@ def _price(first: Candidate, other: Candidate) -> str:
 
 
 def _named(answer: Recommendation, candidate: Candidate) -> str:
-    return f"#{answer.place(candidate) + 1}, {candidate.label}, {show_ratio(candidate.row.wsfr)}"
+    place = answer.place(candidate)
+    number = "" if place is None else f"#{place + 1}, "
+    return f"{number}{candidate.label}, {show_ratio(candidate.row.wsfr)}"

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
+from powerplan.report.colour import side_of
 from powerplan.report.parts import json_float, model_entry, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
@@ -249,8 +250,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     if not layout.fits:
         costs = "no hours, as the run does not fit"
     batch = f"{layout.sequences:,} sequences, {format_parameters(layout.batch_tokens)} tokens"
-    lines = wrapped(f"{place}: {verdict}")
-    lines += wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
+    lines = wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
     lines += wrapped(
         f"{phase.steps:,} step{'s' if phase.steps > 1 else ''} of {batch}, {format_duration(layout.step_s)} each: "
         f"{format_parameters(round(layout.tokens_per_s))} tokens/s, MFU {layout.mfu:.0%}{_hfu(layout)}"
@@ -270,8 +270,10 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         {},
         columns,
         _table(layout),
+        title=wrapped(f"{place}: {verdict}"),
         before=lines,
-        after=[*wrapped(LEGEND), *_kept_lines(_activations(layout, plan)), *_hints(layout)],
+        legend=wrapped(LEGEND),
+        after=[*_kept_lines(_activations(layout, plan)), *_hints(layout)],
     )
 
 
@@ -353,7 +355,7 @@ def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Seq
     rows = [{"name": "as it is", **_figures(plan, plan)}, *entries]
     columns = [
         Column("name", "the same tokens with", left=True),
-        Column("wsfr", "WSFR", lambda value: show_ratio(None if value is None else Fraction(value))),
+        Column("wsfr", "WSFR", show_ratio, role=side_of),
         Column("memory_peak_bytes", "GB", lambda value: f"{value / 1e9:,.1f}"),
         Column("step_s", "step", format_duration),
         Column("gpu_hours", "hours", lambda value: f"{value:,.0f}"),
@@ -362,7 +364,8 @@ def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Seq
         columns.append(Column("cost", "cost", lambda value: f"{value:,.0f}"))
     columns.append(Column("times_as_fast", "against\nas it is", lambda value: f"{value:.2f}x"))
     changes = [other for other in others if other.recommended and other.plan.seconds < plan.seconds]
-    return Report(SCHEMA, {}, columns, rows, before=[line for other in changes for line in _change(plan, other)])
+    before = [line for other in changes for line in _change(plan, other)]
+    return Report(SCHEMA, {}, columns, rows, before=before, strong=lambda row: row.get("recommended", False))
 
 
 def _change(plan: TrainingPlan, other: OtherRun) -> list[str]:

@@ -51,6 +51,33 @@ def wrapped(text: str, head: str = "", indent: int | None = None) -> list[str]:
     )
 
 
+def command_lines(command: str, indent: str = "") -> list[str]:
+    """Return a command in lines that a shell takes as one: a line that goes on ends with a backslash."""
+    import shlex  # Only recommend prints commands.
+
+    words = [shlex.quote(word) for word in shlex.split(command)]
+    lines = [indent]
+    for word in _with_values(words):
+        gap = "" if not lines[-1].strip() else " "
+        if gap and len(lines[-1]) + len(f"{gap}{word} \\") > line_width():
+            lines[-1] += " \\"
+            lines.append(f"{indent}  {word}")
+        else:
+            lines[-1] += gap + word
+    return lines
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Return the words of a command, each option together with its value."""
+    together: list[str] = []
+    for previous, word in zip(["", *words], words, strict=False):
+        if previous.startswith("--") and not word.startswith("--"):
+            together[-1] += f" {word}"
+        else:
+            together.append(word)
+    return together
+
+
 def fitted(lines: Sequence[str]) -> list[str]:
     """Return lines with those wrapped that a terminal has no room for; what is indented stays so."""
     columns = table_width()

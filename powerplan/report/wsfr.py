@@ -13,11 +13,13 @@ from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
+from powerplan.errors import listed
 from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.parts import (
     CONTEXT,
     FLOPS,
     RATIOS,
+    context_remark,
     convention_entry,
     dtypes_text,
     model_entry,
@@ -41,8 +43,9 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         "convention": convention_entry(accounting, dtypes),
         "balanced_context": accounting.balanced_context(),
         "rows": [row_entry(row) | {"verdict": verdict_text(accounting, row)} for row in rows],
+        "verdict": verdict_of_all(accounting, rows),
     }
-    after = [verdict_text(accounting, rows[-1])]
+    after: list[str] = []
     columns, table = [CONTEXT, *RATIOS], payload["rows"]
     if by is not None:
         table = []
@@ -54,13 +57,44 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         share = Column("share", "share", lambda value: f"{value:.1%}")
         columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
-        lines, payload["explain"] = _explanation(accounting, rows[-1].context)
-        after = [*lines, "", *after]
-    before = _title(accounting)
+        after, payload["explain"] = _explanation(accounting, rows[-1].context)
+    legend = _convention(accounting, max(row.context for row in rows))
     if by is None:
         formats = dtypes_text([accounting.spec], dtypes)
-        before += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
-    return Report("powerplan.wsfr/1", payload, columns, table, before=before, after=after)
+        legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
+    return Report(
+        "powerplan.wsfr/1",
+        payload,
+        columns,
+        table,
+        title=[f"{accounting.spec.name}: {parameters_text(accounting)}"],
+        legend=legend,
+        after=after,
+        verdict=[payload["verdict"]] if len(rows) == 1 else wrapped(payload["verdict"]),
+    )
+
+
+def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
+    """Return one sentence on several contexts: each is judged by itself, and of a side the worst says by how much."""
+    ratios = sorted((row.context, row.wsfr) for row in rows if row.wsfr is not None)
+    if len(rows) == 1 or len(ratios) < len(rows):
+        return verdict_text(accounting, rows[-1])
+    sides: dict[str, list[tuple[int, Fraction]]] = {}
+    for context, ratio in ratios:
+        verdict = verdict_of(ratio)
+        sides.setdefault(verdict.side, []).append((context, verdict.times))
+    parts: list[str] = []
+    for side, own in sides.items():
+        contexts = listed([f"{context:,}" for context, _ in own], "and")
+        unit = "" if parts else " tokens"
+        if side == "balanced":
+            parts.append(f"balanced at {contexts}{unit}")
+            continue
+        lighter = "state" if side == "weight" else "weight"
+        most = _times(max(times for _, times in own))
+        upto = "up to " if len(own) > 1 else ""
+        parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x more {side} than {lighter} FLOPs)")
+    return f"{', '.join(parts)}; {_balance(accounting, rows[-1])}"
 
 
 def verdict_text(accounting: Accounting, row: Row) -> str:
@@ -71,9 +105,12 @@ def verdict_text(accounting: Accounting, row: Row) -> str:
     if verdict.side == "balanced":
         return f"balanced: {format_ratio(row.wsfr)} weight to state FLOPs {place}"
     lighter = "state" if verdict.side == "weight" else "weight"
-    times = f"{float(verdict.times):.1f}" if verdict.times < 100 else f"{round(verdict.times):,}"
-    text = f"{verdict.side}-heavy: {times}x more {verdict.side} than {lighter} FLOPs {place}"
+    text = f"{verdict.side}-heavy: {_times(verdict.times)}x more {verdict.side} than {lighter} FLOPs {place}"
     return f"{text}; {_balance(accounting, row)}"
+
+
+def _times(factor: Fraction) -> str:
+    return f"{float(factor):.1f}" if factor < 100 else f"{round(factor):,}"
 
 
 def _balance(accounting: Accounting, row: Row) -> str:
@@ -89,13 +126,13 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _title(accounting: Accounting) -> list[str]:
+def _convention(accounting: Accounting, longest: int) -> list[str]:
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
-        f"{accounting.spec.name}: {parameters_text(accounting)}",
         f"forward FLOPs per token, mean over the sequence: {convention.form} form, causal {convention.causal}, {head}",
         *([f"learned positions end at {positions:,}: longer contexts are what-ifs"] if positions else []),
+        *wrapped(context_remark(accounting.spec, longest) or ""),
     ]
 
 

@@ -202,7 +202,7 @@ def passing_of(
 def state_break_even(state_bytes: Fraction, entry_bytes: Fraction) -> int:
     """Return the tokens per device whose keys and values have as many bytes as a state: with more, it is cheaper.
 
-    Example:
+    Examples:
         >>> d, kv_heads = 128, 8  # power attention, p = 2: D = 8,256, and one column for the normaliser
         >>> state_break_even(Fraction(kv_heads * 8256 * (d + 1) * 4), Fraction(kv_heads * 2 * d * 2))
         8320

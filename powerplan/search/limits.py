@@ -103,7 +103,7 @@ class Checker:
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            demands.append(Demand("--hardware", cost.weight_bytes + cost.state_bytes, memory))
+            demands.append(Demand("--gpu", cost.weight_bytes + cost.state_bytes, memory))
         return demands
 
     def unmet(self, trial: Trial) -> tuple[Demand, ...]:

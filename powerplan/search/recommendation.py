@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -77,9 +77,10 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
             unmet = {id(trial): (*unmet[id(trial)], *runs.unmet(trial)) for trial in trials}
             ordered = in_order(trial for trial in ordered if unmet[id(trial)] or runs.has(trial))
         miss = miss_of(ordered, ranking, lambda trial: unmet[id(trial)])
-        shown = {id(trial) for trial in _selection(ordered, request.top, ranking)}
-        shown |= {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
-        models = {trial: build(trial) for trial in ordered if id(trial) in shown}
+        named = {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
+        best = {id(trial) for trial in _selection(ordered, request.top, ranking)} | named
+        shown = _shown([trial for trial in ordered if id(trial) in best], request.top, miss)
+        models = {trial: build(trial) for trial in ordered if id(trial) in named | set(map(id, shown))}
 
     def candidate(trial: Trial, model: ModelSpec) -> Candidate:
         plan, budget, own = trial.plan, request.limits.flops, model
@@ -111,15 +112,15 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         if not built[order[0]].feasible:
             over = {id(trial): built[trial] for trial in order}
             raise no_candidate(order, lambda trial: _demands(over[id(trial)], trial, request, basis, runs))
-        built = {trial: built[trial] for trial in order}
         miss = miss_of(order, ranking, lambda trial: built[trial].unmet)
-    candidates = list(built.values())
+        shown = _shown(order, request.top, miss)
+    candidates = tuple(built[trial] for trial in shown)
     window = search.balanced_window(search.scopes[0]) if search.scopes else None
     return Recommendation(
         base=base,
         request=request,
         contexts=basis.contexts,
-        candidates=tuple(candidates),
+        candidates=candidates,
         searched=len(trials),
         balanced_context=base.balanced_context(request.target),
         balanced_window=BalancedWindow(window, search.scopes[0].partial) if window else None,
@@ -140,29 +141,50 @@ def _off_target(miss: Miss, built: dict[Trial, Candidate]) -> OffTarget:
     )
 
 
+def _shown(ordered: Sequence[Trial], top: int, miss: Miss | None) -> list[Trial]:
+    """Return `top` of some trials, in their order: the first one, then those that one wants to see most.
+
+    These are the model as it is, what comes closest to the target, what meets it, the balanced window and power
+    attention of degree 2 in the model's own heads; then the others in order.
+    """
+    plain = [trial for trial in ordered if _plain(trial)]
+    windows = [trial for trial in plain if trial.plan.main.family == "window"]
+    asked = [trial for trial in (miss.closest, miss.meets) if trial] if miss else []
+    wanted = [
+        *(ordered[0], *(trial for trial in ordered if trial.plan.unchanged), *asked, *windows[:1]),
+        *(*(trial for trial in plain if trial.plan.main.degree == 2), *ordered),
+    ]
+    kept = list(dict.fromkeys(map(id, wanted)))[:top]
+    return [trial for trial in ordered if id(trial) in kept]
+
+
+def _plain(trial: Trial) -> bool:
+    """Whether a plan has one mixer in the layers' own heads, in all layers."""
+    return not trial.plan.is_mix and not trial.plan.scope.partial and trial.plan.main.plain
+
+
 def _demands(candidate: Candidate, trial: Trial, request: Request, basis: CostBasis, runs: Runs | None) -> list[Demand]:
     """Return what a candidate needs of every constraint, by its own model."""
     demands = Checker(request.limits, Accounting(candidate.spec, request.convention), basis).demands(trial)
     return [*demands, *(runs.demands(candidate.run) if runs and candidate.run else ())]
 
 
-def _always_shown(trial: Trial, ranking: Ranking) -> bool:
-    """Whether a candidate is shown however it ranks: the model as it is, windows, plain power of degree 2 and 3."""
+def _always_built(trial: Trial, ranking: Ranking) -> bool:
+    """Whether a candidate may be shown however it ranks: the model as it is, windows, plain power of degree 2 and 3."""
     plan, main = trial.plan, trial.plan.main
     if plan.unchanged:
         return True
     if main.fewer_kv_heads and not plan.scope.partial:
         return ranking.balanced(trial)
-    known = main.plain and (main.family == "window" or main.degree in (2, 3))
-    return known and not plan.is_mix and not plan.scope.partial
+    return _plain(trial) and (main.family == "window" or main.degree in (2, 3))
 
 
 def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:
-    """Return the best of each sort, the first `top` of them and those that are always shown, in order."""
+    """Return the best of each sort, the first `top` of them and those that may be shown however they rank, in order."""
     best: dict[tuple[object, ...], Trial] = {}
     for trial in ordered:
         best.setdefault(sort_of(trial), trial)
-    return [trial for place, trial in enumerate(best.values()) if place < top or _always_shown(trial, ranking)]
+    return [trial for place, trial in enumerate(best.values()) if place < top or _always_built(trial, ranking)]
 
 
 def _resized(
@@ -262,5 +284,5 @@ def _chunks(plan: LayerPlan, request: Request) -> tuple[Chunk, ...]:
         elif heads is not None:
             for engine, processor in processors.items():
                 size = default_chunk_size(heads.head_dim, mixer.degree, engine)
-                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}"))
+                chunks.append(Chunk(label, size, f"the kernels' default on a {processor}", default=True))
     return tuple(dict.fromkeys(chunks))

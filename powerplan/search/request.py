@@ -34,8 +34,8 @@ class Request:
     keep: "weights" leaves width, depth and FFN as they are; "flops" resizes every candidate to the FLOPs per token of
         the model as it is.
     convention, dtypes: how costs are counted, and the dtypes of weights, cache and recurrent state.
-    profile: measured times of mixers, in place of rooflines. top: how many sorts of candidates are returned, besides
-        those that always are.
+    profile: measured times of mixers, in place of rooflines. top: how many candidates are returned at most, the best of
+        their sorts.
     """
 
     contexts: Sequence[int]

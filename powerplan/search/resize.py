@@ -6,7 +6,7 @@ tried is a sum of what each block costs at that width; only models that are show
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,10 +21,11 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.mixers import Mixer
 from powerplan.mixers.base import Block
+from powerplan.rope import Rope
 from powerplan.search.choices import Choice, Scope, groups_of, scope_of
 from powerplan.search.costs import Columns, Cost, CostBasis
 from powerplan.search.layer_plan import LayerPlan, exceptions_by_mixer
-from powerplan.spec import MAX_LAYERS, Layer, ModelSpec
+from powerplan.spec import MAX_LAYERS, Layer, LayerGroup, ModelSpec
 
 FLOPS_TOLERANCE = Fraction(1, 50)
 """Share by which the FLOPs may miss where that keeps the shape better: 2 %."""
@@ -266,8 +267,29 @@ def _repeats(repeat: int, factor: Fraction) -> int:
 
 
 def _deeper(spec: ModelSpec, factor: Fraction) -> ModelSpec:
-    groups = (msgspec.structs.replace(group, repeat=_repeats(group.repeat, factor)) for group in spec.layers)
-    return msgspec.structs.replace(spec, layers=tuple(groups))
+    groups = tuple(msgspec.structs.replace(group, repeat=_repeats(group.repeat, factor)) for group in spec.layers)
+    return msgspec.structs.replace(spec, layers=groups, rope=_rope_of(spec, groups))
+
+
+def _rope_of(spec: ModelSpec, groups: Sequence[LayerGroup]) -> Rope | tuple[Rope, ...] | None:
+    """Return the RoPE of a spec whose groups are repeated as often as `groups` say: each layer keeps its own."""
+    if not isinstance(spec.rope, tuple) or not spec.rope:
+        return spec.rope
+    old: list[int] = []  # The position in the spec of each layer.
+    start = 0
+    for before, after in zip(spec.layers, groups, strict=True):
+        length = len(before.period)
+        old += (
+            start + min(time, before.repeat - 1) * length + at for time in range(after.repeat) for at in range(length)
+        )
+        start += before.repeat * length
+    kept = []
+    for rope in spec.rope:
+        if rope.in_layers is None:
+            kept.append(rope)
+        elif positions := tuple(new for new, position in enumerate(old) if position in set(rope.in_layers)):
+            kept.append(msgspec.structs.replace(rope, in_layers=positions))
+    return tuple(kept)
 
 
 def _width_parts(spec: ModelSpec, mixers: Iterable[Mixer]) -> int | None:

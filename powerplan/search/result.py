@@ -67,11 +67,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The chunk size, in tokens, of a recurrent layer of the winner, and where it comes from."""
+    """The chunk size, in tokens, of a recurrent layer of the winner, where it comes from, and whether kernels take it
+    anyway."""
 
     mixer: str
     size: int
     source: str
+    default: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class OffTarget:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Candidates in order, the recommended one first.
+    """Candidates in order, as many as were asked for at most, the recommended one first.
 
     base: the model as it is. searched: how many candidates were compared.
     balanced_context, balanced_window: where the model as it is balances, in tokens.
@@ -130,6 +132,6 @@ class Recommendation:
         """Whether weight and state FLOPs of the recommended candidate are within 5 % of the target at every context."""
         return self.off_target is None
 
-    def place(self, candidate: Candidate) -> int:
-        """Return the place of one of the candidates, from 0."""
-        return next(place for place, other in enumerate(self.candidates) if other is candidate)
+    def place(self, candidate: Candidate) -> int | None:
+        """Return the place of a candidate among those that are shown, from 0; None where it is not among them."""
+        return next((place for place, other in enumerate(self.candidates) if other is candidate), None)

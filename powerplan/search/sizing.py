@@ -205,12 +205,16 @@ def _named(spec: ModelSpec, shape: str, mixers: str) -> ModelSpec:
 def _shapes(mixer: str | None) -> tuple[dict[str, ModelSpec], dict[str, list[str]]]:
     """Return the shapes by name, with a mixer in every layer where one is given, and the remarks on that.
 
-    Learned position tables, which end GPT-2 at 1,024 tokens, are left out.
+    Learned position tables, which end GPT-2 at 1,024 tokens, are left out, and what the models were trained for. Of
+    models that differ in RoPE alone, the first stands for all.
     """
-    specs = {
-        name: msgspec.structs.replace(catalogue_spec(name), position_embeddings=None) for name in catalogue_names()
-    }
-    dense = {name: spec for name, spec in specs.items() if _is_dense(spec)}
+    unlimited = {"position_embeddings": None, "trained_context": None}
+    specs = {name: msgspec.structs.replace(catalogue_spec(name), **unlimited) for name in catalogue_names()}
+    firsts: dict[ModelSpec, str] = {}
+    for name, spec in specs.items():
+        if _is_dense(spec):
+            firsts.setdefault(msgspec.structs.replace(_named(spec, "", ""), rope=None), name)
+    dense = {name: specs[name] for name in firsts.values()}
     if mixer is None:
         return dense, {}
     shapes: dict[str, ModelSpec] = {}

@@ -187,7 +187,7 @@ def page(
         InputError: an argument cannot be used; the message begins with the argument's name. What a model or its devices
             do not allow, such as a training run that does not fit, is a sentence of the page.
 
-    Example:
+    Examples:
         >>> page("gpt2-small", "64k").asked.wsfr.verdict
         'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'
     """

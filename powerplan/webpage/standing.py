@@ -243,4 +243,4 @@ def _marks(asked: Asked) -> list[Mark]:
 
 def trained_length(spec: ModelSpec) -> int | None:
     """Return the longest context that the model was trained for; None where that is not known."""
-    return spec.position_embeddings
+    return spec.trained_context or spec.position_embeddings

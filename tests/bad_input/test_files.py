@@ -47,7 +47,6 @@ NAMES = {
     "llama": "'llama' is neither a file nor a catalogue model; "
     f"did you mean llama-2-7b, llama-3-8b or llama-2-70b? {LISTS}",
     "zzz": f"'zzz' is neither a file nor a catalogue model {LISTS}",
-    "-": f"'-' is neither a file nor a catalogue model {LISTS}",
     "q\0z": rf"'q\x00z' is neither a file nor a catalogue model {LISTS}",
     "a\0b.yaml": r"a\x00b.yaml: cannot be read: embedded null byte",
     "a\nb\x1b[2J": rf"'a\nb\x1b[2J' is neither a file nor a catalogue model {LISTS}",

@@ -192,7 +192,7 @@ RECOMMEND = {
     "--exclude lm_head": f"--exclude: 'lm_head' is not known; did you mean lm-head? {KINDS}, lm-head",
     "--only mla": "--only mla: no candidate is left of gpt2-small",
     "--top 0": "--top: 0 is out of range; allowed are 1 to 1,000",
-    "--pick 99 --write x.yaml": "--pick: 99 is out of range; there are 10 candidates",
+    "--pick 99 --write x.yaml": "--pick: 99 is out of range; there are 6 candidates",
     "--solve heads": "--solve: 'heads' is not known; allowed are context, window, p (powerplan recommend --help)",
     "--pick 2": "--pick: says which candidate --write saves; such as --pick 2 --write model.yaml",
     "--solve window --ctx 1k,2k": "--solve: answers with one number: leave lists of contexts out",
@@ -201,7 +201,7 @@ RECOMMEND = {
     "--solve p --max-state 1GiB --max-decode-bytes 1GiB --flops 1e21 --tokens 1B": "--solve: answers with one number: "
     "leave --max-state, --max-decode-bytes, --flops and --tokens out",
     "--solve p --gpu h100-sxm --devices 2 --keep flops --weights-vs-state state": "--solve: answers with one number: "
-    "leave --hardware, --devices, --keep and --weights-vs-state out",
+    "leave --gpu, --devices, --keep and --weights-vs-state out",
     "--solve p --only power --exclude lm-head,window --measured p.json --pick 2": "--solve: answers with one number: "
     "leave --only, kinds of --exclude, --measured and --pick out",
     "--solve context --form chunked --mixer power:p=2": "--solve context: needs --form recurrent: chunked, ...",

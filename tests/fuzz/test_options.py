@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powerplan.cli import profile as profile_command
-from powerplan.cli.app import COMMANDS, app
+from powerplan.cli.app import COMMANDS, application
 from powerplan.profile import load_profile
 
-GROUP: Any = typer.main.get_command(app)
+GROUP: Any = typer.main.get_command(application())
 PARAMETERS: dict[str, list[Any]] = {name: GROUP.commands[name].params for name in COMMANDS}
 
 SLOW = ("recommend", "report", "reproduce", "doctor")

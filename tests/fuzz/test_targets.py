@@ -62,9 +62,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(profile_command, "_session", lambda *arguments: measured)
         patch.setattr("powerplan.profile.load_profile", lambda path: measured)
         patch.setattr(profile_command, "_measured", lambda session, signals: measured)
-        for function in ("wsfr_plot", "profile_plot"):
-            patch.setattr(f"powerplan.plots.{function}", lambda *arguments: FIGURE)
-        patch.setattr("powerplan.plots._pyplot", lambda: None)
+        for command in ("recommend", "profile"):
+            patch.setattr(f"powerplan.plots.{command}.{command}_figure", lambda *arguments: None)
+        patch.setattr("powerplan.plots.figure.figure_bytes", lambda *arguments: FIGURE)
+        patch.setattr("powerplan.plots.figure.check_library", lambda: None)
         patch.setattr("pathlib.Path.home", lambda: folder)
         yield folder
         os.chdir("/")

@@ -15,6 +15,7 @@ from powerplan.models import build_layer
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
 from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 from powerplan.spec import ModelSpec, Norm
 
 
@@ -57,9 +58,9 @@ def test_rope_depends_on_the_distance() -> None:
 
 
 def test_learned_positions_leave_rope_out() -> None:
-    assert build_layer(spec_of(MIXERS["attention"]), device="meta").mixer.rope is True  # type: ignore[union-attr]
+    assert build_layer(spec_of(MIXERS["attention"]), device="meta").mixer.rope == Rope()  # type: ignore[union-attr]
     learned = build_layer(spec_of(MIXERS["attention"], position_embeddings=64), device="meta")
-    assert learned.mixer.rope is False  # type: ignore[union-attr]
+    assert learned.mixer.rope is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("per_layer", [0, 1, 2, 4])
@@ -97,6 +98,6 @@ def test_implementations_that_there_are_not(kind: str, impl: str) -> None:
     ("module", "kind"), [(PowerAttention, "power"), (Retention, "retnet"), (LightningAttention, "lightning")]
 )
 def test_modules_refuse_them_too(module: Any, kind: str) -> None:
-    rope = {} if module is LightningAttention else {"rope": True}
+    rope: dict[str, Any] = {} if module is LightningAttention else {"rope": Rope()}
     with pytest.raises(InputError, match=r"impl must be auto, .*, and is 'flash'"):
         module(MIXERS[kind], 16, impl="flash", **rope)

@@ -31,6 +31,11 @@ def test_learned_positions_are_those_within_a_sequence(found: list[dict[str, Any
     assert all(own["differences"]["learned positions"] < 1e-12 for own in found)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_scaled_positions_know_the_length_of_the_whole_sequence(found: list[dict[str, Any]], layout: str) -> None:
+    assert all(own["differences"][f"scaled RoPE {layout}"] < 1e-12 for own in found)
+
+
 def test_packed_sequences_do_not_see_each_other(found: list[dict[str, Any]]) -> None:
     assert all(own["packed"] < 1e-12 for own in found)
 

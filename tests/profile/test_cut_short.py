@@ -100,7 +100,7 @@ def test_an_interrupt_within_a_turn_keeps_its_samples(tiny: Path, monkeypatch: p
 
     def cut(runs: dict[TimedMixer, Any], *settings: Any) -> None:
         sample(runs, *settings)
-        if any(timed.name == "softmax" for timed in runs):
+        if any(timed.name == "attention" for timed in runs):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "sample_until_settled", cut)
@@ -125,14 +125,14 @@ def test_out_of_memory_goes_on_with_the_next(
     prepare = runner.prepare
 
     def failing(workload: Workload, timed: TimedMixer, point: Point) -> Any:
-        if timed.name == "softmax" and point.part == "state":
+        if timed.name == "attention" and point.part == "state":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return prepare(workload, timed, point)
 
     monkeypatch.setattr(runner, "prepare", failing)
     profile = profiled(tiny, "--pass", "forward")
     assert {row.name for row in profile.part("state")} == {"power p=2", "window 18"}
-    assert "state, forward, 64 tokens: softmax: out of memory" in capsys.readouterr().out
+    assert "state, forward, 64 tokens: attention: out of memory" in capsys.readouterr().out
 
 
 def test_a_real_allocation_beyond_the_limit_fails_and_the_process_lives_on(
@@ -159,11 +159,11 @@ def test_a_context_too_large_for_the_memory_limit_is_left_out(tiny: Path, capsys
 def test_the_time_limit_leaves_out_what_does_not_fit(
     tiny: Path, simulated: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,512k", "--against", "softmax", "--time-limit", "8")
+    profile = profiled(tiny, "--pass", "forward", "--ctx", "64,512k", "--against", "attention", "--time-limit", "8")
     assert profile.seconds < 20
-    assert {row.context for row in profile.part("state") if row.name == "softmax"} == {64}
+    assert {row.context for row in profile.part("state") if row.name == "attention"} == {64}
     assert {row.context for row in profile.part("state") if row.name == "power p=2"} == {64, 524_288}
-    assert "softmax from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
+    assert "attention from 524,288 tokens on" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -207,10 +207,10 @@ def test_a_mixer_without_time_for_its_check_is_not_timed(
 
     monkeypatch.setattr(checks, "check_kernel", slowly)
     monkeypatch.setattr(checks, "check_layer", slowly)
-    options = ["--p", "3,2", "--against", "softmax", "--pass", "forward", "--ctx", "64", "--time-limit", "16"]
+    options = ["--p", "3,2", "--against", "attention", "--pass", "forward", "--ctx", "64", "--time-limit", "16"]
     profile = profiled(tiny, *options)
-    assert checked == ["softmax", "power p=2", "power p=2"]
-    assert {row.name for row in profile.results} == {"softmax", "power p=2"}
+    assert checked == ["attention", "power p=2", "power p=2"]
+    assert {row.name for row in profile.results} == {"attention", "power p=2"}
     assert "power p=3 (torch): the time limit left none for its check" in capsys.readouterr().out
     assert profile.seconds <= 16
 
@@ -223,7 +223,7 @@ def test_the_only_mixer_without_time_for_its_check(
         return CheckResult(timed.name, timed.impl, 0.1, "float64")
 
     monkeypatch.setattr(checks, "check_layer", slowly)
-    assert main(["profile", str(tiny), "--against", "softmax", "--time-limit", "16"]) == 4
+    assert main(["profile", str(tiny), "--against", "attention", "--time-limit", "16"]) == 4
     assert "error: power p=2 (torch): the time limit left none for its check" in capsys.readouterr().err
 
 

@@ -44,7 +44,7 @@ def test_the_contract(whole: Path) -> None:
 def test_everything_was_measured(whole: Path) -> None:
     profile = load_profile(str(whole))
     assert profile.missing == ()
-    names = {"power p=2", "power p=3", "softmax", "window 18", "linear"}
+    names = {"power p=2", "power p=3", "attention", "window 18", "linear"}
     for direction in ("forward", "forward+backward", "decode"):
         places = {(row.name, row.context) for row in profile.part("state", direction)}
         assert places >= {(name, context) for name in names for context in (64, 256)}
@@ -79,19 +79,19 @@ def test_flops_are_the_planners(whole: Path) -> None:
     heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
     rows = {(row.name, row.direction, row.context): row.flops for row in load_profile(str(whole)).part("state")}
     exact = total(Attention(**heads).state_flops_terms(256, Convention()))
-    assert rows["softmax", "forward", 256] == exact * 256
-    assert rows["softmax", "forward+backward", 256] == 3 * exact * 256
+    assert rows["attention", "forward", 256] == exact * 256
+    assert rows["attention", "forward+backward", 256] == 3 * exact * 256
     terms = Power(**heads, p=2).state_flops_terms(256, Convention(form="chunked"))
     (update,) = [item.value for item in terms if "update state" in item.component]
     # The second of two chunks of 128 is not added to a state that nobody reads.
     assert rows["power p=2", "forward", 256] == total(terms) * 256 - update * 128
-    assert rows["softmax", "decode", 256] == 2 * 4 * 16 * 256
+    assert rows["attention", "decode", 256] == 2 * 4 * 16 * 256
 
 
 def test_planning_reads_the_same_file(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile, saved = read_profile(str(whole)), load_profile(str(whole))
     heads: dict[str, int] = {"heads": 4, "kv_heads": 2, "head_dim": 8}
-    for mixer, name in ((Attention(**heads), "softmax"), (Attention(**heads, window=18), "window 18")):
+    for mixer, name in ((Attention(**heads), "attention"), (Attention(**heads, window=18), "window 18")):
         seconds = profile.training_time(mixer, 256)
         assert isinstance(seconds, float), seconds
         (row,) = [row for row in saved.part("state", "forward+backward") if (row.name, row.context) == (name, 256)]
@@ -133,9 +133,10 @@ def test_show_prints_it_again(whole: Path, capsys: pytest.CaptureFixture[str]) -
     assert {row["part"] for row in rows} == {"state", "projections", "ffn", "layer"}
     assert main(["profile", "--show", str(whole), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
-    # The timings, the split, and a breakdown for each of three passes; no line of dashes as plain tables have.
-    assert len([line for line in text.split("\n") if line.startswith("|:")]) == 5
-    assert "| pass   |" in text
+    # For each of three passes the timings, the split and a breakdown; no line of dashes as plain tables have.
+    rules = [line[:2] for line in text.split("\n") if set(line) <= set("|:-") and line]
+    assert (rules.count("|-"), rules.count("|:")) == (6, 3)
+    assert "decode, the mixer alone:" in text
     assert "\n--" not in text
 
 
@@ -163,7 +164,7 @@ def test_a_models_own_mixers_are_measured(tiny: Path) -> None:
     rows = [row for row in profile.part("state") if row.name == "power p=2"]
     assert {(row.gated, row.batch, row.dtype) for row in rows} == {(True, 2, "bf16")}
     # A gate makes other projections than softmax attention's.
-    assert {row.name for row in profile.part("projections")} == {"power p=2", "softmax"}
+    assert {row.name for row in profile.part("projections")} == {"power p=2", "attention"}
 
 
 def test_mixers_of_one_degree_keep_their_times_apart(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +172,7 @@ def test_mixers_of_one_degree_keep_their_times_apart(tiny: Path, capsys: pytest.
     text = tiny.read_text(encoding="utf-8").replace("{kind: attention, heads: 4, kv_heads: 2, head_dim: 8}", spec)
     group = text[text.index("  - repeat: 2") :]
     tiny.write_text(text + group.replace('"kv_heads": 2', '"kv_heads": 1'), encoding="utf-8")
-    options = ["--pass", "forward", "--ctx", "256", "--against", "softmax", "--chunk-size", "64"]
+    options = ["--pass", "forward", "--ctx", "256", "--against", "attention", "--chunk-size", "64"]
     profile = profiled(tiny, *options)
     flops = {row.name: row.flops for row in profile.part("state") if row.chunk_size == 128}
     # Half of the key/value heads have half of the updates; queries and chunks are the same.
@@ -253,4 +254,5 @@ def test_ctrl_c_in_the_middle_of_a_real_run(tiny: Path) -> None:
         out, err = process.communicate()
     assert process.returncode == 130, [*steps, err]
     assert "interrupted: what was measured until then" in out
-    assert "fwd            64  power p=2" in out
+    assert "forward, the mixer alone:" in out
+    assert "       64  power p=2" in out

@@ -10,7 +10,7 @@ import pytest
 from powerplan.load import catalogue_spec
 from powerplan.mixers import MIXERS, AnyMixer, Attention, Forgetting, Linear, Power
 from powerplan.profile.costs import state_flops
-from powerplan.profile.options import workload_of
+from powerplan.profile.options import parse_passes, workload_of
 from powerplan.profile.workload import Point
 from powerplan.spec import LayerGroup, ModelSpec
 
@@ -27,14 +27,14 @@ def model_of(*mixers: AnyMixer) -> ModelSpec:
 @pytest.mark.parametrize("kind", ["forgetting", "nsa", "moba"])
 def test_a_models_own_mixers_of_other_kinds_only_give_their_heads(kind: str) -> None:
     """Softmax attention and windows are measured as such, never a kind that derives from them."""
-    workload = workload_of(model_of(MIXERS[kind](**HEADS)), against="softmax,window,linear")
+    workload = workload_of(model_of(MIXERS[kind](**HEADS)), against="attention,window,linear")
     assert [type(timed.mixer) for timed in workload.mixers] == [Power, Attention, Attention, Linear]
     assert {(timed.mixer.heads, timed.mixer.head_dim) for timed in workload.mixers} == {(4, 16)}
 
 
 def test_a_window_with_forget_gates_is_no_baseline() -> None:
     workload = workload_of(model_of(Forgetting(**HEADS, window=100), Attention(**HEADS, window=50)))
-    assert [timed.name for timed in workload.baselines] == ["softmax", "window 68", "window 50"]
+    assert [timed.name for timed in workload.baselines] == ["attention", "window 68", "window 50"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_gated_mixer_and_a_plain_baseline_have_two_names() -> None:
 
 def test_softmax_attention_has_one_implementation() -> None:
     workload = workload_of(catalogue_spec("gpt2-small"), mixer="attention", against="none", impl="torch,recurrent")
-    assert [(timed.name, timed.impl) for timed in workload.subjects] == [("softmax", "sdpa")]
+    assert [(timed.name, timed.impl) for timed in workload.subjects] == [("attention", "sdpa")]
 
 
 def test_one_chunk_runs_no_state_work() -> None:
@@ -87,3 +87,10 @@ def test_one_chunk_runs_no_state_work() -> None:
     assert state_flops(power, Point("state", "forward", 600), executed=True) == 12 * 2 * (64 + 64) * pairs + state
     # What recommend counts is the recurrence for every token.
     assert state_flops(power, Point("state", "forward", 256), executed=False) == 256 * 2 * 2 * 12 * 2080 * 65
+
+
+def test_passes_and_baselines_have_other_names() -> None:
+    assert parse_passes("train,forward") == parse_passes("forward,forward+backward") == ("forward", "train")
+    spec = model_of(Power(p=2, **HEADS))
+    same = [workload_of(spec, against=against).baselines for against in ("softmax,window", "attention,window")]
+    assert same[0] == same[1]

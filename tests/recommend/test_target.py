@@ -42,13 +42,14 @@ def test_smaller_weights_are_the_price() -> None:
     assert (off.meets.label, off.meets.feasible, off.meets.balanced) == ("power p=4 128x32/1", True, True)
     said = powerplan.recommend("llama-3-8b", "256k", max_state="512MiB")
     text = " ".join(str(said).split())
-    assert "recommended: window 4,096, 7.04:1, misses the target, 4.89x fewer FLOPs" in text
+    assert "recommended: window 4,096, 7.04:1, misses the target target: " in text
+    assert "Saves: 4.89x fewer FLOPs per token, 64x less state" in text
     assert (
-        "target: no plan of the same weights within --max-state 512 MiB meets it; none comes closer; #7, power p=4 "
+        "target: no plan of the same weights within --max-state 512 MiB meets it; none comes closer; #4, power p=4 "
         "128x32/1, 1.02:1, meets it: weight FLOPs -3.5%, 1.68x more FLOPs per token, 2.43x less state" in text
     )
     entry = said.to_dict()["meets_target"]
-    assert (entry["rank"], entry["label"], entry["feasible"]) == (7, "power p=4 128x32/1", True)
+    assert (entry["rank"], entry["label"], entry["feasible"]) == (4, "power p=4 128x32/1", True)
     first, other = answer.recommended, off.meets
     assert entry["params_change"] == pytest.approx(other.parameters / first.parameters - 1)
     assert entry["weight_flops_change"] == pytest.approx(-0.035, abs=5e-4)
@@ -80,7 +81,12 @@ def test_a_limit_is_the_price() -> None:
 
 def test_what_is_named_is_among_the_candidates() -> None:
     for limit in (2**29, 100 * 2**20):
-        said = powerplan.recommend("llama-3-8b", "256k", max_state=limit, top=1).to_dict()
+        alone = powerplan.recommend("llama-3-8b", "256k", max_state=limit, top=1)
+        entries = [entry for key in ("closest", "meets_target") if (entry := alone.to_dict()[key])]
+        text = " ".join(str(alone).split())
+        assert entries
+        assert all(entry["rank"] is None and entry["label"] in text for entry in entries)
+        said = powerplan.recommend("llama-3-8b", "256k", max_state=limit, top=4).to_dict()
         for entry in filter(None, (said["closest"], said["meets_target"])):
             shown = said["candidates"][entry["rank"] - 1]
             assert {key: shown[key] for key in ("mixer", "label", "wsfr", "feasible")} == {
@@ -94,7 +100,8 @@ def test_a_target_that_is_met() -> None:
     assert answer.target_met
     assert (said["target_met"], said["closest"], said["meets_target"]) == (True, None, None)
     assert said["recommended"]["target_met"] is True
-    assert "1:1.01, meets the target, 2.93x fewer" in str(answer)
+    assert "1:1.01, meets the target\n" in str(answer)
+    assert "Saves:   2.93x fewer FLOPs" in str(answer)
     assert "\ntarget:" not in str(answer)
     for entry in said["candidates"]:
         assert entry["target_met"] == (abs(math.log(entry["wsfr"])) <= FIVE_PERCENT)
@@ -103,7 +110,8 @@ def test_a_target_that_is_met() -> None:
 def test_a_model_near_the_target_stays_and_says_so() -> None:
     answer = powerplan.recommend("llama-3-8b", "64k")
     assert not answer.target_met
-    assert "recommended: as it is, 1:1.14, near the target: near enough" in str(answer)
+    assert "recommended: as it is, 1:1.14, near the target\n" in str(answer)
+    assert "\n 1  near enough to the target to stay; balanced at 57,255 tokens\n" in str(answer)
     assert "\ntarget:" not in str(answer)
     assert answer.to_dict()["meets_target"]["label"] == "26 attention + 6 power p=2"
 

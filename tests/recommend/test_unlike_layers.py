@@ -44,7 +44,7 @@ def test_every_command_counts_the_same_swap_alike(
     """recommend, its --solve window, budget and wsfr --mixer: one answer, where layers have other heads, or gates."""
     path = tmp_path / "model.yaml"
     path.write_text(text, encoding="utf-8")
-    answer = run(capsys, "recommend", str(path), "--ctx", "64k")
+    answer = run(capsys, "recommend", str(path), "--ctx", "64k", "--top", "200")
     window = answer["balanced_window"]
     assert run(capsys, "recommend", str(path), "--ctx", "64k", "--solve", "window")["value"] == window
     budget = {row["mixer"]: row for row in run(capsys, "budget", str(path), "--ctx", "64k")["alternatives"]}

@@ -40,6 +40,7 @@ WITH_VALUE = """
     --moe-shared-expert-intermediate-size --normalization --num-attention-heads --num-distributed-optimizer-instances
     --num-experts --num-layers --num-query-groups --optimizer --pipeline-model-parallel-layout
     --pipeline-model-parallel-size --position-embedding-type --q-lora-rank --qk-head-dim --qk-pos-emb-head-dim
+    --rope-scaling-factor --rotary-base --rotary-percent
     --recompute-granularity --recompute-method --recompute-modules --recompute-num-layers --seq-length --softmax-type
     --tensor-model-parallel-size --train-iters --v-head-dim --vocab-size --window-attn-skip-freq --window-size
 """
@@ -48,7 +49,7 @@ SWITCHES = """
     --moe-grouped-gemm --moe-router-enable-expert-bias --moe-router-pre-softmax --moe-shared-expert-gate
     --multi-latent-attention --no-gradient-accumulation-fusion --no-rope-fusion --qk-layernorm --sequence-parallel
     --swiglu --untie-embeddings-and-output-weights --use-distributed-optimizer --use-megatron-fsdp
-    --use-precision-aware-optimizer
+    --use-precision-aware-optimizer --use-rope-scaling
 """
 VALUED, SWITCHED = set(WITH_VALUE.split()), set(SWITCHES.split())
 CONTEXT = 4096
@@ -169,6 +170,7 @@ def test_a_dense_model() -> None:
         "--num-layers": "32",
         "--normalization": "RMSNorm",
         "--position-embedding-type": "rope",
+        "--rotary-base": "500000",
         "--untie-embeddings-and-output-weights": "",
         "--num-attention-heads": "32",
         "--kv-channels": "128",
@@ -211,6 +213,9 @@ def test_a_dense_model() -> None:
         ("qwen3-next-80b-a3b", {"--linear-attention-freq": "([1]*3+[0]*1)*12", "--linear-num-value-heads": "32"}),
         ("nemotron-h-8b", {"--mamba-num-heads": "128", "--mamba-num-groups": "8"}),
         ("llama-4-scout", {"--moe-router-pre-softmax": ""}),
+        ("llama-3.1-8b", {"--rotary-base": "500000", "--use-rope-scaling": "", "--rope-scaling-factor": "8"}),
+        ("qwen3-next-80b-a3b", {"--rotary-base": "10000000", "--rotary-percent": "0.25"}),
+        ("nemotron-h-8b", {"--position-embedding-type": "none"}),
     ],
 )
 def test_kinds_that_megatron_core_has(name: str, expected: dict[str, str]) -> None:
@@ -252,6 +257,8 @@ def two(first: dict[str, Any], second: dict[str, Any]) -> ModelSpec:
         (catalogue_spec("gemma-2-2b"), "4 norms in a layer, which has 2: one before each part (all layers)"),
         (catalogue_spec("gpt2-small"), "1,024 learned positions for 4,096 tokens: it has one for each"),
         (catalogue_spec("rwkv7-0.1b"), "a norm after the embedding"),
+        (catalogue_spec("deepseek-v3"), "RoPE with yarn scaling (all layers)"),
+        (catalogue_spec("gemma-3-4b"), "RoPE that differs from layer to layer (all layers)"),
         (
             catalogue_spec("longcat-flash"),
             "256 choices of the router that compute nothing (layers 1, 4, ... 82, 28 of 84)",
@@ -314,7 +321,8 @@ def test_recipes_that_it_does_not_have_are_named() -> None:
     muon = missing_of(megatron_arguments(job_of(spec, Degrees(fsdp=8), Recipe(optimizer="muon"))))
     assert muon == ["zero 3 with Muon: its FSDP takes adam; zero 1 takes both"]
     biases = missing_of(megatron_arguments(job_of(catalogue_spec("gpt-oss-20b"), Degrees(tp=2))))
-    assert biases == ["tp 2 within experts that have biases: a device holds whole experts"]
+    biased = "tp 2 within experts that have biases: a device holds whole experts"
+    assert biases == ["RoPE with yarn scaling (all layers)", biased]
 
 
 @settings(max_examples=40)

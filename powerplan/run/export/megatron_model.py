@@ -10,6 +10,7 @@ from typing import Any
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import DSA, MLA, Attention, GatedDeltaNet, Mamba2
 from powerplan.mixers.base import Block
+from powerplan.rope import Llama3Scaling, Rope
 from powerplan.run.export.job import Lacks
 from powerplan.run.stages import stage_spans
 from powerplan.spec import Layer, LayerUse, ModelSpec
@@ -118,10 +119,37 @@ def _norms(spec: ModelSpec, found: ModelArguments) -> None:
 
 
 def _embeddings(spec: ModelSpec, found: ModelArguments) -> None:
-    learned = spec.position_embeddings is not None
-    found.values["--position-embedding-type"] = "learned_absolute" if learned else "rope"
+    if spec.position_embeddings is not None:
+        found.values["--position-embedding-type"] = "learned_absolute"
+    else:
+        _rope(spec, found)
     if not spec.tie_embeddings:
         found.values["--untie-embeddings-and-output-weights"] = ""
+
+
+def _rope(spec: ModelSpec, found: ModelArguments) -> None:
+    """Add how queries and keys are rotated: one way in all layers, scaled as in Llama 3.1 or not."""
+    uses = [use for use in spec.layer_uses() if isinstance(use.layer.mixer, (Attention, MLA))]
+    positions = [position for use in uses for span in use.positions for position in span]
+    ropes = {spec.rope_at(position) for position in positions}
+    rope = spec.rope_at(positions[0]) if positions else None
+    if positions and ropes == {None}:
+        found.values["--position-embedding-type"] = "none"
+        return
+    found.values["--position-embedding-type"] = "rope"
+    if len(ropes) > 1:
+        found.lacks.add("RoPE that differs from layer to layer", uses)
+    if rope is None or len(ropes) > 1:
+        return
+    if rope.theta != Rope().theta:
+        found.values["--rotary-base"] = f"{rope.theta:.0f}"
+    if rope.partial != 1:
+        found.values["--rotary-percent"] = f"{rope.partial:g}"
+    scaling = rope.scaling
+    if isinstance(scaling, Llama3Scaling) and scaling == Llama3Scaling(factor=scaling.factor, original_context=8192):
+        found.values |= {"--use-rope-scaling": "", "--rope-scaling-factor": f"{scaling.factor:g}"}
+    elif scaling is not None:
+        found.lacks.add(f"RoPE with {scaling.kind} scaling", uses)
 
 
 def _one_shape(uses: Sequence[LayerUse], part: str, ignored: Container[str], found: ModelArguments) -> Any:

@@ -137,9 +137,17 @@ SPECIAL = (
 
 
 def _sizes(spec: ModelSpec) -> ModelSpec:
-    """Return a spec without what describes it."""
+    """Return a spec without what describes it, and without what changes no size."""
     return msgspec.structs.replace(
-        spec, name="sizes", aliases=(), published=None, source=None, note=None, quantization=None
+        spec,
+        name="sizes",
+        aliases=(),
+        published=None,
+        source=None,
+        note=None,
+        quantization=None,
+        rope=None,
+        trained_context=None,
     )
 
 
