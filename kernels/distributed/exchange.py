@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,22 @@ class Wire:
 
     def width(self, reverse: bool) -> int:
         """Return how many states each rank gives to a gather: as many as the rank that has most of them."""
-        return max(len(self.layout.senders(rank, reverse)) for rank in range(self.layout.ranks))
+        return self._widths[reverse]
+
+    # Cached, as plans are used for many calls: with a thousand ranks these take milliseconds.
+    @cached_property
+    def _widths(self) -> list[int]:
+        ranks = range(self.layout.ranks)
+        return [max(len(self.layout.senders(rank, reverse)) for rank in ranks) for reverse in (False, True)]
+
+    @cached_property
+    def own_rounds(self) -> list[list[list[tuple[int, int]]]]:
+        """The messages of each round of a scan, forward and in reverse, that this rank sends or gets."""
+        fragments = self.layout.fragments
+        return [
+            [[pair for pair in pairs if self.rank in [fragments[index].rank for index in pair]] for pairs in rounds]
+            for rounds in (self.rounds(False), self.rounds(True))
+        ]
 
     def rounds(self, reverse: bool) -> list[list[tuple[int, int]]]:
         """Return the messages of each round of a scan: pairs of the fragment that sends, and the one that gets it."""
@@ -65,7 +81,7 @@ class Wire:
         if self.way == "gather":
             return self.width(reverse)
         fragments = self.layout.fragments
-        pairs = [pair for pairs in self.rounds(reverse) for pair in pairs]
+        pairs = [pair for pairs in self.own_rounds[reverse] for pair in pairs]
         owners = [(fragments[source].rank, fragments[target].rank) for source, target in pairs]
         return sum(source == self.rank != target for source, target in owners)
 
@@ -81,6 +97,8 @@ def explained(wire: Wire) -> Iterator[None]:
     """Say what a failed collective means: most often another rank has failed, and this one has waited for it."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
         first = str(error).strip().split("\n")[0]
         raise RuntimeError(
@@ -184,7 +202,7 @@ class Scan:
         return sums
 
     def _start_rounds(self) -> None:
-        self.rounds = self.wire.rounds(self.reverse)
+        self.rounds = self.wire.own_rounds[self.reverse]
         # What a fragment of this rank has to hand on: its own state at first, then the sum of those before it.
         self.at_hand = {
             index: (self.values[place], None if self.decays is None else self.decays[index][..., None, None])
@@ -218,16 +236,16 @@ class Scan:
             sender, getter = fragments[source].rank, fragments[target].rank
             if sender == getter == wire.rank:
                 arriving[target] = self.at_hand[source]
-            elif wire.rank in (sender, getter):
-                (message,) = self._new_messages(1)
-                if sender == wire.rank:
-                    value, decay = self.at_hand[source]
-                    self._packed(value, decay, message)
-                    self.sent.append(message)
-                    operations.append(self._operation(dist.isend, message, getter))
-                else:
-                    arriving[target] = message
-                    operations.append(self._operation(dist.irecv, message, sender))
+                continue
+            (message,) = self._new_messages(1)
+            if sender == wire.rank:
+                value, decay = self.at_hand[source]
+                self._packed(value, decay, message)
+                self.sent.append(message)
+                operations.append(self._operation(dist.isend, message, getter))
+            else:
+                arriving[target] = message
+                operations.append(self._operation(dist.irecv, message, sender))
         return dist.batch_isend_irecv(operations) if operations else [], arriving
 
     def _operation(self, kind: Any, message: Tensor, rank: int) -> dist.P2POp:

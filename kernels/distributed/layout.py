@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 Range = tuple[int, int]
@@ -101,8 +102,14 @@ class Layout:
 
     def of_rank(self, rank: int) -> list[int]:
         """Return the fragments of a rank, in the rank's own order."""
-        own = [index for index, fragment in enumerate(self.fragments) if fragment.rank == rank]
-        return sorted(own, key=lambda index: self.fragments[index].first)
+        return self._by_rank[rank]
+
+    @cached_property
+    def _by_rank(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.ranks)]
+        for index, fragment in enumerate(self.fragments):
+            found[fragment.rank].append(index)
+        return [sorted(own, key=lambda index: self.fragments[index].first) for own in found]
 
     def senders(self, rank: int, reverse: bool) -> list[int]:
         """Return the fragments of a rank with something for later ones; with `reverse`, for earlier ones."""
@@ -116,7 +123,7 @@ class Layout:
         """Return how many fragments before a fragment its first sequence has; with `reverse`, after it its last one."""
         return self.fragments[index].after if reverse else self.fragments[index].before
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The most fragments that stand before another one in its sequence; 0 where nothing is handed over."""
         return max(fragment.before for fragment in self.fragments)
