@@ -95,7 +95,7 @@ def picture(driver: Any, height: int | None = None) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the PNG to write")
-    parser.add_argument("--page", type=Path, help="an HTML page; by default that of llama-3-8b at 128k")
+    parser.add_argument("--page", type=Path, help="an HTML page; by default that of llama-3.1-8b at 128k")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--height", type=int, default=HEIGHT, help="0 for all of the page")
     parser.add_argument("--dark", action="store_true")
@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         page = given.page or Path(folder) / "page.html"
         if given.page is None:
-            run = powerplan.page("llama-3-8b", "128k", gpu="h100-sxm", devices=64, tokens="100B", price=2.5)
+            run = powerplan.page("llama-3.1-8b", "128k", gpu="h100-sxm", devices=64, tokens="100B", price=2.5)
             run.save(page)
         show(driver, page, given.width, given.dark)
         given.file.write_bytes(picture(driver, given.height or None))

@@ -14,6 +14,7 @@ from powerplan.hardware import Device
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.output import check_targets, write_whole
+from powerplan.report.advice import HYPOTHESIS
 from powerplan.webpage import costs, counting, layers, measured, standing
 from powerplan.webpage.asked import Asked, ask
 from powerplan.webpage.render import render
@@ -75,7 +76,7 @@ class Page:
             "splits": standing.split_bars(asked),
             "figures_head": standing.figures(asked),
             "notes": asked.notes,
-            **_candidates(asked.recommend, self.command),
+            **_candidates(asked.recommend),
             "remark": asked.remark,
             "curves": curves,
             "context_charts": context_charts,
@@ -97,15 +98,14 @@ class Page:
         }
 
 
-def _candidates(answer: RecommendAnswer | str, command: str) -> dict[str, Any]:
+def _candidates(answer: RecommendAnswer | str) -> dict[str, Any]:
     if isinstance(answer, str):
-        return {"advice": [], "candidates": None, "following": "", "no_advice": answer, "hypothesis": ""}
+        return {"advice": [], "candidates": None, "no_advice": answer, "hypothesis": ""}
     return {
         "advice": standing.advice(answer),
         "candidates": standing.candidates_table(answer),
-        "following": _following(command),
         "no_advice": "",
-        "hypothesis": standing.HYPOTHESIS,
+        "hypothesis": HYPOTHESIS,
     }
 
 
@@ -120,12 +120,6 @@ def _measured(asked: Asked) -> dict[str, Any]:
         "measured_keys": keys,
         "measured_charts": charts,
     }
-
-
-def _following(command: str) -> str:
-    """Return the command line that writes the recommended model; "" where the page has none."""
-    start = "powerplan report "
-    return f"powerplan recommend {command[len(start) :]} --write model.yaml" if command.startswith(start) else ""
 
 
 def _training(asked: Asked) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,7 +13,6 @@ from powerplan.answers.wsfr import WsfrAnswer
 from powerplan.balance import verdict_of
 from powerplan.curves import sampled_contexts, short_context
 from powerplan.report.parts import parameters_text, show_bytes, show_flops, show_ratio
-from powerplan.report.reasons import gain
 from powerplan.report.target import shortfall, verdict
 from powerplan.search import Candidate
 from powerplan.spec import ModelSpec
@@ -37,12 +37,6 @@ from powerplan.webpage.content import (
 
 DRAWN = 3
 """Candidates that charts draw at first, besides the model as it is; the others wait in the legend."""
-
-HYPOTHESIS = (
-    "That 1:1 is the best ratio is the hypothesis of arXiv 2507.04239. In small runs of ours (docs/icl.md) power "
-    "attention recalled what a window of equal state had forgotten, and on code it was no better than that window."
-)
-"""What is known of balance, to be said beside advice that rests on it."""
 
 WEIGHTS, STATE = "var(--w0)", "var(--s0)"
 
@@ -139,16 +133,11 @@ def _balanced(answer: WsfrAnswer) -> Figure:
     return Figure(label, "none", "state and weight FLOPs are equal at no context")
 
 
-def advice(answer: RecommendAnswer) -> list[tuple[str, str]]:
-    """Return what to change and why, as labelled sentences."""
-    winner, found = answer.recommended, answer.recommendation
-    saved, missing = gain(found), shortfall(found)
-    first = "nothing: as it is" if winner.plan.unchanged else winner.label
-    lines = [("Change", f"{first}, {show_ratio(winner.row.wsfr)}, {verdict(found)}")]
-    lines += [("Saves" if not winner.plan.unchanged else "Next best", saved)] if saved else []
-    lines += [("Why", answer.why(0))]
-    lines += [("Target", missing)] if missing else []
-    return lines
+def advice(answer: RecommendAnswer) -> list[tuple[str, str | Sequence[str]]]:
+    """Return what to change under the labels that the command line has: sentences, and commands as a list."""
+    winner, missing = answer.recommended, shortfall(answer.recommendation)
+    first = f"{winner.label}, {show_ratio(winner.row.wsfr)}, {verdict(answer.recommendation)}"
+    return [("Recommended", first), *([("Target", missing)] if missing else []), *answer.report.block]
 
 
 def candidates_table(answer: RecommendAnswer) -> Table:

@@ -36,7 +36,7 @@ def test_it_writes_plan_html_and_says_so(folder: Path, capsys: pytest.CaptureFix
     text = (folder / "plan.html").read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert "<code>powerplan report gpt2-small --ctx 64k</code>" in text
-    assert "<code>powerplan recommend gpt2-small --ctx 64k --write model.yaml</code>" in text
+    assert "<code>powerplan recommend gpt2-small --ctx 64k --write new.yaml</code>" in text
     assert captured.out == ""
     size = f"{(folder / 'plan.html').stat().st_size / 1024:,.4g}"
     assert captured.err == f"note: wrote plan.html: {size} KiB, one page for a browser\n"

@@ -214,7 +214,9 @@ def test_a_page_of_a_model_alone_has_no_sections_of_devices(plain: Page, parse: 
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == ["context", "flops", "candidates", "decode", "counted"]
     assert "trained up to 1k" in page.scripts[0]
-    assert "Next" not in page.text  # Python has no command line that would write the model.
+    for label, said in plain.asked.recommend.report.block:
+        assert label in page.text
+        assert all(line in page.text for line in ([said] if isinstance(said, str) else said))
 
 
 def test_texts_of_files_are_escaped(tmp_path: Path, parse: Parse) -> None:
