@@ -76,7 +76,8 @@ class ContextParallel:
             exchange_dtype: torch.bfloat16 halves the bytes of float32 states, which are then rounded on the wire. Sums
                 stay in the state's dtype. None sends them as they are.
             check: Whether ranks compare their plans here, and their arguments at the first call of a kind: one small
-                collective each. Without, ranks that differ wait for each other until the group's timeout.
+                collective each. Without, ranks that differ wait for each other until the group's timeout; and for a
+                scan over NCCL the group must have had another collective before.
 
         Raises:
             ValueError: An argument has a value that is not allowed, or ranks have made different plans. The message
