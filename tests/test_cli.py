@@ -125,7 +125,7 @@ def test_csv_holds_raw_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_heading_of_two_lines_is_one_in_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, headings in (("decode gpt2-small", "recurrent"), ("reproduce kimi", "published")):
+    for command, headings in (("budget --flops 1e21", "layers x width"), ("reproduce training-time", "efficiency")):
         out = run(capsys, *command.split(), "--format", "markdown")
         assert f" {headings} |" in out
     assert "|   bytes per token |" in run(capsys, "decode", "gpt2-small", "--format", "markdown")
