@@ -50,12 +50,12 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
         loaded = load_file(file, like)
         if name is None or file != path:
             return loaded
-        note = f"read the file {text}; there is also a catalogue model of this name"
+        note = f"read the file {text}; there is also a built-in model of this name"
         return LoadedModel(loaded.spec, loaded.origin, (note, *loaded.notes), loaded.like)
     if stat.S_ISDIR(_mode(path)) and name is None:
         raise InputError(f"is a folder without a config.json that can be read{folder_hint(path)}", str(path))
     if name is not None and like is not None:
-        raise InputError(f"is for a config.json, and {name} is a catalogue model", parameter("like"))
+        raise InputError(f"is for a config.json, and {name} is a built-in model", parameter("like"))
     if name is not None:
         return LoadedModel(catalogue_spec(name), f"catalogue: {name}")
     if path.suffix.lower() in (*YAML_SUFFIXES, ".json"):
@@ -63,7 +63,7 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
     if path.is_absolute() or text.startswith(("./", "../", "~")):
         raise InputError("no such file or folder", text)
     hint = did_you_mean(text, known_names(), count=3, cutoff=0.4)
-    raise InputError(f"{shown(text)} is neither a file nor a catalogue model{hint} (powerplan models lists them)")
+    raise InputError(f"{shown(text)} is neither a file nor a built-in model{hint} (powerplan models lists them)")
 
 
 def model_file(model: str | Path) -> Path | None:

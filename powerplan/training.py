@@ -167,7 +167,7 @@ def _swaps(base: Accounting, context: int) -> list[Swap]:
         swaps.append(Swap.attention(heads, window))
     if not all(mixer.degree == 2 for mixer in mixers):
         swaps.append(Swap.power(2, heads))
-    return [*swaps, Swap.power(3, heads), Swap.of("linear", heads)]
+    return [*swaps, Swap.power(3, heads, normalize=False), Swap.of("linear", heads)]
 
 
 @dataclass(frozen=True)

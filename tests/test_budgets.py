@@ -116,7 +116,7 @@ def test_from_python() -> None:
         ([], {}, "model: is an empty list; give one model or more, or None to ask which"),
         ("", {}, "model: is empty; give a file, a folder with a config.json, or a catalogue name"),
         (["gpt2-small", "gpt2"], {}, "model: gpt2-small is given twice; give each model once"),
-        (["gpt2-small", "gpt3"], {}, "'gpt3' is neither a file nor a catalogue model; .*"),
+        (["gpt2-small", "gpt3"], {}, "'gpt3' is neither a file nor a built-in model; .*"),
         ("gpt2-small", {"context": []}, "context: is empty; .*"),
         ("gpt2-small", {"context": 1.5}, "context: 1.5 is not a context; .*"),
         (

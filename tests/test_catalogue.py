@@ -96,7 +96,7 @@ def test_names_people_write(written: str, name: str) -> None:
 
 def test_a_mistyped_name_gets_the_nearest_three() -> None:
     with pytest.raises(
-        InputError, match=r"'lama-3-8b' is neither a file nor a catalogue model; did you mean llama-3-8b, "
+        InputError, match=r"'lama-3-8b' is neither a file nor a built-in model; did you mean llama-3-8b, "
     ):
         load_model("lama-3-8b")
     with pytest.raises(InputError) as caught:

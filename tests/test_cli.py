@@ -125,7 +125,7 @@ def test_csv_holds_raw_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_heading_of_two_lines_is_one_in_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, headings in (("decode gpt2-small", "recurrent"), ("reproduce kimi", "published")):
+    for command, headings in (("budget --flops 1e21", "layers x width"), ("reproduce training-time", "efficiency")):
         out = run(capsys, *command.split(), "--format", "markdown")
         assert f" {headings} |" in out
     assert "|   bytes per token |" in run(capsys, "decode", "gpt2-small", "--format", "markdown")
@@ -256,7 +256,7 @@ def test_a_file_is_preferred_to_a_name_and_says_so(
     assert main(["wsfr", "gpt2-small", "--ctx", "1k"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("gpt2-large")
-    assert captured.err == "note: read the file gpt2-small; there is also a catalogue model of this name\n"
+    assert captured.err == "note: read the file gpt2-small; there is also a built-in model of this name\n"
     (tmp_path / "gpt2-medium").mkdir()
     assert load_model("gpt2-medium").origin == "catalogue: gpt2-medium"
 
@@ -341,7 +341,7 @@ def test_colour_is_for_terminals_that_want_it(no_color: str, coloured: bool) -> 
     os.close(reader)
     assert process.returncode == 2
     assert ("\033[" in text) is coloured
-    assert "is neither a file nor a catalogue model" in text
+    assert "is neither a file nor a built-in model" in text
 
 
 def test_the_table_and_the_library_agree(capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,19 @@ def test_tables_fit_a_terminal(capsys: pytest.CaptureFixture[str], arguments: li
     assert "tokens at" not in out
 
 
+def test_a_table_has_the_states_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for model in ("llama-3-8b", "mamba2-130m", KIMI):
+        assert main(["decode", model]) == 0
+        said[model] = capsys.readouterr().out
+    assert "cache" in said["llama-3-8b"]
+    assert "recurrent" not in said["llama-3-8b"]
+    assert "cache" not in said["mamba2-130m"]
+    assert "weights, recurrent: bytes" in " ".join(said["mamba2-130m"].split())
+    assert "weights, cache, recurrent: bytes" in " ".join(said[KIMI].split())
+    assert [model for model, text in said.items() if "Experts" in text] == [KIMI]
+
+
 def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def said(*arguments: str) -> str:
         assert main(["decode", *arguments, "--hardware", "h100-sxm"]) == 0

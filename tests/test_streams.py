@@ -175,7 +175,7 @@ NOTED = ["recommend", "tiny.yaml", "--format", "json", "--write", "out.yaml", "-
 UNSAVED = ["recommend", "tiny.yaml", "--ctx", "64k", "--write", "/dev/full"]
 UNSAVED_ERROR = "error: --write: /dev/full cannot be written: No space left on device\n"
 FULL = "error: cannot write the result: No space left on device\n"
-NO_MODEL = "error: 'zzz' is neither a file nor a catalogue model (powerplan models lists them)\n"
+NO_MODEL = "error: 'zzz' is neither a file nor a built-in model (powerplan models lists them)\n"
 
 
 @pytest.fixture(scope="module")

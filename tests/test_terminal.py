@@ -86,15 +86,44 @@ def test_a_pipe_is_as_wide_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_table_stands_in_parts_that_name_their_rows() -> None:
     columns = [Column("rank", "#"), Column("name", "candidate", left=True)]
-    columns += [Column(f"c{place}", f"figure {place}") for place in range(8)]
-    rows = [{"rank": 1, "name": "power p=2", **{f"c{place}": 123_456_789 for place in range(8)}}]
+    columns += [Column(f"c{place}", f"figure {place}") for place in range(12)]
+    rows = [{"rank": 1, "name": "power p=2", **{f"c{place}": 123_456_789 for place in range(12)}}]
     with terminal(60):
         text = table_of(columns, rows)
     parts = text.split("\n\n")
     assert len(parts) == 3
     assert all("power p=2" in part for part in parts)
-    assert text.count("123456789") == 8
+    assert text.count("123456789") == 12
     assert "\n\n" not in table_of(columns, rows)
+
+
+def test_columns_move_together_before_a_table_is_divided() -> None:
+    columns = [Column("name", "model", left=True), *(Column(f"c{place}", f"figure {place}") for place in range(5))]
+    rows = [{"name": "gpt2-small", **{f"c{place}": 12 for place in range(5)}}]
+    gaps = {}
+    for width in (80, 65, 60):
+        with terminal(width):
+            heading = table_of(columns, rows).splitlines()[0]
+        assert "figure 4" in heading
+        gaps[width] = re.findall(" {2,}", heading.strip())[1:]
+    assert {width: {*map(len, own)} for width, own in gaps.items()} == {80: {4}, 65: {3}, 60: {2}}
+
+
+def test_notes_end_between_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "qwen3: trained for contexts up to 40,960 tokens: longer ones need RoPE scaling and further training"
+    say.note(text)
+    say.error(text)
+    assert capsys.readouterr().err == f"note: {text}\nerror: {text}\n", "one line in a file, which programs read"
+    monkeypatch.setattr(say, "columns", lambda stream: 60)
+    for coloured in (False, True):
+        monkeypatch.setattr(say, "coloured", lambda stream, coloured=coloured: coloured)
+        say.note(text)
+        lines = ANSI.sub("", capsys.readouterr().err).splitlines()
+        assert len(lines) == 2
+        assert max(map(len, lines)) <= 60
+        assert " ".join(lines) == f"note: {text}"
 
 
 def test_a_narrower_terminal_gets_sixty_columns() -> None:

@@ -10,9 +10,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from powerplan.choices import Format
+from powerplan.cli.streams import columns
 from powerplan.errors import one_line
 from powerplan.report.colour import colour
 from powerplan.report.render import Report, render
+from powerplan.report.width import fitted, terminal
 
 if TYPE_CHECKING:
     from powerplan.answers.base import Answer
@@ -68,13 +70,21 @@ def _marked(stream: TextIO, mark: str, code: str) -> str:
 
 
 def error(text: str) -> None:
-    sys.stderr.write(f"{_marked(sys.stderr, 'error:', '1;31')} {one_line(text)}\n")
+    _tell("error:", "1;31", text)
 
 
 def note(text: str) -> None:
-    if _quiet.get():
-        return
-    sys.stderr.write(f"{_marked(sys.stderr, 'note:', '36')} {one_line(text)}\n")
+    if not _quiet.get():
+        _tell("note:", "36", text)
+
+
+def _tell(mark: str, code: str, text: str) -> None:
+    """Print a text after a mark on stderr: in one line, or in lines of whole words where stderr is a terminal."""
+    told = f"{mark} {one_line(text)}"
+    if (width := columns(sys.stderr)) is not None:
+        with terminal(width):
+            told = "\n".join(fitted([told]))
+    sys.stderr.write(f"{_marked(sys.stderr, mark, code)}{told.removeprefix(mark)}\n")
 
 
 def show(report: Report, form: Format) -> None:

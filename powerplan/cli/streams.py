@@ -49,9 +49,15 @@ def prepare() -> None:
         sys.stderr = Unfailing(sys.stderr.buffer, encoding, "backslashreplace", line_buffering=True)
 
 
-def columns() -> int | None:
-    """Return how many characters a line of the terminal has that stdout is; None where it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def columns(stream: TextIO | None = None) -> int | None:
+    """Return how many characters a line of the terminal has that `stream`, or stdout, is; None where it is none."""
+    if not (stream or sys.stdout).isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    if stream is not None and not asked.isdecimal():  # Python's own function asks stdout, which may be a file.
+        with suppress(OSError, ValueError):
+            return os.get_terminal_size(stream.fileno()).columns or None
+    return shutil.get_terminal_size().columns
 
 
 def abandon(stream: TextIO) -> None:

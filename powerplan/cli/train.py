@@ -14,7 +14,7 @@ from powerplan.cli.options import choice_option
 
 def train(
     model: options.Model,
-    ctx: Annotated[str | None, typer.Option(help="Context in tokens: 65536 or 64k (if not given).")] = None,
+    ctx: Annotated[str | None, typer.Option(help="Context in tokens, such as 65536; 64k if not given.")] = None,
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="How many devices train together.")] = "1",
     tokens: Annotated[

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from powerplan.dtypes import Dtypes
+from powerplan.errors import listed
 from powerplan.plots.figure import legend_below, name_of, panels, styled, titled
 from powerplan.plots.lines import Look, Series, alike_remarks, bytes_axis, draw, handles, level, log_axis, look, upright
 from powerplan.report.decode import Served
@@ -169,7 +170,7 @@ _PANELS: dict[str, list[_Panel]] = {
 
 def _title(models: Sequence[Served], fleet: Fleet | None) -> str:
     names = [name_of(model.accounting.spec) for model in models if model.twin_of is None]
-    contexts = ", ".join(f"{serving.context:,}" for serving in models[0].servings)
+    contexts = listed([f"{serving.context:,}" for serving in models[0].servings], "and")
     place = f" on {_place(fleet)}" if fleet else ""
     return f"{names[0] if len(names) == 1 else 'Decoding'} at {contexts} tokens{place}, over the batch"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-WEIGHTS, STATE = "#E69F00", "#0072B2"
+WEIGHTS, STATE = "#0072B2", "#D55E00"
 """The colours of weights and of state, where a figure has both."""
 
 BLACK = "#000000"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FILLS: dict[str, dict[str, Any]] = {
     "projections": {"facecolor": WEIGHTS},
-    "ffn": {"facecolor": "#F4D58D"},
+    "ffn": {"facecolor": "#A6CBE3"},
     "state": {"facecolor": STATE, "hatch": "////"},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from powerplan.accounting import Accounting
+from powerplan.errors import listed
 from powerplan.plots.figure import convention_text, name_of, styled
 from powerplan.plots.over_context import ratio_and_state
 from powerplan.report.parts import dtypes_text, show_ratio
@@ -24,7 +25,7 @@ def recommend_figure(answer: Recommendation) -> Figure:
         MachineError: matplotlib is not installed.
     """
     request, base = answer.request, answer.base
-    contexts = ", ".join(f"{context:,}" for context in answer.contexts)
+    contexts = listed([f"{context:,}" for context in answer.contexts], "and")
     return ratio_and_state(
         [Accounting(candidate.spec, request.convention) for candidate in answer.candidates],
         answer.contexts,

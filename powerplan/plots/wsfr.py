@@ -13,6 +13,7 @@ from powerplan.curves import sampled_contexts
 from powerplan.dtypes import Dtypes
 from powerplan.plots.figure import convention_text, legend_below, name_of, panels, styled, titled
 from powerplan.plots.lines import (
+    AS_IT_IS,
     BLACK,
     BOX,
     COLOURS,
@@ -67,7 +68,7 @@ def wsfr_figure(accounting: Accounting, rows: Sequence[Row], by: By | None = Non
         sampled = sorted({*sampled, balanced})
     over = rows_over_context(accounting, sampled, Dtypes())
     ratios = [ratio_series(over, contexts)]
-    draw(upper, ratios, [Look(COLOURS[0], "-", "o")])
+    draw(upper, ratios, [AS_IT_IS])
     sides = _sides(over, contexts)
     draw(lower, sides, _LOOKS)
     context_axis(lower, sampled)

@@ -80,8 +80,10 @@ def budget_report(
     legend = [
         "",
         f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",
-        "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows",
-        "of the same heads, and in the model as it is.",
+        *wrapped(
+            "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows of the "
+            "same heads, and in the model as it is."
+        ),
     ]
     if shape is not None:
         legend.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
@@ -225,8 +227,8 @@ _COLUMNS_OF_SEVERAL = [
     Column("train_flops_per_token", "FLOPs\nper\ntoken", show_flops),
     Column("total_flops", "FLOPs\nin all", show_flops),
     Column("tokens", "tokens", format_parameters),
-    Column("sequences", "se-\nquences", format_parameters),
-    Column("tokens_per_active_parameter", "tokens\nper pa-\nrameter", format_figure),
+    Column("sequences", "sequences", format_parameters),
+    Column("tokens_per_active_parameter", "tokens per\nparameter", format_figure),
 ]
 _HOURS = Column("gpu_hours", "device\nhours", hours_text)
 _DAYS = Column("days", "time", lambda days: format_duration(days * 86400))

@@ -131,10 +131,10 @@ def devices_report(devices: Sequence[Device]) -> Report:
     rows = [_device_row(device) for device in devices]
 
     def tera(value: Any) -> str:
-        return "-" if value is None else f"{value / 1e12:g}"
+        return "-" if value is None else f"{value / 1e12:,g}"
 
     def giga(value: Any) -> str:
-        return "-" if value is None else f"{value / 1e9:g}"
+        return "-" if value is None else f"{value / 1e9:,g}"
 
     columns = [
         Column("name", "device", left=True),
@@ -142,7 +142,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
         Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
         Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
         Column("link_bytes_per_s", "link GB/s", giga),
-        Column("node_devices", "node"),
+        Column("node_devices", "node", grouped),
         Column("network_bytes_per_s", "network GB/s", giga),
         Column("tdp_w", "W", lambda value: grouped(value) or "-"),
         Column("verify", "", lambda value: "verify" if value else "", left=True),

@@ -82,24 +82,37 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
             legend += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
-    alike = all(weights_text(model.accounting.spec, dtypes) == dtypes.cache for model in models)
-    formats = f"{'weights and cache' if alike else 'weights as above, cache'} in {dtypes.cache}"
-    legend += _lines(
-        "weights, cache, recurrent: bytes of one step, in which each sequence of the batch gets a token at the end of "
-        f"the context; {formats}, recurrent state, read and written, in {dtypes.state}. Experts read: those that the "
-        "batch is expected to touch."
-    )
+    states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
+    legend += _lines(_meaning(models, states, dtypes))
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
     # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
-    left_out = {"tokens_per_s"} if len(contexts) > 1 else {"context"}
+    left_out = {"cache_bytes", "recurrent_bytes"}.difference(states)
+    left_out.add("tokens_per_s" if len(contexts) > 1 else "context")
     if all(row.get("fits") for row in rows):
         left_out.add("fits")
     shown = [column for column in columns if column.key not in left_out]
     shown.sort(key=lambda column: column.key != "context")
     table = Report(SCHEMA, payload, shown, rows, before=before, legend=legend, after=after)
     return Report(SCHEMA, payload, columns, rows, sections=[table])
+
+
+def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) -> str:
+    """Return what the columns of bytes say. states: those of cache and recurrent state that the table has."""
+    words = {"cache_bytes": "cache", "recurrent_bytes": "recurrent"}
+    alike = all(weights_text(model.accounting.spec, dtypes) == dtypes.cache for model in models)
+    formats = [f"weights {f'in {dtypes.cache}' if alike else 'as above'}"]
+    if "cache_bytes" in states:
+        formats = [f"{'weights and cache' if alike else 'weights as above, cache'} in {dtypes.cache}"]
+    if "recurrent_bytes" in states:
+        formats.append(f"recurrent state, read and written, in {dtypes.state}")
+    text = (
+        f"{', '.join(['weights', *(words[key] for key in states)])}: bytes of one step, in which each sequence of the "
+        f"batch gets a token at the end of the context; {', '.join(formats)}."
+    )
+    experts = any(model.accounting.spec.mixtures() for model in models)
+    return f"{text} Experts read: those that the batch is expected to touch." if experts else text
 
 
 def _context(serving: Serving, batches: Sequence[int]) -> dict[str, Any]:
@@ -210,7 +223,7 @@ _COLUMNS = [
     Column("batch", "batch", grouped),
     Column("weight_bytes", "weights", show_bytes),
     Column("cache_bytes", "cache", show_bytes),
-    Column("recurrent_bytes", "recur-\nrent", show_bytes),
+    Column("recurrent_bytes", "recurrent", show_bytes),
     Column("bytes_per_token", "bytes\nper\ntoken", show_bytes),
 ]
 _TIMED = [

@@ -26,12 +26,18 @@ def next_commands(answer: Recommendation, command: Sequence[str], written: str |
         lines.append(["powerplan", "profile", file])
     else:
         lines.append(["powerplan", "wsfr", file, "--ctx", contexts])
-    limits = answer.request.limits
-    if limits.device is not None:
+    limits, run = answer.request.limits, answer.recommended.run
+    if limits.device is not None and (run is None or run.fits):  # Else the command would only say that it does not fit.
         devices = ["--devices", str(limits.devices)] if limits.devices > 1 else []
         longest = context_text(answer.contexts[-1])
-        lines.append(["powerplan", "train", file, "--ctx", longest, "--gpu", limits.device.name, *devices])
+        asked = ["--gpu", limits.device.name, *devices, *_options(command, "--tokens", "--price")]
+        lines.append(["powerplan", "train", file, "--ctx", longest, *asked])
     return [shlex.join(line) for line in lines]
+
+
+def _options(command: Sequence[str], *names: str) -> list[str]:
+    """Return these options of a command line with their values, so far as it has them."""
+    return [word for place, own in enumerate(command[:-1]) if own in names for word in (own, command[place + 1])]
 
 
 def _after_no_change(answer: Recommendation, command: Sequence[str]) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 MARGIN = 2
-"""A column is so many characters wider than its heading at least."""
+"""A column is so many characters wider than its heading at least, where there is room."""
 
 
 def grid(
-    headings: Sequence[str], columns: Sequence[Sequence[str]], left: Sequence[bool], markdown: bool = False
+    headings: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    left: Sequence[bool],
+    markdown: bool = False,
+    margin: int = MARGIN,
 ) -> str:
     """Return a table as text.
 
@@ -18,13 +22,14 @@ def grid(
         columns: The texts of each column, equally many.
         left: Whether each column is aligned to the left; else it is to the right.
         markdown: Whether to draw bars around the cells; else there is a rule below the headings alone.
+        margin: How many characters a column is wider than its heading at least.
     """
     cells = [
         [heading.split("\n"), *(text.strip().splitlines() for text in texts)]
         for heading, texts in zip(headings, columns, strict=True)
     ]
     widths = [
-        max(max(map(len, column[0])) + MARGIN, *(len(line) for cell in column for line in cell)) for column in cells
+        max(max(map(len, column[0])) + margin, *(len(line) for cell in column for line in cell)) for column in cells
     ]
     head, *rows = ([*row] for row in zip(*cells, strict=True))
     if markdown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from powerplan.mixers import Mixer
@@ -16,42 +17,46 @@ RECALL = {
 
 def losses(before: ModelSpec, after: ModelSpec, context: int) -> list[str]:
     """Return what layers lose at a context, in tokens, where the mixers of `before` become those of `after`."""
-    reaches = [mixer.direct_reach(context) for mixer in before.mixers()]
-    furthest = max((reach for reach in reaches if reach is not None), default=0)
-    counts = after.mixer_counts()
-    old, layers = set(before.mixers()), sum(count for _, count in counts)
-    fixed = {mixer: count for mixer, count in counts if mixer.direct_reach(context) is None}
+    old, new = list(before.mixers_by_layer().values()), list(after.mixers_by_layer().values())
+    pairs = [(old[place * len(old) // len(new)], mixer) for place, mixer in enumerate(new)]  # The depth may be another.
+    fixed: list[Mixer] = []
+    windows: list[int] = []
+    for was, mixer in pairs:
+        before_it, reach = was.direct_reach(context), mixer.direct_reach(context)
+        if before_it and reach is None:
+            fixed.append(mixer)
+        elif before_it and reach and reach < min(context, before_it):
+            windows.append(reach)
     parts: list[str] = []
-    if furthest and set(fixed) - old:
-        parts.append(f"exact lookup of tokens in {_of(fixed, layers)}: a state of fixed size keeps none as it was")
-        kinds = dict.fromkeys("power" if mixer.degree == 2 else mixer.family for mixer in fixed if mixer not in old)
+    if fixed:
+        parts.append(
+            f"exact lookup of tokens in {_of(len(fixed), len(new))}: a state of fixed size keeps none as it was"
+        )
+        kinds = dict.fromkeys("power" if mixer.degree == 2 else mixer.family for mixer in fixed)
         odd = {mixer.family for mixer in fixed if (mixer.degree or 0) > 2}
         parts += [RECALL[kind] for kind in kinds if kind in RECALL and kind not in odd]
-    windows = {
-        mixer: count
-        for mixer, count in counts
-        if (reach := mixer.direct_reach(context)) and reach < min(context, furthest)
-    }
-    if set(windows) - old:
-        parts.append(_of_windows(windows, layers, context))
+    if windows:
+        text = f"direct sight of what is more than {max(windows):,} tokens back, in {_of(len(windows), len(new))}"
+        through = _seen(new, context)
+        parts.append(text if through is None else f"{text}; what is more than {through:,} back is not seen at all")
     if shared := _shared(before, after):
         parts.append(shared)
     return parts
 
 
-def _of(mixers: dict[Mixer, int], layers: int) -> str:
-    count = sum(mixers.values())
+def _of(count: int, layers: int) -> str:
     return f"all {layers} layers" if count == layers else f"{count} of {layers} layers"
 
 
-def _of_windows(windows: dict[Mixer, int], layers: int, context: int) -> str:
-    reaches = [(mixer.direct_reach(context) or 0, count) for mixer, count in windows.items()]
-    longest = max(reach for reach, _ in reaches)
-    text = f"direct sight of what is more than {longest:,} tokens back, in {_of(windows, layers)}"
-    through = sum((reach - 1) * count for reach, count in reaches) + 1
-    if sum(windows.values()) == layers and through < context:
-        return f"{text}; what is more than {through:,} back is not seen at all"
-    return text
+def _seen(mixers: Sequence[Mixer], context: int) -> int | None:
+    """Return how many tokens back windows see through all layers together; None where that is all, or not known."""
+    through = 1
+    for mixer in mixers:
+        reach = mixer.direct_reach(context)
+        if reach is None or reach >= context:
+            return None
+        through += reach - 1
+    return through if through < context else None
 
 
 def _shared(before: ModelSpec, after: ModelSpec) -> str:

@@ -27,7 +27,7 @@ SLOW_LAYER = 1.5
 
 def profile_report(profile: Profile) -> Report:
     """Return the report of a profile, for `render`. Tables have the mixers alone, CSV all timings."""
-    crossovers = [line for crossover in profile.crossover for line in wrapped(_crossover(crossover))]
+    crossovers = [line for crossover in profile.crossover for line in wrapped(crossover_text(crossover))]
     before = [*_head(profile), *(["", *crossovers] if crossovers else [])]
     alone = _by_pass(_COLUMNS, [*map(_table_row, profile.part("state"))], "the mixer alone")
     legend = ["", *_legend(profile)] if alone else []
@@ -86,7 +86,7 @@ def _head(profile: Profile) -> list[str]:
     return lines
 
 
-def _crossover(crossover: Crossover) -> str:
+def crossover_text(crossover: Crossover) -> str:
     """Return one crossover in a sentence, with its context in two figures."""
     what, slower_at, faster_at = f"{crossover.direction}: {crossover.name}", crossover.slower_at, crossover.faster_at
     if crossover.context is not None:
@@ -96,9 +96,11 @@ def _crossover(crossover: Crossover) -> str:
     if slower_at is None:
         return f"{what} is faster than {crossover.against} at {faster_at:,} tokens already, and beyond"
     text = f"{what} does not overtake {crossover.against} up to {slower_at:,} tokens"
-    if crossover.estimate:
+    if crossover.estimate and len(crossover.tried) > 1:  # One short context says nothing of how the times grow.
         about = f"{_figures(crossover.estimate, 2):,.0f}"
         text += f", where time or memory ended the search; it would be at about {about}"
+    elif crossover.estimate:
+        text += ", where time or memory ended the search"
     return text
 
 

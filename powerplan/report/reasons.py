@@ -75,8 +75,9 @@ def _balance(candidate: Candidate, target: Fraction) -> str:
     ratio = candidate.row.wsfr
     if ratio is None:
         return "no state"
-    if candidate.balanced:
-        return "balanced" if target == 1 else "on target"
+    if candidate.balanced:  # At a short context the aim may be another ratio than the target.
+        sides = [verdict_of(row.wsfr).side for row in candidate.rows if row.wsfr is not None]
+        return "balanced" if target == 1 and set(sides) == {"balanced"} else "on target"
     if candidate.near:
         return "near enough to the target to stay"
     # Over several contexts a candidate may be off target though it is balanced at the longest.

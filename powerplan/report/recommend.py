@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from powerplan.errors import listed
 from powerplan.report.advice import HYPOTHESIS, advice, advice_entry
 from powerplan.report.colour import Role, side_of
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
@@ -80,8 +81,8 @@ def recommend_report(answer: Recommendation, command: Sequence[str], written: st
 
 
 def _question(answer: Recommendation) -> list[str]:
-    contexts = ", ".join(f"{context:,}" for context in answer.contexts)
-    now = ", ".join(show_ratio(answer.base.wsfr(context)) for context in answer.contexts)
+    contexts = listed([f"{context:,}" for context in answer.contexts], "and")
+    now = listed([show_ratio(answer.base.wsfr(context)) for context in answer.contexts], "and")
     kept = "" if answer.request.keep == "weights" else ", resized to the FLOPs per token it has"
     target = format_ratio(answer.request.target)
     return wrapped(f"{answer.base.spec.name} at {contexts} tokens: {now} as it is, target {target}{kept}")

@@ -81,7 +81,7 @@ def _section(result: SetResult) -> Report:
     values = [Column("computed", "computed"), Column("convention", "as", left=True)]
     if side_by_side:
         values = [Column(name, name) for name in named]
-    columns = [Column("what", "figure", left=True), Column("published", "pub-\nlished"), *values]
+    columns = [Column("what", "figure", left=True), Column("published", "published"), *values]
     columns.append(Column("gap", "nearest"))
     if any(comparison.efficiency is not None for comparison in result.comparisons):
         columns.append(Column("efficiency", "effi-\nciency"))

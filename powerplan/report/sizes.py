@@ -77,12 +77,12 @@ def _with_size(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 _SHAPE = Column("shape", "shape of", plain, left=True)
-_LABEL = Column("label", "mixers", plain, left=True)
+_LABEL = Column("label", "mixers", plain, left=True, fold=" + ")
 _WSFR = Column("wsfr", "WSFR", show_ratio, role=side_of)
 _STATE = Column("state_bytes", "state per\nsequence", show_bytes)
 _SIZE = [
     Column("size", "layers x\nwidth"),
-    Column("params_active", "para-\nmeters", format_parameters),
+    Column("params_active", "parameters", format_parameters),
     Column("tokens", "tokens", format_parameters),
 ]
 """Tokens per parameter are about the same in all rows, and stand in JSON and CSV alone."""

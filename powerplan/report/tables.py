@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from powerplan.report.colour import Role, in_colour, painted
-from powerplan.report.grid import grid
+from powerplan.report.grid import MARGIN, grid
 from powerplan.report.width import TABLE, table_width
 
 NARROW_TEXT = 16
@@ -68,9 +68,9 @@ def table_of(
 ) -> str:
     """Return the text of a table. Headings and texts have several lines where tablefmt is "simple", else one.
 
-    A simple table fits the terminal, if there is one: texts are folded, then wrapped at words, and columns that still
-    have no room stand below in a table of their own, beside the first columns again. strong: which of its rows stand
-    out where text has colour.
+    A simple table fits the terminal, if there is one: texts are folded, columns move together, texts are wrapped at
+    words, and columns that still have no room stand below in a table of their own, beside the first columns again.
+    strong: which of its rows stand out where text has colour.
     """
     marks: list[Role | None] = ["strong" if strong(row) else None for row in rows]
     cells = [
@@ -90,14 +90,17 @@ def table_of(
     terminal = table_width()
     _fold(cells, TABLE if terminal is None else terminal)
     if terminal is None:
-        return _painted(cells)
-    _narrow(cells, terminal)
-    return "\n\n".join(map(_painted, _parts(cells, terminal)))
+        fit = (margin for margin in range(MARGIN, -1, -1) if _width(cells, margin) <= TABLE)
+        return _painted(cells, next(fit, MARGIN))
+    if _width(cells, 0) > terminal:
+        _narrow(cells, terminal)
+    margin = min(range(MARGIN, -1, -1), key=lambda margin: len(_parts(cells, terminal, margin)))
+    return "\n\n".join(_painted(part, margin) for part in _parts(cells, terminal, margin))
 
 
-def _painted(cells: Sequence[_Cells]) -> str:
+def _painted(cells: Sequence[_Cells], margin: int = MARGIN) -> str:
     """Return a simple table: its text, and colour where there is some."""
-    text = _text(cells, "simple")
+    text = _text(cells, "simple", margin)
     if not in_colour():
         return text
     lines = text.split("\n")
@@ -120,14 +123,14 @@ def _painted_line(line: str, spans: Sequence[tuple[int, int]], roles: Sequence[t
     return line
 
 
-def _text(cells: Sequence[_Cells], tablefmt: str) -> str:
+def _text(cells: Sequence[_Cells], tablefmt: str, margin: int = MARGIN) -> str:
     headings, texts = [own.heading for own in cells], [own.texts for own in cells]
-    return grid(headings, texts, [own.column.left for own in cells], markdown=tablefmt == "pipe")
+    return grid(headings, texts, [own.column.left for own in cells], tablefmt == "pipe", margin)
 
 
-def _width(cells: Sequence[_Cells]) -> int:
+def _width(cells: Sequence[_Cells], margin: int = MARGIN) -> int:
     """Return the characters of the longest line; with the gaps between columns."""
-    return max(map(len, _text(cells, "simple").splitlines()))
+    return max(map(len, _text(cells, "simple", margin).splitlines()))
 
 
 def _fold(cells: Sequence[_Cells], most: int) -> None:
@@ -165,23 +168,23 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(part for own in lines for part in own)
 
 
-def _parts(cells: Sequence[_Cells], most: int) -> list[list[_Cells]]:
+def _parts(cells: Sequence[_Cells], most: int, margin: int) -> list[list[_Cells]]:
     """Return the columns in tables that fit. Each begins with the columns that name its rows."""
-    if _width(cells) <= most:
+    if _width(cells, margin) <= most:
         return [list(cells)]
-    names = _names(cells, most)
+    names = _names(cells, most, margin)
     parts = [[*names]]
     for own in cells[len(names) :]:
-        if len(parts[-1]) > len(names) and _width([*parts[-1], own]) > most:
+        if len(parts[-1]) > len(names) and _width([*parts[-1], own], margin) > most:
             parts.append([*names])
         parts[-1].append(own)
     return parts
 
 
-def _names(cells: Sequence[_Cells], most: int) -> Sequence[_Cells]:
+def _names(cells: Sequence[_Cells], most: int, margin: int) -> Sequence[_Cells]:
     """Return the first columns, up to the last left-aligned one of three, where every other has room beside them."""
     for count in (3, 2):
         names, others = cells[:count], cells[count:]
-        if others and names[-1].column.left and all(_width([*names, own]) <= most for own in others):
+        if others and names[-1].column.left and all(_width([*names, own], margin) <= most for own in others):
             return names
     return cells[:1]

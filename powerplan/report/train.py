@@ -354,7 +354,7 @@ def _hints(layout: Layout) -> list[str]:
 def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Sequence[dict[str, Any]]) -> Report:
     rows = [{"name": "as it is", **_figures(plan, plan)}, *entries]
     columns = [
-        Column("name", "the same tokens with", left=True),
+        Column("name", "the same tokens with", left=True, fold=" + "),
         Column("wsfr", "WSFR", show_ratio, role=side_of),
         Column("memory_peak_bytes", "GB", lambda value: f"{value / 1e9:,.1f}"),
         Column("step_s", "step", format_duration),

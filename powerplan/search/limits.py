@@ -46,12 +46,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one candidate needs of one constraint."""
+    """What one candidate needs of one constraint. remedy: what else to try where none meets it."""
 
     option: str
     needed: Fraction
     allowed: Fraction
     unit: str = "bytes"
+    remedy: str = ""
 
     @property
     def excess(self) -> Fraction:
@@ -127,7 +128,8 @@ def no_candidate(
     worst = max((min(demands, key=excess) for demands in by_limit), key=excess)
     if not worst.met:
         least_text = f"even the least of {len(trials):,} {word}" if len(trials) > 1 else "the only candidate"
-        return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}")
+        remedy = f"; {worst.remedy}" if worst.remedy else ""
+        return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}{remedy}")
     nearest, demands = min(checked, key=lambda pair: (max(map(excess, pair[1])), pair[0].plan.text()))
     worst = max(demands, key=excess)
     others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)

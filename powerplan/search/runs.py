@@ -158,7 +158,8 @@ class Runs:
             return []
         demands, capacity = [], self.setting.capacity_bytes
         if capacity is not None:
-            demands.append(Demand("--gpu in training", Fraction(plan.layout.memory.peak), Fraction(capacity)))
+            peak = Fraction(plan.layout.memory.peak)
+            demands.append(Demand("--gpu in training", peak, Fraction(capacity), remedy="more --devices share it"))
         return [*demands, *self._time_demands(plan.gpu_hours)]
 
     def _time_demands(self, gpu_hours: float) -> list[Demand]:

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Unknown
+from powerplan.dims import odd_degree
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.mixers import Convention
@@ -54,7 +55,9 @@ def solve(
     def swap_of(value: int) -> Swap | None:
         if unknown == "context":
             return None
-        return Swap.attention(heads, value) if unknown == "window" else Swap.power(value, heads)
+        if unknown == "window":
+            return Swap.attention(heads, value)
+        return Swap.power(value, heads, normalize=not odd_degree(value))
 
     def row(value: int) -> Row:
         swap = swap_of(value)

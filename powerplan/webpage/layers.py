@@ -77,7 +77,8 @@ def strips(asked: Asked) -> tuple[list[Strip], list[Key], list[Table]]:
     names = list(dict.fromkeys(labels.values()))
     with_mixer = [name for name in names if name != NO_MIXER]
     colours = {NO_MIXER: f"var(--m{HUES - 1})"} if NO_MIXER in names else {}
-    colours |= {name: f"var(--m{number % (HUES - 1)})" for number, name in enumerate(with_mixer)}
+    # The first two are those of weights and state beside the strips.
+    colours |= {name: f"var(--m{(number + 2) % (HUES - 1)})" for number, name in enumerate(with_mixer)}
     found = [_strip(title, spec, labels, colours) for title, spec in models if spec.layer_count <= MOST_CELLS]
     tables = [_layers_table(title, accounting, asked.context) for title, accounting in _models(asked)]
     return found, [Key(colour, name) for name, colour in colours.items()], tables

@@ -38,23 +38,23 @@ NAMES = {
     "./gpt2-small": "./gpt2-small: no such file or folder",
     "../llama-3-8b": "../llama-3-8b: no such file or folder",
     "/missing/gpt2-small": "/missing/gpt2-small: no such file or folder",
-    "models/mine/gpt2-small": "'models/mine/gpt2-small' is neither a file nor a catalogue model; did you mean ...",
-    "https://huggingface.co/gpt2": "'https://huggingface.co/gpt2' is neither a file nor a catalogue model ...",
-    "gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; "
+    "models/mine/gpt2-small": "'models/mine/gpt2-small' is neither a file nor a built-in model; did you mean ...",
+    "https://huggingface.co/gpt2": "'https://huggingface.co/gpt2' is neither a file nor a built-in model ...",
+    "gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; "
     f"did you mean gpt2-small, gpt2-xl or gpt2-124m? {LISTS}",
-    "lama-3-8b": "'lama-3-8b' is neither a file nor a catalogue model; "
+    "lama-3-8b": "'lama-3-8b' is neither a file nor a built-in model; "
     f"did you mean llama-3-8b, llama-3.1-8b or llama-3-70b? {LISTS}",
-    "llama": "'llama' is neither a file nor a catalogue model; "
+    "llama": "'llama' is neither a file nor a built-in model; "
     f"did you mean llama-2-7b, llama-3-8b or llama-2-70b? {LISTS}",
-    "zzz": f"'zzz' is neither a file nor a catalogue model {LISTS}",
-    "q\0z": rf"'q\x00z' is neither a file nor a catalogue model {LISTS}",
+    "zzz": f"'zzz' is neither a file nor a built-in model {LISTS}",
+    "q\0z": rf"'q\x00z' is neither a file nor a built-in model {LISTS}",
     "a\0b.yaml": r"a\x00b.yaml: cannot be read: embedded null byte",
-    "a\nb\x1b[2J": rf"'a\nb\x1b[2J' is neither a file nor a catalogue model {LISTS}",
+    "a\nb\x1b[2J": rf"'a\nb\x1b[2J' is neither a file nor a built-in model {LISTS}",
     "a\nb\x1b[2J.yaml": r"a\nb\x1b[2J.yaml: no such file",
     "\udcff.yaml": r"\udcff.yaml: no such file",
-    "a" * 300: f"'{'a' * 55}...' is neither a file nor a catalogue model {LISTS}",
+    "a" * 300: f"'{'a' * 55}...' is neither a file nor a built-in model {LISTS}",
     "a" * 300 + ".yaml": f"{'a' * 300}.yaml: cannot be read: File name too long",
-    "a" * 100_000: f"'{'a' * 55}...' is neither a file nor a catalogue model {LISTS}",
+    "a" * 100_000: f"'{'a' * 55}...' is neither a file nor a built-in model {LISTS}",
     "a" * 100_000 + ".yaml": f"{'a' * 1000} ... {'a' * 959}.yaml: cannot be read: File name too long",
 }
 
@@ -169,7 +169,7 @@ def test_a_note_stays_one_line(
     monkeypatch.chdir("a\x1b[2J\n")
     assert main(["models", "gpt2-small", "--format", "json"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "note: read the file gpt2-small; there is also a catalogue model of this name\n"
+    assert captured.err == "note: read the file gpt2-small; there is also a built-in model of this name\n"
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ COMMANDS = {
     "hardware gpu": "'gpu' is not a known device...",
     "hardware \x1b[2J": r"'\x1b[2J' is not a known device (powerplan hardware lists them)",
     "hardware h100-sxm --format xml": "--format: 'xml' is not known; allowed are ...",
-    "dims --model gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
+    "dims --model gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; did you mean gpt2-small, ...",
     "dims --model gpt2-small --p 17": "--p: 17 is out of range; allowed are 1 to 16",
     "dims --model gpt2-small --ctx 64q": f"--ctx: '64q' {SIZE}",
     "dims --model gpt2-small --ctx 1k,2k": f"--ctx: '1k,2k' {SIZE}",
@@ -163,7 +163,7 @@ COMMANDS = {
     "take table, json or markdown",
     "dims --kind attention": "--kind: 'attention' is not a kind with a state of fixed size; allowed are linear, ...",
     "models --mixer linear": "--mixer is for one model; such as powerplan models gpt2-small --mixer linear",
-    "models gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; did you mean gpt2-small, ...",
+    "models gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; did you mean gpt2-small, ...",
     "doctor --verbose": "No such option: --verbose...",
     "schema gpt2-small": "Got unexpected extra argument...",
 }

@@ -39,8 +39,8 @@ COMMANDS = {
     "budget gpt2-small --ctx 65,536": "--ctx: '65,536' could be one context or several; write 65536, or ...",
     "budget gpt2-small --measured none.json": "none.json: no such file",
     "budget gpt2-small gpt2": "MODEL: gpt2-small is given twice; give each model once",
-    "budget gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
-    "budget gpt2-small gpt2-xl --like llama": "--like: is for a config.json, and gpt2-small is a catalogue model",
+    "budget gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; ...",
+    "budget gpt2-small gpt2-xl --like llama": "--like: is for a config.json, and gpt2-small is a built-in model",
     "budget gpt2-small gpt2-xl --tokens 1B --flops 1e20": "--flops and --tokens are one budget twice; give one of them",
     f"budget gpt2-small --ctx {MANY}": "--ctx: 1 times 1,001 models and contexts are too many; 1,000 rows are the most",
     "budget": f"MODEL: {NO_BUDGET}",
@@ -62,7 +62,7 @@ COMMANDS = {
     "decode gpt2-small --twin atention": "--twin: 'atention' is not known; did you mean attention? allowed are ...",
     "decode llama-3-8b --twin attention": "--twin attention: llama-3-8b has attention in every layer already",
     "compare gpt2-small": "MODEL: compare needs two models or more; such as powerplan compare gpt2-small llama-3-8b",
-    "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
+    "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; ...",
 }
 
 

@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "--show none.json --save x.json --force --format csv": "--show: prints a saved profile: leave --save out",
     "--show none.json --plot x.png --force --format csv": "none.json: no such file",
-    "gpt2-smal": "'gpt2-smal' is neither a file nor a catalogue model; ...",
+    "gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; ...",
 }
 
 

@@ -34,12 +34,13 @@ def test_the_file_of_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert find_defaults(list(COMMANDS)).listed() == [
         ("ctx", "8k,128k"),
         ("gpu", "h100-sxm"),
+        ("devices", "64"),
         ("price", "2.5"),
         ("train ctx", "8k"),
-        ("train devices", "64"),
     ]
     assert main(["train", "llama-3-8b", "--tokens", "1B"]) == 0
     assert main(["wsfr", "llama-3-8b"]) == 0
+    assert main(["recommend", "llama-3-8b"]) == 0
 
 
 def test_options_and_keys_are_named() -> None:

@@ -84,7 +84,7 @@ def test_a_config_of_another_family(give: Give, capsys: pytest.CaptureFixture[st
     assert [model["name"] for model in json.loads(out)["models"]] == ["gpt2-xl", "stdin"]
     give(YAML)
     _, err = answer(capsys, "compare", "gpt2-xl", "-", "--like", "gpt2")
-    assert err == "error: --like: is for a config.json, and gpt2-xl is a catalogue model\n"
+    assert err == "error: --like: is for a config.json, and gpt2-xl is a built-in model\n"
     give(YAML)
     assert answer(capsys, "wsfr", "-", "--like", "gpt2")[1] == (
         "error: --like: is for a config.json, and <stdin> is a powerplan YAML\n"

@@ -94,7 +94,7 @@ def test_bad_families(file: Path, capsys: pytest.CaptureFixture[str], command: s
     )
     assert error in capsys.readouterr().err
     assert main([command, "gpt2-small", "--like", "llama", *more]) == 2
-    assert "--like: is for a config.json, and gpt2-small is a catalogue model" in capsys.readouterr().err
+    assert "--like: is for a config.json, and gpt2-small is a built-in model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["compare", "decode"])
@@ -104,7 +104,7 @@ def test_of_several_models_the_config_is_read_so(file: Path, capsys: pytest.Capt
     assert ": read like llama, as --like says" in captured.err
     assert "gpt2-small" in captured.out
     assert main([command, "gpt2-small", "gpt2-xl", "--like", "llama"]) == 2
-    assert "--like: is for a config.json, and gpt2-small is a catalogue model" in capsys.readouterr().err
+    assert "--like: is for a config.json, and gpt2-small is a built-in model" in capsys.readouterr().err
 
 
 def test_a_command_reads_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ def test_one_model() -> None:
     labels = ["as it is", "window 32,709", "power p=2", "power p=3", "linear"]
     assert [text.get_text() for text in upper.get_yticklabels()] == legend(figure) == labels
     assert names(upper) == [
-        *("67.52B", "111B, 1.64x", "187.9B, 2.78x", "25.03B, 0.37x", "221.5B, 3.28x"),
+        *("67.52B", "111B, 1.64x", "187.9B, 2.78x", "25.21B, 0.37x", "221.5B, 3.28x"),
         "20 tokens per active parameter",
     ]
     for other, points in zip(alternatives, lines(lower), strict=True):

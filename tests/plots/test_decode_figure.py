@@ -25,7 +25,7 @@ def test_without_a_device() -> None:
         "mamba2-2.7b at 8,192: state 162 MiB per sequence",
         "mamba2-2.7b at 131,072: state 162 MiB per sequence, on both lines of mamba2-2.7b at 8,192",
     ]
-    assert title(figure) == "Decoding at 8,192, 131,072 tokens, over the batch"
+    assert title(figure) == "Decoding at 8,192 and 131,072 tokens, over the batch"
     assert memory.get_xlabel() == "batch, sequences decoded together"
 
 

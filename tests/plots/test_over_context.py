@@ -146,7 +146,7 @@ def test_recommend(model: str, context: str, target: str) -> None:
     assert [line.get_color() == "#000000" for line in upper.lines[: len(ratios)]].index(True) == unchanged
     first = "1:1, as many weight as state FLOPs" if target == "1:1" else "target 3:1"
     assert names(upper) == [first, *(f"{tokens:,}" for tokens in answer.recommendation.contexts)]
-    contexts = ", ".join(f"{tokens:,}" for tokens in answer.recommendation.contexts)
+    contexts = " and ".join(f"{tokens:,}" for tokens in answer.recommendation.contexts)
     assert title(figure) == f"{model} at {contexts} tokens: candidates over the context"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from powerplan.profile.crossover import CLOSE_ENOUGH, LONGEST, SHORTEST, Pair, find_crossover
 from powerplan.profile.result import Crossover
+from powerplan.report.profile import crossover_text
 
 
 def linear_against_square(crossing: float) -> Callable[[int], Pair]:
@@ -51,6 +52,18 @@ def test_what_cannot_be_measured_ends_the_search_with_an_estimate() -> None:
     answer = crossover_of([1024, 4096], lambda context: times(context) if context <= 10_000 else None)
     assert (answer.context, answer.slower_at, answer.faster_at) == (None, 4096, None)
     assert answer.estimate == pytest.approx(40_000, rel=0.01)
+
+
+def test_no_estimate_is_printed_from_one_context() -> None:
+    times = linear_against_square(40_000)
+
+    def said_of(*known: int) -> str:
+        return crossover_text(crossover_of([*known], lambda context: times(context) if context in known else None))
+
+    said = [said_of(256), said_of(256, 1024)]
+    assert said[0].endswith("does not overtake softmax up to 256 tokens, where time or memory ended the search")
+    assert "it would be at about" not in said[0]
+    assert said[1].endswith("ended the search; it would be at about 40,000")
 
 
 def test_nothing_known() -> None:

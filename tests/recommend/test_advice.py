@@ -174,8 +174,35 @@ def test_what_layers_lose() -> None:
     assert losses(power, with_mixer(spec, "power:p=3")[0], 65_536) == [], "a state stood there before"
 
 
+def test_layers_that_had_no_tokens_lose_none() -> None:
+    hybrid = catalogue_spec("qwen3-next-80b-a3b")
+    plan = powerplan.recommend("qwen3-next-80b-a3b", "128k").recommended
+    assert plan.label == "8 power p=2 + 4 attention"
+    assert losses(hybrid, plan.spec, 131_072)[0].startswith("exact lookup of tokens in 8 of 48 layers:")
+    windows = catalogue_spec("gemma-3-1b")
+    wider = with_mixer(windows, "window:1024")[0]
+    assert losses(windows, wider, 65_536) == [
+        "direct sight of what is more than 1,024 tokens back, in 4 of 26 layers; what is more than 26,599 back is not "
+        "seen at all"
+    ]
+
+
+def test_the_next_run_is_the_one_that_was_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--gpu", "h100-sxm", "--devices", "64", "--tokens", "100B", "--price", "2.5"]
+    result = said(capsys, "llama-3.1-8b", "--ctx", "128k", *run)
+    assert result["next"][-1] == f"powerplan train new.yaml --ctx 128k {' '.join(run)}"
+    too_small = said(capsys, "llama-3.1-8b", "--ctx", "128k", "--gpu", "h100-sxm")
+    assert not [command for command in too_small["next"] if command.startswith("powerplan train")], "it does not fit"
+
+
 def test_on_target_is_not_balanced() -> None:
     text = " ".join(str(powerplan.recommend("gpt2-small", "64k", target="3:1")).split())
     assert " 1 on target; " in text
     assert "1 balanced" not in text
     assert "on target at 4,467 tokens" in text
+    several = powerplan.recommend("gemma-3-1b", ["8k", "1M"])
+    assert several.recommended.balanced
+    assert several.recommended.rows[0].wsfr > 4
+    text = " ".join(str(several).split())
+    assert " 1 on target" in text
+    assert "1 balanced" not in text

@@ -33,7 +33,7 @@ from powerplan.swap.windows import held_elements
         (["--solve", "context", "--exclude", "lm-head"], 9_215, None),
         (["--solve", "window", "--ctx", "64k"], 7_084, "window:7084"),
         (["--solve", "p", "--ctx", "64k"], 2, "power:p=2"),
-        (["--solve", "p", "--target", "1:10"], 3, "power:p=3"),
+        (["--solve", "p", "--target", "1:10"], 3, "power:p=3,normalize=false"),
     ],
 )
 def test_answers(capsys: pytest.CaptureFixture[str], arguments: list[str], value: int, mixer: str | None) -> None:
@@ -74,7 +74,7 @@ def test_one_more_is_too_much(spec: ModelSpec, unknown: str, context: int, targe
         ),
         (
             ["--solve", "p", "--target", "100000:1"],
-            "no degree gives 100,000:1: p = 1 leaves the state 970 times too heavy, 103:1",
+            "no degree gives 100,000:1: p = 1 leaves the state 955 times too heavy, 105:1",
         ),
         (
             ["--solve", "context", "--mixer", "power:p=2"],
@@ -248,3 +248,14 @@ def test_equal_states_from_python_name_their_parameters() -> None:
         powerplan.solve("gpt2-small", "window", equal_state="power:p=2", target=2)
     with pytest.raises(InputError, match=r"^solve: 'heads' is not known; allowed are context, window, p"):
         powerplan.solve("gpt2-small", "heads")  # type: ignore[arg-type]
+
+
+def test_one_degree_has_one_ratio_in_every_command() -> None:
+    model, context = "llama-3.1-8b", "128k"
+    (degree,) = powerplan.degrees(model, context, p=[3]).to_dict()["totals"]
+    expected = (degree["wsfr"], degree["state_bytes"])
+    beyond = powerplan.solve(model, "p", context).to_dict()["beyond"]
+    others = powerplan.budget(model, context, flops=10**23).to_dict()["alternatives"]
+    budget = next(row for row in others if row["mixer"].startswith("power:p=3"))
+    swap = powerplan.wsfr(model, context, mixer=budget["mixer"]).to_dict()["rows"][0]
+    assert [(row["wsfr"], row["state_bytes"]) for row in (beyond, budget, swap)] == [expected] * 3
