@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from powerplan.accounting import positions_text
+from powerplan.dims import kernels_for
 from powerplan.errors import listed
 from powerplan.mixers import Mixer
 from powerplan.report.following import next_commands
@@ -144,4 +145,13 @@ def _costs(answer: Recommendation) -> list[str]:
     new = [mixer for mixer in winner.spec.mixers() if mixer not in set(answer.base.spec.mixers())]
     if any(mixer.degree == 2 for mixer in new):
         parts.append(SPEED)
-    return [*parts, *dict.fromkeys(mixer.kernel_problem for mixer in new if mixer.kernel_problem)]
+    parts += dict.fromkeys(mixer.kernel_problem for mixer in new if mixer.kernel_problem)
+    return [*parts, *dict.fromkeys(text for mixer in new if (text := _without_gpu_kernel(mixer)))]
+
+
+def _without_gpu_kernel(mixer: Mixer) -> str | None:
+    """Return what is said of a power mixer whose heads no GPU kernel of powerplan.kernels takes; None for others."""
+    heads = mixer.own_heads()
+    if mixer.degree is None or heads is None or "triton" in kernels_for(mixer.degree, heads.head_dim, heads.v_head_dim):
+        return None
+    return f"no GPU kernel for {mixer.describe()} in heads of {heads.head_dim} (powerplan dims)"

@@ -94,6 +94,12 @@ def test_what_gpt2_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.count("1:1 is a hypothesis of arXiv 2507.04239") == 1
 
 
+def test_heads_without_a_gpu_kernel_are_a_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = said(capsys, "gemma-3-1b", "--ctx", "128k")["costs"]
+    assert "no GPU kernel for power p=2 in heads of 256 (powerplan dims)" in costs
+    assert "heads of 128 (powerplan dims)" not in costs
+
+
 def test_a_model_that_stays_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     near = said(capsys, "llama-3-8b", "--ctx", "64k")
     assert near["change"] == "nothing: the model stays as it is"
