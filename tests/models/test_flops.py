@@ -131,7 +131,7 @@ def one_of_each(spec: ModelSpec) -> ModelSpec:
         LayerGroup(mixer=use.layer.mixer, ffn=mlp if isinstance(use.layer.ffn, MoE) else use.layer.ffn)
         for use in spec.layer_uses()
     ]
-    return msgspec.structs.replace(spec, layers=tuple(groups))
+    return msgspec.structs.replace(spec, layers=tuple(groups), rope=None)
 
 
 CATALOGUE = [
