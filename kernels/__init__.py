@@ -3,6 +3,8 @@
 What to call:
     power_attention       attention over whole sequences, with gradients
     power_attention_step  one more token of decoding
+    power_state           what a stretch of tokens leaves behind, without queries
+    ContextParallel       how sequences lie on the ranks of a process group: power_attention(..., cp=plan)
     PowerState            what is remembered of a sequence, passed between calls
     empty_state           the PowerState of sequences that have not begun
     spow, tiled_spow      the symmetric power embeddings phi, with phi(q).phi(k) = (q.k)^p
@@ -16,12 +18,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powerplan.kernels.api import empty_state, power_attention, power_attention_step
+    from powerplan.kernels.distributed.plan import ContextParallel
     from powerplan.kernels.embedding import spow, tiled_spow
+    from powerplan.kernels.staged import power_state
     from powerplan.kernels.state import PowerState
 
-__all__ = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
+__all__ = [
+    "ContextParallel",
+    "PowerState",
+    "empty_state",
+    "power_attention",
+    "power_attention_step",
+    "power_state",
+    "spow",
+    "tiled_spow",
+]
 
-_MODULES = {"PowerState": "state", "spow": "embedding", "tiled_spow": "embedding"}
+_MODULES = {
+    "ContextParallel": "distributed.plan",
+    "PowerState": "state",
+    "power_state": "staged",
+    "spow": "embedding",
+    "tiled_spow": "embedding",
+}
 """The modules of names that are not in api.py."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ from powerplan.kernels.recurrent import recurrent, step
 from powerplan.kernels.reference import reference
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.triton.support import lacking
+
+if TYPE_CHECKING:
+    from powerplan.kernels.distributed.attention import Started
+    from powerplan.kernels.distributed.plan import ContextParallel
 
 
 def power_attention(
@@ -38,6 +43,7 @@ def power_attention(
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
     impl: str = "auto",
+    cp: ContextParallel | Started | None = None,
 ) -> Tensor | tuple[Tensor, PowerState]:
     """Return power attention of degree p, and on demand the state after the last token.
 
@@ -66,6 +72,11 @@ def power_attention(
             to end, which do not see each other. None where each row of the batch is one sequence.
         impl: "reference" (all pairs), "recurrent" (token by token), "torch" (in chunks, on any device), "triton" (in
             chunks, on a GPU), or "auto": triton where the GPU, the dtype and the head dims allow it, else torch.
+        cp: A ContextParallel plan, where each rank of a process group has some of the tokens: q, k, v and log_g are
+            those of this rank, and so is the output. Or what the plan's `start` returned. States are those of all
+            sequences, on every rank: give the same `initial_state` on each, whose gradients are to be summed over
+            ranks, as those of weights are; the gradient of a returned state is the sum over ranks. The plan has the
+            cu_seqlens. Every rank makes the call, and every rank goes backward through it (docs/distributed.md).
 
     Returns:
         The output, [B, T, H, V] in v's dtype; with `return_state`, the output and a PowerState of B (or N) sequences.
@@ -75,6 +86,14 @@ def power_attention(
             The message names the argument, what it is and what it should be. Values on a GPU are not looked at.
         TypeError: An argument has a type, or q a dtype, that is not allowed.
     """
+    if cp is not None:
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens belongs to the plan where cp is given: ContextParallel(cu_seqlens=...)")
+        from powerplan.kernels.distributed.attention import attend
+
+        given = (q, k, v, log_g, p, scale, chunk_size, normalize, initial_state, return_state, impl)
+        answer: Tensor | tuple[Tensor, PowerState] = attend(cp, *given)
+        return answer
     checks.check_types(q, k, v, log_g)
     checks.check_settings(p, scale, chunk_size)
     checks.check_flag("normalize", normalize)
@@ -160,7 +179,7 @@ def power_attention_step(
     if log_g is not None:
         checks.check_gate(log_g, k.shape[:2], device)
     checks.check_state(state, *timed, p, q.shape[0], normalize)
-    needs_gradient = _needs_gradient(q, k, v, log_g, *state)
+    needs_gradient = requires_gradient(q, k, v, log_g, *state)
     has_tangent = eager.has_tangent(q, k, v, log_g, *state)
     if impl == "auto":
         fits = q.device.type == "cuda" and lacking(timed[0], timed[2], p) is None
@@ -171,7 +190,7 @@ def power_attention_step(
         if needs_gradient:
             raise ValueError("impl='triton' has no gradients for a step: use impl='recurrent', or torch.no_grad()")
         if has_tangent:
-            raise ValueError(_NO_TANGENT.format("triton"))
+            raise ValueError(NO_TANGENT.format("triton"))
     log_g = None if log_g is None else log_g.clamp(min=LOWEST_LOG_GATE)
     scale = checks.scale_of(scale, int(q.shape[-1]))
     if impl == "triton":
@@ -214,12 +233,12 @@ def _empty_state(sequences: int, k: Tensor, v: Tensor, p: int, normalize: bool) 
     return PowerState(kv, k.new_zeros(size, dtype=dtype) if normalize else None)
 
 
-_NO_TANGENT = (
+NO_TANGENT = (
     "impl={!r} has no forward-mode derivatives, and one was asked for (torch.func.jvp, jacfwd, hessian, or "
     "torch.autograd.forward_ad): use impl='reference' or impl='recurrent'"
 )
 
-_NO_GRADIENT_OF_FUNC = (
+NO_GRADIENT_OF_FUNC = (
     "impl={!r} has no gradients by torch.func (grad, vjp, jacrev): use torch.autograd, or impl='reference' or "
     "impl='recurrent'"
 )
@@ -271,10 +290,10 @@ def _by_chunks(engine: str) -> Implementation:
         if state is not None:
             joined = state.kv if state.key is None else torch.cat((state.kv, state.key[..., None]), -1)
         if eager.has_tangent(q, k, v, log_g, joined):
-            raise ValueError(_NO_TANGENT.format(engine))
-        needs_gradient = _needs_gradient(q, k, v, log_g, joined)
+            raise ValueError(NO_TANGENT.format(engine))
+        needs_gradient = requires_gradient(q, k, v, log_g, joined)
         if eager.is_differentiated_by_func(q, k, v, log_g, joined):
-            raise ValueError(_NO_GRADIENT_OF_FUNC.format(engine))
+            raise ValueError(NO_GRADIENT_OF_FUNC.format(engine))
         final_state: Tensor | None
         if eager.is_eager(*inputs, joined):
             out, final_state = eager.call(inputs, joined, shape, needs_gradient, return_state, engine)
@@ -302,5 +321,5 @@ def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def requires_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -123,6 +123,10 @@ def check_sizes(
     check_embedded(int(q[3]), p)
     if q[2] % k[2]:
         raise ValueError(f"the {q[2]} heads of q must be a multiple of the {k[2]} heads of k and v")
+    check_normalizer(p, normalize)
+
+
+def check_normalizer(p: int, normalize: bool) -> None:
     if normalize and odd_degree(p):
         raise ValueError(
             f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
@@ -239,15 +243,16 @@ def check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequ
             raise ValueError(f"the state's {name} must be {dtype} on {q.device}, and is {x.dtype} on {x.device}")
 
 
-def check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
+def check_packing(cu_seqlens: Tensor, q: Tensor, name: str = "q") -> None:
+    """Check cu_seqlens against the tensor `q` of this name, [B, T, ...]."""
     check_tensor("cu_seqlens", cu_seqlens)
     if q.shape[0] != 1:
-        raise ValueError(f"cu_seqlens packs sequences in one batch row, and q has {q.shape[0]} rows")
+        raise ValueError(f"cu_seqlens packs sequences in one batch row, and {name} has {q.shape[0]} rows")
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
         kind = f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}"
         raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, int32 or int64, and is {kind}")
     if cu_seqlens.device != q.device:
-        raise ValueError(f"cu_seqlens must be on {q.device} as q is, and is on {cu_seqlens.device}")
+        raise ValueError(f"cu_seqlens must be on {q.device} as {name} is, and is on {cu_seqlens.device}")
     bounds, fault = _values(cu_seqlens), None
     if bounds is None:
         return
@@ -259,4 +264,4 @@ def check_packing(cu_seqlens: Tensor, q: Tensor) -> None:
     elif bounds[-1] != q.shape[1]:
         fault = f"ends with {bounds[-1]}"
     if fault is not None:
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of q, and {fault}")
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[1]}, the length of {name}, and {fault}")

@@ -124,6 +124,49 @@ def backward(
     return Gradients(grad_q, grad_k, grad_v, grad_log_g, running_grad.rows() if has_initial_state else None)
 
 
+def state(inputs: Inputs, shape: CallShape) -> Tensor:
+    """Return the final state alone, [B G, D, W] in rows of the tiled phi, of sequences that start empty.
+
+    Args:
+        inputs: The tensors of the call, not packed; q is not read.
+        shape: Shape and settings of the call, with as many query heads as key/value heads.
+    """
+    empty = _empty(inputs.k)
+    state, workspace = BlockedState.of(shape, None, empty), Workspace(shape, empty)
+    for tokens in shape.chunks():
+        chunk = workspace.chunk(tokens)
+        chunk.load(inputs, tokens, with_queries=False)
+        with record_function("power: update state"):
+            chunk.update_state(state)
+    return state.rows()
+
+
+def state_backward(grad_state: Tensor, inputs: Inputs, shape: CallShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of k and of v for that of `state`, and k.dk / p of every token, [B, T, G].
+
+    Args:
+        grad_state: [B G, D, W], the gradient of the state.
+        inputs: As `state` took them.
+        shape: As `state` took it.
+    """
+    empty = _empty(inputs.k)
+    grad_k, grad_v = (x.new_empty(x.shape) for x in (inputs.k, inputs.v))
+    k_dot_dk = empty.new_empty(shape.batch, shape.tokens, shape.kv_heads)
+    running_grad, workspace = BlockedState.of(shape, grad_state, empty), Workspace(shape, empty)
+    for tokens in reversed(shape.chunks()):
+        chunk, grads = workspace.chunk(tokens), workspace.gradients(tokens)
+        chunk.load(inputs, tokens, with_queries=False)
+        for grad in (grads.q, grads.k, grads.v):
+            grad.zero_()
+        with record_function("power: update state, backward"):
+            grads.update_state(running_grad)
+        running_grad.decay(chunk.decay_over_chunk())
+        k_dot_dk[:, tokens] = -grads.grad_log_g_cumsum()
+        grad_k[:, tokens] = chunk.by_kv_head(grads.k[:, : shape.head_dim])
+        grad_v[:, tokens] = chunk.by_kv_head(grads.v[:, : shape.v_head_dim])
+    return grad_k, grad_v, k_dot_dk
+
+
 def _states_backwards(
     inputs: Inputs, saved_states: Tensor, workspace: Workspace, has_initial_state: bool
 ) -> Iterator[tuple[slice, BlockedState]]:

@@ -127,20 +127,20 @@ class ChunkedPower(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             with torch.no_grad():
                 made = run(engine, grad_out, grad_state, inputs, outputs, shape, has_initial_state)
-            made = _NoSecondDerivative.apply(*made, *inputs, grad_out, grad_state)  # type: ignore[no-untyped-call]
+            made = NoSecondDerivative.apply(5, *made, *inputs, grad_out, grad_state)  # type: ignore[no-untyped-call]
         else:
             made = run(engine, grad_out, grad_state, inputs, outputs, shape, has_initial_state)
         q, k, v, log_g, initial_state = made
         return q, k, v, log_g, None, initial_state, None, None, None
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+class NoSecondDerivative(torch.autograd.Function):
     """Passes gradients through, and is itself an error to differentiate."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Take the five Gradients, and then the tensors that they depend on."""
-        return tuple(None if x is None else x.clone() for x in tensors[:5])
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Take `count` gradients, and then the tensors that they depend on."""
+        return tuple(None if x is None else x.clone() for x in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels import packed
-from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
+from powerplan.kernels.call import LOWEST_LOG_GATE, CallShape, Gradients, Inputs, Outputs
 
 _NOTHING = nullcontext()
 
@@ -110,6 +110,57 @@ def backward(
         tensors = (grad_out, grad_state, *inputs, *outputs)
         name = ("backward", has_initial_state, os.environ.get("POWERPLAN_AUTOTUNE"))
         return Gradients(*replay.repeat(launched.tapes, name, tensors, lay_out))
+
+
+def state(engine: str, inputs: Inputs, shape: CallShape) -> Tensor:
+    """Return the final states alone, [N, G, D, W] in the layout of PowerState, of sequences that start empty.
+
+    Args:
+        engine: "torch" or "triton".
+        inputs: The tensors of the call. q is a tensor of k's size that is not read.
+        shape: Shape and settings of the call, with as many query heads as key/value heads.
+    """
+    with inside(inputs.k):
+        inputs = inputs.with_finite_gates()
+        if engine == "torch":
+            return packed.state(inputs, shape)
+        run, shapes, _ = _triton()
+        made: Tensor = run.state(inputs, shapes.launch_shape(shape, inputs))
+        return made
+
+
+def state_backward(
+    engine: str, grad_state: Tensor, inputs: Inputs, shape: CallShape
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of k, v and log_g, each in its own dtype; None for log_g without gates.
+
+    The state is homogeneous of degree p in each key, so that k_j.dk_j / p is <dS, S_j> of what token j adds to it. The
+    gate of token i acts on all tokens before it: dL/dlog_g_i is the sum of k_j.dk_j / p over j < i.
+
+    Args:
+        engine: "torch" or "triton", the one that ran `state`.
+        grad_state: [N, G, D, W], the gradient of the states.
+        inputs: As `state` took them.
+        shape: As `state` took it.
+    """
+    with inside(inputs.k):
+        finite = inputs.with_finite_gates()
+        k_dot_dk: Tensor | None
+        if engine == "torch":
+            grad_k, grad_v, k_dot_dk = packed.state_backward(grad_state, finite, shape)
+        else:
+            run, shapes, _ = _triton()
+            grad_k, grad_v, k_dot_dk = run.state_backward(grad_state, finite, shapes.launch_shape(shape, finite))
+        log_g = inputs.log_g
+        if log_g is None or k_dot_dk is None:
+            return grad_k, grad_v, None
+        sums = k_dot_dk.double()
+        sums = sums.cumsum(1) - sums  # over the tokens before each, of the sequences before too
+        if inputs.cu_seqlens is not None:
+            bounds = inputs.cu_seqlens.long()
+            tokens = torch.arange(sums.shape[1], device=sums.device)
+            sums = sums - sums[:, bounds[torch.searchsorted(bounds, tokens, right=True) - 1]]
+        return grad_k, grad_v, sums.masked_fill(log_g < LOWEST_LOG_GATE, 0.0).to(log_g.dtype)
 
 
 def step(

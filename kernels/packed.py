@@ -85,6 +85,36 @@ def backward(
     return grads._replace(log_g=log_g)
 
 
+def state(inputs: Inputs, shape: CallShape) -> Tensor:
+    """Return the final states alone, [N, G, D, W] in the layout of PowerState, of sequences that start empty.
+
+    Args:
+        inputs: The tensors of the call, with finite gates; q is not read.
+        shape: Shape and settings of the call, with as many query heads as key/value heads.
+    """
+    rows = [chunked.state(*one) for one in _one_by_one(inputs, shape)]
+    return _by_sequence(_conversion(shape, inputs.k.device).from_rows(torch.cat(rows)), shape)
+
+
+def state_backward(grad_state: Tensor, inputs: Inputs, shape: CallShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of k and of v for that of `state`, [N, G, D, W], and k.dk / p of every token, [B, T, G]."""
+    rows = _conversion(shape, inputs.k.device).from_rows_adjoint(grad_state.flatten(0, 1))
+    if inputs.cu_seqlens is None:
+        return chunked.state_backward(rows, inputs, shape)
+    each = enumerate(_one_by_one(inputs, shape))
+    parts = [chunked.state_backward(rows[_states_of(index, shape)], *one) for index, one in each]
+    grad_k, grad_v, k_dot_dk = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return grad_k, grad_v, k_dot_dk
+
+
+def _one_by_one(inputs: Inputs, shape: CallShape) -> list[tuple[Inputs, CallShape]]:
+    """Return each packed sequence with its own shape, or the whole where nothing is packed."""
+    if inputs.cu_seqlens is None:
+        return [(inputs, shape)]
+    spans = _tokens_of_each(inputs.cu_seqlens)
+    return [(inputs.at(tokens), replace(shape, tokens=tokens.stop - tokens.start)) for tokens in spans]
+
+
 def _backward(
     grad_out: Tensor,
     grad_state: Tensor | None,

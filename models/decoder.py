@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,6 +17,9 @@ from powerplan.errors import InputError
 from powerplan.models.cache import Cache, Slot
 from powerplan.models.layers import ResidualLayer, build_norm
 from powerplan.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 INIT_STD = 0.02
 """Standard deviation of the first weights, as in GPT-2 (Radford et al. 2019, section 2.3)."""
@@ -45,34 +48,40 @@ class Decoder(nn.Module):
         self._tie_embeddings()
         self.register_load_state_dict_post_hook(Decoder._tie_embeddings)  # type: ignore[no-untyped-call]
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, cp: ContextParallel | None = None) -> Tensor:
         """Predict the token after each token.
 
         Args:
             tokens: Token ids [B, T], int64.
             cache: Memory of the tokens before these, to which these are added. None: there are none, and none are kept.
+            cp: A plan of sequences that lie on several ranks. The tokens are then those of this rank, and so are the
+                logits.
 
         Returns:
             Logits [B, T, V].
 
         Raises:
-            InputError: There are more tokens than learned positions.
+            InputError: There are more tokens than learned positions; or a mixer does not run over several ranks.
         """
         slots: list[Slot | None] = [None] * len(self.layers)
         past_tokens = 0
         if cache is not None:
             cache.slots = cache.slots or [Slot() for _ in self.layers]
             slots, past_tokens = list(cache.slots), cache.tokens
+        if cp is not None and tokens.shape[1] != cp.local_tokens:
+            raise InputError(f"tokens: {tokens.shape[1]} a row, and rank {cp.rank} of the plan has {cp.local_tokens}")
         x = self.embedding(tokens)
         if self.positions is not None:
-            total, table = past_tokens + tokens.shape[1], self.positions.num_embeddings
+            total = past_tokens + tokens.shape[1] if cp is None else cp.layout.longest_sequence
+            table = self.positions.num_embeddings
             if total > table:
                 raise InputError(f"{total:,} tokens do not fit the {table:,} learned positions of {self.spec.name}")
-            x = x + self.positions(torch.arange(past_tokens, total, device=tokens.device))
+            own = torch.arange(past_tokens, total, device=tokens.device) if cp is None else cp.positions(tokens.device)
+            x = x + self.positions(own)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         for layer, slot in zip(self.layers, slots, strict=True):
-            x = layer(x, slot)
+            x = layer(x, slot) if cp is None else layer(x, slot, cp)
         if self.final_norm is not None:
             x = self.final_norm(x)
         logits: Tensor = self.lm_head(x)
@@ -91,17 +100,21 @@ class Decoder(nn.Module):
         if self.spec.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-    def loss(self, tokens: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, cp: ContextParallel | None = None) -> Tensor:
         """Return the cross entropy of each token after the first, given the tokens before it.
 
         Args:
             tokens: Token ids [B, T], int64.
+            cp: A plan of T - 1 tokens over several ranks; each of them gives all tokens.
 
         Returns:
-            Cross entropies [B, T - 1] in nats, float32.
+            Cross entropies [B, T - 1] in nats, float32; with a plan those of this rank's tokens.
         """
-        logits = self(tokens[:, :-1])
-        return F.cross_entropy(logits.transpose(1, 2).float(), tokens[:, 1:], reduction="none")
+        if cp is None:
+            logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
+        else:
+            logits, targets = self(cp.shard(tokens[:, :-1]), cp=cp), cp.shard(tokens[:, 1:])
+        return F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, m hidden size.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.models.cache import Slot
 from powerplan.spec import Norm
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 def build_norm(norm: Norm, hidden_size: int, **factory_kwargs: Any) -> nn.Module:
@@ -76,12 +79,13 @@ class ResidualLayer(nn.Module):
             build_norm(norm, hidden_size, **factory_kwargs) for _ in range(norm.per_layer - before)
         )
 
-    def forward(self, x: Tensor, slot: Slot | None = None) -> Tensor:
+    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None) -> Tensor:
         """Return the stream [B, T, m] after this layer.
 
-        With a slot, the tokens of x follow those in it, and the mixer adds them to it.
+        With a slot, the tokens of x follow those in it, and the mixer adds them to it. With a plan they are this rank's
+        tokens of sequences that lie on several ranks.
         """
-        mixer = None if self.mixer is None else partial(self.mixer, slot=slot)
+        mixer = None if self.mixer is None else partial(self.mixer, slot=slot, **({} if cp is None else {"cp": cp}))
         parts = [part for part in (mixer, self.ffn) if part is not None]
         if self.is_parallel:
             normed = self.before[0](x)

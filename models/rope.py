@@ -23,7 +23,12 @@ from powerplan.rope import (
 
 
 def rope_cos_sin(
-    past_tokens: int, tokens: int, head_dim: int, device: torch.device, rope: Rope | None = None
+    past_tokens: int,
+    tokens: int,
+    head_dim: int,
+    device: torch.device,
+    rope: Rope | None = None,
+    context: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, each [T, rotated // 2] in float32, for `tokens` tokens after `past_tokens` others.
 
@@ -35,13 +40,14 @@ def rope_cos_sin(
         head_dim: Features of a head. The first `partial` of them are rotated.
         device: Where the result is made.
         rope: Base, share and scaling. None stands for the base 10,000 and whole heads.
+        context: Tokens of the sequence, which some scalings depend on. None: it ends with these tokens.
 
     Raises:
         InputError: The factors of a LongRoPE are for heads of another size.
     """
     rope = rope or Rope()
     positions = torch.arange(past_tokens, past_tokens + tokens, device=device, dtype=torch.float32)
-    angles = positions[:, None] * frequencies(rope, head_dim, past_tokens + tokens, device)
+    angles = positions[:, None] * frequencies(rope, head_dim, context or past_tokens + tokens, device)
     scale = rope.attention_scale
     cos, sin = angles.cos(), angles.sin()
     return (cos, sin) if scale == 1 else (cos * scale, sin * scale)

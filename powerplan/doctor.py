@@ -44,7 +44,13 @@ def examine(commands: Sequence[str] = ()) -> list[Finding]:
     torch, triton = _package("torch", "pip install torch"), _package("triton")
     if not triton.ok:
         triton = Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU")
-    findings += [torch, triton, _package("matplotlib", "pip install matplotlib, for --plot")]
+    findings += [
+        torch,
+        triton,
+        _package("matplotlib", "pip install matplotlib, for --plot"),
+        _package("vl-convert-python", "pip install vl-convert-python jinja2, for powerplan report"),
+        _package("jinja2", "pip install jinja2, for powerplan report"),
+    ]
     if not torch.ok:
         return [*findings, Finding("accelerator", "not looked for, as torch is not installed", ok=False)]
     return [*findings, *_accelerators()]

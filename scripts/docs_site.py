@@ -74,8 +74,18 @@ REFERENCE = {
         ],
     ),
     "powerplan.kernels": (
-        "Power attention in torch and Triton. [Kernels](../kernels.md) explains engines, states and speeds.",
-        ["power_attention", "power_attention_step", "PowerState", "empty_state", "spow", "tiled_spow"],
+        "Power attention in torch and Triton. [Kernels](../kernels.md) explains engines, states and speeds, and "
+        "[Several devices](../distributed.md) sequences that lie on several ranks.",
+        [
+            "power_attention",
+            "power_attention_step",
+            "power_state",
+            "ContextParallel",
+            "PowerState",
+            "empty_state",
+            "spow",
+            "tiled_spow",
+        ],
     ),
     "powerplan.models": (
         "Layers and models of a spec in torch. [Models](../models.md) and [transformers](../transformers.md) show them "

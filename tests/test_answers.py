@@ -96,7 +96,7 @@ def test_an_answer_is_what_the_command_prints(command: str, capsys: pytest.Captu
 
 
 def test_a_notebook_keeps_the_lines_of_text() -> None:
-    text, table, verdict = powerplan.wsfr("llama-3-8b", "64k")._repr_markdown_().split("\n\n")
+    text, table, verdict = powerplan.wsfr("llama-3.1-8b", "64k")._repr_markdown_().split("\n\n")
     assert text.count("  \n") == text.count("\n") == 2
     assert "  \n" not in table + verdict
 

@@ -57,6 +57,26 @@ def test_use_kernel() -> None:
     assert right[-1] > 80
 
 
+def test_context_parallel() -> None:
+    """One process, and two that share each sequence, learn the same in each step."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, EXAMPLES / "context_parallel.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S)
+    assert done.returncode == 0, done.stderr
+    check_screen(done.stdout)
+    rows = []
+    for out, first, sent in ((run("context_parallel.py"), "1, 64", "0"), (done.stdout, "2, 32", "296,064")):
+        assert f"ContextParallel(rank 0 of {first} of 64 tokens of sequences" in out
+        assert f"It sends {sent} bytes a pass." in out
+        rows.append([numbers(line) for line in out.splitlines() if re.match(r" +[0-9]+  ", line)])
+    assert [row[0] for row in rows[0]] == [row[0] for row in rows[1]] == list(range(0, 61, 6))
+    # Rounding errors grow with the steps, as in any training.
+    assert [row[1] for row in rows[1][:5]] == pytest.approx([row[1] for row in rows[0][:5]], abs=0.005)
+    for each in rows:
+        assert each[0][2] < 20
+        assert each[-1][2] > 90
+
+
 def test_mfu() -> None:
     out = run("mfu.py", "6")
     rows = [numbers(line) for line in out.splitlines() if re.match(r" +[0-9]+  ", line)]
@@ -125,6 +145,7 @@ PLAIN = {
     "decode_constant.py": "gpt2-smal",
     "use_kernel.py": "many",
     "mfu.py": "many",
+    "context_parallel.py": "many",
     "transformers_power.py": "many",
 }
 
@@ -146,7 +167,7 @@ def test_examples_say_how_they_are_used_and_what_was_wrong(
 
     assert exit_code("--help") == 0
     usage = capsys.readouterr().out
-    assert f"Usage: python examples/{name}" in usage
+    assert re.search(rf"Usage: (python|torchrun --nproc-per-node 2) examples/{name}", usage)
     check_screen(usage)
     assert exit_code(PLAIN[name]) == 2
     printed = capsys.readouterr()

@@ -251,7 +251,16 @@ def test_commands_and_options() -> None:
 SHARED = ("--output", "--force", "--quiet", "--no-color")
 """Options of every command."""
 
-KERNELS = ["PowerState", "empty_state", "power_attention", "power_attention_step", "spow", "tiled_spow"]
+KERNELS = [
+    "ContextParallel",
+    "PowerState",
+    "empty_state",
+    "power_attention",
+    "power_attention_step",
+    "power_state",
+    "spow",
+    "tiled_spow",
+]
 MODELS = [
     "Cache",
     "Decoder",

@@ -1,16 +1,12 @@
-"""Work for two processes of torch.distributed (gloo, on the CPU), and how a test runs it: with a time limit."""
+"""Work for two processes of torch.distributed: gradients of DDP, a step of FSDP2."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 import torch.nn.functional as F  # noqa: N812
-from children import HUNG_S
 from torch import Tensor
 
 from powerplan.ffn import MLP
@@ -59,27 +55,6 @@ def loss_of(model: Any, tokens: Tensor) -> Tensor:
 
 def gradients(model: Any) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
-
-
-def run_in_two(work: Callable[[int, Path], None], folder: Path) -> None:
-    """Call work(rank, folder) in two processes; raises what one of them raises, or TimeoutError after HUNG_S."""
-    context = torch.multiprocessing.spawn(_join, (work, folder), nprocs=COUNT, join=False)
-    end = time.monotonic() + HUNG_S
-    while not context.join(timeout=1):
-        if time.monotonic() > end:
-            for process in context.processes:
-                process.kill()
-            raise TimeoutError(f"{work.__name__} took more than {HUNG_S:.0f} s")
-
-
-def _join(rank: int, work: Callable[[int, Path], None], folder: Path) -> None:
-    torch.set_num_threads(1)
-    where = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=COUNT)
-    try:
-        work(rank, folder)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def all_work(rank: int, folder: Path) -> None:

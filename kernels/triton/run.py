@@ -9,7 +9,7 @@ from powerplan.kernels.call import Gradients, Inputs, Outputs
 from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.launches import Launches, StatePair
 from powerplan.kernels.triton.layout import squares, step_conversion
-from powerplan.kernels.triton.shapes import LaunchShape, tokens_first
+from powerplan.kernels.triton.shapes import LaunchShape, saved_states, tokens_first
 from powerplan.kernels.triton.states import scan
 
 
@@ -125,3 +125,35 @@ def backward(
         grad_log_g = calls.grad_log_g(q_dot_dq, k_dot_dk, grad_gate_carry).view(inputs.log_g.shape)
     dq, dk, dv = dq.view(inputs.q.shape), dk.view(inputs.k.shape), dv.view(inputs.v.shape)
     return Gradients(dq, dk, dv, grad_log_g, grad_initial_state)
+
+
+def state(inputs: Inputs, shape: LaunchShape) -> Tensor:
+    """Return the final states alone, [N, G, D, W] in the layout of PowerState, of sequences that start empty.
+
+    Args:
+        inputs: The tensors of the call. q is a tensor of k's size that is not read.
+        shape: Shape and settings of the call, with as many query heads as key/value heads.
+    """
+    calls = launches(shape, inputs)
+    _, end, _ = scan(calls, calls.k, calls.v, None, True)
+    return _from_rows(end, shape)
+
+
+def state_backward(grad_state: Tensor, inputs: Inputs, shape: LaunchShape) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of k and of v for that of `state`, [N, G, D, W]; with gates k.dk / p too, [B, T, G].
+
+    These are the kernels of a whole backward pass, for queries of 0 whose outputs have gradients of 0.
+    """
+    call = shape.call
+    silent = inputs._replace(q=torch.zeros_like(inputs.k))
+    calls = launches(shape, silent)
+    grad = torch.zeros_like(calls.v, memory_format=torch.contiguous_format)
+    norm = torch.zeros(grad.shape[:2] if call.normalize else (0,), dtype=torch.float32, device=calls.device)
+    norm_grads = calls.norm_grads(grad, grad, norm)
+    # <dS, S> of the chunks is not needed (engines.state_backward): any states of the right sizes do.
+    unread = saved_states(shape, True, True, True, calls.k)
+    end = _to_rows(grad_state, shape, adjoint=True)
+    grad_states, _, _ = scan(calls, calls.q, norm_grads.y, end, False, norm_grads, unread)
+    grad_k, grad_v, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, True)
+    shares = None if inputs.log_g is None else k_dot_dk.view(inputs.log_g.shape) / call.p
+    return grad_k.view(inputs.k.shape), grad_v.view(inputs.v.shape), shares

@@ -6,17 +6,22 @@ Shapes: B batch, T queries, S keys, H query heads, G key/value heads, K key head
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.errors import InputError
 from powerplan.mixers import Attention
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.heads import GroupedHeadsMixer
+from powerplan.models.mixers.ranks import heads_for_ranks, heads_for_tokens, tokens_for_heads
 from powerplan.models.mixers.sinks import rescale_for_sinks, sdpa_with_sinks
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class SoftmaxAttention(GroupedHeadsMixer):
@@ -45,6 +50,14 @@ class SoftmaxAttention(GroupedHeadsMixer):
             state.k.keep_last(self.window)
             state.v.keep_last(self.window)
         return out, state
+
+    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
+        if cp.packed:
+            raise InputError("cp: softmax attention over several ranks takes no packed sequences: plan with tokens")
+        k, v = heads_for_ranks(k, q.shape[2], cp.ranks), heads_for_ranks(v, q.shape[2], cp.ranks)
+        sinks = None if self.sinks is None else self.sinks.chunk(cp.ranks)[cp.rank]
+        q, k, v = (tokens_for_heads(x, cp) for x in (q, k, v))
+        return heads_for_tokens(softmax_attention(q, k, v, self.window, sinks), cp)
 
 
 class KeyValues(NamedTuple):

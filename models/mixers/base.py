@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,27 @@ from powerplan.kernels.api import IMPLEMENTATIONS
 from powerplan.kernels.checks import check_impl, check_settings
 from powerplan.models.cache import Slot
 
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
+
+
+RUN_SHARED = "attention, power, linear, retnet and lightning"
+"""The kinds whose mixers run over several ranks, as a message names them."""
+
 
 class SequenceMixer(nn.Module):
     """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
-    def forward(self, x: Tensor, slot: Slot | None = None) -> Tensor:
+    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None) -> Tensor:
         """Mix the tokens of x [B, T, m]. With a slot, they follow the tokens in it and are added to it.
 
-        Raises InputError where activation checkpointing calls again with a slot, which holds these tokens by then.
+        With a plan, x has this rank's tokens of sequences that lie on several ranks. Raises InputError where the mixer
+        cannot do that, and where activation checkpointing calls again with a slot, which holds these tokens by then.
         """
+        if cp is not None:
+            if slot is not None:
+                raise InputError("a cache and cp exclude each other: a cache has all tokens of its sequences")
+            return self.run_shared(x, cp)
         if slot is None:
             return self.run(x, 0, None, return_state=False)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
@@ -36,6 +48,10 @@ class SequenceMixer(nn.Module):
         none.
         """
         raise NotImplementedError
+
+    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
+        """Return the output [B, t, m] of this rank's tokens x [B, t, m] of sequences that lie on several ranks."""
+        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
 
 def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) -> None:

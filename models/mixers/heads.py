@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, m hidden size, H query heads, G key/value heads, K ke
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,6 +16,9 @@ from powerplan.mixers import FeatureAttention, GroupedHeads
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 INITIAL_GATE = 0.999
 """What every gate is with the first weights: the share of the past that is kept per token, as in the training code of
@@ -61,8 +64,18 @@ class GroupedHeadsMixer(SequenceMixer):
         out, state = self.mix(*self.project(x, past_tokens), state, return_state=return_state)
         return self.merge(x, out), state
 
-    def project(self, x: Tensor, past_tokens: int = 0) -> Projected:
-        """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied."""
+    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
+        # Positions are those within a sequence, of which this rank may have several parts.
+        parts = [self.project(x[:, own], first, context) for own, first, context in cp.parts()] or [self.project(x)]
+        q, k, v = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in list(zip(*parts, strict=True))[:3])
+        gates = [log_g for *_, log_g in parts if log_g is not None]
+        return self.merge(x, self.mix_shared(q, k, v, torch.cat(gates, 1) if gates else None, cp))
+
+    def project(self, x: Tensor, past_tokens: int = 0, context: int | None = None) -> Projected:
+        """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied.
+
+        context: tokens of the whole sequence; None where it ends with x.
+        """
         q, k = self.q_proj(x), self.k_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -70,7 +83,7 @@ class GroupedHeadsMixer(SequenceMixer):
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope)
+            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope, context)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.v_head_dim))
         q, k = q.to(v.dtype), k.to(v.dtype)  # On CUDA, autocast leaves norms in float32.
@@ -86,6 +99,10 @@ class GroupedHeadsMixer(SequenceMixer):
 
         state: what an earlier call returned for the tokens before these; None if there are none.
         """
+        raise NotImplementedError
+
+    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
         raise NotImplementedError
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:

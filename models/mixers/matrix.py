@@ -5,15 +5,19 @@ Shapes: B batch, T tokens, m hidden size, H heads, J query and key heads, K key 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.errors import InputError
 from powerplan.mixers.linear import MatrixState
-from powerplan.models.mixers.base import SequenceMixer
+from powerplan.models.mixers.base import RUN_SHARED, SequenceMixer
 from powerplan.models.mixers.convolution import ShortConvolution
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class MatrixMixerState(NamedTuple):
@@ -76,6 +80,19 @@ class MatrixMixer(SequenceMixer):
         v = v.unflatten(-1, (self.heads, self.v_head_dim))
         out, heads_state = self.mix(x, q, k, v, past_tokens, heads_state, return_state=return_state)
         return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
+
+    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
+        if self.convolution is not None:
+            raise InputError("cp: a short convolution does not run over several ranks yet")
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.activated:
+            q, k, v = F.silu(q), F.silu(k), F.silu(v)
+        q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
+        return self.merge(x, self.mix_shared(q, k, v.unflatten(-1, (self.heads, self.v_head_dim)), cp))
+
+    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
+        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool

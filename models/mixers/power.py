@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, H query heads, G key/value heads, K key head dim, V v
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class PowerAttention(GroupedHeadsMixer):
@@ -52,3 +55,8 @@ class PowerAttention(GroupedHeadsMixer):
             whole: Tensor = power_attention(q, k, v, log_g, **options)  # type: ignore[assignment]
             return whole, None
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
+
+    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
+        options: dict[str, Any] = {"p": self.p, "normalize": self.normalize}
+        options |= {"chunk_size": self.chunk_size, "impl": self.impl}
+        return power_attention(q, k, v, log_g, cp=cp, **options)  # type: ignore[return-value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.matrix import MatrixMixer
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class FixedDecay(MatrixMixer):
@@ -51,6 +54,19 @@ class FixedDecay(MatrixMixer):
             whole: Tensor = power_attention(q, k, v, log_g, **options)  # type: ignore[assignment]
             return whole, None
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
+
+    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+        if self.rope is not None:
+            parts = [
+                rope_cos_sin(first, own.stop - own.start, self.head_dim, q.device, self.rope, context)
+                for own, first, context in cp.parts()
+            ]
+            if parts:
+                cos_sin = [torch.cat(each) for each in zip(*parts, strict=True)]
+                q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+        log_g = self.log_decay(q.device).expand(*q.shape[:2], -1)
+        options: dict[str, Any] = {"p": 1, "normalize": False, "chunk_size": self.chunk_size, "impl": self.impl}
+        return power_attention(q, k, v, log_g, cp=cp, **options)  # type: ignore[return-value]
 
 
 class Retention(FixedDecay):

@@ -1,4 +1,4 @@
-"""What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+"""What serving takes: bytes and time per decoded token, prefill, memory, the largest batch that fits."""
 
 from __future__ import annotations
 

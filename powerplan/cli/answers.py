@@ -38,7 +38,7 @@ def wsfr(
     force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
-    """Weight-state FLOP ratio of a model: at each context, which side is too heavy, and where they balance."""
+    """Weight-state FLOP ratio of a model: FLOPs of weights and of state at each context, and where they balance."""
     if explain and output == "csv":
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
@@ -177,7 +177,7 @@ def decode(
     force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
-    """What serving takes: bytes and time per decoded token, memory, the largest batch that fits, the prompt."""
+    """What serving takes: bytes and time per decoded token, prefill, memory, the largest batch that fits."""
     figures.check(plot, force, models)
     answer = powerplan.decode(
         options.as_families(models, like),

@@ -66,7 +66,7 @@ EXAMPLES = {
         "powerplan budget --flops 1e21",
     ],
     "train": [
-        "powerplan train llama-3.1-8b --ctx 128k --gpu h100-sxm --devices 64",
+        "powerplan train llama-3.1-8b --gpu h100-sxm --devices 64",
         "powerplan train model.yaml --ctx 8k --gpu h100-sxm",
         "powerplan train gpt2-xl --ctx 1k --gpu a100-80gb",
     ],

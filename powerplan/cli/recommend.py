@@ -63,7 +63,7 @@ def recommend(
         Side | None, choice_option(Side, "Which side should be the heavier one, where one must be.")
     ] = None,
     solve: Annotated[
-        Unknown | None, choice_option(Unknown, "Ask the other way round: which context, window or p has the target?")
+        Unknown | None, choice_option(Unknown, "Solve for the context, window or p that meets the target.")
     ] = None,
     equal_state: Annotated[
         str | None,

@@ -234,7 +234,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     entry: formula of what a token appends to the cache; empty where the state is recurrent.
     looked_up, touched: formulas of the part of the cache that a token reads, or of the recurrent state that it reads
     and writes; empty where that is all of it.
-    transition: formula of the matrices that a part of a sequence multiplies the state by; empty for decays alone.
+    transition: formula of what a part of a sequence multiplies the state by, matrices or gates; empty for fixed decays.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
     steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
     swappable: whether another kind can take the place of this one at the same weights.

@@ -39,6 +39,10 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     chunk_size: Window | None = None
 
     @property
+    def transition(self) -> str:  # type: ignore[override]
+        return "G" if self.gated else ""
+
+    @property
     def degree(self) -> int:
         """The degree of phi; 1 is the identity."""
         return 1

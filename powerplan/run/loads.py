@@ -31,7 +31,7 @@ class LayerLoad:
     for recurrent state.
     window: keys that a query meets at most; None without a window.
     state_bytes: recurrent state of one sequence, which is passed on once, with what a part of the sequence multiplies
-    it by where that is a matrix (delta rules); 0 where there is none.
+    it by (the matrices of delta rules, the decays of gated heads); 0 where there is none.
     kv_heads: heads that tensor parallelism can split keys, values or a state among, as every device of a group needs
     those of its queries: 1 for latents; None for a state of as many heads as there are, or channels.
     same_heads_entry_bytes: keys and values of a token, had this layer attention with the heads of its state; 0 where it
@@ -130,8 +130,9 @@ def _entry(mixer: Mixer, context: int) -> int:
 def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fraction:
     """Return the bytes that a device passes on of a recurrent state: the state, its transition, inputs of convolutions.
 
-    Every device merges the states of those before it. A delta rule multiplies a state by a matrix for each head, which
-    is passed beside it, as flash-linear-attention does it (ops/cp/README.md).
+    Every device merges the states of those before it. What its own part of the sequence multiplies a state by is passed
+    beside it: the decays of gated heads in powerplan.kernels (ContextParallel.exchanged_bytes), the matrices of a delta
+    rule in flash-linear-attention (ops/cp/README.md).
     """
     transition = total(mixer.terms((("transition", mixer.transition),)))
     return (size.recurrent + transition) * RECURRENT_BYTES + size.recent * recipe.activation_bytes

@@ -285,9 +285,10 @@ def _rope_of(spec: ModelSpec, groups: Sequence[LayerGroup]) -> Rope | tuple[Rope
         start += before.repeat * length
     kept = []
     for rope in spec.rope:
-        if rope.in_layers is None:
+        covered = None if rope.in_layers is None else set(rope.in_layers)
+        if covered is None:
             kept.append(rope)
-        elif positions := tuple(new for new, position in enumerate(old) if position in set(rope.in_layers)):
+        elif positions := tuple(new for new, position in enumerate(old) if position in covered):
             kept.append(msgspec.structs.replace(rope, in_layers=positions))
     return tuple(kept)
 

@@ -12,9 +12,10 @@ import torch
 import torch._dynamo
 import two_processes
 from kinds import MIXERS, spec_of
+from ranks import run_in
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from two_processes import RATE, gradients, loss_of, run_in_two, small_model, small_spec, some_tokens
+from two_processes import COUNT, RATE, gradients, loss_of, small_model, small_spec, some_tokens
 
 from powerplan.errors import InputError
 from powerplan.models import Cache, Slot, build_model
@@ -121,7 +122,7 @@ def test_a_window_is_made_in_fake_and_real_tensors_alike() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote: one start of them serves all tests of them."""
     folder = tmp_path_factory.mktemp("two")
-    run_in_two(two_processes.all_work, folder)
+    run_in(COUNT, two_processes.all_work, folder)
     return folder
 
 

@@ -55,7 +55,7 @@ def built_size(resizer: Resizer, plan: LayerPlan) -> ModelSpec | None:
             groups = tuple(
                 msgspec.structs.replace(group, repeat=max(1, round(group.repeat * factor))) for group in base.layers
             )
-            deep = msgspec.structs.replace(base, layers=groups)
+            deep = msgspec.structs.replace(base, layers=groups, rope=None)  # Only its layers are counted.
             scope = next(scope for scope in scopes(deep) if scope.partial == plan.scope.partial)
             count = round(plan.count * Fraction(scope.layers, plan.layers))
             if plan.is_mix and not 0 < 2 * count <= scope.layers:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
 from powerplan.accounting import Accounting
+from powerplan.dims import spow_dim
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Attention, Power
+from powerplan.mixers import Attention, Linear, Power
 from powerplan.run.degrees import Degrees
 from powerplan.run.links import all_gather_s, all_reduce_s, all_to_all_s, cluster_of, reduce_scatter_s
 from powerplan.run.loads import ModelLoad, model_load
@@ -47,6 +49,31 @@ def test_recurrent_layers_pass_one_state_whatever_the_context(mixer: str) -> Non
     width = 128 if mixer == "linear" else Power(heads=1, head_dim=128, p=2).feature_dim
     assert short[0].bytes_sent == 8 * width * columns * 4
     assert short[0].break_even == 8 * width * columns * 4 // (8 * 256 * 2)
+
+
+@pytest.mark.parametrize("gated", ["true", "false"])
+@pytest.mark.parametrize(
+    "mixer", ["power:p=2", "power:p=4,head_dim=16", "power:p=3,normalize=false,head_dim=32", "linear"]
+)
+def test_what_is_planned_is_what_the_kernels_hand_over(mixer: str, gated: str) -> None:
+    """A gather of contiguous parts; its bytes are counted on the wire in tests/kernels/test_context_parallel.py."""
+    torch = pytest.importorskip("torch")
+    from powerplan.kernels.distributed.exchange import Wire
+    from powerplan.kernels.distributed.layout import make_layout, named_ranges
+
+    ranks, context = 8, 65_536
+    model = load_of(f"{mixer}{',' if ':' in mixer else ':'}gated={gated}", context=context)
+    (passing,) = passings(model, Degrees(cp=ranks))
+    kind = model.spec.mixers()[0]
+    assert isinstance(kind, (Power, Linear))
+    layout = make_layout((0, context), named_ranges("contiguous", context, ranks))
+    nobody: Any = None
+    for rank in range(ranks):
+        wire = Wire(nobody, rank, layout, "gather", None)
+        columns = kind.v_head_dim + int(kind.has_normaliser)
+        size = (model.recipe.micro_batch, kind.kv_heads, spow_dim(kind.head_dim, kind.degree), columns)
+        message = wire.message_bytes(size, kind.gated, torch.float32)
+        assert passing.bytes_sent == wire.messages(False) * message == wire.messages(True) * message
 
 
 def test_delta_rules_pass_a_transition_beside_their_state() -> None:

@@ -1,0 +1,1 @@
+"""Context parallelism: one sequence over the ranks of a process group of torch.distributed."""

@@ -1,0 +1,257 @@
+"""Hands states over between fragments: an exclusive scan with decay, on torch.distributed.
+
+Forward, fragment f has the state S_f that it leaves behind and the decay d_f over it, and wants the state before it:
+H_f+1 = d_f H_f + S_f. Backward, it has the gradient g_f of H_f, and wants that of its S_f: L_f = g_f+1 + d_f+1 L_f+1,
+the same scan from the other end.
+
+Two ways to do it. "gather": every rank gets all states in one collective, and sums those that it needs. "scan": states
+are sent from fragment to fragment, in rounds. In the first, each fragment gets the sum of the one before it; in each
+later round the sum of twice as many (Hillis and Steele 1986). A message is a state and, where there are gates, the
+decay over the fragments that it sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from powerplan.kernels.distributed.layout import Layout
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How states travel between the ranks of a group.
+
+    Attributes:
+        group: The process group.
+        rank: This rank in it.
+        layout: Who holds which fragment.
+        way: "gather" or "scan".
+        dtype: The dtype of states on the wire; None for their own. Decays always travel in their own.
+    """
+
+    group: dist.ProcessGroup
+    rank: int
+    layout: Layout
+    way: str
+    dtype: torch.dtype | None
+
+    def width(self, reverse: bool) -> int:
+        """Return how many states each rank gives to a gather: as many as the rank that has most of them."""
+        return self._widths[reverse]
+
+    # Cached, as plans are used for many calls: with a thousand ranks these take milliseconds.
+    @cached_property
+    def _widths(self) -> list[int]:
+        ranks = range(self.layout.ranks)
+        return [max(len(self.layout.senders(rank, reverse)) for rank in ranks) for reverse in (False, True)]
+
+    @cached_property
+    def own_rounds(self) -> list[list[list[tuple[int, int]]]]:
+        """The messages of each round of a scan, forward and in reverse, that this rank sends or gets."""
+        fragments = self.layout.fragments
+        return [
+            [[pair for pair in pairs if self.rank in [fragments[index].rank for index in pair]] for pairs in rounds]
+            for rounds in (self.rounds(False), self.rounds(True))
+        ]
+
+    def rounds(self, reverse: bool) -> list[list[tuple[int, int]]]:
+        """Return the messages of each round of a scan: pairs of the fragment that sends, and the one that gets it."""
+        layout, step = self.layout, -1 if reverse else 1
+        fragments = range(len(layout.fragments))
+        distances = [layout.distance(index, reverse) for index in fragments]
+        found = [[(index - step, index) for index in fragments if distances[index]]]
+        reach = 1
+        while reach < layout.longest:
+            found.append([(index - step * reach, index) for index in fragments if distances[index] > reach])
+            reach *= 2
+        return [sorted(pairs) for pairs in found]
+
+    def messages(self, reverse: bool) -> int:
+        """Return how many states this rank hands over in one scan, those of a gather that stand for none included."""
+        if not self.layout.longest:
+            return 0
+        if self.way == "gather":
+            return self.width(reverse)
+        fragments = self.layout.fragments
+        pairs = [pair for pairs in self.own_rounds[reverse] for pair in pairs]
+        owners = [(fragments[source].rank, fragments[target].rank) for source, target in pairs]
+        return sum(source == self.rank != target for source, target in owners)
+
+    def message_bytes(self, size: tuple[int, int, int, int], gated: bool, high: torch.dtype) -> int:
+        """Return the bytes of one message: states of `size` [B, G, D, W] in the dtype `high`, and their decays."""
+        batch, groups, dim, columns = size
+        wire = self.dtype or high
+        return batch * groups * (dim * columns * wire.itemsize + int(gated) * high.itemsize)
+
+
+@contextmanager
+def explained(wire: Wire) -> Iterator[None]:
+    """Say what a failed collective means: most often another rank has failed, and this one has waited for it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
+        first = str(error).strip().split("\n")[0]
+        raise RuntimeError(
+            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the states of others. "
+            "A rank has failed (its own message says why), made another call than this one, or took longer than the "
+            f"timeout of init_process_group. torch.distributed says: {first}"
+        ) from error
+
+
+def all_gather(output: Tensor, own: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> Any:
+    """Gather `own` of all ranks in `output`, one after another. Returns what to wait for, with `async_op`."""
+    gather = getattr(dist, "all_gather_single", None)  # the name of all_gather_into_tensor from torch 2.13 on
+    return (gather or dist.all_gather_into_tensor)(output, own, group=group, async_op=async_op)
+
+
+class Scan:
+    """An exclusive scan that is under way: started by its constructor, ended by `finish`."""
+
+    def __init__(self, wire: Wire, values: Tensor, decays: Tensor | None, reverse: bool) -> None:
+        """Start.
+
+        Args:
+            wire: How states travel.
+            values: [senders, B, G, D, W], what the fragments of this rank have for others, as Layout.senders has them.
+            decays: [fragments, B, G], the decays over the fragments of this rank; None without gates.
+            reverse: Whether sums run from the last fragment to the first.
+        """
+        self.wire, self.reverse, self.size = wire, reverse, values.shape[1:]
+        self.values = values
+        layout = wire.layout
+        self.senders, self.receivers = (at(wire.rank, reverse) for at in (layout.senders, layout.receivers))
+        own = layout.of_rank(wire.rank)
+        self.decays = None if decays is None else {index: decays[place] for place, index in enumerate(own)}
+        self.work: Any = None
+        if not layout.longest:
+            return
+        with explained(wire):
+            if wire.way == "gather":
+                self._start_gather()
+            else:
+                self._start_rounds()
+
+    def finish(self) -> Tensor:
+        """Wait for the others, and return what they have for the fragments of this rank, [receivers, B, G, D, W]."""
+        if not self.receivers and self.work is None:
+            return self.values.new_empty(0, *self.size)
+        with explained(self.wire):
+            sums = self._finish_gather() if self.wire.way == "gather" else self._finish_rounds()
+        return torch.stack(sums) if sums else self.values.new_empty(0, *self.size)
+
+    def _packed(self, value: Tensor, decay: Tensor | None, out: Tensor) -> None:
+        """Write a state [B, G, D, W] and its decay [B, G] to a message, [numbers] in the dtype of the wire."""
+        out[: value.numel()].view(value.shape).copy_(value)
+        if decay is not None:
+            out[value.numel() :].copy_(decay.contiguous().flatten().view(out.dtype))
+
+    def _unpacked(self, message: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the state [B, G, D, W], and the decay [B, G, 1, 1] where there are gates, of a message."""
+        count = self.size.numel()
+        value = message[:count].view(self.size).to(self.values.dtype)
+        if self.decays is None:
+            return value, None
+        # A number may only be read where its own size divides its place, and the state before it may end anywhere.
+        decay = message[count:].clone().view(self.values.dtype)
+        return value, decay.view(*self.size[:2], 1, 1)
+
+    def _new_messages(self, count: int) -> Tensor:
+        dtype = self.wire.dtype or self.values.dtype
+        numbers = self.size.numel()
+        if self.decays is not None:
+            numbers += self.size[:2].numel() * self.values.dtype.itemsize // dtype.itemsize
+        return self.values.new_empty(count, numbers, dtype=dtype)
+
+    def _start_gather(self) -> None:
+        width, ranks = self.wire.width(self.reverse), self.wire.layout.ranks
+        own = self._new_messages(width)
+        for place, index in enumerate(self.senders):
+            self._packed(self.values[place], None if self.decays is None else self.decays[index], own[place])
+        own[len(self.senders) :] = 0
+        self.messages = self._new_messages(ranks * width)
+        self.own = own  # kept until it is sent
+        self.work = all_gather(self.messages, own, self.wire.group, async_op=True)
+
+    def _finish_gather(self) -> list[Tensor]:
+        self.work.wait()
+        layout, width = self.wire.layout, self.wire.width(self.reverse)
+        place = {
+            index: rank * width + number
+            for rank in range(layout.ranks)
+            for number, index in enumerate(layout.senders(rank, self.reverse))
+        }
+        step = -1 if self.reverse else 1
+        sums = []
+        for index in self.receivers:
+            total: Tensor | None = None
+            for distance in range(layout.distance(index, self.reverse), 0, -1):
+                value, decay = self._unpacked(self.messages[place[index - step * distance]])
+                total = value.clone() if total is None else _added(total, decay, value)
+            assert total is not None, "a receiver has fragments before it"
+            sums.append(total)
+        return sums
+
+    def _start_rounds(self) -> None:
+        self.rounds = self.wire.own_rounds[self.reverse]
+        # What a fragment of this rank has to hand on: its own state at first, then the sum of those before it.
+        self.at_hand = {
+            index: (self.values[place], None if self.decays is None else self.decays[index][..., None, None])
+            for place, index in enumerate(self.senders)
+        }
+        self.work, self.arriving = self._exchange(self.rounds[0])
+
+    def _finish_rounds(self) -> list[Tensor]:
+        sums: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for number in range(len(self.rounds)):
+            for work in self.work:
+                work.wait()
+            for index, message in self.arriving.items():
+                value, decay = self._unpacked(message) if isinstance(message, Tensor) else message
+                if number:
+                    newer, newer_decay = sums[index]
+                    value = newer + value if newer_decay is None else torch.addcmul(newer, newer_decay, value)
+                    decay = None if decay is None or newer_decay is None else decay * newer_decay
+                sums[index] = value, decay
+            if number + 1 < len(self.rounds):
+                self.at_hand = sums
+                self.work, self.arriving = self._exchange(self.rounds[number + 1])
+        return [sums[index][0] for index in self.receivers]
+
+    def _exchange(self, pairs: list[tuple[int, int]]) -> tuple[list[Any], dict[int, Any]]:
+        """Send and ask for the messages of a round. Returns what to wait for, and what arrives at which fragment."""
+        wire, fragments = self.wire, self.wire.layout.fragments
+        operations, arriving = [], {}
+        self.sent: list[Tensor] = []  # kept until the next round
+        for source, target in pairs:
+            sender, getter = fragments[source].rank, fragments[target].rank
+            if sender == getter == wire.rank:
+                arriving[target] = self.at_hand[source]
+                continue
+            (message,) = self._new_messages(1)
+            if sender == wire.rank:
+                value, decay = self.at_hand[source]
+                self._packed(value, decay, message)
+                self.sent.append(message)
+                operations.append(self._operation(dist.isend, message, getter))
+            else:
+                arriving[target] = message
+                operations.append(self._operation(dist.irecv, message, sender))
+        return dist.batch_isend_irecv(operations) if operations else [], arriving
+
+    def _operation(self, kind: Any, message: Tensor, rank: int) -> dist.P2POp:
+        return dist.P2POp(kind, message, dist.get_global_rank(self.wire.group, rank), self.wire.group)
+
+
+def _added(total: Tensor, decay: Tensor | None, value: Tensor) -> Tensor:
+    """Return decay times total, plus value, in the memory of total."""
+    return (total if decay is None else total.mul_(decay)).add_(value)

@@ -1,0 +1,93 @@
+"""Tokens of some ranks for heads of others: softmax attention over several ranks (Ulysses, arXiv 2309.14509).
+
+Each rank has some tokens of all heads. One all-to-all gives it all tokens of some heads, over which attention is that
+of one process, and another one gives the outputs back. Both are the way back for gradients of the other.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from powerplan.errors import InputError
+from powerplan.kernels.distributed.exchange import explained
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
+
+
+def tokens_for_heads(x: Tensor, cp: ContextParallel) -> Tensor:
+    """[B, t, H, d], this rank's tokens of all heads -> [B, T, H / ranks, d], all tokens of this rank's heads."""
+    swapped: Tensor = _Swap.apply(x, cp, True)  # type: ignore[no-untyped-call]
+    return swapped
+
+
+def heads_for_tokens(x: Tensor, cp: ContextParallel) -> Tensor:
+    """[B, T, H / ranks, d], all tokens of this rank's heads -> [B, t, H, d], this rank's tokens of all heads."""
+    swapped: Tensor = _Swap.apply(x, cp, False)  # type: ignore[no-untyped-call]
+    return swapped
+
+
+def heads_for_ranks(x: Tensor, heads: int, ranks: int) -> Tensor:
+    """Repeat key/value heads of x [B, t, G, d] until ranks can share them, for `heads` query heads.
+
+    Raises InputError where the query heads cannot be shared.
+    """
+    shared = lcm(x.shape[2], ranks)
+    if heads % shared:
+        raise InputError(
+            f"cp: {heads} query heads and {x.shape[2]} key/value heads cannot be shared by {ranks} ranks: "
+            "softmax attention exchanges whole heads"
+        )
+    return x.repeat_interleave(shared // x.shape[2], 2)
+
+
+class _Swap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cp: ContextParallel, to_heads: bool) -> Tensor:
+        ctx.cp, ctx.to_heads = cp, to_heads
+        return _to_heads(x, cp) if to_heads else _to_tokens(x, cp)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _to_tokens(grad, ctx.cp) if ctx.to_heads else _to_heads(grad, ctx.cp), None, None
+
+
+def _to_heads(x: Tensor, cp: ContextParallel) -> Tensor:
+    batch, tokens, heads, dim = x.shape
+    own = heads // cp.ranks
+    sent = x.reshape(batch, tokens, cp.ranks, own, dim).permute(2, 1, 0, 3, 4).reshape(-1, batch, own, dim)
+    arrived = _all_to_all(sent, [tokens] * cp.ranks, _counts(cp), cp)
+    whole = torch.empty_like(arrived)
+    whole[_order(cp, x.device)] = arrived
+    return whole.transpose(0, 1)
+
+
+def _to_tokens(x: Tensor, cp: ContextParallel) -> Tensor:
+    batch, _, own, dim = x.shape
+    sent = x.transpose(0, 1)[_order(cp, x.device)]
+    arrived = _all_to_all(sent, _counts(cp), [cp.local_tokens] * cp.ranks, cp)
+    split = arrived.view(cp.ranks, cp.local_tokens, batch, own, dim)
+    return split.permute(2, 1, 0, 3, 4).reshape(batch, cp.local_tokens, cp.ranks * own, dim)
+
+
+def _all_to_all(sent: Tensor, send: list[int], receive: list[int], cp: ContextParallel) -> Tensor:
+    arrived = sent.new_empty(sum(receive), *sent.shape[1:])
+    with explained(cp.wire):
+        dist.all_to_all_single(arrived, sent.contiguous(), receive, send, group=cp.group)
+    return arrived
+
+
+def _counts(cp: ContextParallel) -> list[int]:
+    return [sum(stop - start for start, stop in ranges) for ranges in cp.layout.ranges]
+
+
+def _order(cp: ContextParallel, device: torch.device) -> Tensor:
+    """Return the tokens of all ranks, rank after rank, [T] int64."""
+    ranges = [one for ranges in cp.layout.ranges for one in ranges]
+    return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])
