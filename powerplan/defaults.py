@@ -22,6 +22,10 @@ OPTIONS = (
 """Options whose defaults may stand outside the table of a command."""
 
 
+_NAMED = re.compile(r"""\btool\b["']?\s*[.=][\s{]*["']?powerplan\b|^\s*["']?powerplan["']?\s*[.=]""", re.MULTILINE)
+"""What a pyproject.toml holds where it may have the table, in any of TOML's spellings."""
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a file holds. An object without a file holds nothing.
@@ -71,14 +75,14 @@ def find_defaults(commands: Sequence[str]) -> Defaults:
     """
     for folder in map(Path, map(os.path.relpath, _folders())):
         own, project = folder / OWN_FILE, folder / PROJECT_FILE
-        if _is_there(own):
+        if _is_there(own, os.path.lexists):  # A folder or a link to nothing of this name is a mistake: reading says so.
             return _read(own, read_text(own, usual="defaults are a few lines"), "", commands)
         if _is_there(project):
             try:
                 text = read_text(project)
             except InputError:  # Another tool's file, as far as we know.
                 continue
-            if re.search(r"\[\s*tool\s*\.\s*powerplan\b|^\s*powerplan\s*[.=]", text, re.MULTILINE):
+            if _NAMED.search(text):
                 defaults = _read(project, text, TABLE, commands)
                 if defaults.file:
                     return defaults

@@ -127,6 +127,7 @@ def test_states_of_some_kinds_at_some_dims() -> None:
         (128, "mamba2", 32 * 128),
         (128, "power", 8256 * 33),
     ]
+    assert states_report([64], [2], None, "all,kda").rows == states_report([64], [2], None, "all").rows
     with pytest.raises(InputError, match=r"--kind: 'kad' is not a kind with a state of fixed size; did you mean kda\?"):
         states_report([64], [2], None, "kad")
 

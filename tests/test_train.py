@@ -100,6 +100,17 @@ def test_given_degrees_are_taken_and_may_not_fit(capsys: pytest.CaptureFixture[s
     assert result["gpu_hours"] is None
 
 
+def test_mixers_whose_heads_allow_no_degrees_of_the_run_cost_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2's 12 heads can be split among 4 devices, the 6 wider ones of what recommend puts first cannot."""
+    common = ("gpt2-small", "--gpu", "h100-sxm", "--devices", "8")
+    found = run(capsys, *common)
+    assert any(other["recommended"] for other in found["alternatives"])
+    given = run(capsys, *common, "--parallel", "tp=4,fsdp=2")
+    assert given["parallel"]["tp"] == 4
+    assert not any(other["recommended"] for other in given["alternatives"])
+    assert {other["mixer"] for other in given["alternatives"]} >= {"power:p=2", "linear"}
+
+
 def test_what_does_not_fit_says_on_how_many_devices_it_would() -> None:
     """405B parameters at 16 bytes are 6.5 TB: 82 devices hold them, and twice 64 hold the activations too."""
     with pytest.raises(InfeasibleError, match=r"does not fit 8 x h100-sxm: .* which has 80 GB .*; it fits 128 devices"):

@@ -25,7 +25,7 @@ from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees
+from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees, problems
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
@@ -283,21 +283,31 @@ def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun
     accounting, setting = plan.accounting, plan.setting
     (own,) = plan.phases
     near = dict.fromkeys(layout.degrees for layout in (own.layout, *own.others[:MOST_NEAR]))
-    free = choices if choices.degrees is not None else replace(choices, degrees=tuple(near))
 
-    def planned(other: Accounting) -> TrainingPlan:
-        return plan_training(other, [phase], setting, free, plan.price)
+    def planned(other: Accounting) -> TrainingPlan | None:
+        """Return the plan of a model; None where its heads allow none of the degrees that were asked for."""
+        degrees = tuple(way for way in near if not any(problems(way, other.spec, phase.context)))
+        if not degrees and choices.degrees is not None:
+            return None
+        return plan_training(other, [phase], setting, replace(choices, degrees=degrees or None), plan.price)
 
     winner = search(accounting.spec, Request(contexts=[phase.context], convention=accounting.convention)).recommended
-    runs = []
+    runs: list[tuple[str, str, TrainingPlan | None, bool]] = []
+    seen = []
     if not winner.plan.unchanged:
-        best = planned(Accounting(winner.spec, accounting.convention))
-        runs.append(OtherRun(winner.label, winner.mixer, best, recommended=True))
+        best = Accounting(winner.spec, accounting.convention)
+        seen.append(best.spec.layers)
+        runs.append((winner.label, winner.mixer, planned(best), True))
     for other in alternatives(budget_of(accounting, phase.context, tokens=phase.tokens)):
         swap, model = other.swap, other.budget.accounting
-        if swap is not None and not any(run.plan.accounting.spec.layers == model.spec.layers for run in runs):
-            runs.append(OtherRun(swap.describe(), swap_text(swap), planned(model)))
-    return [run for run in runs if run.plan.fits]
+        if swap is not None and model.spec.layers not in seen:
+            seen.append(model.spec.layers)
+            runs.append((swap.describe(), swap_text(swap), planned(model), False))
+    return [
+        OtherRun(label, text, found, recommended=recommended)
+        for label, text, found, recommended in runs
+        if found is not None and found.fits
+    ]
 
 
 def _what_lacks(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -115,6 +118,9 @@ EXAMPLES = {
 }
 """Examples by command, "" for those before any; short enough for a terminal of 60 columns."""
 
+NARROWEST, WIDEST = 40, 1000
+"""The fewest and the most columns that help is laid out in."""
+
 
 def _print_examples(name: str) -> None:
     """Print the examples of a command below its help: versions of typer differ in the line breaks of an epilog."""
@@ -122,11 +128,27 @@ def _print_examples(name: str) -> None:
     typer.echo("\n".join([" Examples:", *(f"   {line}" for line in lines), ""]) if lines else "", nl=False)
 
 
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Hold COLUMNS to NARROWEST and WIDEST inside a `with` block: rich prints nothing in 0, and spaces up to 10^20."""
+    given = os.environ.get("COLUMNS", "")
+    if not given.isdecimal():
+        yield
+        return
+    columns = int(given.lstrip("0")[:9] or 0)  # Python reads no integer of more than 4,300 digits.
+    os.environ["COLUMNS"] = str(min(max(columns, NARROWEST), WIDEST))
+    try:
+        yield
+    finally:
+        os.environ["COLUMNS"] = given
+
+
 class Command(TyperCommand):
     """A command with examples below its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
+        with _bounded():
+            super().format_help(ctx, formatter)
         _print_examples(self.name or "")
 
 
@@ -134,5 +156,6 @@ class Group(TyperGroup):
     """All commands, with examples below their help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
+        with _bounded():
+            super().format_help(ctx, formatter)
         _print_examples("")

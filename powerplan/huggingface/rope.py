@@ -246,7 +246,7 @@ class _Reader:
         dim, heads = self.config.value("rotary_dim"), mixer.own_heads()
         if dim is None or heads is None:
             return None
-        if type(dim) is not int or dim < 1:
+        if type(dim) is not int or not 1 <= dim <= MAX_NUMBER:
             raise self.config.error(f"rotary_dim must be a number of features, and is {shown(dim)}", "rotary_dim")
         share = min(1.0, dim / heads.head_dim)
         return share if int(heads.head_dim * share) == min(dim, heads.head_dim) else math.nextafter(share, 1)

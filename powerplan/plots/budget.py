@@ -59,14 +59,14 @@ def _bars(
 ) -> None:
     """Draw the tokens of each mixer as a bar, with how many times as many they are as those of the model as it is."""
     places = list(range(len(others)))
-    tokens = [other.budget.tokens for other in others]
+    tokens = [float(other.budget.tokens) for other in others]  # matplotlib takes no integer of more than 64 bits.
     axes.barh(places, tokens, color=colours, height=0.65)
     for place, (other, count) in enumerate(zip(others, tokens, strict=True)):
         times = float(budget.train_flops_per_token / other.budget.train_flops_per_token)
-        text = format_parameters(count) + (f", {times:.2f}x" if other.swap else "")
+        text = format_parameters(other.budget.tokens) + (f", {times:.2f}x" if other.swap else "")
         axes.annotate(text, (count, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_xlim(0, max([*tokens, 1]) * 1.16)
-    rule = TOKENS_PER_PARAMETER * budget.parameters
+    rule = float(TOKENS_PER_PARAMETER * budget.parameters)
     if rule < axes.get_xlim()[1]:
         axes.axvline(rule, color="0.25", linewidth=1, linestyle=(0, (3, 2)))
         right = rule > axes.get_xlim()[1] / 2

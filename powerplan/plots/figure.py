@@ -96,6 +96,8 @@ def check_library() -> None:
         absent = f"{name} needs matplotlib, and it is not installed: pip install matplotlib"
         missing = error.name is not None and error.name.partition(".")[0] == "matplotlib"
         raise MachineError(absent if missing else f"{name}: matplotlib does not load: {error}") from None
+    except ValueError as error:  # MPLBACKEND names no backend.
+        raise MachineError(f"{parameter('plot')}: matplotlib does not load: {error}") from None
 
 
 @contextmanager

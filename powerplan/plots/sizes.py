@@ -44,12 +44,13 @@ def sizes_figure(sizing: Sizing) -> Figure:
         axes.text(0, place, head, fontweight="bold", fontsize=9.5, va="center")
         place += 1
         for row in rows:
+            length = float(row.budget.parameters)  # matplotlib takes no integer of more than 64 bits.
             kind = _kind(row, balanced=bool(sizing.balanced) and number == 0)
             kinds.append(kind)
-            axes.barh(place, row.budget.parameters, height=0.72, **_KINDS[kind])
+            axes.barh(place, length, height=0.72, **_KINDS[kind])
             axes.annotate(
                 _numbers(row),
-                (row.budget.parameters, place),
+                (length, place),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -58,7 +59,7 @@ def sizes_figure(sizing: Sizing) -> Figure:
             ticks.append((place, _name(row, at_context=bool(sizing.balanced) and number == 0)))
             place += 1
         place += 0.15
-    axes.set_xlim(0, longest * 1.45)
+    axes.set_xlim(0, float(longest) * 1.45)
     axes.set_ylim(place - 0.4, -0.7)
     axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=9)
     axes.tick_params(axis="y", length=0)

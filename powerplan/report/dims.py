@@ -83,15 +83,14 @@ KINDS = _kinds_of_fixed_state()
 
 
 def parse_kinds(text: str) -> list[str]:
-    """Return the kinds that --kind names: "all", or a list. Raises InputError for a kind that is not in KINDS."""
+    """Return the kinds that --kind names: of a list, or of "all". Raises InputError for one that is not in KINDS."""
     kinds = [kind.strip() for kind in text.split(",")]
-    if kinds == ["all"]:
-        return KINDS
+    words = [*KINDS, "all"]
     for kind in kinds:
-        if kind not in KINDS:
-            known = allowed_values(kind, [*KINDS, "all"])
-            raise InputError(f"{shown(kind)} is not a kind with a state of fixed size{known}", "--kind")
-    return list(dict.fromkeys(kinds))
+        if kind not in words:
+            problem = f"{shown(kind)} is not a kind with a state of fixed size{allowed_values(kind, words)}"
+            raise InputError(problem, "--kind")
+    return KINDS if "all" in kinds else list(dict.fromkeys(kinds))
 
 
 def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: int | None, kinds: str) -> Report:

@@ -228,6 +228,42 @@ def test_the_table_of_a_project_file(capsys: pytest.CaptureFixture[str]) -> None
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message.removesuffix('...')}")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tool.powerplan.ctx = '64q'",
+        "tool = {powerplan = {ctx = '64q'}}",
+        "tool = { 'powerplan' = {ctx = '64q'} }",
+        "[tool.'powerplan']\nctx = '64q'",
+        '["tool" . "powerplan"]\nctx = "64q"',
+        "[tool]\n'powerplan'.ctx = '64q'",
+        "[tool]\n  powerplan = {ctx = '64q'}",
+    ],
+)
+def test_every_spelling_of_the_table(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(PROJECT).write_text(text)
+    assert main(["wsfr", "gpt2-small"]) == 2
+    assert "ctx: '64q' is not a size in tokens" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(PROJECT).write_text("[tool.powerplan]\nctx = '8k'\n")
+    own = Path(OWN)
+    own.mkdir()
+    assert main(["wsfr", "gpt2-small"]) == 2
+    assert capsys.readouterr().err == "error: powerplan.toml: is a folder, not a file\n"
+    own.rmdir()
+    own.symlink_to("gone")
+    assert main(["wsfr", "gpt2-small"]) == 2
+    assert capsys.readouterr().err == "error: powerplan.toml: no such file\n"
+    own.unlink()
+    own.symlink_to(OWN)
+    assert main(["wsfr", "gpt2-small"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: powerplan.toml: cannot be read: ")
+    assert error.count("\n") == 1
+
+
 def test_a_default_of_one_command_that_another_cannot_take(capsys: pytest.CaptureFixture[str]) -> None:
     Path(OWN).write_text('dtype = "fp8"\n')
     assert main(["train", "llama-3-8b", "--gpu", "h100-sxm"]) == 2

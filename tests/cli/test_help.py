@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 from powerplan.cli import main
 from powerplan.cli import profile as profile_command
 from powerplan.cli.app import COMMANDS
-from powerplan.cli.help import COMMAND_PANELS, EXAMPLES, ORDER, PANELS
+from powerplan.cli.help import COMMAND_PANELS, EXAMPLES, ORDER, PANELS, WIDEST
 from powerplan.load import catalogue_text
 from powerplan.profile import load_profile
 
@@ -91,3 +92,17 @@ def test_examples_run(
         assert main(arguments) == 0, example
         captured = capsys.readouterr()
         assert captured.out or "note: wrote" in captured.err
+
+
+@pytest.mark.parametrize("columns", ["9" * 20, "9" * 5000, "1000000", "0", "-5", "1e3", "", "x"])
+def test_columns_that_no_terminal_has(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments in (["--help"], ["wsfr", "--help"]):
+        assert main(arguments) == 0
+        captured = capsys.readouterr()
+        assert "--help" in captured.out
+        assert max(map(len, captured.out.splitlines())) <= WIDEST
+        assert captured.err == ""
+    assert os.environ["COLUMNS"] == columns

@@ -326,6 +326,7 @@ def test_what_a_file_says(read: Read, file: Settings, rope: Any, context: int | 
         ({"rope_scaling": {"type": 5}}, "rope_scaling.type must be a word, and is 5"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor must be a share up to 1, and is 1.5"),
         ({"rotary_dim": "all"}, "rotary_dim must be a number of features, and is 'all'"),
+        ({"rotary_dim": 10**400}, "rotary_dim must be a number of features, and is 1000"),
         ({"max_position_embeddings": 4096.5}, "max_position_embeddings must be a length in tokens, and is 4096.5"),
         ({"max_position_embeddings": "4k"}, "max_position_embeddings must be a length in tokens, and is '4k'"),
         ({"layer_rope_theta": [1e4]}, "layer_rope_theta must be a list with a base for each layer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,29 @@ def test_no_window_and_no_global_state() -> None:
     script = "import sys, powerplan; powerplan.wsfr('gpt2-small', '1k').plot('x.png')\n"
     script += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=HUNG_S)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "budget gpt2-small --tokens 1e30 --ctx 1125899906842624",
+        "budget gpt2-small --flops 1e40",
+        "budget gpt2-small gpt2-xl --flops 1e40",
+        "budget --flops 1e40 --ctx 8k",
+        "decode gpt2-small --gpu h100-sxm --ctx 1125899906842624",
+        "wsfr gpt2-small --ctx 1,1125899906842624",
+    ],
+)
+def test_numbers_of_more_than_64_bits(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([*command.split(), "--plot", "out.svg"])
+    assert (code, capsys.readouterr().err.splitlines()[-1]) == (0, "note: wrote out.svg")
+
+
+def test_a_backend_that_there_is_none_of() -> None:
+    command = [sys.executable, "-m", "powerplan", "wsfr", "gpt2-small", "--plot", "out.svg"]
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HUNG_S, check=False)
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert ended.stderr.startswith("error: --plot: matplotlib does not load: ")
+    assert ended.stderr.count("\n") == 1
+    assert not Path("out.svg").exists()
