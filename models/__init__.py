@@ -41,7 +41,7 @@ _MODULES = {
 }
 """The module of this package that defines each public name."""
 
-_REQUIREMENTS = {"torch": "torch", "transformers": "'transformers>=5'"}
+_REQUIREMENTS = {"torch": "torch", "transformers": "'transformers>=5.5'"}
 """What pip installs for each package that these modules need."""
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +100,13 @@ def run(transformers: Any, torch: Any, model: Any) -> tuple[list[Kept], list[Any
     """
     prompt, following = torch.arange(PROMPT)[None] + 3, torch.tensor([[5]])
     in_modules = model.config.model_type == "recurrent_gemma"
-    given = {"past_key_values": transformers.DynamicCache(config=model.config)} if in_modules else {}
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    given = {name: transformers.DynamicCache(config=model.config)} if in_modules else {}
     with torch.no_grad():
         first = model(prompt, use_cache=True, output_attentions=True, **given)
-        names = ("past_key_values", "cache_params", "state")
-        given = given or {name: first[name] for name in names if first.get(name) is not None}
+        names = ("cache", "past_key_values", "cache_params", "state")
+        # From 5.24 on the first of them is the only one; the others are its old names.
+        given = given or dict([(name, first[name]) for name in names if first.get(name) is not None][:1])
         if model.config.model_type not in UNCACHED:
             model(following, use_cache=True, **given)
     cache: Any = next(iter(given.values()), [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+
+
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters else "past_key_values"
+"""What the installed transformers calls the cache among the arguments of its models."""
 
 
 def build(kind: str = "Llama", dtype: torch.dtype = torch.float64, **fields: Any) -> Any:

@@ -40,7 +40,8 @@ UNSUPPORTED_ARGUMENTS = {
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
     "output_attentions": "output_attentions: its weights never exist as a whole",
-    "cache": "a paged cache",
+    "read_index": "paged caches",
+    "cache": "paged caches, and this version of transformers calls all others past_key_values",
 }
 """Keyword arguments of transformers' attention functions that are refused, and the words for each in the message."""
 

@@ -53,6 +53,9 @@ class PowerCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:  # The name of get_max_length in older versions of transformers.
+        return -1
+
     def reset(self) -> None:
         self.state, self.tokens, self.is_initialized = None, 0, False
 
@@ -81,6 +84,8 @@ class PowerCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 class PowerCache(Cache):
     """The cache of a model with power attention: `model.generate(..., past_key_values=PowerCache(model))`.
+
+    From transformers 5.24 on the argument is called `cache`.
 
     Layers with power attention keep a state whose size does not depend on the context. All other layers keep what
     transformers' DynamicCache keeps for them. Beam search works. Methods that take tokens back (assisted and

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
-from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+from transformers import DynamicCache, PreTrainedModel, initialization
+from transformers.cache_utils import Cache
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_causal_mask
 
 from powerplan.errors import InputError, shown
 from powerplan.kernels.checks import is_integer
@@ -205,18 +207,28 @@ def _set_softmax(module: Any, config: Any, implementation: str) -> None:
     module.power_hook = module.register_forward_pre_hook(_replace_mask, with_kwargs=True)
 
 
+def _cache_name(arguments: Container[str]) -> str:
+    """Return which of these arguments is the cache: `past_key_values`, or `cache` from transformers 5.24 on."""
+    return "past_key_values" if "past_key_values" in arguments else "cache"
+
+
+MASK_CACHE = _cache_name(inspect.signature(create_causal_mask).parameters)
+"""The argument of transformers' mask functions that is the cache."""
+
+
 def _add_power_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Add settings, gates and state to the arguments of a power layer; the state takes the place of the cache."""
     settings: PowerSettings = module.power_settings
     if (description := UNSUPPORTED_LAYER_TYPES.get(_layer_type(module))) is not None:
         raise InputError(f"power attention does not do {description}")
-    cache_layers = getattr(kwargs.get("past_key_values"), "layers", ())
+    cache_name = _cache_name(kwargs)
+    cache_layers = getattr(kwargs.get(cache_name), "layers", ())
     cache_layer = cache_layers[module.layer_idx] if module.layer_idx < len(cache_layers) else None
     if isinstance(cache_layer, PowerCacheLayer):
-        kwargs = kwargs | {"past_key_values": None}
+        kwargs = kwargs | {cache_name: None}
     elif settings.gated and cache_layer is not None and cache_layer.get_seq_length():
         raise InputError(
-            "gated power attention does not go on from keys and values: use past_key_values=PowerCache(model)"
+            f"gated power attention does not go on from keys and values: use {cache_name}=PowerCache(model)"
         )
     else:
         cache_layer = None
@@ -230,13 +242,17 @@ def _add_power_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 def _replace_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Replace the mask of a softmax layer: `power_attention_mask` made the model's, and passes on padding alone."""
     padding = kwargs.get("attention_mask")
+    memory = kwargs.get(_cache_name(kwargs))
+    if isinstance(memory, Cache):
+        # Mask functions look for a layer to count the tokens by, and may find one that has the new tokens already.
+        own_layer = memory.layers[module.layer_idx : module.layer_idx + 1]
+        memory = Cache(layers=own_layer) if own_layer else DynamicCache()
     make_mask: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[_layer_type(module)]
     mask = make_mask(
         config=module.config,
         inputs_embeds=args[0] if args else kwargs["hidden_states"],
         attention_mask=None if padding is None or padding.ndim == 1 else padding,
-        past_key_values=kwargs.get("past_key_values"),
         position_ids=kwargs.get("position_ids"),
-        layer_idx=module.layer_idx,
+        **{MASK_CACHE: memory},
     )
     return args, kwargs | {"attention_mask": mask}

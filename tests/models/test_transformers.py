@@ -17,7 +17,7 @@ from powerplan.load import load_model
 from powerplan.models import PowerCache, power_class, register_power_attention, use_power_attention
 
 transformers = pytest.importorskip("transformers")
-from hf_models import SHAPE, build, padding, powered, tokens  # noqa: E402
+from hf_models import CACHE, SHAPE, build, padding, powered, tokens  # noqa: E402
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask  # noqa: E402
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
@@ -133,7 +133,8 @@ def test_gradients_equal_those_of_the_definition(gated: bool) -> None:
     torch.testing.assert_close(grads, exact)
     assert all(grad.abs().max() > 0 for grad in grads.values())
     assert any("g_proj" in name for name in grads) == gated
-    model.activation_checkpointing_enable()
+    # Versions of transformers before 5.23 have the older name alone.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     torch.testing.assert_close(gradients(), grads)
 
 
@@ -156,7 +157,7 @@ def check_generation(model: Any, **settings: Any) -> None:
     """No cache, DynamicCache and PowerCache say the same; a model with gates has no use for the second."""
     settings = settings_of_generate(attention_mask=padding("left")) | settings
     exact = model.generate(tokens(), use_cache=False, **settings)
-    caches: list[dict[str, Any]] = [{"past_key_values": PowerCache(model)}]
+    caches: list[dict[str, Any]] = [{CACHE: PowerCache(model)}]
     if not model.config.power_gated:
         caches.append({})
     for cache in caches:
@@ -192,7 +193,7 @@ def test_prompts_in_pieces(cache: str, cuts: tuple[int, ...]) -> None:
         at = slice(start, start + count)
         start += count
         inputs = {"attention_mask": mask[:, :start], "position_ids": positions[:, at]}
-        outs.append(model(ids[:, at], past_key_values=memory, **inputs).logits)
+        outs.append(model(ids[:, at], **{CACHE: memory}, **inputs).logits)
         assert memory.get_seq_length() == start
     whole = model(ids, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(torch.cat(outs, 1)[mask.bool()], whole[mask.bool()])
@@ -204,7 +205,7 @@ def test_the_cache_does_not_grow() -> None:
     assert cache.nbytes == 0
     sizes = []
     for count in (3, 1, 40):
-        model(tokens(2, count), past_key_values=cache)
+        model(tokens(2, count), **{CACHE: cache})
         sizes.append(cache.nbytes)
     state = spow_dim(8, 2) * (8 + 1) * SHAPE["num_key_value_heads"]
     assert sizes == [2 * SHAPE["num_hidden_layers"] * state * 8] * 3
@@ -215,10 +216,10 @@ def test_the_cache_does_not_grow() -> None:
 def test_the_cache_selects_and_repeats_sequences() -> None:
     model, ids = powered(gated=True), tokens(3)
     cache = PowerCache(model)
-    model(ids[:, :30], past_key_values=cache)
+    model(ids[:, :30], **{CACHE: cache})
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
-    logits = model(ids[[2, 2, 0, 0], 30:], past_key_values=cache).logits
+    logits = model(ids[[2, 2, 0, 0], 30:], **{CACHE: cache}).logits
     torch.testing.assert_close(logits, model(ids[[2, 2, 0, 0]]).logits[:, 30:])
 
 

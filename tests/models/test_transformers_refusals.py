@@ -12,7 +12,7 @@ from powerplan.errors import InputError
 from powerplan.models import PowerCache, use_power_attention
 
 transformers = pytest.importorskip("transformers")
-from hf_models import SHAPE, build, powered, tokens  # noqa: E402
+from hf_models import CACHE, SHAPE, build, powered, tokens  # noqa: E402
 
 pytestmark = pytest.mark.transformers
 
@@ -33,6 +33,7 @@ REFUSED = {
     "softcap": ({}, {"softcap": 30.0}, "soft-capped scores"),
     "sinks": ({}, {"s_aux": torch.zeros(4)}, "attention sinks"),
     "not causal": ({}, {"is_causal": False}, "power attention is causal"),
+    "paged": ({}, {"read_index": []}, "does not do paged caches"),
     "weights": ({}, {"output_attentions": True}, "output_attentions"),
 }
 
@@ -62,20 +63,23 @@ def test_chunked_attention() -> None:
 
 def test_what_caches_do_not_do() -> None:
     gated, plain = powered(gated=True), powered()
-    with pytest.raises(InputError, match=r"use past_key_values=PowerCache\(model\)"):
+    with pytest.raises(InputError, match=rf"use {CACHE}=PowerCache\(model\)"):
         gated.generate(tokens(), max_new_tokens=3)
     with pytest.raises(InputError, match="static cache"):
         plain.generate(tokens(), max_new_tokens=3, cache_implementation="static")
-    with pytest.raises(InputError, match="cannot forget"):
+    with pytest.raises(ValueError, match=r"cannot forget|requires a cache that can be cropped"):
         plain.generate(
-            tokens(1), max_new_tokens=6, prompt_lookup_num_tokens=2, past_key_values=PowerCache(plain), use_cache=True
+            tokens(1), max_new_tokens=6, prompt_lookup_num_tokens=2, **{CACHE: PowerCache(plain)}, use_cache=True
         )
     with pytest.raises(InputError, match="packed sequences do not go on from a cache"):
-        plain(tokens(1), cu_seq_lens_q=torch.tensor([0, 5, 37]), past_key_values=PowerCache(plain))
+        plain(tokens(1), cu_seq_lens_q=torch.tensor([0, 5, 37]), **{CACHE: PowerCache(plain)})
+    if CACHE == "past_key_values":
+        with pytest.raises(InputError, match="calls all others past_key_values"):
+            plain(tokens(), cache=PowerCache(plain))
     with pytest.raises(InputError, match="LlamaForCausalLM has no power attention"):
         PowerCache(build())
     with pytest.raises(InputError, match="keeps no keys and values"):
-        build()(tokens(), past_key_values=PowerCache(plain))
+        build()(tokens(), **{CACHE: PowerCache(plain)})
 
 
 @pytest.mark.parametrize(
@@ -118,5 +122,5 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
-    with pytest.raises(ImportError, match=r"PowerCache needs transformers, .* pip install 'transformers>=5'"):
+    with pytest.raises(ImportError, match=r"PowerCache needs transformers, .* pip install 'transformers>=5\.5'"):
         _ = powerplan.models.PowerCache
