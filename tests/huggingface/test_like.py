@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import HUNG_S
 
 from powerplan.accounting import Accounting
 from powerplan.cli import main
@@ -59,6 +62,16 @@ def test_it_is_read_as_the_family_says(file: Path) -> None:
     own = load_model(file)
     assert mine.spec == own.spec
     assert mine.notes[0] == "read like llama, as --like says"
+
+
+@pytest.mark.transformers
+def test_what_transformers_remarks_on_is_not_repeated(file: Path) -> None:
+    """It remarks on token ids beyond the vocabulary, on stderr and with each of its classes."""
+    file.write_text(json.dumps(CONFIG | {"model_type": "olmo2", "bos_token_id": 98}), encoding="utf-8")
+    command = [sys.executable, "-m", "powerplan", "wsfr", str(file), "--like", "llama", "--ctx", "1k"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HUNG_S)
+    assert "transformers builds a olmo2" in done.stderr
+    assert "token_id" not in done.stderr
 
 
 def test_what_the_family_does_not_know_is_said(file: Path) -> None:
