@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_on_ranks import all_work
 from device import ON_GPU
 from ranks import run_in
 from shared_calls import COUNT, GROUPS, JOBS
-
-from context_parallel import all_work
 
 pytestmark = pytest.mark.skipif(
     ON_GPU and torch.cuda.device_count() < COUNT, reason=f"needs a GPU for each of {COUNT} processes"
