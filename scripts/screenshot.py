@@ -64,6 +64,7 @@ def browser() -> Iterator[Any]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
         try:
+            driver.get("about:blank")  # In place of the new tab page, whose hundreds of files may still be loading.
             yield driver
         finally:
             driver.quit()

@@ -43,9 +43,13 @@ def shown(driver: Any, file: Path) -> Any:
 
 
 def requests(driver: Any) -> list[str]:
-    """Return the addresses that the browser has asked for since the last call."""
+    """Return the addresses that pages have asked for since the last call.
+
+    A browser begins with a page of its own, whose requests may be logged late: chrome:// is not ours.
+    """
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [request["request"]["url"] for request in sent if not request["documentURL"].startswith("chrome://")]
 
 
 def curves(driver: Any, chart: str) -> int:
