@@ -19,6 +19,8 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    Mamba1,
+    Mamba2,
     Mixer,
     Power,
     RetNet,
@@ -89,6 +91,13 @@ MIXERS: dict[str, Mixer] = {
     "gated_deltanet, bare": GatedDeltaNet(**STATES, conv_size=0, output_norm="none", output_gate=False),
     "kda": KDA(**STATES, gate_rank=3),
     "kda, biases": KDA(**STATES | {"chunk_size": 20}, gate_rank=3, gate_bias=True, conv_bias=True, output_norm="full"),
+    "mamba1": Mamba1(inner_size=12, dt_rank=3, state_dim=4),
+    "mamba1, norms, biases": Mamba1(inner_size=12, dt_rank=2, state_dim=3, conv_size=0, bias=True, inner_norms=True),
+    "mamba2": Mamba2(heads=2, head_dim=6, state_dim=5, chunk_size=8),
+    "mamba2, groups, biases": Mamba2(
+        heads=6, head_dim=2, state_dim=5, groups=3, conv_size=2, conv_bias=False, bias=True, chunk_size=20
+    ),
+    "mamba2, bare": Mamba2(heads=4, head_dim=3, state_dim=5, groups=2, conv_size=0, gated_norm=False, chunk_size=16),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

@@ -17,6 +17,8 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    Mamba1,
+    Mamba2,
     Mixer,
     Power,
     RetNet,
@@ -24,6 +26,7 @@ from powerplan.mixers import (
 from powerplan.models.mixers.attention import SoftmaxAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, GatedLinearAttention, KimiDeltaAttention
+from powerplan.models.mixers.mamba import Mamba1Mixer, Mamba2Mixer
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
@@ -40,6 +43,8 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     DeltaNet: (DeltaNetMixer, ()),
     GatedDeltaNet: (GatedDeltaNetMixer, ()),
     KDA: (KimiDeltaAttention, ()),
+    Mamba1: (Mamba1Mixer, ()),
+    Mamba2: (Mamba2Mixer, ()),
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 

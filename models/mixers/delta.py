@@ -51,8 +51,14 @@ class Decay(nn.Module):
         dt_bias is the inverse softplus of the steps.
         """
         self.a_log.uniform_(1, 16).log_()
-        steps = self.dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
-        self.dt_bias.copy_(steps + (-torch.expm1(-steps)).log())
+        draw_steps(self.dt_bias)
+
+
+@torch.no_grad()
+def draw_steps(dt_bias: Tensor) -> None:
+    """Fill dt_bias with the inverse softplus of steps that are log-uniform in [0.001, 0.1], as in Mamba."""
+    steps = dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
+    dt_bias.copy_(steps + (-torch.expm1(-steps)).log())
 
 
 class DeltaNetMixer(MatrixMixer):

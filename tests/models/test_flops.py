@@ -22,7 +22,8 @@ from powerplan import flops_per_step
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import GLA, Attention, Convention, FeatureAttention, Lightning, RetNet
+from powerplan.mixers import GLA, Attention, Convention, FeatureAttention, Lightning, Mamba1, Mamba2, RetNet
+from powerplan.mixers.base import Mixer
 from powerplan.mixers.delta import DeltaRule
 from powerplan.mixers.formulas import total
 from powerplan.models import Cache, build_model
@@ -92,7 +93,7 @@ def padded(spec: ModelSpec, tokens: int) -> int:
     return more
 
 
-def unread(spec: ModelSpec, tokens: int) -> int:
+def unread(spec: ModelSpec, tokens: int, kinds: tuple[type[Mixer], ...] = (FeatureAttention, RetNet, Lightning)) -> int:
     """Return what kernels in chunks do not execute: the last chunk is not added to a state that nobody reads.
 
     The accounting counts the state after the last token, as what comes next would need it.
@@ -100,12 +101,27 @@ def unread(spec: ModelSpec, tokens: int) -> int:
     less = 0
     for use in spec.layer_uses():
         mixer = use.layer.mixer
-        if isinstance(mixer, (FeatureAttention, RetNet, Lightning)):
-            chunk = mixer.effective_chunk_size() if isinstance(mixer, FeatureAttention) else mixer.chunk_size
-            terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
-            (update,) = [int(term.value) for term in terms if term.component.endswith("update state")]
-            less += use.count * update * (tokens % chunk or min(chunk, tokens))
+        if isinstance(mixer, kinds):
+            chunk = mixer.effective_chunk_size()  # type: ignore[union-attr]
+            less += use.count * step_flops(mixer, tokens, "update state") * (tokens % chunk or min(chunk, tokens))
     return less
+
+
+def step_flops(mixer: Mixer, tokens: int, step: str) -> int:
+    """Return the FLOPs per token of one step of the chunked form."""
+    terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
+    (found,) = [int(term.value) for term in terms if term.component.endswith(step)]
+    return found
+
+
+def uncounted(spec: ModelSpec, tokens: int) -> int:
+    """Return the elementwise decays of Mamba's scan, which torch does not count."""
+    mixers = [(use.layer.mixer, use.count) for use in spec.layer_uses()]
+    return sum(
+        tokens * count * step_flops(mixer, tokens, "decay state")
+        for mixer, count in mixers
+        if isinstance(mixer, Mamba1)
+    )
 
 
 def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
@@ -114,7 +130,7 @@ def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     model = build_model(spec, device=device)
     ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
     counted = executed(lambda: model(ids))
-    more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens)
+    more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens) - uncounted(spec, tokens)
     assert counted == BATCH * (expected + more)
 
 
@@ -175,9 +191,12 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
     assert counted == BATCH * (Accounting(spec).weight_flops_per_token + total(terms) + more)
 
 
-TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], (GLA, DeltaRule))]
+ADDED_AT_LAST: tuple[type[Mixer], ...] = (GLA, Mamba2)
+"""Kinds that add the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
+
+TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], DeltaRule)]
 """Attention with sinks runs in a fused kernel that torch cannot count, and the inverses of delta rules have no count of
-their gradient. GLA adds the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
+their gradient."""
 
 
 @pytest.mark.parametrize("ffn", [None, EXPERTS, SHARED], ids=["mlp", "experts", "shared, biases"])
@@ -193,5 +212,5 @@ def test_a_training_step_is_what_flops_per_step_says(kind: str, ffn: MoE | None)
             F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()  # type: ignore[no-untyped-call]
 
     expected = flops_per_step(spec, tokens, sequences=BATCH, convention=Convention(causal="full", form="chunked"))
-    more = in_blocks(spec, tokens) - unread(spec, tokens)
-    assert executed(step) == expected + 3 * BATCH * more
+    more = in_blocks(spec, tokens) - unread(spec, tokens) - uncounted(spec, tokens)
+    assert executed(step) == expected + BATCH * (3 * more - 2 * unread(spec, tokens, ADDED_AT_LAST))

@@ -23,22 +23,17 @@ from powerplan.spec import Layer, ModelSpec, Norm
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
     "deepseek-v3.2-exp",
-    "jamba-v0.1",
     "kimi-k3",
     "ling-3.0-flash",
     "llama-4-scout",
     "longcat-flash",
-    "mamba2-130m",
-    "mamba2-2.7b",
-    "nemotron-h-8b",
-    "nemotron-nano-9b-v2",
     "rwkv7-0.1b",
     "rwkv7-0.4b",
     "rwkv7-1.5b",
     "rwkv7-7.2b",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: mamba, rwkv7, dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: rwkv7, dsa, mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
