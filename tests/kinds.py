@@ -14,6 +14,7 @@ from powerplan.mixers import (
     GLA,
     KDA,
     MLA,
+    RWKV7,
     Attention,
     DeltaNet,
     GatedDeltaNet,
@@ -98,6 +99,10 @@ MIXERS: dict[str, Mixer] = {
         heads=6, head_dim=2, state_dim=5, groups=3, conv_size=2, conv_bias=False, bias=True, chunk_size=20
     ),
     "mamba2, bare": Mamba2(heads=4, head_dim=3, state_dim=5, groups=2, conv_size=0, gated_norm=False, chunk_size=16),
+    "rwkv7": RWKV7(heads=2, head_dim=8, v_head_dim=5, decay_rank=3, rate_rank=2, gate_rank=4, chunk_size=8),
+    "rwkv7, values": RWKV7(
+        heads=4, head_dim=4, decay_rank=3, rate_rank=2, gate_rank=4, value_rank=3, channel_mix=False, chunk_size=20
+    ),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

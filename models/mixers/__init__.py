@@ -12,6 +12,7 @@ from powerplan.mixers import (
     GLA,
     KDA,
     MLA,
+    RWKV7,
     Attention,
     DeltaNet,
     GatedDeltaNet,
@@ -30,6 +31,7 @@ from powerplan.models.mixers.mamba import Mamba1Mixer, Mamba2Mixer
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
+from powerplan.models.mixers.rwkv import RWKV7Mixer
 from powerplan.rope import Rope
 
 BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -45,6 +47,7 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     KDA: (KimiDeltaAttention, ()),
     Mamba1: (Mamba1Mixer, ()),
     Mamba2: (Mamba2Mixer, ()),
+    RWKV7: (RWKV7Mixer, ()),
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 

@@ -143,8 +143,13 @@ class GatedLinearAttention(MatrixMixer):
         return gated_linear_attention(q, k, v, log_g, state, self.chunk_size)
 
 
-def low_rank_projection(hidden_size: int, rank: int, width: int, *, bias: bool, **factory_kwargs: Any) -> nn.Sequential:
-    """Return a projection from hidden_size to `width` through `rank` channels; the bias is on the second map."""
-    return nn.Sequential(
-        nn.Linear(hidden_size, rank, bias=False, **factory_kwargs), nn.Linear(rank, width, bias=bias, **factory_kwargs)
-    )
+def low_rank_projection(
+    hidden_size: int, rank: int, width: int, *, bias: bool, activation: nn.Module | None = None, **factory_kwargs: Any
+) -> nn.Sequential:
+    """Return a projection from hidden_size to `width` through `rank` channels; the bias is on the second map.
+
+    activation: what the channels go through; None leaves them as they are.
+    """
+    between = () if activation is None else (activation,)
+    down = nn.Linear(hidden_size, rank, bias=False, **factory_kwargs)
+    return nn.Sequential(down, *between, nn.Linear(rank, width, bias=bias, **factory_kwargs))

@@ -162,9 +162,12 @@ def _chunks(
 
 
 class DecayedProducts:
-    """Products x_i . k_j decayed by exp(cumsum_i - cumsum_j). Only those with j <= i are meaningful."""
+    """Products x_i . k_j decayed by exp(cumsum_i - cumsum_j). Only those with j <= i are meaningful.
 
-    def __init__(self, k: Tensor, cumsum: Tensor) -> None:
+    rows_per_block: how many rows share an anchor where each key channel has a decay of its own.
+    """
+
+    def __init__(self, k: Tensor, cumsum: Tensor, rows_per_block: int = ROWS_PER_BLOCK) -> None:
         self.k, self.cumsum = k, cumsum
         if cumsum.shape[-1] == 1:
             self.decay = (cumsum - cumsum.mT).masked_fill(above_diagonal(k), 0).exp()
@@ -175,7 +178,7 @@ class DecayedProducts:
         # and are clamped so that they do not become NaN.
         highest = -ROWS_PER_BLOCK // 2 * MIN_LOG_G[cumsum.dtype]
         self.blocks = []
-        for start, stop, rows in full_and_rest(k.shape[-2], ROWS_PER_BLOCK):
+        for start, stop, rows in full_and_rest(k.shape[-2], rows_per_block):
             block = torch.unflatten(cumsum[..., start:stop, :], -2, (-1, rows))
             anchor = block[..., rows // 2 : rows // 2 + 1, :]
             keys = k.unsqueeze(-3) * (anchor - cumsum.unsqueeze(-3)).clamp(max=highest).exp()

@@ -22,7 +22,7 @@ from powerplan import flops_per_step
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import GLA, Attention, Convention, FeatureAttention, Lightning, Mamba1, Mamba2, RetNet
+from powerplan.mixers import GLA, RWKV7, Attention, Convention, FeatureAttention, Lightning, Mamba1, Mamba2, RetNet
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.delta import DeltaRule
 from powerplan.mixers.formulas import total
@@ -194,7 +194,7 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
 ADDED_AT_LAST: tuple[type[Mixer], ...] = (GLA, Mamba2)
 """Kinds that add the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
 
-TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], DeltaRule)]
+TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], (DeltaRule, RWKV7))]
 """Attention with sinks runs in a fused kernel that torch cannot count, and the inverses of delta rules have no count of
 their gradient."""
 

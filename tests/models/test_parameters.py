@@ -14,7 +14,7 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.ffn import MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import MIXERS, FeatureAttention
+from powerplan.mixers import MIXERS, RWKV7, FeatureAttention
 from powerplan.mixers.formulas import total
 from powerplan.models import build_layer, build_model
 from powerplan.models.mixers import BUILT, unbuilt_field
@@ -27,18 +27,16 @@ REFUSED = {
     "ling-3.0-flash",
     "llama-4-scout",
     "longcat-flash",
-    "rwkv7-0.1b",
-    "rwkv7-0.4b",
-    "rwkv7-1.5b",
-    "rwkv7-7.2b",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: rwkv7, dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: dsa, mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
     if layer.tied or layer.extras or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts)):
+        return False
+    if isinstance(mixer, RWKV7) and mixer.channel_mix and ffn is None:
         return False
     if mixer is not None and unbuilt_field(mixer):
         return False

@@ -21,6 +21,7 @@ from powerplan.mixers import (
     GLA,
     KDA,
     MLA,
+    RWKV7,
     Attention,
     DeltaNet,
     GatedDeltaNet,
@@ -100,7 +101,7 @@ FFN_CASES = {
     "moe, one expert": Case(None, MoE(experts=4, top_k=1, intermediate_size=40, shared_intermediate_size=48)),
 }
 CASES = MIXER_CASES | FFN_CASES
-UNTRACKED: set[type[Mixer]] = {Mamba1, Mamba2}
+UNTRACKED: set[type[Mixer]] = {RWKV7, Mamba1, Mamba2}
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "training-activations.md").read_text(encoding="utf-8")
 
 
