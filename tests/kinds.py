@@ -12,6 +12,7 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import (
     GLA,
+    GSA,
     KDA,
     MLA,
     RWKV7,
@@ -20,6 +21,7 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    LogLinear,
     Mamba1,
     Mamba2,
     Mixer,
@@ -103,6 +105,20 @@ MIXERS: dict[str, Mixer] = {
     "rwkv7, values": RWKV7(
         heads=4, head_dim=4, decay_rank=3, rate_rank=2, gate_rank=4, value_rank=3, channel_mix=False, chunk_size=20
     ),
+    "log_linear": LogLinear(heads=2, head_dim=6, state_dim=5, chunk_size=8, max_levels=9),
+    "log_linear, groups, biases": LogLinear(
+        heads=4,
+        head_dim=3,
+        state_dim=5,
+        groups=2,
+        bias=True,
+        conv_size=0,
+        gated_norm=False,
+        chunk_size=32,
+        max_levels=9,
+    ),
+    "gsa": GSA(**STATES, slots=3),
+    "gsa, convolution": GSA(**STATES | {"chunk_size": 20}, slots=7, conv_size=3, output_gate=True, output_norm="head"),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

@@ -10,6 +10,7 @@ from torch import nn
 from powerplan.errors import InputError
 from powerplan.mixers import (
     GLA,
+    GSA,
     KDA,
     MLA,
     RWKV7,
@@ -18,6 +19,7 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    LogLinear,
     Mamba1,
     Mamba2,
     Mixer,
@@ -27,11 +29,12 @@ from powerplan.mixers import (
 from powerplan.models.mixers.attention import SoftmaxAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, GatedLinearAttention, KimiDeltaAttention
-from powerplan.models.mixers.mamba import Mamba1Mixer, Mamba2Mixer
+from powerplan.models.mixers.mamba import LogLinearMixer, Mamba1Mixer, Mamba2Mixer
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
 from powerplan.models.mixers.rwkv import RWKV7Mixer
+from powerplan.models.mixers.slots import GatedSlotAttention
 from powerplan.rope import Rope
 
 BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -48,6 +51,8 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     Mamba1: (Mamba1Mixer, ()),
     Mamba2: (Mamba2Mixer, ()),
     RWKV7: (RWKV7Mixer, ()),
+    GSA: (GatedSlotAttention, ()),
+    LogLinear: (LogLinearMixer, ()),
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 

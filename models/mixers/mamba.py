@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2, by scans.py.
+"""Mamba and Mamba-2, by scans.py, and log-linear attention over Mamba-2, by fenwick.py.
 
 Shapes: B batch, T tokens, m hidden size, I inner width, H heads, V channels of a head, G groups, N state dim.
 """
@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.mixers import Mamba1, Mamba2
+from powerplan.errors import InputError
+from powerplan.mixers import LogLinear, Mamba1, Mamba2
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.mixers.convolution import ShortConvolution
 from powerplan.models.mixers.delta import draw_steps
+from powerplan.models.mixers.fenwick import log_linear_scan, log_linear_step
 from powerplan.models.mixers.matrix import MatrixMixerState
 from powerplan.models.mixers.scans import grouped_scan, grouped_step, selective_scan, selective_step
 
@@ -58,7 +60,7 @@ class Mamba2Mixer(SequenceMixer):
         self.dt_bias = nn.Parameter(torch.empty(mixer.heads, **factory_kwargs))
         self.skip = nn.Parameter(torch.empty(mixer.heads, 1, **factory_kwargs))
         self.output_norm = GroupedNorm(inner, mixer.groups, **factory_kwargs) if mixer.gated_norm else None
-        Mamba2Mixer.init_weights(self, 1.0)
+        Mamba2Mixer.init_weights(self, 1.0)  # A subclass has further weights, which are not made yet.
 
     def more_projections(self, mixer: Mamba2) -> list[int]:
         """Return the widths of what is projected beside gate, convolved channels and step sizes."""
@@ -100,6 +102,50 @@ class Mamba2Mixer(SequenceMixer):
         self.a_log.uniform_(1, 16).log_()
         draw_steps(self.dt_bias)
         self.skip.fill_(1)
+
+
+class LogLinearMixer(Mamba2Mixer):
+    """[B, T, m] -> [B, T, m]: Mamba-2 with the states of a Fenwick tree (Guo et al. 2025, arXiv 2506.04761).
+
+    The weights of the levels are softplus(level_scale x projection), as in flash-linear-attention's LogLinearMamba2.
+
+    Raises:
+        InputError: Chunks are no power of 2, when it is built; or a sequence is longer than the levels reach.
+    """
+
+    def __init__(self, mixer: LogLinear, hidden_size: int, **factory_kwargs: Any) -> None:
+        super().__init__(mixer, hidden_size, **factory_kwargs)
+        if mixer.chunk_size & (mixer.chunk_size - 1):
+            below = 1 << mixer.chunk_size.bit_length() - 1
+            raise InputError(
+                f"chunk_size: log_linear layers are built with a power of 2, such as {below:,} or {2 * below:,}; "
+                f"{mixer.chunk_size:,} is none"
+            )
+        self.max_levels = mixer.max_levels
+        self.level_scale = nn.Parameter(torch.ones(mixer.heads, mixer.max_levels, **factory_kwargs))
+
+    def more_projections(self, mixer: Mamba2) -> list[int]:
+        assert isinstance(mixer, LogLinear)
+        return [mixer.heads * mixer.max_levels]
+
+    def scan(
+        self, c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, more: list[Tensor], past_tokens: int, state: Any
+    ) -> tuple[Tensor, Any]:
+        context, longest = past_tokens + x.shape[1], 1 << self.max_levels - 1
+        if context > longest:
+            raise InputError(f"{context:,} tokens do not fit max_levels {self.max_levels}, which reach {longest:,}")
+        (projected,) = more
+        weight = F.softplus(self.level_scale.to(x.dtype) * projected.unflatten(-1, (self.heads, -1)).to(x.dtype))
+        if state is not None and x.shape[1] == 1:
+            out, state = log_linear_step(c[:, 0], b[:, 0], x[:, 0], log_g[:, 0], weight[:, 0], state, past_tokens)
+            return out[:, None], state
+        return log_linear_scan(c, b, x, log_g, weight, state, past_tokens, self.chunk_size)
+
+    @torch.no_grad()
+    def init_weights(self, std: float) -> None:
+        """Draw the weights of Mamba-2; the scales of the levels are 1."""
+        super().init_weights(std)
+        self.level_scale.fill_(1)
 
 
 class Mamba1Mixer(SequenceMixer):

@@ -195,6 +195,17 @@ class DecayedProducts:
         # Masked products may be infinite, and infinity times 0 is NaN: they are filled, not multiplied.
         return torch.cat(products, -2).masked_fill(above_diagonal(x), 0)
 
+    def sum_keys(self, weights: Tensor) -> Tensor:
+        """Return the sums [..., C, K] of keys j decayed to row i, by weights [..., C, C] that are 0 above the diagonal.
+
+        For decays of each key channel only.
+        """
+        sums = []
+        for start, stop, decay, keys in self.blocks:
+            rows = torch.unflatten(weights[..., start:stop, :], -2, (-1, decay.shape[-2]))
+            sums.append(((rows @ keys) * decay).flatten(-3, -2))
+        return torch.cat(sums, -2)
+
 
 def above_diagonal(x: Tensor) -> Tensor:
     """Return the mask [C, C] that is true above the diagonal, for x [..., C, K]."""

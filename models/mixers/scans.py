@@ -55,11 +55,7 @@ def _chunks(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, *, state: Tensor | N
     """Return the outputs [B, G, n, C, R, V] of n chunks, and the last state; c, b [B, G, n, C, K]."""
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)  # [B, G, n, C, R]
     total = cumsum[..., -1:, :]
-    by_head = cumsum.mT
-    span = by_head[..., :, None] - by_head[..., None, :]  # [B, G, n, R, C, C]
-    decay = span.masked_fill(above_diagonal(c), 0).exp()
-    scores = (c @ b.mT)[..., None, :, :]  # The heads of a group share them.
-    out = ((scores * decay).tril() @ x.transpose(-3, -2)).transpose(-3, -2)
+    out = (chunk_products(c, b, cumsum) @ x.transpose(-3, -2)).transpose(-3, -2)
     updates = (b.mT @ (x * (total - cumsum).exp()[..., None]).flatten(-2)).unflatten(-1, x.shape[-2:])
     states = []
     chunk_decay = total.exp()[..., None]  # [B, G, n, 1, R, 1]
@@ -75,6 +71,17 @@ def _chunks(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, *, state: Tensor | N
         read = read * cumsum[:, :, first:].exp()[..., None]
         out = torch.cat((out[:, :, :first], out[:, :, first:] + read), 2)
     return out, state
+
+
+def chunk_products(c: Tensor, b: Tensor, cumsum: Tensor) -> Tensor:
+    """Return the products c_i . b_j, decayed by exp(cumsum_i - cumsum_j), and 0 for j > i: [..., R, C, C].
+
+    c, b: [..., C, K], shared by the heads of a group. cumsum: [..., C, R].
+    """
+    by_head = cumsum.mT
+    span = by_head[..., :, None] - by_head[..., None, :]
+    decay = span.masked_fill(above_diagonal(c), 0).exp()
+    return ((c @ b.mT)[..., None, :, :] * decay).tril()
 
 
 def grouped_step(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

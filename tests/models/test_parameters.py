@@ -14,7 +14,7 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.ffn import MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import MIXERS, RWKV7, FeatureAttention
+from powerplan.mixers import MIXERS, RWKV7, FeatureAttention, LogLinear
 from powerplan.mixers.formulas import total
 from powerplan.models import build_layer, build_model
 from powerplan.models.mixers import BUILT, unbuilt_field
@@ -36,6 +36,8 @@ def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
     if layer.tied or layer.extras or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts)):
         return False
+    if isinstance(mixer, LogLinear) and mixer.chunk_size.bit_count() > 1:
+        return False  # Chunks of a Fenwick tree have a power of 2 of tokens.
     if isinstance(mixer, RWKV7) and mixer.channel_mix and ffn is None:
         return False
     if mixer is not None and unbuilt_field(mixer):

@@ -19,6 +19,7 @@ from powerplan.kernels.call import CallShape
 from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 from powerplan.mixers import (
     GLA,
+    GSA,
     KDA,
     MLA,
     RWKV7,
@@ -27,6 +28,7 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    LogLinear,
     Mamba1,
     Mamba2,
     Mixer,
@@ -101,7 +103,7 @@ FFN_CASES = {
     "moe, one expert": Case(None, MoE(experts=4, top_k=1, intermediate_size=40, shared_intermediate_size=48)),
 }
 CASES = MIXER_CASES | FFN_CASES
-UNTRACKED: set[type[Mixer]] = {RWKV7, Mamba1, Mamba2}
+UNTRACKED: set[type[Mixer]] = {GSA, RWKV7, LogLinear, Mamba1, Mamba2}
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "training-activations.md").read_text(encoding="utf-8")
 
 
