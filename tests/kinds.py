@@ -27,6 +27,7 @@ from powerplan.mixers import (
     Mixer,
     Power,
     RetNet,
+    SparseStateExpansion,
 )
 from powerplan.mixers.base import Block
 from powerplan.spec import LayerGroup, ModelSpec
@@ -119,6 +120,10 @@ MIXERS: dict[str, Mixer] = {
     ),
     "gsa": GSA(**STATES, slots=3),
     "gsa, convolution": GSA(**STATES | {"chunk_size": 20}, slots=7, conv_size=3, output_gate=True, output_norm="head"),
+    "sse": SparseStateExpansion(**STATES, partitions=3, gate_rank=3),
+    "sse, convolution": SparseStateExpansion(
+        **STATES | {"chunk_size": 20}, partitions=4, top_k=2, conv_size=3, conv_bias=True, gate_rank=2
+    ),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

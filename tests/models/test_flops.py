@@ -34,6 +34,7 @@ from powerplan.mixers import (
     Mamba1,
     Mamba2,
     RetNet,
+    SparseStateExpansion,
 )
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.delta import DeltaRule
@@ -148,12 +149,40 @@ def uncounted(spec: ModelSpec, tokens: int) -> int:
     )
 
 
+def routed(mixer: SparseStateExpansion, chosen: torch.Tensor) -> int:
+    """Return what partitions execute beyond the accounting, for the choices [B, T, top_k] of the tokens.
+
+    The accounting lets the tokens of every partition fill its chunks. They are as many as chose it.
+    """
+    size, chunk = 2 * mixer.heads * (mixer.head_dim + mixer.v_head_dim), mixer.chunk_size
+    rows, tokens, _ = chosen.shape
+
+    def pairs(length: int) -> int:
+        return length // chunk * chunk**2 + (length % chunk) ** 2
+
+    executed_pairs = sum(pairs(length) for row in chosen.flatten(1) for length in row.bincount().tolist())
+    return size * (executed_pairs - rows * mixer.top_k * pairs(tokens))
+
+
+def choices_of(model: Any) -> list[tuple[SparseStateExpansion, torch.Tensor]]:
+    """Return a list to which every layer with partitions adds its mixer and the choices of each call."""
+    found: list[tuple[SparseStateExpansion, torch.Tensor]] = []
+    mixers = [use.layer.mixer for use in model.spec.layer_uses() for _ in range(use.count)]
+    for mixer, layer in zip(mixers, model.layers, strict=True):
+        if isinstance(mixer, SparseStateExpansion):
+            layer.mixer.router.register_forward_hook(
+                lambda *call, mixer=mixer: found.append((mixer, call[2].topk(mixer.top_k).indices))
+            )
+    return found
+
+
 def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     accounting = Accounting(spec, Convention(causal="full", form="chunked"))
     expected = tokens * (Fraction(accounting.weight_flops_per_token) + accounting.state_flops_per_token(tokens))
     model = build_model(spec, device=device)
-    ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
-    counted = executed(lambda: model(ids))
+    ids = (torch.arange(BATCH * tokens, device=device) % 9).view(BATCH, tokens)
+    choices = choices_of(model)
+    counted = executed(lambda: model(ids)) - sum(routed(*choice) for choice in choices)
     more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens)
     assert counted == BATCH * (expected + more - uncounted(spec, tokens) - unasked(spec, tokens))
 
@@ -161,6 +190,8 @@ def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
 @pytest.mark.parametrize("kind", MIXERS)
 @pytest.mark.parametrize(("tokens", "device"), [(1, "meta"), (8, "meta"), (150, "meta"), (43, "cpu")])
 def test_every_kind(kind: str, tokens: int, device: str) -> None:
+    if isinstance(MIXERS[kind], SparseStateExpansion):
+        device = "cpu"  # Its router needs values.
     check_flops(spec_of(MIXERS[kind], repeat=2), tokens, device)
 
 
@@ -218,9 +249,10 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
 ADDED_AT_LAST: tuple[type[Mixer], ...] = (GLA, GSA, Mamba2)
 """Kinds that add the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
 
-TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], (DeltaRule, RWKV7))]
+UNCOUNTED = (DeltaRule, RWKV7, SparseStateExpansion)
+TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], UNCOUNTED)]
 """Attention with sinks runs in a fused kernel that torch cannot count, and the inverses of delta rules have no count of
-their gradient."""
+their gradient. How much of a partition nobody reads depends on the choices of the tokens."""
 
 
 @pytest.mark.parametrize("ffn", [None, EXPERTS, SHARED], ids=["mlp", "experts", "shared, biases"])

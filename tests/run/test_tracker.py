@@ -34,6 +34,7 @@ from powerplan.mixers import (
     Mixer,
     Power,
     RetNet,
+    SparseStateExpansion,
 )
 from powerplan.models.mixers import BUILT
 from powerplan.run.recipe import Recipe
@@ -103,7 +104,7 @@ FFN_CASES = {
     "moe, one expert": Case(None, MoE(experts=4, top_k=1, intermediate_size=40, shared_intermediate_size=48)),
 }
 CASES = MIXER_CASES | FFN_CASES
-UNTRACKED: set[type[Mixer]] = {GSA, RWKV7, LogLinear, Mamba1, Mamba2}
+UNTRACKED: set[type[Mixer]] = {GSA, RWKV7, LogLinear, SparseStateExpansion, Mamba1, Mamba2}
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "training-activations.md").read_text(encoding="utf-8")
 
 
