@@ -21,6 +21,7 @@ from powerplan.kernels.state import PowerState
 
 if TYPE_CHECKING:
     from powerplan.kernels.distributed.attention import Started
+    from powerplan.kernels.distributed.halo import Halo
 
 EXCHANGES = ("auto", "gather", "scan")
 """The ways to hand states over."""
@@ -102,6 +103,7 @@ class ContextParallel:
                 raise ValueError(f"exchange_dtype must be None or torch.bfloat16, and is {exchange_dtype}")
         self.exchange, self.exchange_dtype = exchange, exchange_dtype
         self.wire = Wire(self.group, self.rank, self.layout, exchange, exchange_dtype)
+        self._halos: dict[int, Halo] = {}
         self.agreement.on(
             "the plans",
             {
@@ -229,6 +231,15 @@ class ContextParallel:
             rows = self.layout.sequences if self.packed else batch
             sent += rows * kv_heads * size[2] * columns * dtype.itemsize
         return sent
+
+    def halo(self, tokens: int) -> Halo:
+        """Return which tokens stand before this rank's fragments in their sequences, up to `tokens` of each, and what
+        it takes to bring them here: `halo(n).sent_bytes(features, itemsize)`."""
+        from powerplan.kernels.distributed.halo import Halo
+
+        if tokens not in self._halos:
+            self._halos[tokens] = Halo(self.layout, self.rank, tokens)
+        return self._halos[tokens]
 
     def start(
         self,
