@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
-from two_processes import HEADS, MIXERS, small_model, some_tokens
+from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
 
 from powerplan.ffn import MLP
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import Attention, DeltaNet, Lightning, RetNet
+from powerplan.mixers import Attention, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model
+from powerplan.models.mixers.base import SequenceMixer
 from powerplan.rope import DynamicScaling, Rope
 from powerplan.spec import LayerGroup, ModelSpec
 
@@ -67,7 +68,7 @@ def all_work(rank: int, folder: Path) -> None:
             model_of(KINDS["power"], KINDS["retnet"], rope=scaled), layout
         )
     found["packed"] = packed()
-    found["curve"] = curve(rank)
+    found["curve"] = curve(small_model(dtype=torch.float64), STEPS)
     found["refusals"] = refusals()
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -99,18 +100,17 @@ def packed() -> float:
     return (logits - alone).abs().max().item()
 
 
-def curve(rank: int) -> list[float]:
-    """Return the losses of steps of a hybrid model: rows over two ranks, tokens over two, weights over all four."""
+def curve(model: Any, steps: int) -> list[float]:
+    """Return the losses of steps of a model: rows over two ranks, tokens over two, weights over all four."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "cp"))
     everyone = init_device_mesh("cpu", (COUNT,))
-    model: Any = small_model(dtype=torch.float64)
     for layer in model.layers:
         fully_shard(layer, mesh=everyone)
     fully_shard(model, mesh=everyone)
     plan = ContextParallel(mesh["cp"], tokens=TOKENS - 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         tokens = some_tokens(4, TOKENS, step % 5)
         own = tokens.chunk(2)[mesh["rows"].get_local_rank()]
         logits, targets = model(plan.shard(own[:, :-1]), cp=plan), plan.shard(own[:, 1:])
@@ -126,12 +126,24 @@ def curve(rank: int) -> list[float]:
     return losses
 
 
+def curve_alone(model: Decoder, steps: int) -> list[float]:
+    """Return the losses of the same steps on one process."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
+    for step in range(steps):
+        loss = loss_of(model, some_tokens(4, TOKENS, step % 5))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def refusals() -> dict[str, str]:
     plan, tokens = ContextParallel(tokens=32), some_tokens(2, 8)
     bundle = ContextParallel(cu_seqlens=[0, 20, 32])
     calls: dict[str, Callable[[], Tensor]] = {
-        "delta rule": lambda: model_of(DeltaNet(heads=4, head_dim=8, conv_size=0))(tokens, cp=plan),
-        "convolution": lambda: model_of(RetNet(heads=4, head_dim=8, conv_size=4))(tokens, cp=plan),
+        "kind": lambda: SequenceMixer()(tokens, cp=plan),
         "cache": lambda: model_of(KINDS["power"])(tokens, Cache(), cp=plan),
         "tokens": lambda: model_of(KINDS["power"])(tokens[:, 1:], cp=plan),
         "packed": lambda: model_of(KINDS["softmax"])(tokens[:1], cp=bundle),

@@ -55,7 +55,7 @@ class FixedDecay(MatrixMixer):
             return whole, None
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+    def mix_shared(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
         if self.rope is not None:
             parts = [
                 rope_cos_sin(first, own.stop - own.start, self.head_dim, q.device, self.rope, context)
