@@ -81,17 +81,23 @@ class MatrixMixer(SequenceMixer):
         out, heads_state = self.mix(x, q, k, v, past_tokens, heads_state, return_state=return_state)
         return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
 
-    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
         if self.convolution is not None:
             raise InputError("cp: a short convolution does not run over several ranks yet")
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.activated:
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
         q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
-        return self.merge(x, self.mix_shared(q, k, v.unflatten(-1, (self.heads, self.v_head_dim)), cp))
+        v = v.unflatten(-1, (self.heads, self.v_head_dim))
+        out, heads_state = self.mix_shared(q, k, v, cp, return_state=return_state)
+        return self.merge(x, out), MatrixMixerState(heads_state, None) if return_state else None
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
-        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
+        heads' state after all of their tokens if `return_state`, the same on every rank.
+        """
         raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
     def mix(
