@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from attention_on_ranks import CountBytes, message
 from kinds import STATES
-from models_on_ranks import curve, model_of
+from models_on_ranks import continued, curve, model_of, through_a_cache
 from shared_calls import GROUPS, UNEVEN
 from torch import Tensor, nn
 
@@ -75,6 +75,9 @@ def all_work(rank: int, folder: Path) -> None:
             found[str(number)] = beyond(job, groups[job.ranks])
     found["rounding"] = {kind: rounding(kind, groups[4]) for kind in KINDS}
     found["traffic"] = traffic(groups[4])
+    found["continued"] = {kind: continued(model_of(mixer), "zigzag") for kind, mixer in KINDS.items()}
+    found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
+    found["through a cache"] = through_a_cache(*KINDS.values(), HYBRID[1])
     found["curve"] = curve(model_of(*HYBRID), STEPS)
     found["refusals"] = refusals(groups[4])
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")

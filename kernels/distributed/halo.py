@@ -83,9 +83,10 @@ class Halo:
         return counts
 
     @cached_property
-    def travels(self) -> bool:
-        """Whether any rank gets tokens of another one: the same on all ranks, so that all make the exchange or none."""
-        return any(owner != rank for rank, own in enumerate(self.parts) for parts in own for owner, _, _ in parts)
+    def all_tokens(self) -> int:
+        """How many tokens of each row ranks send each other, all together."""
+        parts = ((rank, part) for rank, own in enumerate(self.parts) for parts in own for part in parts)
+        return sum(stop - start for rank, (owner, start, stop) in parts if owner != rank)
 
     def sent_bytes(self, features: int, itemsize: int, *, batch: int = 1, backward: bool = False) -> int:
         """Return the bytes that this rank hands to torch.distributed in one exchange: tokens x features x their size.
@@ -215,7 +216,7 @@ class _Exchange(torch.autograd.Function):
 def _all_to_all(plan: ContextParallel, halo: Halo, sent: Tensor, *, backward: bool) -> Tensor:
     give, get = (halo.received, halo.sent) if backward else (halo.sent, halo.received)
     arrived = sent.new_empty(sum(get), sent.shape[1])
-    if halo.travels:
+    if halo.all_tokens:  # the same on all ranks, so that all make the exchange or none
         with explained(plan.wire):
             dist.all_to_all_single(arrived, sent, get, give, group=plan.group)
     return arrived
@@ -235,7 +236,7 @@ def _tensors(rows: Tensor, like: tuple[Tensor, ...]) -> list[Tensor]:
     """Return the tokens of rows [tokens, B x features] as tensors [B, tokens, ...]: `_rows` undone."""
     sizes = [(x.shape[0], *x.shape[2:]) for x in like]
     parts = torch.split(rows, [torch.Size(size).numel() for size in sizes], 1)
-    return [part.unflatten(1, size).transpose(0, 1) for part, size in zip(parts, sizes, strict=True)]
+    return [part.reshape(len(rows), *size).transpose(0, 1) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _add(tensors: list[Tensor], start: int, stop: int, rows: Tensor) -> None:

@@ -15,7 +15,7 @@ from powerplan.dims import spow_dim
 from powerplan.kernels import checks
 from powerplan.kernels.checks import is_integer, shown
 from powerplan.kernels.distributed.agreement import Agreement
-from powerplan.kernels.distributed.exchange import Wire, all_gather
+from powerplan.kernels.distributed.exchange import Wire
 from powerplan.kernels.distributed.layout import LAYOUTS, Fragment, Layout, Range, make_layout, named_ranges
 from powerplan.kernels.state import PowerState
 
@@ -183,19 +183,9 @@ class ContextParallel:
         checks.check_tensor("x", x)
         if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.local_tokens:
             raise ValueError(f"x must have {self.local_tokens} tokens in dim {dim}, and has shape {list(x.shape)}")
-        own = x.detach().movedim(dim, 0)
-        counts = [sum(stop - start for start, stop in ranges) for ranges in self.layout.ranges]
-        padded = own.new_zeros(max(counts), *own.shape[1:])
-        padded[: len(own)] = own
-        gathered = padded.new_empty(self.ranks * max(counts), *own.shape[1:])
-        all_gather(gathered, padded, self.group)
-        whole = own.new_empty(self.layout.tokens, *own.shape[1:])
-        for rank, ranges in enumerate(self.layout.ranges):
-            at = rank * max(counts)
-            for start, stop in ranges:
-                whole[start:stop] = gathered[at : at + stop - start]
-                at += stop - start
-        return whole.movedim(0, dim)
+        from powerplan.kernels.distributed.gather import gathered
+
+        return gathered(self, x.detach().movedim(dim, 0)).movedim(0, dim)
 
     def exchanged_bytes(
         self,

@@ -97,7 +97,9 @@ class DeltaNetMixer(MatrixMixer):
             q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
         return q, k, self.b_proj(x).sigmoid(), None if self.decay is None else self.decay(x)
 
-    def mix_shared(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
         q, k, beta, log_g = self.prepare(x, q, k, v)
 
         def state_of(own: Any, wanted: bool) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +111,8 @@ class DeltaNetMixer(MatrixMixer):
             return delta_rule(**own, state=state, chunk_size=self.chunk_size)
 
         recurrence = Recurrence(type(self).__name__, self.head_dim, True, state_of, run)
-        return recur(cp, recurrence, {"q": q, "k": k, "v": v, "beta": beta, "log_g": log_g})[0]
+        tensors = {"q": q, "k": k, "v": v, "beta": beta, "log_g": log_g}
+        return recur(cp, recurrence, tensors, return_state=return_state)
 
 
 class GatedDeltaNetMixer(DeltaNetMixer):
@@ -166,7 +169,9 @@ class GatedLinearAttention(MatrixMixer):
         gate = self.decay(x).unflatten(-1, (self.heads, self.head_dim))
         return F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))) / self.temperature
 
-    def mix_shared(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
         def state_of(own: Any, _: bool) -> tuple[Tensor, Tensor | None]:
             return gated_linear_state(own["k"], own["v"], own["log_g"], self.chunk_size)
 
@@ -175,7 +180,7 @@ class GatedLinearAttention(MatrixMixer):
 
         recurrence = Recurrence(type(self).__name__, self.head_dim, False, state_of, run)
         tensors = {"q": q * self.head_dim**-0.5, "k": k, "v": v, "log_g": self.log_decays(x)}
-        return recur(cp, recurrence, tensors)[0]
+        return recur(cp, recurrence, tensors, return_state=return_state)
 
 
 def low_rank_projection(hidden_size: int, rank: int, width: int, *, bias: bool, **factory_kwargs: Any) -> nn.Sequential:

@@ -83,15 +83,21 @@ class MatrixMixer(SequenceMixer):
         q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
         return q, k, v.unflatten(-1, (self.heads, self.v_head_dim))
 
-    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
-        parts = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        parts, conv_inputs = (self.q_proj(x), self.k_proj(x), self.v_proj(x)), None
         if self.convolution is not None:
-            joined = self.convolution.run_shared(torch.cat(parts, -1), cp)
+            joined = torch.cat(parts, -1)
+            joined, conv_inputs = self.convolution.run_shared(joined, cp, return_state=return_state)
             parts = joined.split([part.shape[-1] for part in parts], -1)
-        return self.merge(x, self.mix_shared(x, *self.by_heads(*parts), cp))
+        out, heads_state = self.mix_shared(x, *self.by_heads(*parts), cp, return_state=return_state)
+        return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
 
-    def mix_shared(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
-        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
+        heads' state after all of their tokens if `return_state`, the same on every rank.
+        """
         raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
     def mix(

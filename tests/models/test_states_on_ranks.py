@@ -61,6 +61,19 @@ def test_a_state_and_its_transition_are_as_many_numbers_as_documented(found: lis
             }
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "hybrid"])
+def test_after_a_prompt_over_ranks_every_rank_continues_as_one_process_does(found: list[Found], kind: str) -> None:
+    for own in found:
+        row = own["continued"][kind]
+        assert row["tokens"] == row["alone"]
+        assert row["cache"] < 1e-12
+        assert row["bytes"] == row["bytes alone"]
+
+
+def test_gradients_of_a_cache_are_those_of_one_process(found: list[Found]) -> None:
+    assert all(own["through a cache"] < 1e-12 for own in found)
+
+
 def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list[Found]) -> None:
     """Gated DeltaNet with its convolutions, and attention: rows over two ranks, tokens over two, weights over four."""
     losses = curve_alone(model_of(*HYBRID), STEPS)
