@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
-from two_processes import HEADS, MIXERS, small_model, some_tokens
+from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
 
 from powerplan.ffn import MLP
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import MLA, Attention, DeltaNet, Lightning, RetNet
+from powerplan.mixers import MLA, Attention, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
 from powerplan.models.cache import _tensors
 from powerplan.models.mixers.attention import by_halo
+from powerplan.models.mixers.base import SequenceMixer
 from powerplan.rope import DynamicScaling, Rope
 from powerplan.spec import LayerGroup, ModelSpec
 
@@ -44,6 +45,7 @@ ATTENTION: dict[str, Any] = {
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
     "mla of large latents": MLA(heads=4, kv_lora_rank=40, **LATENT),
 }
+CACHED = ("softmax", "window", "mla", "power", "retnet")
 KINDS: dict[str, Any] = ATTENTION | {
     "power": MIXERS["power"],
     "linear": MIXERS["linear"],
@@ -95,7 +97,7 @@ def all_work(rank: int, folder: Path) -> None:
             found["errors"][f"{kind} {dtype}"] = errors(mixer, getattr(torch, dtype))
     found["by halo"] = ways()
     found["drawn"], found["drawn_alone"] = drawn(rank)
-    found["through a cache"] = through_a_cache()
+    found["through a cache"] = through_a_cache(*(KINDS[kind] for kind in CACHED))
     found["traffic"] = traffic()
     found["differences"]["learned positions"] = difference(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     scaled = Rope(scaling=DynamicScaling(factor=4.0, original_context=8))
@@ -103,7 +105,7 @@ def all_work(rank: int, folder: Path) -> None:
         found["differences"][f"scaled RoPE {layout}"] = difference(
             model_of(KINDS["power"], KINDS["retnet"], rope=scaled), layout
         )
-    found["curve"] = curve(rank)
+    found["curve"] = curve(small_model(dtype=torch.float64), STEPS)
     found["refusals"] = refusals()
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -186,9 +188,9 @@ def drawn(rank: int) -> tuple[list[list[int]], list[list[int]]]:
     return found[0], found[1]
 
 
-def through_a_cache() -> float:
+def through_a_cache(*mixers: Any) -> float:
     """Return the difference of the gradients of tokens after a prompt, of a model that was given its cache by ranks."""
-    model = model_of(*(KINDS[kind] for kind in ("softmax", "window", "mla", "power", "retnet")))
+    model = model_of(*mixers)
     prompt, more = some_tokens(2, TOKENS - 1), some_tokens(2, 3, seed=1)
     plan = ContextParallel(tokens=TOKENS - 1, layout="zigzag")
     found = []
@@ -256,18 +258,17 @@ def sent_numbers(mixer: Any, plan: ContextParallel, backward: bool) -> int:
     return t * (mixer.heads * (mixer.head_dim + mixer.v_head_dim) + kv * (ranks // mixer.kv_heads))
 
 
-def curve(rank: int) -> list[float]:
-    """Return the losses of steps of a hybrid model: rows over two ranks, tokens over two, weights over all four."""
+def curve(model: Any, steps: int) -> list[float]:
+    """Return the losses of steps of a model: rows over two ranks, tokens over two, weights over all four."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "cp"))
     everyone = init_device_mesh("cpu", (COUNT,))
-    model: Any = small_model(dtype=torch.float64)
     for layer in model.layers:
         fully_shard(layer, mesh=everyone)
     fully_shard(model, mesh=everyone)
     plan = ContextParallel(mesh["cp"], tokens=TOKENS - 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         tokens = some_tokens(4, TOKENS, step % 5)
         own = tokens.chunk(2)[mesh["rows"].get_local_rank()]
         logits, targets = model(plan.shard(own[:, :-1]), cp=plan), plan.shard(own[:, 1:])
@@ -283,14 +284,26 @@ def curve(rank: int) -> list[float]:
     return losses
 
 
+def curve_alone(model: Decoder, steps: int) -> list[float]:
+    """Return the losses of the same steps on one process."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
+    for step in range(steps):
+        loss = loss_of(model, some_tokens(4, TOKENS, step % 5))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def refusals() -> dict[str, str]:
     plan, tokens = ContextParallel(tokens=32), some_tokens(2, 8)
     bundle = ContextParallel(cu_seqlens=[0, 20, 32])
     filled = Cache()
     model_of(KINDS["power"])(tokens, filled)
     calls: dict[str, Callable[[], Tensor]] = {
-        "delta rule": lambda: model_of(DeltaNet(heads=4, head_dim=8, conv_size=0))(tokens, cp=plan),
-        "convolution": lambda: model_of(RetNet(heads=4, head_dim=8, conv_size=4))(tokens, cp=plan),
+        "kind": lambda: SequenceMixer()(tokens, cp=plan),
         "cache": lambda: model_of(KINDS["power"])(tokens, filled, cp=plan),
         "packed cache": lambda: model_of(KINDS["power"])(bundle.shard(some_tokens(1, 32)), Cache(), cp=bundle),
         "prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=plan),

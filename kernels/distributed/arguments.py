@@ -34,8 +34,6 @@ def check_call(
     if log_g is not None:
         check_tokens(plan, log_g=log_g)
         checks.check_gate(_with_a_token(log_g)[0], some_k.shape[:3], k.device)
-    if plan.packed and k.shape[0] != 1:
-        raise ValueError(f"the plan packs sequences in one batch row, and k has {k.shape[0]} rows")
     if initial_state is not None:
         sequences = plan.layout.sequences if plan.packed else k.shape[0]
         checks.check_state(initial_state, k, k, v, p, sequences, normalize)
@@ -60,14 +58,18 @@ def check_derivatives(*tensors: Tensor | None) -> None:
         raise ValueError("context parallelism has gradients by torch.autograd alone: no forward mode, no torch.func")
 
 
-def check_tokens(plan: ContextParallel, **tensors: Tensor) -> None:
-    """Check that each tensor is [B, t, ...] with the tokens of this rank."""
+def check_tokens(plan: ContextParallel, **tensors: Tensor | None) -> None:
+    """Check that tensors [B, T, ...] have this rank's tokens, and one row where sequences are packed."""
     for name, x in tensors.items():
+        if x is None:
+            continue
         if x.ndim < 2 or x.shape[1] != plan.local_tokens:
             raise ValueError(
                 f"{name} must be [batch, time, ...] with the {plan.local_tokens} tokens of rank {plan.rank} of "
                 f"{plan.ranks} by the plan, and has shape {list(x.shape)}"
             )
+        if plan.packed and x.shape[0] != 1:
+            raise ValueError(f"the plan packs sequences in one batch row, and {name} has {x.shape[0]} rows")
 
 
 def _with_a_token(*tensors: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
-RUN_SHARED = "attention, mla, power, linear, retnet and lightning"
+RUN_SHARED = "attention, mla, power, linear, retnet, lightning, gla and delta rules"
 """The kinds whose mixers run over several ranks, as a message names them."""
 
 

@@ -57,7 +57,7 @@ class FixedDecay(MatrixMixer):
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
     def mix_shared(
-        self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
     ) -> tuple[Tensor, Any]:
         if self.rope is not None:
             cos_sin = rope_of_rank(cp, self.head_dim, q.device, self.rope)
