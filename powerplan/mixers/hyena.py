@@ -62,7 +62,9 @@ class Hyena(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="hyena"):
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
-        remark = "hyena as wide as the model: the weights change too; --form chunked counts its FFTs, as training has them"
+        remark = (
+            "hyena as wide as the model: the weights change too; --form chunked counts its FFTs, as training has them"
+        )
         return Inherited({"inner_size": hidden}, (remark,))
 
     @property
