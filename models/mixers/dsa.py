@@ -133,7 +133,7 @@ def picks(q: Tensor, k: Tensor, weights: Tensor, first: int, top_k: int) -> Tens
 
     q: [B, t, X, x]. k: [B, s, x]. weights: [B, t, X]. Where a query has fewer keys, keys after it come last.
     """
-    products = (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3])
+    products = torch.unflatten(q.flatten(1, 2) @ k.mT, 1, q.shape[1:3])
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = (products.to(dtype).relu() * weights.to(dtype)[..., None]).sum(2)
     positions = torch.arange(first, first + q.shape[1], device=q.device)[:, None]

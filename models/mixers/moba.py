@@ -60,10 +60,11 @@ def block_means(k: Tensor, block_size: int) -> Tensor:
     return torch.unflatten(k[:, :whole], 1, (-1, block_size)).mean(2)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def block_attention(q: Tensor, k: Tensor, v: Tensor, means: Tensor, block_size: int, top_k: int) -> Tensor:
     """Compute softmax attention over a query's own block so far and the `top_k` - 1 earlier blocks that it scores best.
 
-    How many queries picked a block is read from the device: torch.compile breaks its graph here.
+    How many queries picked a block is read from the device: it runs outside of the graphs of torch.compile.
 
     Args:
         q: [B, T, H, K], of the last T of the S tokens.

@@ -6,12 +6,15 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import LATENT, MIXERS, spec_of
 from torch import Tensor
+from transformers import DeepseekV32Config
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention
 
 from powerplan.errors import InputError
 from powerplan.mixers import DSA, MLA
@@ -85,8 +88,6 @@ def test_all_keys_are_mla() -> None:
 
 def build_few(layer: Any, mixer: DSA) -> Any:
     """Return a layer of the same weights that picks 4 keys."""
-    import msgspec
-
     few: Any = build_layer(spec_of(msgspec.structs.replace(mixer, top_k=4)), dtype=torch.float64).mixer
     few.load_state_dict(layer.state_dict())
     return few
@@ -114,6 +115,47 @@ def test_the_layer_equals_its_equations() -> None:
     scores = torch.einsum("bthk,bshk->bhts", torch.cat((q_nope, q_rope), -1), k) / math.sqrt(10)
     out = torch.einsum("bhts,bshv->bthv", scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1), v)
     torch.testing.assert_close(layer(x), out.flatten(-2) @ layer.o_proj.weight.T)
+
+
+def in_halves(weight: Tensor, rows: int, rotated: int) -> Tensor:
+    """Return the weight with the last `rotated` of every `rows` rows in two halves, where there are pairs."""
+    heads = weight.unflatten(0, (-1, rows))
+    return torch.cat((heads[:, : rows - rotated], heads[:, -rotated::2], heads[:, 1 - rotated :: 2]), 1).flatten(0, 1)
+
+
+def test_the_layer_of_transformers_with_these_weights_gives_these_outputs() -> None:
+    """It expands all keys and values, and masks what is not picked. It rotates pairs in MLA, and halves in the indexer."""
+    torch.manual_seed(0)
+    config = DeepseekV32Config(
+        hidden_size=32, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=8, kv_lora_rank=10,
+        qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, index_n_heads=16, index_head_dim=12, index_topk=7,
+        attention_bias=False, attn_implementation="eager", rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    theirs = DeepseekV32Attention(config, 0).double()
+    mixer = DSA(**LATENT, q_lora_rank=8, index_heads=16, index_head_dim=12, top_k=7)
+    own: Any = build_layer(spec_of(mixer, hidden_size=32), dtype=torch.float64).mixer
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.normal_(std=0.5)
+    names = {
+        "q_a_proj": "q_down", "q_a_layernorm": "q_norm", "q_b_proj": "q_proj", "kv_a_proj_with_mqa": "kv_down",
+        "kv_a_layernorm": "kv_norm", "kv_b_proj": "kv_proj", "o_proj": "o_proj", "indexer.wq_b": "indexer.q_proj",
+        "indexer.wk": "indexer.k_proj", "indexer.k_norm": "indexer.k_norm",
+        "indexer.weights_proj": "indexer.head_weights",
+    }  # fmt: skip
+    weights = dict(theirs.state_dict())
+    weights["q_b_proj.weight"] = in_halves(weights["q_b_proj.weight"], 10, 4)
+    weights["kv_a_proj_with_mqa.weight"] = in_halves(weights["kv_a_proj_with_mqa.weight"], 14, 4)
+    own.load_state_dict(
+        {names[name.rpartition(".")[0]] + "." + name.rpartition(".")[2]: weights[name] for name in weights}
+    )
+    x = torch.randn(2, 30, 32, dtype=torch.float64)
+    cos, sin = (torch.cat((part, part), -1)[None].double() for part in rope_cos_sin(0, 30, 4, x.device))
+    mask = torch.ones(30, 30, dtype=torch.bool).tril()
+    added = torch.zeros(2, 1, 30, 30, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
+    expected = theirs(x, (cos, sin), added)[0]
+    # Their norms, their softmax and their indexer run in float32.
+    torch.testing.assert_close(own(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_the_indexer_has_no_gradient_from_the_loss() -> None:

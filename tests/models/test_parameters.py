@@ -22,14 +22,13 @@ from powerplan.spec import Layer, ModelSpec, Norm
 
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
-    "deepseek-v3.2-exp",
     "kimi-k3",
     "ling-3.0-flash",
     "llama-4-scout",
     "longcat-flash",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
