@@ -132,7 +132,7 @@ class Dtypes:
     @property
     def activations(self) -> Literal["bf16", "fp16", "fp32"]:
         """The format of activations: that of `dtype`, and bf16 where it is one that weights alone are stored in."""
-        return self.dtype if self.dtype in ("fp16", "fp32") else "bf16"
+        return "fp32" if self.dtype == "fp32" else "fp16" if self.dtype == "fp16" else "bf16"
 
     @property
     def activation_bytes(self) -> Fraction:

@@ -75,8 +75,7 @@ EXAMPLES = {
     "decode": [
         "powerplan decode llama-3.1-8b --ctx 128k --gpu h100-sxm",
         "powerplan decode deepseek-v3 --twin attention",
-        "powerplan decode gpt2-xl --batch 1,64 --dtype fp8",
-        "powerplan decode llama-3.1-8b --cache-budget 4k",
+        "powerplan decode gpt2-xl --batch 1,64 --cache-budget 512",
         "powerplan decode qwen3.5-35b-a3b --engine vllm",
     ],
     "recommend": [

@@ -85,7 +85,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     if fleet is not None:
         legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
-            legend += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
+            kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
+            legend += _lines(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
     states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
     legend += _lines(_meaning(models, states, dtypes))
     legend += [line for remark in policy_remarks(policy) for line in _lines(remark)]
