@@ -60,7 +60,8 @@ def is_smooth(spec: ModelSpec) -> bool:
 
     Tokens that wait to be compressed go when an entry is made of them; mean keys in chunks fall when a chunk begins.
     """
-    return not any(mixer.kind in ("compressed", "chunked_attention") for mixer in spec.mixers())
+    jagged = ("compressed", "chunked_attention")
+    return all(mixer.steady and mixer.kind not in jagged for mixer in spec.mixers())
 
 
 @settings(max_examples=50)
