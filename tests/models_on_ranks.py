@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
 
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
 from powerplan.mixers import MLA, Attention, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
@@ -62,11 +62,11 @@ LAYOUTS: dict[str, Any] = {
 
 
 RATE = 0.05
+FFN = MLP(intermediate_size=48, gated=True)
 
 
-def model_of(*mixers: Any, **fields: Any) -> Decoder:
+def model_of(*mixers: Any, ffn: AnyFFN = FFN, **fields: Any) -> Decoder:
     """Return a model with these mixers, of weights large enough to matter, the same each time."""
-    ffn = MLP(intermediate_size=48, gated=True)
     groups = tuple(LayerGroup(mixer=mixer, ffn=ffn) for mixer in mixers)
     spec = ModelSpec(name="small", vocab_size=40, hidden_size=32, tie_embeddings=False, layers=groups)
     torch.manual_seed(0)
@@ -102,6 +102,11 @@ def all_work(rank: int, folder: Path) -> None:
     found["through a cache"] = through_a_cache(*(KINDS[kind] for kind in CACHED))
     found["traffic"] = traffic()
     found["checkpointed"] = checkpointed()
+    experts = MoE(experts=4, top_k=2, intermediate_size=16)
+    found["differences"]["experts"] = difference(
+        model_of(KINDS["window"], KINDS["mla"], ffn=experts), LAYOUTS["uneven"]
+    )
+    found["continued"]["learned positions"] = continued(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     found["differences"]["learned positions"] = difference(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     scaled = Rope(scaling=DynamicScaling(factor=4.0, original_context=8))
     for layout in ("contiguous", "zigzag"):
