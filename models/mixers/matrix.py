@@ -84,7 +84,8 @@ class MatrixMixer(SequenceMixer):
         return q, k, torch.unflatten(v, -1, (self.heads, self.v_head_dim))
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
-        parts, conv_inputs = (self.q_proj(x), self.k_proj(x), self.v_proj(x)), None
+        parts: tuple[Tensor, ...] = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        conv_inputs = None
         if self.convolution is not None:
             joined = torch.cat(parts, -1)
             joined, conv_inputs = self.convolution.run_shared(joined, cp, return_state=return_state)
