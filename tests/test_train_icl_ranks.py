@@ -17,7 +17,7 @@ import torch
 from children import HUNG_S
 from icl_on_ranks import CASES, COUNT, CUT, OPTIONS, begin
 
-from icl.ranks import command_line
+from icl.ranks import command_line, joined
 from icl.settings import PRESETS
 from powerplan.errors import InputError
 from train_icl import _check_shared, _experiment, main
@@ -150,6 +150,15 @@ def test_a_batch_that_groups_cannot_share() -> None:
     with pytest.raises(InputError) as error:
         _check_shared([experiment], four)  # type: ignore[arg-type]
     assert str(error.value) == "--batch: 2 sequences of recall cannot be shared by 4 groups of ranks"
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError) as error, joined(2, "cuda"):
+        pass
+    assert str(error.value) == "--device: torchrun has started 4 ranks on a machine with 2 GPUs"
 
 
 def test_the_command_of_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
