@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kinds import MIXERS, spec_of
+from kinds import LATENT, MIXERS, spec_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from powerplan.errors import InputError
 from powerplan.kernels import ContextParallel
+from powerplan.mixers import MLA
 from powerplan.models.mixers import build_mixer
 from powerplan.rope import Rope
 
@@ -31,6 +32,11 @@ CASES: dict[str, Any] = MIXERS | {
     f"{name}, ungated": type(MIXERS[name])(**{"heads": 4, "kv_heads": 2, "head_dim": 6, "v_head_dim": 5} | extra)
     for name, extra in (("power", {"p": 2}), ("linear", {}))
 }
+LATENT_CASES = {
+    "mla, gathered latents": MLA(**LATENT | {"heads": 4}),
+    "mla, expanded latents": MLA(**LATENT | {"heads": 4, "kv_lora_rank": 20}),
+}
+CASES |= LATENT_CASES
 
 
 class CountSent(TorchDispatchMode):

@@ -25,6 +25,7 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     query = "4*H*k*v"
     within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
     transition = "H*k*k"
+    state_again = "4*H*k*(k + v)"  # The transition is k more columns of the state.
     key_letter = "H"
     fused_gates: ClassVar[tuple[str, str]] = ("", "")
     fused_scores = "H*chunk"
@@ -128,6 +129,7 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     torch_scores = "7*H*chunk"
     convolved = "2*J*k + H*v"
     decay = "H*k*v"
+    state_again = "5*H*k*(k + v)"
     decay_gate = "m*H"
     decay_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("H", "m"),)
     letters = DeltaRule.letters + " J=key_heads"

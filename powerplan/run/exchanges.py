@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd
+from typing import Any
 
 from powerplan.mixers.base import HeadShape
 from powerplan.run.loads import LayerLoad
@@ -24,7 +25,7 @@ class Exchange:
     reach: for WINDOW, the tokens before its own that a query meets; 0 for others.
     flops: forward FLOPs per token of attention, of all these layers. again_flops: likewise of states that a device
     computes once more than one device alone would.
-    kv_heads, heads: as in LayerLoad.
+    kv_heads, heads, latent: as in LayerLoad.
     """
 
     mixer: str
@@ -36,6 +37,7 @@ class Exchange:
     again_flops: float = 0.0
     kv_heads: int | None = None
     heads: HeadShape | None = None
+    latent: bool = False
 
     def device_bytes(self, tp: int) -> float:
         """Return the payload of one of `tp` devices that share the heads: where heads are fewer, several have one."""
@@ -51,17 +53,7 @@ def exchanges_of(counted: Sequence[tuple[LayerLoad, int]], context: int) -> tupl
             busy, twice = (load.state_flops, load.again_flops) if one.what != INPUTS else (0, 0)
             found[one] = layers + count, flops + busy * count, again + twice * count
     return tuple(
-        Exchange(
-            one.mixer,
-            one.what,
-            layers,
-            one.payload_bytes,
-            one.reach,
-            float(flops),
-            float(again),
-            one.kv_heads,
-            one.heads,
-        )
+        replace(one, layers=layers, flops=float(flops), again_flops=float(again))
         for one, (layers, flops, again) in found.items()
     )
 
@@ -72,15 +64,15 @@ def _passed_on(load: LayerLoad, context: int) -> list[Exchange]:
     if mixer is None:
         return []
     name, passed = mixer.describe(), []
+    shape: Any = {"kv_heads": load.kv_heads, "heads": load.heads}
     if load.recent_bytes:
         passed.append(Exchange(name, INPUTS, 0, float(load.recent_bytes)))
     if load.entry_bytes:
-        windowed = load.window is not None and load.window < context
-        reach = load.window - 1 if windowed and load.window else 0
-        what = WINDOW if windowed else KEYS
-        if reach or not windowed:
-            entry = float(load.entry_bytes)
-            passed.append(Exchange(name, what, 0, entry, reach, kv_heads=load.kv_heads, heads=load.heads))
+        entry = float(load.entry_bytes)
+        if load.window is None or load.window >= context:
+            passed.append(Exchange(name, KEYS, 0, entry, latent=load.latent, **shape))
+        elif load.window > 1:
+            passed.append(Exchange(name, WINDOW, 0, entry, load.window - 1, **shape))
     elif load.state_bytes:
-        passed.append(Exchange(name, STATE, 0, float(load.state_bytes), kv_heads=load.kv_heads, heads=load.heads))
+        passed.append(Exchange(name, STATE, 0, float(load.state_bytes), **shape))
     return passed

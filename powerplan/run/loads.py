@@ -36,6 +36,7 @@ class LayerLoad:
     kv_heads: heads that tensor parallelism can split keys, values or a state among, as every device of a group needs
     those of its queries: 1 for latents; None for a state of as many heads as there are, or channels.
     heads: the heads of this layer's attention, or of attention in the place of its state; None where it has no such.
+    latent: whether keys and values of all heads are expanded from what a token keeps.
     again_flops: forward FLOPs per token to compute the state that a part of a sequence leaves behind, by itself.
     dispatched_bytes: what a token sends to its experts, one way.
     """
@@ -54,6 +55,7 @@ class LayerLoad:
     recent_bytes: Fraction
     kv_heads: int | None
     heads: HeadShape | None
+    latent: bool
     again_flops: Fraction
     dispatched_bytes: Fraction
 
@@ -142,9 +144,10 @@ def _passed_state_bytes(mixer: Mixer, size: StateSize) -> Fraction:
 
 
 def _attention_heads(mixer: Mixer) -> HeadShape | None:
-    """Return the heads of attention, or those that attention would have with the projections of a state."""
-    if (own := mixer.own_heads()) is not None or mixer.entry:
-        return own
+    """Return the heads of attention, of latents those they are expanded to, or those that attention would have with the
+    projections of a state; None where queries pick their keys."""
+    if mixer.looked_up or (own := mixer.own_heads()) is not None:
+        return None if mixer.looked_up else own
     plain = mixer.plain_heads("attention")
     if plain is None:
         return None
@@ -182,6 +185,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         recent_bytes=(size.recent if size is not None else 0) * recipe.activation_bytes,
         kv_heads=heads.kv_heads if heads is not None else 1 if entry else None,
         heads=_attention_heads(mixer) if mixer is not None else None,
+        latent=mixer is not None and mixer.latent_heads,
         again_flops=Fraction(total(mixer.terms((("state again", mixer.state_again),)))) if mixer else Fraction(0),
         dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),
     )

@@ -1,10 +1,11 @@
 """How devices that share a sequence pass on what each layer needs of other parts of it: ways, bytes and seconds.
 
 Keys and values go around a ring (Liu et al. 2023, arXiv 2310.01889, section 3.1), which sends while it computes, or
-heads are exchanged all to all (Ulysses, Jacobs et al. 2023, arXiv 2309.14509, section 3.1), which cannot hide. A window
-needs the last keys and values of the devices before, and a short convolution their last inputs: a halo. A state is
-gathered from all devices (LASP-2, Sun et al. 2025, arXiv 2502.07563) or summed on the way in rounds that reach twice as
-far each (a scan, Hillis and Steele 1986), as powerplan.kernels does both.
+heads are exchanged all to all (Ulysses, Jacobs et al. 2023, arXiv 2309.14509, section 3.1), which cannot hide; latents
+are gathered where that is less than the heads. A window needs the last keys and values of the devices before, and a
+short convolution their last inputs: a halo. A state is gathered from all devices (LASP-2, Sun et al. 2025, arXiv
+2502.07563) or summed on the way in rounds that reach twice as far each (a scan, Hillis and Steele 1986), as
+powerplan.kernels does both.
 
 A ring needs even work behind a causal mask: each device then has a part from the front and one from the back (zigzag),
 and all layers of the model with it. States and halos are passed on for each part.
@@ -50,8 +51,9 @@ class Passing:
 
     exchange: what they pass on. way: "ring", "all-to-all", "halo", "gather" or "scan".
     seconds: of all their layers. hidden_s: of those what their attention hides.
-    bytes_sent: what one device hands over in one layer, the one that has most: in a gather its own states once, however
-    many devices get them. bytes_received: what it gets of others. buffer_bytes: what it holds of others at once.
+    bytes_sent: what one device hands over in one layer, the one that has most: in a gather its own states or latents
+    once, however many devices get them. bytes_received: what it gets of others. buffer_bytes: what it holds of others
+    at once.
     rounds: messages that wait for each other.
     """
 
@@ -98,10 +100,11 @@ def ways_of(exchange: Exchange, split: Split) -> list[Passing]:
     """Return the ways that an exchange can be done, the simplest first."""
     if exchange.what == STATE:
         return [_gather(exchange, split), _scan(exchange, split)]
-    if exchange.what == KEYS:
-        swapped = _all_to_all(exchange, split)
-        return [_ring(exchange, split)] + ([swapped] if swapped else [])
-    return [_halo(exchange, split)]
+    if exchange.what == INPUTS:
+        return [_halo(exchange, split)]
+    swapped = _all_to_all(exchange, split)
+    first = _ring(exchange, split) if exchange.what == KEYS else _halo(exchange, split)
+    return [first, swapped] if swapped else [first]
 
 
 def _gather(exchange: Exchange, split: Split) -> Passing:
@@ -149,7 +152,8 @@ def _ring(exchange: Exchange, split: Split) -> Passing:
 def _all_to_all(exchange: Exchange, split: Split) -> Passing | None:
     """Devices exchange tokens for heads, and outputs back; None where the heads cannot be shared.
 
-    Key/value heads are repeated where they are fewer than devices, as powerplan.models does it.
+    As powerplan.models does it, key/value heads are repeated where they are fewer than devices, and latents are
+    gathered, to be expanded to a device's own heads, where that is less to receive than keys and values.
     """
     shape, ranks, tp = exchange.heads, split.ranks, split.tp
     if shape is None or shape.heads % tp:
@@ -159,11 +163,25 @@ def _all_to_all(exchange: Exchange, split: Split) -> Passing | None:
     if heads % kv_heads:
         return None
     row = split.element_bytes * split.tokens * split.sequences
-    keys, values = kv_heads * shape.head_dim, kv_heads * shape.v_head_dim
-    there, back = (heads * shape.head_dim + keys + values) * row, heads * shape.v_head_dim * row
-    seconds = all_to_all_s(split.link, ranks, there) + all_to_all_s(split.link, ranks, back)
-    sent = (there + back) * (ranks - 1) / ranks
-    return Passing(exchange, "all-to-all", exchange.layers * seconds, 0.0, sent, sent, there + back, 2)
+    queries, outputs = heads * shape.head_dim * row, heads * shape.v_head_dim * row
+    keys, gathered = kv_heads * (shape.head_dim + shape.v_head_dim) * row, 0.0
+    if exchange.latent:
+        own = exchange.device_bytes(tp) * split.tokens * split.sequences
+        keys, gathered = (0.0, own) if ranks * own <= keys else (keys, 0.0)
+    seconds = all_to_all_s(split.link, ranks, queries + keys) + all_to_all_s(split.link, ranks, outputs)
+    if gathered:
+        seconds += all_gather_s(split.link, ranks, ranks * gathered)
+    swapped = (queries + keys + outputs) * (ranks - 1) / ranks
+    return Passing(
+        exchange,
+        "all-to-all",
+        exchange.layers * seconds,
+        0.0,
+        bytes_sent=swapped + gathered,
+        bytes_received=swapped + (ranks - 1) * gathered,
+        buffer_bytes=queries + keys + outputs + ranks * gathered,
+        rounds=3 if gathered else 2,
+    )
 
 
 def _message_s(link: Link, sent: float) -> float:
