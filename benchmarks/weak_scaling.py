@@ -79,31 +79,39 @@ def check(model: Decoder, way: str) -> None:
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return time, memory and traffic of each number of ranks and each exchange, with those of all starts."""
+    """Return time, memory and traffic of each number of ranks and each exchange, with those of all starts.
+
+    They are started in turns, so that what else the machine does falls on all of them.
+    """
+    turns = [(count, way) for count in FEW for way in (("gather", "scan") if count > 1 else (None,))]
+    starts: dict[tuple[int, str | None], list[dict[str, float]]] = {turn: [] for turn in turns}
+    for count, way in options.runs * turns:
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            given = (count, way or "gather", options, folder)
+            torch.multiprocessing.spawn(work, given, nprocs=count)  # type: ignore[attr-defined,no-untyped-call]
+            files = [Path(folder, f"{rank}.json") for rank in range(count)]
+            each = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        most = {name: max(found[name] for found in each) for name in each[0]}
+        starts[count, way].append(most | {"load": load})
+        print(f"{count:6}  {way or 'none':8} {_figures(most)}", flush=True)
     rows = []
-    for count in FEW:
-        for way in ("gather", "scan") if count > 1 else ("gather",):
-            starts = []
-            for _ in range(options.runs):
-                with tempfile.TemporaryDirectory() as folder:
-                    given = (count, way, options, folder)
-                    torch.multiprocessing.spawn(work, given, nprocs=count)  # type: ignore[attr-defined,no-untyped-call]
-                    files = [Path(folder, f"{rank}.json") for rank in range(count)]
-                    each = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-                starts.append({name: max(found[name] for found in each) for name in each[0]})
-            row = {name: statistics.median(start[name] for start in starts) for name in starts[0]}
-            rows.append({"ranks": count, "exchange": way if count > 1 else None, **row, "starts": starts})
-            spread = " to ".join(f"{pick(start['cpu_s'] for start in starts):.2f}" for pick in (min, max))
-            line = f"{count:6}  {way if count > 1 else 'none':8}  {row['cpu_s']:6.2f} s ({spread})"
-            print(f"{line}  {row['memory_bytes'] / 2**20:6.0f} MiB  {row['sent_bytes'] / 2**20:6.2f} MiB", flush=True)
+    print(f"\nmedians of {options.runs}")
+    for (count, way), found in starts.items():
+        row = {name: statistics.median(start[name] for start in found) for name in found[0]}
+        rows.append({"ranks": count, "exchange": way, **row, "starts": found})
+        print(f"{count:6}  {way or 'none':8} {_figures(row)}")
     return rows
+
+
+def _figures(row: dict[str, float]) -> str:
+    return f"{row['cpu_s']:8.2f} s  {row['memory_bytes'] / 2**20:8.0f} MiB  {row['sent_bytes'] / 2**20:8.2f} MiB"
 
 
 def result(options: argparse.Namespace) -> dict[str, Any]:
     """Return the whole result: this machine and how busy it was, what was measured, and what is planned."""
-    print(f"small model, {options.tokens:,} tokens a process, fp32: the rank that took most, median of {options.runs}")
-    print(" ranks  exchange  processor time         memory        sent a step")
-    before = os.getloadavg()[0]
+    print(f"small model, {options.tokens:,} tokens a process, fp32: the rank that took most")
+    print(" ranks  exchange  processor        memory   sent a step")
     rows = measured(options)
     return {
         "schema": SCHEMA,
@@ -111,8 +119,6 @@ def result(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device_name("cpu"),
-        "load_before": before,
-        "load_after": os.getloadavg()[0],
         "tokens": options.tokens,
         "runs": options.runs,
         "steps": options.steps,

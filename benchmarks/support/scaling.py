@@ -1,4 +1,4 @@
-"""What weak_scaling.py plans and draws: the same number of tokens on each of ever more devices that share a sequence."""
+"""What weak_scaling.py plans and draws: as many tokens on each of ever more devices that share a sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Power
 from powerplan.plots.figure import legend_below, panels, styled, titled
-from powerplan.plots.lines import AS_IT_IS, COLOURS, Look, Series, draw, handles, log_axis
+from powerplan.plots.lines import BLACK, COLOURS, Look, Series, draw, handles, log_axis
 from powerplan.run.degrees import Degrees
 from powerplan.run.efficiency import DEFAULT
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
@@ -123,15 +123,17 @@ def _passings(layout: Layout, exchange: str | None) -> tuple[Passing, ...]:
     )
 
 
-POWER, GATHERED, SMALL_LINE = COLOURS[0], COLOURS[5], COLOURS[2]
+POWER, GATHERED, SMALL_LINE, POINT = COLOURS[0], COLOURS[5], COLOURS[2], COLOURS[1]
 LOOKS = {
-    "attention": AS_IT_IS,
-    "power, gathered": Look(GATHERED, (0, (6, 2)), "None"),
+    "attention": Look(BLACK, "-", "None", 2.6),
     "power": Look(POWER, "-", "None", 2.4),
-    "small, gathered": Look(SMALL_LINE, (0, (2, 1.5)), "None"),
+    "power, gathered": Look(GATHERED, (0, (6, 2)), "None"),
     "small": Look(SMALL_LINE, "-", "None"),
+    "small, gathered": Look(SMALL_LINE, (0, (2, 1.5)), "None"),
 }
 MARKERS = {"gather": "s", "scan": "o"}
+HIGHEST = 8.0
+"""Where the panel of times ends: softmax attention goes on beyond it."""
 
 
 @styled
@@ -139,58 +141,58 @@ def scaling_figure(result: Mapping[str, Any]) -> Figure:
     """Return the figure of a result: time and memory of a rank over the ranks, over those of one; lines are planned."""
     from matplotlib.lines import Line2D
 
-    figure, ((upper,), (lower,)) = panels([3.5, 2.9], share_x=True)
-    for axes, planned_key, measured_key in ((upper, "seconds", "cpu_s"), (lower, "tokens_bytes", "memory_bytes")):
-        series = [_over_one(_of_line(result["planned"], name), planned_key) for name in LOOKS]
-        draw(axes, series, list(LOOKS.values()))
-        for exchange, marker in MARKERS.items():
-            rows = [row for row in result["measured"] if row["exchange"] in (exchange, None)]
-            points = _over_one(rows, measured_key)
-            axes.plot(
-                points.x,
-                points.y,
-                linestyle="none",
-                marker=marker,
-                color=COLOURS[1],
-                markersize=6,
-                mfc="white",
-                zorder=5,
-            )
+    figure, ((upper,), (lower,)) = panels([3.3, 2.9], share_x=True)
+    keys = (("time", "seconds", "cpu_s"), ("memory", "tokens_bytes", "memory_bytes"))
+    for axes, (name, planned_key, measured_key) in zip((upper, lower), keys, strict=True):
+        draw(axes, [over_one(of_line(result, line), planned_key) for line in LOOKS], list(LOOKS.values()))
+        for line in axes.lines:
+            line.set_clip_on(True)
+        for exchange in MARKERS:
+            points = over_one([row for row in result["measured"] if row["exchange"] in (exchange, None)], measured_key)
+            axes.plot(points.x, points.y, zorder=5, **_marker(exchange))
         axes.set_xscale("log", base=2)
         axes.set_xlim(min(RANKS) / 1.1, max(RANKS) * 1.1)
         axes.set_xticks(RANKS, [f"{ranks:,}" for ranks in RANKS])
+        axes.set_ylim(0.85, HIGHEST if axes is upper else None)
+        log_axis(axes, lambda value: f"{value:.3g}", f"{name} of a rank, 1 rank = 1")
         axes.minorticks_off()
-    log_axis(upper, lambda value: f"{value:,.5g}", "time of a step, 1 rank = 1")
-    log_axis(lower, lambda value: f"{value:,.3g}", "memory of a rank, 1 rank = 1")
-    lower.set_xlabel("ranks that share a sequence, each with as many tokens")
+    lower.set_xlabel("ranks that share a sequence")
+    attention = over_one(of_line(result, "attention"), "seconds").y[-1]
+    power = over_one(of_line(result, "power"), "seconds").y[-1]
+    total = max(RANKS) * LARGE_TOKENS / 1e6
     titled(
         figure,
         "One sequence over 1 to 1,024 ranks, as many tokens on each",
-        f"Planned: Llama 3 8B, {LARGE_TOKENS:,} tokens on each H100 (33.6M in all on 1,024). Measured and planned: a model "
-        f"of 2 layers of 256, {result['tokens']:,} tokens on each of 1 to 4 CPU processes, processor time of the slowest. "
-        "Memory without weights, gradients and optimizer states.",
+        f"Llama 3 8B is planned, with {LARGE_TOKENS:,} tokens on each H100: {total:.1f}M in all on 1,024. A model of "
+        f"two layers of 256 is measured too, with {result['tokens']:,} tokens on each of 1 to 4 CPU processes: "
+        "processor time of the slowest, planned as compute alone. Memory is that of tokens and of what others send: without "
+        "weights, gradients and optimizer states.",
     )
     names = {
-        "attention": "Llama 3 8B as it is, softmax attention",
-        "power": "Llama 3 8B with power attention (p = 2), states as planned",
-        "power, gathered": "the same, states always gathered",
-        "small": "small model with power attention, scan: compute",
-        "small, gathered": "the same, gather",
+        "attention": f"8B, softmax attention: {attention:,.0f}x on 1,024",
+        "power": f"8B, power attention: {power:.2f}x on 1,024",
+        "power, gathered": "8B, power attention, always gathered",
+        "small": "small model, scan: planned",
+        "small, gathered": "small model, gather: planned",
     }
-    shown: list[Any] = handles(list(LOOKS.values()))
-    shown += [
-        Line2D([], [], linestyle="none", marker=marker, color=COLOURS[1], markersize=6, mfc="white")
-        for marker in MARKERS.values()
-    ]
-    legend_below(figure, shown, [*(names[name] for name in LOOKS), *(f"measured, {way}" for way in MARKERS)])
+    shown: list[Any] = handles(list(LOOKS.values())) + [Line2D([], [], **_marker(way)) for way in MARKERS]
+    legend_below(
+        figure, shown, [*(names[name] for name in LOOKS), *(f"small model, {way}: measured" for way in MARKERS)]
+    )
     return figure
 
 
-def _of_line(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["line"] == name]
+def _marker(exchange: str) -> dict[str, Any]:
+    marker, size = MARKERS[exchange], 7.5 if exchange == "gather" else 5
+    return {"linestyle": "none", "marker": marker, "color": POINT, "markersize": size, "markerfacecolor": "white"}
 
 
-def _over_one(rows: Sequence[Mapping[str, Any]], key: str) -> Series:
+def of_line(result: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the planned points of a line."""
+    return [row for row in result["planned"] if row["line"] == name]
+
+
+def over_one(rows: Sequence[Mapping[str, Any]], key: str) -> Series:
     """Return the points of a number over the ranks, as shares of that of one rank."""
     (one,) = (row[key] for row in rows if row["ranks"] == 1)
     return Series(tuple((float(row["ranks"]), row[key] / one) for row in rows))

@@ -7,22 +7,34 @@ from typing import Any
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
-from powerplan.run.exchanges import STATE
+from powerplan.run.exchanges import INPUTS, KEYS, STATE, WINDOW
 from powerplan.run.layouts import Layout
 from powerplan.run.passing import Passing, Split, break_even, crossover
 from powerplan.units import format_figure
 
 LEGEND = (
-    "MB of one layer in a forward pass: what a device sends to others (its own part of a gather once, for all of them) "
-    "and what it receives; ms: how long that takes, and what of it no compute hides."
+    "Of one layer in a forward pass: what a device sends to others (its part of a gather once, for all of them) and "
+    "gets of them, how long that takes, and what of it no compute hides."
 )
 """What the columns mean."""
 
 CROSSOVER = (
-    "less time from, fewer bytes from: tokens per device from which a state takes less time, forward and backward, and "
-    "has fewer bytes than the keys and values of the same heads, which go around a ring or from all to all."
+    "faster, smaller from: tokens per device from which a state takes less time, forward and backward, and has fewer "
+    "bytes than keys and values of the same heads, which go around a ring or from all to all."
 )
 """What the columns of states mean."""
+
+
+WAYS = {
+    (KEYS, "ring"): "keys, values: ring",
+    (KEYS, "all-to-all"): "heads: all-to-all",
+    (WINDOW, "halo"): "window: halo",
+    (WINDOW, "all-to-all"): "heads: all-to-all",
+    (STATE, "gather"): "state: gather",
+    (STATE, "scan"): "state: scan",
+    (INPUTS, "halo"): "last inputs: halo",
+}
+"""What layers pass on, and how, as the table has it."""
 
 
 def exchange_entries(layout: Layout) -> list[dict[str, Any]]:
@@ -64,30 +76,27 @@ def exchange_section(schema: str, layout: Layout) -> Report | None:
     if layout.degrees.pp > 1:
         title += "; layers of the slowest pipeline stage"
     columns = [
-        Column("layers", "layers"),
-        Column("mixer", "mixer", left=True),
-        Column("passed", "passes on", left=True),
-        Column("how", "by", left=True),
+        Column("layers", "layers", left=True),
+        Column("how", "pass on", left=True),
         Column("sent", "MB\nsent", format_figure),
-        Column("received", "MB\nreceived", format_figure),
+        Column("received", "MB\ngot", format_figure),
         Column("ms", "ms", format_figure),
-        Column("exposed", "ms\nexposed", format_figure),
+        Column("exposed", "not\nhidden", format_figure),
     ]
-    states = any(row["passed"] == STATE for row in rows)
+    states = any(entry["passed"] == STATE for entry in entries)
     if states:
-        columns.append(Column("faster", "less time\nfrom", grouped))
-        columns.append(Column("large", "fewer bytes\nfrom", grouped))
-    legend = wrapped(f"{LEGEND} {CROSSOVER}" if states else LEGEND)
+        columns.append(Column("faster", "faster\nfrom", grouped))
+        columns.append(Column("large", "smaller\nfrom", grouped))
+    legend = [*wrapped(LEGEND), *(wrapped(CROSSOVER) if states else ())]
     return Report(schema, {}, columns, rows, title=wrapped(title), legend=legend, after=_remarks(rows))
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:
     layers = entry["layers"] or 1
     return {
-        "layers": entry["layers"],
+        "layers": f"{entry['layers']} {entry['mixer']}",
         "mixer": entry["mixer"],
-        "passed": entry["passed"],
-        "how": entry["exchange"] or entry["way"],
+        "how": WAYS[entry["passed"], entry["exchange"] or entry["way"]],
         "sent": entry["bytes_sent_per_layer"] / 1e6,
         "received": entry["bytes_received_per_layer"] / 1e6,
         "ms": entry["seconds"] / layers * 1e3,
@@ -95,7 +104,6 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
         "faster": entry["faster_from_tokens"],
         "large": entry["break_even_tokens"],
         "tokens": entry["tokens_per_device"],
-        "than": entry["faster_than"],
     }
 
 
@@ -106,6 +114,6 @@ def _remarks(rows: list[dict[str, Any]]) -> list[str]:
         if row["faster"] is not None and row["tokens"] < row["faster"]:
             lines += wrapped(
                 f"{row['mixer']}: with {row['tokens']:,} tokens on each device, keys and values of the same heads "
-                f"({row['than']}) would take less time than its state, up to {row['faster'] - 1:,}"
+                f"would take less time than its state, as up to {row['faster'] - 1:,}"
             )
     return lines
