@@ -51,7 +51,7 @@ def work(rank: int, count: int, way: str, options: argparse.Namespace, folder: s
     for _ in range(options.steps + 1):
         model.zero_grad()
         begin = time.process_time()
-        (model.loss(ids, plan).sum() / tokens).backward()  # type: ignore[no-untyped-call]
+        (model.loss(ids, plan).sum() / tokens).backward()
         seconds.append(time.process_time() - begin)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     found = {"cpu_s": statistics.median(seconds[1:]), "memory_bytes": grown * 1024, "sent_bytes": sent(plan)}
@@ -64,8 +64,10 @@ def sent(plan: ContextParallel) -> int:
     total = 0
     for mixer in small_model().mixers():
         assert isinstance(mixer, Power)
-        shape = {"kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "p": mixer.p, "gated": mixer.gated}
-        total += sum(plan.exchanged_bytes(**shape, backward=backward) for backward in (False, True))
+        for backward in (False, True):
+            total += plan.exchanged_bytes(
+                mixer.kv_heads, mixer.head_dim, p=mixer.p, gated=mixer.gated, backward=backward
+            )
     return total
 
 

@@ -165,8 +165,8 @@ def scaling_figure(result: Mapping[str, Any]) -> Figure:
         "One sequence over 1 to 1,024 ranks, as many tokens on each",
         f"Llama 3 8B is planned, with {LARGE_TOKENS:,} tokens on each H100: {total:.1f}M in all on 1,024. A model of "
         f"two layers of 256 is measured too, with {result['tokens']:,} tokens on each of 1 to 4 CPU processes: "
-        "processor time of the slowest, planned as compute alone. Memory is that of tokens and of what others send: without "
-        "weights, gradients and optimizer states.",
+        "processor time of the slowest, planned as compute alone. Memory is that of tokens and of what others send: "
+        "without weights, gradients and optimizer states.",
     )
     names = {
         "attention": f"8B, softmax attention: {attention:,.0f}x on 1,024",

@@ -129,7 +129,6 @@ class GatedDeltaNet(DeltaRule, frozen=True, kw_only=True, tag_field="kind", tag=
     torch_scores = "7*H*chunk"
     convolved = "2*J*k + H*v"
     decay = "H*k*v"
-    state_again = "5*H*k*(k + v)"
     decay_gate = "m*H"
     decay_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("H", "m"),)
     letters = DeltaRule.letters + " J=key_heads"

@@ -296,7 +296,7 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     letters = MatrixState.letters + " u=gate_rank"
     decay = "H*k*v"
     transition = "H*k"
-    state_again = "3*H*k*v"
+    state_again = MatrixState.update
 
     gate_rank: Size = 16
 

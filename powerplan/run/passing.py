@@ -235,10 +235,10 @@ def halo_tokens(ranks: int, parts: int, piece: int, reach: int) -> int:
     """
     count, most = ranks * parts, 0
     for rank in range(ranks):
-        own = (rank,) if parts == 1 else (rank, 2 * ranks - 1 - rank)
-        sent = sum(min(reach, (count - 1 - part) * piece) for part in own)
+        sent = min(reach, (count - 1 - rank) * piece)
         if parts == 2:
-            sent -= min(piece, max(0, reach - (own[1] - own[0] - 1) * piece))
+            between = 2 * (ranks - rank - 1)  # Parts of others, up to the one that this device has from the back.
+            sent += min(reach, rank * piece) - min(piece, max(0, reach - between * piece))
         most = max(most, sent)
     return most
 

@@ -331,9 +331,18 @@ def test_more_bytes_are_never_passed_on_faster(
     assert parts_of([one], split) in ((1, 2) if what == KEYS else (1,))
 
 
-def test_a_state_that_is_computed_once_more_takes_time() -> None:
-    """2 G D (V + 1) FLOPs a token forward and 4 back (docs/distributed.md), at the share of recurrent state."""
-    one, eight = (layout_of(Degrees(cp=cp), "power:p=2,gated=true", context=65_536) for cp in (1, 8))
-    tokens = 64 * 65_536
-    again = 3 * 32 * 2 * 8 * 8256 * 129 * tokens / (989e12 * 0.5)
-    assert 8 * eight.step.recurrent_s == pytest.approx(one.step.recurrent_s + again)
+@pytest.mark.parametrize(
+    ("mixer", "again"),
+    [
+        ("power:p=2,gated=true", 2 * 8 * 8256 * 129),
+        ("linear", 2 * 8 * 128 * 128),
+        ("retnet", 2 * 32 * 128 * 128),
+        ("gla", 2 * 32 * 128 * 128),
+        ("kda", 4 * 32 * 128 * (128 + 128)),
+    ],
+)
+def test_a_state_that_is_computed_once_more_takes_time(mixer: str, again: int) -> None:
+    """The FLOPs of docs/distributed.md, forward and twice that back, at the share of recurrent state."""
+    one, eight = (layout_of(Degrees(cp=cp), mixer, context=65_536) for cp in (1, 8))
+    takes = 3 * 32 * again * 64 * 65_536 / (989e12 * 0.5)
+    assert 8 * eight.step.recurrent_s == pytest.approx(one.step.recurrent_s + takes)
