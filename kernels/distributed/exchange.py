@@ -115,7 +115,7 @@ def explained(wire: Wire) -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
         first = str(error).strip().split("\n")[0]
         raise RuntimeError(
-            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the states of others. "
+            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the others. "
             "A rank has failed (its own message says why), made another call than this one, or took longer than the "
             f"timeout of init_process_group. torch.distributed says: {first}"
         ) from error

@@ -112,7 +112,8 @@ class DeltaNetMixer(MatrixMixer):
 
         recurrence = Recurrence(type(self).__name__, self.head_dim, True, state_of, run)
         tensors = {"q": q, "k": k, "v": v, "beta": beta, "log_g": log_g}
-        return recur(cp, recurrence, tensors, return_state=return_state)
+        out, final = recur(cp, recurrence, tensors, return_state=return_state)
+        return out, final
 
 
 class GatedDeltaNetMixer(DeltaNetMixer):
@@ -180,7 +181,8 @@ class GatedLinearAttention(MatrixMixer):
 
         recurrence = Recurrence(type(self).__name__, self.head_dim, False, state_of, run)
         tensors = {"q": q * self.head_dim**-0.5, "k": k, "v": v, "log_g": self.log_decays(x)}
-        return recur(cp, recurrence, tensors, return_state=return_state)
+        out, final = recur(cp, recurrence, tensors, return_state=return_state)
+        return out, final
 
 
 def low_rank_projection(hidden_size: int, rank: int, width: int, *, bias: bool, **factory_kwargs: Any) -> nn.Sequential:

@@ -80,15 +80,16 @@ class MatrixMixer(SequenceMixer):
         """Return q, k [B, T, J, K] and v [B, T, H, V], of features that were projected and convolved."""
         if self.activated or self.convolution is not None:
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
-        q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
-        return q, k, v.unflatten(-1, (self.heads, self.v_head_dim))
+        q, k = (torch.unflatten(part, -1, (self.key_heads, self.head_dim)) for part in (q, k))
+        return q, k, torch.unflatten(v, -1, (self.heads, self.v_head_dim))
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
-        parts, conv_inputs = (self.q_proj(x), self.k_proj(x), self.v_proj(x)), None
+        parts: tuple[Tensor, ...] = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        conv_inputs = None
         if self.convolution is not None:
             joined = torch.cat(parts, -1)
             joined, conv_inputs = self.convolution.run_shared(joined, cp, return_state=return_state)
-            parts = joined.split([part.shape[-1] for part in parts], -1)
+            parts = torch.split(joined, [part.shape[-1] for part in parts], -1)
         out, heads_state = self.mix_shared(x, *self.by_heads(*parts), cp, return_state=return_state)
         return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
 

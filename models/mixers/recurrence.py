@@ -182,7 +182,7 @@ def _run_in_chunks(
     outs: list[Tensor] = []
     with _no_autocast(k):
         for start, stop, size in _full_and_rest(length, min(chunk_size, length)):
-            chunks: Any = [None if x is None else x[:, :, start:stop].unflatten(2, (-1, size)) for x in inputs]
+            chunks: Any = [None if x is None else torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs]
             out, state = _chunks(*chunks, state=state)
             outs += [] if out is None else [out.flatten(2, 3)]
     assert state is not None
