@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
 
 from powerplan.ffn import MLP
@@ -99,6 +101,7 @@ def all_work(rank: int, folder: Path) -> None:
     found["drawn"], found["drawn_alone"] = drawn(rank)
     found["through a cache"] = through_a_cache(*(KINDS[kind] for kind in CACHED))
     found["traffic"] = traffic()
+    found["checkpointed"] = checkpointed()
     found["differences"]["learned positions"] = difference(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     scaled = Rope(scaling=DynamicScaling(factor=4.0, original_context=8))
     for layout in ("contiguous", "zigzag"):
@@ -207,6 +210,16 @@ def through_a_cache(*mixers: Any) -> float:
             dist.all_reduce(grad)
         found.append(grads)
     return largest(*found)
+
+
+def checkpointed() -> float:
+    """Return the difference of results with and without recomputation of the layers, which makes exchanges again."""
+    model = model_of(*(ATTENTION[kind] for kind in ("softmax", "sinks", "mla", "mla of large latents")))
+    tokens, plan = some_tokens(2, TOKENS), ContextParallel(tokens=TOKENS - 1, layout="zigzag")
+    expected = results(model, tokens, plan)
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return largest(results(model, tokens, plan), expected)
 
 
 def ways() -> dict[str, bool]:

@@ -30,6 +30,7 @@ KINDS: dict[str, Any] = {
     "gla": GLA(**STATES, gate_rank=3),
     "retnet": RetNet(**STATES, conv_size=3, conv_bias=True),
 }
+WINDOW = Attention(heads=2, head_dim=4, window=3)
 HYBRID = KINDS["gated_deltanet"], Attention(heads=4, kv_heads=2, head_dim=8)
 
 
@@ -79,6 +80,7 @@ def all_work(rank: int, folder: Path) -> None:
     found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
     found["through a cache"] = through_a_cache(*KINDS.values(), HYBRID[1])
     found["curve"] = curve(model_of(*HYBRID), STEPS)
+    found["compiled"] = compiled(groups[4])
     found["refusals"] = refusals(groups[4])
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -214,6 +216,20 @@ def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
             row["backward"] = count.bytes
             row["planned"] = {name: planned(kind, plan, name == "backward") for name in ("forward", "backward")}
             found.append(row)
+    return found
+
+
+def compiled(group: dist.ProcessGroup) -> dict[str, bool]:
+    """Return whether compiled mixers give the same outputs and gradients, as the first call with a plan."""
+    found, x = {}, inputs_of(TOKENS, 2, "float64")[0]
+    for name, mixer in {"gated_deltanet": KINDS["gated_deltanet"], "window": WINDOW}.items():
+        module = build_mixer(mixer, HIDDEN, rope=None, dtype=torch.float64)
+        made = []
+        for call in (torch.compile(module, backend="eager"), module):
+            plan = ContextParallel(group, tokens=TOKENS)
+            out = call(plan.shard(x), cp=plan)
+            made.append([out, *torch.autograd.grad(out.square().sum(), list(module.parameters()))])
+        found[name] = all(torch.equal(one, two) for one, two in zip(*made, strict=True))
     return found
 
 

@@ -116,6 +116,7 @@ class Halo:
         return found[::-1]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def tokens_before(plan: ContextParallel, tokens: int, *tensors: Tensor) -> tuple[Halo, list[Tensor], list[Tensor]]:
     """Return the last tokens before each of this rank's fragments, in their sequences; gradients go back to them.
 
@@ -161,14 +162,8 @@ def tokens_before(plan: ContextParallel, tokens: int, *tensors: Tensor) -> tuple
         },
     )
     halo = plan.halo(tokens)
-    made = _exchanged(plan, halo, tensors)
-    return halo, list(made[: len(tensors)]), list(made[len(tensors) :])
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _exchanged(plan: ContextParallel, halo: Halo, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     made: tuple[Tensor, ...] = _Exchange.apply(plan, halo, *tensors)  # type: ignore[no-untyped-call]
-    return made
+    return halo, list(made[: len(tensors)]), list(made[len(tensors) :])
 
 
 class _Exchange(torch.autograd.Function):

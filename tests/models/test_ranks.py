@@ -82,6 +82,10 @@ def test_gradients_of_a_cache_are_those_of_one_process(found: list[Found]) -> No
     assert all(own["through a cache"] < 1e-12 for own in found)
 
 
+def test_recomputation_makes_exchanges_again(found: list[Found]) -> None:
+    assert all(own["checkpointed"] < 1e-12 for own in found)
+
+
 def test_bytes_of_the_exchanges_of_attention(found: list[Found]) -> None:
     for own in found:
         for what, row in own["traffic"].items():

@@ -81,6 +81,10 @@ def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list
         assert own["curve"] == pytest.approx(losses, rel=1e-9)
 
 
+def test_compiled_mixers_break_their_graphs_at_the_exchange(found: list[Found]) -> None:
+    assert [own["compiled"] for own in found] == [{"gated_deltanet": True, "window": True}] * COUNT
+
+
 REFUSED = {
     "kinds": "ValueError: context parallelism: the calls of the 4 ranks differ in mixers: DeltaNetMixer on rank 0, and",
     "rows": "ValueError: context parallelism: the calls of the 4 ranks differ in rows: 1 on rank 0, and 2 on rank 1",
