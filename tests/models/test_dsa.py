@@ -124,7 +124,7 @@ def in_halves(weight: Tensor, rows: int, rotated: int) -> Tensor:
 
 
 def test_the_layer_of_transformers_with_these_weights_gives_these_outputs() -> None:
-    """It expands all keys and values, and masks what is not picked. It rotates pairs in MLA, and halves in the indexer."""
+    """It expands all keys and values and masks what is not picked; it rotates pairs in MLA, halves in the indexer."""
     torch.manual_seed(0)
     config = DeepseekV32Config(
         hidden_size=32, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=8, kv_lora_rank=10,
