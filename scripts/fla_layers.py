@@ -132,16 +132,17 @@ def nsa() -> float:
 
     def window(q: Tensor, k: Tensor, v: Tensor, window_size: tuple[int, int], **_: Any) -> Tensor:
         seen = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).tril().triu(-window_size[0])
-        parts = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*parts, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
 
     layers.RotaryEmbedding, layers.parallel_nsa, naive.flash_attn_func = Rotary, naive.naive_nsa, window
     naive.mean_pooling = lambda x, size, _: torch.stack([part.mean(1) for part in x.split(size, 1)], 1)
     sizes = {"hidden_size": 32, "num_heads": 16, "num_kv_heads": 1, "head_dim": 8}
     theirs = layers.NativeSparseAttention(**sizes, block_size=4, block_counts=5, window_size=7).float()
-    heads = {"heads": 16, "kv_heads": 1, "head_dim": 8}
-    blocks = {"compress_size": 4, "compress_stride": 4, "select_size": 4, "select_count": 5, "window": 7}
-    own = NativeSparseAttention(NSA(**heads, **blocks), 32, rope=Rope())
+    mixer = NSA(
+        heads=16, kv_heads=1, head_dim=8, compress_size=4, compress_stride=4, select_size=4, select_count=5, window=7
+    )
+    own = NativeSparseAttention(mixer, 32, rope=Rope())
     own.load_state_dict({name.replace("g_proj", "branch_gates"): weight for name, weight in drawn(theirs).items()})
     x = torch.randn(2, TOKENS, 32)
     return difference(own(x), theirs(x)[0])
