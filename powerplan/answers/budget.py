@@ -212,7 +212,9 @@ def budget(
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     if lengths is not None and (model is None or asked.profile is not None):
         problem = (
-            "need a model" if model is None else f"have no measured times: {parameter('measured')} is of whole contexts"
+            "needs a model"
+            if model is None
+            else f"have no measured times: {parameter('measured')} is of whole contexts"
         )
         raise InputError(problem, parameter("lengths"))
     documents = None if lengths is None else read_lengths(lengths)

@@ -117,7 +117,7 @@ def wsfr(
         >>> answer.balanced_context
         13403
         >>> wsfr("gpt2-small", "64k", lengths="1k:0.9,64k:0.1").documents[0].equal_context
-        57477
+        57582
     """
     contexts = read_contexts(context)
     check_choice(by, get_args(By), "by")

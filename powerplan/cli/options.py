@@ -114,9 +114,9 @@ MeasuredOption = Annotated[
 LengthsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|LENGTHS",
+        metavar="LENGTHS",
         help="Documents of many lengths in sequences of --ctx tokens: a file with a length, or length,count, in each "
-        "line (- is standard input), lognormal:mean=4k,p99=64k, or shares such as 4k:0.9,64k:0.1.",
+        "line (- is standard input), shares such as 4k:0.9,64k:0.1, or lognormal: before mean=4k,p99=64k.",
     ),
 ]
 PlotOption = Annotated[

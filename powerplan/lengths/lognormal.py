@@ -53,7 +53,8 @@ def solved(known: dict[str, float], longest: int, where: str) -> tuple[float, fl
     """
     for name in ("mean", "median", "p99"):
         if known.get(name, 0) >= longest:
-            raise InputError(f"{name} {known[name]:,.0f} is not below the longest document, {longest:,} tokens", where)
+            problem = f"{name} {known[name]:,.0f} is not below the longest document, {longest:,} tokens (max)"
+            raise InputError(problem, where)
     if "sigma" in known:
         sigma = known["sigma"]
         name = next(name for name in known if name != "sigma")

@@ -26,9 +26,11 @@ LOGNORMAL = "lognormal"
 SETTINGS = ("mean", "median", "p99", "sigma", "max")
 """What `lognormal:` takes: two of the first four, and the longest document."""
 
+WRITE = "4k:0.9,64k:0.1 (shares of documents) or lognormal:mean=4k,p99=64k"
+"""What a text may be beside a path, as messages say it."""
+
 _SHARES = re.compile(r"[0-9][0-9_.]*[kKmMgG]?(:[^:,/\\]*)?(,[0-9][0-9_.]*[kKmMgG]?(:[^:,/\\]*)?)*")
 _WEIGHT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_NAME = re.compile(r"([A-Za-z]+):(.*=.*|)")
 
 
 def read_lengths(lengths: LengthsInput) -> Lengths:
@@ -85,16 +87,25 @@ def _whole(value: Any, where: str) -> int:
 
 def _of_text(text: str, where: str) -> Lengths:
     if not text:
-        raise InputError("is empty; give a file, lognormal:mean=4k,p99=64k, or 4k:0.9,64k:0.1", where)
+        raise InputError(f"is empty; write a path, {WRITE}", where)
     name, colon, settings = text.partition(":")
     if colon and name == LOGNORMAL:
         return _lognormal(settings, text, where)
     if _SHARES.fullmatch(text):
         return _shares(text, where)
     path = Path(text)
-    if (match := _NAME.fullmatch(text)) and not path.exists():
-        raise InputError(f"{shown(match[1])} is no distribution{allowed_values(match[1], [LOGNORMAL])}", where)
+    if not _is_there(path):
+        near = did_you_mean(name, [LOGNORMAL]) if colon else ""
+        raise InputError(f"{shown(text)} is neither a file nor lengths{near or f'; write a path, {WRITE}'}", where)
     return read_file(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _lognormal(settings: str, label: str, where: str) -> Lengths:
@@ -186,7 +197,7 @@ class _Columns:
         if "length" not in names:
             near = did_you_mean("length", names)
             wanted = "write a length in each line, or name the column length"
-            raise InputError(f"{shown(header)} has no column length{near or '; '}{'; ' if near else ''}{wanted}", where)
+            raise InputError(f"{shown(header)} has no column length{near or f'; {wanted}'}", where)
         return cls(names.index("length"), names.index("count") if "count" in names else None, None)
 
     def __call__(self, text: str, where: str) -> tuple[int, int]:

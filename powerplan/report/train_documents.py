@@ -13,10 +13,10 @@ from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.units import format_duration
 
 WAITING = (
-    "Waiting is what the slowest devices take over the mean, in a simulated order of documents that is always the same. "
-    "as they come: sequences in any order, the parts of one sequence as for one document; the plan above counts this. "
-    "sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share each "
-    "document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
+    "Waiting is what the slowest devices take over the mean, in a simulated order of documents that is always the "
+    "same. as they come: sequences in any order, the parts of one sequence as for one document; the plan above counts "
+    "this. sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share "
+    "each document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
 )
 
 SPLITS = {
@@ -66,20 +66,21 @@ def _split_rows(phase: PhasePlan, documents: DocumentPlan, plan: TrainingPlan) -
 
 
 def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
-    """Return the section on the documents of a phase; none where there are none."""
+    """Return the section on the documents of a phase; none where there are none. The first explains its words."""
     documents = phase.documents
     if documents is None:
         return []
     row = documents.row
     padded, packed, _ = row.packings
-    as_long = "" if row.equal_context is None else f", as much as sequences of {row.equal_context:,} tokens"
+    as_long = "" if row.equal_context is None else f", as if each sequence had one document of {row.equal_context:,}"
+    first = phase is plan.phases[0]
     lines = [
-        *lengths_text(row.lengths),
-        *wrapped(f"{MASKED}: that saves {show_share(float(row.saved))} of all FLOPs{as_long}"),
+        *(lengths_text(row.lengths) if first else ()),
+        *wrapped(f"{f'{MASKED}. ' if first else ''}Masks save {show_share(float(row.saved))} of all FLOPs{as_long}."),
         *wrapped(
-            f"documents are packed whole: {show_share(float(packed.padding))} padding, "
+            f"Documents are packed whole: {show_share(float(packed.padding))} padding, "
             f"{show_share(float(packed.cut / row.lengths.documents))} of them cut; one in each sequence would be "
-            f"{show_share(float(padded.padding))} padding"
+            f"{show_share(float(padded.padding))} padding."
         ),
     ]
     columns = [
@@ -91,4 +92,4 @@ def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
     rows = [row | {"split": name} for name, row in _split_rows(phase, documents, plan).items()]
     if not phase.layout.fits:
         columns = columns[:-1]
-    return [Report("", {}, columns, rows, before=lines, legend=wrapped(WAITING))]
+    return [Report("", {}, columns, rows, before=lines, legend=wrapped(WAITING) if first else ())]
