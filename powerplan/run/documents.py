@@ -223,7 +223,7 @@ def document_work(accounting: Accounting, longest: int, efficiency: Efficiency) 
     layers = [(use.layer.mixer, use.count) for use in accounting.uses if use.layer.mixer is not None]
     rates = [efficiency.attention if has_keys(mixer, longest) else efficiency.recurrent for mixer, _ in layers]
     convention = Convention()
-    means = [
+    means: list[float] = [
         sum(
             count * float(total(mixer.state_flops_terms(point, convention))) / rate
             for (mixer, count), rate in zip(layers, rates, strict=True)
