@@ -91,7 +91,7 @@ class Lengths:
         """Return the pieces of documents in sequences of `context` tokens: what is longer is cut, and no token is lost.
 
         A document of more tokens becomes whole pieces of `context` tokens and one of what remains, as Best-fit Packing
-        cuts them (Ding et al. 2024, arXiv 2404.10830, section 2).
+        cuts them (Ding et al. 2024, arXiv 2404.10830).
         """
         return self if self.longest <= context else _cut(self, context)
 

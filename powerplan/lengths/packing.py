@@ -58,7 +58,7 @@ def packed_sequences(pieces: Lengths, context: int) -> int:
     """Return into how many sequences Best-fit Packing puts documents of at most `context` tokens.
 
     The longest document comes first, and each goes into the fullest sequence that has room for it (best-fit decreasing:
-    Ding et al. 2024, arXiv 2404.10830, section 2, algorithm 1). Those of one length are placed together: a sequence
+    Ding et al. 2024, arXiv 2404.10830). Those of one length are placed together: a sequence
     that takes one of them has the least room for the next one too, until it has none, so that the count is exact.
     """
     rooms: dict[int, int] = {}

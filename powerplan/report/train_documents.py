@@ -13,10 +13,10 @@ from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.units import format_duration
 
 WAITING = (
-    "Waiting is what the slowest devices take over the mean, in a simulated order of documents that is always the "
-    "same. as they come: sequences in any order, the parts of one sequence as for one document; the plan above counts "
-    "this. sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share "
-    "each document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
+    "waiting: seconds of a step in which devices wait for those with longer documents, in a simulated order that is "
+    "always the same. as they come: sequences in any order, the parts of one as for one document; the plan counts this. "
+    "sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share each "
+    "document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
 )
 
 SPLITS = {
@@ -41,6 +41,7 @@ def run_documents_entry(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
                 "as_they_come_data": waiting.data,
                 "as_they_come_context": waiting.context,
                 "sorted_by_work": waiting.sorted,
+                "longest_micro_batch": waiting.come_longest,
                 "simulated_steps": waiting.steps,
                 "simulated_documents": waiting.documents,
             },
@@ -51,17 +52,13 @@ def run_documents_entry(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
 
 def _split_rows(phase: PhasePlan, documents: DocumentPlan, plan: TrainingPlan) -> dict[str, dict[str, Any]]:
     """Return the time of each way to split documents over the devices."""
-    steps = {
-        "unmasked": (documents.unmasked_s, 1.0),
-        "come": (phase.layout.step_s, documents.waiting.come),
-        "sorted": (documents.sorted_s, documents.waiting.sorted),
-        "even": (documents.even_s, 1.0),
-    }
+    waits = {"unmasked": 0.0, "come": phase.layout.step.waiting_s, "sorted": documents.sorted_waiting_s, "even": 0.0}
     rows = {}
-    for name, (step_s, waiting) in steps.items():
+    for name, waiting_s in waits.items():
+        step_s = documents.unmasked_s if name == "unmasked" else documents.even_s + waiting_s
         seconds = phase.seconds * step_s / phase.layout.step_s
         hours = seconds / 3600 * plan.setting.cluster.devices
-        rows[name] = {"step_s": step_s, "waiting": waiting, "seconds": seconds, "gpu_hours": hours}
+        rows[name] = {"waiting_s": waiting_s, "step_s": step_s, "seconds": seconds, "gpu_hours": hours}
     return rows
 
 
@@ -85,7 +82,7 @@ def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
     ]
     columns = [
         Column("split", "documents", lambda name: SPLITS[name], left=True),
-        Column("waiting", "waiting", lambda value: f"{value:.2f}x"),
+        Column("waiting_s", "waiting", lambda seconds: format_duration(seconds) if seconds > 1e-9 else "-"),
         Column("step_s", "step", format_duration),
         Column("gpu_hours", "device\nhours", lambda value: f"{value:,.0f}"),
     ]

@@ -1,260 +1,83 @@
-"""What documents of many lengths cost a training run: devices that wait for those whose documents are longer.
-
-Sequences of packed documents have the same tokens and not the same work: a token of a long document attends to more.
-How long devices wait depends on the order of the documents, so that an order is simulated: documents are drawn from
-their distribution by a generator of fixed seed, packed whole, and the sequences taken in a drawn order. The same
-arguments give the same numbers on every machine.
-"""
+"""Training runs over documents of many lengths: the layout that is fastest with the time that devices wait in it."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import accumulate, pairwise
-from random import Random
 
-from powerplan.accounting import Accounting
-from powerplan.lengths import Lengths
 from powerplan.lengths.flops import DocumentRow
-from powerplan.mixers.formulas import Convention, total
 from powerplan.run.layouts import Layout, Layouts
-from powerplan.run.loads import has_keys
-from powerplan.run.step import Efficiency, StepTime
+from powerplan.run.search import SLOWER, Found, simplest_of_fastest
+from powerplan.run.waiting import DocumentOrder, Waiting
 
-MOST_DOCUMENTS, MOST_PARTS, MOST_STEPS = 100_000, 200_000, 64
-"""Documents, parts of sequences and optimizer steps that are simulated at most, one step in any case.
-
-With three quarters of the steps the waiting of 64 devices changes by less than 3 % of the work.
-"""
-
-SEED = 2502_21231
-"""Of the generator that draws the order of documents: any fixed number."""
-
-POINTS = 64
-"""Lengths of an octave at which the work of a document is counted; between them it is interpolated."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The time of the slowest devices over the mean of all, where they meet; 1 where no device waits.
-
-    data: sequences are worked on in the order in which they come, each shared evenly by its cp devices.
-    context: devices that share a sequence have one part from its front and one from its back, whatever documents lie
-    there; other sequences do not matter. come: both, as trainers do it that look at tokens alone.
-    sorted: the sequences of a step are sorted by their work, and each document is shared evenly by the cp devices.
-    steps, documents: how many were simulated.
-    """
-
-    data: float
-    context: float
-    come: float
-    sorted: float
-    steps: int
-    documents: int
+LEAST_COMPARED = 6
+"""Layouts whose waiting is found at least: JSON shows the best and five others."""
 
 
 @dataclass(frozen=True)
 class DocumentPlan:
     """A phase of a run over documents, in the layout of its plan.
 
-    row: the FLOPs of the documents. waiting: what waiting makes of the compute of a step. even_s: seconds of a step if
-    no device waited. unmasked_s: those of the same layout where every token attends to all before it in its sequence.
+    row: the FLOPs of the documents. waiting: how much longer the slowest devices work than the mean. even_s: seconds of
+    a step if no device waited. sorted_waiting_s: seconds of waiting in a step where sequences are sorted by their work.
+    unmasked_s: seconds of a step in the same layout where every token attends to all before it in its sequence.
     """
 
     row: DocumentRow
     waiting: Waiting
     even_s: float
-    compute_s: float
+    sorted_waiting_s: float
     unmasked_s: float
 
     @property
     def sorted_s(self) -> float:
         """Seconds of a step where sequences are sorted by their work, and documents shared evenly."""
-        return self.even_s + (self.waiting.sorted - 1) * self.compute_s
+        return self.even_s + self.sorted_waiting_s
 
 
-def with_documents(layouts: Layouts, layout: Layout) -> tuple[Layout, DocumentPlan]:
-    """Return a layout with the time that devices wait for longer documents, which come in any order; and its parts."""
-    waiting = waiting_of(layouts.accounting, layout)
-    step = layout.step
-    slower = replace(step, waiting_s=(waiting.come - 1) * step.compute_s)
+def with_documents(layouts: Layouts, found: Found) -> tuple[Found, DocumentPlan]:
+    """Return layouts with the time that devices wait for longer documents, which come in any order, the best first.
+
+    Waiting can only slow a layout down, so that those are compared which are faster without it than the best is with
+    it. Where no layout fits, the one that is nearest to fitting stays.
+    """
+    lengths = layouts.setting.lengths
+    assert lengths is not None
+    order = DocumentOrder(layouts.accounting, lengths, layouts.context, layouts.setting.efficiency)
+    ranked = [found.best]
+    if found.best.fits:
+        ranked = sorted((found.best, *found.others), key=lambda layout: -layout.tokens_per_s)
+    slowed: list[Layout] = []
+    fastest = 0.0
+    for number, layout in enumerate(ranked):
+        if number >= LEAST_COMPARED and layout.tokens_per_s * SLOWER < fastest:
+            break
+        waiting = order.waiting(layout)
+        waiting_s = seconds_waited(layout, waiting.come, waiting.come_longest)
+        slowed.append(replace(layout, step=replace(layout.step, waiting_s=waiting_s)))
+        fastest = max(fastest, slowed[-1].tokens_per_s)
+    best = simplest_of_fastest(slowed)
+    others = sorted((layout for layout in slowed if layout is not best), key=lambda layout: -layout.tokens_per_s)
+    return replace(found, best=best, others=tuple(others)), _document_plan(layouts, best, order)
+
+
+def _document_plan(layouts: Layouts, layout: Layout, order: DocumentOrder) -> DocumentPlan:
     whole = Layouts(layouts.accounting, layout.context, replace(layout.setting, lengths=None))
     unmasked = whole.layout(layout.degrees, layout.recipe, layout.sequences)
-    plan = DocumentPlan(layouts.documents, waiting, step.seconds, step.compute_s, unmasked.step_s)
-    return replace(layout, step=slower), plan
+    waiting, even_s = order.waiting(layout), layout.step_s - layout.step.waiting_s
+    sorted_s = seconds_waited(layout, waiting.sorted, waiting.sorted_longest)
+    return DocumentPlan(layouts.documents, waiting, even_s, sorted_s, unmasked.step_s)
 
 
-def waiting_of(accounting: Accounting, layout: Layout) -> Waiting:
-    """Return how much longer the slowest devices of a layout work than the mean, over documents in a simulated order.
+def seconds_waited(layout: Layout, slowest: float, longest: float) -> float:
+    """Return the seconds of a step in which devices wait for longer documents.
 
-    Devices that see different sequences meet in every micro-batch where weights or gradients are sharded (zero 2 and 3)
-    or experts are split, else once a step; those that share a sequence meet in every layer. Sorted as by ByteScale (Ge
-    et al. 2025, arXiv 2502.21231, section 6), sequences that are worked on at once have about the same work; each
-    document is shared by all cp devices as by WLB-LLM (Wang et al. 2025, arXiv 2503.17924, section 5).
+    Args:
+        layout: the layout, with its step.
+        slowest: the time of the slowest devices over the mean, where devices meet.
+        longest: the longest micro-batch over the mean one. In a pipeline of p stages that take the same times, n
+            micro-batches take the sum of their times and p - 1 times the longest one (a proportionate flow shop:
+            Pinedo, Scheduling, section 6.1); the bubble of the step has p - 1 times the mean one.
     """
-    setting, degrees, recipe = layout.setting, layout.degrees, layout.recipe
-    assert setting.lengths is not None
-    cp, at_once, batch = degrees.cp, degrees.sequences_at_once, recipe.micro_batch
-    steps = _steps(setting.lengths, layout.context, layout.sequences, cp)
-    packed = drawn_sequences(setting.lengths, layout.context, steps * layout.sequences)
-    work = document_work(accounting, layout.context, setting.efficiency)
-    shared = cp > 1 and any(passing.way in ("ring", "halo") for passing in layout.step.passings)
-    fixed, state = _parts(layout.step, recipe.recompute == "full")
-    own = [sum(work(length) for length in sequence) for sequence in packed]
-    mean = sum(own) / len(own)
-    scale = state / mean if mean else 0.0
-    even = [fixed + scale * amount for amount in own]
-    slowest = even
-    if shared:
-        slowest = [fixed + scale * cp * max(shares(sequence, layout.context, cp, work)) for sequence in packed]
-    meets = degrees.zero >= 2 or degrees.ep > 1
-    each = layout.sequences
-
-    def paced(times: Sequence[float], ordered: bool) -> float:
-        """Return the time of all steps, as the slowest devices set it."""
-        return sum(
-            _step_time(times[start : start + each], at_once, batch, meets, ordered)
-            for start in range(0, len(times), each)
-        )
-
-    whole = sum(even) / at_once
-    return Waiting(
-        data=paced(even, ordered=False) / whole,
-        context=sum(slowest) / sum(even),
-        come=paced(slowest, ordered=False) / whole,
-        sorted=paced(even, ordered=True) / whole,
-        steps=steps,
-        documents=sum(map(len, packed)),
-    )
-
-
-def _steps(lengths: Lengths, context: int, sequences: int, cp: int) -> int:
-    """Return how many steps are simulated."""
-    documents = sequences * context / float(lengths.cut(context).mean)
-    parts = 2 * cp * sequences
-    return max(1, min(MOST_STEPS, int(MOST_DOCUMENTS / documents), MOST_PARTS // parts))
-
-
-def _parts(step: StepTime, again: bool) -> tuple[float, float]:
-    """Return the compute of a step that is the same for all sequences, and that of state."""
-    state, weights = step.attention_s + step.recurrent_s, step.weights_s
-    shared = step.recompute_s / (state + weights) if again and state + weights else 0.0
-    return step.weights_s * (1 + shared) + step.head_s, state * (1 + shared)
-
-
-def _step_time(times: Sequence[float], at_once: int, batch: int, meets: bool, ordered: bool) -> float:
-    """Return the time of one step: its sequences on `at_once` groups of devices, `batch` to each micro-batch.
-
-    meets: whether groups wait for each other in every micro-batch. ordered: sequences are sorted by their time, and
-    each goes to the group with the least work so far that has room (longest processing time first, Graham 1969).
-    """
-    if ordered:
-        times = sorted(times, reverse=True)
-    room = batch if meets else len(times) // at_once
-    rounds = [times[start : start + at_once * room] for start in range(0, len(times), at_once * room)]
-    return sum(max(_groups(own, at_once, room, ordered)) for own in rounds)
-
-
-def _groups(times: Sequence[float], groups: int, room: int, ordered: bool) -> list[float]:
-    """Return the time of each group of devices, of `room` sequences each."""
-    if not ordered or room == 1:
-        return [sum(times[place::groups]) for place in range(groups)]
-    loads = [(0.0, 0, group) for group in range(groups)]
-    done: list[float] = []
-    for time in times:
-        load, taken, group = loads.pop(0)
-        if taken + 1 == room:
-            done.append(load + time)
-        else:
-            insort(loads, (load + time, taken + 1, group))
-    return done
-
-
-@lru_cache(16)
-def drawn_sequences(lengths: Lengths, context: int, count: int) -> tuple[tuple[int, ...], ...]:
-    """Return the lengths of the documents in each of `count` sequences, in the order in which they are worked on.
-
-    Documents are drawn until their tokens fill the sequences, packed whole (best-fit decreasing), and the sequences
-    shuffled; those beyond the count are left out.
-    """
-    random = Random(SEED).random
-    held = list(accumulate(number for _, number in lengths.counts))
-    pieces: list[int] = []
-    tokens, wanted = 0, count * context
-    while tokens < wanted:
-        length = lengths.counts[bisect_right(held, random() * held[-1])][0]
-        whole, rest = divmod(length, context)
-        whole = min(whole, count)  # A longer document fills all sequences that are asked for.
-        pieces += [context] * whole + ([rest] if rest else [])
-        tokens += length
-    packed = _packed(pieces, context)
-    order = sorted((random(), number) for number in range(len(packed)))
-    return tuple(tuple(packed[number]) for _, number in order[:count])
-
-
-def _packed(pieces: Sequence[int], context: int) -> list[list[int]]:
-    """Return the documents of each sequence that Best-fit Packing fills (Ding et al. 2024, arXiv 2404.10830)."""
-    sequences: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []
-    for length in sorted(pieces, reverse=True):
-        place = bisect_left(rooms, (length, 0))
-        if place < len(rooms):
-            room, number = rooms.pop(place)
-        else:
-            room, number = context, len(sequences)
-            sequences.append([])
-        sequences[number].append(length)
-        if room > length:
-            insort(rooms, (room - length, number))
-    return sequences
-
-
-def document_work(accounting: Accounting, longest: int, efficiency: Efficiency) -> Callable[[int], float]:
-    """Return a function that says what the state of the first tokens of a document takes, in any unit.
-
-    It is their FLOPs as the default convention counts them, attention and recurrent state each over the share of the
-    peak that it reaches. What one token takes on average is counted at POINTS lengths an octave and interpolated.
-    """
-    points = [*range(1, min(POINTS, longest) + 1)]
-    while points[-1] < longest:
-        points.append(min(longest, max(points[-1] + 1, round(points[-1] * 2 ** (1 / POINTS)))))
-    layers = [(use.layer.mixer, use.count) for use in accounting.uses if use.layer.mixer is not None]
-    rates = [efficiency.attention if has_keys(mixer, longest) else efficiency.recurrent for mixer, _ in layers]
-    convention = Convention()
-    means: list[float] = [
-        sum(
-            count * float(total(mixer.state_flops_terms(point, convention))) / rate
-            for (mixer, count), rate in zip(layers, rates, strict=True)
-        )
-        for point in points
-    ]
-
-    def work(tokens: int) -> float:
-        place = bisect_left(points, tokens)
-        if points[place] == tokens:
-            return tokens * means[place]
-        low, high = points[place - 1], points[place]
-        share = (tokens - low) / (high - low)
-        return tokens * (means[place - 1] * (1 - share) + means[place] * share)
-
-    return work
-
-
-def shares(sequence: Sequence[int], context: int, cp: int, work: Callable[[int], float]) -> list[float]:
-    """Return the work of each of cp devices that share a sequence of documents in 2 cp equal parts.
-
-    Device i has part i from the front and part i from the back, as for one document that fills the sequence: there all
-    have about the same work. What remains behind the last document is padding.
-    """
-    part = context // (2 * cp)
-    borders = list(accumulate(sequence, initial=0))
-    parts = [0.0] * (2 * cp)
-    for start, end in pairwise(borders):
-        before, first = 0.0, start // part
-        for number in range(first, (end - 1) // part + 1):
-            after = work(min(end, (number + 1) * part) - start)
-            parts[number] += after - before
-            before = after
-    return [parts[number] + parts[-1 - number] for number in range(cp)]
+    degrees, step = layout.degrees, layout.step
+    behind = (degrees.pp - 1) / degrees.interleave * (longest - 1) / step.micro_batches
+    return step.compute_s * (slowest - 1 + behind)

@@ -43,8 +43,8 @@ class Choices:
 class PhasePlan:
     """One phase with the layout that it is trained in. others: the next best layouts. tried: how many were compared.
 
-    documents: what documents of many lengths make of it, where there are such. The layout's step then has the time that
-    devices wait for longer documents; the steps of `others` do not, and no layout was chosen by it.
+    documents: what documents of many lengths make of it, where there are such. Steps of layouts then have the time that
+    devices wait for longer documents.
     """
 
     phase: Phase
@@ -144,8 +144,8 @@ def _planned(layouts: Layouts, phase: Phase, choices: Choices) -> PhasePlan:
         raise InputError(_batch_problem(layouts, choices), parameter("batch_tokens"))
     if layouts.setting.lengths is None:
         return PhasePlan(phase, found.best, found.others, found.tried)
-    best, documents = with_documents(layouts, found.best)
-    return PhasePlan(phase, best, found.others, found.tried, documents)
+    found, documents = with_documents(layouts, found)
+    return PhasePlan(phase, found.best, found.others, found.tried, documents)
 
 
 def _batch_problem(layouts: Layouts, choices: Choices) -> str:

@@ -22,12 +22,15 @@ from powerplan.lengths import Lengths, read_lengths
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.run.degrees import Degrees
-from powerplan.run.documents import _step_time, document_work, drawn_sequences, shares, waiting_of
+from powerplan.run.documents import LEAST_COMPARED, seconds_waited
 from powerplan.run.efficiency import DEFAULT
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
 from powerplan.run.links import cluster_of
+from powerplan.run.plan import Choices, Phase, plan_training
 from powerplan.run.recipe import Recipe
+from powerplan.run.search import SLOWER
 from powerplan.run.step import Efficiency
+from powerplan.run.waiting import DocumentOrder, Waiting, document_work, drawn_sequences, shares, step_time
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = Accounting(catalogue_spec("llama-3-8b"))
@@ -35,15 +38,25 @@ MIXED = "lognormal:mean=4k,p99=64k"
 COMMON = ("train", "llama-3-8b", "--gpu", "h100-sxm", "--devices", "64", "--tokens", "100B")
 
 
+def setting_of(devices: int) -> Setting:
+    h100 = find_device("h100-sxm")
+    return Setting.of(cluster_of(h100, devices), peak_of(h100), DEFAULT, Batch(2**22))
+
+
 def layout_of(
     lengths: str | Lengths | None, degrees: Degrees, context: int = 65_536, sequences: int = 64, micro_batch: int = 1
 ) -> tuple[Layouts, Layout]:
-    h100 = find_device("h100-sxm")
-    setting = Setting.of(cluster_of(h100, degrees.devices), peak_of(h100), DEFAULT, Batch(2**22))
+    setting = setting_of(degrees.devices)
     if lengths is not None:
         setting = replace(setting, lengths=read_lengths(lengths))
     layouts = Layouts(LLAMA, context, setting)
     return layouts, layouts.layout(degrees, Recipe(micro_batch=micro_batch), sequences)
+
+
+def waiting_of(layout: Layout) -> Waiting:
+    lengths = layout.setting.lengths
+    assert lengths is not None
+    return DocumentOrder(LLAMA, lengths, layout.context, layout.setting.efficiency).waiting(layout)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -56,8 +69,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     "degrees", [Degrees(fsdp=64), Degrees(fsdp=8, cp=8), Degrees(fsdp=4, cp=4, tp=4), Degrees(fsdp=16, pp=4, zero=1)]
 )
 def test_documents_of_one_length_let_no_device_wait(degrees: Degrees) -> None:
-    layouts, layout = layout_of("64k", degrees)
-    waiting = waiting_of(layouts.accounting, layout)
+    _, layout = layout_of("64k", degrees)
+    waiting = waiting_of(layout)
     assert (waiting.data, waiting.context, waiting.come, waiting.sorted) == pytest.approx((1, 1, 1, 1), abs=1e-5)
     assert layout.step_s == pytest.approx(layout_of(None, degrees)[1].step_s, rel=1e-12)
 
@@ -67,26 +80,26 @@ def test_a_step_takes_what_its_slowest_groups_take(times: list[int], split: tupl
     at_once, batch = split
     rounds = [times[start : start + at_once * batch] for start in range(0, 8, at_once * batch)]
     by_hand = sum(max(sum(own[group::at_once]) for group in range(at_once)) for own in rounds)
-    assert _step_time(times, at_once, batch, meets=True, ordered=False) == by_hand
+    assert step_time(times, at_once, batch, meets=True, ordered=False) == by_hand
     once = max(sum(times[group::at_once]) for group in range(at_once))
-    assert _step_time(times, at_once, batch, meets=False, ordered=False) == once
+    assert step_time(times, at_once, batch, meets=False, ordered=False) == once
     even = sum(times) / at_once
     for meets in (False, True):
         for ordered in (False, True):
-            assert _step_time(times, at_once, batch, meets, ordered) >= even - 1e-9
+            assert step_time(times, at_once, batch, meets, ordered) >= even - 1e-9
 
 
 @given(st.lists(st.integers(1, 50), min_size=6, max_size=6), st.sampled_from([2, 3]))
 def test_sorting_is_the_best_order_of_single_sequences(times: list[int], at_once: int) -> None:
-    best = min(_step_time(order, at_once, 1, meets=True, ordered=False) for order in set(permutations(times)))
-    assert _step_time(times, at_once, 1, meets=True, ordered=True) == best
+    best = min(step_time(order, at_once, 1, meets=True, ordered=False) for order in set(permutations(times)))
+    assert step_time(times, at_once, 1, meets=True, ordered=True) == best
 
 
 @given(st.lists(st.integers(1, 50), min_size=6, max_size=6))
 def test_longest_first_is_within_its_bound(times: list[int]) -> None:
     """Three sequences for each of two groups: at most 7/6 of the best (Graham 1969), here found among all orders."""
-    best = min(_step_time(order, 2, 3, meets=False, ordered=False) for order in permutations(times))
-    assert best <= _step_time(times, 2, 3, meets=False, ordered=True) <= best * 7 / 6 + 1e-9
+    best = min(step_time(order, 2, 3, meets=False, ordered=False) for order in permutations(times))
+    assert best <= step_time(times, 2, 3, meets=False, ordered=True) <= best * 7 / 6 + 1e-9
 
 
 @pytest.mark.parametrize("name", ["llama-3-8b", "gemma-2-9b", "kimi-linear-48b-a3b", "gpt-oss-20b", "deepseek-v3"])
@@ -148,8 +161,8 @@ def test_what_is_drawn_is_the_distribution_and_always_the_same() -> None:
 def test_waiting_by_hand() -> None:
     """Half of the sequences have one document, half two of half the length: devices wait where both are at work."""
     lengths = read_lengths({65_536: 1, 32_768: 2})
-    layouts, layout = layout_of(lengths, Degrees(fsdp=4), sequences=64)
-    waiting = waiting_of(layouts.accounting, layout)
+    _, layout = layout_of(lengths, Degrees(fsdp=4), sequences=64)
+    waiting = waiting_of(layout)
     work = document_work(LLAMA, 65_536, DEFAULT)
     fixed, state = layout.step.weights_s + layout.step.head_s, layout.step.attention_s
     packed = drawn_sequences(lengths, 65_536, waiting.steps * 64)
@@ -163,8 +176,40 @@ def test_waiting_by_hand() -> None:
     assert 1.1 < waiting.come < max(times) / (sum(times) / len(times)) + 1e-9
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 5))
+def test_a_pipeline_waits_for_its_longest_micro_batch(times: list[int], stages: int) -> None:
+    """Micro-batches pass the stages one behind another; each takes the same time in all of them."""
+    done = [0] * stages
+    for own in times:
+        for stage in range(stages):
+            done[stage] = max(done[stage], done[stage - 1] if stage else 0) + own
+    layout = layout_of(None, Degrees(pp=2))[1]
+    step = replace(layout.step, micro_batches=len(times))
+    layout = replace(layout, degrees=replace(layout.degrees, pp=stages), step=step)
+    mean = sum(times) / len(times)
+    even = sum(times) + (stages - 1) * mean  # What the compute of a step and its bubble count.
+    waited = seconds_waited(layout, 1.0, max(times) / mean) / step.compute_s * sum(times)
+    assert even + waited == pytest.approx(done[-1])
+
+
+def test_a_layout_that_waits_less_is_taken() -> None:
+    """Fewer sequences at work at once wait less for each other: more devices share each of them."""
+    setting, phase, recipe = setting_of(64), Phase(10**11, 131_072), Recipe()
+    mixed = replace(setting, lengths=read_lengths(MIXED))
+    plain = plan_training(LLAMA, [phase], setting, Choices(recipe)).layout
+    found = plan_training(LLAMA, [phase], mixed, Choices(recipe))
+    best = found.layout
+    assert best.degrees.sequences_at_once < plain.degrees.sequences_at_once
+    same = plan_training(LLAMA, [phase], mixed, Choices(recipe, (plain.degrees,))).layout
+    assert best.tokens_per_s > 1.2 * same.tokens_per_s
+    others = [other.tokens_per_s for other in found.phases[0].others]
+    assert others == sorted(others, reverse=True)
+    assert best.tokens_per_s * SLOWER >= others[0]
+    assert len(others) >= LEAST_COMPARED - 1
+
+
 def test_devices_that_meet_once_a_step_wait_less() -> None:
-    often, once = (waiting_of(LLAMA, layout_of(MIXED, Degrees(fsdp=8, zero=zero))[1]) for zero in (3, 1))
+    often, once = (waiting_of(layout_of(MIXED, Degrees(fsdp=8, zero=zero))[1]) for zero in (3, 1))
     assert once.come < often.come
     assert once.sorted <= often.sorted + 0.01
 
@@ -173,7 +218,7 @@ def test_recomputed_layers_wait_alike() -> None:
     """Recomputing all adds a pass of layers and none of the LM head: the share of state in the work rises a little."""
     layouts, layout = layout_of(MIXED, Degrees(fsdp=8))
     again = layouts.layout(Degrees(fsdp=8), Recipe(recompute="full"), 64)
-    plain, full = waiting_of(LLAMA, layout), waiting_of(LLAMA, again)
+    plain, full = waiting_of(layout), waiting_of(again)
     assert plain.come < full.come < plain.come * 1.05
 
 
@@ -205,9 +250,8 @@ def test_the_plan_counts_what_waiting_costs(capsys: pytest.CaptureFixture[str]) 
     assert splits["even"]["step_s"] < splits["sorted"]["step_s"] < splits["come"]["step_s"]
     assert splits["even"]["step_s"] < splits["unmasked"]["step_s"]
     assert splits["come"]["gpu_hours"] == pytest.approx(result["gpu_hours"])
-    assert own["waiting"]["as_they_come"] == pytest.approx(
-        1 + parts["waiting"] / (sum(parts.values()) - parts["waiting"] - parts["bubble"] - parts["update"])
-    )
+    compute = sum(parts.values()) - parts["waiting"] - parts["bubble"] - parts["update"]
+    assert own["waiting"]["as_they_come"] == pytest.approx(1 + parts["waiting"] / compute)
     row = powerplan.wsfr("llama-3-8b", "64k", lengths=MIXED).documents[0]
     assert own["wsfr"] == float(row.wsfr or 0)
     assert stage["mfu"] == pytest.approx(float(3 * row.flops_per_token) * stage["tokens_per_s"] / 64 / 989e12)
@@ -245,7 +289,7 @@ def test_stages_cut_documents_each_to_its_context() -> None:
     assert short["documents"]["cut_documents"] > long["documents"]["cut_documents"] > 0
     assert short["documents"]["waiting"]["as_they_come"] < long["documents"]["waiting"]["as_they_come"]
     text = str(answer)
-    assert text.count("1,000,000 documents (") == text.count("Waiting is what") == 1
+    assert text.count("1,000,000 documents (") == text.count("always the same. as they come") == 1
     assert text.count("masked, evenly") == 2
 
 
