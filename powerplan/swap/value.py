@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
-from powerplan.mixers import MIXERS, HeadShape
+from powerplan.mixers import MIXERS, HeadShape, allowed_kinds
 from powerplan.spec import LENGTHS
 from powerplan.units import parse_context
 
@@ -83,7 +83,7 @@ def parse_swap(text: str) -> Swap:
     if kind == "window":
         return Swap.attention(window=parse_context(rest, f"{where} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", where)
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_kinds(kind, [*KINDS, 'window'])}", where)
     settings: dict[str, Any] = {}
     allowed = sorted(MIXERS[kind].__struct_fields__)
     for part in rest.split(",") if rest else []:
