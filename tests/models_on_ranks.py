@@ -23,7 +23,7 @@ from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
 
 from powerplan.ffn import MLP
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import MLA, Attention, Lightning, RetNet
+from powerplan.mixers import MLA, Attention, GatedDeltaNet, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
 from powerplan.models.cache import _tensors
 from powerplan.models.mixers.attention import by_halo
@@ -47,6 +47,7 @@ ATTENTION: dict[str, Any] = {
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
     "mla of large latents": MLA(heads=4, kv_lora_rank=40, **LATENT),
 }
+LATENTS = ("mla", "mla of large latents")
 CACHED = ("softmax", "window", "mla", "power", "retnet")
 KINDS: dict[str, Any] = ATTENTION | {
     "power": MIXERS["power"],
@@ -315,6 +316,15 @@ def refusals() -> dict[str, str]:
     bundle = ContextParallel(cu_seqlens=[0, 20, 32])
     filled = Cache()
     model_of(KINDS["power"])(tokens, filled)
+    rank, started = plan.rank, ContextParallel(tokens=32).start(*torch.ones(2, 1, 8, 1, 4))
+
+    def of_rank(
+        mixer: Any, rows: int, dtype: torch.dtype = torch.float64, plan: ContextParallel | None = None
+    ) -> Tensor:
+        plan = ContextParallel(tokens=32) if plan is None else plan
+        result: Tensor = model_of(mixer).to(dtype)(some_tokens(rows, 8), cp=plan)
+        return result
+
     calls: dict[str, Callable[[], Tensor]] = {
         "kind": lambda: SequenceMixer()(tokens, cp=plan),
         "cache": lambda: model_of(KINDS["power"])(tokens, filled, cp=plan),
@@ -323,6 +333,13 @@ def refusals() -> dict[str, str]:
         "tokens": lambda: model_of(KINDS["power"])(tokens[:, 1:], cp=plan),
         "heads": lambda: model_of(Attention(heads=6, kv_heads=2, head_dim=8))(tokens, cp=plan),
         "latent heads": lambda: model_of(MLA(heads=6, kv_lora_rank=8, **LATENT))(tokens, cp=plan),
+        "no plan": lambda: model_of(KINDS["power"])(tokens, cp=32),
+        "no plan of a prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=started),
+        **{f"rows of {kind}": partial(of_rank, KINDS[kind], 1 + rank % 2) for kind in (*LATENTS, "softmax", "window")},
+        "dtypes": lambda: of_rank(KINDS["softmax"], 1, torch.float32 if rank == 1 else torch.float64),
+        "mixers": lambda: of_rank(KINDS["power" if rank == 2 else "softmax"], 1),
+        "calls": lambda: of_rank(KINDS["mla"] if rank else GatedDeltaNet(heads=4, head_dim=8), 1),
+        "packed rows": lambda: of_rank(KINDS["softmax"], 2, plan=bundle),
         "positions": lambda: model_of(KINDS["power"], position_embeddings=30)(tokens, cp=plan),
     }
     said = {}

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from powerplan.kernels.distributed.gather import gather_tokens
 from powerplan.kernels.distributed.halo import tokens_before
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import Attention
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.models.mixers.ranks import (
     can_share,
+    compare_calls,
     heads_for_ranks,
     heads_for_tokens,
     swapped_numbers,
@@ -62,6 +64,7 @@ class SoftmaxAttention(GroupedHeadsMixer):
     def mix_shared(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
     ) -> tuple[Tensor, Any]:
+        compare_calls(cp, "attention", return_state, q=q, k=k, v=v)
         state = None
         if return_state:
             tokens = cp.layout.tokens
@@ -141,11 +144,7 @@ def _windowed_over_ranks(
                 for x, earlier in zip((k, v), past, strict=True)
             )
             parts.append(softmax_attention(q[:, own], keys, values, window, sinks, compiled=not cp.packed))
-    if parts:
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    # Without tokens there is nothing to compute, and the graph leads to the inputs all the same.
-    nothing = torch.stack([x.sum().to(v.dtype) for x in (q, k, v, sinks) if x is not None]).sum()
-    return v.new_empty(*q.shape[:3], v.shape[3]) + nothing
+    return joined_outputs(parts, (q, k, v, sinks), (*q.shape[:3], v.shape[3]), v)
 
 
 def softmax_attention(
