@@ -60,15 +60,15 @@ def work(rank: int, count: int, way: str, options: argparse.Namespace, folder: s
 
 
 def sent(plan: ContextParallel) -> int:
-    """Return the bytes that this rank hands over in a step: forward and backward, in all layers."""
-    total = 0
-    for mixer in small_model().mixers():
-        assert isinstance(mixer, Power)
-        for backward in (False, True):
-            total += plan.exchanged_bytes(
-                mixer.kv_heads, mixer.head_dim, p=mixer.p, gated=mixer.gated, backward=backward
-            )
-    return total
+    """Return the bytes that this rank hands over in a step: forward and backward, in all layers, which are alike."""
+    spec = small_model()
+    (mixer,) = spec.mixers()
+    assert isinstance(mixer, Power)
+    passes = [
+        plan.exchanged_bytes(mixer.kv_heads, mixer.head_dim, p=mixer.p, gated=mixer.gated, backward=backward)
+        for backward in (False, True)
+    ]
+    return spec.layer_count * sum(passes)
 
 
 def check(model: Decoder, way: str) -> None:

@@ -40,14 +40,12 @@ class Experts(nn.Module):
         up, gate, down = self.up.unbind(), _unbind(self.gate, counts), self.down.unbind()
         biases = [_unbind(bias, counts) for bias in (self.up_bias, self.gate_bias, self.down_bias)]
         outs = []
-        parts = torch.split(x, counts)
-        # Without any rows the first expert runs over none: then its weights have gradients of 0, and not none.
-        for expert in [expert for expert, count in enumerate(counts) if count] or [0]:
-            rows = parts[expert]
-            up_bias, gate_bias, down_bias = (bias[expert] for bias in biases)
-            inner, gate_weight = F.linear(rows, up[expert], up_bias), gate[expert]
-            inner = F.gelu(inner) if gate_weight is None else F.silu(F.linear(rows, gate_weight, gate_bias)) * inner
-            outs.append(F.linear(inner, down[expert], down_bias))
+        for expert, rows in enumerate(torch.split(x, counts)):
+            if counts[expert] or not len(x):  # Without tokens, as a rank may be, all have gradients of 0.
+                up_bias, gate_bias, down_bias = (bias[expert] for bias in biases)
+                inner, gate_weight = F.linear(rows, up[expert], up_bias), gate[expert]
+                inner = F.gelu(inner) if gate_weight is None else F.silu(F.linear(rows, gate_weight, gate_bias)) * inner
+                outs.append(F.linear(inner, down[expert], down_bias))
         return torch.cat(outs)
 
     @torch.no_grad()

@@ -96,6 +96,14 @@ def test_what_layers_pass_on_is_told(capsys: pytest.CaptureFixture[str]) -> None
     assert run(capsys, *alone)["stages"][0]["sequence_exchange"] == []
 
 
+def test_latents_are_passed_on_for_keys_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("deepseek-v3", "--ctx", "64k", "--gpu", "h100-sxm", "--devices", "512")
+    (stage,) = run(capsys, *common, "--parallel", "fsdp=8,cp=8,pp=8,ep=64")["stages"]
+    (entry,) = stage["sequence_exchange"]
+    assert (entry["passed"], entry["way"], entry["exchange"]) == ("latents", "ring", None)
+    assert entry["bytes_sent_per_layer"] == 7 * 8192 * (512 + 64) * 2
+
+
 def test_too_few_tokens_for_a_state_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     common = ("llama-3-8b", "--mixer", "power:p=2", "--gpu", "h100-sxm", "--devices", "8", "--parallel", "cp=8")
     (stage,) = run(capsys, *common, "--ctx", "16k", "--micro-batch", "1")["stages"]

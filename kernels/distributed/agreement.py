@@ -64,11 +64,11 @@ class Agreement:
                 )
         for name in values:
             first = each[0][1][name]
-            for rank, (_, other, _) in enumerate(each):
-                if other[name] != first:
+            for rank, (_, others, _) in enumerate(each):
+                if others[name] != first:
                     raise ValueError(
                         f"context parallelism: {what} of the {self.ranks} ranks differ in {name}: "
-                        f"{_short(first)} on rank 0, and {_short(other[name])} on rank {rank}"
+                        f"{_short(first)} on rank 0, and {_short(others[name])} on rank {rank}"
                     )
         self._agreed[what].add(str(values))
 

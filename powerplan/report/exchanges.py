@@ -25,9 +25,14 @@ CROSSOVER = (
 """What the columns of states mean."""
 
 
+LATENTS = "latents"
+"""What mla passes on for keys and values."""
+
 WAYS = {
     (KEYS, "ring"): "keys, values: ring",
     (KEYS, "all-to-all"): "heads: all-to-all",
+    (LATENTS, "ring"): "latents: ring",
+    (LATENTS, "all-to-all"): "heads: all-to-all",
     (WINDOW, "halo"): "window: halo",
     (WINDOW, "all-to-all"): "heads: all-to-all",
     (STATE, "gather"): "state: gather",
@@ -53,7 +58,7 @@ def _entry(passing: Passing, split: Split) -> dict[str, Any]:
         "exposed_s": passing.exposed_s,
         "break_even_tokens": break_even(exchange, split),
         "mixer": exchange.mixer,
-        "passed": exchange.what,
+        "passed": LATENTS if exchange.latent else exchange.what,
         "exchange": passing.way if state else None,
         "rounds": passing.rounds,
         "parts_per_device": split.parts,

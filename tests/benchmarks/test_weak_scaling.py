@@ -13,9 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from support.scaling import FEW, RANKS, lines, of_line, over_one, planned, scaling_figure  # noqa: E402
-
 from powerplan.plots.figure import figure_bytes  # noqa: E402
+from support.scaling import FEW, RANKS, lines, of_line, over_one, planned, scaling_figure  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +48,14 @@ def test_each_number_of_ranks_is_measured_in_both_ways(result: dict[str, Any]) -
     assert found == [(1, None), *((ranks, way) for ranks in FEW[1:] for way in ("gather", "scan"))]
     for row in result["measured"]:
         assert len(row["starts"]) == result["runs"]
-        way = row["exchange"]
-        assert row["sent_bytes"] == pytest.approx(2 * 2 * _bytes_of_a_pass(row["ranks"], way) if way else 0)
+        assert row["sent_bytes"] == 2 * _messages(row["ranks"], row["exchange"]) * (2 * 2080 * 65 + 2) * 4
 
 
-def _bytes_of_a_pass(ranks: int, way: str) -> int:
-    """Return the bytes that one layer of the small model sends: states of [2, 2080, 65] in fp32, and two decays."""
-    message = (2 * 2080 * 65 + 2) * 4
-    return message if way == "gather" else message * {2: 1, 3: 2, 4: 3}[ranks]
+def _messages(ranks: int, way: str | None) -> int:
+    """Return how many states of [2, 2080, 65] and two decays a layer sends in both passes, on the rank with most."""
+    if way == "scan":
+        return {2: 1, 3: 4, 4: 5}[ranks]
+    return 2 if way else 0
 
 
 def test_the_figure_has_every_line(result: dict[str, Any]) -> None:
@@ -69,9 +68,30 @@ def test_the_figure_has_every_line(result: dict[str, Any]) -> None:
     assert len(lines(result["tokens"])) == 5
 
 
+def page() -> str:
+    return (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8").partition("## What it costs")[2]
+
+
+def test_the_page_has_the_planned_numbers(result: dict[str, Any]) -> None:
+    power, attention, gathered, small = (
+        {row["ranks"]: row for row in of_line(result, name)}
+        for name in ("power", "attention", "power, gathered", "small")
+    )
+    one, two, all_of_them = power[1]["seconds"], power[2], power[1024]
+    text = " ".join(page().split())
+    assert f"takes {100 * (all_of_them['seconds'] / one - 1):.0f} % longer on 1,024" in text
+    assert f"{100 * ((two['seconds'] - two['exposed_exchange_s']) / one - 1):.0f} % are the second state" in text
+    assert f"and {100 * all_of_them['exposed_exchange_s'] / one:.0f} % the rounds of scans" in text
+    assert f"takes {attention[1024]['seconds'] / attention[1]['seconds']:.0f} times as long" in text
+    assert f"a step {gathered[1024]['seconds'] / one:.1f} times as long" in text
+    assert f"take {(gathered[1024]['tokens_bytes'] - all_of_them['tokens_bytes']) / 1e9:.0f} GB more" in text
+    memory, compute = small[1]["tokens_bytes"] / 2**20, small[2]["seconds"] / small[1]["seconds"]
+    assert f"The plan has {memory:.0f} MiB and {compute:.2f} times the compute on two" in text
+
+
 def test_the_page_has_the_measured_numbers(result: dict[str, Any]) -> None:
-    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8").partition("## What it costs")[2]
-    rows = re.findall(r"^\| (\d) \| ([\d.]+)(?: / ([\d.]+))? s \| (\d+)(?: / (\d+))? MiB \|$", page, re.MULTILINE)
+    pattern = r"^\| (\d) \| ([\d.]+)(?: / ([\d.]+))? s \| (\d+)(?: / (\d+))? MiB \|$"
+    rows = re.findall(pattern, page(), re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(FEW)
     measured = {(row["ranks"], row["exchange"]): row for row in result["measured"]}
     for ranks, gather_s, scan_s, gather_mib, scan_mib in rows:
