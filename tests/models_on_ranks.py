@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from two_processes import HEADS, MIXERS, loss_of, small_model, some_tokens
+from two_processes import HEADS, MIXERS, OVER_RANKS, loss_of, small_model, some_tokens
 
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
@@ -116,7 +116,7 @@ def all_work(rank: int, folder: Path) -> None:
         found["differences"][f"scaled RoPE {layout}"] = difference(
             model_of(KINDS["power"], KINDS["retnet"], rope=scaled), layout
         )
-    found["curve"] = curve(small_model(dtype=torch.float64), STEPS)
+    found["curve"] = curve(small_model(*OVER_RANKS, dtype=torch.float64), STEPS)
     found["refusals"] = refusals()
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -54,7 +54,7 @@ LAYERS = [
         "defaults",
         "doctor",
     },
-    {"swap", "measured", "output"},
+    {"swap", "measured", "output", "lengths"},
     {"training", "serving", "run", "caches"},
     {"roofline"},
     {"search"},

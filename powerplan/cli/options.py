@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -16,6 +16,9 @@ from powerplan.errors import InputError, allowed_values, shown
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
 from powerplan.textfiles import STDIN, is_json, read_stdin
+
+if TYPE_CHECKING:
+    from powerplan.lengths import Lengths
 
 
 class Adds:
@@ -119,6 +122,14 @@ MeasuredOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
 ]
+LengthsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LENGTHS",
+        help="Documents of many lengths in sequences of --ctx tokens: a file with a length, or length,count, in each "
+        "line (- is standard input), shares such as 4k:0.9,64k:0.1, or lognormal: before mean=4k,p99=64k.",
+    ),
+]
 PlotOption = Annotated[
     str | None,
     typer.Option("--plot", metavar="FILE", help="Draw the answer too: .png, .svg or .pdf (needs matplotlib)."),
@@ -160,6 +171,23 @@ def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedMod
         _from_stdin(stdin, like if config else None) if model == "-" else as_family(model, like if config else None)
         for model, config in zip(models, configs, strict=True)
     ]
+
+
+def as_lengths(lengths: str | None, models: Sequence[str], plot: str | None = None) -> str | Lengths | None:
+    """Return what --lengths describes, or the documents on standard input where it is "-".
+
+    Raises:
+        InputError: a MODEL is "-" too, or there is a figure to draw, which shows whole sequences.
+    """
+    if lengths is not None and plot is not None:
+        raise InputError("are not drawn: a figure shows whole sequences; leave --plot out", "--lengths")
+    if lengths != "-":
+        return lengths
+    if "-" in models:
+        raise InputError("- is there as MODEL too, and standard input holds one of them", "--lengths")
+    from powerplan.lengths import read_file  # Most questions are of whole sequences.
+
+    return read_file(STDIN)
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

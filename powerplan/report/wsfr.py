@@ -31,6 +31,8 @@ from powerplan.report.tables import Column
 from powerplan.report.width import wrapped
 from powerplan.units import format_ratio, json_number
 
+NO_STATE = "no state: every FLOP is between activations and weights"
+
 
 def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by: By | None, explain: bool) -> Report:
     """Return the report of a model's weight-state FLOP ratios.
@@ -58,7 +60,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
         after, payload["explain"] = _explanation(accounting, rows[-1].context)
-    legend = _convention(accounting, max(row.context for row in rows))
+    legend = convention_lines(accounting, max(row.context for row in rows))
     if by is None:
         formats = dtypes_text([accounting.spec], dtypes)
         legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
@@ -79,6 +81,11 @@ def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
     ratios = sorted((row.context, row.wsfr) for row in rows if row.wsfr is not None)
     if len(rows) == 1 or len(ratios) < len(rows):
         return verdict_text(accounting, rows[-1])
+    return f"{sides_text(ratios)}; {_balance(accounting, rows[-1])}"
+
+
+def sides_text(ratios: Sequence[tuple[int, Fraction]]) -> str:
+    """Return at which contexts which side is too heavy, and by how much."""
     sides: dict[str, list[tuple[int, Fraction]]] = {}
     for context, ratio in ratios:
         verdict = verdict_of(ratio)
@@ -94,13 +101,13 @@ def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
         most = _times(max(times for _, times in own))
         upto = "up to " if len(own) > 1 else ""
         parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x more {side} than {lighter} FLOPs)")
-    return f"{', '.join(parts)}; {_balance(accounting, rows[-1])}"
+    return ", ".join(parts)
 
 
 def verdict_text(accounting: Accounting, row: Row) -> str:
     """Return one sentence that says which side is too heavy at a row's context, and where the model balances."""
     if row.wsfr is None:
-        return "no state: every FLOP is between activations and weights"
+        return NO_STATE
     verdict, place = verdict_of(row.wsfr), f"at {row.context:,} tokens"
     if verdict.side == "balanced":
         return f"balanced: {format_ratio(row.wsfr)} weight to state FLOPs {place}"
@@ -126,7 +133,8 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _convention(accounting: Accounting, longest: int) -> list[str]:
+def convention_lines(accounting: Accounting, longest: int) -> list[str]:
+    """Return lines on what is counted, and remarks on contexts of up to `longest` tokens."""
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [

@@ -46,7 +46,7 @@ class StepTime:
 
     weights_s, attention_s, recurrent_s, head_s: compute. recompute_s: of it what is computed again. traffic: exposed
     seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer. passings: how layers
-    share a sequence, where several devices have it.
+    share a sequence, where several devices have it. waiting_s: for devices whose documents are longer.
     """
 
     micro_batches: int
@@ -59,6 +59,7 @@ class StepTime:
     bubble_s: float
     update_s: float
     passings: tuple[Passing, ...]
+    waiting_s: float = 0.0
 
     @property
     def compute_s(self) -> float:
@@ -70,7 +71,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        return self.compute_s + self.traffic_s + self.bubble_s + self.update_s
+        return self.compute_s + self.traffic_s + self.bubble_s + self.update_s + self.waiting_s
 
 
 @dataclass(frozen=True)

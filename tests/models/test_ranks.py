@@ -10,7 +10,7 @@ import pytest
 import torch
 from models_on_ranks import ATTENTION, COUNT, KINDS, LAYOUTS, STEPS, all_work, curve_alone
 from ranks import run_in
-from two_processes import small_model
+from two_processes import OVER_RANKS, small_model
 
 Found = dict[str, Any]
 
@@ -104,7 +104,7 @@ def test_bytes_of_the_exchanges_of_attention(found: list[Found]) -> None:
 
 def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list[Found]) -> None:
     """Attention, a window, power and linear attention: rows over two ranks, tokens over two, weights over all four."""
-    losses = curve_alone(small_model(dtype=torch.float64), STEPS)
+    losses = curve_alone(small_model(*OVER_RANKS, dtype=torch.float64), STEPS)
     for own in found:
         assert own["curve"] == pytest.approx(losses, rel=1e-9)
 
