@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from powerplan.errors import InputError
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, MoE
 from powerplan.models.decoder import Decoder
 from powerplan.models.experts import MixtureOfExperts
 from powerplan.models.layers import DenseMLP, ResidualLayer
@@ -61,10 +61,12 @@ def _build_layer(spec: ModelSpec, layer: Layer, rope: Rope | None, impl: str, **
     ffn: nn.Module | None = None
     if isinstance(layer.ffn, MLP):
         ffn = DenseMLP(layer.ffn, hidden_size, **factory_kwargs)
-    elif layer.ffn is not None:
+    elif isinstance(layer.ffn, MoE):
         if layer.ffn.latent_size or layer.ffn.zero_experts:
             raise InputError("experts with latent_size or zero_experts are not built")
         ffn = MixtureOfExperts(layer.ffn, hidden_size, **factory_kwargs)
+    elif layer.ffn is not None:
+        raise InputError(f"{layer.ffn.kind} layers are not built")
     return ResidualLayer(mixer, ffn, norm, hidden_size, **factory_kwargs)
 
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.errors import InputError, parameter
-from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
 from powerplan.mixers.formulas import total
 from powerplan.swap import with_mixer
@@ -23,7 +22,10 @@ MAX_BATCH = 65_536
 
 
 def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
-    """Return the expected number of experts that a batch touches, E(1 - (1 - k/E)^B), if each token picks evenly."""
+    """Return the expected number of experts that a batch touches, E(1 - (1 - k/E)^B), if each token picks evenly.
+
+    Likewise for values of a memory and for rows of a table: at most B k of them, and never more than there are.
+    """
     return experts * (1 - (1 - Fraction(top_k, experts)) ** batch)
 
 
@@ -31,13 +33,15 @@ def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
 class Step:
     """One decoding step: every sequence of the batch gets one token. Bytes and FLOPs of the whole batch.
 
-    cache_bytes: keys and values read, and one entry appended. recurrent_bytes: recurrent state and the inputs of short
-    convolutions, read and written. memory_bytes: all weights and the state of the batch. seconds: the time of
-    the step, and so of one token of each sequence, None without a device. fits: whether memory_bytes are there.
+    fetched_bytes: weights that come from the host, which are among weight_bytes too. cache_bytes: keys and values read,
+    and one entry appended. recurrent_bytes: recurrent state and the inputs of short convolutions, read and written.
+    memory_bytes: all weights but those on the host, and the state of the batch. seconds: the time of the step, and so
+    of one token of each sequence, None without a device. fits: whether memory_bytes are there.
     """
 
     batch: int
     weight_bytes: Fraction
+    fetched_bytes: Fraction
     cache_bytes: Fraction
     recurrent_bytes: Fraction
     flops: Fraction
@@ -85,8 +89,18 @@ class Serving:
 
     @cached_property
     def stored_bytes(self) -> Fraction:
-        """Bytes of all weights, all experts among them."""
+        """Bytes of all weights, all experts among them, wherever they live."""
         return self.accounting.stored_bytes(self.dtypes)
+
+    @cached_property
+    def host_bytes(self) -> Fraction:
+        """Bytes of those weights that live in the memory of the host."""
+        return self.accounting.host_bytes(self.dtypes)
+
+    @property
+    def device_bytes(self) -> Fraction:
+        """Bytes of all other weights: those that take memory of devices."""
+        return self.stored_bytes - self.host_bytes
 
     @cached_property
     def cache_bytes(self) -> Fraction:
@@ -119,26 +133,53 @@ class Serving:
 
     @property
     def prefill_seconds(self) -> Fraction | None:
-        """Roofline time of that at batch 1, all weights read and the state written once; None without a device."""
-        moved = self.stored_bytes + self.row.state_bytes
+        """Roofline time of that at batch 1, all weights read and the state written once; None without a device.
+
+        Of tables and memories, the rows that the prompt has tokens for.
+        """
+        moved = self.stored_bytes - self._unread_bytes + self.row.state_bytes
         return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None
+
+    @property
+    def _unread_bytes(self) -> Fraction:
+        """Bytes of rows of tables and memories beyond those that each token of the prompt could have for itself."""
+        unread = Fraction(0)
+        for use in self.accounting.uses:
+            ffn = use.layer.ffn
+            if ffn is not None and ffn.is_table and ffn.picks is not None and not use.layer.tied:
+                rows = max(0, ffn.picks.entries - ffn.picks.picked * self.context)
+                unread += self.accounting.entry_bytes(use, self.dtypes) * rows
+        return unread
 
     @property
     def largest_batch(self) -> int | None:
         """Sequences whose state fits beside the weights, if any; None without a device, or without a state."""
         if self.fleet is None or not self.row.state_bytes:
             return None
-        return max(0, int((self.fleet.memory - self.stored_bytes) // self.row.state_bytes))
+        return max(0, int((self.fleet.memory - self.device_bytes) // self.row.state_bytes))
 
     def weight_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
         read = self.row.decode_weight_bytes_per_token
         for use in self.accounting.uses:
-            ffn = use.layer.ffn
-            if isinstance(ffn, MoE) and ffn.experts > ffn.top_k:
-                more = touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k
-                read += self.accounting.idle_bytes(use, self.dtypes) * more / (ffn.experts - ffn.top_k)
+            picks = use.layer.ffn.picks if use.layer.ffn is not None else None
+            if picks is not None and picks.entries > picks.picked:
+                more = touched_experts(*picks, batch) - picks.picked
+                read += self.accounting.entry_bytes(use, self.dtypes) * more
         return read
+
+    def fetched_bytes(self, batch: int) -> Fraction:
+        """Return the bytes of weights that one step fetches over the host link: those it touches of what is there.
+
+        They are among `weight_bytes`, as a device reads them too once they came. No time counts for the link.
+        """
+        return sum(
+            (
+                self.accounting.entry_bytes(use, self.dtypes) * touched_experts(*picks, batch)
+                for use, picks in self.accounting.host_uses()
+            ),
+            Fraction(0),
+        )
 
     def step(self, batch: int) -> Step:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""
@@ -150,10 +191,11 @@ class Serving:
         flops = Fraction(batch * (self._body_flops + self.head_flops + state))
         weights = self.weight_bytes(batch)
         moved = weights + batch * self.row.decode_state_bytes_per_token
-        memory = self.stored_bytes + batch * self.row.state_bytes
+        memory = self.device_bytes + batch * self.row.state_bytes
         return Step(
             batch=batch,
             weight_bytes=weights,
+            fetched_bytes=self.fetched_bytes(batch),
             cache_bytes=batch * cache,
             recurrent_bytes=batch * (self.row.decode_state_bytes_per_token - cache),
             flops=flops,

@@ -12,7 +12,7 @@ import msgspec
 
 from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.extras import Extra
-from powerplan.ffn import AnyFFN, MoE
+from powerplan.ffn import AnyFFN, MoE, Stem
 from powerplan.mixers import SIZED, AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, Window, problem
 from powerplan.mixers.formulas import Term, term
@@ -185,6 +185,11 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
                     raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
+        for use in self._layer_uses:
+            ffn = use.layer.ffn
+            if isinstance(ffn, Stem) and ffn.vocab_size < self.vocab_size:
+                rows = f"a table of {ffn.vocab_size:,} rows has none for some of {self.vocab_size:,} tokens"
+                raise problem("layers", f"{rows}; leave vocab_size of stem out")
         for rope in self.rope_settings:
             if rope.in_layers and rope.in_layers[-1] >= self.layer_count:
                 last = self.layer_count - 1
@@ -329,8 +334,8 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
 def with_defaults(data: Any) -> Any:
     """Return the data of a spec with its shorthand written out: sizes such as "4k" and head dims that are left out.
 
-    A missing head_dim becomes hidden_size / heads if that is whole and the kind needs one (SIZED). What is wrong in the
-    data stays as it is, for the validation to report.
+    A missing head_dim becomes hidden_size / heads if that is whole and the kind needs one (SIZED), and a missing
+    vocab_size of a table the model's. What is wrong in the data stays as it is, for the validation to report.
     """
     if not isinstance(data, dict):
         return data
@@ -341,15 +346,17 @@ def with_defaults(data: Any) -> Any:
         data |= {"rope": written}
     if not _is_list(data.get("layers")):
         return data
-    return data | {"layers": [_written_out(group, data.get("hidden_size")) for group in data["layers"]]}
+    return data | {"layers": [_written_out(group, data) for group in data["layers"]]}
 
 
-def _written_out(group: Any, hidden: Any) -> Any:
+def _written_out(group: Any, model: dict[str, Any]) -> Any:
     if not isinstance(group, dict):
         return group
     if _is_list(group.get("pattern")):
-        group = group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
-    mixer = group.get("mixer")
+        group = group | {"pattern": [_written_out(layer, model) for layer in group["pattern"]]}
+    mixer, ffn, hidden = group.get("mixer"), group.get("ffn"), model.get("hidden_size")
+    if isinstance(ffn, dict) and ffn.get("kind") == "stem" and "vocab_size" in model:
+        group = group | {"ffn": {"vocab_size": model["vocab_size"]} | ffn}
     if not isinstance(mixer, dict):
         return group
     for key in LENGTHS:

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from powerplan.extras import Extra
-from powerplan.ffn import MLP, MoE
+from powerplan.ffn import MLP, Memory, MoE, Stem
 from powerplan.mixers import (
     DSA,
     GLA,
@@ -316,6 +316,34 @@ def moes(draw: st.DrawFn) -> MoE:
     )
 
 
+stems = st.builds(Stem, intermediate_size=sizes, vocab_size=st.integers(5000, 6000), host=st.booleans())
+"""The vocabularies of `specs` have 5,000 tokens at most."""
+
+
+@st.composite
+def memories(draw: st.DrawFn) -> Memory:
+    keys, heads, rank = draw(st.integers(1, 12)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    heads = min(heads, keys**2)
+    neurons, projection = draw(st.booleans()), draw(st.booleans())
+    return Memory(
+        keys=keys,
+        heads=heads,
+        top_k=draw(st.integers(1, keys**2 // heads)),
+        key_dim=draw(sizes),
+        value_size=draw(st.none() | sizes) if projection else None,
+        neurons=neurons,
+        input_size=draw(st.none() | sizes) if neurons else None,
+        value_projection=projection,
+        gated=projection and draw(st.booleans()),
+        shared_keys=draw(st.booleans()),
+        rank=rank,
+        rank_queries=rank > 1 and draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        host=draw(st.booleans()),
+    )
+
+
+ffns = mlps | moes() | stems | memories()
 extras = st.builds(Extra, name=names, vectors=st.integers(1, 9), elements=st.integers(0, 99), matmul=st.booleans())
 more: dict[str, st.SearchStrategy[Any]] = {
     "extras": st.just(()) | st.lists(extras, max_size=2).map(tuple),
@@ -323,8 +351,8 @@ more: dict[str, st.SearchStrategy[Any]] = {
     "tied": st.booleans(),
 }
 layers = st.one_of(
-    st.builds(Layer, mixer=mixers, ffn=st.none() | mlps | moes(), **more),
-    st.builds(Layer, mixer=st.none(), ffn=mlps | moes(), **more),
+    st.builds(Layer, mixer=mixers, ffn=st.none() | ffns, **more),
+    st.builds(Layer, mixer=st.none(), ffn=ffns, **more),
 )
 norms = st.builds(
     Norm,

@@ -152,6 +152,8 @@ def test_explanation_sums_to_the_total(spec: ModelSpec, context: int) -> None:
     assert sums.get("state elements", 0) == accounting.row(context).state_elements
     stored = sums["weight FLOPs per token"] / 2 + sums["parameters outside matmuls"]
     stored += sums.get("parameters not touched", 0)
+    for use in accounting.uses:  # Weights that a token multiplies twice are stored once.
+        stored -= use.count * sum(total(block.repeated_terms(spec.hidden_size)) for block in use.layer.blocks)
     again = spec.vocab_size * spec.hidden_size if spec.tie_embeddings else 0
     for use in accounting.uses:
         if use.layer.tied:  # Its weights take FLOPs, and are stored with an earlier layer.

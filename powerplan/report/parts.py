@@ -48,6 +48,8 @@ def parameters_text(accounting: Accounting) -> str:
     """Return the size of a model in words: "671B parameters, 37.6B active"."""
     total, active = accounting.total_parameters.with_embeddings, accounting.active_parameters.with_embeddings
     size = f"{format_parameters(total)} parameters"
+    if accounting.host_parameters:
+        size += f", {format_parameters(accounting.host_parameters)} of them on the host"
     return size if active == total else f"{size}, {format_parameters(active)} active"
 
 
@@ -59,6 +61,7 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "name": accounting.spec.name,
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
+        "params_on_host": accounting.host_parameters,
         "position_embeddings": accounting.spec.position_embeddings,
         "trained_context": accounting.spec.trained_context,
         "quantization": quantization.method if quantization else None,

@@ -85,6 +85,7 @@ class Checker:
 
     def __init__(self, limits: Limits, accounting: Accounting, basis: CostBasis) -> None:
         self.limits, self.basis = limits, basis
+        self.host_bytes = accounting.host_bytes(basis.dtypes)
         self.idle_bytes = accounting.stored_bytes(basis.dtypes) - accounting.read_bytes(basis.dtypes)
 
     def decode_bytes(self, trial: Trial) -> Fraction:
@@ -104,7 +105,7 @@ class Checker:
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            demands.append(Demand("--gpu", cost.weight_bytes + cost.state_bytes, memory))
+            demands.append(Demand("--gpu", cost.weight_bytes - self.host_bytes + cost.state_bytes, memory))
         return demands
 
     def unmet(self, trial: Trial) -> tuple[Demand, ...]:

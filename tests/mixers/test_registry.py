@@ -37,7 +37,7 @@ def test_every_kind_says_what_it_counts_and_after_whom(kind: str) -> None:
 
 
 def terms_of(block: Block) -> Iterator[Term]:
-    for terms in (block.matmul_terms, block.other_terms, block.idle_terms):
+    for terms in (block.matmul_terms, block.repeated_terms, block.other_terms, block.idle_terms):
         yield from terms(8)
     if isinstance(block, Mixer):
         yield from block.state_terms(100)
