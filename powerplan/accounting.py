@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import chain
 
 from powerplan.dtypes import Dtypes, dtypes_of
-from powerplan.ffn import FFN, Picks
+from powerplan.ffn import FFN, multiplied_terms
 from powerplan.mixers.base import Block, Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.quantization import PartName, WeightFormats
@@ -176,7 +176,7 @@ class Accounting:
             Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0))
             for use in self.uses
             for block in use.layer.blocks
-            for term in (*block.matmul_terms(self.spec.hidden_size), *block.repeated_terms(self.spec.hidden_size))
+            for term in multiplied_terms(block, self.spec.hidden_size)
         ]
         whole = [term for extra in self.spec.extras for term in extra.matmul_terms(self.spec.hidden_size)]
         whole += self.spec.head_terms() if self.convention.lm_head else ()
@@ -246,35 +246,6 @@ class Accounting:
         wide = total(ffn.idle_terms(self.spec.hidden_size)) * use.count * dtypes.weight_bytes
         every, read = (self._block_beyond(ffn, chain(*use.positions), dtypes, idle) for idle in (True, False))
         return wide + every - read
-
-    def entry_bytes(self, use: LayerUse, dtypes: Dtypes) -> Fraction:
-        """Return the bytes of one expert, value or row in all layers of one kind; 0 for an FFN without such entries."""
-        ffn = use.layer.ffn
-        if ffn is None or ffn.picks is None:
-            return Fraction(0)
-        idle = ffn.picks.entries - ffn.picks.picked
-        if idle:
-            return self.idle_bytes(use, dtypes) / idle
-        wide = Fraction(total(ffn.host_terms(self.spec.hidden_size)), ffn.picks.entries)
-        return wide * use.count * dtypes.weight_bytes
-
-    @cached_property
-    def host_parameters(self) -> int:
-        """The parameters that live in the memory of the host: tables and values that are marked so."""
-        uses = [use for use in self.uses if use.layer.ffn is not None and not use.layer.tied]
-        return sum(_integer(total(use.layer.ffn.host_terms(self.spec.hidden_size))) * use.count for use in uses)
-
-    def host_bytes(self, dtypes: Dtypes) -> Fraction:
-        """Return the bytes of the weights that live in the memory of the host; those of tied layers once."""
-        return sum(
-            (self.entry_bytes(use, dtypes) * picks.entries for use, picks in self.host_uses() if not use.layer.tied),
-            Fraction(0),
-        )
-
-    def host_uses(self) -> list[tuple[LayerUse, Picks]]:
-        """Return the layers whose FFN has entries on the host, with these."""
-        ffns = [(use, use.layer.ffn) for use in self.uses]
-        return [(use, ffn.picks) for use, ffn in ffns if ffn and ffn.picks and ffn.host_terms(self.spec.hidden_size)]
 
     def block_bytes(self, block: Block, dtypes: Dtypes) -> Fraction:
         """Return the bytes of a block's weights in one layer: their mean over layers, where rules tell layers apart."""
@@ -401,8 +372,7 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
     for use in spec.layer_uses():
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
         for block in use.layer.blocks:
-            add(scope, weights, 2, block.matmul_terms(hidden), use.count, block.source)
-            add(scope, weights, 2, block.repeated_terms(hidden), use.count, block.source)
+            add(scope, weights, 2, multiplied_terms(block, hidden), use.count, block.source)
             if not use.layer.tied:
                 add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
                 add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)

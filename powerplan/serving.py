@@ -12,6 +12,7 @@ from functools import cached_property
 
 from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes, dtypes_of
+from powerplan.entries import fetched_bytes, host_bytes, touched_bytes, unread_bytes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of, si_value
 from powerplan.mixers.formulas import total
@@ -19,14 +20,6 @@ from powerplan.swap import with_mixer
 
 MAX_BATCH = 65_536
 """Largest batch accepted: the expected number of experts is an exact fraction, whose digits grow with the batch."""
-
-
-def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
-    """Return the expected number of experts that a batch touches, E(1 - (1 - k/E)^B), if each token picks evenly.
-
-    Likewise for values of a memory and for rows of a table: at most B k of them, and never more than there are.
-    """
-    return experts * (1 - (1 - Fraction(top_k, experts)) ** batch)
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Serving:
     @cached_property
     def host_bytes(self) -> Fraction:
         """Bytes of those weights that live in the memory of the host."""
-        return self.accounting.host_bytes(self.dtypes)
+        return host_bytes(self.accounting, self.dtypes)
 
     @property
     def device_bytes(self) -> Fraction:
@@ -137,19 +130,8 @@ class Serving:
 
         Of tables and memories, the rows that the prompt has tokens for.
         """
-        moved = self.stored_bytes - self._unread_bytes + self.row.state_bytes
+        moved = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, self.context) + self.row.state_bytes
         return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None
-
-    @property
-    def _unread_bytes(self) -> Fraction:
-        """Bytes of rows of tables and memories beyond those that each token of the prompt could have for itself."""
-        unread = Fraction(0)
-        for use in self.accounting.uses:
-            ffn = use.layer.ffn
-            if ffn is not None and ffn.is_table and ffn.picks is not None and not use.layer.tied:
-                rows = max(0, ffn.picks.entries - ffn.picks.picked * self.context)
-                unread += self.accounting.entry_bytes(use, self.dtypes) * rows
-        return unread
 
     @property
     def largest_batch(self) -> int | None:
@@ -160,26 +142,14 @@ class Serving:
 
     def weight_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
-        read = self.row.decode_weight_bytes_per_token
-        for use in self.accounting.uses:
-            picks = use.layer.ffn.picks if use.layer.ffn is not None else None
-            if picks is not None and picks.entries > picks.picked:
-                more = touched_experts(*picks, batch) - picks.picked
-                read += self.accounting.entry_bytes(use, self.dtypes) * more
-        return read
+        return self.row.decode_weight_bytes_per_token + touched_bytes(self.accounting, self.dtypes, batch)
 
     def fetched_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step fetches over the host link: those it touches of what is there.
 
         They are among `weight_bytes`, as a device reads them too once they came. No time counts for the link.
         """
-        return sum(
-            (
-                self.accounting.entry_bytes(use, self.dtypes) * touched_experts(*picks, batch)
-                for use, picks in self.accounting.host_uses()
-            ),
-            Fraction(0),
-        )
+        return fetched_bytes(self.accounting, self.dtypes, batch)
 
     def step(self, batch: int) -> Step:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""

@@ -16,12 +16,13 @@ from specs import contexts, specs, untied
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dtypes import DTYPE_BYTES
+from powerplan.entries import host_parameters, touched_experts
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.mixers.formulas import total
-from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
+from powerplan.serving import MAX_BATCH, Fleet, Serving, twin
 
 KIMI = "kimi-linear-48b-a3b"
 H100 = find_device("h100-sxm")
@@ -71,7 +72,7 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
     assert step.weight_bytes == (apart.active_parameters.without_input_embedding + idle) * width
     assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes_per_token
     assert step.recurrent_bytes >= 0
-    assert serving.host_bytes == host * width == accounting.host_parameters * width
+    assert serving.host_bytes == host * width == host_parameters(accounting) * width
     assert step.memory_bytes == serving.stored_bytes - host * width + batch * serving.row.state_bytes
     assert serving.fetched_bytes(batch) == fetched * width <= step.weight_bytes
     assert serving.cache_bytes + serving.recurrent_bytes == serving.row.state_bytes

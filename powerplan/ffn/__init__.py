@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from powerplan.ffn.base import FFN, Picks
+from powerplan.ffn.base import FFN, Picks, multiplied_terms
 from powerplan.ffn.memory import Memory
 from powerplan.ffn.mlp import MLP
 from powerplan.ffn.moe import MoE
@@ -12,4 +12,4 @@ AnyFFN = MLP | MoE | Stem | Memory
 FFNS: dict[str, type[FFN]] = {"mlp": MLP, "moe": MoE, "stem": Stem, "memory": Memory}
 """Every FFN class by its `kind`."""
 
-__all__ = ["FFN", "FFNS", "MLP", "AnyFFN", "Memory", "MoE", "Picks", "Stem"]
+__all__ = ["FFN", "FFNS", "MLP", "AnyFFN", "Memory", "MoE", "Picks", "Stem", "multiplied_terms"]

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from powerplan.choices import Kernels
 from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import Term
+from powerplan.mixers.formulas import Formulas, Term
 from powerplan.mixers.kept import Kept, kept
 
 
@@ -31,6 +31,10 @@ class FFN(Block, frozen=True, kw_only=True):
         """The entries of the layer and those that a token uses; None where every token uses all weights."""
         return None
 
+    def repeated_formulas(self) -> Formulas:
+        """Return those of the matmul parameters that a token multiplies once more, with other heads."""
+        return ()
+
     def host_terms(self, hidden: int) -> tuple[Term, ...]:
         """Return the parameters that live in the memory of the host, and take none of a device."""
         return ()
@@ -38,6 +42,15 @@ class FFN(Block, frozen=True, kw_only=True):
     def dispatched(self, hidden: int) -> int:
         """Return the elements that a token sends to its experts, one way; 0 where there are no experts."""
         return 0
+
+
+def multiplied_terms(block: Block, hidden: int) -> tuple[Term, ...]:
+    """Return the parameters that a token multiplies in a mixer or an FFN, once for each time: 2 weight FLOPs each.
+
+    They are its `matmul_terms`; where heads share keys, those keys come once more for each other head.
+    """
+    again = block.terms(block.repeated_formulas(), m=hidden) if isinstance(block, FFN) else ()
+    return (*block.matmul_terms(hidden), *again)
 
 
 def inner_kept(width: str, gated: bool, kernels: Kernels) -> tuple[Kept, ...]:

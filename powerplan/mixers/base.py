@@ -195,13 +195,6 @@ class Block(Keeping, Part, frozen=True, kw_only=True):
     def matmul_formulas(self) -> Formulas:
         raise NotImplementedError
 
-    def repeated_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return those of these parameters that a token multiplies once more: FLOPs, and no parameters or bytes."""
-        return self.terms(self.repeated_formulas(), m=hidden)
-
-    def repeated_formulas(self) -> Formulas:
-        return ()
-
     def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
         """Return component, count, rows and columns of the matrices of those components whose shapes are stated.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
+from powerplan.ffn import multiplied_terms
 from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
 from powerplan.mixers.formulas import total
 from powerplan.run.recipe import Recipe
@@ -144,7 +145,6 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
     matmuls = [term for block in layer.blocks for term in block.matmul_terms(hidden)]
     others = [term for block in layer.blocks for term in block.other_terms(hidden)]
     idle = int(total(ffn.idle_terms(hidden))) if ffn is not None else 0
-    repeated = [term for block in layer.blocks for term in block.repeated_terms(hidden)]
     active = int(total([term for term in matmuls if term.component == "active experts"]))
     used = int(total(matmuls))
     table = ffn is not None and ffn.is_table
@@ -164,7 +164,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         parameters=0 if layer.tied else own + int(total(others)) + int(total(spec.norm_terms(layer))),
         expert_parameters=0 if layer.tied else experts,
         matrix_parameters=0 if layer.tied else matrices,
-        weight_flops=2 * (used + int(total(repeated))),
+        weight_flops=2 * sum(int(total(multiplied_terms(block, hidden))) for block in layer.blocks),
         state_flops=Fraction(state_flops),
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,

@@ -8,6 +8,7 @@ from fractions import Fraction
 from operator import attrgetter
 
 from powerplan.accounting import Accounting
+from powerplan.entries import host_bytes
 from powerplan.errors import InfeasibleError
 from powerplan.hardware import Device, si_value
 from powerplan.search.costs import CostBasis
@@ -85,7 +86,7 @@ class Checker:
 
     def __init__(self, limits: Limits, accounting: Accounting, basis: CostBasis) -> None:
         self.limits, self.basis = limits, basis
-        self.host_bytes = accounting.host_bytes(basis.dtypes)
+        self.host_bytes = host_bytes(accounting, basis.dtypes)
         self.idle_bytes = accounting.stored_bytes(basis.dtypes) - accounting.read_bytes(basis.dtypes)
 
     def decode_bytes(self, trial: Trial) -> Fraction:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from ffn_specs import memories
 from hypothesis import given, settings
-from specs import memories
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dtypes import Dtypes
+from powerplan.entries import host_bytes, host_parameters
 from powerplan.errors import InputError
-from powerplan.ffn import FFN, MLP, Memory, MoE, Stem
+from powerplan.ffn import FFN, MLP, Memory, MoE, Stem, multiplied_terms
 from powerplan.hardware import find_device
 from powerplan.load import load_model
 from powerplan.mixers.formulas import total
@@ -108,7 +109,7 @@ def counted(module: nn.Module, *inputs: Tensor) -> int:
 
 
 def weight_flops(ffn: FFN, hidden: int = HIDDEN) -> int:
-    return 2 * int(total((*ffn.matmul_terms(hidden), *ffn.repeated_terms(hidden))))
+    return 2 * int(total(multiplied_terms(ffn, hidden)))
 
 
 def stored(ffn: FFN, hidden: int = HIDDEN) -> int:
@@ -180,15 +181,15 @@ def test_the_host_holds_the_rows_and_sends_what_is_used(ffn: Any) -> None:
     import msgspec
 
     here, away = (Accounting(model(msgspec.structs.replace(ffn, host=host))) for host in (False, True))
-    assert here.host_parameters == here.host_bytes(Dtypes()) == 0
+    assert host_parameters(here) == host_bytes(here, Dtypes()) == 0
     assert here.total_parameters == away.total_parameters
     assert here.active_parameters == away.active_parameters
     entry = (HIDDEN * 2 if ffn is MEMORIES["PEER"] else 16) if isinstance(ffn, Memory) else 40
-    assert away.host_parameters == 3 * entry * ffn.picks.entries
+    assert host_parameters(away) == 3 * entry * ffn.picks.entries
     device = Fleet(find_device("h100-sxm"))
     near, far = (Serving(accounting, 64, "bf16", device) for accounting in (here, away))
     assert near.stored_bytes == far.stored_bytes
-    assert near.device_bytes - far.device_bytes == far.host_bytes == 2 * away.host_parameters
+    assert near.device_bytes - far.device_bytes == far.host_bytes == 2 * host_parameters(away)
     assert near.step(4).fetched_bytes == 0
     assert far.step(1).fetched_bytes == 2 * 3 * entry * ffn.picks.picked
     assert far.step(4).fetched_bytes <= min(4 * far.step(1).fetched_bytes, far.host_bytes)

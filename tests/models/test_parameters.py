@@ -12,7 +12,7 @@ from kinds import MIXERS as SMALL
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.ffn import MoE
+from powerplan.ffn import Memory, MoE, Stem
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MIXERS, FeatureAttention
 from powerplan.mixers.formulas import total
@@ -43,7 +43,12 @@ REFUSED = {
 
 def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
-    if layer.tied or layer.extras or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts)):
+    if (
+        isinstance(ffn, Stem | Memory)
+        or layer.tied
+        or layer.extras
+        or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts))
+    ):
         return False
     if mixer is not None and unbuilt_field(mixer):
         return False
