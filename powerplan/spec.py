@@ -331,7 +331,7 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
 
 LENGTHS = (
     *("window", "chunk_size", "block_size", "compress_size", "compress_stride", "select_size"),
-    *("trained_context", "original_context"),
+    *("document_size", "question_size", "pool_size", "filter_length", "trained_context", "original_context"),
 )
 """Fields that are lengths in tokens, which a spec may write as sizes such as "4k"."""
 

@@ -56,6 +56,11 @@ KINDS = (
     "rwkv4",
     "indexed_blocks",
     "compressed",
+    "hyena",
+    "exponential_sparse",
+    "span_search",
+    "memory_sparse",
+    "wersa",
 )
 """Every kind that powerplan counts, in the order of the registry: the only list in the tests that a new kind joins."""
 

@@ -6,6 +6,7 @@ on whole states that the convention counts is added to a Tally by hand. q, k: [H
 
 from __future__ import annotations
 
+from math import pi
 from typing import Any
 
 import torch
@@ -201,6 +202,60 @@ def rwkv4_steps(k: Tensor, v: Tensor, decay: Tensor, bonus: Tensor, tally: Tally
         outs.append(read[:, 0, 0] / read[:, 0, 1])
         state = tally.times(state, decay[:, None, None]) + weight @ part
     return torch.stack(outs)
+
+
+def long_convolution(x: Tensor, taps: Tensor) -> Tensor:
+    """x, taps: [I, T]. Causal and token by token: each reads all inputs so far, as decoding from a cache does."""
+    outs = [x[:, None, : i + 1] @ taps[:, : i + 1].flip(1)[:, :, None] for i in range(x.shape[1])]
+    return torch.cat(outs, 2)[:, 0]
+
+
+def modal_steps(x: Tensor, poles: Tensor, residues: Tensor, tally: Tally) -> Tensor:
+    """x: [T, I]; poles, residues: complex [I, modes]. S = pole S + x, o = Re(residue S) summed over the modes.
+
+    A complex product has 4 multiplications and 2 additions; of a residue's, the real part is needed, 3 FLOPs, and 1 to
+    sum it up.
+    """
+    state, outs = torch.zeros_like(poles), []
+    for token in x:
+        state = state * poles + token[:, None]
+        outs.append((state * residues).real.sum(1))
+        tally.flops += (6 + 4) * state.numel()
+    return torch.stack(outs)
+
+
+def fft(x: Tensor, tally: Tally, inverse: bool = False) -> Tensor:
+    """Radix-2 FFT of complex [..., n], unscaled. A butterfly is a complex product and two sums, 6 + 4 FLOPs."""
+    n = x.shape[-1]
+    if n == 1:
+        return x
+    even, odd = fft(x[..., ::2], tally, inverse), fft(x[..., 1::2], tally, inverse)
+    angles = torch.arange(n // 2, dtype=torch.float64) * (2 if inverse else -2) * pi / n
+    turns = torch.polar(torch.ones_like(angles), angles)
+    tally.flops += (6 + 4) * odd.numel()
+    return torch.cat([even + turns * odd, even - turns * odd], -1)
+
+
+def fft_convolution(x: Tensor, taps: Tensor, tally: Tally) -> Tensor:
+    """x, taps: [I, T], I even. Two real channels are one complex FFT; the taps' own FFT is not counted.
+
+    The spectrum of a real channel has n/2 complex numbers, its two real ones together counted as one.
+    """
+    tokens = x.shape[1]
+    n = 1 << (2 * tokens - 1).bit_length()
+    padded, kernel = (torch.nn.functional.pad(part, (0, n - tokens)) for part in (x, taps))
+    both = fft(torch.complex(padded[::2], padded[1::2]), tally)
+    mirrored = both.roll(-1, -1).flip(-1).conj()
+    spectra = torch.stack([(both + mirrored) / 2, (both - mirrored) / 2j], 1).flatten(0, 1)
+    spectra = spectra * fft(kernel.to(torch.complex128), Tally())
+    tally.flops += 6 * x.shape[0] * n // 2
+    back = fft(spectra[::2] + 1j * spectra[1::2], tally, inverse=True) / n
+    return torch.stack([back.real, back.imag], 1).flatten(0, 1)[:, :tokens]
+
+
+def random_features(x: Tensor, matrix: Tensor) -> Tensor:
+    """[H, T, k] to [H, T, D], one matrix for all heads."""
+    return torch.relu(x @ matrix.expand(x.shape[0], *matrix.shape)) + 0.01
 
 
 def short_convolution(x: Tensor, weight: Tensor) -> Tensor:

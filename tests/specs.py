@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from ffn_specs import memories, stems
 from hypothesis import strategies as st
+from long_context_specs import exponential_sparses, hyenas, memory_sparses, span_searches, wersas
+from mixer_fields import head_fields, sizes, windows
 
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
@@ -51,26 +53,10 @@ from powerplan.rope import (
 )
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
-sizes = st.integers(1, 64)
 names = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")), min_size=1, max_size=20).filter(
     str.strip
 )
-windows = st.none() | st.integers(1, 300)
 contexts = st.integers(1, 700)
-
-
-@st.composite
-def head_fields(draw: st.DrawFn) -> dict[str, Any]:
-    kv_heads = draw(st.integers(1, 6))
-    return {
-        "heads": kv_heads * draw(st.integers(1, 6)),
-        "kv_heads": kv_heads,
-        "head_dim": draw(st.integers(1, 24)),
-        "v_head_dim": draw(st.integers(1, 24)),
-        "bias": draw(st.sampled_from([False, True, "qkv", "output"])),
-        "qk_norm": draw(st.sampled_from(["none", "head", "full"])),
-        "output_gate": draw(st.sampled_from([False, True, "head"])),
-    }
 
 
 @st.composite
@@ -294,6 +280,11 @@ by_kind: dict[str, st.SearchStrategy[Mixer]] = {
     "rwkv4": rwkv4s,
     "indexed_blocks": indexed_blocks,
     "compressed": compressed_mixers(),
+    "hyena": hyenas,
+    "exponential_sparse": exponential_sparses,
+    "span_search": span_searches,
+    "memory_sparse": memory_sparses,
+    "wersa": wersas,
 }
 mixers = st.one_of(list(by_kind.values()))
 mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.booleans())

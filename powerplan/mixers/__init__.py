@@ -11,15 +11,20 @@ from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.compressed import Compressed
 from powerplan.mixers.convolution import ShortConvolution
 from powerplan.mixers.delta import KDA, RWKV7, DeltaNet, GatedDeltaNet
+from powerplan.mixers.exponential import ExponentialSparse
 from powerplan.mixers.formulas import Convention
 from powerplan.mixers.gated import MLSTM, RGLRU, RWKV4
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.mixers.hyena import Hyena
 from powerplan.mixers.linear import GLA, Lightning, RetNet
+from powerplan.mixers.memory import MemorySparse
 from powerplan.mixers.mla import MLA
 from powerplan.mixers.power import FeatureAttention, Linear, Power
 from powerplan.mixers.slots import GSA, SparseStateExpansion
+from powerplan.mixers.spans import SpanSearch
 from powerplan.mixers.sparse import DSA, NSA, IndexedBlocks, MoBA
 from powerplan.mixers.ssm import LogLinear, Mamba1, Mamba2
+from powerplan.mixers.wersa import Wersa
 
 # The order is kept in the JSON schema, in --only of recommend, and where dims --kind lists equal states.
 Features = Power | Linear
@@ -28,8 +33,19 @@ OtherStates = Mamba1 | Mamba2 | LogLinear | RWKV7 | GSA | SparseStateExpansion
 Sparse = NSA | MoBA | DSA
 Selective = IndexedBlocks | Compressed
 Gated = ShortConvolution | MLSTM | RGLRU | RWKV4
+LongContext = Hyena | ExponentialSparse | SpanSearch | MemorySparse | Wersa
 AnyMixer = (
-    Attention | MLA | Features | Matrices | OtherStates | Sparse | Forgetting | ChunkedAttention | Gated | Selective
+    Attention
+    | MLA
+    | Features
+    | Matrices
+    | OtherStates
+    | Sparse
+    | Forgetting
+    | ChunkedAttention
+    | Gated
+    | Selective
+    | LongContext
 )
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
@@ -67,11 +83,13 @@ __all__ = [
     "Compressed",
     "Convention",
     "DeltaNet",
+    "ExponentialSparse",
     "FeatureAttention",
     "Forgetting",
     "GatedDeltaNet",
     "GroupedHeads",
     "HeadShape",
+    "Hyena",
     "IndexedBlocks",
     "Inherited",
     "Lightning",
@@ -79,10 +97,13 @@ __all__ = [
     "LogLinear",
     "Mamba1",
     "Mamba2",
+    "MemorySparse",
     "Mixer",
     "MoBA",
     "Power",
     "RetNet",
     "ShortConvolution",
+    "SpanSearch",
     "SparseStateExpansion",
+    "Wersa",
 ]

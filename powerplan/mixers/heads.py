@@ -27,6 +27,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     same_as: ClassVar[Mapping[str, str]] = {"kv_heads": "heads", "v_head_dim": "head_dim"}
     letters = "m H=heads G=kv_heads k=head_dim v=v_head_dim"
     swappable = True
+    not_shared: ClassVar[frozenset[str]] = frozenset({"window", "p"})
 
     heads: Size
     kv_heads: Size = SAME
@@ -135,10 +136,14 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
 
     @classmethod
     def from_same_heads(cls, mixer: Mixer) -> Inherited | None:
-        """Return every field that both kinds have, but for the window and the degree, which a swap asks about."""
+        """Return every field that both kinds have, but for those that are `not_shared`.
+
+        These are the window and the degree, which a swap asks about, and sizes that one of the kinds has in a sense of
+        its own: blocks, chunks, how many of what a query picks.
+        """
         if not isinstance(mixer, GroupedHeads):
             return None
-        shared = set(cls.__struct_fields__) - {"window", "p"}
+        shared = set(cls.__struct_fields__) - cls.not_shared - mixer.not_shared
         fields = {field: getattr(mixer, field) for field in mixer.__struct_fields__ if field in shared}
         own = ("gated", "sinks", "shared_kv", "keys_as_values", "differential")
         lost = [field for field in own if field not in fields and getattr(mixer, field, False)]

@@ -28,6 +28,7 @@ from powerplan.mixers import (
     RWKV7,
     DeltaNet,
     GatedDeltaNet,
+    Hyena,
     Lightning,
     LogLinear,
     Mamba1,
@@ -35,6 +36,7 @@ from powerplan.mixers import (
     RetNet,
     ShortConvolution,
     SparseStateExpansion,
+    Wersa,
 )
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, total
@@ -94,6 +96,8 @@ HEAD_X, HEAD_DECAY, LEVELS = normal(4, TOKENS, V), gates(4, TOKENS, 1), torch.si
 CHOSEN = [[1 + index % 4, 1 + (index + 1 + index // 4 % 3) % 4] for index in range(TOKENS)]
 EXPANDED = [plain.by_group(C_GROUPS, 4), plain.by_group(B_GROUPS, 4), HEAD_X, HEAD_DECAY]
 WITH_ONES = (*qkv()[:2], plain.with_ones(qkv()[2]))
+POLES, RESIDUES = torch.polar(gates(7, 3), normal(7, 3)), torch.complex(normal(7, 3), normal(3, 7).T)
+FEATURES = [normal(K, SLOTS), normal(SLOTS, K).T]
 SSM_STEP, SSM_RATE = torch.sigmoid(normal(TOKENS, 7)), -torch.sigmoid(normal(7, K))
 
 STEPS: dict[str, tuple[Mixer, Run]] = {
@@ -130,7 +134,24 @@ STEPS: dict[str, tuple[Mixer, Run]] = {
         SparseStateExpansion(**SIZES, partitions=4, top_k=2),
         lambda tally: plain.sse_steps(*qkv(), CHANNEL, CHOSEN, 4, tally),
     ),
+    "hyena": (
+        Hyena(inner_size=7, state_dim=6),
+        lambda tally: plain.modal_steps(normal(TOKENS, 7), POLES, RESIDUES, tally),
+    ),
+    "wersa": (
+        Wersa(**SIZES, random_features=SLOTS),
+        lambda tally: plain.normalised(plain.linear_steps(*featured(), ONE, None)),
+    ),
 }
+
+
+def featured() -> tuple[Tensor, Tensor, Tensor]:
+    """Return random features of queries and keys, and values with a column of ones."""
+    q, k, v = qkv()
+    projected = (plain.random_features(x, matrix) for x, matrix in zip((q, k), FEATURES, strict=True))
+    return (*projected, plain.with_ones(v))
+
+
 CHUNKS: dict[str, tuple[Mixer, Callable[[], Tensor]]] = {
     "retnet": (RetNet(**CHUNKED), lambda: plain.linear_chunks(*qkv(), FIXED, CHUNK)),
     "lightning": (Lightning(**CHUNKED), lambda: plain.linear_chunks(*qkv(), FIXED, CHUNK)),
@@ -145,6 +166,10 @@ CHUNKS: dict[str, tuple[Mixer, Callable[[], Tensor]]] = {
         Mamba2(**SSM, chunk_size=CHUNK),
         lambda: plain.mamba2_chunks(C_GROUPS, B_GROUPS, HEAD_X, HEAD_DECAY, CHUNK),
     ),
+    "wersa": (
+        Wersa(**CHUNKED, random_features=SLOTS),
+        lambda: plain.normalised(plain.linear_chunks(*featured(), ONE, CHUNK)),
+    ),
 }
 
 
@@ -153,7 +178,7 @@ def test_every_kind_without_a_cache_has_a_plain_implementation() -> None:
     kinds = [kind for kind, mixer in MIXERS.items() if next(variants(mixer)).state_size(1).entry == 0]
     assert set(STEPS) == set(kinds) - {"power", "linear"}
     no_chunks = {"mamba1", "rglru", "rwkv4", "short_conv"}
-    by_identity = {"log_linear", "sse"}  # Tests of their own, below.
+    by_identity = {"log_linear", "sse", "hyena"}  # Tests of their own, below or in another module.
     assert set(CHUNKS) == set(STEPS) - no_chunks - by_identity
 
 
@@ -206,6 +231,7 @@ WITHIN: dict[str, tuple[int, int, bool]] = {
     "kda": (K + V + K + V, K, True),
     "rwkv7": (K + V + K + V + K + V, K + K + V, True),
     "gsa": (K + SLOTS + SLOTS + V, 0, False),
+    "wersa": (SLOTS + V + 1, 0, False),
 }
 """Multiply-adds per pair of a chunk and head: with the diagonal, below it; and whether a matrix is inverted."""
 
