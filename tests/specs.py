@@ -161,6 +161,16 @@ mamba1s = st.builds(
     conv_bias=st.booleans(),
     bias=st.booleans(),
     inner_norms=st.booleans(),
+) | st.builds(
+    lambda state, groups, heads, **fields: Mamba1(
+        state_dim=state, shared_size=state * groups, inner_size=state * groups * heads, **fields
+    ),
+    st.integers(1, 16),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    dt_rank=sizes,
+    conv_size=st.integers(0, 5),
+    bias=st.booleans(),
 )
 mamba2s = st.builds(lambda fields: Mamba2(**fields), mamba2_fields())
 log_linears = st.builds(lambda fields, levels: LogLinear(**fields, max_levels=levels), mamba2_fields(), sizes)

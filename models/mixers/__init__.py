@@ -17,6 +17,7 @@ from powerplan.mixers import (
     GatedDeltaNet,
     Lightning,
     Linear,
+    Mamba1,
     Mixer,
     Power,
     RetNet,
@@ -47,6 +48,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
     Attention: ("shared_kv", "keys_as_values", "differential"),
     MLA: ("output_gate",),
     KDA: ("full_rank",),
+    Mamba1: ("shared_size",),
 }
 """Fields that planning counts and no module has."""
 
@@ -54,7 +56,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
 def unbuilt_field(mixer: Mixer) -> str | None:
     """Return the field of UNBUILT that a mixer sets, or None."""
     fields = UNBUILT.get(type(mixer), ())
-    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+    return next((field for field in fields if getattr(mixer, field) not in (False, None, "none")), None)
 
 
 def build_mixer(

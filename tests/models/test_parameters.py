@@ -22,6 +22,10 @@ from powerplan.spec import Layer, ModelSpec, Norm
 
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
+    "apriel-h1-15b",
+    "hyenadna-large-1m",
+    "stem-1b",
+    "ultramemv2-1.2b",
     "deepseek-v3.2-exp",
     "jamba-v0.1",
     "kimi-k3",
