@@ -11,10 +11,8 @@ from powerplan.mixers.formulas import (
     Convention,
     Formulas,
     Rational,
-    Term,
     mean_keys,
     mean_keys_in_chunks,
-    term,
 )
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import Kept, Moment, kept
@@ -227,6 +225,13 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
         """Return what attention keeps, and of the gates their logits and their cumulative sums."""
         return (*super().mix_kept(context, kernels), *kept(("gates", "fp32", "2*H")))
 
-    def state_terms(self, context: int) -> tuple[Term, ...]:
-        symbols = {"G": self.kv_heads, "k": self.head_dim, "v": self.v_head_dim, "H": self.heads}
-        return (term(self.describe(), "(G*(k + v) + H)*kept", symbols | self.state_values(context)),)
+    def state_formulas(self) -> Formulas:
+        return ((self.describe(), "H*kept" if self.shared_kv else "(G*(k + v) + H)*kept"),)
+
+    def state_size(self, context: int) -> StateSize:
+        """Return keys, values and gates; with `shared_kv`, gates of its own beside keys and values that are read."""
+        size = super().state_size(context)
+        if not self.shared_kv:
+            return size
+        gates = self.heads * self.kept(context)
+        return StateSize(cache=gates, entry=self.heads, looked_up=(size.looked_up or 0) + gates)

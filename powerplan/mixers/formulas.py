@@ -47,7 +47,7 @@ SYMBOLS = {
     "W": "width of the short convolution",
     "u": "rank of a gate",
     "M": "memory slots",
-    "I": "inner width of a Mamba layer",
+    "I": "inner width of Mamba layers, channels of convolutions",
     "N": "state dim of a Mamba layer",
     "g": "groups that share B and C",
     "R": "rank of the step size",

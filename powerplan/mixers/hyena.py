@@ -62,7 +62,10 @@ class Hyena(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="hyena"):
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
-        return Inherited({"inner_size": hidden}, ("hyena as wide as the model: the weights change too",))
+        remark = (
+            "hyena as wide as the model: the weights change too; --form chunked counts its FFTs, as training has them"
+        )
+        return Inherited({"inner_size": hidden}, (remark,))
 
     @property
     def entry(self) -> str:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""`--mixer KIND` for every kind on every model of the catalogue: an answer, or one line that says why there is none."""
+"""`--mixer KIND` for every kind on every model of the catalogue."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ SETTINGS = {"power": "power:p=2"}
 """Kinds that need a setting."""
 
 
-def ended(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    """Run a command that answers with exit code 0, or refuses with 2 or 3 and one message."""
+def answered(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    """Run a command that has an answer, and return its notes."""
     code = main(command.split())
     out, err = capsys.readouterr()
-    assert code in (0, 2, 3), command
-    assert (code == 0) == bool(out), command
-    assert "Traceback" not in err, err
-    if code:
-        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
+    assert (code, bool(out)) == (0, True), f"{command}: {err}"
+    assert all(line.startswith(("note: ", "  ")) for line in err.splitlines()), err
+    return err
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_wsfr_with_every_kind_on_every_model(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in catalogue_names():
-        ended(capsys, f"wsfr {name} --mixer {SETTINGS.get(kind, kind)} --ctx 64k --format json")
+        answered(capsys, f"wsfr {name} --mixer {SETTINGS.get(kind, kind)} --ctx 64k --format json")
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
 def test_other_commands_with_every_kind(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each kind on two models, and all models among them but a few."""
+    """Each kind on two models of its own, as far as models go."""
     names = catalogue_names()
     kind = SETTINGS.get(KINDS[number], KINDS[number])
     for command in (
         f"budget {names[2 * number % len(names)]} --ctx 64k",
         f"decode {names[(2 * number + 1) % len(names)]}",
     ):
-        ended(capsys, f"{command} --mixer {kind}")
+        answered(capsys, f"{command} --mixer {kind}")

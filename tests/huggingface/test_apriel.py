@@ -63,8 +63,9 @@ def test_defaults_of_its_code(read: Read) -> None:
     assert loaded.spec.mixers() == [Mamba1(inner_size=4096, dt_rank=4, state_dim=64, shared_size=64, bias=True)]
 
 
+LAYOUT = r"must say t or m2 \(no other block is read\) for each of 4 layers"
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"hybrid_block_layout": ["t", "m2"]}, r"must say t or m2 \(no other block is read\) for each of 4 layers"),
+    ({"hybrid_block_layout": ["t", "m2"]}, LAYOUT),
     (
         {"hybrid_block_layout": ["t", "gdn", "t", "t"]},
         r"must say t or m2 \(no other block is read\) for each of 4 layers",

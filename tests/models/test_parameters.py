@@ -65,7 +65,7 @@ def test_what_is_built() -> None:
     refused = {name for name in catalogue_names() if not all(map(is_built, layers_of(name)))}
     assert refused == REFUSED
     kinds = {str(kind.__struct_config__.tag) for kind in BUILT}
-    (named,) = re.findall(r"\n\n([\w, \n]+) are counted and not built", DOCS)
+    (named,) = re.findall(r"\n\n([\w, \n]+)\sare counted and not built", DOCS)
     assert set(MIXERS) - kinds == set(re.findall(r"\w+", named)) - {"and"}
     assert {mixer.kind for mixer in SMALL.values()} == kinds, "tests/kinds.py has a small mixer of each"
 
