@@ -30,15 +30,18 @@ def _matched(pattern: re.Pattern[str], text: str, where: str | None, wanted: str
     return match
 
 
-def parse_context(text: str, where: str | None = None) -> int:
-    """Return a context in tokens, 1 to 2^50, from "65536", "64k" (65,536), "1M" or "1e6"; k, M, G: powers of 1,024."""
+def parse_context(text: str, where: str | None = None, of: str = "a context") -> int:
+    """Return a context in tokens, 1 to 2^50, from "65536", "64k" (65,536), "1M" or "1e6"; k, M, G: powers of 1,024.
+
+    of: what the message calls a size that is out of range.
+    """
     match = _matched(_CONTEXT, text, where, "a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)")
     number = match["number"].replace("_", "").replace(",", "")
     size = Fraction(number) * _BINARY[match["suffix"].lower()]
     if size.denominator != 1:
         raise InputError(f"{shown(text)} is not a whole number of tokens", where)
     if not 1 <= size <= MAX_CONTEXT:
-        raise InputError(f"{shown(text)} is out of range; a context is 1 to {MAX_CONTEXT:,} tokens (2^50)", where)
+        raise InputError(f"{shown(text)} is out of range; {of} is 1 to {MAX_CONTEXT:,} tokens (2^50)", where)
     return int(size)
 
 
@@ -50,14 +53,17 @@ def context_text(context: int) -> str:
     return str(context)
 
 
-def context_of(value: int | str, where: str | None = None) -> int:
-    """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536)."""
+def context_of(value: int | str, where: str | None = None, of: str = "a context") -> int:
+    """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536).
+
+    of: what messages call it.
+    """
     if isinstance(value, str):
-        return parse_context(value, where)
+        return parse_context(value, where, of)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{shown(value)} is not a context; write tokens, as 65536 or '64k'", where)
+        raise InputError(f"{shown(value)} is not {of}; write tokens, as 65536 or '64k'", where)
     if not 1 <= value <= MAX_CONTEXT:
-        raise InputError(f"a context is 1 to {MAX_CONTEXT:,} tokens, and is {shown(value)}", where)
+        raise InputError(f"{of} is 1 to {MAX_CONTEXT:,} tokens, and is {shown(value)}", where)
     return value
 
 

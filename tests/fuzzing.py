@@ -20,6 +20,7 @@ from powerplan.choices import (
     By,
     Causal,
     Dtype,
+    Engine,
     Form,
     Format,
     Keep,
@@ -34,6 +35,7 @@ from powerplan.choices import (
     Unknown,
 )
 from powerplan.cli import main
+from powerplan.dtypes import CACHE_BITS
 from powerplan.swap.value import KINDS
 
 ROUNDS = os.environ.get("POWERPLAN_FUZZ")
@@ -102,7 +104,8 @@ VALUES: dict[str, Sequence[str]] = {
     "--exclude": ["lm-head", "mla", "lm-head,window"],
     "--like": ["llama", "gpt_bigcode", "kimi_k3", "deepseek_v3", "mamba", "gemma4", "zaya"],
     "--families": (),
-    **dict.fromkeys(["--dtype", "--weights-dtype", "--cache-dtype", "--state-dtype"], get_args(Dtype)),
+    **dict.fromkeys(["--dtype", "--weights-dtype", "--state-dtype"], get_args(Dtype)),
+    "--cache-dtype": [*CACHE_BITS, "int4:group=64", "fp8:group=128,scale=fp16", "int2:group=32,zero=none"],
     "--format": get_args(Format),
     "--flops": COUNTS,
     "--tokens": COUNTS,
@@ -130,6 +133,9 @@ VALUES: dict[str, Sequence[str]] = {
     "--measured": [str(PROFILE)],
     "--batch": SMALL,
     "--twin": get_args(Twin),
+    **dict.fromkeys(["--cache-budget", "--prefill-chunk", "--checkpoint-every"], ("1", "4k", "1M")),
+    "--engine": get_args(Engine),
+    "--page": ["1", "16", "64"],
     "--target": ["1:1", "3:1", "1:2.5", "1000:1"],
     "--max-state": ["512MiB", "1GiB", "1", "2GB"],
     "--max-decode-bytes": ["512MiB", "100GiB", "1"],

@@ -57,7 +57,7 @@ LAYERS = [
         "doctor",
     },
     {"swap", "measured", "output"},
-    {"training", "serving", "run"},
+    {"training", "serving", "run", "caches"},
     {"roofline"},
     {"search"},
     {"profile"},

@@ -117,7 +117,16 @@ def test_tables_name_the_formats(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 WRONG = {
     ("wsfr", "--weights-dtype", "int2"): "--weights-dtype: 'int2' is not known; did you mean int4? allowed are ...",
-    ("decode", "--cache-dtype", "fp4"): "--cache-dtype: 'fp4' is not known; did you mean ...",
+    ("decode", "--cache-dtype", "fp6"): "--cache-dtype: 'fp6' is not known; did you mean ...",
+    ("wsfr", "--cache-dtype", "int5"): "--cache-dtype: 'int5' is not known; did you mean int8? allowed are fp32, ...",
+    ("decode", "--cache-dtype", "int4:64"): "--cache-dtype: '64' is not a setting; write int4:group=64,scale=...",
+    ("decode", "--cache-dtype", "int4:group=x"): "--cache-dtype: 'x' is not an integer; write one from 1 to 65,536",
+    ("decode", "--cache-dtype", "int4:group=0"): "--cache-dtype: 0 is out of range; allowed are 1 to 65,536",
+    ("wsfr", "--cache-dtype", "bf16:group=8"): "--cache-dtype: bf16 has no scales; groups are for fp8, int8, ...",
+    ("wsfr", "--cache-dtype", "int4:group=8,group=9"): "--cache-dtype: 'group=9' is there twice",
+    ("wsfr", "--cache-dtype", "int4:scale=fp16"): "--cache-dtype: 'int4:scale=fp16' has no group; write int4:...",
+    ("wsfr", "--cache-dtype", "int4:group=8,scale=no"): "--cache-dtype: scale='no' is not known; allowed are fp32...",
+    ("wsfr", "--cache-dtype", "int4:group=8,zero=nil"): "--cache-dtype: zero='nil' is not known; allowed are fp32...",
     ("budget", "--state-dtype", ""): "--state-dtype: '' is not known; allowed are fp32, bf16, fp16, fp8, int4",
 }
 
@@ -134,6 +143,10 @@ def test_words_that_are_no_dtype(command: str, option: str, value: str, capsys: 
 @pytest.mark.parametrize("name", ["dtype", "weights_dtype", "cache_dtype", "state_dtype"])
 def test_from_python(name: str) -> None:
     problem = f"{name} must be fp32, bf16, fp16, fp8, int4, and is 'bf61'"
+    if name == "cache_dtype":
+        problem = (
+            "cache_dtype: 'bf61' is not known; did you mean bf16. allowed are fp32, bf16, fp16, fp8, int8, int4, fp4"
+        )
     for answer in (powerplan.wsfr, powerplan.decode, powerplan.budget, powerplan.recommend):
         with pytest.raises(InputError, match=problem):
             answer("gpt2-small", "1k", **{name: "bf61"})  # type: ignore[operator]
@@ -142,6 +155,43 @@ def test_from_python(name: str) -> None:
     answer = powerplan.decode("gpt2-small", "1k", cache_dtype="fp8")
     assert answer.dtypes == Dtypes(cache_dtype="fp8")
     assert answer.models[0].servings[0].cache_bytes == 12 * 2 * 768 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("int8", 8),
+        ("fp8", 8),
+        ("int4:group=64", 4 + Fraction(32, 64)),
+        ("int2:group=32", 2 + Fraction(32, 32)),
+        ("int4:group=128,zero=none", 4 + Fraction(16, 128)),
+        ("int4:group=128,scale=fp32,zero=int4", 4 + Fraction(36, 128)),
+        ("int4: zero = none , group = 3", 4 + Fraction(16, 3)),
+        ("fp8:group=128", 8 + Fraction(32, 128)),
+        ("fp4:group=16", 4 + Fraction(8, 16)),
+    ],
+)
+def test_scales_of_groups(text: str, bits: Fraction) -> None:
+    assert 8 * Dtypes(cache_dtype=text).cache_bytes == bits
+
+
+def test_groups_as_engines_store_them() -> None:
+    """Bytes of a page of 16 tokens, 8 key/value heads of 128: of keys and of values, elements and then scales."""
+    serving = powerplan.decode("llama-3-8b", "16", cache_dtype="fp8:group=128").models[0].servings[0]
+    assert serving.cache_bytes == 32 * 2 * (16 * 8 * 128 + 16 * 8 * 4)  # vLLM's fp8_per_token_head.
+    serving = powerplan.decode("llama-3-8b", "16", cache_dtype="fp4:group=16").models[0].servings[0]
+    assert serving.cache_bytes == 32 * 2 * 16 * 8 * (128 // 2 + 128 // 16)  # vLLM's nvfp4.
+    serving = powerplan.decode("llama-3-8b", "64", cache_dtype="int2:group=32").models[0].servings[0]
+    keys = 8 * 128 * (64 * 2 // 8 + 64 // 32 * 2 * 2)  # KIVI: groups of 32 tokens of a channel.
+    values = 8 * 64 * (128 * 2 // 8 + 128 // 32 * 2 * 2)  # And of 32 channels of a token.
+    assert serving.cache_bytes == 32 * (keys + values)
+
+
+def test_a_table_says_the_bits_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    text = table(capsys, "decode", "gpt2-small", "--cache-dtype", "int4:group=64")
+    assert "cache in int4:group=64, scales included 4.5 bits an element." in text
+    assert "bits an element" not in table(capsys, "decode", "gpt2-small", "--cache-dtype", "int4")
+    assert run(capsys, "decode", "gpt2-small", "--cache-dtype", "int4:group=64")["cache_bits"] == 4.5
 
 
 def test_a_spec_keeps_its_quantization() -> None:

@@ -37,6 +37,8 @@ COMMANDS = [
     "train llama-3-8b --ctx 128k --gpu h100-sxm --devices 64 --price 2.5",
     "train deepseek-v3 --gpu h200-sxm --devices 256 --stage 1T@4k --stage 100B@8k --parallel fsdp=32,ep=8,pp=8",
     "decode kimi-linear-48b-a3b --twin mla --gpu h100-sxm --devices 8",
+    "decode qwen3.5-35b-a3b llama-3-8b --cache-dtype int4:group=64 --engine vllm --checkpoint-every 4k",
+    "decode kimi-linear-48b-a3b --cache-budget 4k --prefill-chunk 8k --page 64 --gpu h100-sxm --devices 8",
     "recommend llama-3-8b --ctx 128k --gpu h100-sxm --devices 64 --price 2.5",
     "recommend deepseek-v3 --ctx 8k,64k",
     "recommend gpt2-small --solve context",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, get_args
 from powerplan.accounting import Accounting
 from powerplan.answers import base
 from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes
-from powerplan.choices import Twin
+from powerplan.caches.pages import engine_notes
+from powerplan.caches.policy import Policy, policy_of
+from powerplan.choices import Engine, Twin
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
@@ -63,6 +65,11 @@ def decode(
     weights_dtype: str | None = None,
     cache_dtype: str | None = None,
     state_dtype: str | None = None,
+    cache_budget: int | str | None = None,
+    prefill_chunk: int | str | None = None,
+    checkpoint_every: int | str | None = None,
+    engine: Engine | None = None,
+    page: int | str | None = None,
 ) -> DecodeAnswer:
     """Return what serving one model or more takes, as `powerplan decode` prints it.
 
@@ -76,7 +83,14 @@ def decode(
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
             a model quantizes have their own.
-        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart.
+        weights_dtype, cache_dtype, state_dtype: that of all weights, of the cache, of recurrent state (fp32) apart. A
+            cache may have scales for groups of elements: "int4:group=64".
+        cache_budget: the most tokens that a layer keeps of a cache that grows, as 4096 or "4k" (eviction); all of them
+            where None. What that costs in quality is not modelled.
+        prefill_chunk: tokens of a prompt that are read at once; all of them where None.
+        checkpoint_every: tokens from one checkpoint of recurrent state to the next; no checkpoints where None.
+        engine: "vllm" or "sglang", whose rules say what a sequence is allocated.
+        page: tokens of a page of a cache; the engine's own where None.
 
     Returns:
         The answer: for each model one Serving for each context, with bytes, FLOPs and seconds of a step and a prompt.
@@ -104,21 +118,29 @@ def decode(
     if device is not None:
         peak_of(device)  # A device without the rates that times need is refused before a model is read.
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
+    policy = policy_of(cache_budget, prefill_chunk, checkpoint_every, engine, page)
     served: list[Served] = []
     notes: list[str] = []
     for model in several:
         loaded = base.read_model(model, mixer, contexts)
         accounting = Accounting(loaded.spec)
         notes += named_notes(loaded.spec, loaded.notes)
-        served.append(Served(accounting, _servings(accounting, contexts, dtypes, fleet)))
+        served.append(Served(accounting, _servings(accounting, contexts, dtypes, fleet, policy)))
         if twin is not None:
             other, remarks = twin_of(accounting, twin)
             notes += named_notes(other.spec, remarks)
-            served.append(Served(other, _servings(other, contexts, dtypes, fleet), (len(served) - 1, twin)))
+            servings = _servings(other, contexts, dtypes, fleet, policy)
+            served.append(Served(other, servings, (len(served) - 1, twin)))
+    if engine is not None:
+        for one in served:
+            notes += named_notes(one.accounting.spec, engine_notes(one.accounting.spec, engine))
     return DecodeAnswer(models=tuple(served), batches=batches, dtypes=dtypes, fleet=fleet, notes=tuple(notes))
 
 
 def _servings(
-    accounting: Accounting, contexts: Sequence[int], dtypes: Dtypes, fleet: Fleet | None
+    accounting: Accounting, contexts: Sequence[int], dtypes: Dtypes, fleet: Fleet | None, policy: Policy
 ) -> tuple[Serving, ...]:
-    return tuple(Serving(accounting, context, dtypes, fleet) for context in contexts)
+    servings = tuple(Serving(accounting, context, dtypes, fleet, policy) for context in contexts)
+    for serving in servings:
+        _ = serving.allocation  # Raises where it is not known how the engine pages a cache.
+    return servings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import powerplan
-from powerplan.choices import By, Twin
+from powerplan.choices import By, Engine, Twin
 from powerplan.cli import figures, options
 from powerplan.cli.progress import at_work
 
@@ -167,6 +167,25 @@ def decode(
     twin: Annotated[
         Twin | None, options.choice_option(Twin, "Compare each model with itself when every layer has this mixer.")
     ] = None,
+    cache_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS", help="Evict: a layer keeps at most this much of a cache that grows, such as 4k."
+        ),
+    ] = None,
+    prefill_chunk: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="Read prompts in chunks, such as 8k: the memory at their peak.")
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS", help="Keep recurrent state as it was every so many tokens, for prefixes."),
+    ] = None,
+    engine: Annotated[
+        Engine | None, options.choice_option(Engine, "Show what this engine allocates for a sequence.")
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="Tokens of a page of a cache; the engine's own if not given.")
+    ] = None,
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     dtype: options.DtypeOption = "bf16",
@@ -191,5 +210,10 @@ def decode(
         weights_dtype=weights_dtype,
         cache_dtype=cache_dtype,
         state_dtype=state_dtype,
+        cache_budget=cache_budget,
+        prefill_chunk=prefill_chunk,
+        checkpoint_every=checkpoint_every,
+        engine=engine,
+        page=page,
     )
     figures.show(answer, output, plot, force)

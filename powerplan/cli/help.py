@@ -13,9 +13,10 @@ from typer.core import TyperCommand, TyperGroup
 MODEL = "Model"
 CONVENTION = "What is counted"
 FORMATS = "Number formats"
+CACHES = "Caches and prompts"
 DEVICES = "Devices and money"
 OUTPUT = "Output"
-ORDER = (None, MODEL, CONVENTION, FORMATS, DEVICES, OUTPUT)
+ORDER = (None, MODEL, CONVENTION, FORMATS, CACHES, DEVICES, OUTPUT)
 
 PANELS = {
     **dict.fromkeys(["like", "mixer", "measured"], MODEL),
@@ -23,6 +24,7 @@ PANELS = {
     **dict.fromkeys(
         ["dtype", "weights_dtype", "cache_dtype", "state_dtype", "gradients_dtype", "moments_dtype"], FORMATS
     ),
+    **dict.fromkeys(["cache_budget", "prefill_chunk", "checkpoint_every", "engine", "page"], CACHES),
     **dict.fromkeys(
         ["gpu", "devices", "mfu", "price", "gpu_hours", "max_days", "node_devices", "link_gbs", "network_gbs"], DEVICES
     ),
@@ -73,7 +75,8 @@ EXAMPLES = {
     "decode": [
         "powerplan decode llama-3.1-8b --ctx 128k --gpu h100-sxm",
         "powerplan decode deepseek-v3 --twin attention",
-        "powerplan decode gpt2-xl --batch 1,64 --dtype fp8",
+        "powerplan decode gpt2-xl --batch 1,64 --cache-budget 512",
+        "powerplan decode qwen3.5-35b-a3b --engine vllm",
     ],
     "recommend": [
         "powerplan recommend llama-3.1-8b --ctx 128k",

@@ -11,6 +11,7 @@ import typer
 
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.cli.completion import completer, device_names, family_names, mixer_words
+from powerplan.dtypes import CACHE_BITS
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
@@ -95,7 +96,15 @@ DtypeOption = Annotated[
 WeightsDtypeOption = Annotated[
     Dtype | None, choice_option(Dtype, "Of all weights, whatever the model's file quantizes; --dtype if not given.")
 ]
-CacheDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of the key/value cache; --dtype if not given.")]
+CACHE_WORDS = (*CACHE_BITS, "int4:group=64", "fp8:group=128")
+CacheDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help=f"Of the key/value cache: {', '.join(CACHE_BITS)}; int4:group=64 counts scales too. --dtype if not given.",
+        autocompletion=completer(lambda: CACHE_WORDS),
+    ),
+]
 StateDtypeOption = Annotated[Dtype | None, choice_option(Dtype, "Of recurrent state; fp32 if not given.")]
 DeviceOption = Annotated[
     str | None,

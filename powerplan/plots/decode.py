@@ -12,6 +12,7 @@ from powerplan.plots.figure import legend_below, name_of, panels, styled, titled
 from powerplan.plots.lines import Look, Series, alike_remarks, bytes_axis, draw, handles, level, log_axis, look, upright
 from powerplan.report.decode import Served
 from powerplan.report.parts import dtypes_text, show_bytes
+from powerplan.report.policies import policy_text
 from powerplan.serving import MAX_BATCH, Fleet, Serving, Step
 from powerplan.units import format_bytes, format_count, format_duration, format_figure
 
@@ -181,6 +182,8 @@ def _place(fleet: Fleet) -> str:
 
 def _below(models: Sequence[Served], dtypes: Dtypes, fleet: Fleet | None) -> str:
     formats = dtypes_text([model.accounting.spec for model in models], dtypes)
+    if policy := policy_text(models[0].servings[0].policy):
+        formats += f"; {policy}"
     if fleet is None:
         return f"one step, at the end of the context; {formats}"
     return f"rooflines of one step, at the end of the context; dotted: batches that do not fit; {formats}"
@@ -191,7 +194,7 @@ def _label(model: Served, serving: Serving, models: Sequence[Served]) -> str:
     if model.twin_of is not None:
         place, kind = model.twin_of
         name = f"{kind} twin of {name_of(models[place].accounting.spec)}"
-    text = f"{name} at {serving.context:,}: state {show_bytes(serving.row.state_bytes)} per sequence"
+    text = f"{name} at {serving.context:,}: state {show_bytes(serving.state_bytes)} per sequence"
     fleet = serving.fleet
     if fleet is None:
         return text

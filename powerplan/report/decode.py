@@ -18,11 +18,12 @@ from powerplan.report.parts import (
     show_bytes,
     weights_text,
 )
+from powerplan.report.policies import policy_entry, policy_lines, policy_remarks, serving_entry
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
 from powerplan.serving import Fleet, Serving, Step
-from powerplan.units import format_bytes, format_count, format_duration, format_quantity, json_number
+from powerplan.units import format_bytes, format_count, format_duration, format_figure, format_quantity, json_number
 
 SCHEMA = "powerplan.decode/1"
 
@@ -47,6 +48,7 @@ class Served:
 def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtypes, fleet: Fleet | None) -> Report:
     """Return the report of what serving models at the same contexts takes, with twins beside their models."""
     contexts = [serving.context for serving in models[0].servings]
+    policy = models[0].servings[0].policy
     entries = [
         model_entry(model.accounting)
         | {
@@ -62,6 +64,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         "device": fleet.device.name if fleet else None,
         "devices": fleet.count if fleet else None,
         "memory_bytes": fleet.memory if fleet else None,
+        "cache_bits": json_number(8 * dtypes.cache_bytes),
+        "policy": policy_entry(policy),
         "models": entries,
         "twins": [
             _against_twin(serving, twin, batches)
@@ -82,9 +86,11 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     if fleet is not None:
         legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
-            legend += _lines(f"fits: no where weights and state exceed the {format_bytes(fleet.memory)} there are.")
+            kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
+            legend += _lines(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
     states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
     legend += _lines(_meaning(models, states, dtypes))
+    legend += [line for remark in policy_remarks(policy) for line in _lines(remark)]
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
@@ -108,6 +114,8 @@ def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) ->
         formats = [f"{'weights and cache' if alike else 'weights as above, cache'} in {dtypes.cache}"]
     if "recurrent_bytes" in states:
         formats.append(f"recurrent state, read and written, in {dtypes.state}")
+    if ":" in dtypes.cache and "cache_bytes" in states:
+        formats[0] += f", scales included {format_figure(8 * dtypes.cache_bytes)} bits an element"
     text = (
         f"{', '.join(['weights', *(words[key] for key in states)])}: bytes of one step, in which each sequence of the "
         f"batch gets a token at the end of the context; {', '.join(formats)}."
@@ -131,11 +139,12 @@ def _context(serving: Serving, batches: Sequence[int]) -> dict[str, Any]:
         "cache_bytes": json_number(serving.cache_bytes),
         "cache_bytes_per_token": json_number(serving.cache_bytes_per_token),
         "recurrent_bytes": json_number(serving.recurrent_bytes),
-        "state_bytes": json_number(serving.row.state_bytes),
+        "state_bytes": json_number(serving.state_bytes),
         "largest_batch": serving.largest_batch,
         "prefill_flops": json_number(serving.prefill_flops),
         "prefill_s": json_float(serving.prefill_seconds),
         "steps": [_step(serving.step(batch)) for batch in batches],
+        **serving_entry(serving),
     }
 
 
@@ -175,14 +184,13 @@ def _facts(model: Served) -> list[str]:
     size, formats = parameters_text(model.accounting), weights_text(model.accounting.spec, first.dtypes)
     lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}{_on_host(first)}")
     for serving in model.servings:
-        sizes = {"cache": serving.cache_bytes, "recurrent": serving.recurrent_bytes}
-        state = " + ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
+        state = " + ".join(_sizes(serving))
         prompt = f"prefill {format_quantity(serving.prefill_flops, 'FLOPs')}"
         text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
         if serving.fleet is not None:
             assert serving.prefill_seconds is not None
             text += f", {format_duration(float(serving.prefill_seconds))}; {_largest(serving, serving.fleet)}"
-        lines += _lines(text, "  ")
+        lines += [*_lines(text, "  "), *policy_lines(serving, "    ")]
     return lines
 
 
@@ -191,6 +199,15 @@ def _on_host(serving: Serving) -> str:
         return ""
     host, fetched = format_bytes(serving.host_bytes), format_bytes(serving.fetched_bytes(1))
     return f", {host} of them on the host, of which a token fetches {fetched}"
+
+
+def _sizes(serving: Serving) -> list[str]:
+    """Return what a sequence keeps: its cache, with what it would be without a budget, and its recurrent state."""
+    cache, whole = serving.cache_bytes, serving.whole_cache_bytes
+    sizes = [f"cache {format_bytes(cache)}"] if cache else []
+    if whole != cache:
+        sizes[0] += f" in place of {format_bytes(whole)}"
+    return sizes + ([f"recurrent {format_bytes(serving.recurrent_bytes)}"] if serving.recurrent_bytes else [])
 
 
 def _largest(serving: Serving, fleet: Fleet) -> str:
@@ -212,7 +229,7 @@ def _against_twin(serving: Serving, twin: Serving, batches: Sequence[int]) -> di
         "twin": twin.accounting.spec.name,
         "context": serving.context,
         "cache_change": float(serving.cache_bytes / twin.cache_bytes - 1),
-        "state_times": float(twin.row.state_bytes / serving.row.state_bytes),
+        "state_times": float(twin.state_bytes / serving.state_bytes),
         "prefill_times": float(twin.prefill_flops / serving.prefill_flops),
         "steps": [
             {

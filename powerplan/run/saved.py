@@ -102,7 +102,7 @@ def saved_layer(spec: ModelSpec, layer: Layer, context: int, recipe: Recipe) -> 
     parts = []
     for index, block in enumerate(blocks):
         parts.extend([norm] * (index < before))
-        parts.append(_block_part(block, spec, context, recipe, reads_input=index == 0 or before != 1))
+        parts.append(saved_block(block, spec, context, recipe, reads_input=index == 0 or before != 1))
         parts.extend([norm] * (index < after))
     parts.extend([norm] * (after - len(blocks)))
     copies = norms > 0 and spec.norm.kind == "rmsnorm" and recipe.kernels == "torch" and recipe.dtype != "fp32"
@@ -154,8 +154,8 @@ def _norm_part(spec: ModelSpec, recipe: Recipe) -> SavedPart:
     return SavedPart("norm", (("norms", size),), size, working, False)
 
 
-def _block_part(block: Block, spec: ModelSpec, context: int, recipe: Recipe, reads_input: bool) -> SavedPart:
-    """Return a mixer, an FFN or an extra. reads_input: whether it is the first to keep what it reads."""
+def saved_block(block: Block, spec: ModelSpec, context: int, recipe: Recipe, reads_input: bool = True) -> SavedPart:
+    """Return what a mixer, an FFN or an extra keeps. reads_input: whether it is the first to keep what it reads."""
     kernels = block.runs_on(recipe.kernels)
     kept = [part for part in block.saved_formulas(context, kernels) if reads_input or part.component != "input"]
     moments = block.working_formulas(context, kernels)

@@ -60,6 +60,18 @@ COMMANDS = {
     "decode gpt2-small --devices 4": "--devices needs the device; such as --gpu h100-sxm",
     "decode gpt2-small --hardware h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
     "decode gpt2-small --twin atention": "--twin: 'atention' is not known; did you mean attention? allowed are ...",
+    "decode gpt2-small --cache-budget lots": "--cache-budget: 'lots' is not a size in tokens; ...",
+    "decode gpt2-small --cache-budget 0": "--cache-budget: '0' is out of range; a budget is 1 to ...",
+    "decode gpt2-small --prefill-chunk 1.5": "--prefill-chunk: '1.5' is not a whole number of tokens",
+    "decode gpt2-small --prefill-chunk 0": "--prefill-chunk: '0' is out of range; a chunk is 1 to ...",
+    "decode gpt2-small --checkpoint-every -1": "--checkpoint-every: '-1' is not a size in tokens; ...",
+    "decode gpt2-small --checkpoint-every 0": "--checkpoint-every: '0' is out of range; the ...",
+    "decode gpt2-small --checkpoint-every 4k --cache-budget 4k": "--checkpoint-every: a prefix cannot go on from a "
+    "cache that eviction has changed since; leave --cache-budget out",
+    "decode gpt2-small --page 0": "--page: '0' is out of range; a page is 1 to ...",
+    "decode gpt2-small --engine vlm": "--engine: 'vlm' is not known; did you mean vllm? allowed are vllm, sglang ...",
+    "decode deepseek-v3.2-exp --engine vllm": "--engine vllm: how it allocates dsa, as in deepseek-v3.2-exp, is not "
+    "known here; attention, chunked_attention, mla are; --page 16 counts whole pages of any kind",
     "decode llama-3-8b --twin attention": "--twin attention: llama-3-8b has attention in every layer already",
     "compare gpt2-small": "MODEL: compare needs two models or more; such as powerplan compare gpt2-small llama-3-8b",
     "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; ...",

@@ -14,7 +14,18 @@ import pytest
 from powerplan.cli import main
 from powerplan.cli import profile as profile_command
 from powerplan.cli.app import COMMANDS
-from powerplan.cli.help import COMMAND_PANELS, EXAMPLES, ORDER, PANELS, WIDEST
+from powerplan.cli.help import (
+    CACHES,
+    COMMAND_PANELS,
+    DEVICES,
+    EXAMPLES,
+    FORMATS,
+    MODEL,
+    ORDER,
+    OUTPUT,
+    PANELS,
+    WIDEST,
+)
 from powerplan.load import catalogue_text
 from powerplan.profile import load_profile
 
@@ -73,7 +84,10 @@ def test_panels_are_those_that_are_known() -> None:
 def test_the_panels_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = helped("recommend", 80, monkeypatch, capsys)
     panels = re.findall(r"╭─ (.+?) ─", text)
-    assert panels == ["Arguments", "Options", *(panel for panel in ORDER if panel)]
+    assert panels == ["Arguments", "Options", *(panel for panel in ORDER if panel and panel != CACHES)]
+    assert re.findall(r"╭─ (.+?) ─", helped("decode", 80, monkeypatch, capsys)) == [
+        *("Arguments", "Options", MODEL, FORMATS, CACHES, DEVICES, OUTPUT),
+    ]
 
 
 @pytest.mark.parametrize("command", EXAMPLES)

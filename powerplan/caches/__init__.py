@@ -1,0 +1,3 @@
+"""The state of sequences that are served: budgets, prompts in chunks, checkpoints, what engines allocate."""
+
+from __future__ import annotations

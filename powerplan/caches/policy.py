@@ -1,0 +1,106 @@
+"""What is done with caches beside keeping all of them, as a value; and a cache that eviction holds to a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import get_args
+
+from powerplan.accounting import Accounting
+from powerplan.choices import Engine
+from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.mixers.base import Mixer
+from powerplan.mixers.formulas import total
+from powerplan.units import context_of
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done with the caches of sequences that are served; each None where it is not done.
+
+    budget: the most tokens that a cache which grows keeps in a layer, of each sequence.
+    prefill_chunk: tokens of a prompt that are worked on at once. checkpoint_every: tokens from one checkpoint of
+    recurrent state to the next. engine: whose rules say what is allocated. page: tokens of a page of a cache.
+    """
+
+    budget: int | None = None
+    prefill_chunk: int | None = None
+    checkpoint_every: int | None = None
+    engine: Engine | None = None
+    page: int | None = None
+
+    @property
+    def allocates(self) -> bool:
+        """Whether it is asked what is allocated."""
+        return self.engine is not None or self.page is not None
+
+    def tokens(self, mixer: Mixer, context: int) -> int:
+        """Return how many tokens of a sequence are behind what a layer keeps after `context` tokens.
+
+        A cache that eviction holds to a budget is as large, and takes as many FLOPs and bytes to read, as that of a
+        sequence of so many tokens. Windows within the budget and recurrent state stay as they are.
+        """
+        return held(mixer, context, self.budget)
+
+    def prefill_tokens(self, context: int) -> int:
+        """Return how many tokens of a prompt are worked on at once."""
+        return min(context, self.prefill_chunk or context)
+
+
+def held(mixer: Mixer, context: int, tokens: int | None) -> int:
+    """Return `context`, or `tokens` where these are fewer and the layer has a cache of keys."""
+    return context if tokens is None or not mixer.entry else min(context, tokens)
+
+
+def policy_of(
+    cache_budget: int | str | None = None,
+    prefill_chunk: int | str | None = None,
+    checkpoint_every: int | str | None = None,
+    engine: str | None = None,
+    page: int | str | None = None,
+) -> Policy:
+    """Return the policy that the parameters of `decode` describe; raises InputError, with the parameter's name."""
+    if engine is not None and engine not in get_args(Engine):
+        raise InputError(f"{shown(engine)} is not known{allowed_values(engine, get_args(Engine))}", parameter("engine"))
+    words = {
+        "cache_budget": (cache_budget, "a budget"),
+        "prefill_chunk": (prefill_chunk, "a chunk"),
+        "checkpoint_every": (checkpoint_every, "the distance of checkpoints"),
+        "page": (page, "a page"),
+    }
+    read = {
+        name: None if value is None else context_of(value, parameter(name), of) for name, (value, of) in words.items()
+    }
+    if read["checkpoint_every"] is not None and read["cache_budget"] is not None:
+        problem = "a prefix cannot go on from a cache that eviction has changed since"
+        raise InputError(f"{problem}; leave {parameter('cache_budget')} out", parameter("checkpoint_every"))
+    return Policy(read["cache_budget"], read["prefill_chunk"], read["checkpoint_every"], engine, read["page"])  # type: ignore[arg-type]
+
+
+def prefill_state_flops(accounting: Accounting, context: int, policy: Policy) -> Fraction:
+    """Return the state FLOPs of a prompt, all of its tokens together.
+
+    Without chunks eviction comes after the prompt, and saves none of them. With chunks of c tokens and a budget of b, a
+    cache is cut to b tokens behind every chunk, so that a query meets b keys and those of its own chunk at most: a
+    chunk that begins with b tokens kept takes as much as tokens b + 1 to b + c of a whole prompt (Locret, arXiv
+    2410.01805, evicts in this way; H2O, arXiv 2306.14048, and SnapKV, arXiv 2404.14469, after a prompt that is read
+    whole).
+    """
+    return sum(
+        (_state_flops(accounting, mixer, context, policy) * count for mixer, count in accounting.spec.mixer_counts()),
+        Fraction(0),
+    )
+
+
+def _state_flops(accounting: Accounting, mixer: Mixer, context: int, policy: Policy) -> Fraction:
+    def first(tokens: int) -> Fraction:
+        """Return the FLOPs of the first `tokens` of a prompt, one or more."""
+        return Fraction(tokens * total(mixer.state_flops_terms(tokens, accounting.convention)))
+
+    budget, chunk = policy.budget, policy.prefill_tokens(context)
+    if budget is None or not mixer.entry or chunk == context:
+        return first(context)
+    # Chunks that begin at or before the budget meet all that is before them.
+    whole = min(context, (budget // chunk + 1) * chunk)
+    chunks, rest = divmod(context - whole, chunk)
+    return first(whole) + chunks * (first(budget + chunk) - first(budget)) + first(budget + rest) - first(budget)

@@ -1,0 +1,403 @@
+"""Budgets, prompts in chunks, checkpoints and pages: against simulations token by token, and what engines print."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from specs import contexts, specs
+
+import powerplan
+from powerplan.accounting import Accounting
+from powerplan.caches.pages import PAGED_KINDS, allocation
+from powerplan.caches.policy import Policy, prefill_state_flops
+from powerplan.cli import main
+from powerplan.dtypes import Dtypes
+from powerplan.errors import InputError
+from powerplan.hardware import find_device
+from powerplan.load import catalogue_names, catalogue_spec
+from powerplan.mixers import Attention, GatedDeltaNet, Mixer
+from powerplan.serving import Fleet, Serving
+from powerplan.spec import LayerGroup, ModelSpec
+
+H100 = find_device("h100-sxm")
+KIMI, QWEN = "kimi-linear-48b-a3b", "qwen3.5-35b-a3b"
+sizes = st.integers(1, 800)
+
+
+def model(*layers: tuple[Mixer, int]) -> ModelSpec:
+    return ModelSpec(
+        name="small",
+        vocab_size=1000,
+        hidden_size=256,
+        layers=tuple(LayerGroup(repeat=count, mixer=mixer) for mixer, count in layers),  # type: ignore[arg-type]
+    )
+
+
+def served(spec: ModelSpec, context: int, dtypes: Dtypes | str = "bf16", **policy: Any) -> Serving:
+    return Serving(Accounting(spec), context, dtypes, policy=Policy(**policy))
+
+
+def evicted_pairs(context: int, budget: int, chunk: int, window: int | None) -> int:
+    """Return how many keys the queries of a prompt meet in all, where a cache is cut to a budget behind every chunk."""
+    kept, pairs = 0, 0
+    for start in range(0, context, chunk):
+        tokens = min(chunk, context - start)
+        for place in range(tokens):
+            pairs += min(kept + place + 1, window or context)
+        kept = min(kept + tokens, budget)
+    return pairs
+
+
+@given(context=sizes, budget=sizes, chunk=sizes, window=st.none() | st.integers(1, 300))
+def test_a_prompt_with_eviction_token_by_token(context: int, budget: int, chunk: int, window: int | None) -> None:
+    if window is not None and window > budget:
+        budget = window
+    accounting = Accounting(model((Attention(heads=2, kv_heads=1, head_dim=8, window=window), 3)))
+    flops = prefill_state_flops(accounting, context, Policy(budget=budget, prefill_chunk=chunk))
+    keys = evicted_pairs(context, budget if chunk < context else context, chunk, window)
+    assert flops == 3 * 2 * 2 * (8 + 8) * keys
+
+
+@settings(max_examples=50)
+@given(spec=specs, context=contexts, less=sizes, more=sizes, chunk=sizes)
+def test_a_smaller_budget_takes_no_more(spec: Any, context: int, less: int, more: int, chunk: int) -> None:
+    less, more = sorted((less, more))
+    few, many, every = (
+        served(spec, context, budget=tokens, prefill_chunk=chunk) for tokens in (less, more, max(more, context))
+    )
+    without = served(spec, context, prefill_chunk=chunk)
+    for name in ("cache_bytes", "state_bytes", "prefill_flops", "prefill_bytes"):
+        assert getattr(few, name) <= getattr(many, name) <= getattr(every, name) == getattr(without, name)
+    steps = [serving.step(3) for serving in (few, many, every, without)]
+    assert steps[2] == steps[3]
+    assert steps[0].flops <= steps[1].flops <= steps[2].flops
+    assert steps[0].moved_bytes <= steps[1].moved_bytes <= steps[2].moved_bytes
+    assert steps[0].memory_bytes == few.stored_bytes + 3 * few.state_bytes
+    assert few.recurrent_bytes == without.recurrent_bytes
+    # Eviction behind the whole prompt saves none of its FLOPs.
+    assert served(spec, context, budget=less).prefill_flops == without.prefill_flops
+
+
+def test_a_budget_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "gemma-3-1b", "--ctx", "128k", "--batch", "2", "--cache-budget", "4k", "--json"]
+    assert main(arguments) == 0
+    place = json.loads(capsys.readouterr().out)["models"][0]["contexts"][0]
+    kept = 4 * 4096 + 22 * 512  # 4 layers that keep every token, 22 with a window of 512 that stay as they are.
+    assert place["cache_bytes"] == kept * 2 * 256 * 2 == place["state_bytes"]
+    assert place["whole_cache_bytes"] == (4 * 131_072 + 22 * 512) * 2 * 256 * 2
+    assert place["steps"][0]["cache_bytes"] == 2 * (kept + 26) * 2 * 256 * 2
+    full = powerplan.decode("gemma-3-1b", "4k", batch=2).models[0].servings[0]
+    assert place["steps"][0]["flops_per_token"] == full.step(2).flops / 2
+    assert place["prefill_flops"] == powerplan.decode("gemma-3-1b", "128k").models[0].servings[0].prefill_flops
+
+
+def test_the_memory_of_a_prompt_by_hand() -> None:
+    """Llama 3 8B in chunks of 8,192: the residual stream, and an MLP's input, gate, up and their product."""
+    spec = catalogue_spec("llama-3-8b")
+    chunked = served(spec, 131_072, prefill_chunk=8192)
+    memory = chunked.prefill_memory
+    assert (memory.chunk, memory.chunks, memory.place) == (8192, 16, "mlp")
+    assert memory.activation_bytes == 8192 * 2 * (4096 + 4096 + 3 * 14_336)
+    assert memory.state_bytes == chunked.state_bytes == 32 * 2 * 8 * 128 * 2 * 131_072
+    assert chunked.prefill_bytes == chunked.stored_bytes + memory.state_bytes + memory.activation_bytes
+    whole = chunked.unchunked().prefill_memory
+    assert (whole.chunks, whole.activation_bytes) == (1, 16 * memory.activation_bytes)
+    assert served(spec, 131_072, Dtypes("fp8"), prefill_chunk=8192).prefill_memory.activation_bytes == (
+        memory.activation_bytes
+    )
+    one = served(spec, 131_072, prefill_chunk=1).prefill_memory
+    assert (one.place, one.activation_bytes) == ("logits", 2 * 4096 + 4 * 128_256)
+    evicting = served(spec, 131_072, budget=4096, prefill_chunk=8192)
+    assert evicting.prefill_memory.state_bytes == 32 * 2 * 8 * 128 * 2 * (4096 + 8192)
+    assert served(spec, 131_072, budget=4096).prefill_memory == whole
+
+
+@settings(max_examples=50)
+@given(spec=specs, context=contexts, chunk=sizes, budget=st.none() | sizes)
+def test_chunks_take_no_more_memory(spec: Any, context: int, chunk: int, budget: int | None) -> None:
+    serving = served(spec, context, prefill_chunk=chunk, budget=budget)
+    whole, memory = serving.unchunked().prefill_memory, serving.prefill_memory
+    assert memory.bytes <= whole.bytes
+    assert serving.state_bytes <= memory.state_bytes <= whole.state_bytes
+    assert memory.chunks == len(range(0, context, chunk))
+    if chunk >= context:
+        assert memory == whole
+        assert serving.prefill_flops == serving.unchunked().prefill_flops
+    elif budget is None:
+        assert serving.prefill_flops == serving.unchunked().prefill_flops
+        assert memory.state_bytes == whole.state_bytes
+
+
+def test_every_chunk_reads_the_weights() -> None:
+    accounting = Accounting(catalogue_spec("llama-3-8b"))
+    for chunk, chunks in ((None, 1), (16, 64), (1, 1024)):
+        serving = Serving(accounting, 1024, "bf16", Fleet(H100), Policy(prefill_chunk=chunk))
+        moved = (chunks * serving.stored_bytes + serving.state_bytes) / Fraction(3_350 * 10**9)
+        assert serving.prefill_seconds == max(moved, serving.prefill_flops / Fraction(989 * 10**12))
+
+
+def test_a_prompt_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "llama-3-8b", "--ctx", "1M", "--gpu", "h100-sxm", "--cache-budget", "4k"]
+    assert main(arguments) == 0
+    assert "beside the weights, more than there is (state 128 GiB" in " ".join(capsys.readouterr().out.split())
+    assert main([*arguments, "--prefill-chunk", "8k"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "more than there is" not in said
+    assert (
+        "in 128 chunks of 8,192: 2.281 GiB beside the weights (state 1.5 GiB, activations 800 MiB, most in mlp)" in said
+    )
+    assert "quality is not modelled" in said
+
+
+def test_checkpoints_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "decode",
+        KIMI,
+        "--ctx",
+        "100000",
+        "--checkpoint-every",
+        "4k",
+        "--gpu",
+        "h200-sxm",
+        "--batch",
+        "1",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    place = json.loads(capsys.readouterr().out)["models"][0]["contexts"][0]
+    kept = place["checkpoints"]
+    each = 43_417_600  # As docs/accounting.md says of the recurrent state.
+    assert (kept["every"], kept["count"], kept["each_bytes"], kept["bytes"]) == (4096, 24, each, 24 * each)
+    assert kept["resumed_tokens"] == 24 * 4096
+    spec = catalogue_spec(KIMI)
+    whole, prefix = (served(spec, tokens) for tokens in (100_000, 24 * 4096))
+    assert kept["resumed_flops"] == whole.prefill_flops - (prefix.prefill_flops - prefix.head_flops)
+    assert place["steps"][0]["memory_bytes"] == whole.stored_bytes + whole.state_bytes + 24 * each
+    memory = Fleet(find_device("h200-sxm")).memory
+    assert place["largest_batch"] == (memory - whole.stored_bytes) // (whole.state_bytes + 24 * each)
+
+
+def test_a_checkpoint_holds_windows_and_no_token_twice() -> None:
+    spec = model((Attention(heads=1, head_dim=8, window=100), 2), (Attention(heads=1, head_dim=8), 1))
+    for every, tokens in ((30, 30), (100, 100), (250, 100)):
+        checkpoints = served(spec, 1000, checkpoint_every=every).checkpoints
+        assert checkpoints is not None
+        assert checkpoints.bytes == 1000 // every * 2 * tokens * 16 * 2
+    checkpoints = served(model((Attention(heads=1, head_dim=8), 1)), 1000, checkpoint_every=300).checkpoints
+    assert checkpoints is not None
+    assert (checkpoints.bytes, checkpoints.resumed) == (0, 1000)
+
+
+@settings(max_examples=50)
+@given(spec=specs, context=contexts, every=sizes, more=sizes)
+def test_checkpoints_save_what_they_span(spec: Any, context: int, every: int, more: int) -> None:
+    serving = served(spec, context, checkpoint_every=every)
+    checkpoints, flops = serving.checkpoints, serving.resumed_flops
+    assert checkpoints is not None
+    assert flops is not None
+    assert checkpoints.bytes == (context // every) * checkpoints.each
+    assert 0 <= context - checkpoints.resumed < every
+    assert serving.head_flops <= flops <= serving.prefill_flops
+    if not checkpoints.resumed:
+        assert flops == serving.prefill_flops
+    recurrent = sum(mixer.state_size(context).recurrent * count for mixer, count in spec.mixer_counts())
+    assert checkpoints.each >= 4 * recurrent
+    multiple = served(spec, context, checkpoint_every=every * more).resumed_flops
+    assert multiple is not None
+    assert flops <= multiple
+
+
+def hybrid(value_heads: int, kv_heads: int) -> ModelSpec:
+    """Return layers as Qwen3.5 has them: three of gated DeltaNet and one of attention with heads of 256."""
+    delta = GatedDeltaNet(key_heads=16, heads=value_heads, head_dim=128)
+    return model((delta, 3), (Attention(heads=16, kv_heads=kv_heads, head_dim=256), 1))
+
+
+@pytest.mark.parametrize(
+    ("value_heads", "kv_heads", "cache", "page", "padded"),
+    [
+        (32, 4, "bf16", 528, "0.76"),  # Qwen3.5-4B and 9B; vllm-project/vllm, pull request 37467 and issue 40696.
+        (32, 4, "fp8", 1056, "0.76"),  # Qwen3.5-9B with an fp8 cache.
+        (32, 2, "bf16", 1056, "0.76"),  # Qwen3.5-35B-A3B.
+        (32, 2, "fp8", 2096, "0.00"),
+        (48, 4, "bf16", 784, "0.13"),  # Qwen3.5-27B.
+    ],
+)
+def test_blocks_of_hybrids_as_vllm_prints_them(
+    value_heads: int, kv_heads: int, cache: str, page: int, padded: str
+) -> None:
+    """vLLM prints "Setting attention block size to 528 tokens" and "Padding mamba page size by 0.76%"."""
+    dtypes = Dtypes(cache_dtype=cache)
+    given = allocation(hybrid(value_heads, kv_heads), 10_000, dtypes, Policy(engine="vllm"))
+    state = value_heads * 128 * 128 * 4 + 3 * (2 * 16 + value_heads) * 128 * 2
+    size = page * 2 * kv_heads * 256 * dtypes.cache_bytes
+    assert (given.page, given.page_bytes, given.padding_layers) == (page, size, 0)
+    assert f"{float(100 * (size - state) / state):.2f}" == padded
+    assert given.bytes == size * (3 + -(-10_000 // page))
+
+
+def test_vllm_on_the_catalogue() -> None:
+    """By hand: Qwen3.5 35B has 10 layers of attention and 30 of gated DeltaNet, Kimi Linear 7 of MLA and 20 of KDA."""
+    page = 1056 * 2048
+    given = allocation(catalogue_spec(QWEN), 131_072, Dtypes(), Policy(engine="vllm"))
+    assert (given.bytes, given.page_bytes) == (10 * 125 * page + 30 * page, page)
+    # A short prompt takes a page in every layer.
+    assert allocation(catalogue_spec(QWEN), 12, Dtypes(), Policy(engine="vllm")).bytes == 40 * page
+    cached = allocation(catalogue_spec(QWEN), 131_072, Dtypes(), Policy(engine="vllm", checkpoint_every=4096))
+    assert cached.bytes == given.bytes + 30 * page
+    given = allocation(catalogue_spec(KIMI), 131_072, Dtypes(), Policy(engine="vllm", page=64))
+    # Groups have 7 layers: 3 of KDA, one layer of which is padding. A state fills 1,885 tokens of MLA, 30 blocks of 64.
+    assert (given.page, given.padding_layers) == (1920, 1)
+    assert given.bytes == 1920 * 1152 * (7 * 69 + 21)
+    given = allocation(catalogue_spec("gpt-oss-20b"), 1000, Dtypes(), Policy(engine="vllm"))
+    assert given.bytes == 16 * 2048 * 12 * (63 + 9)  # A window of 128 tokens has 8 blocks and one more.
+    given = allocation(catalogue_spec("mistral-7b-v0.1"), 100_000, Dtypes(), Policy(engine="vllm"))
+    assert given.bytes == 16 * 4096 * 32 * 257
+    given = allocation(catalogue_spec("mamba2-130m"), 1000, Dtypes(), Policy(engine="vllm"))
+    state = 24 * (1536 * 128 * 4 + 3 * (1536 + 2 * 128) * 2)
+    assert (given.bytes, given.page) == (state, None)
+    sglang = allocation(catalogue_spec("mamba2-130m"), 1000, Dtypes(), Policy(engine="sglang"))
+    assert sglang.bytes == 5 * state
+
+
+def test_pages_of_different_sizes_in_vllm() -> None:
+    """Smaller pages get more tokens, or are padded; layers that differ in heads alone have pages of their own."""
+    window = Attention(heads=4, kv_heads=1, head_dim=64, window=100)
+    full = Attention(heads=4, kv_heads=2, head_dim=64)
+    given = allocation(model((window, 2), (full, 2)), 1000, Dtypes(), Policy(engine="vllm"))
+    size = 16 * 2 * 2 * 64 * 2
+    assert given.bytes == size * 2 * (63 + (4 + 1))  # Blocks of 16 tokens, and of 32 for windows.
+    odd = Attention(heads=6, kv_heads=3, head_dim=64)
+    given = allocation(model((window, 2), (full, 2), (odd, 2)), 1000, Dtypes(), Policy(engine="vllm"))
+    size = 16 * 2 * 3 * 64 * 2
+    assert given.page_bytes == size
+    assert given.bytes == size * 2 * (63 + 63 + (-(-100 // 48) + 1))
+    given = allocation(model((full, 2), (odd, 1)), 1000, Dtypes(), Policy(engine="vllm"))
+    assert given.bytes == 63 * 16 * 2 * 64 * 2 * (2 * 2 + 3)
+    assert given.page_bytes is None
+    latent, full = catalogue_spec("deepseek-v2").mixers()[0], Attention(heads=8, head_dim=128)
+    with pytest.raises(InputError, match="pages of MLA layers here do not divide those of other layers"):
+        allocation(model((window, 1), (latent, 1), (full, 1)), 1000, Dtypes(), Policy(engine="vllm"))
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 33, 100])
+@pytest.mark.parametrize("page", [1, 2, 16, 48])
+def test_pages_of_a_window_at_the_worst_place(window: int, page: int) -> None:
+    spec = model((Attention(heads=1, head_dim=8, window=window), 1))
+    for context in (1, 10, 40, 500):
+        held = [
+            len({token // page for token in range(max(0, end - window), end)}) for end in range(context, context + page)
+        ]
+        given = allocation(spec, context, Dtypes(), Policy(page=page))
+        pages = given.bytes / (page * 16 * 2)
+        assert pages == min(max(held), -(-context // page))
+
+
+@settings(max_examples=60)
+@given(spec=specs, context=contexts, page=st.sampled_from([1, 2, 16, 64]), budget=st.none() | sizes)
+def test_no_less_is_allocated_than_is_filled(spec: Any, context: int, page: int, budget: int | None) -> None:
+    paged = served(spec, context, page=page, budget=budget)
+    assert paged.allocation is not None
+    assert paged.allocation.bytes >= paged.state_bytes
+    if page == 1:
+        assert paged.allocation.bytes == paged.state_bytes
+    for engine in ("vllm", "sglang"):
+        serving = served(spec, context, page=page, budget=budget, engine=engine)
+        if any(mixer.entry and mixer.kind not in PAGED_KINDS for mixer in spec.mixers()):
+            with pytest.raises(InputError, match="how it allocates"):
+                _ = serving.allocation
+            continue
+        with suppress(InputError):  # Pages of MLA that do not divide those of other layers.
+            assert serving.allocation is not None
+            assert serving.allocation.bytes >= serving.state_bytes
+
+
+@pytest.mark.parametrize("name", catalogue_names())
+def test_every_model_is_allocated_or_refused(name: str) -> None:
+    serving = served(catalogue_spec(name), 100_000, engine="vllm")
+    if any(mixer.entry and mixer.kind not in PAGED_KINDS for mixer in serving.accounting.spec.mixers()):
+        with pytest.raises(InputError, match="engine vllm: how it allocates"):
+            _ = serving.allocation
+        return
+    assert serving.allocation is not None
+    assert serving.state_bytes <= serving.allocation.bytes <= 2 * serving.state_bytes
+
+
+def test_what_fits_as_it_is_allocated(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", QWEN, "--ctx", "100", "--gpu", "h200-sxm", "--engine", "vllm"]
+    assert main([*arguments, "--json"]) == 0
+    place = json.loads(capsys.readouterr().out)["models"][0]["contexts"][0]
+    given = place["allocated"]
+    weights = served(catalogue_spec(QWEN), 100).stored_bytes
+    memory = Fleet(find_device("h200-sxm")).memory
+    assert given["bytes"] == 40 * 1056 * 2048
+    assert given["largest_batch"] == (memory - weights) // given["bytes"] < place["largest_batch"]
+    assert main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    told = "vllm gives 82.5 MiB per sequence in pages of 1,056 tokens, 1.30x its state; largest batch"
+    assert f"{told} {given['largest_batch']}" in said
+
+
+def test_kinds_that_an_engine_does_not_have() -> None:
+    answer = powerplan.decode("power-coder-3b", "8k", engine="vllm")
+    assert "power-coder-3b: vllm has no layers of kind power: their state is counted as it counts that of Mamba" in (
+        answer.notes
+    )
+    assert powerplan.decode(QWEN, "8k", engine="vllm").notes == ()
+
+
+def test_the_policy_in_json_and_in_python(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"cache_budget": "4k", "prefill_chunk": 8192, "engine": "vllm", "page": 16}
+    answer = powerplan.decode("gpt2-small", "64k", batch=1, **given)  # type: ignore[arg-type]
+    options = "--cache-budget 4k --prefill-chunk 8k --engine vllm --page 16 --json"
+    assert main(["decode", "gpt2-small", "--ctx", "64k", "--batch", "1", *options.split()]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data == answer.to_dict()
+    assert data["policy"] == {
+        "cache_budget": 4096,
+        "prefill_chunk": 8192,
+        "checkpoint_every": None,
+        "engine": "vllm",
+        "page": 16,
+    }
+    memory = data["models"][0]["contexts"][0]["prefill_memory"]
+    assert memory["unchunked_peak_bytes"] > memory["peak_bytes"]
+    with pytest.raises(InputError, match=r"cache_budget: 2\.5 is not a budget; write tokens, as 65536 or '64k'"):
+        powerplan.decode("gpt2-small", cache_budget=2.5)  # type: ignore[arg-type]
+
+
+def test_a_figure_says_the_policy() -> None:
+    from drawn import below
+
+    figure = powerplan.decode("llama-3-8b", "64k", cache_budget="4k").figure()
+    assert below(figure).endswith("caches of 4,096 tokens at most")
+
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "decode.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```console\n\$ powerplan (.*?)\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "output"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+def test_the_page_shows_what_is_printed(command: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    lines = [" ".join(line.split()) for line in output.splitlines() if line != "..."]
+    assert lines
+    assert all(line in printed for line in lines)
+
+
+def test_the_page_names_every_key() -> None:
+    place = powerplan.decode(KIMI, "8k", batch=1, engine="vllm", checkpoint_every="1k").to_dict()
+    (context,) = place["models"][0]["contexts"]
+    assert len(EXAMPLES) == 3
+    for entry in (place["policy"], context["prefill_memory"], context["checkpoints"], context["allocated"]):
+        for key in entry:
+            assert f"`{key}`" in PAGE
