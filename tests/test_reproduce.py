@@ -188,8 +188,10 @@ def test_claims_of_the_field_by_hand() -> None:
     head = Fraction(2 * 16 * 256, 10**6)
     ratio = (2 * plain + attention + head) / (2 * weights + convolution + head)
     assert comparisons["hyena-speed"].computed["prompt FLOPs"] == ratio
-    seen = 5 * 256 + (9 - 2) * 256 + 256  # A window of 5 blocks, blocks 8 to 256 and the first of 512.
-    assert float(comparisons["sparse-speed"].computed["state FLOPs"]) == pytest.approx(2**16 / seen, rel=0.2)
+    blocks = range(512)  # Blocks of 256, and those that a query sees before its own.
+    seen = sum(1 for b in blocks for a in range(b) if b - a < 5 or (b - a) & (b - a - 1) == 0 or a == 0)
+    keys = Fraction(seen * 256, 512) + Fraction(257, 2)
+    assert comparisons["sparse-speed"].computed["state FLOPs"] == Fraction(2**17 + 1, 2) / keys
 
 
 def test_what_is_not_computed_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,7 @@ COMMANDS = [
     "hardware h100-sxm",
     "reproduce table2",
     "reproduce training-time",
+    "reproduce field",
     "doctor",
     f"profile --show {PROFILE}",
 ]
