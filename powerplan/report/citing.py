@@ -15,7 +15,7 @@ SPARSE = (
 
 
 def findings(answer: Recommendation) -> list[str]:
-    """Return a sentence for each finding: of hybrids for a plan that is one, of sparsity for a sparse or resized one."""
+    """Return a sentence for each finding: of hybrids for a plan that is one, of sparsity where it is used or bears."""
     after, context = answer.recommended.spec, answer.contexts[-1]
     mixers = list(after.mixers_by_layer().values())
     fixed = sum(mixer.direct_reach(context) is None for mixer in mixers)

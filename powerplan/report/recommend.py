@@ -67,13 +67,8 @@ def recommend_report(answer: Recommendation, command: Sequence[str], written: st
     ]
     before = [*wrapped(shortfall(answer), "target: "), *run_lines(answer)]
     after = [line for entry in entries for line in wrapped(entry["why"], f"{entry['rank']:>2}  ")]
-    after += [
-        "",
-        *wrapped(HYPOTHESIS),
-        *(line for found in findings(answer) for line in wrapped(found)),
-        *run_notes(answer),
-        *_lacking(answer),
-    ]
+    after += ["", *(line for text in (HYPOTHESIS, *findings(answer)) for line in wrapped(text))]
+    after += [*run_notes(answer), *_lacking(answer)]
     return Report(
         SCHEMA,
         payload,
