@@ -18,7 +18,8 @@ class ExponentialSparse(GroupedHeads, frozen=True, kw_only=True, tag_field="kind
     kept. A query sees the keys of its own block up to itself, the blocks that are fewer than `window_blocks` back,
     those whose distance is a power of two, and the first block. d layers reach 2^d blocks.
     parameters in matmuls: attention's      state: G(k + v)t, as later queries meet every block
-    state FLOPs per token: 2H(k + v) seen, the mean keys of the pattern. One token looks up the keys that it sees.
+    state FLOPs per token: 2H(k + v) seen, the mean keys of the pattern. One token looks up the blocks that it sees,
+    its own counted whole.
 
     block_size: tokens of a block.
     window_blocks: blocks of the window, the query's own among them.
@@ -52,15 +53,21 @@ def blocks_at_powers(block: int, window: int) -> int:
     return min(block, window - 1) + powers + first
 
 
+def keys_at_powers(position: int, block_size: int, window: int) -> int:
+    """Return the keys that query number `position`, from 1, sees: its own block up to itself, and whole blocks."""
+    block, offset = divmod(position - 1, block_size)
+    return offset + 1 + block_size * blocks_at_powers(block, window)
+
+
 def mean_keys_at_powers(context: int, causal: Causal, block_size: int, window: int) -> Fraction:
-    """Return the mean keys that a query sees; "full" is what the last token sees.
+    """Return the mean keys that a query sees; "full" are those of the last query's blocks, its own whole.
 
     Exact for any context: sums over blocks are closed, and those over powers of two have up to 50 terms.
     """
     whole, rest = divmod(context, block_size)
     if causal == "full":
         last = (context - 1) // block_size
-        return Fraction((context - 1) % block_size + 1 + block_size * blocks_at_powers(last, window))
+        return Fraction(min(context, block_size * (1 + blocks_at_powers(last, window))))
     near = min(whole, window)
     blocks = near * (near - 1) // 2 + (whole - near) * (window - 1)
     powers = [2**power for power in range((window - 1).bit_length(), whole.bit_length()) if 2**power < whole]

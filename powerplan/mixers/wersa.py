@@ -67,7 +67,7 @@ class Wersa(RecurrentState, GroupedHeads, frozen=True, kw_only=True, tag_field="
     @property
     def wave_tokens(self) -> int:
         """Tokens of a block that the transform mixes."""
-        return 2**self.wavelet_levels
+        return 1 << self.wavelet_levels
 
     def matmul_formulas(self) -> Formulas:
         return (

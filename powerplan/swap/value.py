@@ -16,6 +16,16 @@ AS_IS = "as it is"
 
 KINDS = sorted(MIXERS)
 
+PUBLISHED_AS = {
+    "msa": "memory_sparse",
+    "superlinear": "span_search",
+    "hyenadna": "hyena",
+    "fox": "forgetting",
+    "gqa": "attention",
+    "powerattention": "power (power attention) or exponential_sparse (PowerAttention)",
+}
+"""Kinds by names of papers whose spelling is near to that of another kind, or to none; without case, - and _."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -83,7 +93,7 @@ def parse_swap(text: str) -> Swap:
     if kind == "window":
         return Swap.attention(window=parse_context(rest, f"{where} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{allowed_values(kind, [*KINDS, 'window'])}", where)
+        raise InputError(f"{shown(kind)} is not a mixer{_allowed_kinds(kind)}", where)
     settings: dict[str, Any] = {}
     allowed = sorted(MIXERS[kind].__struct_fields__)
     for part in rest.split(",") if rest else []:
@@ -100,6 +110,13 @@ def parse_swap(text: str) -> Swap:
     if kind == "power" and "p" not in settings:
         raise InputError("power needs its degree; write power:p=2", where)
     return Swap(kind, tuple(settings.items()))
+
+
+def _allowed_kinds(kind: str) -> str:
+    """Return the end of a message about a word that is no kind: what is meant where that is known, and all kinds."""
+    allowed = [*KINDS, "window"]
+    meant = PUBLISHED_AS.get(kind.casefold().replace("-", "").replace("_", ""))
+    return f"; did you mean {meant}? allowed are {', '.join(allowed)}" if meant else allowed_values(kind, allowed)
 
 
 def _value(text: str) -> Any:

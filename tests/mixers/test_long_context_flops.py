@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.errors import InputError
 from powerplan.mixers import Attention, Convention, ExponentialSparse, Hyena, MemorySparse, Mixer, SpanSearch, Wersa
-from powerplan.mixers.exponential import blocks_at_powers, mean_keys_at_powers
+from powerplan.mixers.exponential import blocks_at_powers, keys_at_powers, mean_keys_at_powers
 from powerplan.mixers.formulas import total
 from powerplan.mixers.spans import ceil_root, sum_of_ceil_roots
 from powerplan.units import MAX_CONTEXT
@@ -66,15 +66,20 @@ def test_exponential_sparse_token_by_token() -> None:
 def test_exponential_sparse_sees_the_pattern(tokens: int, block_size: int, window: int) -> None:
     seen = pattern(tokens, block_size, window).sum(1)
     assert mean_keys_at_powers(tokens, "exact", block_size, window) == Fraction(int(seen.sum()), tokens)
-    assert mean_keys_at_powers(tokens, "full", block_size, window) == int(seen[-1])
+    assert keys_at_powers(tokens, block_size, window) == int(seen[-1])
+    whole = -(-tokens // block_size) * block_size
+    blocks = int(pattern(whole, block_size, window)[-1].sum())
+    assert mean_keys_at_powers(tokens, "full", block_size, window) == min(tokens, blocks)
 
 
 @given(st.integers(2, MAX_CONTEXT), st.integers(1, 10**6), st.integers(1, 1000))
 def test_exponential_sparse_at_any_context(tokens: int, block_size: int, window: int) -> None:
-    """The sum over t tokens is that over t - 1 and what the last token sees; the mean never falls."""
+    """The sum over t tokens is that over t - 1 and what the last token sees; no mean ever falls."""
     mean, before = (mean_keys_at_powers(count, "exact", block_size, window) for count in (tokens, tokens - 1))
-    assert mean * tokens - before * (tokens - 1) == mean_keys_at_powers(tokens, "full", block_size, window)
+    assert mean * tokens - before * (tokens - 1) == keys_at_powers(tokens, block_size, window)
+    last, one_less = (mean_keys_at_powers(count, "full", block_size, window) for count in (tokens, tokens - 1))
     assert mean >= before
+    assert last >= max(one_less, mean)
 
 
 def test_exponential_sparse_as_published() -> None:
