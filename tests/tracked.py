@@ -96,6 +96,23 @@ def tracked_step(spec: ModelSpec, tokens: int, dtype: str, *, checkpoint: bool =
         return Tracked(_by_category(tracker.get_tracker_snapshot("peak")), after_backward)
 
 
+def tracked_forward(spec: ModelSpec, tokens: int, dtype: str) -> int:
+    """Return the bytes that MemTracker finds beside the weights at the peak of the layers' forward pass, no gradients.
+
+    The caller of a layer lets its input go as soon as the layer does.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        model = build_model(spec, dtype=DTYPES[dtype])
+        weights = sum(weight.nbytes for weight in model.parameters())
+        stream = [torch.empty(1, tokens, spec.hidden_size, dtype=DTYPES[dtype])]
+        tracker = MemTracker()
+        tracker.track_external(model, stream[0])
+        with tracker:
+            for layer in model.layers:
+                stream.append(layer(stream.pop(), None))
+        return _by_category(tracker.get_tracker_snapshot("peak"))["Total"] - weights
+
+
 def tracked_fsdp_steps(
     spec: ModelSpec, tokens: int, ranks: int, *, dtype: str = "bf16", checkpoint: bool = False
 ) -> Tracked:

@@ -131,8 +131,11 @@ def decode(
             notes += named_notes(other.spec, remarks)
             servings = _servings(other, contexts, dtypes, fleet, policy)
             served.append(Served(other, servings, (len(served) - 1, twin)))
-    if engine is not None:
-        for one in served:
+    for one in served:
+        if policy.budget is not None and all(each.cache_bytes == each.whole_cache_bytes for each in one.servings):
+            unused = f"{parameter('cache_budget')} changes nothing: no layer keeps more than {policy.budget:,} tokens"
+            notes += named_notes(one.accounting.spec, [unused])
+        if engine is not None:
             notes += named_notes(one.accounting.spec, engine_notes(one.accounting.spec, engine))
     return DecodeAnswer(models=tuple(served), batches=batches, dtypes=dtypes, fleet=fleet, notes=tuple(notes))
 

@@ -38,7 +38,8 @@ class Policy:
         """Return how many tokens of a sequence are behind what a layer keeps after `context` tokens.
 
         A cache that eviction holds to a budget is as large, and takes as many FLOPs and bytes to read, as that of a
-        sequence of so many tokens. Windows within the budget and recurrent state stay as they are.
+        sequence of so many tokens. Windows within the budget and recurrent state stay as they are; longer windows are
+        held to the budget too.
         """
         return held(mixer, context, self.budget)
 
@@ -48,8 +49,11 @@ class Policy:
 
 
 def held(mixer: Mixer, context: int, tokens: int | None) -> int:
-    """Return `context`, or `tokens` where these are fewer and the layer has a cache of keys."""
-    return context if tokens is None or not mixer.entry else min(context, tokens)
+    """Return `context`, or `tokens` where these are fewer than the layer would keep in a cache of keys."""
+    if tokens is None or not mixer.entry:
+        return context
+    within = not mixer.grows and (mixer.direct_reach(context) or 0) <= tokens
+    return context if within else min(context, tokens)
 
 
 def policy_of(
@@ -80,11 +84,10 @@ def policy_of(
 def prefill_state_flops(accounting: Accounting, context: int, policy: Policy) -> Fraction:
     """Return the state FLOPs of a prompt, all of its tokens together.
 
-    Without chunks eviction comes after the prompt, and saves none of them. With chunks of c tokens and a budget of b, a
-    cache is cut to b tokens behind every chunk, so that a query meets b keys and those of its own chunk at most: a
-    chunk that begins with b tokens kept takes as much as tokens b + 1 to b + c of a whole prompt (Locret, arXiv
-    2410.01805, evicts in this way; H2O, arXiv 2306.14048, and SnapKV, arXiv 2404.14469, after a prompt that is read
-    whole).
+    Without chunks eviction comes after the prompt, and saves none of them (H2O, arXiv 2306.14048; SnapKV, arXiv
+    2404.14469). With chunks of c tokens and a budget of b, a cache is cut to b tokens behind every chunk (Locret, arXiv
+    2410.01805): a query meets b keys and those of its own chunk at most. A chunk that begins with b tokens kept takes
+    as much as tokens b + 1 to b + c of a whole prompt. What a budget saves within a window is not counted.
     """
     return sum(
         (_state_flops(accounting, mixer, context, policy) * count for mixer, count in accounting.spec.mixer_counts()),
@@ -98,7 +101,7 @@ def _state_flops(accounting: Accounting, mixer: Mixer, context: int, policy: Pol
         return Fraction(tokens * total(mixer.state_flops_terms(tokens, accounting.convention)))
 
     budget, chunk = policy.budget, policy.prefill_tokens(context)
-    if budget is None or not mixer.entry or chunk == context:
+    if budget is None or not mixer.entry or not mixer.grows or chunk == context:
         return first(context)
     # Chunks that begin at or before the budget meet all that is before them.
     whole = min(context, (budget // chunk + 1) * chunk)

@@ -35,6 +35,7 @@ def serving_entry(serving: Serving) -> dict[str, Any]:
             "state_bytes": json_number(memory.state_bytes),
             "activation_bytes": json_number(memory.activation_bytes),
             "largest_at": memory.place,
+            "is_estimate": memory.is_estimate,
             "peak_bytes": json_number(serving.prefill_bytes),
             "fits": serving.prompt_fits,
             "unchunked_peak_bytes": json_number(serving.unchunked().prefill_bytes),
@@ -83,7 +84,7 @@ def _prompt(serving: Serving) -> str:
     policy, memory = serving.policy, serving.prefill_memory
     if policy.prefill_chunk is None and policy.budget is None:
         return ""
-    place = memory.place.replace("_", " ")
+    place = memory.place.replace("_", " ") + (", an estimate" if memory.is_estimate else "")
     held = f"{format_bytes(memory.bytes)} beside the weights"
     activations = f"activations {format_bytes(memory.activation_bytes)}, most in {place}"
     parts = f"state {format_bytes(memory.state_bytes)}, {activations}"
