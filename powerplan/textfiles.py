@@ -1,10 +1,12 @@
-"""Reads the text of files and of standard input, of sizes that a spec, a config.json or a saved profile may have."""
+"""Reads the text of files and of standard input: whole, of sizes that specs and saved profiles have, or by lines."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,10 +30,52 @@ def read_text(path: Path, limit: int | None = None, usual: str = "a model spec i
 
     Without a limit it is 1 MiB, or 16 MiB where `is_json`.
     """
+    with _refusals(path), open(path, "rb", opener=_open_at_once) as file:
+        return _text(file, path, limit, usual)
+
+
+def read_stdin() -> str:
+    """Return the text of standard input, to its end; limits and errors are those of `read_text`."""
+    with _refusals(STDIN):
+        return _text(sys.stdin.buffer, STDIN, None, "a model spec is a few kilobytes") if sys.stdin else ""
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number, from 1, and the text of each line of a UTF-8 file of any size; STDIN is standard input.
+
+    Raises:
+        InputError: the file cannot be read, is no text, or has a line of more than 1 MiB.
+    """
+    with _refusals(path):
+        if path is STDIN:
+            yield from _lines(sys.stdin.buffer, path) if sys.stdin else ()
+        else:
+            with open(path, "rb", opener=_open_at_once) as file:
+                yield from _lines(file, path)
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    while raw := file.readline(MAX_BYTES + 1):
+        number += 1
+        where = f"{path}:{number}"
+        if len(raw) > MAX_BYTES:
+            raise InputError("is a line of more than 1 MiB", where)
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"is not UTF-8 text (byte 0x{raw[error.start]:02x})", where) from None
+        if "\0" in text:
+            raise InputError("is not text (a NUL character)", where)
+        yield number, text
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be read, inside a `with` block, into an InputError."""
     name = str(path)
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            return _text(file, path, limit, usual)
+        yield
     except FileNotFoundError:
         raise InputError("no such file", name) from None
     except IsADirectoryError:
@@ -42,16 +86,6 @@ def read_text(path: Path, limit: int | None = None, usual: str = "a model spec i
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", name) from None
-
-
-def read_stdin() -> str:
-    """Return the text of standard input, to its end; limits and errors are those of `read_text`."""
-    try:
-        return _text(sys.stdin.buffer, STDIN, None, "a model spec is a few kilobytes") if sys.stdin else ""
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", str(STDIN)) from None
 
 
 def _text(file: BinaryIO, path: Path, limit: int | None, usual: str) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import Dtypes
 from powerplan.hardware import Peak
+from powerplan.lengths import Lengths
+from powerplan.lengths.flops import DocumentRow
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Rational
 from powerplan.spec import ModelSpec
@@ -49,15 +51,19 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Budget:
-    """A training budget in FLOPs, put into tokens of one model at one context."""
+    """A training budget in FLOPs, put into tokens of one model at one context.
+
+    documents: where tokens attend within their documents, what these take in place of whole sequences.
+    """
 
     accounting: Accounting
     row: Row
     total_flops: Fraction
+    documents: DocumentRow | None = None
 
     @property
     def train_flops_per_token(self) -> Fraction:
-        return train_flops(self.row)
+        return train_flops(self.row if self.documents is None else self.documents)
 
     @property
     def tokens(self) -> int:
@@ -95,7 +101,7 @@ class Budget:
         return warnings
 
 
-def train_flops(row: Row) -> Fraction:
+def train_flops(row: Row | DocumentRow) -> Fraction:
     """Return the training FLOPs per token at `row`."""
     return TRAINING_PASSES * row.flops_per_token
 
@@ -117,13 +123,18 @@ def budget_of(
     flops: Fraction | None = None,
     tokens: int | None = None,
     dtypes: Dtypes | str = "bf16",
+    lengths: Lengths | None = None,
 ) -> Budget:
-    """Return the budget of `flops`, or of `tokens`; of 20 tokens per active parameter where neither is given."""
+    """Return the budget of `flops`, or of `tokens`; of 20 tokens per active parameter where neither is given.
+
+    lengths: documents that attend to themselves alone, packed into sequences of the context; None for whole sequences.
+    """
     row = accounting.row(context, dtypes)
+    documents = None if lengths is None else DocumentRow(accounting, lengths, context)
     if flops is None:
         tokens = tokens or TOKENS_PER_PARAMETER * accounting.active_parameters.with_embeddings
-        flops = tokens * train_flops(row)
-    return Budget(accounting, row, Fraction(flops))
+        flops = tokens * train_flops(documents or row)
+    return Budget(accounting, row, Fraction(flops), documents)
 
 
 @dataclass(frozen=True)
@@ -133,22 +144,24 @@ class Alternative:
     swap: the other mixer; None for the model as it is.
     same_state_window, same_state_context: the window, and the context of the model as it is, whose keys and values have
         as many elements as this recurrent state; None where there is none.
+    masked: the same FLOPs where tokens attend within their documents; None where there are none.
     """
 
     swap: Swap | None
     budget: Budget
     same_state_window: int | None
     same_state_context: int | None
+    masked: Budget | None = None
 
 
-def alternatives(budget: Budget, dtypes: Dtypes | str = "bf16") -> list[Alternative]:
+def alternatives(budget: Budget, dtypes: Dtypes | str = "bf16", masked: Budget | None = None) -> list[Alternative]:
     """Return the model as it is, then softmax, the balanced window, power of degree 2 and 3, and linear attention.
 
     All have the same total FLOPs and, as far as heads allow (MLA), the same weights. Models with a mixer that no other
-    can replace stand alone.
+    can replace stand alone. masked: the budget over documents; the others then have its FLOPs over them too.
     """
     base, context = budget.accounting, budget.row.context
-    alternatives = [Alternative(None, budget, same_state_window(base.spec), None)]
+    alternatives = [Alternative(None, budget, same_state_window(base.spec), None, masked)]
     for swap in _swaps(base, context) if can_swap(base.spec) else ():
         spec, _ = swapped(base.spec, swap)
         accounting = Accounting(spec, base.convention)
@@ -156,7 +169,12 @@ def alternatives(budget: Budget, dtypes: Dtypes | str = "bf16") -> list[Alternat
         window = same_state_window(spec)
         held = sum(held_elements(mixer, context) * count for mixer, count in spec.mixer_counts())
         same_context = cache_context(base.spec, held) if window is not None else None
-        alternatives.append(Alternative(swap, Budget(accounting, row, budget.total_flops), window, same_context))
+        own = Budget(accounting, row, budget.total_flops)
+        over = None
+        if masked is not None and masked.documents is not None:
+            documents = DocumentRow(accounting, masked.documents.lengths, context)
+            over = Budget(accounting, row, masked.total_flops, documents)
+        alternatives.append(Alternative(swap, own, window, same_context, over))
     return alternatives
 
 
@@ -191,10 +209,14 @@ class TrainingTime:
 
 @dataclass(frozen=True)
 class Bought:
-    """What a budget buys, and how its time is found; no time without a device."""
+    """What a budget buys, and how its time is found; no time without a device.
+
+    masked: what it buys where tokens attend within their documents; None where there are none.
+    """
 
     budget: Budget
     time: TrainingTime | None
+    masked: Budget | None = None
 
     @property
     def gpu_hours(self) -> float | None:

@@ -56,7 +56,7 @@ LAYERS = [
         "defaults",
         "doctor",
     },
-    {"swap", "measured", "output"},
+    {"swap", "measured", "output", "lengths"},
     {"training", "serving", "run", "caches"},
     {"roofline"},
     {"search"},

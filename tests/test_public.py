@@ -16,6 +16,7 @@ COMMANDS = {
     "wsfr": [
         "model",
         "--ctx",
+        "--lengths",
         "--like",
         "--mixer",
         "--by",
@@ -79,6 +80,7 @@ COMMANDS = {
         "--mfu",
         "--devices",
         "--batch-tokens",
+        "--lengths",
         "--like",
         "--mixer",
         "--measured",
@@ -101,6 +103,7 @@ COMMANDS = {
         "--tokens",
         "--stage",
         "--batch-tokens",
+        "--lengths",
         "--micro-batch",
         "--parallel",
         "--zero",

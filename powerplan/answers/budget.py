@@ -15,6 +15,7 @@ from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
+from powerplan.lengths import Lengths, LengthsInput, read_lengths
 from powerplan.load import LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
@@ -43,6 +44,7 @@ class BudgetAnswer(DrawnAnswer):
     rows: for each context, in order, each model's FLOPs, tokens and sequences, and how its time is found.
     dtypes: the number formats of weights, key/value cache and recurrent state.
     batch_tokens: tokens of an optimiser step, None where no steps are counted.
+    lengths: the documents, where there are documents of many lengths: the rows then say what masks make of them too.
 
     The other attributes are those of one model at one context, and raise InputError where there are more.
     """
@@ -50,16 +52,23 @@ class BudgetAnswer(DrawnAnswer):
     rows: tuple[Bought, ...]
     dtypes: Dtypes
     batch_tokens: int | None = None
+    lengths: Lengths | None = None
 
     @property
     def budget(self) -> Budget:
         """FLOPs, tokens and sequences of the model."""
         return self._only("budget").budget
 
+    @property
+    def masked(self) -> Budget | None:
+        """The same where tokens attend within their documents; None without `lengths`."""
+        return self._only("masked").masked
+
     @cached_property
     def alternatives(self) -> tuple[Alternative, ...]:
         """The same FLOPs with other mixers in every layer, the model as it is first."""
-        return tuple(alternatives_to(self._only("alternatives").budget, self.dtypes))
+        own = self._only("alternatives")
+        return tuple(alternatives_to(own.budget, self.dtypes, own.masked))
 
     @property
     def time(self) -> TrainingTime | None:
@@ -80,6 +89,8 @@ class BudgetAnswer(DrawnAnswer):
         """Return the tokens that the FLOPs buy: with each mixer, or of each model over the context."""
         from powerplan.plots.budget import budget_figure, budgets_figure
 
+        if self.lengths is not None:
+            raise InputError("are not drawn: a figure shows whole sequences", parameter("lengths"))
         if len(self.rows) > 1:
             return budgets_figure(self.rows)
         return budget_figure(self.budget, self.alternatives)
@@ -87,7 +98,7 @@ class BudgetAnswer(DrawnAnswer):
     def _report(self) -> Report:
         if len(self.rows) > 1:
             return budgets_report(self.rows, self.dtypes, self.batch_tokens)
-        return budget_report(self.budget, self.alternatives, self.dtypes, self.batch_tokens, self.time)
+        return budget_report(self.rows[0], self.alternatives, self.dtypes, self.batch_tokens)
 
 
 @overload
@@ -102,6 +113,7 @@ def budget(
     mfu: float | str = 0.4,
     devices: int | str = 1,
     batch_tokens: int | str | None = None,
+    lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
     convention: Convention | None = None,
@@ -143,6 +155,7 @@ def budget(
     mfu: float | str = 0.4,
     devices: int | str = 1,
     batch_tokens: int | str | None = None,
+    lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
     convention: Convention | None = None,
@@ -168,6 +181,7 @@ def budget(
         mfu: the share of the device's dense bf16 peak that training reaches.
         devices: how many devices work at once.
         batch_tokens: tokens of an optimiser step, as "512k".
+        lengths: documents of many lengths, packed into sequences of `context` tokens, as `wsfr` takes them.
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
         convention: how FLOPs are counted; Convention() where None.
@@ -196,6 +210,14 @@ def budget(
     contexts = base.read_contexts(default if context is None else context)
     asked = _read(flops, tokens, gpu_hours, gpu, mfu, devices, batch_tokens, measured)
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
+    if lengths is not None and (model is None or asked.profile is not None):
+        problem = (
+            "needs a model"
+            if model is None
+            else f"have no measured times: {parameter('measured')} is of whole contexts"
+        )
+        raise InputError(problem, parameter("lengths"))
+    documents = None if lengths is None else read_lengths(lengths)
     if model is None:
         from powerplan.answers.sizes import sizes_answer  # The search is imported where it is needed.
 
@@ -217,7 +239,7 @@ def budget(
     loaded = [base.read_model(one, mixer, contexts, trained=True) for one in models]
     _refuse_repeats([one.spec for one in loaded])
     accountings = [Accounting(one.spec, convention) for one in loaded]
-    rows = tuple(_bought(accounting, at, asked, dtypes) for at in contexts for accounting in accountings)
+    rows = tuple(_bought(accounting, at, asked, dtypes, documents) for at in contexts for accounting in accountings)
     alone = len(rows) == 1
     notes = [note for one in loaded for note in (one.notes if alone else base.named_notes(one.spec, one.notes))]
     for row in rows:
@@ -231,7 +253,9 @@ def budget(
         notes.append(f"no budget given: 20 tokens per active parameter assumed; give {flops_}, {tokens_} or {hours_}")
     if alone:
         notes += rows[0].budget.warnings()
-    return BudgetAnswer(rows=rows, dtypes=dtypes, batch_tokens=asked.batch_tokens, notes=tuple(notes))
+    return BudgetAnswer(
+        rows=rows, dtypes=dtypes, batch_tokens=asked.batch_tokens, lengths=documents, notes=tuple(notes)
+    )
 
 
 BUDGETS = ("flops", "tokens", "gpu_hours")
@@ -315,7 +339,7 @@ def _refuse_repeats(specs: Sequence[ModelSpec]) -> None:
         seen.add(spec)
 
 
-def _bought(accounting: Accounting, context: int, asked: _Asked, dtypes: Dtypes) -> Bought:
+def _bought(accounting: Accounting, context: int, asked: _Asked, dtypes: Dtypes, lengths: Lengths | None) -> Bought:
     """Return what the budget buys of one model at one context."""
     flops = None if asked.flops is None else Fraction(asked.flops)
     tokens, time = asked.tokens, None
@@ -326,7 +350,11 @@ def _bought(accounting: Accounting, context: int, asked: _Asked, dtypes: Dtypes)
             tokens = max(1, int(asked.hours * 3600 / Fraction(time.measured)))
         elif asked.hours is not None:
             flops = _flops_of(asked.hours, asked.throughput)
-    return Bought(budget_of(accounting, context, flops=flops, tokens=tokens, dtypes=dtypes), time)
+    whole = budget_of(accounting, context, flops=flops, tokens=tokens, dtypes=dtypes)
+    if lengths is None:
+        return Bought(whole, time)
+    masked = budget_of(accounting, context, flops=flops, tokens=tokens, dtypes=dtypes, lengths=lengths)
+    return Bought(whole, time, masked)
 
 
 def _time_notes(row: Bought, asked: _Asked) -> list[str]:

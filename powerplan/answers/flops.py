@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
@@ -11,7 +9,8 @@ from typing import Any
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import Model, read_model
-from powerplan.errors import InputError, parameter, shown
+from powerplan.errors import InputError, parameter
+from powerplan.lengths import counted
 from powerplan.mixers.formulas import Convention, Rational
 from powerplan.spec import ModelSpec
 from powerplan.training import document_flops
@@ -77,32 +76,10 @@ def _accounting(spec: ModelSpec, mixer: str | None, convention: Convention | Non
     return Accounting(read_model(spec, mixer).spec, convention)
 
 
-def _documents(lengths: Iterable[Any], longest: int) -> dict[int, int]:
+def _documents(lengths: Any, longest: int) -> dict[int, int]:
     """Return how many documents there are of each length; raises InputError where `lengths` are none."""
-    where, advice = parameter("lengths"), "give the tokens of each document, as [4096, 512]"
-    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InputError(
-            f"{shown(values)} is no list of lengths; give the tokens of each document, as [4096, 512]", where
-        )
-    values = list(values)
-    if set(map(type, values)) != {int}:  # A million ints are checked in 20 ms, and each on its own would take 100.
-        values = [_whole(value, where) for value in values]
-    documents = Counter(values)
-    if not documents:
-        raise InputError(f"is empty; {advice}", where)
-    if (shortest := min(documents)) < 1:
-        raise InputError(f"a document has 1 token or more, and one has {shown(shortest)}", where)
+    where = parameter("lengths")
+    documents = counted(lengths, where)
     if (largest := max(documents)) > longest:
         raise InputError(f"a document of {largest:,} tokens does not fit the context of {longest:,}", where)
     return documents
-
-
-def _whole(value: Any, where: str) -> int:
-    """Return an integer of any kind, such as numpy's, as an int."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{shown(value)} is not a whole number of tokens", where) from None

@@ -21,6 +21,7 @@ from powerplan.answers.base import (
 from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
 from powerplan.errors import InfeasibleError, InputError, parameter, shown
 from powerplan.hardware import Device, Peak, peak_of
+from powerplan.lengths import LengthsInput, read_lengths
 from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
@@ -95,6 +96,7 @@ def train(
     tokens: int | float | str | None = None,
     stages: Sequence[str] = (),
     batch_tokens: int | str | None = None,
+    lengths: LengthsInput | None = None,
     micro_batch: int | str = AUTO,
     parallel: str | Degrees = AUTO,
     zero: int | str = 3,
@@ -124,6 +126,8 @@ def train(
         tokens: training tokens, as 3e11 or "300B"; 20 per active parameter where left out.
         stages: stages of the run in place of tokens and context, as ["950B@8k", "50B@128k"].
         batch_tokens: tokens of an optimizer step over all devices; about 4M where left out.
+        lengths: documents of many lengths, as `wsfr` takes them, packed whole into the sequences of each context; they
+            attend to themselves alone. The plan has the time that devices wait for longer documents.
         micro_batch: sequences that a device works on at once, or "auto".
         parallel: degrees such as "fsdp=8,cp=8", or "auto" for the fastest that fit.
         zero: what devices that see different tokens share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
@@ -184,6 +188,10 @@ def train(
     def joined(number: int) -> Cluster:
         return _cluster(device, number, node_devices, link_gbs, network_gbs)
 
+    if lengths is not None and profile is not None:
+        where = parameter("lengths")
+        raise InputError(f"have no measured times: {parameter('measured')} is of whole contexts", where)
+    documents = None if lengths is None else read_lengths(lengths)
     cluster = joined(count)
     phases = [_read_phase(text) for text in phases_text]
     loaded = read_model(model, mixer, [phase.context for phase in phases] or [at], trained=True)
@@ -207,7 +215,7 @@ def train(
     plans: list[PhasePlan] = []
     for phase in phases:
         found, remarks = _efficiency(accounting, phase.context, peak, share, profile)
-        setting = Setting.of(cluster, peak, found, batch)
+        setting = replace(Setting.of(cluster, peak, found, batch), lengths=documents)
         plans += plan_training(accounting, [phase], setting, choices, dollars).phases
         notes += remarks
     plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
@@ -279,7 +287,10 @@ def _efficiency(
 
 
 def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun]:
-    """Return the same run with what `recommend` puts first, and with other mixers in every layer."""
+    """Return the same run with what `recommend` puts first, and with other mixers in every layer.
+
+    Over documents there is no recommendation: `recommend` judges whole contexts.
+    """
     accounting, setting = plan.accounting, plan.setting
     (own,) = plan.phases
     near = dict.fromkeys(layout.degrees for layout in (own.layout, *own.others[:MOST_NEAR]))
@@ -291,10 +302,13 @@ def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun
             return None
         return plan_training(other, [phase], setting, replace(choices, degrees=degrees or None), plan.price)
 
-    winner = search(accounting.spec, Request(contexts=[phase.context], convention=accounting.convention)).recommended
     runs: list[tuple[str, str, TrainingPlan | None, bool]] = []
     seen = []
-    if not winner.plan.unchanged:
+    winner = None
+    if setting.lengths is None:
+        request = Request(contexts=[phase.context], convention=accounting.convention)
+        winner = search(accounting.spec, request).recommended
+    if winner is not None and not winner.plan.unchanged:
         best = Accounting(winner.spec, accounting.convention)
         seen.append(best.spec.layers)
         runs.append((winner.label, winner.mixer, planned(best), True))

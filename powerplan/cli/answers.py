@@ -23,6 +23,7 @@ def wsfr(
         typer.Option(help="Contexts in tokens: 65536, or a list such as 1k,64k; each is judged by itself."),
         options.ADDS,
     ] = "1k,8k,64k,1M",
+    lengths: options.LengthsOption = None,
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     by: Annotated[By | None, options.choice_option(By, "Split every context by component or by layer.")] = None,
@@ -42,11 +43,13 @@ def wsfr(
     if explain and output == "csv":
         problem = "--explain has no place in a table of numbers; take table, json or markdown"
         raise powerplan.InputError(problem, "--format csv")
+    documents = options.as_lengths(lengths, [model], plot)
     figures.check(plot, force, [model])
     convention = options.convention(form, causal, exclude)
     answer = powerplan.wsfr(
         options.as_family(model, like),
         ctx,
+        lengths=documents,
         mixer=mixer,
         by=by,
         explain=explain,
@@ -113,6 +116,7 @@ def budget(
     mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
     batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimiser step, such as 512k (=524288).")] = None,
+    lengths: options.LengthsOption = None,
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
     measured: options.MeasuredOption = None,
@@ -130,6 +134,7 @@ def budget(
     """What a budget buys: tokens, steps and days, also of other mixers; without MODEL, which models it supports."""
     if like is not None and not models:
         raise powerplan.InputError("is for a config.json, and there is no MODEL", "--like")
+    documents = options.as_lengths(lengths, models or [], plot)
     figures.check(plot, force, models or [], measured)
     ask: Callable[..., DrawnAnswer] = powerplan.budget  # One call for both kinds of answers.
     with at_work("comparing sizes"):
@@ -143,6 +148,7 @@ def budget(
             mfu=mfu,
             devices=devices,
             batch_tokens=batch_tokens,
+            lengths=documents,
             measured=measured,
             mixer=mixer,
             convention=options.convention(form, causal, exclude),

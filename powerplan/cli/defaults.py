@@ -14,8 +14,8 @@ from powerplan.cli import say
 from powerplan.defaults import Defaults, Value, find_defaults, listed_value, written
 from powerplan.errors import InputError, allowed_values, listed, shown
 
-FILES = frozenset({"--write", "--plot", "--save", "--show", "--output", "--measured"})
-"""Options that name a file: none has a default."""
+FILES = frozenset({"--write", "--plot", "--save", "--show", "--output", "--measured", "--lengths"})
+"""Options that name a file, or may: none has a default."""
 
 OWN_TABLE_ALONE = frozenset({"profile"})
 """Commands that take no shared defaults: what to measure here is another question than what to plan for."""

@@ -13,6 +13,7 @@ from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.cli.completion import completer, device_names, family_names, mixer_words
 from powerplan.dtypes import CACHE_BITS
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.lengths import Lengths, read_file
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
 from powerplan.textfiles import STDIN, is_json, read_stdin
@@ -119,6 +120,14 @@ MeasuredOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
 ]
+LengthsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LENGTHS",
+        help="Documents of many lengths in sequences of --ctx tokens: a file with a length, or length,count, in each "
+        "line (- is standard input), shares such as 4k:0.9,64k:0.1, or lognormal: before mean=4k,p99=64k.",
+    ),
+]
 PlotOption = Annotated[
     str | None,
     typer.Option("--plot", metavar="FILE", help="Draw the answer too: .png, .svg or .pdf (needs matplotlib)."),
@@ -160,6 +169,21 @@ def as_families(models: Sequence[str], like: str | None) -> list[str | LoadedMod
         _from_stdin(stdin, like if config else None) if model == "-" else as_family(model, like if config else None)
         for model, config in zip(models, configs, strict=True)
     ]
+
+
+def as_lengths(lengths: str | None, models: Sequence[str], plot: str | None = None) -> str | Lengths | None:
+    """Return what --lengths describes, or the documents on standard input where it is "-".
+
+    Raises:
+        InputError: a MODEL is "-" too, or there is a figure to draw, which shows whole sequences.
+    """
+    if lengths is not None and plot is not None:
+        raise InputError("are not drawn: a figure shows whole sequences; leave --plot out", "--lengths")
+    if lengths != "-":
+        return lengths
+    if "-" in models:
+        raise InputError("- is there as MODEL too, and standard input holds one of them", "--lengths")
+    return read_file(STDIN)
 
 
 def model_or_default(model: str | None) -> tuple[str, list[str]]:

@@ -196,7 +196,7 @@ def _written(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[No
     targets = {"--output": path} | {names[name]: values.get(name) for name in others if name in names}
     models = values.get("models") or [values.get("model")]
     inputs = {"MODEL" if len(models) == 1 else f"MODEL {name}": model_file(name) for name in models if name is not None}
-    inputs |= {names[name]: values.get(name) for name in ("measured", "show") if name in names}
+    inputs |= {names[name]: values.get(name) for name in ("measured", "lengths", "show") if name in names}
     force = bool(values.get("force"))
     check_targets(targets, force, inputs)
     text: list[str] = []

@@ -27,6 +27,7 @@ def train(
     batch_tokens: Annotated[
         str | None, typer.Option(help="Tokens per optimizer step over all devices; about 4M if not given.")
     ] = None,
+    lengths: options.LengthsOption = None,
     micro_batch: Annotated[
         str, typer.Option(metavar="INTEGER|auto", help="Sequences that a device works on at once.")
     ] = "auto",
@@ -102,7 +103,8 @@ def train(
     from powerplan.load import model_file
     from powerplan.output import check_targets
 
-    check_targets({"--write": write}, force, {"MODEL": model_file(model), "--measured": measured})
+    documents = options.as_lengths(lengths, [model])
+    check_targets({"--write": write}, force, {"MODEL": model_file(model), "--measured": measured, "--lengths": lengths})
     if write is not None and export is None:
         raise powerplan.InputError("needs the trainer; such as --export torchtitan", "--write")
     answer = powerplan.train(
@@ -113,6 +115,7 @@ def train(
         tokens=tokens,
         stages=stage or (),
         batch_tokens=batch_tokens,
+        lengths=documents,
         micro_batch=micro_batch,
         parallel=parallel,
         zero=zero,
@@ -135,6 +138,8 @@ def train(
     if export is None:
         say.answer(answer, output)
         return
+    if documents is not None:
+        say.note(f"what {export} reads says nothing of document masks: its own setting has to turn them on")
     exported = answer.export(export)
     if write is None:
         for remark in answer.notes:

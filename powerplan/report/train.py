@@ -9,9 +9,11 @@ from itertools import zip_longest
 from typing import Any
 
 from powerplan.report.colour import side_of
+from powerplan.report.documents import lengths_entry
 from powerplan.report.parts import json_float, model_entry, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
+from powerplan.report.train_documents import documents_sections, run_documents_entry
 from powerplan.report.width import wrapped
 from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
@@ -73,6 +75,7 @@ TIME = {
     "recompute_s": "computed again",
     "bubble_s": "pipeline bubble",
     "update_s": "optimizer",
+    "waiting_s": "waiting for documents",
 }
 """The parts of a step by their fields, as the table names them; exposed communication stands beside them."""
 
@@ -91,6 +94,7 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
         "tokens": plan.tokens,
         **_totals(plan),
         "recipe": _recipe_entry(plan.phases[0].layout.recipe),
+        **({} if plan.setting.lengths is None else {"lengths": lengths_entry(plan.setting.lengths)}),
         "efficiency": asdict(plan.setting.efficiency),
         "stages": stages,
         "alternatives": [
@@ -100,7 +104,9 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     }
     rows = [row for number, phase in enumerate(plan.phases, 1) for row in _part_rows(phase.layout, number)]
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
-    sections = [_phase_section(phase, plan) for phase in plan.phases]
+    sections: list[Report] = []
+    for phase in plan.phases:
+        sections += [_phase_section(phase, plan), *documents_sections(phase, plan)]
     if len(plan.phases) > 1:
         costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
         sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {costs}")))
@@ -151,6 +157,7 @@ def _stage(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
         "mfu": layout.mfu,
         "hfu": layout.hfu,
         "seconds": phase.seconds,
+        **run_documents_entry(phase, plan),
         "layouts_tried": phase.tried,
         "other_layouts": [
             {"parallel": asdict(other.degrees), "recompute": other.recipe.recompute, "step_s": other.step_s}
@@ -211,7 +218,7 @@ def _figures(own: TrainingPlan, plan: TrainingPlan) -> dict[str, Any]:
     """Return what JSON says of a run of one stage, beside that of `plan`."""
     layout = own.layout
     return {
-        "wsfr": json_float(own.accounting.wsfr(layout.context)),
+        "wsfr": json_float(_ratio(own)),
         "parallel": asdict(layout.degrees),
         "recompute": layout.recipe.recompute,
         "memory_peak_bytes": round(layout.memory.peak),
@@ -222,6 +229,12 @@ def _figures(own: TrainingPlan, plan: TrainingPlan) -> dict[str, Any]:
         "cost": own.cost,
         "times_as_fast": plan.seconds / own.seconds,
     }
+
+
+def _ratio(plan: TrainingPlan) -> Fraction | None:
+    """Return the weight-state FLOP ratio in a run's longest phase, over its documents where there are some."""
+    phase = max(plan.phases, key=lambda phase: phase.seconds)
+    return plan.accounting.wsfr(phase.layout.context) if phase.documents is None else phase.documents.row.wsfr
 
 
 def _part_rows(layout: Layout, stage: int) -> list[dict[str, Any]]:
@@ -370,7 +383,7 @@ def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Seq
 
 def _change(plan: TrainingPlan, other: OtherRun) -> list[str]:
     """Return what the mixers that `recommend` puts first would make of the run."""
-    ratio = show_ratio(other.plan.accounting.wsfr(other.plan.layout.context))
+    ratio = show_ratio(_ratio(other.plan))
     return wrapped(
         f"change: {other.name} trains the same tokens in {other.plan.gpu_hours:,.0f} device hours instead of "
         f"{plan.gpu_hours:,.0f}, at {ratio}; powerplan recommend says why and writes the model"

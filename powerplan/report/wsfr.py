@@ -14,7 +14,20 @@ from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
+from powerplan.lengths.flops import DocumentRow
 from powerplan.mixers.formulas import SYMBOLS
+from powerplan.report.documents import (
+    MASK_COLUMNS,
+    MASKS,
+    PACKING,
+    PACKING_COLUMNS,
+    document_entry,
+    lengths_entry,
+    lengths_text,
+    mask_cells,
+    packing_rows,
+    show_share,
+)
 from powerplan.report.parts import (
     CONTEXT,
     FLOPS,
@@ -30,6 +43,8 @@ from powerplan.report.render import Report
 from powerplan.report.tables import Column
 from powerplan.report.width import wrapped
 from powerplan.units import format_ratio, json_number
+
+NO_STATE = "no state: every FLOP is between activations and weights"
 
 
 def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by: By | None, explain: bool) -> Report:
@@ -74,11 +89,53 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
     )
 
 
+def lengths_report(
+    accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, documents: Sequence[DocumentRow]
+) -> Report:
+    """Return the report of a model's ratios over documents of many lengths; documents: the numbers at each context."""
+    whole = wsfr_report(accounting, rows, dtypes, None, explain=False)
+    lengths = documents[0].lengths
+    verdict = _masked_verdict(documents)
+    entries = [
+        entry | {"documents": document_entry(own)} for entry, own in zip(whole.payload["rows"], documents, strict=True)
+    ]
+    payload = whole.payload | {"rows": entries, "lengths": lengths_entry(lengths), "documents_verdict": verdict}
+    table = [entry | mask_cells(own) for entry, own in zip(whole.payload["rows"], documents, strict=True)]
+    convention = _convention(accounting, max(row.context for row in rows))
+    masks = Report(
+        whole.schema,
+        {},
+        MASK_COLUMNS,
+        table,
+        title=whole.title,
+        before=lengths_text(lengths),
+        legend=[*convention, *wrapped(MASKS)],
+    )
+    packing = Report(whole.schema, {}, PACKING_COLUMNS, packing_rows(documents), legend=wrapped(PACKING))
+    last = Report(whole.schema, {}, [], [], title=wrapped(verdict))
+    return Report(whole.schema, payload, MASK_COLUMNS, table, sections=[masks, packing, last])
+
+
+def _masked_verdict(documents: Sequence[DocumentRow]) -> str:
+    """Return one sentence on all contexts, and what masks save at the last one."""
+    last = documents[-1]
+    ratios = sorted((row.context, row.wsfr) for row in documents if row.wsfr is not None)
+    if len(ratios) < len(documents):
+        return NO_STATE
+    saved = f"masks save {show_share(float(last.saved))} of all FLOPs at {last.context:,} tokens"
+    return f"with document masks: {_sides_text(ratios)}; {saved}"
+
+
 def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
     """Return one sentence on several contexts: each is judged by itself, and of a side the worst says by how much."""
     ratios = sorted((row.context, row.wsfr) for row in rows if row.wsfr is not None)
     if len(rows) == 1 or len(ratios) < len(rows):
         return verdict_text(accounting, rows[-1])
+    return f"{_sides_text(ratios)}; {_balance(accounting, rows[-1])}"
+
+
+def _sides_text(ratios: Sequence[tuple[int, Fraction]]) -> str:
+    """Return at which contexts which side is too heavy, and by how much."""
     sides: dict[str, list[tuple[int, Fraction]]] = {}
     for context, ratio in ratios:
         verdict = verdict_of(ratio)
@@ -94,13 +151,13 @@ def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
         most = _times(max(times for _, times in own))
         upto = "up to " if len(own) > 1 else ""
         parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x more {side} than {lighter} FLOPs)")
-    return f"{', '.join(parts)}; {_balance(accounting, rows[-1])}"
+    return ", ".join(parts)
 
 
 def verdict_text(accounting: Accounting, row: Row) -> str:
     """Return one sentence that says which side is too heavy at a row's context, and where the model balances."""
     if row.wsfr is None:
-        return "no state: every FLOP is between activations and weights"
+        return NO_STATE
     verdict, place = verdict_of(row.wsfr), f"at {row.context:,} tokens"
     if verdict.side == "balanced":
         return f"balanced: {format_ratio(row.wsfr)} weight to state FLOPs {place}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 from powerplan.accounting import Accounting
 from powerplan.hardware import Peak, si_value
+from powerplan.lengths import Lengths
+from powerplan.lengths.flops import DocumentRow
+from powerplan.lengths.packing import filled_share
 from powerplan.run.degrees import Degrees
 from powerplan.run.links import Cluster
 from powerplan.run.loads import ModelLoad, model_load
@@ -34,6 +38,7 @@ class Setting:
     """What all layouts of a run have in common: devices, their rates and memory, the batch.
 
     capacity_bytes: memory of one device; None where it is not known, as of a device that only a profile has.
+    lengths: documents that are packed whole into sequences and attend to themselves alone; None for one document each.
     """
 
     cluster: Cluster
@@ -41,6 +46,7 @@ class Setting:
     efficiency: Efficiency
     batch: Batch
     capacity_bytes: int | None
+    lengths: Lengths | None = None
 
     @classmethod
     def of(cls, cluster: Cluster, peak: Peak, efficiency: Efficiency, batch: Batch) -> Setting:
@@ -55,6 +61,7 @@ class Layout:
 
     sequences: of an optimizer step, over all devices. flops_per_token: training FLOPs, without recomputation.
     again_flops_per_token: those of matmuls that are computed again, which is a forward pass of all layers or nothing.
+    filled: the share of the sequences' tokens that documents fill; all of them without documents.
     """
 
     degrees: Degrees
@@ -66,6 +73,7 @@ class Layout:
     flops_per_token: float
     again_flops_per_token: float
     setting: Setting
+    filled: Fraction = Fraction(1)
 
     @property
     def batch_tokens(self) -> int:
@@ -82,8 +90,8 @@ class Layout:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens per second of all devices."""
-        return self.batch_tokens / self.step_s
+        """Tokens per second of all devices, without padding."""
+        return self.batch_tokens * float(self.filled) / self.step_s
 
     @property
     def mfu(self) -> float:
@@ -114,12 +122,29 @@ class Layouts:
     @cached_property
     def flops_per_token(self) -> float:
         """Training FLOPs per token."""
-        return float(TRAINING_PASSES * self.accounting.row(self.context).flops_per_token)
+        lengths = self.setting.lengths
+        row = self.accounting.row(self.context) if lengths is None else self.documents
+        return float(TRAINING_PASSES * row.flops_per_token)
+
+    @cached_property
+    def documents(self) -> DocumentRow:
+        """What the documents of the setting take at the context, as `accounting` counts it."""
+        assert self.setting.lengths is not None
+        return DocumentRow(self.accounting, self.setting.lengths, self.context)
+
+    @cached_property
+    def filled(self) -> Fraction:
+        """The share of the sequences' tokens that documents fill."""
+        if self.setting.lengths is None:
+            return Fraction(1)
+        return filled_share(self.documents.pieces, self.context)
 
     @cached_property
     def again_flops_per_token(self) -> float:
         """FLOPs per token of one more forward pass of all layers."""
-        return float(model_load(self.accounting, self.context, Recipe()).layer_flops_per_token)
+        lengths = self.setting.lengths
+        load = model_load(self.accounting, self.context, Recipe(), lengths)
+        return float(load.layer_flops_per_token / self.filled)
 
     def sequences_for(self, degrees: Degrees, micro_batch: int) -> int | None:
         """Return the sequences of a step: as many of the batch as all groups of devices can share evenly.
@@ -138,7 +163,7 @@ class Layouts:
         single = replace(recipe, micro_batch=1)
         model = self._models.get(single)
         if model is None:
-            model = self._models[single] = model_load(self._timed, self.context, single)
+            model = self._models[single] = model_load(self._timed, self.context, single, self.setting.lengths)
         key = single, degrees.pp
         if key not in self._stages:
             self._stages[key] = _unlike(stage_loads(model, degrees.pp))
@@ -158,6 +183,7 @@ class Layouts:
             flops_per_token=self.flops_per_token,
             again_flops_per_token=self.again_flops_per_token if recipe.recompute == "full" else 0.0,
             setting=self.setting,
+            filled=self.filled,
         )
 
 

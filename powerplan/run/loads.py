@@ -10,8 +10,11 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting
 from powerplan.ffn import multiplied_terms
+from powerplan.lengths import Lengths
+from powerplan.lengths.flops import mean_state_flops
+from powerplan.lengths.packing import filled_share
 from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
-from powerplan.mixers.formulas import total
+from powerplan.mixers.formulas import Convention, total
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import LayerUse, ModelSpec
@@ -97,8 +100,12 @@ class ModelLoad:
         return Fraction(layers)
 
 
-def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoad:
-    """Return what a model asks for at `context` tokens a sequence under a recipe."""
+def model_load(accounting: Accounting, context: int, recipe: Recipe, lengths: Lengths | None = None) -> ModelLoad:
+    """Return what a model asks for at `context` tokens a sequence under a recipe.
+
+    lengths: documents that are packed whole into the sequences and attend to themselves alone; None for one document in
+    each. Their state FLOPs are a mean over the tokens of sequences, padding included.
+    """
     spec = accounting.spec
     whole = int(total([term for extra in spec.extras for term in extra.matmul_terms(spec.hidden_size)]))
     others = int(total([term for extra in spec.extras for term in extra.other_terms(spec.hidden_size)]))
@@ -109,7 +116,7 @@ def model_load(accounting: Accounting, context: int, recipe: Recipe) -> ModelLoa
         spec=spec,
         context=context,
         recipe=recipe,
-        layers=tuple(_layer_load(accounting, use, context, recipe) for use in accounting.uses),
+        layers=tuple(_layer_load(accounting, use, context, recipe, lengths) for use in accounting.uses),
         embedding_parameters=tables + whole + others,
         head_parameters=head,
         head_flops=2 * (matrix if accounting.convention.lm_head else 0) + 2 * whole,
@@ -128,6 +135,11 @@ def _entry(mixer: Mixer, context: int) -> int:
     return mixer.state_size(context).entry or int(total(made))
 
 
+def has_keys(mixer: Mixer, context: int) -> bool:
+    """Whether a layer attends to keys and values, and has no recurrent state in their place."""
+    return _entry(mixer, context) > 0
+
+
 def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fraction:
     """Return the bytes that a device passes on of a recurrent state: the state, its transition, inputs of convolutions.
 
@@ -139,7 +151,17 @@ def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fracti
     return (size.recurrent + transition) * RECURRENT_BYTES + size.recent * recipe.activation_bytes
 
 
-def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Recipe) -> LayerLoad:
+def state_flops(mixer: Mixer, context: int, convention: Convention, lengths: Lengths | None) -> Fraction:
+    """Return the state FLOPs of a layer per token of a sequence: of one document or of those packed into it."""
+    if lengths is None:
+        return Fraction(total(mixer.state_flops_terms(context, convention)))
+    pieces = lengths.cut(context)
+    return mean_state_flops(mixer, pieces, convention) * filled_share(pieces, context)
+
+
+def _layer_load(
+    accounting: Accounting, use: LayerUse, context: int, recipe: Recipe, lengths: Lengths | None
+) -> LayerLoad:
     spec, layer = accounting.spec, use.layer
     hidden, mixer, ffn = spec.hidden_size, layer.mixer, layer.ffn
     matmuls = [term for block in layer.blocks for term in block.matmul_terms(hidden)]
@@ -154,7 +176,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
     entry = _entry(mixer, context) if mixer is not None else 0
     heads = mixer.own_heads() if mixer is not None else None
     features = mixer.features_size() if mixer is not None else None
-    state_flops = total(mixer.state_flops_terms(context, accounting.convention)) if mixer is not None else 0
+    flops = state_flops(mixer, context, accounting.convention, lengths) if mixer is not None else Fraction(0)
     # Tables and values are looked up: like the embedding they are no matrices to Muon.
     matrices = sum(int(term.value) for term in matmuls if term.component != "values") if table else used + idle
     own = used - active + (idle if table else 0) - host
@@ -165,7 +187,7 @@ def _layer_load(accounting: Accounting, use: LayerUse, context: int, recipe: Rec
         expert_parameters=0 if layer.tied else experts,
         matrix_parameters=0 if layer.tied else matrices,
         weight_flops=2 * sum(int(total(multiplied_terms(block, hidden))) for block in layer.blocks),
-        state_flops=Fraction(state_flops),
+        state_flops=flops,
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,
         entry_bytes=entry * recipe.activation_bytes,

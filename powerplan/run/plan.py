@@ -10,6 +10,7 @@ from powerplan.accounting import Accounting
 from powerplan.choices import Recompute
 from powerplan.errors import InputError, parameter
 from powerplan.run.degrees import Degrees, check_degrees
+from powerplan.run.documents import DocumentPlan, with_documents
 from powerplan.run.layouts import Layout, Layouts, Setting
 from powerplan.run.recipe import Recipe
 from powerplan.run.search import MAX_TRIED, MICRO_BATCHES, RECOMPUTE, all_degrees, find_layouts
@@ -40,17 +41,22 @@ class Choices:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase with the layout that it is trained in. others: the next best layouts. tried: how many were compared."""
+    """One phase with the layout that it is trained in. others: the next best layouts. tried: how many were compared.
+
+    documents: what documents of many lengths make of it, where there are such. Steps of layouts then have the time that
+    devices wait for longer documents.
+    """
 
     phase: Phase
     layout: Layout
     others: tuple[Layout, ...]
     tried: int
+    documents: DocumentPlan | None = None
 
     @property
     def steps(self) -> int:
         """Optimizer steps, the last one perhaps short."""
-        return -(-self.phase.tokens // self.layout.batch_tokens)
+        return -(-self.phase.tokens // (self.layout.batch_tokens * self.layout.filled))
 
     @property
     def seconds(self) -> float:
@@ -136,7 +142,10 @@ def _planned(layouts: Layouts, phase: Phase, choices: Choices) -> PhasePlan:
     found = find_layouts(layouts, choices.recipe, choices.recompute, choices.micro_batches, ways)
     if found is None:
         raise InputError(_batch_problem(layouts, choices), parameter("batch_tokens"))
-    return PhasePlan(phase, found.best, found.others, found.tried)
+    if layouts.setting.lengths is None:
+        return PhasePlan(phase, found.best, found.others, found.tried)
+    found, documents = with_documents(layouts, found)
+    return PhasePlan(phase, found.best, found.others, found.tried, documents)
 
 
 def _batch_problem(layouts: Layouts, choices: Choices) -> str:

@@ -67,10 +67,16 @@ def find_layouts(
     ranked = sorted(kept.values(), key=_order)
     best = ranked[0]
     if best.fits:
-        close = [layout for layout in ranked if layout.fits and layout.tokens_per_s * SLOWER >= best.tokens_per_s]
-        best = min(close, key=lambda layout: (_complexity(layout.degrees), _order(layout)))
+        best = simplest_of_fastest([layout for layout in ranked if layout.fits])
     others = [layout for layout in ranked if layout is not best and layout.fits]
     return Found(best, tuple(others), tried)
+
+
+def simplest_of_fastest(layouts: Sequence[Layout]) -> Layout:
+    """Return the layout with the fewest degrees, of those within SLOWER of the fastest."""
+    fastest = max(layout.tokens_per_s for layout in layouts)
+    close = [layout for layout in layouts if layout.tokens_per_s * SLOWER >= fastest]
+    return min(close, key=lambda layout: (_complexity(layout.degrees), _order(layout)))
 
 
 def _order(layout: Layout) -> tuple[bool, float]:

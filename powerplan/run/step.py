@@ -43,7 +43,8 @@ class StepTime:
     """Seconds of one optimizer step on the slowest stage, by part; their sum is the step.
 
     weights_s, attention_s, recurrent_s, head_s: compute. recompute_s: of it what is computed again. traffic: exposed
-    seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer.
+    seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer. waiting_s: for devices
+    whose documents are longer.
     """
 
     micro_batches: int
@@ -56,6 +57,7 @@ class StepTime:
     bubble_s: float
     update_s: float
     passings: tuple[Passing, ...]
+    waiting_s: float = 0.0
 
     @property
     def compute_s(self) -> float:
@@ -67,7 +69,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        return self.compute_s + self.traffic_s + self.bubble_s + self.update_s
+        return self.compute_s + self.traffic_s + self.bubble_s + self.update_s + self.waiting_s
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,249 @@
+"""Reads lengths of documents: a file with one a line, the name of a distribution, shares of documents, or numbers."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+from powerplan.errors import InputError, allowed_values, did_you_mean, parameter, shown
+from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
+from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
+from powerplan.textfiles import lines_of
+from powerplan.units import MAX_CONTEXT, context_text, parse_context
+
+LengthsInput = str | Path | Lengths | Mapping[int, int] | Iterable[int]
+"""A file or a text as `--lengths` takes it, numbers of documents by their lengths, or the length of every document."""
+
+LOGNORMAL = "lognormal"
+
+SETTINGS = ("mean", "median", "p99", "sigma", "max")
+"""What `lognormal:` takes: two of the first four, and the longest document."""
+
+WRITE = "4k:0.9,64k:0.1 (shares of documents) or lognormal:mean=4k,p99=64k"
+"""What a text may be beside a path, as messages say it."""
+
+_SHARES = re.compile(r"[0-9][0-9_.]*[kKmMgG]?(:[^:,/\\]*)?(,[0-9][0-9_.]*[kKmMgG]?(:[^:,/\\]*)?)*")
+_WEIGHT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def read_lengths(lengths: LengthsInput) -> Lengths:
+    """Return the documents that a parameter `lengths` describes.
+
+    Args:
+        lengths: a path, as text where no distribution is meant by it; "lognormal:mean=4k,p99=64k"; shares of documents,
+            as "4k:0.9,64k:0.1"; numbers of documents by their lengths; or the tokens of every document, as a list, an
+            array or a tensor.
+
+    Raises:
+        InputError: it is none of these, or the documents are too many or out of range. The message begins with the
+            parameter, or with file and line.
+    """
+    where = parameter("lengths")
+    if isinstance(lengths, Lengths):
+        return lengths
+    if isinstance(lengths, Path):
+        return read_file(lengths)
+    if isinstance(lengths, str):
+        return _of_text(lengths.strip(), where)
+    if isinstance(lengths, Mapping):
+        whole = {_whole(length, where): _whole(count, where) for length, count in lengths.items()}
+        return Lengths.of(whole, where=where)
+    return Lengths.of(counted(lengths, where), where=where)
+
+
+def counted(lengths: Any, where: str) -> Counter[int]:
+    """Return how many documents there are of each length, of a list, an array or a tensor; raises InputError."""
+    advice = "give the tokens of each document, as [4096, 512]"
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InputError(f"{shown(values)} is no list of lengths; {advice}", where)
+    values = list(values)
+    if set(map(type, values)) != {int}:  # A million ints are checked in 20 ms, and each on its own would take 100.
+        values = [_whole(value, where) for value in values]
+    documents = Counter(values)
+    if not documents:
+        raise InputError(f"is empty; {advice}", where)
+    if (shortest := min(documents)) < 1:
+        raise InputError(f"a document has 1 token or more, and one has {shown(shortest)}", where)
+    return documents
+
+
+def _whole(value: Any, where: str) -> int:
+    """Return an integer of any kind, such as numpy's, as an int."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{shown(value)} is not a whole number of tokens", where) from None
+
+
+def _of_text(text: str, where: str) -> Lengths:
+    if not text:
+        raise InputError(f"is empty; write a path, {WRITE}", where)
+    name, colon, settings = text.partition(":")
+    if colon and name == LOGNORMAL:
+        return _lognormal(settings, text, where)
+    if _SHARES.fullmatch(text):
+        return _shares(text, where)
+    path = Path(text)
+    if not _is_there(path):
+        near = did_you_mean(name, [LOGNORMAL]) if colon else ""
+        raise InputError(f"{shown(text)} is neither a file nor lengths{near or f'; write a path, {WRITE}'}", where)
+    return read_file(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _lognormal(settings: str, label: str, where: str) -> Lengths:
+    known: dict[str, float] = {}
+    for pair in settings.split(",") if settings else ():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise InputError(f"{shown(pair.strip())} is no setting; write {LOGNORMAL}:mean=4k,p99=64k", where)
+        if name not in SETTINGS:
+            raise InputError(f"{LOGNORMAL} {shown(name)} is not known{allowed_values(name, SETTINGS)}", where)
+        if name in known:
+            raise InputError(f"{LOGNORMAL} {name} is given twice", where)
+        known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}")
+    longest = int(known.pop("max", LONGEST))
+    if len(known) != 2:
+        given = f"has {' and '.join(known)}" if known else "has none"
+        raise InputError(f"{LOGNORMAL} takes two of mean, median, p99 and sigma, and {given}", where)
+    return Lengths.of(lognormal_counts(*solved(known, longest, where), longest), label, where)
+
+
+def _sigma(text: str, where: str) -> float:
+    value = float(text) if _WEIGHT.fullmatch(text) else None
+    if value is None or not MIN_SIGMA <= value <= MAX_SIGMA:
+        raise InputError(f"{shown(text)} is no sigma; allowed are {MIN_SIGMA} to {MAX_SIGMA:g}", f"{where} sigma")
+    return value
+
+
+def _shares(text: str, where: str) -> Lengths:
+    """Return documents of some lengths in the proportions that a text such as "4k:0.9,64k:0.1" gives.
+
+    There are about DOCUMENTS of them, in exactly these proportions: a few would fill their last sequence in part.
+    """
+    weights: dict[int, Fraction] = {}
+    for pair in text.split(","):
+        size, colon, share = pair.partition(":")
+        length = parse_context(size, where)
+        if colon and (not _WEIGHT.fullmatch(share) or not Fraction(share)):
+            problem = f"{shown(share)} is no share of documents; write {context_text(length)}:0.9, or {length}:3"
+            raise InputError(problem, where)
+        if length in weights:
+            raise InputError(f"{size} is given twice", where)
+        weights[length] = Fraction(share) if colon else Fraction(1)
+    common = lcm(*(weight.denominator for weight in weights.values()))
+    common *= max(1, int(DOCUMENTS / (common * sum(weights.values()))))
+    return Lengths.of({length: int(weight * common) for length, weight in weights.items()}, text, where)
+
+
+def read_file(path: Path) -> Lengths:
+    """Read the lengths of documents from a file; STDIN is standard input. Only their histogram is kept.
+
+    The first line that is not empty says what all are: {"length": 4096, "count": 3} in each line of a JSONL; a header
+    with the column length, and count if there is one; or a length, and perhaps a comma and how many documents have it.
+
+    Raises:
+        InputError: the file cannot be read, holds no lengths, or a line holds none. The message begins with the file,
+            and the line where there is one.
+    """
+    counts: dict[int, int] = {}
+    parse: Callable[[str, str], tuple[int, int]] | None = None
+    for number, line in lines_of(path):
+        text = line.strip()
+        if not text:
+            continue
+        where = f"{path}:{number}"
+        if parse is None:
+            if text.startswith("{"):
+                parse = _json_line
+            elif re.match(r'["\s]*[A-Za-z_]', text):
+                parse = _Columns.of(text, where)
+                continue
+            else:
+                parse = _Columns(0, 1, 2)
+        length, count = parse(text, where)
+        counts[length] = counts.get(length, 0) + count
+        if len(counts) > MAX_DIFFERENT:  # Before the rest of a long file is read.
+            break
+    return Lengths.of(counts, path.name, str(path))
+
+
+class _Columns:
+    """Reads the lines of a CSV; length, count: their columns. most: columns, where there is no header."""
+
+    def __init__(self, length: int, count: int | None, most: int | None) -> None:
+        self.length, self.count, self.most = length, count, most
+
+    @classmethod
+    def of(cls, header: str, where: str) -> _Columns:
+        names = [name.strip().strip('"').lower() for name in header.split(",")]
+        if "length" not in names:
+            near = did_you_mean("length", names)
+            wanted = "write a length in each line, or name the column length"
+            raise InputError(f"{shown(header)} has no column length{near or f'; {wanted}'}", where)
+        return cls(names.index("length"), names.index("count") if "count" in names else None, None)
+
+    def __call__(self, text: str, where: str) -> tuple[int, int]:
+        cells = text.split(",") if '"' not in text else _quoted(text)
+        if self.most is not None and len(cells) > self.most:
+            raise InputError(f"{shown(text)} is no length; write 4096, or 4096,12 for 12 documents", where)
+        last = max(self.length, self.count or 0) if self.most is None else self.length
+        if len(cells) <= last:
+            raise InputError(f"{shown(text)} has {len(cells)} columns, and the header has more", where)
+        counts = self.count is not None and len(cells) > self.count
+        return _length(cells[self.length], where), _count(cells[self.count or 0], where) if counts else 1
+
+
+def _quoted(text: str) -> list[str]:
+    import csv  # Few files need it.
+
+    return next(csv.reader([text]))
+
+
+def _json_line(text: str, where: str) -> tuple[int, int]:
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{shown(text)} is not valid JSON", where) from None
+    if not isinstance(entry, dict) or "length" not in entry:
+        keys = list(entry) if isinstance(entry, dict) else []
+        near = did_you_mean("length", [key for key in keys if isinstance(key, str)])
+        raise InputError(f'{shown(text)} has no key "length"{near}', where)
+    length, count = entry["length"], entry.get("count", 1)
+    for name, value in (("length", length), ("count", count)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name}: {shown(value)} is not a whole number", where)
+    return _length(str(length), where), _count(str(count), where)
+
+
+def _length(text: str, where: str) -> int:
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= (length := int(text)) <= MAX_CONTEXT:
+        return length
+    if text in ("0", "-1") or re.fullmatch(r"[+-]?0*[0-9]{1,16}", text):
+        raise InputError(f"a document has 1 to {MAX_CONTEXT:,} tokens (2^50), and this one {shown(int(text))}", where)
+    return parse_context(text, where)
+
+
+def _count(text: str, where: str) -> int:
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= (count := int(text)) <= MAX_DOCUMENTS:
+        return count
+    raise InputError(f"{shown(text)} is no number of documents; allowed are 1 to {MAX_DOCUMENTS:,}", where)

@@ -1,0 +1,92 @@
+"""What `powerplan train` says of documents of many lengths: what masks save, and what waiting for long ones costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from powerplan.report.documents import MASKED, document_entry, lengths_text, show_share
+from powerplan.report.render import Report
+from powerplan.report.tables import Column
+from powerplan.report.width import wrapped
+from powerplan.run.documents import DocumentPlan
+from powerplan.run.plan import PhasePlan, TrainingPlan
+from powerplan.units import format_duration
+
+WAITING = (
+    "waiting: seconds of a step in which devices wait for those with longer documents, in a simulated order that is "
+    "always the same. as they come: sequences in any order, the parts of one as for one document; the plan counts this. "
+    "sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share each "
+    "document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
+)
+
+SPLITS = {
+    "unmasked": "unmasked",
+    "come": "masked, as they come",
+    "sorted": "masked, sorted by work",
+    "even": "masked, evenly",
+}
+"""How sequences of documents are split over devices, as the table names it."""
+
+
+def run_documents_entry(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
+    """Return what JSON says of the documents of a phase; nothing where there are none."""
+    if phase.documents is None:
+        return {}
+    waiting = phase.documents.waiting
+    return {
+        "documents": {
+            **document_entry(phase.documents.row),
+            "waiting": {
+                "as_they_come": waiting.come,
+                "as_they_come_data": waiting.data,
+                "as_they_come_context": waiting.context,
+                "sorted_by_work": waiting.sorted,
+                "longest_micro_batch": waiting.come_longest,
+                "simulated_steps": waiting.steps,
+                "simulated_documents": waiting.documents,
+            },
+            "splits": [row | {"split": name} for name, row in _split_rows(phase, phase.documents, plan).items()],
+        }
+    }
+
+
+def _split_rows(phase: PhasePlan, documents: DocumentPlan, plan: TrainingPlan) -> dict[str, dict[str, Any]]:
+    """Return the time of each way to split documents over the devices."""
+    waits = {"unmasked": 0.0, "come": phase.layout.step.waiting_s, "sorted": documents.sorted_waiting_s, "even": 0.0}
+    rows = {}
+    for name, waiting_s in waits.items():
+        step_s = documents.unmasked_s if name == "unmasked" else documents.even_s + waiting_s
+        seconds = phase.seconds * step_s / phase.layout.step_s
+        hours = seconds / 3600 * plan.setting.cluster.devices
+        rows[name] = {"waiting_s": waiting_s, "step_s": step_s, "seconds": seconds, "gpu_hours": hours}
+    return rows
+
+
+def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
+    """Return the section on the documents of a phase; none where there are none. The first explains its words."""
+    documents = phase.documents
+    if documents is None:
+        return []
+    row = documents.row
+    padded, packed, _ = row.packings
+    as_long = "" if row.equal_context is None else f", as if each sequence had one document of {row.equal_context:,}"
+    first = phase is plan.phases[0]
+    lines = [
+        *(lengths_text(row.lengths) if first else ()),
+        *wrapped(f"{f'{MASKED}. ' if first else ''}Masks save {show_share(float(row.saved))} of all FLOPs{as_long}."),
+        *wrapped(
+            f"Documents are packed whole: {show_share(float(packed.padding))} padding, "
+            f"{show_share(float(packed.cut / row.lengths.documents))} of them cut; one in each sequence would be "
+            f"{show_share(float(padded.padding))} padding."
+        ),
+    ]
+    columns = [
+        Column("split", "documents", lambda name: SPLITS[name], left=True),
+        Column("waiting_s", "waiting", lambda seconds: format_duration(seconds) if seconds > 1e-9 else "-"),
+        Column("step_s", "step", format_duration),
+        Column("gpu_hours", "device\nhours", lambda value: f"{value:,.0f}"),
+    ]
+    rows = [row | {"split": name} for name, row in _split_rows(phase, documents, plan).items()]
+    if not phase.layout.fits:
+        columns = columns[:-1]
+    return [Report("", {}, columns, rows, before=lines, legend=wrapped(WAITING) if first else ())]
