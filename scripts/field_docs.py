@@ -5,6 +5,7 @@ python scripts/field_docs.py
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,8 +98,7 @@ SYSTEMS = (
         ("mamba2", "moba", "moe", "memory"),
         "powerplan wsfr llama-3.2-1b --ctx 128k --mixer mamba2",
         open="Hydra: 1.6B",
-        text="A blueprint. Its workspace memory has no published formula that was found; routing of whole chunks changes no "
-        "count of `moe`.",
+        text="A blueprint. No formula of its workspace memory was found; routing whole chunks changes no count of `moe`",
     ),
     System(
         "Hyena, HyenaDNA",
@@ -107,7 +107,7 @@ SYSTEMS = (
         "powerplan wsfr hyenadna-large-1m --ctx 1M --form chunked",
         ("hyenadna-large-1m",),
         (("field", "hyena-size"), ("field", "hyena-speed")),
-        text="Training runs FFTs (`--form chunked`); decoding reads earlier inputs, or a distilled state (`state_dim`).",
+        text="Training runs FFTs (`--form chunked`); decoding reads earlier inputs, or a distilled state (`state_dim`)",
     ),
     System(
         "PowerAttention (exponential receptive field; no power attention)",
@@ -158,8 +158,8 @@ SYSTEMS = (
         ("ultramemv2-1.2b",),
         (("field", "ultramem-total"), ("field", "ultramem-active")),
         open="UltraMemV2: 2.5B active of 120B",
-        text="`memory` counts PEER (arXiv 2407.04153: `neurons`, `shared_keys`) and Memory+ (arXiv 2412.09764: `gated`, "
-        "`value_projection`; not a pool that layers share) too.",
+        text="`memory` counts PEER (arXiv 2407.04153: `neurons`, `shared_keys`) too, and Memory+ (arXiv 2412.09764: "
+        "`gated`, `value_projection`; not a pool that layers share)",
     ),
     System(
         "Locret, and other eviction within a budget",
@@ -252,31 +252,27 @@ def field_page() -> str:
         for comparison in result.comparisons
     }
     reasons = results["field"].figures.not_computed
-    lines = [
-        HEAD,
-        "| system | published in | counted as | catalogue | claim, and what is computed |",
-        "|---|---|---|---|---|",
-    ]
+    heading = "| system | published in | counted as | catalogue | claim, and what is computed |"
+    lines = [HEAD, heading, "|---|---|---|---|---|"]
     for system in SYSTEMS:
         said = [_claim(found[figure]) for figure in system.figures]
         if system.open is not None:
-            said.append(f"{system.open}: not computed, {reasons[system.open]}")
+            said.append(f"{system.open}: not computed ({reasons[system.open]})")
+        swapped = any(word in system.command for word in ("--mixer", "--only"))
         cells = (
             f"**{system.name}**",
             system.source,
             ", ".join(f"`{kind}`" for kind in system.kinds),
-            ", ".join(f"`{name}`" for name in system.models) or "any, by `--mixer`",
+            ", ".join(f"`{name}`" for name in system.models) or "any model" * swapped,
             ". ".join(filter(None, [*said, system.text.rstrip(".")])) or "no claim of cost",
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["\n## Commands\n", "```sh"]
     lines += [f"{system.command}  # {system.name}" for system in SYSTEMS]
     built = ", ".join(f"`{kind.__struct_config__.tag}`" for kind in BUILT)
-    lines += [
-        "```\n",
-        "## Layers\n",
-        f"`powerplan.models` builds {built}; the other kinds are counted ([models.md](models.md)).",
-    ]
+    lines += ["```\n", "## Layers\n"]
+    text = f"`powerplan.models` builds {built}; the other kinds are counted ([models.md](models.md))."
+    lines.append(textwrap.fill(text, 120, break_on_hyphens=False))
     return "\n".join(lines) + "\n"
 
 
@@ -285,7 +281,7 @@ def _claim(comparison: Comparison) -> str:
     figure, (name, _) = comparison.figure, comparison.nearest
     value = comparison.computed[name]
     digits = 0 if value.denominator == 1 else max(2, figure.decimals)
-    return f"{figure.what} {figure.printed()}; computed {figure.show(value, digits)} ({name})"
+    return f"{figure.what}: published {figure.printed()}, computed {figure.show(value, digits)} ({name})"
 
 
 if __name__ == "__main__":
