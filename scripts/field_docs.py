@@ -207,7 +207,7 @@ SYSTEMS = (
         ("attention",),
         "powerplan hardware b200-sxm",
         figures=(("field", "fa4-peak"),),
-        text="`train --efficiency attention=71` takes such a share; the defaults are those of published runs on H100s.",
+        text="`train --efficiency attention=0.71` takes such a share; the defaults are those of published runs on H100s.",
     ),
     System(
         "Characterizing SSMs and hybrids on consumer GPUs",
