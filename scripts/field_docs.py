@@ -98,7 +98,7 @@ SYSTEMS = (
         ("mamba2", "moba", "moe", "memory"),
         "powerplan wsfr llama-3.2-1b --ctx 128k --mixer mamba2",
         open="Hydra: 1.6B",
-        text="A blueprint. No formula of its workspace memory was found; routing whole chunks changes no count of `moe`",
+        text="A blueprint. No formula of its workspace memory was found; routing by chunks changes no count of `moe`",
     ),
     System(
         "Hyena, HyenaDNA",
@@ -207,7 +207,7 @@ SYSTEMS = (
         ("attention",),
         "powerplan hardware b200-sxm",
         figures=(("field", "fa4-peak"),),
-        text="`train --efficiency attention=0.71` takes such a share; the defaults are those of published runs on H100s.",
+        text="`train --efficiency attention=0.71` takes such a share; defaults are those of published runs on H100s",
     ),
     System(
         "Characterizing SSMs and hybrids on consumer GPUs",

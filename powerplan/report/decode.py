@@ -121,11 +121,11 @@ def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) ->
         f"batch gets a token at the end of the context; {', '.join(formats)}."
     )
     ffns = [use.layer.ffn for model in models for use in model.accounting.uses]
-    words = [
+    entries = [
         "experts" * any(ffn.picks is not None and not ffn.is_table for ffn in ffns if ffn is not None),
         "rows of tables and memories" * any(ffn.is_table for ffn in ffns if ffn is not None),
     ]
-    read = " and ".join(filter(None, words))
+    read = " and ".join(filter(None, entries))
     if read:
         text += f" {read[0].upper()}{read[1:]} read: those that the batch is expected to touch."
     if any(model.servings[0].host_bytes for model in models):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache
 from math import log2
+from typing import Any
 
 import msgspec
 
@@ -30,7 +31,7 @@ SHARED_BATCH = 64
 MSA_TOKENS, A800_BYTES = 10**8, 80 * 10**9
 
 
-def _heads_of(mixer: Mixer) -> dict[str, int]:
+def _heads_of(mixer: Mixer) -> dict[str, Any]:
     assert isinstance(mixer, Attention)
     fields = ("heads", "kv_heads", "head_dim", "v_head_dim")
     return {field: getattr(mixer, field) for field in fields}
