@@ -327,7 +327,9 @@ def test_shell_completion_offers_models() -> None:
     }
     process = subprocess.run([SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert "llama-3-8b" in process.stdout.split()
-    shown = subprocess.run([SCRIPT, "--show-completion", "bash"], capture_output=True, text=True, check=True)
+    # typer looks for the shell among the parents of the process. `true` keeps bash from becoming the command itself.
+    command = ["bash", "-c", f"{SCRIPT} --show-completion; true"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "_POWERPLAN_COMPLETE" in shown.stdout
 
 

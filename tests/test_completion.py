@@ -137,7 +137,7 @@ def test_bash_itself() -> None:
     """The script of --show-completion, loaded by bash, which divides the words as it does for a user."""
     code = f"""
     PATH={SCRIPT.parent}:$PATH
-    eval "$(powerplan --show-completion bash)"
+    eval "$(powerplan --show-completion)"
     COMP_WORDS=(powerplan wsfr gpt2-small --mixer power : p = 2,gated = t) COMP_CWORD=10
     _powerplan_completion powerplan
     echo "${{COMPREPLY[@]}}"

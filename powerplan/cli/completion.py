@@ -64,7 +64,7 @@ def check_request(environment: Mapping[str, str]) -> None:
         words, position = environment.get("COMP_WORDS"), environment.get("COMP_CWORD")
         if words is None or position is None or not (position.isdecimal() and len(position) < 6):
             problem = "complete_bash needs COMP_WORDS and a number in COMP_CWORD, as the script sets them that"
-            raise InputError(f"{problem} powerplan --show-completion bash prints", VARIABLE)
+            raise InputError(f"{problem} powerplan --show-completion prints", VARIABLE)
 
 
 def _joined(words: list[str], position: int) -> tuple[list[str], int]:

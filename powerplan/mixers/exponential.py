@@ -39,6 +39,10 @@ class ExponentialSparse(GroupedHeads, frozen=True, kw_only=True, tag_field="kind
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"seen": mean_keys_at_powers(context, convention.causal, self.block_size, self.window_blocks)}
 
+    def direct_reach(self, context: int) -> int:
+        """Return the tokens of the window, the last that a query meets without gaps."""
+        return min(context, self.block_size * self.window_blocks)
+
     def describe(self) -> str:
         return f"exponential sparse, blocks of {self.block_size:,}"
 

@@ -21,12 +21,14 @@ def losses(before: ModelSpec, after: ModelSpec, context: int) -> list[str]:
     pairs = [(old[place * len(old) // len(new)], mixer) for place, mixer in enumerate(new)]  # The depth may be another.
     fixed: list[Mixer] = []
     windows: list[int] = []
+    parted = False
     for was, mixer in pairs:
         before_it, reach = was.direct_reach(context), mixer.direct_reach(context)
         if before_it and reach is None:
             fixed.append(mixer)
         elif before_it and reach and reach < min(context, before_it):
             windows.append(reach)
+            parted |= mixer.sparse_reads
     parts: list[str] = []
     if fixed:
         parts.append(
@@ -36,7 +38,8 @@ def losses(before: ModelSpec, after: ModelSpec, context: int) -> list[str]:
         odd = {mixer.family for mixer in fixed if (mixer.degree or 0) > 2}
         parts += [RECALL[kind] for kind in kinds if kind in RECALL and kind not in odd]
     if windows:
-        text = f"direct sight of what is more than {max(windows):,} tokens back, in {_of(len(windows), len(new))}"
+        what = "most of what" if parted else "what"
+        text = f"direct sight of {what} is more than {max(windows):,} tokens back, in {_of(len(windows), len(new))}"
         through = _seen(new, context)
         parts.append(text if through is None else f"{text}; what is more than {through:,} back is not seen at all")
     if shared := _shared(before, after):
@@ -49,11 +52,14 @@ def _of(count: int, layers: int) -> str:
 
 
 def _seen(mixers: Sequence[Mixer], context: int) -> int | None:
-    """Return how many tokens back windows see through all layers together; None where that is all, or not known."""
+    """Return how many tokens back windows see through all layers together; None where that is all, or not known.
+
+    A fixed pattern meets far blocks besides, from which layer after layer every token is reached.
+    """
     through = 1
     for mixer in mixers:
         reach = mixer.direct_reach(context)
-        if reach is None or reach >= context:
+        if reach is None or reach >= context or mixer.sparse_reads:
             return None
         through += reach - 1
     return through if through < context else None

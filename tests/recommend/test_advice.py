@@ -189,6 +189,8 @@ def test_what_layers_lose() -> None:
         "direct sight of what is more than 1,024 tokens back, in all 32 layers; what is more than 32,737 back is not "
         "seen at all"
     ]
+    pattern = ["direct sight of most of what is more than 1,280 tokens back, in all 32 layers"]
+    assert lost("exponential_sparse") == pattern, "blocks at powers of two pass on the rest"
     assert lost("window:4096") == ["direct sight of what is more than 4,096 tokens back, in all 32 layers"]
     assert lost("window:4096", 4096) == []
     assert len(lost("power:p=2")) == 2
