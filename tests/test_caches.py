@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import contexts, specs
 
@@ -69,22 +69,33 @@ def test_a_prompt_with_eviction_token_by_token(context: int, budget: int, chunk:
     assert flops == 3 * 2 * 2 * (8 + 8) * keys
 
 
+def is_smooth(spec: ModelSpec) -> bool:
+    """Whether every cache and its FLOPs grow with every token.
+
+    Tokens that wait to be compressed go when an entry is made of them; mean keys in chunks fall when a chunk begins;
+    the last tokens of a sparse memory cost more than others.
+    """
+    rough = ("compressed", "chunked_attention", "memory_sparse")
+    return not any(mixer.kind in rough for mixer in spec.mixers())
+
+
 @settings(max_examples=50)
 @given(spec=specs, context=contexts, less=sizes, more=sizes, chunk=sizes)
 def test_a_smaller_budget_takes_no_more(spec: Any, context: int, less: int, more: int, chunk: int) -> None:
-    assume(not any(mixer.kind == "memory_sparse" for mixer in spec.mixers()))  # Its last tokens cost more than others.
     less, more = sorted((less, more))
     few, many, every = (
         served(spec, context, budget=tokens, prefill_chunk=chunk) for tokens in (less, more, max(more, context))
     )
     without = served(spec, context, prefill_chunk=chunk)
-    for name in ("cache_bytes", "state_bytes", "prefill_flops", "prefill_bytes"):
-        assert getattr(few, name) <= getattr(many, name) <= getattr(every, name) == getattr(without, name)
     steps = [serving.step(3) for serving in (few, many, every, without)]
     assert steps[2] == steps[3]
-    if not any(mixer.kind == "chunked_attention" for mixer in spec.mixers()):  # Its mean keys fall behind a chunk.
+    for name in ("cache_bytes", "state_bytes", "prefill_flops", "prefill_bytes"):
+        assert getattr(every, name) == getattr(without, name)
+        if is_smooth(spec):
+            assert getattr(few, name) <= getattr(many, name) <= getattr(every, name)
+    if is_smooth(spec):
         assert steps[0].flops <= steps[1].flops <= steps[2].flops
-    assert steps[0].moved_bytes <= steps[1].moved_bytes <= steps[2].moved_bytes
+        assert steps[0].moved_bytes <= steps[1].moved_bytes <= steps[2].moved_bytes
     assert steps[0].memory_bytes == few.device_bytes + 3 * few.state_bytes
     assert few.recurrent_bytes == without.recurrent_bytes
     # Eviction behind the whole prompt saves none of its FLOPs.
@@ -152,8 +163,9 @@ def test_the_memory_of_mlps_against_torch(gated: bool, dtype: str) -> None:
 def test_chunks_take_no_more_memory(spec: Any, context: int, chunk: int, budget: int | None) -> None:
     serving = served(spec, context, prefill_chunk=chunk, budget=budget)
     whole, memory = serving.unchunked().prefill_memory, serving.prefill_memory
-    assert memory.bytes <= whole.bytes
-    assert serving.state_bytes <= memory.state_bytes <= whole.state_bytes
+    if is_smooth(spec) or budget is None:
+        assert memory.bytes <= whole.bytes
+        assert serving.state_bytes <= memory.state_bytes <= whole.state_bytes
     assert memory.chunks == len(range(0, context, chunk))
     if chunk >= context:
         assert memory == whole

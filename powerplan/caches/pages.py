@@ -48,14 +48,13 @@ class Allocation:
 
     bytes: in all. page: tokens of a page of the layers that keep most tokens in one; None without a cache. page_bytes:
     bytes of a page of one layer, where all have the same; None where they differ. padding_layers: layers that stand in
-    no model, and have pages so that all groups have as many. notes: what a reader must know of the rule.
+    no model, and have pages so that all groups have as many layers.
     """
 
     bytes: Fraction
     page: int | None
     page_bytes: Fraction | None = None
     padding_layers: int = 0
-    notes: tuple[str, ...] = ()
 
 
 class _Sort(NamedTuple):
@@ -111,7 +110,8 @@ def _whole_pages(spec: ModelSpec, context: int, dtypes: Dtypes, policy: Policy) 
         size = mixer.state_size(kept)
         cache = size.cache
         if cache and mixer.grows:
-            cache = mixer.state_size(-(-kept // page) * page).cache
+            # Tokens that wait to be compressed are more between two whole pages than behind one.
+            cache = max(cache, mixer.state_size(-(-kept // page) * page).cache)
         elif cache:
             reach = mixer.direct_reach(kept) or kept
             pages = -(-reach // page) if mixer.kind == "chunked_attention" else 1 - (1 - reach) // page
