@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from powerplan.report.documents import MASKED, document_entry, lengths_text, show_share
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
 from powerplan.report.width import wrapped
+from powerplan.run.degrees import Degrees
 from powerplan.run.documents import DocumentPlan
 from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.units import format_duration
 
 WAITING = (
     "waiting: seconds of a step in which devices wait for those with longer documents, in a simulated order that is "
-    "always the same. as they come: sequences in any order, the parts of one as for one document; the plan counts this. "
-    "sorted by work: sequences at work at once are alike (ByteScale, arXiv 2502.21231), and cp devices share each "
-    "document (WLB-LLM, arXiv 2503.17924). evenly: no device waits."
+    "always the same; each way in its own layout. as they come: sequences in any order, the parts of one as for one "
+    "document; the plan counts this. sorted by work: sequences at work at once are alike (ByteScale, arXiv "
+    "2502.21231), and cp devices share each document (WLB-LLM, arXiv 2503.17924). evenly: as if no device waited."
 )
 
 SPLITS = {
@@ -45,20 +47,31 @@ def run_documents_entry(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
                 "simulated_steps": waiting.steps,
                 "simulated_documents": waiting.documents,
             },
-            "splits": [row | {"split": name} for name, row in _split_rows(phase, phase.documents, plan).items()],
+            "splits": _split_rows(phase, phase.documents, plan),
         }
     }
 
 
-def _split_rows(phase: PhasePlan, documents: DocumentPlan, plan: TrainingPlan) -> dict[str, dict[str, Any]]:
-    """Return the time of each way to split documents over the devices."""
-    waits = {"unmasked": 0.0, "come": phase.layout.step.waiting_s, "sorted": documents.sorted_waiting_s, "even": 0.0}
-    rows = {}
-    for name, waiting_s in waits.items():
-        step_s = documents.unmasked_s if name == "unmasked" else documents.even_s + waiting_s
-        seconds = phase.seconds * step_s / phase.layout.step_s
-        hours = seconds / 3600 * plan.setting.cluster.devices
-        rows[name] = {"waiting_s": waiting_s, "step_s": step_s, "seconds": seconds, "gpu_hours": hours}
+def _split_rows(phase: PhasePlan, documents: DocumentPlan, plan: TrainingPlan) -> list[dict[str, Any]]:
+    """Return the time of each way to split documents over the devices, in its own best layout."""
+    splits = {
+        "unmasked": documents.unmasked,
+        "come": documents.come,
+        "sorted": documents.ordered,
+        "even": documents.even,
+    }
+    rows = []
+    for name, split in splits.items():
+        seconds = phase.phase.tokens / split.layout.tokens_per_s
+        row = {
+            "split": name,
+            "parallel": asdict(split.layout.degrees),
+            "waiting_s": split.waiting_s,
+            "step_s": split.layout.step_s,
+            "seconds": seconds,
+            "gpu_hours": seconds / 3600 * plan.setting.cluster.devices,
+        }
+        rows.append(row)
     return rows
 
 
@@ -85,8 +98,9 @@ def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
         Column("waiting_s", "waiting", lambda seconds: format_duration(seconds) if seconds > 1e-9 else "-"),
         Column("step_s", "step", format_duration),
         Column("gpu_hours", "device\nhours", lambda value: f"{value:,.0f}"),
+        Column("layout", "layout", left=True),
     ]
-    rows = [row | {"split": name} for name, row in _split_rows(phase, documents, plan).items()]
+    rows = [row | {"layout": Degrees(**row["parallel"]).describe()} for row in _split_rows(phase, documents, plan)]
     if not phase.layout.fits:
-        columns = columns[:-1]
+        columns = [column for column in columns if column.key != "gpu_hours"]
     return [Report("", {}, columns, rows, before=lines, legend=wrapped(WAITING) if first else ())]

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from powerplan.lengths.flops import DocumentRow
 from powerplan.run.layouts import Layout, Layouts
 from powerplan.run.search import SLOWER, Found, simplest_of_fastest
 from powerplan.run.waiting import DocumentOrder, Waiting
 
-LEAST_COMPARED = 6
-"""Layouts whose waiting is found at least: JSON shows the best and five others."""
+LEAST_COMPARED = 61
+"""Layouts whose waiting is found at least: other mixers are tried in the best and 60 others."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A layout whose sequences of documents are split over the devices in one way. waiting_s: seconds of its step in
+    which devices wait for longer documents, which its step has."""
+
+    layout: Layout
+    waiting_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class DocumentPlan:
-    """A phase of a run over documents, in the layout of its plan.
+    """A phase of a run over documents, each way to split them in its own best layout.
 
-    row: the FLOPs of the documents. waiting: how much longer the slowest devices work than the mean. even_s: seconds of
-    a step if no device waited. sorted_waiting_s: seconds of waiting in a step where sequences are sorted by their work.
-    unmasked_s: seconds of a step in the same layout where every token attends to all before it in its sequence.
+    row: the FLOPs of the documents. waiting: how much longer the slowest devices of the plan work than the mean.
+    come: sequences as they come, the plan. ordered: sequences sorted by their work, and documents shared evenly by the
+    devices of cp. even: as if no device waited. find_unmasked: finds the best layout where every token attends to all
+    before it in its sequence; InputError where there is none.
     """
 
     row: DocumentRow
     waiting: Waiting
-    even_s: float
-    sorted_waiting_s: float
-    unmasked_s: float
+    come: Split
+    ordered: Split
+    even: Split
+    find_unmasked: Callable[[], Layout]
 
-    @property
-    def sorted_s(self) -> float:
-        """Seconds of a step where sequences are sorted by their work, and documents shared evenly."""
-        return self.even_s + self.sorted_waiting_s
+    @cached_property
+    def unmasked(self) -> Split:
+        """The best layout of the same phase without masks, which takes a search of its own."""
+        return Split(self.find_unmasked())
 
 
-def with_documents(layouts: Layouts, found: Found) -> tuple[Found, DocumentPlan]:
+def with_documents(layouts: Layouts, found: Found, find_unmasked: Callable[[], Layout]) -> tuple[Found, DocumentPlan]:
     """Return layouts with the time that devices wait for longer documents, which come in any order, the best first.
 
     Waiting can only slow a layout down, so that those are compared which are faster without it than the best is with
@@ -46,26 +59,40 @@ def with_documents(layouts: Layouts, found: Found) -> tuple[Found, DocumentPlan]
     ranked = [found.best]
     if found.best.fits:
         ranked = sorted((found.best, *found.others), key=lambda layout: -layout.tokens_per_s)
-    slowed: list[Layout] = []
+
+    def come(layout: Layout) -> float:
+        waiting = order.waiting(layout)
+        return seconds_waited(layout, waiting.come, waiting.come_longest)
+
+    def ordered(layout: Layout) -> float:
+        waiting = order.waiting(layout)
+        return seconds_waited(layout, waiting.sorted, waiting.sorted_longest)
+
+    best, *others = _slowed(ranked, come)
+    plan = DocumentPlan(
+        layouts.documents,
+        order.waiting(best.layout),
+        best,
+        _slowed(ranked, ordered)[0],
+        Split(found.best),
+        find_unmasked,
+    )
+    return replace(found, best=best.layout, others=tuple(split.layout for split in others)), plan
+
+
+def _slowed(ranked: Sequence[Layout], waited: Callable[[Layout], float]) -> list[Split]:
+    """Return layouts with what devices wait in them, the best first; `ranked` without it, from the fastest on."""
+    slowed: list[Split] = []
     fastest = 0.0
     for number, layout in enumerate(ranked):
         if number >= LEAST_COMPARED and layout.tokens_per_s * SLOWER < fastest:
             break
-        waiting = order.waiting(layout)
-        waiting_s = seconds_waited(layout, waiting.come, waiting.come_longest)
-        slowed.append(replace(layout, step=replace(layout.step, waiting_s=waiting_s)))
-        fastest = max(fastest, slowed[-1].tokens_per_s)
-    best = simplest_of_fastest(slowed)
-    others = sorted((layout for layout in slowed if layout is not best), key=lambda layout: -layout.tokens_per_s)
-    return replace(found, best=best, others=tuple(others)), _document_plan(layouts, best, order)
-
-
-def _document_plan(layouts: Layouts, layout: Layout, order: DocumentOrder) -> DocumentPlan:
-    whole = Layouts(layouts.accounting, layout.context, replace(layout.setting, lengths=None))
-    unmasked = whole.layout(layout.degrees, layout.recipe, layout.sequences)
-    waiting, even_s = order.waiting(layout), layout.step_s - layout.step.waiting_s
-    sorted_s = seconds_waited(layout, waiting.sorted, waiting.sorted_longest)
-    return DocumentPlan(layouts.documents, waiting, even_s, sorted_s, unmasked.step_s)
+        waiting_s = waited(layout)
+        slower = replace(layout, step=replace(layout.step, waiting_s=waiting_s))
+        slowed.append(Split(slower, waiting_s))
+        fastest = max(fastest, slower.tokens_per_s)
+    best = simplest_of_fastest([split.layout for split in slowed])
+    return sorted(slowed, key=lambda split: (split.layout is not best, -split.layout.tokens_per_s))
 
 
 def seconds_waited(layout: Layout, slowest: float, longest: float) -> float:

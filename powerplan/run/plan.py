@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
@@ -13,7 +13,7 @@ from powerplan.run.degrees import Degrees, check_degrees
 from powerplan.run.documents import DocumentPlan, with_documents
 from powerplan.run.layouts import Layout, Layouts, Setting
 from powerplan.run.recipe import Recipe
-from powerplan.run.search import MAX_TRIED, MICRO_BATCHES, RECOMPUTE, all_degrees, find_layouts
+from powerplan.run.search import MAX_TRIED, MICRO_BATCHES, RECOMPUTE, Found, all_degrees, find_layouts
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,26 @@ def plan_training(
     Raises:
         InputError: degrees are given and impossible, or no layout can share the batch.
     """
-    planned = [_planned(Layouts(accounting, phase.context, setting), phase, choices) for phase in phases]
+    planned = [_planned(accounting, setting, phase, choices) for phase in phases]
     return TrainingPlan(accounting, tuple(planned), setting, price)
 
 
-def _planned(layouts: Layouts, phase: Phase, choices: Choices) -> PhasePlan:
+def _planned(accounting: Accounting, setting: Setting, phase: Phase, choices: Choices) -> PhasePlan:
+    layouts = Layouts(accounting, phase.context, setting)
+    found = _found(layouts, choices)
+    if setting.lengths is None:
+        return PhasePlan(phase, found.best, found.others, found.tried)
+
+    def find_unmasked() -> Layout:
+        whole = Layouts(accounting, phase.context, replace(setting, lengths=None))
+        return _found(whole, choices).best
+
+    found, documents = with_documents(layouts, found, find_unmasked)
+    return PhasePlan(phase, found.best, found.others, found.tried, documents)
+
+
+def _found(layouts: Layouts, choices: Choices) -> Found:
+    """Return the best layouts of one model at one context; raises InputError where none can share the batch."""
     devices = layouts.setting.cluster.devices
     if choices.degrees is not None:
         for given in choices.degrees:
@@ -142,10 +157,7 @@ def _planned(layouts: Layouts, phase: Phase, choices: Choices) -> PhasePlan:
     found = find_layouts(layouts, choices.recipe, choices.recompute, choices.micro_batches, ways)
     if found is None:
         raise InputError(_batch_problem(layouts, choices), parameter("batch_tokens"))
-    if layouts.setting.lengths is None:
-        return PhasePlan(phase, found.best, found.others, found.tried)
-    found, documents = with_documents(layouts, found)
-    return PhasePlan(phase, found.best, found.others, found.tried, documents)
+    return found
 
 
 def _batch_problem(layouts: Layouts, choices: Choices) -> str:

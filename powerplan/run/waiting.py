@@ -230,7 +230,7 @@ def document_work(accounting: Accounting, longest: int, efficiency: Efficiency) 
     It is their FLOPs as the default convention counts them, attention and recurrent state each over the share of the
     peak that it reaches. What one token takes on average is counted at POINTS lengths an octave and interpolated.
     """
-    points = [*range(1, min(POINTS, longest) + 1)]
+    points: list[int] = [*range(1, min(POINTS, longest) + 1)]
     while points[-1] < longest:
         points.append(min(longest, max(points[-1] + 1, round(points[-1] * 2 ** (1 / POINTS)))))
     layers = [(use.layer.mixer, use.count) for use in accounting.uses if use.layer.mixer is not None]
