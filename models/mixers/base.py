@@ -23,21 +23,22 @@ RUN_SHARED = "attention, power, linear, retnet and lightning"
 class SequenceMixer(nn.Module):
     """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
-    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None) -> Tensor:
+    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None, **more: Any) -> Any:
         """Mix the tokens of x [B, T, m]. With a slot, they follow the tokens in it and are added to it.
 
         With a plan, x has this rank's tokens of sequences that lie on several ranks. Raises InputError where the mixer
         cannot do that, and where activation checkpointing calls again with a slot, which holds these tokens by then.
+        more: what `run` of this kind takes besides.
         """
         if cp is not None:
             if slot is not None:
                 raise InputError("a cache and cp exclude each other: a cache has all tokens of its sequences")
             return self.run_shared(x, cp)
         if slot is None:
-            return self.run(x, 0, None, return_state=False)[0]
+            return self.run(x, 0, None, return_state=False, **more)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
-        out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True)
+        out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True, **more)
         slot.tokens += x.shape[1]
         return out
 

@@ -34,7 +34,10 @@ class MatrixMixer(SequenceMixer):
     """
 
     activated = False
-    """Queries, keys and values go through SiLU. After convolutions they always do."""
+    """Queries, keys and values go through SiLU, without convolutions too."""
+
+    silu_follows = True
+    """SiLU follows the short convolutions."""
 
     sigmoid_gate = False
     """The output gate is a sigmoid and not SiLU."""
@@ -74,7 +77,7 @@ class MatrixMixer(SequenceMixer):
             sizes = [part.shape[-1] for part in (q, k, v)]
             joined, conv_inputs = self.convolution(torch.cat((q, k, v), -1), conv_inputs)
             q, k, v = joined.split(sizes, -1)
-        if self.activated or self.convolution is not None:
+        if self.activated or (self.convolution is not None and self.silu_follows):
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
         q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
         v = v.unflatten(-1, (self.heads, self.v_head_dim))

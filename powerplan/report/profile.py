@@ -228,7 +228,7 @@ def _chunk_sizes(profile: Profile) -> list[str]:
     lines = []
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for row in profile.part("state"):
-        if row.chunk_size:
+        if row.chunk_size and row.p:
             shape = (row.p, row.heads, row.kv_heads, row.head_dim, row.gated)
             groups.setdefault((row.direction, row.context, row.impl, *shape), []).append(row)
     for (direction, context, *_), rows in groups.items():

@@ -265,7 +265,9 @@ def test_the_plan_counts_what_waiting_costs(capsys: pytest.CaptureFixture[str]) 
 
 def test_padding_takes_time_and_trains_nothing() -> None:
     """Documents of 5,120 tokens fill five eighths of sequences of 8,192, as no two of them fit."""
-    answer = powerplan.train("llama-3-8b", "8k", gpu="h100-sxm", devices=8, tokens="1B", parallel="fsdp=8", lengths="5k")
+    answer = powerplan.train(
+        "llama-3-8b", "8k", gpu="h100-sxm", devices=8, tokens="1B", parallel="fsdp=8", lengths="5k"
+    )
     (phase,) = answer.plan.phases
     layout = phase.layout
     assert layout.filled * 8 == 5
