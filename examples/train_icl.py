@@ -1,6 +1,7 @@
 """Train the same small model with five mixers at equal training FLOPs, and compare how well each uses its context.
 
 Usage: python examples/train_icl.py --out FOLDER [--preset laptop | tiny] [--tasks code,recall] ...
+       torchrun --nproc-per-node N examples/train_icl.py --context-parallel N --out FOLDER ...
 
 The mixers are softmax attention, a sliding window, linear attention, power attention, and a mix of softmax and power
 layers. The task `code` predicts bytes of Python's standard library and shows the loss by position in the context. The
@@ -14,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import time
@@ -29,6 +29,7 @@ import torch
 
 from icl.curves import bin_edges
 from icl.plots import curve_plot, pyplot
+from icl.ranks import RankError, Ranks, check_ranks, command_line, is_first, joined, started_ranks
 from icl.result import machine, result, table, task_record
 from icl.run import Run, RunEnvironment, build_task, checkpoint_path, interruptible, result_path, run_name
 from icl.saved import read_checkpoint, read_json, read_record
@@ -36,6 +37,7 @@ from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
 from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
+from powerplan.mixers import Attention
 from powerplan.output import check_target, write_whole
 from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
@@ -73,25 +75,35 @@ class Job:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
+    options = None
     try:
-        return _main(_options(arguments), start)
+        options = _options(arguments)
+        with joined(options.context_parallel, options.device) as ranks:
+            return _main(options, start, ranks)
     except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # All ranks have the same options, and all but one hear that a rank has failed.
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
+        elif options is not None and not isinstance(error, RankError):
+            print(f"rank {os.environ['RANK']}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        _report("interrupted: the same command goes on from here")
         return INTERRUPTED
 
 
-def _main(options: argparse.Namespace, start: float) -> int:
+def _main(options: argparse.Namespace, start: float, ranks: Ranks | None) -> int:
     if options.plot:
         pyplot()  # before anything is trained
-    out = _prepare_folder(options.out, _run_settings(options))
+    if ranks is not None and not is_first():
+        ranks.wait()  # The first rank says what is wrong for all.
+    out = _prepare_folder(options.out, _run_settings(options)) if is_first() else options.out
     target = out / "icl.json"
     plots = {name: out / f"icl-{name}.png" for name in options.tasks if options.plot}
     for path in (target, *plots.values()):
         check_target(str(path), True, "--out")
-    environment = RunEnvironment(out, options.device, options.threads)
+    device = options.device if ranks is None else ranks.device
+    environment = RunEnvironment(out, device, options.threads, ranks=ranks)
     experiments = [_experiment(name, settings, options) for name, settings in _settings(options).items()]
     jobs = [
         Job(experiment.task.name, experiment.settings, model.mixer, seed, options.match, environment)
@@ -102,13 +114,19 @@ def _main(options: argparse.Namespace, start: float) -> int:
     waiting = [job for job in jobs if not result_path(out, job.name).exists()]
     for experiment in experiments:
         _read_saved(experiment, [job for job in jobs if job.task == experiment.task.name])  # Before hours of training.
+    if ranks is not None:
+        _check_shared(experiments, ranks)
+        if is_first():
+            ranks.wait()
     _report(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done")
     run_jobs(waiting, options.jobs)
+    if not is_first():
+        return 0
     records = []
     for experiment in experiments:
         runs = _read_saved(experiment, [job for job in jobs if job.task == experiment.task.name])
         records.append(task_record(experiment.task, experiment.settings, options.match, experiment.models, runs))
-    data = result(options.command, machine(options.device, options.threads, options.jobs), records)
+    data = result(options.command, machine(device, options.threads, options.jobs, ranks), records)
     write_whole(str(target), f"{json.dumps(data, indent=1)}\n".encode(), True, "--out")
     for record in records:
         print(f"\n{record['task']}, context {record['settings']['context']:,}, {options.seeds} seeds, mean ± spread")
@@ -122,6 +140,23 @@ def _main(options: argparse.Namespace, start: float) -> int:
 def _experiment(name: str, settings: TaskSettings, options: argparse.Namespace) -> Experiment:
     task = build_task(name, settings)
     return Experiment(task, settings, variants(settings, options.mixers, task.vocabulary, name, options.match))
+
+
+def _check_shared(experiments: Sequence[Experiment], ranks: Ranks) -> None:
+    """Raise InputError where ranks cannot have equal parts of a batch, or of the heads of softmax attention."""
+    sharing = ranks.count // ranks.groups
+    for experiment in experiments:
+        batch = experiment.settings.batch
+        if batch % ranks.groups:
+            name = experiment.task.name
+            raise InputError(
+                f"{batch} sequences of {name} cannot be shared by {ranks.groups} groups of ranks", "--batch"
+            )
+        for model in experiment.models:
+            for mixer in (use.layer.mixer for use in model.spec.layer_uses()):
+                if isinstance(mixer, Attention) and mixer.window is None and mixer.heads % sharing:
+                    problem = f"{sharing} ranks cannot share the {mixer.heads} heads of softmax attention"
+                    raise InputError(f"{problem}, which {model.mixer} has", "--context-parallel")
 
 
 def _read_saved(experiment: Experiment, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -171,7 +206,8 @@ def _prepare_folder(out: Path, settings: dict[str, Any]) -> Path:
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def run_job(job: Job) -> None:
@@ -259,10 +295,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu (default), or cuda with autocast to bf16")
     add("--threads", help="CPU threads of a run; 1 by default with several --jobs")
     add("--jobs", default="1", help="runs at the same time, each in a process of its own (default 1)")
+    add(
+        "--context-parallel",
+        default="1",
+        metavar="N",
+        help="ranks of torchrun that share each sequence (default 1); groups of N ranks share the batch",
+    )
     add("--plot", action="store_true", help="also draw the curves, one figure per task, in FOLDER")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    options.command = shlex.join(["python", "examples/train_icl.py", *given])
+    options.command = command_line(given, started_ranks())
     options.tasks = _names(options.tasks, TASKS, "--tasks")
     options.mixers = _names(options.mixers, MIXERS, "--mixers")
     _names(options.match, ("flops", "tokens"), "--match")
@@ -271,6 +313,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, high in (("steps", 10**7), ("batch", 4096), ("seeds", 100), ("threads", 1024), ("jobs", 64)):
         text = getattr(options, name)
         setattr(options, name, None if text is None else parse_integer(text, f"--{name}", 1, high))
+    text = options.context_parallel
+    options.context_parallel = parse_integer(text, "--context-parallel", 1, 1024)
+    check_ranks(options.context_parallel, given)
+    if options.jobs > 1 and started_ranks() is not None:
+        raise InputError("the ranks of torchrun do one run at a time; leave it out", "--jobs")
     if options.steps is not None and options.flops is not None:
         raise InputError("--steps and --flops both say how long to train; give one")
     if options.flops is not None and options.match == "tokens":

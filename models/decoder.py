@@ -56,13 +56,14 @@ class Decoder(nn.Module):
             tokens: Token ids [B, T], int64.
             cache: Memory of the tokens before these, to which these are added. None: there are none, and none are kept.
             cp: A plan of sequences that lie on several ranks. The tokens are then those of this rank, and so are the
-                logits.
+                logits. A cache, which must be empty, remembers the tokens of all ranks afterwards, on every rank.
 
         Returns:
             Logits [B, T, V].
 
         Raises:
-            InputError: There are more tokens than learned positions; or a mixer does not run over several ranks.
+            InputError: There are more tokens than learned positions; a mixer does not run over several ranks; or with a
+                plan the cache is not empty, or the plan has packed sequences.
         """
         slots: list[Slot | None] = [None] * len(self.layers)
         past_tokens = 0

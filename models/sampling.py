@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from powerplan.errors import InputError
+from powerplan.kernels.distributed.gather import gather_tokens
 from powerplan.models.cache import Cache
 from powerplan.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 @torch.no_grad()
@@ -20,6 +27,7 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     cache: Cache | None = None,
+    cp: ContextParallel | None = None,
 ) -> Tensor:
     """Continue a prompt by sampling one token after another.
 
@@ -34,12 +42,16 @@ def generate(
         generator: Source of random numbers. None stands for torch's default.
         cache: Memory of earlier tokens, which the prompt then follows. Afterwards it holds the prompt and all new
             tokens but the last. None starts from nothing.
+        cp: A plan of the T tokens of the prompt over several ranks, each of which gives the whole prompt and makes the
+            same call. They process it together. Then each has the whole cache, and continues alone: all get the same
+            new tokens, where tokens are drawn those of the group's first rank.
 
     Returns:
         The new tokens [B, tokens], int64.
 
     Raises:
-        InputError: An empty prompt, or an argument below its smallest value.
+        InputError: An empty prompt, or an argument below its smallest value; with a plan, a prompt of another length,
+            or what `Decoder` says.
     """
     if prompt.ndim != 2 or not prompt.shape[1]:
         raise InputError(f"prompt must have the dims batch, tokens with at least one token, not {list(prompt.shape)}")
@@ -49,12 +61,19 @@ def generate(
         raise InputError(f"temperature must be at least 0, and is {temperature}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, and is {top_k}")
+    if cp is not None and prompt.shape[1] != cp.layout.tokens:
+        raise InputError(f"prompt: {prompt.shape[1]:,} tokens a row, and the plan has {cp.layout.tokens:,}")
     cache = Cache() if cache is None else cache
     new_tokens: list[Tensor] = []
     inputs = prompt
     while len(new_tokens) < tokens:
-        logits = model(inputs, cache)[:, -1].float()
-        inputs = _sample(logits, temperature, top_k, generator)
+        if cp is None or new_tokens:
+            logits = model(inputs, cache)
+        else:
+            logits = gather_tokens(cp, model(cp.shard(inputs), cache, cp), cp.layout.tokens - 1)
+        inputs = _sample(logits[:, -1].float(), temperature, top_k, generator)
+        if cp is not None and temperature > 0:  # Ranks may have generators that differ.
+            dist.broadcast(inputs, dist.get_global_rank(cp.group, 0), group=cp.group)
         new_tokens.append(inputs)
     return torch.cat(new_tokens, 1)
 

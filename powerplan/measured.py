@@ -37,8 +37,12 @@ LayerPart = Literal["state", "projections", "ffn", "layer"]
 FORWARD: Direction = "forward"
 TRAINING: Direction = "forward+backward"
 
+RECURRENT = ("gla", "deltanet", "gated_deltanet", "kda", "mamba1", "mamba2", "log_linear", "rwkv7", "gsa")
+"""Recurrent kinds that `profile --against` times: those whose recurrence powerplan.models has."""
+
 _MIXER = re.compile(
-    r"attention|linear|gla|deltanet|gated_deltanet|kda|mamba1|mamba2|log_linear|rwkv7|gsa|window:(?P<window>[1-9][0-9]{0,15})|power(:p=(?P<p>[1-9][0-9]?))?"
+    f"attention|linear|{'|'.join(RECURRENT)}|"
+    r"window:(?P<window>[1-9][0-9]{0,15})|power(:p=(?P<p>[1-9][0-9]?))?"
 )
 
 

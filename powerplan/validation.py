@@ -12,7 +12,7 @@ from powerplan.documents import Document, Step
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS
-from powerplan.mixers import MIXERS, SIZED
+from powerplan.mixers import MIXERS, SIZED, allowed_kinds
 from powerplan.mixers.base import Part
 from powerplan.quantization import Quantization, Rule
 from powerplan.rope import SCALINGS, Rope
@@ -71,6 +71,8 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
         return f"{shown(word)} is an ffn, not a mixer; allowed are {', '.join(allowed_words(data, path))}"
     if step == "kind" and path[-2:-1] == ["ffn"] and word in MIXERS:
         return f"{shown(word)} is a mixer, not an ffn; allowed are {', '.join(allowed_words(data, path))}"
+    if step == "kind" and path[-2:-1] == ["mixer"]:
+        return f"{shown(word)} is not known{allowed_kinds(word, allowed_words(data, path))}"
     return None
 
 

@@ -55,7 +55,8 @@ class CountBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name.startswith("c10d::") and "recv" not in name:
-            sent = args[1] if "allgather" in name else args[0]
+            has_output_first = any(word in name for word in ("allgather", "alltoall", "reduce_scatter"))
+            sent = args[1] if has_output_first else args[0]
             self.bytes += sum(x.numel() * x.element_size() for x in (sent if isinstance(sent, list) else [sent]))
         return func(*args, **(kwargs or {}))
 

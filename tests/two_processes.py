@@ -30,6 +30,10 @@ MIXERS: dict[str, AnyMixer] = {
 }
 
 
+OVER_RANKS = ("softmax", "window", "power", "linear")
+"""Those of them that make the hybrid model over ranks, which recurrent state space models cannot."""
+
+
 def small_spec(*kinds: str) -> ModelSpec:
     """One layer of each of `kinds`, or of all where there are none."""
     ffn = MLP(intermediate_size=48, gated=True)

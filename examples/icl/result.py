@@ -18,6 +18,7 @@ import torch
 from tabulate import tabulate
 
 from icl.curves import bin_edges, over_seeds
+from icl.ranks import Ranks
 from icl.saved import read_json
 from icl.settings import TaskSettings
 from icl.tasks import Task
@@ -37,12 +38,13 @@ TRAINING_POINTS = 50
 """Largest number of points of a training curve in a result. The files of the runs have every step."""
 
 
-def machine(device: str, threads: int | None, jobs: int) -> dict[str, Any]:
-    """Describe the machine that the experiment runs on."""
+def machine(device: str, threads: int | None, jobs: int, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Describe the machine that the experiment runs on. Only with ranks it says how many there are."""
+    together = {} if ranks is None else {"ranks": ranks.count, "context_parallel": ranks.count // ranks.groups}
     if device.startswith("cuda"):
-        return {"device": torch.cuda.get_device_name(device), "threads": None, "jobs": jobs}
+        return {"device": torch.cuda.get_device_name(device), "threads": None, "jobs": jobs} | together
     name = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"device": name, "threads": threads or torch.get_num_threads(), "jobs": jobs}
+    return {"device": name, "threads": threads or torch.get_num_threads(), "jobs": jobs} | together
 
 
 def result(command: str, machine_record: Mapping[str, Any], tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:

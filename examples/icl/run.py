@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from icl.code import Code
 from icl.curves import Tally, bin_edges
+from icl.ranks import Ranks
 from icl.recall import Recall
 from icl.saved import read_checkpoint
 from icl.settings import TaskSettings
@@ -49,6 +50,7 @@ class RunEnvironment:
         threads: Threads of torch on a CPU. None stands for torch's default.
         save_seconds: Seconds between checkpoints.
         report_seconds: Seconds between lines of progress.
+        ranks: The processes that do the run together; None for this one alone.
     """
 
     out: Path
@@ -56,6 +58,7 @@ class RunEnvironment:
     threads: int | None = None
     save_seconds: float = SAVE_SECONDS
     report_seconds: float = REPORT_SECONDS
+    ranks: Ranks | None = None
 
 
 def build_task(name: str, settings: TaskSettings) -> Task:
@@ -93,21 +96,22 @@ class Run:
     """A model with its optimiser, the number of steps done, and their losses: everything that a checkpoint holds.
 
     There is no other state: batches depend on seed and step alone, and only the first weights are random. On a CPU with
-    the same number of threads, an interrupted run ends with the same bits as one that was not. On a GPU the results
-    differ by the order of sums.
+    the same number of threads, an interrupted run ends with the same bits as one that was not. On a GPU, and with
+    another number of ranks, the results differ by the order of sums.
     """
 
     def __init__(
         self, task: Task, variant: Variant, settings: TaskSettings, seed: int, environment: RunEnvironment
     ) -> None:
         self.task, self.variant, self.settings, self.seed = task, variant, settings, seed
-        self.environment = environment
+        self.environment, self.ranks = environment, environment.ranks
         self.name = run_name(task.name, variant.mixer, seed)
         self.checkpoint = checkpoint_path(environment.out, self.name)
         torch.manual_seed(seed)
         self.model = build_model(variant.spec)
         scale_weights(self.model, settings.gain)
         self.model.to(environment.device)
+        self.parallel: nn.Module = self.model if self.ranks is None else self.ranks.parallel(self.model)
         self.optimizer = build_optimizer(self.model, settings, settings.rates[variant.mixer])
         self.step = 0
         self.seconds = 0.0
@@ -118,7 +122,7 @@ class Run:
 
         Args:
             report: Called with lines of progress.
-            should_stop: Called after every step. If it returns True, a checkpoint is saved and the run ends.
+            should_stop: Called after every step. If it returns True, on any rank, the run saves a checkpoint and ends.
 
         Raises:
             KeyboardInterrupt: `should_stop` returned True.
@@ -131,7 +135,7 @@ class Run:
             self.train_step()
             now = time.monotonic()
             self.seconds += now - start
-            if should_stop():
+            if should_stop() if self.ranks is None else self.ranks.any(should_stop()):
                 self.save()
                 raise KeyboardInterrupt
             if now - last_save > self.environment.save_seconds:
@@ -144,18 +148,27 @@ class Run:
 
     def train_step(self) -> None:
         """Train on the batch of the next step."""
-        batch = self.task.batch(self.seed, self.step)
+        batch, plan = self.task.batch(self.seed, self.step), None
+        targets = batch.scored.sum().item()
+        if self.ranks is not None:
+            batch, plan = self.ranks.own(batch), self.ranks.plan(self.settings.context)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rates[self.variant.mixer] * self.rate_share(self.step)
         with autocast(self.environment.device):
-            logits = self.model(batch.tokens.to(self.environment.device))
+            logits = self.parallel(batch.tokens.to(self.environment.device), cp=plan)
         scored = batch.scored.to(logits.device)
-        loss = F.cross_entropy(logits[scored].float(), batch.targets.to(logits.device)[scored])
+        predicted = logits[scored].float(), batch.targets.to(logits.device)[scored]
+        if self.ranks is None:
+            loss = whole = F.cross_entropy(*predicted)
+        else:
+            # The loss is the sum of what ranks have of it, and their gradients become means over ranks.
+            own = F.cross_entropy(*predicted, reduction="sum") / targets
+            loss, whole = own * self.ranks.count, self.ranks.total(own.detach())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
-        self.losses.append(loss.item())
+        self.losses.append(whole.item())
         self.step += 1
 
     def rate_share(self, step: int) -> float:
@@ -167,6 +180,9 @@ class Run:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
     def save(self) -> None:
+        """Write the checkpoint, which is the same with any number of ranks: the first one does."""
+        if self.ranks is not None and self.ranks.rank:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -204,7 +220,7 @@ class Run:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate the model, write the record of the run, delete the checkpoint, and return the record."""
+        """Evaluate the model and return the record of the run; the first rank writes it, and deletes the checkpoint."""
         record = {
             "task": self.task.name,
             "mixer": self.variant.mixer,
@@ -213,8 +229,10 @@ class Run:
             "seconds": round(self.seconds, 1),
             "tokens_per_s": round(self.tokens_per_s(), 1),
             "training_losses": [round(loss, 4) for loss in self.losses],
-            "values": evaluate(self.model, self.task, self.settings, self.environment.device),
+            "values": evaluate(self.model, self.task, self.settings, self.environment.device, self.ranks),
         }
+        if self.ranks is not None and self.ranks.rank:
+            return record
         path = result_path(self.environment.out, self.name)
         write_whole(str(path), json.dumps(record).encode(), True, "--out")
         self.checkpoint.unlink(missing_ok=True)
@@ -247,16 +265,23 @@ def autocast(device: str) -> AbstractContextManager[Any]:
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, task: Task, settings: TaskSettings, device: str) -> list[float | None]:
+def evaluate(
+    model: Decoder, task: Task, settings: TaskSettings, device: str, ranks: Ranks | None = None
+) -> list[float | None]:
     """Return the measure of the task on the held-out sequences, the mean of each bin of `bin_edges`."""
     tally = Tally(bin_edges(settings.context))
     held_out = task.held_out()
-    for first in range(0, held_out.tokens.shape[0], settings.batch):
-        part = held_out.part(slice(first, first + settings.batch))
+    starts = range(0, held_out.tokens.shape[0], settings.batch)
+    for first in starts if ranks is None else starts[ranks.group :: ranks.groups]:
+        part, plan = held_out.part(slice(first, first + settings.batch)), None
+        if ranks is not None:
+            part, plan = ranks.tokens(part), ranks.plan(settings.context)
         with autocast(device):
-            logits = model(part.tokens.to(device)).float().cpu()
+            logits = model(part.tokens.to(device), cp=plan).float().cpu()
         values = measure_predictions(task.measure, logits, part.targets)
         tally.add(values[part.scored], part.curve_x[part.scored])
+    if ranks is not None:
+        tally.sums, tally.counts = ranks.total(tally.sums), ranks.total(tally.counts)
     return tally.means()
 
 

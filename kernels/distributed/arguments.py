@@ -27,15 +27,13 @@ def check_call(
     checks.check_settings(p, None, chunk_size)
     checks.check_flag("normalize", normalize)
     checks.check_impl(impl, api.IMPLEMENTATIONS)
-    _check_tokens(plan, k=k, v=v)
+    check_tokens(plan, k=k, v=v)
     some_k, some_v = _with_a_token(k, v)
     checks.check_keys_and_values(some_k, some_v, p)
     checks.check_normalizer(p, normalize)
     if log_g is not None:
-        _check_tokens(plan, log_g=log_g)
+        check_tokens(plan, log_g=log_g)
         checks.check_gate(_with_a_token(log_g)[0], some_k.shape[:3], k.device)
-    if plan.packed and k.shape[0] != 1:
-        raise ValueError(f"the plan packs sequences in one batch row, and k has {k.shape[0]} rows")
     if initial_state is not None:
         sequences = plan.layout.sequences if plan.packed else k.shape[0]
         checks.check_state(initial_state, k, k, v, p, sequences, normalize)
@@ -46,7 +44,7 @@ def check_queries(
 ) -> None:
     """Check the arguments that only the attention to states takes; those of `check_call` are fine."""
     checks.check_tensor("q", q)
-    _check_tokens(plan, q=q)
+    check_tokens(plan, q=q)
     some = _with_a_token(q, k, v)
     sizes = (some[0].shape, some[1].shape, some[2].shape)
     checks.check_sizes(*sizes, (q.dtype, k.dtype, v.dtype), (q.device, k.device, v.device), p, normalize)
@@ -60,13 +58,18 @@ def check_derivatives(*tensors: Tensor | None) -> None:
         raise ValueError("context parallelism has gradients by torch.autograd alone: no forward mode, no torch.func")
 
 
-def _check_tokens(plan: ContextParallel, **tensors: Tensor) -> None:
+def check_tokens(plan: ContextParallel, **tensors: Tensor | None) -> None:
+    """Check that tensors [B, T, ...] have this rank's tokens, and one row where sequences are packed."""
     for name, x in tensors.items():
+        if x is None:
+            continue
         if x.ndim < 2 or x.shape[1] != plan.local_tokens:
             raise ValueError(
                 f"{name} must be [batch, time, ...] with the {plan.local_tokens} tokens of rank {plan.rank} of "
                 f"{plan.ranks} by the plan, and has shape {list(x.shape)}"
             )
+        if plan.packed and x.shape[0] != 1:
+            raise ValueError(f"the plan packs sequences in one batch row, and {name} has {x.shape[0]} rows")
 
 
 def _with_a_token(*tensors: Tensor) -> list[Tensor]:

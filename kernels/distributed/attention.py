@@ -18,6 +18,7 @@ from powerplan.kernels.distributed.arguments import check_call, check_derivative
 from powerplan.kernels.distributed.layout import Piece
 from powerplan.kernels.distributed.passage import Begin, End, Join, Passage
 from powerplan.kernels.distributed.plan import ContextParallel
+from powerplan.kernels.distributed.stretches import at, joined_finals, joined_outputs, left_behind, stretches
 from powerplan.kernels.staged import joined_state
 from powerplan.kernels.state import PowerState
 
@@ -125,33 +126,19 @@ def _left_behind(
     initial: Tensor | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the states that this rank has for later fragments, and with gates the decays over all its fragments.
+    """Return the states that this rank has for later fragments, and with gates the decays over all its fragments."""
 
-    A state is that after the last piece of its fragment, as if nothing stood before the fragment.
+    def state_of(piece: Piece, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        gates = None if log_g is None else at(log_g, tokens)
+        state, decay = joined_state(at(k, tokens), at(v, tokens), gates, cu_seqlens=None, **settings)
+        decay = decay[..., None, None]
+        if piece.begins and initial is not None:
+            state = torch.addcmul(state, decay, _rows(plan, initial, piece.sequence, 1))
+        return state, decay if wanted else None
 
-    Returns:
-        [senders, B, G, D, W], and [fragments, B, G].
-    """
-    states, decays = [], []
-    high = torch.promote_types(k.dtype, torch.float32)
-    for fragment in plan.fragments:
-        decay = k.new_zeros(k.shape[0], k.shape[2], dtype=high)
-        if fragment.after:
-            last = fragment.pieces[-1]
-            tokens = fragment.local(last)
-            gates = None if log_g is None else _at(log_g, tokens)
-            state, own_decay = joined_state(_at(k, tokens), _at(v, tokens), gates, cu_seqlens=None, **settings)
-            if last.begins and initial is not None:
-                state = torch.addcmul(state, own_decay[..., None, None], _rows(plan, initial, last.sequence, 1))
-            if fragment.passes_through:
-                decay = own_decay
-            states.append(state)
-        decays.append(decay)
     size = (k.shape[0], k.shape[2], spow_dim(int(k.shape[3]), settings["p"]), v.shape[3] + int(settings["normalize"]))
-    stacked = torch.stack(states) if states else k.new_empty(0, *size, dtype=high)
-    if log_g is None:
-        return stacked, None
-    return stacked, torch.stack(decays) if decays else k.new_empty(0, *size[:2], dtype=high)
+    like = k.new_empty(0, dtype=torch.promote_types(k.dtype, torch.float32))
+    return left_behind(plan, state_of, size, None if log_g is None else (1, 1), like)
 
 
 def _attend_here(
@@ -165,57 +152,32 @@ def _attend_here(
     """Return the output of this rank's tokens, and where it is wanted the final states [N, G, D, W], 0 for those of
     other ranks.
 
-    A fragment takes two calls at most: its first piece, where a state came in for it, and all pieces that begin here.
-    One call with a state for each piece would need memory for as many states.
+    A stretch of several pieces is one call. One call for a whole fragment, with a state for each piece, would need
+    memory for as many states.
     """
     q, _, v, _ = tensors
     normalize = settings["normalize"]
-    outs, rows, sequences = [], [], []
-    place = 0
-    for fragment in plan.fragments:
-        begin = list(fragment.pieces)
-        calls: list[tuple[list[Piece], PowerState | None]] = []
-        if fragment.before:
-            calls.append(([begin.pop(0)], _state(entries[place], normalize)))
-            place += 1
-        if begin:
-            first = begin[0].sequence
-            calls.append((begin, _of_sequences(plan, initial_state, first, len(begin))))
-        for pieces, state in calls:
-            tokens = slice(fragment.local(pieces[0]).start, fragment.local(pieces[-1]).stop)
-            own: Any = [None if x is None else _at(x, tokens) for x in tensors]
-            ends = [piece.stop - pieces[0].start for piece in pieces]
-            packing = torch.tensor([0, *ends], device=q.device) if len(ends) > 1 else None
-            wanted = return_state and any(piece.ends for piece in pieces)
-            made: Any = api.power_attention(
-                *own, initial_state=state, return_state=wanted, cu_seqlens=packing, **settings
-            )
-            if wanted:
-                made, end = made
-                joined = _joined(end, normalize)
-                last = len(pieces) if pieces[-1].ends else len(pieces) - 1
-                rows.append(joined if len(pieces) == 1 else joined[:last])
-                sequences += [piece.sequence for piece in pieces[:last]]
-            outs.append(made)
-    if outs:
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-    else:
-        # Without tokens there is nothing to compute, and the graph leads to the inputs all the same.
-        nothing = torch.stack([x.sum().to(v.dtype) for x in tensors if x is not None]).sum()
-        out = v.new_empty(*q.shape[:3], v.shape[3]) + nothing
-    if not return_state:
-        return out, None
-    count = plan.layout.sequences if plan.packed else q.shape[0]
-    finals = entries.new_zeros(count, *entries.shape[2:])
-    if rows:
-        found = torch.cat(rows)
-        finals = finals.index_copy(0, torch.tensor(sequences, device=q.device), found) if plan.packed else found
-    return out, finals
-
-
-def _at(x: Tensor, tokens: slice) -> Tensor:
-    """Return these tokens of x [B, T, ...], or x itself where they are all."""
-    return x if tokens == slice(0, x.shape[1]) else x[:, tokens]
+    outs, rows, ended = [], [], []
+    for stretch in stretches(plan):
+        pieces = stretch.pieces
+        if stretch.entry is not None:
+            state: PowerState | None = _state(entries[stretch.entry], normalize)
+        else:
+            state = _of_sequences(plan, initial_state, pieces[0].sequence, len(pieces))
+        own: Any = [None if x is None else at(x, stretch.tokens) for x in tensors]
+        ends = [piece.stop - pieces[0].start for piece in pieces]
+        packing = torch.tensor([0, *ends], device=q.device) if len(ends) > 1 else None
+        wanted = return_state and any(piece.ends for piece in pieces)
+        made: Any = api.power_attention(*own, initial_state=state, return_state=wanted, cu_seqlens=packing, **settings)
+        if wanted:
+            made, end = made
+            joined = _joined(end, normalize)
+            last = len(pieces) if pieces[-1].ends else len(pieces) - 1
+            rows.append(joined if len(pieces) == 1 else joined[:last])
+            ended += [piece.sequence for piece in pieces[:last]]
+        outs.append(made)
+    out = joined_outputs(outs, tensors, (*q.shape[:3], v.shape[3]), v)
+    return out, joined_finals(plan, q.shape[0], entries, rows, ended) if return_state else None
 
 
 def _rows(plan: ContextParallel, states: Tensor, sequence: int, count: int) -> Tensor:

@@ -1,13 +1,13 @@
-"""Hands states over between fragments: an exclusive scan with decay, on torch.distributed.
+"""Hands states over between fragments: an exclusive scan with transitions, on torch.distributed.
 
-Forward, fragment f has the state S_f that it leaves behind and the decay d_f over it, and wants the state before it:
-H_f+1 = d_f H_f + S_f. Backward, it has the gradient g_f of H_f, and wants that of its S_f: L_f = g_f+1 + d_f+1 L_f+1,
-the same scan from the other end.
+Forward, fragment f has the state S_f that it leaves behind and the transition A_f over it, and wants the state before
+it: H_f+1 = A_f H_f + S_f (transition.py). Backward, it has the gradient g_f of H_f, and wants that of its S_f:
+L_f = g_f+1 + A_f+1^T L_f+1, the same scan from the other end.
 
 Two ways to do it. "gather": every rank gets all states in one collective, and sums those that it needs. "scan": states
 are sent from fragment to fragment, in rounds. In the first, each fragment gets the sum of the one before it; in each
-later round the sum of twice as many (Hillis and Steele 1986). A message is a state and, where there are gates, the
-decay over the fragments that it sums.
+later round the sum of twice as many (Hillis and Steele 1986). A message is a state and, where there are transitions,
+that over the fragments that it sums.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from powerplan.kernels.distributed.layout import Layout
+from powerplan.kernels.distributed.transition import after, applied, is_matrix, transposed
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Wire:
         rank: This rank in it.
         layout: Who holds which fragment.
         way: "gather" or "scan".
-        dtype: The dtype of states on the wire; None for their own. Decays always travel in their own.
+        dtype: The dtype of states and matrices on the wire; None for their own. Decays always travel in their own.
     """
 
     group: dist.ProcessGroup
@@ -85,11 +87,22 @@ class Wire:
         owners = [(fragments[source].rank, fragments[target].rank) for source, target in pairs]
         return sum(source == self.rank != target for source, target in owners)
 
-    def message_bytes(self, size: tuple[int, int, int, int], gated: bool, high: torch.dtype) -> int:
-        """Return the bytes of one message: states of `size` [B, G, D, W] in the dtype `high`, and their decays."""
+    def message_bytes(
+        self,
+        size: tuple[int, int, int, int],
+        gated: bool,
+        high: torch.dtype,
+        transition: tuple[int, int] = (1, 1),
+    ) -> int:
+        """Return the bytes of one message: states of `size` [B, G, D, W] in the dtype `high`, and their transitions.
+
+        gated: whether there are transitions. transition: the size of that of a head: (1, 1), (D, 1) or (D, D).
+        """
         batch, groups, dim, columns = size
         wire = self.dtype or high
-        return batch * groups * (dim * columns * wire.itemsize + int(gated) * high.itemsize)
+        each = wire if transition[1] > 1 else high
+        beside = prod(transition) * each.itemsize if gated else 0
+        return batch * groups * (dim * columns * wire.itemsize + beside)
 
 
 @contextmanager
@@ -102,7 +115,7 @@ def explained(wire: Wire) -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
         first = str(error).strip().split("\n")[0]
         raise RuntimeError(
-            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the states of others. "
+            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the others. "
             "A rank has failed (its own message says why), made another call than this one, or took longer than the "
             f"timeout of init_process_group. torch.distributed says: {first}"
         ) from error
@@ -117,13 +130,14 @@ def all_gather(output: Tensor, own: Tensor, group: dist.ProcessGroup, async_op: 
 class Scan:
     """An exclusive scan that is under way: started by its constructor, ended by `finish`."""
 
-    def __init__(self, wire: Wire, values: Tensor, decays: Tensor | None, reverse: bool) -> None:
+    def __init__(self, wire: Wire, values: Tensor, transitions: Tensor | None, reverse: bool) -> None:
         """Start.
 
         Args:
             wire: How states travel.
             values: [senders, B, G, D, W], what the fragments of this rank have for others, as Layout.senders has them.
-            decays: [fragments, B, G], the decays over the fragments of this rank; None without gates.
+            transitions: [fragments, B, G, 1, 1], [fragments, B, G, D, 1] or [fragments, B, G, D, D], those over the
+                fragments of this rank; None where all are 1.
             reverse: Whether sums run from the last fragment to the first.
         """
         self.wire, self.reverse, self.size = wire, reverse, values.shape[1:]
@@ -131,7 +145,12 @@ class Scan:
         layout = wire.layout
         self.senders, self.receivers = (at(wire.rank, reverse) for at in (layout.senders, layout.receivers))
         own = layout.of_rank(wire.rank)
-        self.decays = None if decays is None else {index: decays[place] for place, index in enumerate(own)}
+        self.transitions: dict[int, Tensor] | None = None
+        self.transition_size = torch.Size()
+        if transitions is not None:
+            transitions = transposed(transitions) if reverse else transitions
+            self.transition_size = transitions.shape[1:]
+            self.transitions = {index: transitions[place] for place, index in enumerate(own)}
         self.work: Any = None
         if not layout.longest:
             return
@@ -149,34 +168,45 @@ class Scan:
             sums = self._finish_gather() if self.wire.way == "gather" else self._finish_rounds()
         return torch.stack(sums) if sums else self.values.new_empty(0, *self.size)
 
-    def _packed(self, value: Tensor, decay: Tensor | None, out: Tensor) -> None:
-        """Write a state [B, G, D, W] and its decay [B, G] to a message, [numbers] in the dtype of the wire."""
-        out[: value.numel()].view(value.shape).copy_(value)
-        if decay is not None:
-            out[value.numel() :].copy_(decay.contiguous().flatten().view(out.dtype))
+    def _own(self, index: int) -> Tensor | None:
+        return None if self.transitions is None else self.transitions[index]
+
+    def _packed(self, value: Tensor, transition: Tensor | None, out: Tensor) -> None:
+        """Write a state [B, G, D, W] and its transition to a message, [numbers] in the dtype of the wire."""
+        count = value.numel()
+        out[:count].view(value.shape).copy_(value)
+        if transition is None:
+            return
+        if is_matrix(transition):
+            out[count:].view(transition.shape).copy_(transition)
+        else:
+            out[count:].copy_(transition.contiguous().flatten().view(out.dtype))
 
     def _unpacked(self, message: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the state [B, G, D, W], and the decay [B, G, 1, 1] where there are gates, of a message."""
-        count = self.size.numel()
-        value = message[:count].view(self.size).to(self.values.dtype)
-        if self.decays is None:
+        """Return the state [B, G, D, W] of a message, and its transition where there are any."""
+        count, dtype = self.size.numel(), self.values.dtype
+        value = message[:count].view(self.size).to(dtype)
+        if self.transitions is None:
             return value, None
+        if self.transition_size[-1] > 1:
+            return value, message[count:].view(self.transition_size).to(dtype)
         # A number may only be read where its own size divides its place, and the state before it may end anywhere.
-        decay = message[count:].clone().view(self.values.dtype)
-        return value, decay.view(*self.size[:2], 1, 1)
+        return value, message[count:].clone().view(dtype).view(self.transition_size)
 
     def _new_messages(self, count: int) -> Tensor:
-        dtype = self.wire.dtype or self.values.dtype
+        high = self.values.dtype
+        dtype = self.wire.dtype or high
         numbers = self.size.numel()
-        if self.decays is not None:
-            numbers += self.size[:2].numel() * self.values.dtype.itemsize // dtype.itemsize
+        if self.transitions is not None:
+            beside = self.transition_size.numel()
+            numbers += beside if self.transition_size[-1] > 1 else beside * high.itemsize // dtype.itemsize
         return self.values.new_empty(count, numbers, dtype=dtype)
 
     def _start_gather(self) -> None:
         width, ranks = self.wire.width(self.reverse), self.wire.layout.ranks
         own = self._new_messages(width)
         for place, index in enumerate(self.senders):
-            self._packed(self.values[place], None if self.decays is None else self.decays[index], own[place])
+            self._packed(self.values[place], self._own(index), own[place])
         own[len(self.senders) :] = 0
         self.messages = self._new_messages(ranks * width)
         self.own = own  # kept until it is sent
@@ -195,8 +225,8 @@ class Scan:
         for index in self.receivers:
             total: Tensor | None = None
             for distance in range(layout.distance(index, self.reverse), 0, -1):
-                value, decay = self._unpacked(self.messages[place[index - step * distance]])
-                total = value.clone() if total is None else _added(total, decay, value)
+                value, transition = self._unpacked(self.messages[place[index - step * distance]])
+                total = value.clone() if total is None else after(transition, total, value)
             assert total is not None, "a receiver has fragments before it"
             sums.append(total)
         return sums
@@ -204,10 +234,7 @@ class Scan:
     def _start_rounds(self) -> None:
         self.rounds = self.wire.own_rounds[self.reverse]
         # What a fragment of this rank has to hand on: its own state at first, then the sum of those before it.
-        self.at_hand = {
-            index: (self.values[place], None if self.decays is None else self.decays[index][..., None, None])
-            for place, index in enumerate(self.senders)
-        }
+        self.at_hand = {index: (self.values[place], self._own(index)) for place, index in enumerate(self.senders)}
         self.work, self.arriving = self._exchange(self.rounds[0])
 
     def _finish_rounds(self) -> list[Tensor]:
@@ -216,12 +243,13 @@ class Scan:
             for work in self.work:
                 work.wait()
             for index, message in self.arriving.items():
-                value, decay = self._unpacked(message) if isinstance(message, Tensor) else message
+                value, transition = self._unpacked(message) if isinstance(message, Tensor) else message
                 if number:
-                    newer, newer_decay = sums[index]
-                    value = newer + value if newer_decay is None else torch.addcmul(newer, newer_decay, value)
-                    decay = None if decay is None or newer_decay is None else decay * newer_decay
-                sums[index] = value, decay
+                    newer, newer_transition = sums[index]
+                    value = after(newer_transition, value, newer)
+                    if transition is not None and newer_transition is not None:
+                        transition = applied(newer_transition, transition)
+                sums[index] = value, transition
             if number + 1 < len(self.rounds):
                 self.at_hand = sums
                 self.work, self.arriving = self._exchange(self.rounds[number + 1])
@@ -239,8 +267,7 @@ class Scan:
                 continue
             (message,) = self._new_messages(1)
             if sender == wire.rank:
-                value, decay = self.at_hand[source]
-                self._packed(value, decay, message)
+                self._packed(*self.at_hand[source], message)
                 self.sent.append(message)
                 operations.append(self._operation(dist.isend, message, getter))
             else:
@@ -250,8 +277,3 @@ class Scan:
 
     def _operation(self, kind: Any, message: Tensor, rank: int) -> dist.P2POp:
         return dist.P2POp(kind, message, dist.get_global_rank(self.wire.group, rank), self.wire.group)
-
-
-def _added(total: Tensor, decay: Tensor | None, value: Tensor) -> Tensor:
-    """Return decay times total, plus value, in the memory of total."""
-    return (total if decay is None else total.mul_(decay)).add_(value)

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from powerplan.kernels.distributed.exchange import Scan, explained
 from powerplan.kernels.distributed.plan import ContextParallel
+from powerplan.kernels.distributed.transition import gradient
 
 
 class Passage:
@@ -35,18 +36,18 @@ class Begin(torch.autograd.Function):
         ctx: Any,
         passage: Passage,
         values: Tensor,
-        decays: Tensor | None,
+        transitions: Tensor | None,
         used: list[bool],
         *anchors: Tensor | None,
     ) -> Tensor:
-        passage.forward = Scan(passage.plan.wire, values, decays, reverse=False)
+        passage.forward = Scan(passage.plan.wire, values, transitions, reverse=False)
         ctx.passage = passage
         # Where this rank has a use for an anchor, other paths bring its gradient.
         ctx.anchors = [
             None if x is None or elsewhere else (x.shape, x.dtype, x.device)
             for x, elsewhere in zip(anchors, used, strict=True)
         ]
-        ctx.has_decays = decays is not None
+        ctx.transitions = None if transitions is None else transitions.shape
         return values.new_zeros(())
 
     @staticmethod
@@ -55,39 +56,39 @@ class Begin(torch.autograd.Function):
         scan, entries = ctx.passage.backward
         ctx.passage.backward = None
         grads = scan.finish()
-        grad_decays = None
-        if ctx.has_decays:
-            # The decay over a fragment multiplies the state before it, and the result is the state after it.
+        grad_transitions = None
+        if ctx.transitions is not None:
+            # The transition over a fragment multiplies the state before it, and the result is the state after it.
             layout, rank = ctx.passage.plan.layout, ctx.passage.plan.rank
             own = layout.of_rank(rank)
-            grad_decays = grads.new_zeros(len(own), *grads.shape[1:3])
+            grad_transitions = grads.new_zeros(ctx.transitions)
             into, out_of = layout.receivers(rank, False), layout.senders(rank, False)
             for place, index in enumerate(own):
                 if layout.fragments[index].passes_through:
                     pair = entries[into.index(index)], grads[out_of.index(index)]
-                    grad_decays[place] = torch.mul(*pair).sum((-2, -1))
+                    grad_transitions[place] = gradient(ctx.transitions[1:], *pair)
         # An anchor is there to be a path to this node.
         zeros = [None if x is None else torch.zeros(x[0], dtype=x[1], device=x[2]) for x in ctx.anchors]
-        return None, grads, grad_decays, None, *zeros
+        return None, grads, grad_transitions, None, *zeros
 
 
 class End(torch.autograd.Function):
     """Receive the states before the fragments of this rank; backward, send their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, passage: Passage, token: Tensor, decays: Tensor | None) -> Tensor:
+    def forward(ctx: Any, passage: Passage, token: Tensor, transitions: Tensor | None) -> Tensor:
         assert passage.forward is not None, "an exchange is used once"
         entries = passage.forward.finish()
         passage.forward = None
         ctx.passage = passage
-        ctx.save_for_backward(entries, decays)
+        ctx.save_for_backward(entries, transitions)
         return entries
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_entries: Tensor) -> Any:
-        entries, decays = ctx.saved_tensors
-        scan = Scan(ctx.passage.plan.wire, grad_entries.contiguous(), decays, reverse=True)
+        entries, transitions = ctx.saved_tensors
+        scan = Scan(ctx.passage.plan.wire, grad_entries.contiguous(), transitions, reverse=True)
         ctx.passage.backward = scan, entries
         return None, grad_entries.new_zeros(()), None
 

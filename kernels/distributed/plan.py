@@ -15,15 +15,19 @@ from powerplan.dims import spow_dim
 from powerplan.kernels import checks
 from powerplan.kernels.checks import is_integer, shown
 from powerplan.kernels.distributed.agreement import Agreement
-from powerplan.kernels.distributed.exchange import Wire, all_gather
+from powerplan.kernels.distributed.exchange import Wire
 from powerplan.kernels.distributed.layout import LAYOUTS, Fragment, Layout, Range, make_layout, named_ranges
 from powerplan.kernels.state import PowerState
 
 if TYPE_CHECKING:
     from powerplan.kernels.distributed.attention import Started
+    from powerplan.kernels.distributed.halo import Halo
 
 EXCHANGES = ("auto", "gather", "scan")
 """The ways to hand states over."""
+
+TRANSITIONS = ("head", "feature", "matrix")
+"""What a part of a sequence multiplies a state by: one number a head, one for each feature of its keys, or a matrix."""
 
 MOST_RANKS_OF_A_GATHER = 8
 """The most ranks for which "auto" gathers: those of one node.
@@ -73,8 +77,8 @@ class ContextParallel:
                 nor end where sequences do, and a rank may have no tokens.
             exchange: "gather" (each rank gets the states of all, in one collective), "scan" (states are summed from
                 rank to rank, in about log2(ranks) rounds), or "auto": gather for up to 8 ranks, else scan.
-            exchange_dtype: torch.bfloat16 halves the bytes of float32 states, which are then rounded on the wire. Sums
-                stay in the state's dtype. None sends them as they are.
+            exchange_dtype: torch.bfloat16 halves the bytes of float32 states, which are then rounded on the wire, and
+                so are the matrices of delta rules. Sums stay in the state's dtype. None sends them as they are.
             check: Whether ranks compare their plans here, and their arguments at the first call of a kind: one small
                 collective each. Without, ranks that differ wait for each other until the group's timeout; and for a
                 scan over NCCL the group must have had another collective before.
@@ -102,6 +106,7 @@ class ContextParallel:
                 raise ValueError(f"exchange_dtype must be None or torch.bfloat16, and is {exchange_dtype}")
         self.exchange, self.exchange_dtype = exchange, exchange_dtype
         self.wire = Wire(self.group, self.rank, self.layout, exchange, exchange_dtype)
+        self._halos: dict[int, Halo] = {}
         self.agreement.on(
             "the plans",
             {
@@ -178,19 +183,9 @@ class ContextParallel:
         checks.check_tensor("x", x)
         if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.local_tokens:
             raise ValueError(f"x must have {self.local_tokens} tokens in dim {dim}, and has shape {list(x.shape)}")
-        own = x.detach().movedim(dim, 0)
-        counts = [sum(stop - start for start, stop in ranges) for ranges in self.layout.ranges]
-        padded = own.new_zeros(max(counts), *own.shape[1:])
-        padded[: len(own)] = own
-        gathered = padded.new_empty(self.ranks * max(counts), *own.shape[1:])
-        all_gather(gathered, padded, self.group)
-        whole = own.new_empty(self.layout.tokens, *own.shape[1:])
-        for rank, ranges in enumerate(self.layout.ranges):
-            at = rank * max(counts)
-            for start, stop in ranges:
-                whole[start:stop] = gathered[at : at + stop - start]
-                at += stop - start
-        return whole.movedim(0, dim)
+        from powerplan.kernels.distributed.gather import gathered
+
+        return gathered(self, x.detach().movedim(dim, 0)).movedim(0, dim)
 
     def exchanged_bytes(
         self,
@@ -201,6 +196,7 @@ class ContextParallel:
         p: int = 2,
         normalize: bool = True,
         gated: bool = True,
+        transition: str = "head",
         batch: int = 1,
         return_state: bool = False,
         backward: bool = False,
@@ -208,7 +204,8 @@ class ContextParallel:
     ) -> int:
         """Return the bytes that this rank hands to torch.distributed in one call: they do not depend on the tokens.
 
-        A gather delivers them to each of the other ranks, and a scan to one; `return_state` sums over all ranks.
+        A gather delivers them to each of the other ranks, and a scan to one; `return_state` sums over all ranks. Mixers
+        of `powerplan.models` with another state than power attention exchange that of p = 1 without a normaliser.
 
         Args:
             kv_heads: G, key/value heads.
@@ -216,19 +213,36 @@ class ContextParallel:
             v_head_dim: V, dimension of a value; None for K.
             p: Degree.
             normalize: Whether the attention is normalised.
-            gated: Whether there are gates.
+            gated: Whether there are gates, or other transitions.
+            transition: What tokens multiply a state by: "head", one number a head (power attention); "feature", one for
+                each feature of its keys (GLA); or "matrix", K x K numbers (delta rules).
             batch: B, rows of the batch.
             return_state: Whether final states are wanted, or in the backward pass have gradients.
             backward: Whether to count the backward pass instead of the forward pass.
             dtype: Of the states: torch.float32, or torch.float64 for inputs in float64.
+
+        Raises:
+            ValueError: There is no such transition.
         """
+        if transition not in TRANSITIONS:
+            raise ValueError(f"transition must be {', '.join(TRANSITIONS)}, and is {shown(transition)}")
         columns = (head_dim if v_head_dim is None else v_head_dim) + int(normalize)
         size = (batch, kv_heads, spow_dim(head_dim, p), columns)
-        sent = self.wire.messages(backward) * self.wire.message_bytes(size, gated, dtype)
+        beside = {"head": (1, 1), "feature": (size[2], 1), "matrix": (size[2], size[2])}[transition]
+        sent = self.wire.messages(backward) * self.wire.message_bytes(size, gated, dtype, beside)
         if return_state:
             rows = self.layout.sequences if self.packed else batch
             sent += rows * kv_heads * size[2] * columns * dtype.itemsize
         return sent
+
+    def halo(self, tokens: int) -> Halo:
+        """Return which tokens stand before this rank's fragments in their sequences, up to `tokens` of each, and what
+        it takes to bring them here: `halo(n).sent_bytes(features, itemsize)`."""
+        from powerplan.kernels.distributed.halo import Halo
+
+        if tokens not in self._halos:
+            self._halos[tokens] = Halo(self.layout, self.rank, tokens)
+        return self._halos[tokens]
 
     def start(
         self,

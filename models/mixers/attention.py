@@ -6,17 +6,25 @@ Shapes: B batch, T queries, S keys, H query heads, G key/value heads, K key head
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.errors import InputError
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.halo import tokens_before
 from powerplan.mixers import Attention
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.heads import GroupedHeadsMixer
-from powerplan.models.mixers.ranks import heads_for_ranks, heads_for_tokens, tokens_for_heads
+from powerplan.models.mixers.ranks import (
+    can_share,
+    heads_for_ranks,
+    heads_for_tokens,
+    swapped_numbers,
+    tokens_for_heads,
+)
 from powerplan.models.mixers.sinks import rescale_for_sinks, sdpa_with_sinks
 from powerplan.rope import Rope
 
@@ -51,13 +59,15 @@ class SoftmaxAttention(GroupedHeadsMixer):
             state.v.keep_last(self.window)
         return out, state
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
-        if cp.packed:
-            raise InputError("cp: softmax attention over several ranks takes no packed sequences: plan with tokens")
-        k, v = heads_for_ranks(k, q.shape[2], cp.ranks), heads_for_ranks(v, q.shape[2], cp.ranks)
-        sinks = None if self.sinks is None else self.sinks.chunk(cp.ranks)[cp.rank]
-        q, k, v = (tokens_for_heads(x, cp) for x in (q, k, v))
-        return heads_for_tokens(softmax_attention(q, k, v, self.window, sinks), cp)
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        state = None
+        if return_state:
+            tokens = cp.layout.tokens
+            first = 0 if self.window is None else max(0, tokens - self.window)
+            state = KeyValues(*(GrowingBuffer(gather_tokens(cp, x, first)) for x in (k, v)))
+        return attention_over_ranks(q, k, v, cp, self.window, self.sinks), state
 
 
 class KeyValues(NamedTuple):
@@ -67,13 +77,90 @@ class KeyValues(NamedTuple):
     v: GrowingBuffer
 
 
+def attention_over_ranks(
+    q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Compute causal softmax attention of sequences that lie on several ranks.
+
+    With a window, a rank needs the last window - 1 keys and values before its fragments. Without one, and where windows
+    are so long that it takes fewer bytes, ranks swap tokens for heads (ranks.py).
+
+    Args:
+        q: [B, t, H, K], this rank's tokens.
+        k: [B, t, G, K].
+        v: [B, t, G, V].
+        cp: Which rank has which tokens.
+        window: Keys that a query sees, its own included. None stands for all.
+        sinks: Logits [H], or None.
+
+    Returns:
+        Outputs [B, t, H, V] of this rank's tokens.
+
+    Raises:
+        InputError: Without a window, ranks cannot share the heads.
+    """
+    heads, features = q.shape[2], (k.shape[2], k.shape[3], v.shape[3])
+    if window is not None and by_halo(cp, window, heads, *features):
+        return _windowed_over_ranks(q, k, v, cp, window, sinks)
+    k, v = heads_for_ranks(k, heads, cp.ranks), heads_for_ranks(v, heads, cp.ranks)
+    own_sinks = None if sinks is None else sinks.chunk(cp.ranks)[cp.rank]
+    q, k, v = (tokens_for_heads(x, cp) for x in (q, k, v))
+    return heads_for_tokens(by_sequence(q, k, v, cp, window, own_sinks), cp)
+
+
+def by_halo(cp: ContextParallel, window: int, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> bool:
+    """Return whether ranks send the keys and values before their fragments, and not tokens for heads: where all of them
+    together send fewer numbers that way, or cannot share the heads."""
+    if not can_share(heads, kv_heads, cp.ranks):
+        return True
+    halo = cp.halo(window - 1).all_tokens * kv_heads * (head_dim + v_head_dim)
+    return halo <= swapped_numbers(cp, heads, kv_heads, head_dim, v_head_dim)
+
+
+def by_sequence(
+    q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Return the attention of all tokens, [B, T, H, V], in which no sequence of the plan sees another one."""
+    own = [slice(*bounds) for bounds in pairwise(cp.layout.bounds)]
+    # Packed sequences have lengths of their own in every batch.
+    settings: dict[str, Any] = {"window": window, "sinks": sinks, "compiled": not cp.packed}
+    parts = [softmax_attention(q[:, at], k[:, at], v[:, at], **settings) for at in own]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _windowed_over_ranks(
+    q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int, sinks: Tensor | None
+) -> Tensor:
+    halo, (k, v), before = tokens_before(cp, window - 1, k, v)
+    parts = []
+    for fragment, *past in zip(cp.fragments, *(torch.split(x, halo.lengths, 1) for x in before), strict=True):
+        for piece in fragment.pieces:
+            own = fragment.local(piece)
+            keys, values = (
+                x[:, own] if piece.begins else torch.cat((earlier, x[:, own]), 1)
+                for x, earlier in zip((k, v), past, strict=True)
+            )
+            parts.append(softmax_attention(q[:, own], keys, values, window, sinks, compiled=not cp.packed))
+    if parts:
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    # Without tokens there is nothing to compute, and the graph leads to the inputs all the same.
+    nothing = torch.stack([x.sum().to(v.dtype) for x in (q, k, v, sinks) if x is not None]).sum()
+    return v.new_empty(*q.shape[:3], v.shape[3]) + nothing
+
+
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, sinks: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    *,
+    compiled: bool = True,
 ) -> Tensor:
     """Compute causal softmax attention of the last T of S tokens.
 
-    Where T is S, a window shorter than the sequence costs T times its length, not T^2: in blocks through SDPA on a CPU,
-    through a compiled FlexAttention with a block mask on a GPU.
+    A window shorter than the queries costs T times its length, not T^2: in blocks through SDPA on a CPU, through a
+    compiled FlexAttention with a block mask on a GPU.
 
     Args:
         q: [B, T, H, K].
@@ -81,35 +168,47 @@ def softmax_attention(
         v: [B, S, G, V].
         window: Keys that a query sees, its own included. None stands for all.
         sinks: One logit per query head [H], which joins each softmax without a value. None stands for none.
+        compiled: Whether a GPU may use FlexAttention, which torch compiles for each T and S, 8 of them at most. Without
+            it uses SDPA, too, which holds all T x S weights where there are sinks and no window.
 
     Returns:
         Outputs [B, T, H, V].
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    tokens, past_tokens = q.shape[2], k.shape[2] - q.shape[2]
-    if past_tokens:
-        first = 0 if window is None else max(0, past_tokens + 1 - window)  # the earliest key that the first query sees
-        k, v = k[:, :, first:], v[:, :, first:]
-        mask = None if tokens == 1 else _mask_after_cache(tokens, past_tokens - first, window, q.device)
-        out = sdpa_with_sinks(q, k, v, sinks, mask=mask)
-    elif q.device.type == "cuda" and (sinks is not None or (window is not None and tokens > window)):
+    tokens = q.shape[2]
+    # The earliest key that the first query sees.
+    first = 0 if window is None else max(0, k.shape[2] - tokens + 1 - window)
+    k, v = k[:, :, first:], v[:, :, first:]
+    past_tokens = k.shape[2] - tokens
+    is_long = window is not None and tokens > window
+    if compiled and q.device.type == "cuda" and (is_long or (sinks is not None and not past_tokens)):
         out = _flex_attention(q, k, v, min(window or tokens, tokens), sinks)
-    elif window is None or tokens <= window:
-        out = sdpa_with_sinks(q, k, v, sinks, causal=True)
-    else:
+    elif window is not None and tokens > window:
         out = windowed(q, k, v, window, sinks)
+    elif past_tokens:
+        mask = None if tokens == 1 else _mask_after_cache(tokens, past_tokens, window, q.device)
+        out = sdpa_with_sinks(q, k, v, sinks, mask=mask)
+    else:
+        out = sdpa_with_sinks(q, k, v, sinks, causal=True)
     return out.transpose(1, 2)
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None = None) -> Tensor:
     """Sliding window by SDPA: a block of `width` queries meets its own block of keys and the one before, masked.
 
-    q [B, H, T, K], k [B, G, T, K], v [B, G, T, V], sinks [H] -> [B, H, T, V].
+    q [B, H, T, K], k [B, G, S, K], v [B, G, S, V], sinks [H] -> [B, H, T, V], for the last T of S < T + width tokens.
     """
     batch, heads, tokens, _ = q.shape
-    first = sdpa_with_sinks(q[:, :, :width], k[:, :, :width], v[:, :, :width], sinks, causal=True)
+    past = k.shape[2] - tokens
+    seen = k[:, :, : past + width], v[:, :, : past + width]
+    if past:
+        mask = _mask_after_cache(min(tokens, width), past, width, q.device)
+        first = sdpa_with_sinks(q[:, :, :width], *seen, sinks, mask=mask)
+    else:
+        first = sdpa_with_sinks(q[:, :, :width], *seen, sinks, causal=True)
     if tokens <= width:
         return first
+    k, v = k[:, :, past:], v[:, :, past:]
     count = -(-tokens // width)
     pad = count * width - tokens
 
@@ -143,7 +242,7 @@ def _two_block_mask(width: int, device: torch.device) -> Tensor:
 
 def _flex_attention(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None) -> Tensor:
     """Sliding window by FlexAttention, which also gives the log-sum-exp of the scores. A `width` of T is causal."""
-    mask = _sliding_block_mask(q.shape[2], width, str(q.device))
+    mask = _sliding_block_mask(q.shape[2], k.shape[2], width, str(q.device))
     options: dict[str, Any] = {"block_mask": mask, "enable_gqa": q.shape[1] != k.shape[1]}
     if sinks is None:
         out: Tensor = _compiled_flex_attention()(q, k, v, **options)
@@ -168,11 +267,13 @@ def _compiled_flex_attention() -> Any:
 
 
 @cache
-def _sliding_block_mask(tokens: int, width: int, device: str) -> Any:
+def _sliding_block_mask(tokens: int, keys: int, width: int, device: str) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
+    past = keys - tokens
+
     def sliding(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key < width)
+        return (query + past >= key) & (query + past - key < width)
 
     # _compile makes the mask block by block. The eager form holds all T^2 entries. torch has no public argument for it.
-    return create_block_mask(sliding, None, None, tokens, tokens, device=device, _compile=tokens > 8192)
+    return create_block_mask(sliding, None, None, tokens, keys, device=device, _compile=keys > 8192)

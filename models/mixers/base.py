@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
-RUN_SHARED = "attention, power, linear, retnet and lightning"
+RUN_SHARED = "attention, mla, power, linear, retnet, lightning, gla and delta rules"
 """The kinds whose mixers run over several ranks, as a message names them."""
 
 
@@ -26,20 +26,29 @@ class SequenceMixer(nn.Module):
     def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None, **more: Any) -> Any:
         """Mix the tokens of x [B, T, m]. With a slot, they follow the tokens in it and are added to it.
 
-        With a plan, x has this rank's tokens of sequences that lie on several ranks. Raises InputError where the mixer
-        cannot do that, and where activation checkpointing calls again with a slot, which holds these tokens by then.
+        With a plan, x has this rank's tokens of sequences that lie on several ranks. A slot, which must be empty then,
+        holds all their tokens afterwards, on every rank. Raises InputError where the mixer cannot do that, and where
+        activation checkpointing calls again with a slot, which holds these tokens by then.
         more: what `run` of this kind takes besides.
         """
-        if cp is not None:
-            if slot is not None:
-                raise InputError("a cache and cp exclude each other: a cache has all tokens of its sequences")
-            return self.run_shared(x, cp)
         if slot is None:
+            if cp is not None:
+                return self.run_shared(x, cp, return_state=False)[0]
             return self.run(x, 0, None, return_state=False, **more)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
-        out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True, **more)
-        slot.tokens += x.shape[1]
+        if cp is None:
+            out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True, **more)
+            slot.tokens += x.shape[1]
+            return out
+        if slot.tokens:
+            raise InputError(
+                f"cp: the cache must be empty, and has {slot.tokens:,} tokens: what follows them runs without cp"
+            )
+        if cp.packed:
+            raise InputError("cp: a cache takes no packed sequences: plan with tokens")
+        out, slot.state = self.run_shared(x, cp, return_state=True)
+        slot.tokens = cp.layout.tokens
         return out
 
     def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
@@ -50,8 +59,11 @@ class SequenceMixer(nn.Module):
         """
         raise NotImplementedError
 
-    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
-        """Return the output [B, t, m] of this rank's tokens x [B, t, m] of sequences that lie on several ranks."""
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        """Return the output [B, t, m] of this rank's tokens x [B, t, m] of sequences that lie on several ranks, and the
+        state after all tokens of all ranks (or anything, if not `return_state`): what `run` would return for them, the
+        same on every rank.
+        """
         raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.halo import tokens_before
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class ShortConvolution(nn.Module):
@@ -28,6 +34,31 @@ class ShortConvolution(nn.Module):
         x = F.pad(x, (0, 0, past, 0)) if past_inputs is None else torch.cat((past_inputs, x), 1)
         out = F.conv1d(x.mT, self.weight, self.bias, groups=x.shape[2])
         return out.mT, x[:, x.shape[1] - past :].clone()
+
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the output [B, t, C] of this rank's tokens x [B, t, C] of sequences that lie on several ranks, and the
+        last width - 1 inputs of all of their tokens if `return_state`, the same on every rank.
+
+        Ranks give each other the last width - 1 inputs of their fragments.
+        """
+        past = self.weight.shape[2] - 1
+        halo, (x,), (before,) = tokens_before(cp, past, x)
+        last = None
+        if return_state:
+            first = max(cp.layout.tokens - past, 0)
+            last = F.pad(gather_tokens(cp, x, first), (0, 0, past - cp.layout.tokens + first, 0))
+        outs, taken = [], 0
+        for fragment, count in zip(cp.fragments, halo.lengths, strict=True):
+            for piece in fragment.pieces:
+                own = x[:, fragment.local(piece)]
+                # A sequence that began within these inputs has zeros before them.
+                given = None if piece.begins else F.pad(before[:, taken : taken + count], (0, 0, past - count, 0))
+                outs.append(self(own, given)[0])
+            taken += count
+        if outs:
+            return torch.cat(outs, 1), last
+        out = x * self.weight[:, 0, 0]  # no token, with a graph to all that other ranks have gradients of
+        return out if self.bias is None else out + self.bias, last
 
     @torch.no_grad()
     def init_weights(self, _std: float) -> None:

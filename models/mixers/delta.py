@@ -6,16 +6,26 @@ Shapes: B batch, T tokens, m hidden size, H heads, K key head dim, V value head 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.recurrence import Recurrence, recur
 from powerplan.mixers import GLA, KDA
 from powerplan.mixers.linear import MatrixState
 from powerplan.models.mixers.matrix import MatrixMixer
-from powerplan.models.mixers.recurrence import delta_rule, gated_linear_attention, recurrent_step
+from powerplan.models.mixers.recurrence import (
+    delta_rule,
+    delta_rule_state,
+    gated_linear_attention,
+    gated_linear_state,
+    recurrent_step,
+)
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class Decay(nn.Module):
@@ -78,17 +88,38 @@ class DeltaNetMixer(MatrixMixer):
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))  # Autocast leaves norms in float32.
-        q = q * self.head_dim**-0.5
-        if self.key_heads != self.heads:
-            q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
-        beta = self.b_proj(x).sigmoid()
-        log_g = None if self.decay is None else self.decay(x)
+        q, k, beta, log_g = self.prepare(x, q, k, v)
         if state is not None and x.shape[1] == 1:
             step_log_g = None if log_g is None else log_g[:, 0]
             out, state = recurrent_step(q[:, 0], k[:, 0], v[:, 0], beta[:, 0], step_log_g, state)
             return out[:, None], state
         return delta_rule(q, k, v, beta, log_g, state, self.chunk_size)
+
+    def prepare(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries and keys [B, T, H, K] of norm 1, learning rates [B, T, H] and log decays."""
+        q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))  # Autocast leaves norms in float32.
+        q = q * self.head_dim**-0.5
+        if self.key_heads != self.heads:
+            q, k = (part.repeat_interleave(self.heads // self.key_heads, 2) for part in (q, k))
+        return q, k, self.b_proj(x).sigmoid(), None if self.decay is None else self.decay(x)
+
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        q, k, beta, log_g = self.prepare(x, q, k, v)
+
+        def state_of(own: Any, wanted: bool) -> tuple[Tensor, Tensor | None]:
+            return delta_rule_state(
+                own["k"], own["v"], own["beta"], own["log_g"], self.chunk_size, with_transition=wanted
+            )
+
+        def run(own: Any, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            return delta_rule(**own, state=state, chunk_size=self.chunk_size)
+
+        recurrence = Recurrence(type(self).__name__, self.head_dim, True, state_of, run)
+        tensors = {"q": q, "k": k, "v": v, "beta": beta, "log_g": log_g}
+        out, final = recur(cp, recurrence, tensors, return_state=return_state)
+        return out, final
 
 
 class GatedDeltaNetMixer(DeltaNetMixer):
@@ -134,13 +165,30 @@ class GatedLinearAttention(MatrixMixer):
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        q = q * self.head_dim**-0.5
-        gate = self.decay(x).unflatten(-1, (self.heads, self.head_dim))
-        log_g = F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))) / self.temperature
+        q, log_g = q * self.head_dim**-0.5, self.log_decays(x)
         if state is not None and x.shape[1] == 1:
             out, state = recurrent_step(q[:, 0], k[:, 0], v[:, 0], None, log_g[:, 0], state)
             return out[:, None], state
         return gated_linear_attention(q, k, v, log_g, state, self.chunk_size)
+
+    def log_decays(self, x: Tensor) -> Tensor:
+        """Return the natural logarithms of the decays, [B, T, H, K]."""
+        gate = self.decay(x).unflatten(-1, (self.heads, self.head_dim))
+        return F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))) / self.temperature
+
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        def state_of(own: Any, _: bool) -> tuple[Tensor, Tensor | None]:
+            return gated_linear_state(own["k"], own["v"], own["log_g"], self.chunk_size)
+
+        def run(own: Any, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            return gated_linear_attention(**own, state=state, chunk_size=self.chunk_size)
+
+        recurrence = Recurrence(type(self).__name__, self.head_dim, False, state_of, run)
+        tensors = {"q": q * self.head_dim**-0.5, "k": k, "v": v, "log_g": self.log_decays(x)}
+        out, final = recur(cp, recurrence, tensors, return_state=return_state)
+        return out, final
 
 
 def low_rank_projection(

@@ -49,7 +49,7 @@ def log_linear_scan(
         Outputs [B, T, H, V] in the dtype of x, and the states after the last token, zeros for its 0 bits.
     """
     dtype, groups, length = torch.promote_types(x.dtype, torch.float32), c.shape[2], x.shape[1]
-    heads = [part.unflatten(2, (groups, -1)) for part in (x, log_g, weight)]
+    heads = [torch.unflatten(part, 2, (groups, -1)) for part in (x, log_g, weight)]
     inputs = [part.transpose(1, 2).to(dtype) for part in (c, b, *heads)]
     states: States = {}
     if state is not None:
@@ -57,7 +57,7 @@ def log_linear_scan(
     outs = []
     with no_autocast(x):
         for start, stop, size in _aligned(past_tokens, length, chunk_size):
-            chunks = [part[:, :, start:stop].unflatten(2, (-1, size)) for part in inputs]
+            chunks = [torch.unflatten(part[:, :, start:stop], 2, (-1, size)) for part in inputs]
             out, states = _chunks(*chunks, states=states, first=past_tokens + start)
             outs.append(out.flatten(2, 3))
         some = next(iter(states.values()))
@@ -95,7 +95,7 @@ def _chunks(
     decay = total.exp()[..., None]  # [B, G, n, 1, R, 1]
     buckets = _buckets(first, size)
     updates = [
-        (bit, (b[..., own, :].mT @ to_end[..., own, :, :].flatten(-2)).unflatten(-1, x.shape[-2:]))
+        (bit, torch.unflatten(b[..., own, :].mT @ to_end[..., own, :, :].flatten(-2), -1, x.shape[-2:]))
         for bit, own in buckets
     ]
     before: dict[int, list[tuple[int, Tensor]]] = {}
@@ -115,7 +115,7 @@ def _chunks(
         own = weight.index_select(2, ids)
         own = own.gather(-1, through.expand(*own.shape[:-1], 1))
         faded = own * cumsum.index_select(2, ids).exp()[..., None]
-        out = out.index_add(2, ids, read.unflatten(-1, x.shape[-2:]) * faded)
+        out = out.index_add(2, ids, torch.unflatten(read, -1, x.shape[-2:]) * faded)
     return out, states
 
 
@@ -171,13 +171,14 @@ def log_linear_step(
     """
     dtype, out_dtype, groups, bits = state.dtype, x.dtype, c.shape[1], state.shape[1]
     c, b = c.to(dtype)[..., None, :], b.to(dtype)[..., None]
-    decay = log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).exp().unflatten(1, (groups, 1, -1, 1))
-    weight = weight.to(dtype).unflatten(1, (groups, -1)).movedim(-1, 1)[..., None]  # [B, L, G, R, 1]
+    decay = torch.unflatten(log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).exp(), 1, (groups, 1, -1, 1))
+    weight = torch.unflatten(weight.to(dtype), 1, (groups, -1)).movedim(-1, 1)[..., None]  # [B, L, G, R, 1]
     with no_autocast(state):
-        own = (b @ x.to(dtype).unflatten(1, (groups, -1)).flatten(2)[..., None, :]).unflatten(-1, state.shape[-2:])
+        heads = state.shape[-2:]
+        own = torch.unflatten(b @ torch.unflatten(x.to(dtype), 1, (groups, -1)).flatten(2)[..., None, :], -1, heads)
         state = decay[:, None] * state
-        read = (c[:, None] @ state.flatten(-2)).squeeze(-2).unflatten(-1, state.shape[-2:])
-        out = weight[:, 0] * (c @ own.flatten(-2)).squeeze(-2).unflatten(-1, state.shape[-2:])
+        read = torch.unflatten((c[:, None] @ state.flatten(-2)).squeeze(-2), -1, heads)
+        out = weight[:, 0] * torch.unflatten((c @ own.flatten(-2)).squeeze(-2), -1, heads)
         out = out + (weight[:, 1 : bits + 1] * read).sum(1)
         bit = _highest_bit(past_tokens, past_tokens + 1)
         own = own + state[:, :bit].sum(1)

@@ -64,12 +64,14 @@ class GroupedHeadsMixer(SequenceMixer):
         out, state = self.mix(*self.project(x, past_tokens), state, return_state=return_state)
         return self.merge(x, out), state
 
-    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
         # Positions are those within a sequence, of which this rank may have several parts.
         parts = [self.project(x[:, own], first, context) for own, first, context in cp.parts()] or [self.project(x)]
         q, k, v = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in list(zip(*parts, strict=True))[:3])
         gates = [log_g for *_, log_g in parts if log_g is not None]
-        return self.merge(x, self.mix_shared(q, k, v, torch.cat(gates, 1) if gates else None, cp))
+        log_g = torch.cat(gates, 1) if gates else None
+        out, state = self.mix_shared(q, k, v, log_g, cp, return_state=return_state)
+        return self.merge(x, out), state
 
     def project(self, x: Tensor, past_tokens: int = 0, context: int | None = None) -> Projected:
         """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied.
@@ -101,8 +103,12 @@ class GroupedHeadsMixer(SequenceMixer):
         """
         raise NotImplementedError
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
-        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
+        state after all of their tokens if `return_state`: what `mix` returns, the same on every rank.
+        """
         raise NotImplementedError
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class GroupedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, **factory_kwargs))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.unflatten(-1, (self.groups, -1))
+        parts = torch.unflatten(x, -1, (self.groups, -1))
         normed = F.rms_norm(parts, parts.shape[-1:], eps=1e-6).flatten(-2)
         return (normed * self.weight).to(x.dtype)
 
@@ -71,9 +71,9 @@ class Mamba2Mixer(SequenceMixer):
         gate, channels, dt, *more = self.in_proj(x).split(self.sizes, -1)
         if self.convolution is not None:
             channels, conv_inputs = self.convolution(channels, conv_inputs)
-        inputs, b, c = F.silu(channels).split(self.convolved, -1)
-        b, c = (part.unflatten(-1, (self.groups, -1)) for part in (b, c))
-        inputs = inputs.unflatten(-1, (self.heads, -1))
+        inputs, b, c = torch.split(F.silu(channels), self.convolved, -1)
+        b, c = (torch.unflatten(part, -1, (self.groups, -1)) for part in (b, c))
+        inputs = torch.unflatten(inputs, -1, (self.heads, -1))
         dtype = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
         log_g = -self.a_log.to(dtype).exp() * step
@@ -135,7 +135,8 @@ class LogLinearMixer(Mamba2Mixer):
         if context > longest:
             raise InputError(f"{context:,} tokens do not fit max_levels {self.max_levels}, which reach {longest:,}")
         (projected,) = more
-        weight = F.softplus(self.level_scale.to(x.dtype) * projected.unflatten(-1, (self.heads, -1)).to(x.dtype))
+        projected = torch.unflatten(projected, -1, (self.heads, -1)).to(x.dtype)
+        weight = F.softplus(self.level_scale.to(x.dtype) * projected)
         if state is not None and x.shape[1] == 1:
             out, state = log_linear_step(c[:, 0], b[:, 0], x[:, 0], log_g[:, 0], weight[:, 0], state, past_tokens)
             return out[:, None], state

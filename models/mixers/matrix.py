@@ -72,29 +72,36 @@ class MatrixMixer(SequenceMixer):
 
     def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
         heads_state, conv_inputs = (None, None) if state is None else state
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        parts = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.convolution is not None:
-            sizes = [part.shape[-1] for part in (q, k, v)]
-            joined, conv_inputs = self.convolution(torch.cat((q, k, v), -1), conv_inputs)
-            q, k, v = joined.split(sizes, -1)
-        if self.activated or (self.convolution is not None and self.silu_follows):
-            q, k, v = F.silu(q), F.silu(k), F.silu(v)
-        q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
-        v = v.unflatten(-1, (self.heads, self.v_head_dim))
-        out, heads_state = self.mix(x, q, k, v, past_tokens, heads_state, return_state=return_state)
+            joined, conv_inputs = self.convolution(torch.cat(parts, -1), conv_inputs)
+            parts = joined.split([part.shape[-1] for part in parts], -1)
+        out, heads_state = self.mix(x, *self.by_heads(*parts), past_tokens, heads_state, return_state=return_state)
         return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
 
-    def run_shared(self, x: Tensor, cp: ContextParallel) -> Tensor:
-        if self.convolution is not None:
-            raise InputError("cp: a short convolution does not run over several ranks yet")
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.activated:
+    def by_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k [B, T, J, K] and v [B, T, H, V], of features that were projected and convolved."""
+        if self.activated or (self.convolution is not None and self.silu_follows):
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
-        q, k = (part.unflatten(-1, (self.key_heads, self.head_dim)) for part in (q, k))
-        return self.merge(x, self.mix_shared(q, k, v.unflatten(-1, (self.heads, self.v_head_dim)), cp))
+        q, k = (torch.unflatten(part, -1, (self.key_heads, self.head_dim)) for part in (q, k))
+        return q, k, torch.unflatten(v, -1, (self.heads, self.v_head_dim))
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
-        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks."""
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        parts: tuple[Tensor, ...] = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        conv_inputs = None
+        if self.convolution is not None:
+            joined = torch.cat(parts, -1)
+            joined, conv_inputs = self.convolution.run_shared(joined, cp, return_state=return_state)
+            parts = torch.split(joined, [part.shape[-1] for part in parts], -1)
+        out, heads_state = self.mix_shared(x, *self.by_heads(*parts), cp, return_state=return_state)
+        return self.merge(x, out), MatrixMixerState(heads_state, conv_inputs) if return_state else None
+
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
+        heads' state after all of their tokens if `return_state`, the same on every rank.
+        """
         raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
     def mix(

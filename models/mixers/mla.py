@@ -6,18 +6,26 @@ Shapes: B batch, T tokens, S tokens so far, H heads, L latent dim (kv_lora_rank)
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.errors import InputError
+from powerplan.kernels.distributed.gather import gather_tokens
 from powerplan.mixers import MLA
 from powerplan.models.cache import GrowingBuffer
-from powerplan.models.mixers.attention import softmax_attention
+from powerplan.models.mixers.attention import by_sequence, softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
+from powerplan.models.mixers.ranks import can_share, heads_for_tokens, rope_of_rank, tokens_for_heads
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class LatentAttention(SequenceMixer):
@@ -46,15 +54,10 @@ class LatentAttention(SequenceMixer):
         self.o_proj = nn.Linear(self.heads * self.v_dim, hidden_size, bias=mixer.bias, **factory_kwargs)
 
     def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
-        q = self.q_proj(x if self.q_down is None else self.q_norm(self.q_down(x)))
-        q_nope, q_rope = torch.split(q.unflatten(-1, (self.heads, -1)), [self.nope_dim, self.rope_dim], -1)
-        latents, k_rope = torch.split(self.kv_down(x), [self.latent_dim, self.rope_dim], -1)
+        cos_sin = None
         if self.rope is not None:
             cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.rope_dim, x.device, self.rope)
-            q_rope, k_rope = apply_rope(q_rope, *cos_sin), apply_rope(k_rope[:, :, None], *cos_sin)[:, :, 0]
-            if self.rope.latent_scale != 1:
-                q_nope, q_rope = q_nope * self.rope.latent_scale, q_rope * self.rope.latent_scale
-        entries = torch.cat((self.kv_norm(latents), k_rope), -1)
+        q_nope, q_rope, entries = self.project(x, cos_sin)
         attend = self.attend_absorbed if state is not None and x.shape[1] == 1 else self.attend_expanded
         if state is not None:
             entries = state.append(entries)
@@ -62,16 +65,52 @@ class LatentAttention(SequenceMixer):
             state = GrowingBuffer(entries)
         return self.o_proj(attend(q_nope, q_rope, entries).flatten(-2)), state
 
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        if not can_share(self.heads, self.heads, cp.ranks):
+            raise InputError(f"cp: {self.heads} heads cannot be shared by {cp.ranks} ranks: mla exchanges whole heads")
+        cos_sin = None if self.rope is None else rope_of_rank(cp, self.rope_dim, x.device, self.rope)
+        q_nope, q_rope, entries = self.project(x, cos_sin)
+        q = tokens_for_heads(torch.cat((q_nope, q_rope), -1), cp)
+        gathers = self.gathers(cp.ranks)
+        whole = gather_tokens(cp, entries) if gathers or return_state else entries
+        if gathers:
+            weight = self.kv_proj.weight.chunk(cp.ranks)[cp.rank]
+            k, v = self.expand(whole, partial(F.linear, weight=weight))
+        else:
+            k, v = (tokens_for_heads(part, cp) for part in self.expand(entries, self.kv_proj))
+        out = heads_for_tokens(by_sequence(q, k, v, cp), cp)
+        return self.o_proj(out.flatten(-2)), GrowingBuffer(whole) if return_state else None
+
+    def gathers(self, ranks: int) -> bool:
+        """Return whether each of so many ranks gets all latents and expands its own heads, and not all tokens of its
+        heads that others have expanded: where it receives fewer numbers that way. The FLOPs are the same."""
+        return ranks * (self.latent_dim + self.rope_dim) <= self.heads * (self.nope_dim + self.rope_dim + self.v_dim)
+
+    def project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q_nope [B, T, H, n], q_rope [B, T, H, r] and the entries [B, T, L + r] of x [B, T, m], rotated by the
+        cosines and sines of its positions."""
+        q = self.q_proj(x if self.q_down is None else self.q_norm(self.q_down(x)))
+        q_nope, q_rope = torch.split(q.unflatten(-1, (self.heads, -1)), [self.nope_dim, self.rope_dim], -1)
+        latents, k_rope = torch.split(self.kv_down(x), [self.latent_dim, self.rope_dim], -1)
+        if self.rope is not None and cos_sin is not None:
+            q_rope, k_rope = apply_rope(q_rope, *cos_sin), apply_rope(k_rope[:, :, None], *cos_sin)[:, :, 0]
+            if self.rope.latent_scale != 1:
+                q_nope, q_rope = q_nope * self.rope.latent_scale, q_rope * self.rope.latent_scale
+        return q_nope, q_rope, torch.cat((self.kv_norm(latents), k_rope), -1)
+
     def attend_expanded(self, q_nope: Tensor, q_rope: Tensor, entries: Tensor) -> Tensor:
         """Return the heads' outputs [B, T, H, v] with keys and values expanded from all latents.
 
         q_nope: [B, T, H, n]; q_rope: [B, T, H, r], of the last T of the S tokens; entries: [B, S, L + r].
         """
+        return softmax_attention(torch.cat((q_nope, q_rope), -1), *self.expand(entries, self.kv_proj))
+
+    def expand(self, entries: Tensor, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return keys [B, S, h, n + r] and values [B, S, h, v] of the heads that `project` expands latents to."""
         latents, k_rope = torch.split(entries, [self.latent_dim, self.rope_dim], -1)
-        expanded = self.kv_proj(latents).unflatten(-1, (self.heads, -1))
+        expanded = torch.unflatten(project(latents), -1, (-1, self.nope_dim + self.v_dim))
         k_nope, v = torch.split(expanded, [self.nope_dim, self.v_dim], -1)
-        k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, self.heads, -1)), -1)
-        return softmax_attention(torch.cat((q_nope, q_rope), -1), k, v)
+        return torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, k_nope.shape[2], -1)), -1), v
 
     def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, entries: Tensor) -> Tensor:
         """Return the same for one token, T = 1, without expanding the latents.

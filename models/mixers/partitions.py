@@ -112,5 +112,5 @@ def _step(
     where = index[..., None, None, None].expand(*index.shape, *state.shape[2:])
     q, k, v, log_g = parts
     out, touched = recurrent_step(q, k, v, None, log_g, state.gather(1, where).flatten(0, 1))
-    out = out.unflatten(0, index.shape).sum(1, keepdim=True)
-    return out, state.scatter(1, where, touched.unflatten(0, index.shape))
+    out, touched = (torch.unflatten(part, 0, index.shape) for part in (out, touched))
+    return out.sum(1, keepdim=True), state.scatter(1, where, touched)

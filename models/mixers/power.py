@@ -56,7 +56,11 @@ class PowerAttention(GroupedHeadsMixer):
             return whole, None
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel) -> Tensor:
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
         options: dict[str, Any] = {"p": self.p, "normalize": self.normalize}
         options |= {"chunk_size": self.chunk_size, "impl": self.impl}
-        return power_attention(q, k, v, log_g, cp=cp, **options)  # type: ignore[return-value]
+        if return_state:
+            return power_attention(q, k, v, log_g, cp=cp, return_state=True, **options)  # type: ignore[return-value]
+        return power_attention(q, k, v, log_g, cp=cp, **options), None  # type: ignore[return-value]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from powerplan.errors import InputError
 from powerplan.kernels.distributed.exchange import explained
+from powerplan.models.rope import rope_cos_sin
+from powerplan.rope import Rope
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -38,12 +40,34 @@ def heads_for_ranks(x: Tensor, heads: int, ranks: int) -> Tensor:
     Raises InputError where the query heads cannot be shared.
     """
     shared = lcm(x.shape[2], ranks)
-    if heads % shared:
+    if not can_share(heads, x.shape[2], ranks):
         raise InputError(
             f"cp: {heads} query heads and {x.shape[2]} key/value heads cannot be shared by {ranks} ranks: "
             "softmax attention exchanges whole heads"
         )
     return x.repeat_interleave(shared // x.shape[2], 2)
+
+
+def can_share(heads: int, kv_heads: int, ranks: int) -> bool:
+    """Return whether ranks can have equal parts of the heads, each with the key/value heads that it needs."""
+    return heads % lcm(kv_heads, ranks) == 0
+
+
+def swapped_numbers(cp: ContextParallel, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> int:
+    """Return how many numbers all ranks together send each other for a row: queries, keys, values and outputs, of which
+    each rank keeps those of its own heads."""
+    shared = lcm(kv_heads, cp.ranks)
+    each = heads * (head_dim + v_head_dim) + shared * (head_dim + v_head_dim)
+    return cp.layout.tokens * each * (cp.ranks - 1) // cp.ranks
+
+
+def rope_of_rank(cp: ContextParallel, head_dim: int, device: torch.device, rope: Rope) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of this rank's tokens at their places in their sequences, [t, rotated // 2] each."""
+    parts = [
+        rope_cos_sin(first, own.stop - own.start, head_dim, device, rope, context) for own, first, context in cp.parts()
+    ]
+    cos, sin = zip(*parts or [rope_cos_sin(0, 0, head_dim, device, rope, 1)], strict=True)
+    return torch.cat(cos), torch.cat(sin)
 
 
 class _Swap(torch.autograd.Function):

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 MIN_LOG_G = {torch.float32: -20.0, torch.float64: -80.0}
@@ -48,7 +49,61 @@ def gated_linear_attention(
     Returns:
         Outputs [B, T, H, V] in the dtype of v, and the state [B, H, K, V] after the last token.
     """
-    return _run_in_chunks((q, k, v, log_g), None, state, chunk_size)
+    out, state = _run_in_chunks((q, k, v, log_g), None, state, chunk_size)
+    assert out is not None, "there are queries"
+    return out, state
+
+
+def gated_linear_state(k: Tensor, v: Tensor, log_g: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Return the state that tokens leave behind in gated linear attention, without queries.
+
+    The state after tokens that follow others is their own state plus their transition times the state before.
+
+    Args:
+        k: [B, T, H, K].
+        v: [B, T, H, V].
+        log_g: Natural logarithms of the decays [B, T, H, K], at most 0.
+        chunk_size: Tokens per chunk.
+
+    Returns:
+        The state [B, H, K, V], and the transition [B, H, K, 1]: the product of the decays.
+    """
+    _, state = _run_in_chunks((None, k, v, log_g), None, None, chunk_size)
+    lowest = MIN_LOG_G[state.dtype]
+    return state, log_g.clamp(min=lowest).double().sum(1).exp().to(state.dtype)[..., None]
+
+
+def delta_rule_state(
+    k: Tensor, v: Tensor, beta: Tensor, log_g: Tensor | None, chunk_size: int, *, with_transition: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the state that tokens leave behind under the delta rule, without queries.
+
+    The state after tokens that follow others is their own state plus their transition times the state before. The rule
+    is linear in the values and the state before them: so the transition is the state that values of 0 leave of an
+    identity matrix. It is computed as K more columns of the state.
+
+    Args:
+        k: [B, T, H, K], of norm 1.
+        v: [B, T, H, V].
+        beta: Learning rates [B, T, H].
+        log_g: Natural logarithms of the decays, [B, T, H] or [B, T, H, K], or None, as in `delta_rule`.
+        chunk_size: Tokens per chunk.
+        with_transition: Whether the transition is wanted.
+
+    Returns:
+        The state [B, H, K, V], and the transition [B, H, K, K], or None.
+    """
+    columns, state = v.shape[-1], None
+    if with_transition:
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        eye = torch.eye(k.shape[-1], dtype=dtype, device=k.device).expand(k.shape[0], k.shape[2], -1, -1)
+        state = torch.cat((eye.new_zeros(*eye.shape[:3], columns), eye), -1)
+        v = F.pad(v, (0, k.shape[-1]))
+    if fla_supports(k, v):
+        _, state = delta_rule_by_fla(k, k, v, beta, log_g, state)
+    else:
+        _, state = _run_in_chunks((None, k, v, _channels(log_g, beta)), beta, state, chunk_size)
+    return state[..., :columns], state[..., columns:] if with_transition else None
 
 
 def delta_rule(
@@ -73,9 +128,9 @@ def delta_rule(
     """
     if fla_supports(q, v):
         return delta_rule_by_fla(q, k, v, beta, log_g, state)
-    if log_g is None:
-        log_g = torch.zeros_like(beta)
-    return _run_in_chunks((q, k, v, log_g if log_g.ndim == 4 else log_g[..., None]), beta, state, chunk_size)
+    out, state = _run_in_chunks((q, k, v, _channels(log_g, beta)), beta, state, chunk_size)
+    assert out is not None, "there are queries"
+    return out, state
 
 
 def recurrent_step(
@@ -106,38 +161,49 @@ def recurrent_step(
         return (q @ state).squeeze(-2).to(out_dtype), state
 
 
+def _channels(log_g: Tensor | None, beta: Tensor) -> Tensor:
+    """Return log decays as [B, T, H, K or 1]: 0 where there are none."""
+    if log_g is None:
+        log_g = torch.zeros_like(beta)
+    return log_g if log_g.ndim == 4 else log_g[..., None]
+
+
 def _run_in_chunks(
-    tensors: tuple[Tensor, ...], beta: Tensor | None, state: Tensor | None, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """Run all full chunks at once, and the remaining tokens as one shorter chunk: nothing is padded."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    inputs = [x.transpose(1, 2).to(dtype) for x in (*tensors, *(() if beta is None else (beta[..., None],)))]
-    length = inputs[0].shape[2]
-    outs = []
-    with no_autocast(inputs[0]):
+    tensors: tuple[Tensor | None, Tensor, Tensor, Tensor], beta: Tensor | None, state: Tensor | None, chunk_size: int
+) -> tuple[Tensor | None, Tensor]:
+    """Run all full chunks at once, and the remaining tokens as one shorter chunk: nothing is padded.
+
+    tensors: q, k, v and log_g. Where q is None there are no outputs.
+    """
+    _, k, v, _ = tensors
+    dtype, length = torch.promote_types(k.dtype, torch.float32), k.shape[1]
+    given = (*tensors, None if beta is None else beta[..., None])
+    inputs = [None if x is None else x.transpose(1, 2).to(dtype) for x in given]
+    outs: list[Tensor] = []
+    with no_autocast(k):
         for start, stop, size in full_and_rest(length, min(chunk_size, length)):
-            chunks = [x[:, :, start:stop].unflatten(2, (-1, size)) for x in inputs]
+            chunks: Any = [None if x is None else torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs]
             out, state = _chunks(*chunks, state=state)
-            outs.append(out.flatten(2, 3))
+            outs += [] if out is None else [out.flatten(2, 3)]
     assert state is not None
-    return torch.cat(outs, 2).transpose(1, 2).to(tensors[2].dtype), state
+    return torch.cat(outs, 2).transpose(1, 2).to(v.dtype) if outs else None, state
 
 
 def _chunks(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, beta: Tensor | None = None, *, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor | None, k: Tensor, v: Tensor, log_g: Tensor, beta: Tensor | None, *, state: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
     """Return the outputs [B, H, N, C, V] and the last state; log_g [B, H, N, C, K or 1], beta [B, H, N, C, 1].
 
     The delta rule runs in WY form (arXiv 2406.06484, section 3.2). With A_ij = beta_i (k_i . k_j) decayed from j to i,
     j < i, and S the state before the chunk, the tokens add the values (I + A)^-1 beta (v - k S) = u - w S to the state.
     """
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)
-    products = DecayedProducts(k, cumsum)
-    q_from_start, total = q * cumsum.exp(), cumsum[..., -1:, :]
+    total = cumsum[..., -1:, :]
     chunk_decay, k_to_end = total.exp().mT, (k * (total - cumsum).exp()).mT
-    scores = products.with_keys(q).tril()
+    products = None if q is None and beta is None else DecayedProducts(k, cumsum)
     u, w = v, None
     if beta is not None:
+        assert products is not None
         lower = (beta * products.with_keys(k)).tril(-1)
         eye = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand_as(lower)
         inverse = torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
@@ -153,10 +219,13 @@ def _chunks(
         update = k_to_end[:, :, index] @ values
         state = update if state is None else chunk_decay[:, :, index] * state + update
     assert state is not None
-    out = scores @ torch.stack(new_values, 2)
+    if q is None:
+        return None, state
+    assert products is not None
+    out = products.with_keys(q).tril() @ torch.stack(new_values, 2)
     if states:
         first = k.shape[2] - len(states)  # 1 where no state came before the first chunk, else 0
-        from_states = q_from_start[:, :, first:] @ torch.stack(states, 2)
+        from_states = (q * cumsum.exp())[:, :, first:] @ torch.stack(states, 2)
         out = torch.cat((out[:, :, :first], out[:, :, first:] + from_states), 2)
     return out, state
 

@@ -11,6 +11,7 @@ from powerplan.kernels import power_attention, power_attention_step
 from powerplan.mixers import Lightning, RetNet
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.matrix import MatrixMixer
+from powerplan.models.mixers.ranks import rope_of_rank
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
 
@@ -55,18 +56,17 @@ class FixedDecay(MatrixMixer):
             return whole, None
         return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
 
-    def mix_shared(self, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Tensor:
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
         if self.rope is not None:
-            parts = [
-                rope_cos_sin(first, own.stop - own.start, self.head_dim, q.device, self.rope, context)
-                for own, first, context in cp.parts()
-            ]
-            if parts:
-                cos_sin = [torch.cat(each) for each in zip(*parts, strict=True)]
-                q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+            cos_sin = rope_of_rank(cp, self.head_dim, q.device, self.rope)
+            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         log_g = self.log_decay(q.device).expand(*q.shape[:2], -1)
         options: dict[str, Any] = {"p": 1, "normalize": False, "chunk_size": self.chunk_size, "impl": self.impl}
-        return power_attention(q, k, v, log_g, cp=cp, **options)  # type: ignore[return-value]
+        if return_state:
+            return power_attention(q, k, v, log_g, cp=cp, return_state=True, **options)  # type: ignore[return-value]
+        return power_attention(q, k, v, log_g, cp=cp, **options), None  # type: ignore[return-value]
 
 
 class Retention(FixedDecay):

@@ -51,7 +51,7 @@ def rank_one_rule(
     outs = []
     with no_autocast(q):
         for start, stop, size in full_and_rest(length, min(chunk_size, length)):
-            out, state = _chunks(*(x[:, :, start:stop].unflatten(2, (-1, size)) for x in inputs), state=state)
+            out, state = _chunks(*(torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs), state=state)
             outs.append(out.flatten(2, 3))
     assert state is not None
     return torch.cat(outs, 2).transpose(1, 2).to(v.dtype), state
@@ -190,12 +190,13 @@ class RWKV7Mixer(SequenceMixer):
         rate = self.rate(for_rate).sigmoid().unflatten(-1, (self.heads, self.head_dim))
         removed = F.normalize(k * self.removal, dim=-1)
         k = k * (1 + (rate - 1) * self.kept_key)
-        tensors = (q, k, v, -removed, removed * rate, log_g)
+        a, b = -removed, removed * rate
         if heads_state is not None and x.shape[1] == 1:
-            out, heads_state = rank_one_step(*(part[:, 0] for part in tensors), heads_state)
+            token = (q[:, 0], k[:, 0], v[:, 0], a[:, 0], b[:, 0], log_g[:, 0])
+            out, heads_state = rank_one_step(*token, heads_state)
             out = out[:, None]
         else:
-            out, heads_state = rank_one_rule(*tensors, heads_state, self.chunk_size)
+            out, heads_state = rank_one_rule(q, k, v, a, b, log_g, heads_state, self.chunk_size)
         normed = self.output_norm(out.flatten(0, 1).flatten(1)).unflatten(0, x.shape[:2]).to(v.dtype)
         out = normed + ((q * k * self.bonus).sum(-1, keepdim=True) * v).flatten(-2)
         out = self.o_proj(out.to(v.dtype) * self.output_gate(for_gate))
@@ -209,10 +210,16 @@ class RWKV7Mixer(SequenceMixer):
         The numbers are the middle of those that flash-linear-attention sets by layer and channel (layers/rwkv7.py).
         """
         self.shift.uniform_(0, 1)
-        self.decay[-1].bias.uniform_(-5.5, 0.5)
-        self.rate[-1].bias.fill_(-0.19)
+        _last_bias(self.decay).uniform_(-5.5, 0.5)
+        _last_bias(self.rate).fill_(-0.19)
         if self.value_gate is not None:
-            self.value_gate[-1].bias.fill_(0.73)
+            _last_bias(self.value_gate).fill_(0.73)
         self.removal.fill_(0.71)
         self.kept_key.fill_(1.02)
         self.bonus.fill_(-0.04)
+
+
+def _last_bias(projection: nn.Sequential) -> Tensor:
+    bias = projection[-1].bias
+    assert isinstance(bias, Tensor)
+    return bias

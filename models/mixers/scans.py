@@ -40,12 +40,14 @@ def grouped_scan(
     """
     dtype, out_dtype, groups = torch.promote_types(x.dtype, torch.float32), x.dtype, c.shape[2]
     length = x.shape[1]
-    heads = [part.unflatten(2, (groups, -1)) for part in (x, log_g)]
+    heads = [torch.unflatten(part, 2, (groups, -1)) for part in (x, log_g)]
     inputs = [part.transpose(1, 2).to(dtype) for part in (c, b, *heads)]
     outs = []
     with no_autocast(x):
         for start, stop, size in full_and_rest(length, min(chunk_size, length)):
-            out, state = _chunks(*(part[:, :, start:stop].unflatten(2, (-1, size)) for part in inputs), state=state)
+            out, state = _chunks(
+                *(torch.unflatten(part[:, :, start:stop], 2, (-1, size)) for part in inputs), state=state
+            )
             outs.append(out.flatten(2, 3))
     assert state is not None
     return torch.cat(outs, 2).transpose(1, 2).flatten(2, 3).to(out_dtype), state
@@ -56,7 +58,8 @@ def _chunks(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, *, state: Tensor | N
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)  # [B, G, n, C, R]
     total = cumsum[..., -1:, :]
     out = (chunk_products(c, b, cumsum) @ x.transpose(-3, -2)).transpose(-3, -2)
-    updates = (b.mT @ (x * (total - cumsum).exp()[..., None]).flatten(-2)).unflatten(-1, x.shape[-2:])
+    to_end = x * (total - cumsum).exp()[..., None]
+    updates = torch.unflatten(b.mT @ to_end.flatten(-2), -1, x.shape[-2:])
     states = []
     chunk_decay = total.exp()[..., None]  # [B, G, n, 1, R, 1]
     for index in range(c.shape[2]):
@@ -67,7 +70,7 @@ def _chunks(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, *, state: Tensor | N
     assert state is not None
     if states:
         first = c.shape[2] - len(states)  # 1 where no state came before the first chunk, else 0
-        read = (c[:, :, first:] @ torch.stack(states, 2).flatten(-2)).unflatten(-1, x.shape[-2:])
+        read = torch.unflatten(c[:, :, first:] @ torch.stack(states, 2).flatten(-2), -1, x.shape[-2:])
         read = read * cumsum[:, :, first:].exp()[..., None]
         out = torch.cat((out[:, :, :first], out[:, :, first:] + read), 2)
     return out, state
@@ -99,11 +102,11 @@ def grouped_step(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, state: Tensor) 
     """
     dtype, out_dtype, groups = state.dtype, x.dtype, c.shape[1]
     c, b = c.to(dtype)[..., None, :], b.to(dtype)[..., None]
-    decay = log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).exp().unflatten(1, (groups, 1, -1, 1))
+    decay = torch.unflatten(log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).exp(), 1, (groups, 1, -1, 1))
     with no_autocast(state):
-        update = b @ x.to(dtype).unflatten(1, (groups, -1)).flatten(2)[..., None, :]
-        state = decay * state + update.unflatten(-1, state.shape[-2:])
-        out = (c @ state.flatten(-2)).squeeze(-2).unflatten(-1, state.shape[-2:])
+        update = b @ torch.unflatten(x.to(dtype), 1, (groups, -1)).flatten(2)[..., None, :]
+        state = decay * state + torch.unflatten(update, -1, state.shape[-2:])
+        out = torch.unflatten((c @ state.flatten(-2)).squeeze(-2), -1, state.shape[-2:])
     return out.flatten(1, 2).to(out_dtype), state
 
 
@@ -131,7 +134,7 @@ def selective_scan(
     x, step, rate, b, c = (part.to(dtype) for part in (x, step, rate, b, c))
     outs = []
     with no_autocast(x):
-        for parts in zip(*(part.split(TOKENS_PER_SCAN, 1) for part in (x, step, b, c)), strict=True):
+        for parts in zip(*(torch.split(part, TOKENS_PER_SCAN, 1) for part in (x, step, b, c)), strict=True):
             size = isqrt(parts[0].shape[1])
             for start, stop, tokens in full_and_rest(parts[0].shape[1], size):
                 x_, step_, b_, c_ = (part[:, start:stop].unflatten(1, (-1, tokens)) for part in parts)

@@ -41,7 +41,7 @@ def slot_attention(
     outs = []
     with no_autocast(q):
         for start, stop, size in full_and_rest(length, min(chunk_size, length)):
-            out, state = _chunks(*(x[:, :, start:stop].unflatten(2, (-1, size)) for x in inputs), state=state)
+            out, state = _chunks(*(torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs), state=state)
             outs.append(out.flatten(2, 3))
     assert state is not None
     return torch.cat(outs, 2).transpose(1, 2).to(v.dtype), state
@@ -62,9 +62,10 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, *, state: Tensor | N
         update = updates[:, :, index]
         state = update if state is None else chunk_decay[:, :, index] * state + update
     assert state is not None
+    sizes = [k.shape[-1], v.shape[-1]]
     slots = products.sum_keys((q @ k.mT).tril())
     first = k.shape[2] - len(before)  # 1 where no state came before the first chunk, else 0
-    keys, values = torch.stack(before, 2).split((k.shape[-1], v.shape[-1]), -1) if before else (None, None)
+    keys, values = torch.split(torch.stack(before, 2), sizes, -1) if before else (None, None)
     if keys is not None:
         late = slots[:, :, first:] + (q[:, :, first:] @ keys.mT) * from_start[:, :, first:]
         slots = torch.cat((slots[:, :, :first], late), 2)
@@ -93,7 +94,7 @@ def slot_step(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor) -> 
     log_f = log_f.to(dtype).clamp(min=MIN_LOG_G[dtype])[..., None]
     with no_autocast(state):
         state = log_f.exp() * state - torch.expm1(log_f) @ torch.cat((k, v), -1).to(dtype)[..., None, :]
-        keys, values = state.split((k.shape[-1], v.shape[-1]), -1)
+        keys, values = torch.split(state, [k.shape[-1], v.shape[-1]], -1)
         read = (q.to(dtype)[..., None, :] @ keys.mT).softmax(-1)
         return (read @ values).squeeze(-2).to(out_dtype), state
 

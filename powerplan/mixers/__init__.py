@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import msgspec
 
+from powerplan.errors import allowed_values
 from powerplan.mixers.attention import Attention, ChunkedAttention, Forgetting
 from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.compressed import Compressed
@@ -50,6 +52,23 @@ AnyMixer = (
 
 MIXERS: dict[str, type[Mixer]] = {str(mixer.__struct_config__.tag): mixer for mixer in get_args(AnyMixer)}
 """Every mixer class by its `kind`."""
+
+PUBLISHED_AS = {
+    "msa": "memory_sparse",
+    "superlinear": "span_search",
+    "hyenadna": "hyena",
+    "fox": "forgetting",
+    "gqa": "attention",
+    "powerattention": "power (power attention) or exponential_sparse (PowerAttention)",
+}
+"""Kinds by names of papers that are spelt like another kind or like none; without case, - and _."""
+
+
+def allowed_kinds(word: str, allowed: Sequence[str]) -> str:
+    """Return the end of a message about a word that is no kind: what is meant where that is known, and all kinds."""
+    meant = PUBLISHED_AS.get(word.casefold().replace("-", "").replace("_", ""))
+    return f"; did you mean {meant}? allowed are {', '.join(allowed)}" if meant else allowed_values(word, allowed)
+
 
 HEAD_FIELDS = frozenset(GroupedHeads.__struct_fields__)
 """Fields that belong to a layer's heads, and so to its weights."""
@@ -106,4 +125,5 @@ __all__ = [
     "SpanSearch",
     "SparseStateExpansion",
     "Wersa",
+    "allowed_kinds",
 ]

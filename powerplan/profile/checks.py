@@ -194,7 +194,7 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
 def _token_by_token(layer: Any, x: Tensor) -> Tensor:
     """Return the output of a layer that meets the tokens of x [B, T, m] one by one, and remembers them in a slot."""
     slot = Slot()
-    return torch.cat([layer(token, slot) for token in x.split(1, 1)], 1)
+    return torch.cat([layer(token, slot) for token in torch.split(x, 1, 1)], 1)
 
 
 def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:

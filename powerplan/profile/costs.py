@@ -46,7 +46,7 @@ def state_flops(timed: TimedMixer, point: Point, executed: bool) -> Fraction:
         return Fraction(total(terms)) * context * point.forward_passes
     if not executed or chunk is None:
         return Fraction(total(mixer.state_flops_terms(context, Convention()))) * context * point.forward_passes
-    chunked = msgspec.structs.replace(mixer, chunk_size=chunk)  # type: ignore[call-arg]
+    chunked = msgspec.structs.replace(mixer, chunk_size=chunk)
     terms = chunked.state_flops_terms(context, Convention(form="chunked"))
     # Counted is the update of the state by every token. Nobody reads the state after the last (or only) chunk here, so
     # the implementation does not compute it.

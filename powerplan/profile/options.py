@@ -12,7 +12,8 @@ from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.ffn import MLP, MoE
-from powerplan.mixers import GroupedHeads, LogLinear, Mixer
+from powerplan.measured import RECURRENT
+from powerplan.mixers import FeatureAttention, GroupedHeads, LogLinear, Mixer
 from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
@@ -24,9 +25,6 @@ from powerplan.units import parse_integers
 
 IMPLS = ("auto", "torch", "triton", "recurrent", "reference")
 """Implementations of power attention, as `power_attention` names them."""
-
-RECURRENT = ("gla", "deltanet", "gated_deltanet", "kda", "mamba1", "mamba2", "log_linear", "rwkv7", "gsa")
-"""Recurrent kinds that `--against` takes: those whose recurrence powerplan.models has."""
 
 BASELINES = ("attention", "window", "linear", *RECURRENT)
 """Values of `--against`."""
@@ -191,6 +189,7 @@ def _chosen_impl(name: str, mixer: Mixer, device: str, dtype: str, notes: list[s
         return name
     if not device.startswith("cuda"):
         return "torch"
+    assert isinstance(mixer, FeatureAttention)
     import torch
 
     from powerplan.kernels.triton.support import lacking

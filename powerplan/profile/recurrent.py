@@ -67,11 +67,11 @@ def recurrence_of(timed: TimedMixer) -> Function:
     """Return the recurrence in chunks as a function of `recurrence_inputs`, to outputs and the last state."""
     mixer: Any = timed.mixer
     if isinstance(mixer, Mamba1):
-        return lambda *inputs: selective_scan(*inputs, None)
+        return lambda x, step, rate, b, c: selective_scan(x, step, rate, b, c, None)
     if isinstance(mixer, DeltaRule):
         return lambda q, k, v, beta, log_g=None: delta_rule(q, k, v, beta, log_g, None, mixer.chunk_size)
     if isinstance(mixer, LogLinear):
-        return lambda *inputs: log_linear_scan(*inputs, None, 0, mixer.chunk_size)
+        return lambda c, b, x, log_g, weight: log_linear_scan(c, b, x, log_g, weight, None, 0, mixer.chunk_size)
     functions: dict[type[Any], Function] = {
         Mamba2: grouped_scan,
         RWKV7: rank_one_rule,
@@ -94,7 +94,8 @@ def recurrence_step(workload: Workload, timed: TimedMixer, context: int, dtype: 
     token = [part[:, 0] for part in inputs]
     if isinstance(mixer, LogLinear):
         states = state.repeat_interleave(context.bit_length(), 1)
-        return lambda: log_linear_step(*token, states, context)
+        c, b, x, log_g, weight = token
+        return lambda: log_linear_step(c, b, x, log_g, weight, states, context)
     if isinstance(mixer, DeltaRule):
         q, k, v, beta, *gates = token
         return lambda: recurrent_step(q, k, v, beta, gates[0] if gates else None, state)

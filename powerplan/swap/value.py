@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
-from powerplan.mixers import MIXERS, HeadShape
+from powerplan.mixers import MIXERS, HeadShape, allowed_kinds
 from powerplan.spec import LENGTHS
 from powerplan.units import parse_context
 
@@ -15,16 +15,6 @@ AS_IS = "as it is"
 """The text that stands for no swap."""
 
 KINDS = sorted(MIXERS)
-
-PUBLISHED_AS = {
-    "msa": "memory_sparse",
-    "superlinear": "span_search",
-    "hyenadna": "hyena",
-    "fox": "forgetting",
-    "gqa": "attention",
-    "powerattention": "power (power attention) or exponential_sparse (PowerAttention)",
-}
-"""Kinds by names of papers whose spelling is near to that of another kind, or to none; without case, - and _."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,7 @@ def parse_swap(text: str) -> Swap:
     if kind == "window":
         return Swap.attention(window=parse_context(rest, f"{where} window"))
     if kind not in KINDS:
-        raise InputError(f"{shown(kind)} is not a mixer{_allowed_kinds(kind)}", where)
+        raise InputError(f"{shown(kind)} is not a mixer{allowed_kinds(kind, [*KINDS, 'window'])}", where)
     settings: dict[str, Any] = {}
     allowed = sorted(MIXERS[kind].__struct_fields__)
     for part in rest.split(",") if rest else []:
@@ -110,13 +100,6 @@ def parse_swap(text: str) -> Swap:
     if kind == "power" and "p" not in settings:
         raise InputError("power needs its degree; write power:p=2", where)
     return Swap(kind, tuple(settings.items()))
-
-
-def _allowed_kinds(kind: str) -> str:
-    """Return the end of a message about a word that is no kind: what is meant where that is known, and all kinds."""
-    allowed = [*KINDS, "window"]
-    meant = PUBLISHED_AS.get(kind.casefold().replace("-", "").replace("_", ""))
-    return f"; did you mean {meant}? allowed are {', '.join(allowed)}" if meant else allowed_values(kind, allowed)
 
 
 def _value(text: str) -> Any:

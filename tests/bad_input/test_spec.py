@@ -115,6 +115,16 @@ kind: kimi, heads: 12
     8:19: layers[0].mixer.kind: 'kimi' is not known; allowed are KINDS
 kind: mamba, inner_size: 4
     8:19: layers[0].mixer.kind: 'mamba' is not known; did you mean mamba1? allowed are KINDS
+kind: MSA, heads: 12
+    8:19: layers[0].mixer.kind: 'MSA' is not known; did you mean memory_sparse? allowed are KINDS
+kind: power_attention, heads: 12
+    8:19: layers[0].mixer.kind: 'power_attention' is not known; did you mean power (power attention) or ...
+kind: hyena, inner_size: 64, state_dim: 3
+    8:53: layers[0].mixer.state_dim: a mode has 2 numbers, and state_dim is 3
+kind: span_search, heads: 12, spans: 65
+    8:50: layers[0].mixer.spans: 65 is out of range; allowed is at most 64
+kind: memory_sparse, heads: 12, document_size: 0
+    8:60: layers[0].mixer.document_size: 0 is out of range; allowed is at least 1
 kind: mamba1, inner_size: 1536
     8:12: layers[0].mixer.dt_rank: is missing
 kind: mamba2, heads: 24, groups: 5

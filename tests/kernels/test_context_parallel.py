@@ -150,7 +150,7 @@ def test_every_refusal_is_expected(found: list[Found]) -> None:
 
 
 WAITED = (
-    "RuntimeError: context parallelism: rank {} of {} waited in vain for the states of others. A rank has failed (its "
+    "RuntimeError: context parallelism: rank {} of {} waited in vain for the others. A rank has failed (its "
     "own message says why), made another call than this one, or took longer than the timeout of init_process_group. "
     "torch.distributed says: "
 )

@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from powerplan.models.mixers import recurrence
 from powerplan.models.mixers.recurrence import (
     delta_rule,
     delta_rule_by_fla,
+    delta_rule_state,
     fla_supports,
     gated_linear_attention,
+    gated_linear_state,
     recurrent_step,
 )
 
@@ -68,6 +71,54 @@ def by_steps(given: dict[str, Tensor]) -> Tensor:
 def test_chunks_equal_the_recurrence(kind: str, tokens: int, chunk_size: int) -> None:
     given = inputs(kind, tokens)
     torch.testing.assert_close(chunked(given, chunk_size)[0], by_steps(given))
+
+
+def left_behind(given: dict[str, Tensor], chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Return the state of tokens that follow nothing, and their transition as a matrix [B, H, K, K]."""
+    given = {"log_g": None, **given}  # type: ignore[dict-item]
+    del given["q"]
+    if "beta" in given:
+        state, transition = delta_rule_state(**given, chunk_size=chunk_size, with_transition=True)
+        assert transition is not None
+        return state, transition
+    state, transition = gated_linear_state(**given, chunk_size=chunk_size)
+    assert transition.shape[-1] == 1
+    return state, transition[..., 0].diag_embed()
+
+
+def product_of_tokens(given: dict[str, Tensor]) -> Tensor:
+    """Return the product of the tokens' own transitions (I - beta k k^T) diag(exp(log_g)), the last one in front."""
+    k = given["k"]
+    product = torch.eye(k.shape[-1], dtype=k.dtype).expand(k.shape[0], k.shape[2], -1, -1)
+    for t in range(k.shape[1]):
+        log_g = given.get("log_g", torch.zeros_like(k))[:, t]
+        product = (log_g if log_g.ndim == 3 else log_g[..., None]).exp()[..., None] * product
+        if "beta" in given:
+            key = k[:, t, :, :, None]
+            product = product - given["beta"][:, t, :, None, None] * (key @ (key.mT @ product))
+    return product
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8)
+@given(first=st.integers(1, 40), second=st.integers(1, 40), chunk_size=st.sampled_from([1, 5, 8, 20, 64]))
+def test_a_state_is_its_own_and_the_transition_times_the_one_before(
+    kind: str, first: int, second: int, chunk_size: int
+) -> None:
+    given = inputs(kind, first + second)
+    before, _ = left_behind({name: x[:, :first] for name, x in given.items()}, chunk_size)
+    after = {name: x[:, first:] for name, x in given.items()}
+    own, transition = left_behind(after, chunk_size)
+    torch.testing.assert_close(transition, product_of_tokens(after))
+    torch.testing.assert_close(own + transition @ before, chunked(given, chunk_size)[1])
+
+
+def test_a_state_alone_is_the_same_without_its_transition() -> None:
+    given = inputs("kda", 30)
+    del given["q"]
+    state, transition = delta_rule_state(**given, chunk_size=8, with_transition=False)
+    assert transition is None
+    torch.testing.assert_close(state, delta_rule_state(**given, chunk_size=8, with_transition=True)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,4 +226,12 @@ def test_arguments_of_flash_linear_attention(kind: str, monkeypatch: pytest.Monk
         torch.testing.assert_close(by_fla[1], expected[1], rtol=2**-8, atol=2**-8)  # beta in half precision
         torch.testing.assert_close(by_fla[0], expected[0], rtol=2**-6, atol=2**-6)
     assert calls == [kind, kind]
+    # The state without queries takes the same kernels, with the transition as more columns of the state.
+    answers = iter([True])
+    monkeypatch.setattr(recurrence, "fla_supports", lambda *_: next(answers, False))
+    del arguments["q"]
+    by_fla = delta_rule_state(**arguments, chunk_size=8, with_transition=True)
+    expected = delta_rule_state(**arguments, chunk_size=8, with_transition=True)
+    assert calls == [kind, kind, kind]
+    torch.testing.assert_close(by_fla, expected, rtol=2**-6, atol=2**-6)
     assert not fla_supports(given["q"], given["v"])

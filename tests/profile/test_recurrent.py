@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from powerplan.cli import main
 from powerplan.errors import InputError
 from powerplan.load import catalogue_spec
+from powerplan.measured import RECURRENT
 from powerplan.mixers import Convention, LogLinear, Mamba1
 from powerplan.mixers.delta import RWKV7, DeltaRule
 from powerplan.mixers.formulas import total
@@ -21,7 +22,7 @@ from powerplan.mixers.ssm import mean_levels
 from powerplan.models.mixers import scans
 from powerplan.profile.checks import check_layer
 from powerplan.profile.memory import bytes_needed, peak_of
-from powerplan.profile.options import RECURRENT, workload_of
+from powerplan.profile.options import workload_of
 from powerplan.profile.runs import prepare
 from powerplan.profile.workload import Point, TimedMixer, Workload
 

@@ -1,0 +1,257 @@
+"""Work for four processes: delta rules, gated linear attention and short convolutions over several ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attention_on_ranks import CountBytes, message
+from kinds import STATES
+from models_on_ranks import continued, curve, model_of, through_a_cache
+from shared_calls import GROUPS, UNEVEN
+from torch import Tensor, nn
+
+from powerplan.kernels import ContextParallel
+from powerplan.mixers import GLA, KDA, Attention, DeltaNet, GatedDeltaNet, RetNet
+from powerplan.models.mixers import build_mixer
+
+HIDDEN, TOKENS, STEPS = 16, 41, 8
+
+KINDS: dict[str, Any] = {
+    "deltanet": DeltaNet(**STATES, conv_size=0),
+    "gated_deltanet": GatedDeltaNet(**STATES | {"heads": 4}, key_heads=2),
+    "kda": KDA(**STATES, gate_rank=3, conv_bias=True),
+    "gla": GLA(**STATES, gate_rank=3),
+    "retnet": RetNet(**STATES, conv_size=3, conv_bias=True),
+}
+WINDOW = Attention(heads=2, head_dim=4, window=3)
+HYBRID = KINDS["gated_deltanet"], Attention(heads=4, kv_heads=2, head_dim=8)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mixer over some ranks. lengths: of one sequence in each of two rows, or of packed ones in one row."""
+
+    kind: str
+    ranks: int
+    layout: str = "contiguous"
+    exchange: str = "gather"
+    dtype: str = "float64"
+    lengths: tuple[int, ...] = (TOKENS,)
+
+    @property
+    def name(self) -> str:
+        return " ".join(map(str, (self.kind, self.ranks, self.layout, self.exchange, self.dtype, *self.lengths)))
+
+
+WAYS = ("gather", "scan")
+JOBS = [
+    *(
+        Job(kind, ranks, layout, way)
+        for kind in KINDS
+        for ranks in GROUPS
+        for layout in ("contiguous", "zigzag", "uneven")
+        for way in WAYS
+    ),
+    *(Job(kind, 4, "zigzag", way, lengths=(5, 1, 30, 5)) for kind in KINDS for way in WAYS),
+    *(Job(kind, 4, "uneven", lengths=(2, 38, 1)) for kind in KINDS),
+    # Fragments shorter than the convolutions, and ranks without tokens.
+    *(Job(kind, 4, "zigzag", "scan", lengths=(tokens,)) for kind in KINDS for tokens in (1, 6, 9)),
+    *(Job(kind, 3, "zigzag", way, dtype) for kind in KINDS for dtype in ("float32", "bfloat16") for way in WAYS),
+]
+
+
+def all_work(rank: int, folder: Path) -> None:
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    groups = {size: dist.new_group(list(ranks)) for size, ranks in GROUPS.items()}
+    found: dict[str, Any] = {}
+    for number, job in enumerate(JOBS):
+        if rank in GROUPS[job.ranks]:
+            found[str(number)] = beyond(job, groups[job.ranks])
+    found["rounding"] = {kind: rounding(kind, groups[4]) for kind in KINDS}
+    found["traffic"] = traffic(groups[4])
+    found["continued"] = {kind: continued(model_of(mixer), "zigzag") for kind, mixer in KINDS.items()}
+    found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
+    found["through a cache"] = through_a_cache(*KINDS.values(), HYBRID[1])
+    found["curve"] = curve(model_of(*HYBRID), STEPS)
+    found["compiled"] = compiled(groups[4])
+    found["refusals"] = refusals(groups[4])
+    (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def mixer_of(kind: str, dtype: str) -> nn.Module:
+    """Return the module of a kind, its weights the same each time and in each dtype: rounded to bfloat16."""
+    torch.manual_seed(1)
+    module = build_mixer(KINDS[kind], HIDDEN, rope=None)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(weight.bfloat16())
+    return module.to(getattr(torch, dtype))
+
+
+def inputs_of(tokens: int, rows: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return tokens [B, T, m] in numbers of bfloat16, and weights of a loss."""
+    make = torch.Generator().manual_seed(tokens)
+    x, weights = torch.randn(2, rows, tokens, HIDDEN, generator=make)
+    return x.bfloat16().to(getattr(torch, dtype)), weights.to(getattr(torch, dtype))
+
+
+@cache
+def alone(kind: str, dtype: str, lengths: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the output and all gradients of one process, each sequence by itself."""
+    module = mixer_of(kind, dtype)
+    x, weights = inputs_of(sum(lengths), 2 if len(lengths) == 1 else 1, dtype)
+    x.requires_grad_()
+    out = torch.cat([module(part) for part in x.split(lengths, 1)], 1)
+    (out * weights).sum().backward()
+    return results(module, out, x.grad)
+
+
+def results(module: nn.Module, out: Tensor, grad: Tensor | None) -> dict[str, Tensor]:
+    assert grad is not None
+    found = {"out": out.detach(), "gradient of x": grad}
+    for name, weight in module.named_parameters():
+        assert weight.grad is not None, f"{name} has no gradient"
+        found[f"gradient of {name}"] = weight.grad
+    return found
+
+
+def on_ranks(job: Job, group: dist.ProcessGroup, **settings: Any) -> tuple[ContextParallel, dict[str, Tensor]]:
+    """Return the plan, and what `alone` does, from a call in which each rank has its own tokens."""
+    module, tokens = mixer_of(job.kind, job.dtype), sum(job.lengths)
+    ends = torch.tensor([0, *job.lengths]).cumsum(0)
+    sizes: dict[str, Any] = {"tokens": tokens} if len(job.lengths) == 1 else {"cu_seqlens": ends}
+    layout: Any = UNEVEN[job.ranks] if job.layout == "uneven" else job.layout
+    plan = ContextParallel(group, **sizes, layout=layout, exchange=job.exchange, **settings)
+    x, weights = (plan.shard(part) for part in inputs_of(tokens, 2 if len(job.lengths) == 1 else 1, job.dtype))
+    x.requires_grad_()
+    out = module(x, cp=plan)
+    (out * weights).sum().backward()
+    for weight in module.parameters():
+        if weight.grad is not None:
+            dist.all_reduce(weight.grad, group=group)
+    found = results(module, out, x.grad)
+    return plan, {
+        name: plan.unshard(part) if name in ("out", "gradient of x") else part for name, part in found.items()
+    }
+
+
+def beyond(job: Job, group: dist.ProcessGroup) -> dict[str, str]:
+    """Return the results that differ from those of one process by more than is allowed, on the group's first rank.
+
+    In float64 that is 1e-12 of the largest number. Else it is 8 times the error of one process, and 8 roundings of the
+    largest number, since one process can be exact by luck.
+    """
+    plan, actual = on_ranks(job, group)
+    if plan.rank:
+        return {}
+    exact, found = alone(job.kind, "float64", job.lengths), {}
+    for name, value in exact.items():
+        size, error = value.abs().max().item(), largest(actual[name], value)
+        allowed = 1e-12 * size
+        if job.dtype != "float64":
+            one = alone(job.kind, job.dtype, job.lengths)[name]
+            allowed = 8 * (largest(one, value) + torch.finfo(one.dtype).eps * size)
+        if not error <= allowed:
+            found[name] = f"error {error:.3g}, allowed {allowed:.3g}"
+    return found
+
+
+def largest(actual: Tensor, exact: Tensor) -> float:
+    return (actual.double() - exact).abs().max().item()
+
+
+def rounding(kind: str, group: dist.ProcessGroup) -> dict[str, float]:
+    """Return the largest errors of an exchange in bfloat16, over the largest values, by the way and the result."""
+    exact, found = alone(kind, "float64", (400,)), {}
+    for way in WAYS:
+        for wire in (None, torch.bfloat16):
+            job = Job(kind, 4, "zigzag", way, "float32", (400,))
+            _, actual = on_ranks(job, group, exchange_dtype=wire)
+            for name in ("out", "gradient of x"):
+                error = largest(actual[name], exact[name]) / exact[name].abs().max().item()
+                found[f"{way} {'float32' if wire is None else 'bfloat16'} {name}"] = error
+    return found
+
+
+def planned(kind: str, plan: ContextParallel, backward: bool) -> dict[str, int]:
+    """Return the bytes of a pass of two rows in float32: those of states, and those of convolutions."""
+    mixer = KINDS[kind]
+    transition = {"gla": "feature", "retnet": "head"}.get(kind, "matrix")
+    settings: dict[str, Any] = {"p": 1, "normalize": False, "batch": 2, "backward": backward, "transition": transition}
+    keys = getattr(mixer, "key_heads", mixer.heads)
+    channels = 2 * keys * mixer.head_dim + mixer.heads * mixer.v_head_dim
+    halo = plan.halo(max(mixer.conv_size - 1, 0))
+    return {
+        "states": plan.exchanged_bytes(mixer.heads, mixer.head_dim, mixer.v_head_dim, **settings),
+        "inputs": halo.sent_bytes(channels, 4, batch=2, backward=backward),
+    }
+
+
+def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
+    """Return the bytes that this rank sent, forward and backward, and those that the plan says."""
+    found = []
+    for kind in KINDS:
+        module = mixer_of(kind, "float32")
+        for layout, way, wire, tokens in (
+            ("contiguous", "gather", None, 40),
+            ("contiguous", "gather", None, 80),
+            ("zigzag", "scan", torch.bfloat16, 64),
+        ):
+            plan = ContextParallel(group, tokens=tokens, layout=layout, exchange=way, exchange_dtype=wire)
+            x = plan.shard(inputs_of(tokens, 2, "float32")[0])
+            module(x, cp=plan).sum().backward()  # compares arguments, once
+            row: dict[str, Any] = {"kind": kind, "what": f"{layout} {way} {wire}", "tokens": tokens}
+            with CountBytes() as count:
+                loss = module(x, cp=plan).sum()
+            row["forward"] = count.bytes
+            with CountBytes() as count:
+                loss.backward()
+            row["backward"] = count.bytes
+            row["planned"] = {name: planned(kind, plan, name == "backward") for name in ("forward", "backward")}
+            found.append(row)
+    return found
+
+
+def compiled(group: dist.ProcessGroup) -> dict[str, bool]:
+    """Return whether compiled mixers give the same outputs and gradients, as the first call with a plan."""
+    found, x = {}, inputs_of(TOKENS, 2, "float64")[0]
+    for name, mixer in {"gated_deltanet": KINDS["gated_deltanet"], "window": WINDOW}.items():
+        module = build_mixer(mixer, HIDDEN, rope=None, dtype=torch.float64)
+        made = []
+        for call in (torch.compile(module, backend="eager"), module):
+            plan = ContextParallel(group, tokens=TOKENS)
+            out = call(plan.shard(x), cp=plan)
+            made.append([out, *torch.autograd.grad(out.square().sum(), list(module.parameters()))])
+        found[name] = all(torch.equal(one, two) for one, two in zip(*made, strict=True))
+    return found
+
+
+def refusals(group: dist.ProcessGroup) -> dict[str, str]:
+    rank, one = dist.get_rank(group), ContextParallel(group, tokens=40)
+    packed = ContextParallel(group, cu_seqlens=[0, 20, 40])
+
+    def call(kind: str = "deltanet", tokens: int = 10, rows: int = 2, plan: ContextParallel | None = None) -> object:
+        plan = ContextParallel(group, tokens=40) if plan is None else plan
+        return mixer_of(kind, "float32")(torch.ones(rows, tokens, HIDDEN), cp=plan)
+
+    def tangent() -> object:
+        module, x = mixer_of("deltanet", "float32"), torch.ones(2, 10, HIDDEN)
+        return torch.func.jvp(lambda x: module(x, cp=one), (x,), (x,))
+
+    calls: dict[str, Callable[[], object]] = {
+        "kinds": lambda: call("deltanet" if rank < 2 else "gla"),
+        "rows": lambda: call(rows=1 + rank % 2),
+        "tokens": lambda: call(tokens=9 if rank == 1 else 10),
+        "convolved": lambda: call("kda", tokens=9 if rank == 1 else 10),
+        "packed": lambda: call(plan=packed),
+        "forward mode": tangent,
+        "transition": lambda: one.exchanged_bytes(1, 4, transition="vector"),
+    }
+    return {name: message(one) for name, one in calls.items()}
