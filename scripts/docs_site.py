@@ -65,6 +65,8 @@ REFERENCE = {
             "Convention",
             "Accounting",
             "Row",
+            "lengths.histogram.Lengths",
+            "lengths.flops.DocumentRow",
             "Parameters",
             "tpow_dim",
             "spow_dim",

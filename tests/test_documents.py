@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from fractions import Fraction
+from math import exp
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -274,3 +277,30 @@ def test_from_python_as_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
         )
         * 2
     )
+
+
+PAGE = (ROOT / "docs" / "lengths.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```console\n\$ (.*?)\n```", PAGE, re.DOTALL), ids=lambda text: text[:20])
+def test_the_page_shows_what_commands_print(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an output begins with "...", the lines between the dots stand in it as they are."""
+    command, _, output = block.partition("\n")
+    assert main(command.split()[1:]) == 0
+    printed = capsys.readouterr().out.rstrip("\n")
+    if not output.startswith("..."):
+        assert printed == output
+    for piece in re.split(r"^\.\.\.$", output, flags=re.MULTILINE):
+        assert piece.strip("\n") in printed
+
+
+def test_figures_of_the_page() -> None:
+    mixed = powerplan.wsfr("llama-3-8b", "64k", lengths="lognormal:mean=4k,p99=64k").documents[0]
+    squares = sum(length * length * count for length, count in mixed.pieces.counts)
+    assert mixed.equal_context == squares // mixed.pieces.tokens
+    z = NormalDist().inv_cdf(0.99)
+    assert f"{exp(z * z / 2):.2f} times" in PAGE
+    layout = {"gpu": "h100-sxm", "devices": 64, "tokens": "100B", "parallel": "fsdp=8,cp=8"}
+    run = powerplan.train("llama-3-8b", "64k", lengths="lognormal:mean=4k,p99=64k", **layout)  # type: ignore[arg-type]
+    assert f"a step of {run.plan.layout.step_s:.3g} s" in PAGE
+    assert "power p=2          5.51:1    5.51:1      187.9B     187.9B       1.81x     1.38x" in PAGE

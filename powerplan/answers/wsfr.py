@@ -11,15 +11,16 @@ from powerplan.answers.base import Contexts, DrawnAnswer, Model, check_choice, r
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
-from powerplan.lengths import Lengths, LengthsInput, read_lengths
-from powerplan.lengths.flops import DocumentRow
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
-from powerplan.report.wsfr import lengths_report, verdict_text, wsfr_report
+from powerplan.report.wsfr import verdict_text, wsfr_report
 from powerplan.spec import ModelSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from powerplan.lengths import Lengths, LengthsInput
+    from powerplan.lengths.flops import DocumentRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,11 @@ class WsfrAnswer(DrawnAnswer):
     @cached_property
     def documents(self) -> tuple[DocumentRow, ...]:
         """The numbers with masks between documents at each context; empty without `lengths`."""
-        own = self.lengths
-        return () if own is None else tuple(DocumentRow(self.accounting, own, row.context) for row in self.rows)
+        if self.lengths is None:
+            return ()
+        from powerplan.lengths.flops import DocumentRow  # Most questions are of whole sequences.
+
+        return tuple(DocumentRow(self.accounting, self.lengths, row.context) for row in self.rows)
 
     @property
     def model(self) -> ModelSpec:
@@ -69,6 +73,8 @@ class WsfrAnswer(DrawnAnswer):
 
     def _report(self) -> Report:
         if self.documents:
+            from powerplan.report.wsfr_documents import lengths_report  # As above.
+
             return lengths_report(self.accounting, self.rows, self.dtypes, self.documents)
         return wsfr_report(self.accounting, self.rows, self.dtypes, self.by, self.explain)
 
@@ -126,7 +132,11 @@ def wsfr(
             raise InputError(
                 f"is of whole sequences, and not of documents; leave {parameter('lengths')} out", parameter(name)
             )
-    documents = None if lengths is None else read_lengths(lengths)
+    documents = None
+    if lengths is not None:
+        from powerplan.lengths import read_lengths  # As above.
+
+        documents = read_lengths(lengths)
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     loaded = read_model(model, mixer)
     accounting = Accounting(loaded.spec, convention)

@@ -57,6 +57,7 @@ EXAMPLES = {
         "powerplan wsfr llama-3.1-8b --ctx 8k,128k",
         "powerplan wsfr config.json --ctx 64k --by layer",
         "powerplan wsfr gpt2-small --mixer power:p=2 --explain",
+        "powerplan wsfr gpt2-xl --lengths 1k:0.9,64k:0.1",
     ],
     "compare": [
         "powerplan compare llama-3.1-8b gemma-2-9b --ctx 128k",

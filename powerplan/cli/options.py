@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -13,10 +13,12 @@ from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.cli.completion import completer, device_names, family_names, mixer_words
 from powerplan.dtypes import CACHE_BITS
 from powerplan.errors import InputError, allowed_values, shown
-from powerplan.lengths import Lengths, read_file
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
 from powerplan.textfiles import STDIN, is_json, read_stdin
+
+if TYPE_CHECKING:
+    from powerplan.lengths import Lengths
 
 
 class Adds:
@@ -183,6 +185,8 @@ def as_lengths(lengths: str | None, models: Sequence[str], plot: str | None = No
         return lengths
     if "-" in models:
         raise InputError("- is there as MODEL too, and standard input holds one of them", "--lengths")
+    from powerplan.lengths import read_file  # Most questions are of whole sequences.
+
     return read_file(STDIN)
 
 

@@ -201,7 +201,7 @@ class _Columns:
         return cls(names.index("length"), names.index("count") if "count" in names else None, None)
 
     def __call__(self, text: str, where: str) -> tuple[int, int]:
-        cells = text.split(",") if '"' not in text else _quoted(text)
+        cells = text.split(",") if '"' not in text else _quoted(text, where)
         if self.most is not None and len(cells) > self.most:
             raise InputError(f"{shown(text)} is no length; write 4096, or 4096,12 for 12 documents", where)
         last = max(self.length, self.count or 0) if self.most is None else self.length
@@ -211,10 +211,13 @@ class _Columns:
         return _length(cells[self.length], where), _count(cells[self.count or 0], where) if counts else 1
 
 
-def _quoted(text: str) -> list[str]:
+def _quoted(text: str, where: str) -> list[str]:
     import csv  # Few files need it.
 
-    return next(csv.reader([text]))
+    try:
+        return next(csv.reader([text]))
+    except csv.Error as error:
+        raise InputError(f"{shown(text)} is not valid CSV: {error}", where) from None
 
 
 def _json_line(text: str, where: str) -> tuple[int, int]:

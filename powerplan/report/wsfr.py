@@ -14,20 +14,7 @@ from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
-from powerplan.lengths.flops import DocumentRow
 from powerplan.mixers.formulas import SYMBOLS
-from powerplan.report.documents import (
-    MASK_COLUMNS,
-    MASKS,
-    PACKING,
-    PACKING_COLUMNS,
-    document_entry,
-    lengths_entry,
-    lengths_text,
-    mask_cells,
-    packing_rows,
-    show_share,
-)
 from powerplan.report.parts import (
     CONTEXT,
     FLOPS,
@@ -73,7 +60,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         columns = [CONTEXT, *layers, Column("name", "part", left=True), *FLOPS, share]
     if explain:
         after, payload["explain"] = _explanation(accounting, rows[-1].context)
-    legend = _convention(accounting, max(row.context for row in rows))
+    legend = convention_lines(accounting, max(row.context for row in rows))
     if by is None:
         formats = dtypes_text([accounting.spec], dtypes)
         legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
@@ -89,52 +76,15 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
     )
 
 
-def lengths_report(
-    accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, documents: Sequence[DocumentRow]
-) -> Report:
-    """Return the report of a model's ratios over documents of many lengths; documents: the numbers at each context."""
-    whole = wsfr_report(accounting, rows, dtypes, None, explain=False)
-    lengths = documents[0].lengths
-    verdict = _masked_verdict(documents)
-    entries = [
-        entry | {"documents": document_entry(own)} for entry, own in zip(whole.payload["rows"], documents, strict=True)
-    ]
-    payload = whole.payload | {"rows": entries, "lengths": lengths_entry(lengths), "documents_verdict": verdict}
-    table = [entry | mask_cells(own) for entry, own in zip(whole.payload["rows"], documents, strict=True)]
-    convention = _convention(accounting, max(row.context for row in rows))
-    masks = Report(
-        whole.schema,
-        {},
-        MASK_COLUMNS,
-        table,
-        title=whole.title,
-        before=lengths_text(lengths),
-        legend=[*convention, *wrapped(MASKS)],
-    )
-    packing = Report(whole.schema, {}, PACKING_COLUMNS, packing_rows(documents), legend=wrapped(PACKING))
-    last = Report(whole.schema, {}, [], [], title=wrapped(verdict))
-    return Report(whole.schema, payload, MASK_COLUMNS, table, sections=[masks, packing, last])
-
-
-def _masked_verdict(documents: Sequence[DocumentRow]) -> str:
-    """Return one sentence on all contexts, and what masks save at the last one."""
-    last = documents[-1]
-    ratios = sorted((row.context, row.wsfr) for row in documents if row.wsfr is not None)
-    if len(ratios) < len(documents):
-        return NO_STATE
-    saved = f"masks save {show_share(float(last.saved))} of all FLOPs at {last.context:,} tokens"
-    return f"with document masks: {_sides_text(ratios)}; {saved}"
-
-
 def verdict_of_all(accounting: Accounting, rows: Sequence[Row]) -> str:
     """Return one sentence on several contexts: each is judged by itself, and of a side the worst says by how much."""
     ratios = sorted((row.context, row.wsfr) for row in rows if row.wsfr is not None)
     if len(rows) == 1 or len(ratios) < len(rows):
         return verdict_text(accounting, rows[-1])
-    return f"{_sides_text(ratios)}; {_balance(accounting, rows[-1])}"
+    return f"{sides_text(ratios)}; {_balance(accounting, rows[-1])}"
 
 
-def _sides_text(ratios: Sequence[tuple[int, Fraction]]) -> str:
+def sides_text(ratios: Sequence[tuple[int, Fraction]]) -> str:
     """Return at which contexts which side is too heavy, and by how much."""
     sides: dict[str, list[tuple[int, Fraction]]] = {}
     for context, ratio in ratios:
@@ -183,7 +133,8 @@ def _balance(accounting: Accounting, row: Row) -> str:
     return "its state is heavier than its weights at any context"
 
 
-def _convention(accounting: Accounting, longest: int) -> list[str]:
+def convention_lines(accounting: Accounting, longest: int) -> list[str]:
+    """Return lines on what is counted, and remarks on contexts of up to `longest` tokens."""
     convention, positions = accounting.convention, accounting.spec.position_embeddings
     head = "LM head counted" if convention.lm_head else "LM head not counted"
     return [
