@@ -42,6 +42,8 @@ COMMANDS = [
     "train llama-3-8b --ctx 64k --gpu h100-sxm --devices 64 --lengths 1k:0.9,64k:0.1 --parallel fsdp=8,cp=8",
     "decode kimi-linear-48b-a3b --twin mla --gpu h100-sxm --devices 8",
     "decode qwen3.5-35b-a3b llama-3-8b --cache-dtype int4:group=64 --engine vllm --checkpoint-every 4k",
+    "decode stem-1b ultramemv2-1.2b --batch 1,64",
+    "wsfr ultramemv2-1.2b --explain --ctx 4k",
     "decode kimi-linear-48b-a3b --cache-budget 4k --prefill-chunk 8k --page 64 --gpu h100-sxm --devices 8",
     "recommend llama-3-8b --ctx 128k --gpu h100-sxm --devices 64 --price 2.5",
     "recommend deepseek-v3 --ctx 8k,64k",
