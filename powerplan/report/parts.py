@@ -73,6 +73,17 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
     }
 
 
+def on_host(accounting: Accounting) -> str:
+    """Return the sentence, led by a space, for a training run whose tables lie in the memory of the host; else ""."""
+    held = host_parameters(accounting)
+    if not held:
+        return ""
+    return (
+        f" {format_parameters(held)} parameters stay on the host with their gradients and optimizer states; the way of "
+        "their rows to the devices takes no time here."
+    )
+
+
 def json_float(value: Fraction | None) -> float | None:
     return None if value is None else float(value)
 

@@ -292,5 +292,7 @@ def test_reports_say_what_the_host_has(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Rows on the host come over its link, for which no time counts." in said
     assert main(["wsfr", str(path), "--explain"]) == 0
     assert "of all these on the host, table on the host" in capsys.readouterr().out
+    assert main(["train", str(path), "--ctx", "64", "--tokens", "1M", "--gpu", "h100-sxm"]) == 0
+    assert "76.8k parameters stay on the host" in " ".join(capsys.readouterr().out.split())
     assert main(["profile", str(path)]) == 2
     assert "MODEL: tabled has stem in layers 0-1, and stem is not built" in capsys.readouterr().err
