@@ -20,9 +20,9 @@ import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.errors import InputError
-from powerplan.lengths import Lengths
+from powerplan.lengths import Lengths, read_lengths
 from powerplan.lengths.flops import DocumentRow
-from powerplan.load import catalogue_spec
+from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Attention, Convention
 from powerplan.spec import LayerGroup, ModelSpec
 from powerplan.training import alternatives, budget_of, document_flops, train_flops
@@ -112,7 +112,18 @@ def test_masks_never_add_flops_where_these_grow_with_the_context(
         assert accounting.state_flops_per_token(equal + 1) > row.state_flops_per_token
 
 
-def test_a_model_without_state_and_one_whose_state_has_one_size() -> None:
+@pytest.mark.parametrize("name", catalogue_names())
+def test_every_model_of_the_catalogue_has_documents(name: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    row = DocumentRow(accounting, read_lengths("500:0.9,50k:0.1"), 32_768)
+    assert row.pieces.counts == ((500, 900_000), (51_200 - 32_768, 100_000), (32_768, 100_000))
+    shortest, longest = (accounting.state_flops_per_token(length) for length in (500, 32_768))
+    assert min(shortest, longest) <= row.state_flops_per_token <= max(shortest, longest)
+    if row.equal_context is not None:
+        assert 500 < row.equal_context < 32_768
+
+
+def test_a_state_of_one_size_is_as_heavy_in_any_document() -> None:
     power = powerplan.wsfr("gpt2-small", "4k", mixer="power:p=2", lengths={1024: 3, 99: 7})
     assert power.documents[0].equal_context is None
     assert power.documents[0].saved == 0

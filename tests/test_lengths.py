@@ -273,7 +273,7 @@ words = st.sampled_from(
 def test_any_text_is_read_or_refused(text: str) -> None:
     lengths, message = tried(read_lengths, text)
     assert "\n" not in message
-    assert lengths is None or 1 <= lengths.documents <= DOCUMENTS
+    assert lengths is None or lengths.documents >= 1
 
 
 def test_too_many_different_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,9 @@ def documents_sections(phase: PhasePlan, plan: TrainingPlan) -> list[Report]:
         return []
     row = documents.row
     padded, packed, _ = row.packings
-    as_long = "" if row.equal_context is None else f", as if each sequence had one document of {row.equal_context:,}"
+    as_long = (
+        "" if row.equal_context is None else f", as if each sequence had one document of {row.equal_context:,} tokens"
+    )
     first = phase is plan.phases[0]
     lines = [
         *(lengths_text(row.lengths) if first else ()),
