@@ -232,7 +232,7 @@ def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
     mixer = _most_frequent_layer(changed)[0].mixer
     assert mixer is not None
     if not _can_be_timed(mixer):
-        more = f", and {mixer.kind} as --against {mixer.kind}" if mixer.kind in RECURRENT else ""
+        more = f"; give it as --against {mixer.kind}" if mixer.kind in RECURRENT else ""
         raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention{more}", "--mixer")
     notes += [remark for remark in remarks if remark not in notes]
     return mixer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def test_a_profile_against_recurrent_kinds(tiny: Path, little_work: None, capsys
             assert (*run, kind) in found
         assert ("projections", "decode", kind) not in found
     assert "is the fastest chunk" not in printed
+    layers = printed.partition("forward+backward, the layer:")[2]
+    assert re.search(r"64 +kda +\S+ \S+ +\S+ \S+\n", layers), "state and layer, and nothing else"
     assert main(["profile", "--show", "out.json"]) == 0
     assert capsys.readouterr().out == printed
     assert main(["recommend", "tiny.yaml", "--ctx", "64", "--measured", "out.json"]) == 0
@@ -111,7 +114,10 @@ def test_a_profile_against_recurrent_kinds(tiny: Path, little_work: None, capsys
     [
         ({"against": "kdaa"}, "'kdaa' is not known; did you mean kda?"),
         ({"against": "sse"}, "'sse' is not known"),
-        ({"mixer": "kda"}, "kda: profile times attention, windows, .*, and kda as --against kda"),
+        (
+            {"mixer": "kda"},
+            "kda: profile times attention, windows, .*; give it as --against kda$",
+        ),
         ({"mixer": "mla"}, "mla: profile times attention, windows, power and linear attention$"),
     ],
 )
