@@ -37,7 +37,6 @@ from icl.settings import TaskSettings, check_context, preset
 from icl.tasks import Task
 from icl.variants import MIXERS, Variant, variants
 from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
-from powerplan.mixers import Attention
 from powerplan.output import check_target, write_whole
 from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
@@ -143,20 +142,13 @@ def _experiment(name: str, settings: TaskSettings, options: argparse.Namespace) 
 
 
 def _check_shared(experiments: Sequence[Experiment], ranks: Ranks) -> None:
-    """Raise InputError where ranks cannot have equal parts of a batch, or of the heads of softmax attention."""
-    sharing = ranks.count // ranks.groups
+    """Raise InputError where groups of ranks cannot have equal parts of a batch."""
     for experiment in experiments:
-        batch = experiment.settings.batch
+        batch, name = experiment.settings.batch, experiment.task.name
         if batch % ranks.groups:
-            name = experiment.task.name
             raise InputError(
                 f"{batch} sequences of {name} cannot be shared by {ranks.groups} groups of ranks", "--batch"
             )
-        for model in experiment.models:
-            for mixer in (use.layer.mixer for use in model.spec.layer_uses()):
-                if isinstance(mixer, Attention) and mixer.window is None and mixer.heads % sharing:
-                    problem = f"{sharing} ranks cannot share the {mixer.heads} heads of softmax attention"
-                    raise InputError(f"{problem}, which {model.mixer} has", "--context-parallel")
 
 
 def _read_saved(experiment: Experiment, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class Experts(nn.Module):
         biases = [_unbind(bias, counts) for bias in (self.up_bias, self.gate_bias, self.down_bias)]
         outs = []
         for expert, rows in enumerate(torch.split(x, counts)):
-            if counts[expert]:
+            if counts[expert] or not len(x):  # Without tokens, as a rank may be, all have gradients of 0.
                 up_bias, gate_bias, down_bias = (bias[expert] for bias in biases)
                 inner, gate_weight = F.linear(rows, up[expert], up_bias), gate[expert]
                 inner = F.gelu(inner) if gate_weight is None else F.silu(F.linear(rows, gate_weight, gate_bias)) * inner

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from two_processes import HEADS, MIXERS, OVER_RANKS, loss_of, small_model, some_tokens
 
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
 from powerplan.mixers import MLA, Attention, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
@@ -42,6 +42,8 @@ ATTENTION: dict[str, Any] = {
     "sinks": Attention(**HEADS, window=8, sinks=True),
     "all tokens and sinks": Attention(**HEADS, sinks=True),
     "long window": Attention(heads=4, kv_heads=4, head_dim=8, window=30),
+    "odd heads": Attention(heads=5, kv_heads=1, head_dim=8),
+    "odd heads and sinks": Attention(heads=6, kv_heads=2, head_dim=8, sinks=True),
     "window of odd heads": Attention(heads=5, kv_heads=1, head_dim=8, window=8),
     # Latents are gathered where they are small; else tokens are swapped for heads.
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
@@ -62,11 +64,11 @@ LAYOUTS: dict[str, Any] = {
 
 
 RATE = 0.05
+FFN = MLP(intermediate_size=48, gated=True)
 
 
-def model_of(*mixers: Any, **fields: Any) -> Decoder:
+def model_of(*mixers: Any, ffn: AnyFFN = FFN, **fields: Any) -> Decoder:
     """Return a model with these mixers, of weights large enough to matter, the same each time."""
-    ffn = MLP(intermediate_size=48, gated=True)
     groups = tuple(LayerGroup(mixer=mixer, ffn=ffn) for mixer in mixers)
     spec = ModelSpec(name="small", vocab_size=40, hidden_size=32, tie_embeddings=False, layers=groups)
     torch.manual_seed(0)
@@ -102,6 +104,11 @@ def all_work(rank: int, folder: Path) -> None:
     found["through a cache"] = through_a_cache(*(KINDS[kind] for kind in CACHED))
     found["traffic"] = traffic()
     found["checkpointed"] = checkpointed()
+    experts = MoE(experts=4, top_k=2, intermediate_size=16)
+    found["differences"]["experts"] = difference(
+        model_of(KINDS["window"], KINDS["mla"], ffn=experts), LAYOUTS["uneven"]
+    )
+    found["continued"]["learned positions"] = continued(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     found["differences"]["learned positions"] = difference(model_of(KINDS["power"], position_embeddings=40), "zigzag")
     scaled = Rope(scaling=DynamicScaling(factor=4.0, original_context=8))
     for layout in ("contiguous", "zigzag"):
@@ -237,7 +244,7 @@ def ways() -> dict[str, bool]:
 def traffic() -> dict[str, dict[str, int]]:
     """Return the bytes that this rank hands to torch.distributed in a layer, forward and backward, and the formulas."""
     found = {}
-    for kind in ("window", "softmax", "mla", "mla of large latents"):
+    for kind in ("window", "softmax", "odd heads", "mla", "mla of large latents"):
         for tokens in (32, 320):
             model = model_of(ATTENTION[kind])
             plan = ContextParallel(tokens=tokens)
@@ -268,6 +275,8 @@ def sent_numbers(mixer: Any, plan: ContextParallel, backward: bool) -> int:
     kv = mixer.kv_heads * (mixer.head_dim + mixer.v_head_dim)
     if mixer.window:
         return (mixer.window - 1) * kv * int(plan.rank > 0 if backward else plan.rank + 1 < ranks)
+    if mixer.heads % ranks:
+        return t * kv * (plan.rank if backward else ranks - 1 - plan.rank)
     return t * (mixer.heads * (mixer.head_dim + mixer.v_head_dim) + kv * (ranks // mixer.kv_heads))
 
 
@@ -321,7 +330,6 @@ def refusals() -> dict[str, str]:
         "packed cache": lambda: model_of(KINDS["power"])(bundle.shard(some_tokens(1, 32)), Cache(), cp=bundle),
         "prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=plan),
         "tokens": lambda: model_of(KINDS["power"])(tokens[:, 1:], cp=plan),
-        "heads": lambda: model_of(Attention(heads=6, kv_heads=2, head_dim=8))(tokens, cp=plan),
         "latent heads": lambda: model_of(MLA(heads=6, kv_lora_rank=8, **LATENT))(tokens, cp=plan),
         "positions": lambda: model_of(KINDS["power"], position_embeddings=30)(tokens, cp=plan),
     }

@@ -58,11 +58,10 @@ def test_a_prompt_with_eviction_token_by_token(context: int, budget: int, chunk:
 def is_smooth(spec: ModelSpec) -> bool:
     """Whether every cache and its FLOPs grow with every token.
 
-    Tokens that wait to be compressed go when an entry is made of them; mean keys in chunks fall when a chunk begins;
-    the last tokens of a sparse memory cost more than others.
+    Tokens that wait to be compressed go when an entry is made of them; mean keys in chunks fall when a chunk begins.
     """
-    rough = ("compressed", "chunked_attention", "memory_sparse")
-    return not any(mixer.kind in rough for mixer in spec.mixers())
+    jagged = ("compressed", "chunked_attention")
+    return all(mixer.steady and mixer.kind not in jagged for mixer in spec.mixers())
 
 
 @settings(max_examples=50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,17 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import icl_on_ranks
 import pytest
 import torch
 from children import HUNG_S
-from icl_on_ranks import CASES, COUNT, all_work, begin
-from ranks import run_in
+from icl_on_ranks import CASES, COUNT, CUT, OPTIONS, begin
 
-from icl.ranks import command_line
+from icl.ranks import command_line, joined
+from icl.settings import PRESETS
 from powerplan.errors import InputError
 from train_icl import _check_shared, _experiment, main
-
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "train_icl.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,63 +31,82 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class Found:
+    """The folder of four processes of torchrun, what each of them found, and what they printed."""
+
+    def __init__(self, folder: Path) -> None:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
+        path = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            [*launch, icl_on_ranks.__file__, folder],
+            capture_output=True,
+            text=True,
+            timeout=HUNG_S,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert done.returncode == 0, done.stderr
+        self.folder, self.out, self.err = folder, done.stdout, done.stderr
+        texts = [(folder / f"found-{rank}.json").read_text(encoding="utf-8") for rank in range(COUNT)]
+        self.each: list[dict[str, Any]] = [json.loads(text) for text in texts]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of four processes, and what each of them found: one start of them serves all tests."""
-    folder: Path = tmp_path_factory.mktemp("icl")
-    run_in(COUNT, all_work, folder)
-    return folder, [json.loads((folder / f"found-{rank}.json").read_text(encoding="utf-8")) for rank in range(COUNT)]
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """One start of the processes serves all tests."""
+    return Found(tmp_path_factory.mktemp("icl"))
 
 
-Found = tuple[Path, list[dict[str, Any]]]
+def test_the_whole_of_it_under_torchrun(found: Found, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [own["code"] for own in found.each] == [0] * COUNT
+    assert found.err.count("0 of 2 runs are done") == 1
+    assert found.out.count("recall, context 128, 1 seeds") == 1
+    assert main([*OPTIONS, "--out", str(tmp_path)]) == 0
+    shared, alone = (
+        json.loads((folder / "icl.json").read_text(encoding="utf-8")) for folder in (found.folder / "whole", tmp_path)
+    )
+    for one, two in zip(shared["tasks"][0]["runs"], alone["tasks"][0]["runs"], strict=True):
+        assert one["training_losses"] == pytest.approx(two["training_losses"], rel=1e-3)
+        check_values(one["values"], two["values"])
+    assert shared["machine"] | {"ranks": 4, "context_parallel": 2} == shared["machine"]
+    assert "ranks" not in alone["machine"]
+    assert shared["command"].startswith("torchrun --nproc-per-node 4 examples/train_icl.py --preset tiny")
+    # With any number of ranks the folder has nothing left to do.
+    capsys.readouterr()
+    assert main([*OPTIONS, "--out", str(found.folder / "whole")]) == 0
+    assert "2 of 2 runs are done" in capsys.readouterr().err
+
+
+def check_values(values: list[float | None], expected: list[float | None]) -> None:
+    assert [value is None for value in values] == [value is None for value in expected]
+    assert all(
+        one == pytest.approx(two, rel=1e-3) for one, two in zip(values, expected, strict=True) if one is not None
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_measures_are_those_of_one_process(found: Found, case: str, tmp_path: Path) -> None:
-    folder, each = found
-    alone = begin(case, tmp_path)
+    mixer, _, context = CASES[case]
+    alone = begin(mixer, context, tmp_path)
     alone.train(lambda _: None)
     losses, record = alone.losses, alone.finish()
-    for own in each:
+    for own in found.each:
         # AdamW divides by the size of gradients, so that roundings of small ones are seen after some steps.
         assert own[case]["losses"] == pytest.approx(losses, rel=1e-4)
-        assert [value is None for value in own[case]["values"]] == [value is None for value in record["values"]]
-        pairs = zip(own[case]["values"], record["values"], strict=True)
-        assert all(one == pytest.approx(two, rel=1e-3) for one, two in pairs if one is not None)
-    saved = [path.name for path in (folder / case / "runs").iterdir()]
+        check_values(own[case]["values"], record["values"])
+    saved = [path.name for path in (found.folder / case / "runs").iterdir()]
     assert saved == [f"{alone.name}.json"]
 
 
 def test_one_process_continues_what_ranks_have_begun(found: Found, tmp_path: Path) -> None:
-    folder, each = found
-    assert [own["stopped"] for own in each] == [3] * COUNT
-    case = "sequences over 2, rows over 2"
-    alone = begin(case, folder / "cut")
+    assert [own["stopped"] for own in found.each] == [3] * COUNT
+    mixer, _, context = CUT
+    whole = begin(mixer, context, tmp_path)
+    whole.train(lambda _: None)
+    resumed = begin(mixer, context, found.folder / "cut")
     said: list[str] = []
-    alone.train(said.append)
-    assert said == [f"{alone.name}: {alone.variant.steps} steps, from step 3 on"]
-    assert alone.losses == pytest.approx(each[0][case]["losses"], rel=1e-4)
-
-
-def test_the_whole_of_it_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--preset", "tiny", "--seeds", "1", "--tasks", "recall", "--mixers", "power"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    shared = [*options, "--context-parallel", "2", "--out", str(tmp_path / "shared")]
-    done = subprocess.run([*launch, EXAMPLE, *shared], capture_output=True, text=True, timeout=HUNG_S)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("0 of 1 runs are done") == 1
-    assert done.stdout.count("recall, context 128, 1 seeds") == 1
-    assert main([*options, "--out", str(tmp_path / "alone")]) == 0
-    results = [json.loads((tmp_path / name / "icl.json").read_text(encoding="utf-8")) for name in ("shared", "alone")]
-    for one, two in zip(*(data["tasks"][0]["runs"] for data in results), strict=True):
-        assert one["training_losses"] == pytest.approx(two["training_losses"], rel=1e-3)
-    assert results[0]["machine"] | {"ranks": 2, "context_parallel": 2} == results[0]["machine"]
-    assert "ranks" not in results[1]["machine"]
-    assert results[0]["command"].startswith("torchrun --nproc-per-node 2 examples/train_icl.py --preset tiny")
-    # With any number of ranks the folder has nothing left to do.
-    capsys.readouterr()
-    assert main([*options, "--out", str(tmp_path / "shared")]) == 0
-    assert "1 of 1 runs are done" in capsys.readouterr().err
+    resumed.train(said.append)
+    assert said == [f"{resumed.name}: {resumed.variant.steps} steps, from step 3 on"]
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
 def refused(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,23 +142,23 @@ def test_refusals_are_said_once(
         assert refused(arguments, tmp_path, capsys) == said
 
 
-def test_a_batch_and_heads_that_ranks_cannot_share() -> None:
-    from icl.settings import PRESETS
+def test_a_batch_that_groups_cannot_share() -> None:
+    options: Any = SimpleNamespace(mixers=("softmax",), match="flops")
+    experiment = _experiment("recall", PRESETS["tiny"]["recall"], options)
+    two, four = (SimpleNamespace(groups=groups) for groups in (2, 4))
+    _check_shared([experiment], two)  # type: ignore[arg-type]
+    with pytest.raises(InputError) as error:
+        _check_shared([experiment], four)  # type: ignore[arg-type]
+    assert str(error.value) == "--batch: 2 sequences of recall cannot be shared by 4 groups of ranks"
 
-    options: Any = SimpleNamespace(mixers=("window", "softmax"), match="flops")
-    experiment = _experiment("code", PRESETS["tiny"]["code"], options)
-    for count, groups, message in (
-        (4, 2, None),
-        (4, 4, "--batch: 2 sequences of code cannot be shared by 4 groups of ranks"),
-        (4, 1, "--context-parallel: 4 ranks cannot share the 2 heads of softmax attention, which softmax has"),
-    ):
-        ranks: Any = SimpleNamespace(count=count, groups=groups)
-        if message is None:
-            _check_shared([experiment], ranks)
-            continue
-        with pytest.raises(InputError) as error:
-            _check_shared([experiment], ranks)
-        assert str(error.value) == message
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError) as error, joined(2, "cuda"):
+        pass
+    assert str(error.value) == "--device: torchrun has started 4 ranks on a machine with 2 GPUs"
 
 
 def test_the_command_of_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,12 +118,15 @@ class Ranks:
 def joined(context_parallel: int, device: str) -> Iterator[Ranks | None]:
     """Join the ranks that torchrun has started, and leave them at the end; None where it has not started this process.
 
-    device: "cpu", or "cuda" for the GPU of this rank.
+    device: "cpu", or "cuda" for the GPU of this rank. Raises InputError where the machine has fewer GPUs than ranks.
     """
     if started_ranks() is None:
         yield None
         return
     if device != "cpu":
+        here, gpus = os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
+        if int(here) > gpus:
+            raise InputError(f"torchrun has started {here} ranks on a machine with {gpus} GPUs", "--device")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl")

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
+QUERIES_PER_MASK = 1024
+"""Queries that meet the keys of a cache, or of other ranks, at once. Each needs a mask of all keys: at 64k keys the
+masks of 1,024 take 64 MB."""
+
+
 class SoftmaxAttention(GroupedHeadsMixer):
     """Causal softmax attention with grouped heads. With a window a query sees that many keys, its own included."""
 
@@ -83,7 +88,8 @@ def attention_over_ranks(
     """Compute causal softmax attention of sequences that lie on several ranks.
 
     With a window, a rank needs the last window - 1 keys and values before its fragments. Without one, and where windows
-    are so long that it takes fewer bytes, ranks swap tokens for heads (ranks.py).
+    are so long that it takes fewer bytes, ranks swap tokens for heads (ranks.py). Heads that ranks cannot share need
+    all keys and values before a fragment.
 
     Args:
         q: [B, t, H, K], this rank's tokens.
@@ -95,24 +101,25 @@ def attention_over_ranks(
 
     Returns:
         Outputs [B, t, H, V] of this rank's tokens.
-
-    Raises:
-        InputError: Without a window, ranks cannot share the heads.
     """
-    heads, features = q.shape[2], (k.shape[2], k.shape[3], v.shape[3])
-    if window is not None and by_halo(cp, window, heads, *features):
-        return _windowed_over_ranks(q, k, v, cp, window, sinks)
-    k, v = heads_for_ranks(k, heads, cp.ranks), heads_for_ranks(v, heads, cp.ranks)
+    if by_halo(cp, window, q.shape[2], k.shape[2], k.shape[3], v.shape[3]):
+        return _after_halo(q, k, v, cp, window, sinks)
+    k, v = heads_for_ranks(k, cp.ranks), heads_for_ranks(v, cp.ranks)
     own_sinks = None if sinks is None else sinks.chunk(cp.ranks)[cp.rank]
     q, k, v = (tokens_for_heads(x, cp) for x in (q, k, v))
     return heads_for_tokens(by_sequence(q, k, v, cp, window, own_sinks), cp)
 
 
-def by_halo(cp: ContextParallel, window: int, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> bool:
-    """Return whether ranks send the keys and values before their fragments, and not tokens for heads: where all of them
-    together send fewer numbers that way, or cannot share the heads."""
+def by_halo(cp: ContextParallel, window: int | None, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> bool:
+    """Return whether ranks send the keys and values before their fragments, and not tokens for heads: where they cannot
+    share the heads, and with a window where all of them together send fewer numbers that way.
+
+    Without a window that could be fewer, too. But the work of a rank would grow with the tokens before it.
+    """
     if not can_share(heads, kv_heads, cp.ranks):
         return True
+    if window is None:
+        return False
     halo = cp.halo(window - 1).all_tokens * kv_heads * (head_dim + v_head_dim)
     return halo <= swapped_numbers(cp, heads, kv_heads, head_dim, v_head_dim)
 
@@ -128,10 +135,11 @@ def by_sequence(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _windowed_over_ranks(
-    q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int, sinks: Tensor | None
+def _after_halo(
+    q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int | None, sinks: Tensor | None
 ) -> Tensor:
-    halo, (k, v), before = tokens_before(cp, window - 1, k, v)
+    """Return the attention of this rank's tokens [B, t, H, V] to their keys and to those before their fragments."""
+    halo, (k, v), before = tokens_before(cp, (window or cp.layout.longest_sequence) - 1, k, v)
     parts = []
     for fragment, *past in zip(cp.fragments, *(torch.split(x, halo.lengths, 1) for x in before), strict=True):
         for piece in fragment.pieces:
@@ -186,8 +194,7 @@ def softmax_attention(
     elif window is not None and tokens > window:
         out = windowed(q, k, v, window, sinks)
     elif past_tokens:
-        mask = None if tokens == 1 else _mask_after_cache(tokens, past_tokens, window, q.device)
-        out = sdpa_with_sinks(q, k, v, sinks, mask=mask)
+        out = _after_cache(q, k, v, window, sinks)
     else:
         out = sdpa_with_sinks(q, k, v, sinks, causal=True)
     return out.transpose(1, 2)
@@ -225,6 +232,20 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, width: int, sinks: Tensor | None =
     rest = sdpa_with_sinks(blocks(q)[:, 1:].flatten(0, 1), block_pairs(k), block_pairs(v), sinks, mask=mask)
     rest = rest.view(batch, count - 1, heads, width, v.shape[3]).transpose(1, 2).reshape(batch, heads, -1, v.shape[3])
     return torch.cat((first, rest[:, :, : tokens - width]), 2)
+
+
+def _after_cache(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None) -> Tensor:
+    """Return the attention [B, H, T, V] of the last T of S tokens, QUERIES_PER_MASK of them at a time."""
+    tokens, past = q.shape[2], k.shape[2] - q.shape[2]
+    if tokens == 1:
+        return sdpa_with_sinks(q, k, v, sinks)
+    outs = []
+    for first in range(0, tokens, QUERIES_PER_MASK):
+        own = q[:, :, first : first + QUERIES_PER_MASK]
+        seen = past + first + own.shape[2]
+        mask = _mask_after_cache(own.shape[2], past + first, window, q.device)
+        outs.append(sdpa_with_sinks(own, k[:, :, :seen], v[:, :, :seen], sinks, mask=mask))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
 
 def _mask_after_cache(tokens: int, past_tokens: int, window: int | None, device: torch.device) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from powerplan.errors import InputError
 from powerplan.kernels.distributed.exchange import explained
 from powerplan.models.rope import rope_cos_sin
 from powerplan.rope import Rope
@@ -34,18 +33,9 @@ def heads_for_tokens(x: Tensor, cp: ContextParallel) -> Tensor:
     return swapped
 
 
-def heads_for_ranks(x: Tensor, heads: int, ranks: int) -> Tensor:
-    """Repeat key/value heads of x [B, t, G, d] until ranks can share them, for `heads` query heads.
-
-    Raises InputError where the query heads cannot be shared.
-    """
-    shared = lcm(x.shape[2], ranks)
-    if not can_share(heads, x.shape[2], ranks):
-        raise InputError(
-            f"cp: {heads} query heads and {x.shape[2]} key/value heads cannot be shared by {ranks} ranks: "
-            "softmax attention exchanges whole heads"
-        )
-    return x.repeat_interleave(shared // x.shape[2], 2)
+def heads_for_ranks(x: Tensor, ranks: int) -> Tensor:
+    """Repeat key/value heads of x [B, t, G, d] until ranks can share them (`can_share`)."""
+    return x.repeat_interleave(lcm(x.shape[2], ranks) // x.shape[2], 2)
 
 
 def can_share(heads: int, kv_heads: int, ranks: int) -> bool:

@@ -113,8 +113,8 @@ def _whole_pages(spec: ModelSpec, context: int, dtypes: Dtypes, policy: Policy) 
             # Tokens that wait to be compressed are more between two whole pages than behind one.
             cache = max(cache, mixer.state_size(-(-kept // page) * page).cache)
         elif cache:
-            reach = mixer.direct_reach(kept) or kept
-            pages = -(-reach // page) if mixer.kind == "chunked_attention" else 1 - (1 - reach) // page
+            entries = -(-cache // size.entry)
+            pages = -(-entries // page) if mixer.kind == "chunked_attention" else 1 - (1 - entries) // page
             cache = max(cache, min(-(-kept // page), pages) * page * size.entry)
         recent = dtypes.activation_bytes if policy.engine else dtypes.cache_bytes
         state = size.recurrent * dtypes.state_bytes + size.recent * recent

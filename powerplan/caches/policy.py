@@ -87,7 +87,8 @@ def prefill_state_flops(accounting: Accounting, context: int, policy: Policy) ->
     Without chunks eviction comes after the prompt, and saves none of them (H2O, arXiv 2306.14048; SnapKV, arXiv
     2404.14469). With chunks of c tokens and a budget of b, a cache is cut to b tokens behind every chunk (Locret, arXiv
     2410.01805): a query meets b keys and those of its own chunk at most. A chunk that begins with b tokens kept takes
-    as much as tokens b + 1 to b + c of a whole prompt. What a budget saves within a window is not counted.
+    as much as tokens b + 1 to b + c of a whole prompt. What a budget saves within a window is not counted,
+    nor of kinds whose tokens do not all take at least as much as those before them (memory sparse attention).
     """
     return sum(
         (_state_flops(accounting, mixer, context, policy) * count for mixer, count in accounting.spec.mixer_counts()),
@@ -101,7 +102,7 @@ def _state_flops(accounting: Accounting, mixer: Mixer, context: int, policy: Pol
         return Fraction(tokens * total(mixer.state_flops_terms(tokens, accounting.convention)))
 
     budget, chunk = policy.budget, policy.prefill_tokens(context)
-    if budget is None or not mixer.entry or not mixer.grows or chunk == context:
+    if budget is None or chunk == context or not (mixer.entry and mixer.grows and mixer.steady):
         return first(context)
     # Chunks that begin at or before the budget meet all that is before them.
     whole = min(context, (budget // chunk + 1) * chunk)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from powerplan.models.mixers import attention
 from powerplan.models.mixers.attention import lse_argument, softmax_attention
 from powerplan.models.mixers.sinks import all_pairs_with_sinks, flash_with_sinks, rescale_for_sinks, sdpa_with_sinks
 
@@ -38,6 +39,19 @@ def test_windows_equal_the_definition(window: int | None, tokens: int) -> None:
     q = torch.randn(2, tokens, 4, 6, dtype=torch.float64)
     k, v = torch.randn(2, tokens, 2, 6, dtype=torch.float64), torch.randn(2, tokens, 2, 5, dtype=torch.float64)
     torch.testing.assert_close(softmax_attention(q, k, v, window), by_definition(q, k, v, window))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 60), st.integers(1, 60), st.booleans())
+def test_queries_after_a_cache_in_blocks_equal_the_definition(tokens: int, before: int, has_sinks: bool) -> None:
+    torch.manual_seed(tokens)
+    q = torch.randn(2, tokens, 4, 6, dtype=torch.float64)
+    k, v = torch.randn(2, 2, before + tokens, 2, 6, dtype=torch.float64)
+    sinks = torch.randn(4, dtype=torch.float64) if has_sinks else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "QUERIES_PER_MASK", 7)
+        out = softmax_attention(q, k, v, None, sinks)
+    torch.testing.assert_close(out, by_definition(q, k, v, None, sinks))
 
 
 def test_a_window_costs_no_square() -> None:

@@ -51,6 +51,10 @@ def test_half_precision(found: list[Found], kind: str, dtype: str) -> None:
         assert shared <= 2 * alone + rounding
 
 
+def test_a_rank_without_tokens_has_a_part_in_experts(found: list[Found]) -> None:
+    assert all(own["differences"]["experts"] < 1e-12 for own in found)
+
+
 def test_learned_positions_are_those_within_a_sequence(found: list[Found]) -> None:
     assert all(own["differences"]["learned positions"] < 1e-12 for own in found)
 
@@ -65,7 +69,10 @@ def test_packed_sequences_do_not_see_each_other(found: list[Found], kind: str) -
     assert all(own["packed"][kind] < 1e-12 for own in found)
 
 
-@pytest.mark.parametrize("case", [*(f"{kind} zigzag" for kind in KINDS), *(f"hybrid {name}" for name in LAYOUTS)])
+PROMPTS = [*(f"{kind} zigzag" for kind in KINDS), *(f"hybrid {name}" for name in LAYOUTS), "learned positions"]
+
+
+@pytest.mark.parametrize("case", PROMPTS)
 def test_after_a_prompt_over_ranks_every_rank_continues_as_one_process_does(found: list[Found], case: str) -> None:
     for own in found:
         row = own["continued"][case]
@@ -108,7 +115,6 @@ REFUSED = {
     "packed cache": "cp: a cache takes no packed sequences: plan with tokens",
     "prompt": "prompt: 8 tokens a row, and the plan has 32",
     "tokens": "tokens: 7 a row, and rank {} of the plan has 8",
-    "heads": "cp: 6 query heads and 2 key/value heads cannot be shared by 4 ranks",
     "latent heads": "cp: 6 heads cannot be shared by 4 ranks: mla exchanges whole heads",
     "positions": "32 tokens do not fit the 30 learned positions of small",
 }
