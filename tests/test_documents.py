@@ -38,6 +38,11 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return result
 
 
+def is_jagged(spec: ModelSpec) -> bool:
+    """Whether FLOPs per token fall now and then: attention in chunks of w tokens has fewer just after w than at w."""
+    return any(mixer.kind == "chunked_attention" for mixer in spec.mixers())
+
+
 def row_of(accounting: Accounting, lengths: list[int], context: int) -> DocumentRow:
     return DocumentRow(accounting, Lengths.of(Counter(lengths)), context)
 
@@ -91,7 +96,7 @@ def test_documents_of_one_length_are_sequences(
     plain = accounting.row(context)
     assert (row.state_flops_per_token, row.wsfr) == (plain.state_flops_per_token, plain.wsfr)
     assert (row.saved, row.unmasked_flops_per_token) == (0, plain.flops_per_token)
-    if row.equal_context is not None:
+    if row.equal_context is not None and not is_jagged(spec):
         assert accounting.state_flops_per_token(row.equal_context) == plain.state_flops_per_token
         assert row.equal_context >= context
 
@@ -103,7 +108,7 @@ def test_masks_never_add_flops_where_these_grow_with_the_context(
 ) -> None:
     accounting = Accounting(spec)
     row = row_of(accounting, lengths, context)
-    if not accounting.grows_with_context:
+    if not accounting.grows_with_context or is_jagged(spec):
         return
     assert row.state_flops_per_token <= row.unmasked_state_flops_per_token
     equal = row.equal_context

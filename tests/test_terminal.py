@@ -40,6 +40,7 @@ COMMANDS = [
     "budget llama-3-8b --ctx 64k --lengths 1k:0.9,64k:0.1 --gpu h100-sxm",
     "budget llama-3-8b gpt2-small --ctx 8k,64k --lengths 4k --gpu h100-sxm --devices 8",
     "train llama-3-8b --ctx 64k --gpu h100-sxm --devices 64 --lengths 1k:0.9,64k:0.1 --parallel fsdp=8,cp=8",
+    "train qwen3-next-80b-a3b --ctx 256k --gpu h100-sxm --devices 128 --parallel fsdp=8,cp=16",
     "decode kimi-linear-48b-a3b --twin mla --gpu h100-sxm --devices 8",
     "decode qwen3.5-35b-a3b llama-3-8b --cache-dtype int4:group=64 --engine vllm --checkpoint-every 4k",
     "decode stem-1b ultramemv2-1.2b --batch 1,64",

@@ -70,9 +70,68 @@ def test_the_text_has_the_verdict_the_hours_and_what_to_change(capsys: pytest.Ca
     out = capsys.readouterr().out
     assert out.startswith("llama-3-8b at 131,072 tokens on 64 h100-sxm: fits, ")
     assert re.search(r"\n100B tokens: [0-9.]+ days, [0-9,]+ device hours, [0-9,]+ at 2\.50 an hour", out)
-    assert "keys and values go around a ring" in out
+    assert "\none sequence over 16 devices, 8,192 tokens on each, a part from the front and one from the back\n" in out
+    assert re.search(r"\n32 attention +keys, values: ring +503 +503 +[0-9.]+ +0\n", out)
     assert re.search(r"\nchange: 20 power p=2 \+ 12 attention trains the same tokens in [0-9,]+ device hours", out)
-    assert len(out.splitlines()) <= 45
+    assert len(out.splitlines()) <= 52
+
+
+def test_what_layers_pass_on_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("qwen3-next-80b-a3b", "--ctx", "256k", "--gpu", "h100-sxm", "--devices", "128")
+    (stage,) = run(capsys, *common, "--parallel", "fsdp=8,cp=16")["stages"]
+    inputs, state, ring = stage["sequence_exchange"]
+    assert [entry["way"] for entry in (inputs, state, ring)] == ["halo", "state", "ring"]
+    assert [entry["passed"] for entry in (inputs, state, ring)] == ["convolution inputs", "state", "keys and values"]
+    assert [entry["mixer"] for entry in (inputs, state, ring)] == ["gated deltanet", "gated deltanet", "attention"]
+    assert [entry["exchange"] for entry in (inputs, state, ring)] == [None, "gather", None]
+    assert state["bytes_sent_per_layer"] == 2 * 32 * 128 * (128 + 128) * 4
+    assert state["bytes_received_per_layer"] == 15 * state["bytes_sent_per_layer"]
+    assert state["parts_per_device"] == 2
+    assert state["tokens_per_device"] == 262_144 // 16
+    assert state["break_even_tokens"] == 2 * 32 * 128 * (128 + 128) * 4 // (32 * 256 * 2)
+    assert 0 < state["faster_from_tokens"] < state["tokens_per_device"]
+    assert inputs["faster_from_tokens"] is ring["faster_from_tokens"] is ring["break_even_tokens"] is None
+    assert state["seconds"] == state["exposed_s"] > 0
+    alone = ("gpt2-small", "--ctx", "1k", "--gpu", "h100-sxm", "--devices", "8", "--parallel", "fsdp=8")
+    assert run(capsys, *alone)["stages"][0]["sequence_exchange"] == []
+
+
+def test_latents_are_passed_on_for_keys_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("deepseek-v3", "--ctx", "64k", "--gpu", "h100-sxm", "--devices", "512")
+    (stage,) = run(capsys, *common, "--parallel", "fsdp=8,cp=8,pp=8,ep=64")["stages"]
+    (entry,) = stage["sequence_exchange"]
+    assert (entry["passed"], entry["way"], entry["exchange"]) == ("latents", "ring", None)
+    assert entry["bytes_sent_per_layer"] == 7 * 8192 * (512 + 64) * 2
+
+
+def test_too_few_tokens_for_a_state_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("llama-3-8b", "--mixer", "power:p=2", "--gpu", "h100-sxm", "--devices", "8", "--parallel", "cp=8")
+    (stage,) = run(capsys, *common, "--ctx", "16k", "--micro-batch", "1")["stages"]
+    (entry,) = stage["sequence_exchange"]
+    assert entry["tokens_per_device"] == 2048 < entry["faster_from_tokens"]
+    assert main(["train", *common, "--ctx", "16k", "--micro-batch", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    less = f"would take less time than its state, as up to {entry['faster_from_tokens'] - 1:,}"
+    assert f"power p=2: with 2,048 tokens on each device, keys and values of the same heads {less}" in out
+
+
+def test_the_crossovers_of_the_page_are_those_that_are_planned() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (gather|scan) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for ranks, exchange, faster, fewer in rows:
+        settings: dict[str, Any] = {
+            "mixer": "power:p=2",
+            "parallel": f"cp={ranks}",
+            "micro_batch": 1,
+            "loss": "chunked",
+        }
+        context = f"{16 * int(ranks)}k"
+        answer = powerplan.train("llama-3-8b", context, gpu="h100-sxm", devices=int(ranks), **settings)
+        (entry,) = answer.to_dict()["stages"][0]["sequence_exchange"]
+        assert entry["exchange"] == exchange
+        assert f"{entry['faster_from_tokens']:,}" == faster
+        assert f"{entry['break_even_tokens']:,}" == fewer
 
 
 def test_stages_are_summed(capsys: pytest.CaptureFixture[str]) -> None:

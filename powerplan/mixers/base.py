@@ -232,9 +232,9 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     state, flops: formulas of the state and of its FLOPs, where they have no parts.
     entry: formula of what a token appends to the cache; empty where the state is recurrent.
-    looked_up, touched: formulas of the part of the cache that a token reads, or of the recurrent state that it reads
-    and writes; empty where that is all of it.
-    transition: formula of what a part of a sequence multiplies the state by, matrices or gates; empty for fixed decays.
+    looked_up, touched: formulas of what a token reads of the cache, or reads and writes of the state; empty for all.
+    transition: formula of what a part of a sequence multiplies the state by, where devices pass it on beside the state.
+    state_again: formula of the FLOPs per token of a part's own state, where kernels compute it before its outputs.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
     steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
     swappable: whether another kind can take the place of this one at the same weights.
@@ -247,7 +247,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     state = ""
     flops = ""
     entry = ""
-    looked_up = touched = transition = ""
+    looked_up = touched = transition = state_again = ""
     chunked_differs = False
     steady = True
     swappable = False

@@ -25,6 +25,7 @@ class DeltaRule(MatrixState, frozen=True, kw_only=True):
     query = "4*H*k*v"
     within = "2*H*(k*earlier + 2*(k + v)*keys) + H*solve"
     transition = "H*k*k"
+    state_again = "4*H*k*(k + v)"  # The transition is k more columns of the state.
     key_letter = "H"
     fused_gates: ClassVar[tuple[str, str]] = ("", "")
     fused_scores = "H*chunk"

@@ -23,6 +23,7 @@ class MLSTM(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="mlstm
     source = "Beck et al. 2024, arXiv 2405.04517, equations 19 to 27; xLSTM 7B, arXiv 2503.13427, section 3"
     state = "H*(k*(v + 1) + 1)"
     decay = "H*k*(v + 1)"
+    transition = "H"
     query = "2*H*k*(v + 1)"
     update = "2*H*k*(v + 1)"
     within = "2*H*(k + v + 1)*keys"
@@ -64,6 +65,7 @@ class RGLRU(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="rglru"):
 
     source = "De et al. 2024, arXiv 2402.19427, section 2.4 (RG-LRU) and equations 1 to 4"
     letters = "I=inner_size H=heads k=head_dim W=conv_size m"
+    transition = "I"
     whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
 
     heads: Size

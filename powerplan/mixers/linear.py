@@ -220,6 +220,8 @@ class FixedDecay(MatrixState, frozen=True, kw_only=True):
     rotated: whether queries and keys are rotated by their positions.
     """
 
+    transition = "H"  # power_attention takes the decays as gates, and passes on gates.
+    state_again = MatrixState.update
     rotated: ClassVar[bool] = False
 
     def mix_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
@@ -293,6 +295,8 @@ class GLA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gla"):
     tracked = True
     letters = MatrixState.letters + " u=gate_rank"
     decay = "H*k*v"
+    transition = "H*k"
+    state_again = MatrixState.update
 
     gate_rank: Size = 16
 

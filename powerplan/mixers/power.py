@@ -34,6 +34,7 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     state = "G*D*(v + z)"
     query = "2*H*D*(v + z)"
     update = "2*G*D*(v + z)"
+    state_again = update
 
     gated: bool = False
     chunk_size: Window | None = None

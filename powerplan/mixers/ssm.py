@@ -44,6 +44,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     )
     saved_source = "mamba_ssm, ops/selective_scan_interface.py, MambaInnerFn.forward"
     letters = "I=inner_size N=state_dim R=dt_rank W=conv_size shared=shared_size m"
+    transition = "I*N"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
 
@@ -169,6 +170,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     saved_source = "mamba_ssm, ops/triton/ssd_combined.py, MambaSplitConv1dScanCombinedFn.forward"
     letters = "I=inner_size N=state_dim g=groups H=heads W=conv_size m"
     state = "I*N"
+    transition = "H"
     decay = "I*N"
     query = "2*I*N"
     update = "2*I*N"

@@ -10,6 +10,7 @@ from typing import Any
 
 from powerplan.report.colour import side_of
 from powerplan.report.documents import lengths_entry
+from powerplan.report.exchanges import exchange_entries, exchange_section
 from powerplan.report.parts import json_float, model_entry, on_host, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
@@ -19,7 +20,6 @@ from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_layer
-from powerplan.run.traffic import Passing
 from powerplan.units import format_duration, format_figure, format_parameters
 
 SCHEMA = "powerplan.train/1"
@@ -106,7 +106,10 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
     sections: list[Report] = []
     for phase in plan.phases:
-        sections += [_phase_section(phase, plan), *documents_sections(phase, plan)]
+        sections.append(_phase_section(phase, plan))
+        if shared_by := exchange_section(SCHEMA, phase.layout):
+            sections.append(shared_by)
+        sections += documents_sections(phase, plan)
     if len(plan.phases) > 1:
         costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
         sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {costs}")))
@@ -143,16 +146,7 @@ def _stage(phase: PhasePlan, plan: TrainingPlan) -> dict[str, Any]:
         "step_s": layout.step_s,
         "step_parts_s": {key.removesuffix("_s"): getattr(step, key) for key in TIME},
         "exposed_communication_s": dict(step.traffic),
-        "sequence_exchange": [
-            {
-                "way": way.way,
-                "layers": way.layers,
-                "bytes_sent_per_layer": way.bytes_sent,
-                "exposed_s": way.exposed_s,
-                "break_even_tokens": way.break_even,
-            }
-            for way in step.passings
-        ],
+        "sequence_exchange": exchange_entries(layout),
         "tokens_per_s": layout.tokens_per_s,
         "mfu": layout.mfu,
         "hfu": layout.hfu,
@@ -271,7 +265,6 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     lines += wrapped(
         f"layout: {_layout(layout)}; the best of {phase.tried:,}" if phase.tried > 1 else f"layout: {_layout(layout)}"
     )
-    lines += [line for way in layout.step.passings for line in wrapped(_passing(way))]
     columns = [
         Column("memory", "memory per device", left=True),
         Column("gb", "GB"),
@@ -299,20 +292,6 @@ def _layout(layout: Layout) -> str:
     rounds = layout.step.micro_batches
     batches = f"{rounds:,} micro-batch{'es' if rounds > 1 else ''} of {recipe.micro_batch:,}"
     return f"{layout.degrees.describe()}; {batches}; recompute {recipe.recompute}"
-
-
-def _passing(passing: Passing) -> str:
-    what = {
-        "ring": "keys and values go around a ring",
-        "all-to-all": "heads are exchanged all to all",
-        "halo": "the keys and values of a window are passed on",
-        "state": "one state is passed on",
-    }
-    sent = f"each sends {format_figure(passing.bytes_sent / 1e6)} MB in each of {passing.layers} layers"
-    text = f"one sequence over several devices: {what[passing.way]}, {sent}"
-    if passing.break_even is None:
-        return text
-    return f"{text}: as much as keys and values of {passing.break_even:,} tokens per device"
 
 
 def _devices(count: int, plan: TrainingPlan) -> str:

@@ -16,7 +16,7 @@ LEAST_COMPARED = 61
 
 
 @dataclass(frozen=True)
-class Split:
+class DocumentSplit:
     """A layout whose sequences of documents are split over the devices in one way. waiting_s: seconds of its step in
     which devices wait for longer documents, which its step has."""
 
@@ -36,15 +36,15 @@ class DocumentPlan:
 
     row: DocumentRow
     waiting: Waiting
-    come: Split
-    ordered: Split
-    even: Split
+    come: DocumentSplit
+    ordered: DocumentSplit
+    even: DocumentSplit
     find_unmasked: Callable[[], Layout]
 
     @cached_property
-    def unmasked(self) -> Split:
+    def unmasked(self) -> DocumentSplit:
         """The best layout of the same phase without masks, which takes a search of its own."""
-        return Split(self.find_unmasked())
+        return DocumentSplit(self.find_unmasked())
 
 
 def with_documents(layouts: Layouts, found: Found, find_unmasked: Callable[[], Layout]) -> tuple[Found, DocumentPlan]:
@@ -74,22 +74,22 @@ def with_documents(layouts: Layouts, found: Found, find_unmasked: Callable[[], L
         order.waiting(best.layout),
         best,
         _slowed(ranked, ordered)[0],
-        Split(found.best),
+        DocumentSplit(found.best),
         find_unmasked,
     )
     return replace(found, best=best.layout, others=tuple(split.layout for split in others)), plan
 
 
-def _slowed(ranked: Sequence[Layout], waited: Callable[[Layout], float]) -> list[Split]:
+def _slowed(ranked: Sequence[Layout], waited: Callable[[Layout], float]) -> list[DocumentSplit]:
     """Return layouts with what devices wait in them, the best first; `ranked` without it, from the fastest on."""
-    slowed: list[Split] = []
+    slowed: list[DocumentSplit] = []
     fastest = 0.0
     for number, layout in enumerate(ranked):
         if number >= LEAST_COMPARED and layout.tokens_per_s * SLOWER < fastest:
             break
         waiting_s = waited(layout)
         slower = replace(layout, step=replace(layout.step, waiting_s=waiting_s))
-        slowed.append(Split(slower, waiting_s))
+        slowed.append(DocumentSplit(slower, waiting_s))
         fastest = max(fastest, slower.tokens_per_s)
     best = simplest_of_fastest([split.layout for split in slowed])
     return sorted(slowed, key=lambda split: (split.layout is not best, -split.layout.tokens_per_s))

@@ -12,9 +12,11 @@ from powerplan.lengths import Lengths
 from powerplan.lengths.flops import DocumentRow
 from powerplan.lengths.packing import filled_share
 from powerplan.run.degrees import Degrees
+from powerplan.run.exchanges import Exchange, exchanges_of
 from powerplan.run.links import Cluster
 from powerplan.run.loads import ModelLoad, model_load
 from powerplan.run.memory import Memory, memory_of
+from powerplan.run.passing import Split, parts_of, passings_of
 from powerplan.run.recipe import Recipe
 from powerplan.run.stages import StageLoad, stage_loads
 from powerplan.run.step import Efficiency, Rates, StepTime, step_of
@@ -61,6 +63,7 @@ class Layout:
 
     sequences: of an optimizer step, over all devices. flops_per_token: training FLOPs, without recomputation.
     again_flops_per_token: those of matmuls that are computed again, which is a forward pass of all layers or nothing.
+    split: how a sequence lies on several devices; None where one has all of it.
     filled: the share of the sequences' tokens that documents fill; all of them without documents.
     """
 
@@ -73,6 +76,7 @@ class Layout:
     flops_per_token: float
     again_flops_per_token: float
     setting: Setting
+    split: Split | None = None
     filled: Fraction = Fraction(1)
 
     @property
@@ -118,6 +122,7 @@ class Layouts:
         self._models: dict[Recipe, ModelLoad] = {}
         self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
         self._links: dict[Degrees, Links] = {}
+        self._exchanges: dict[Recipe, tuple[Exchange, ...]] = {}
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -173,18 +178,39 @@ class Layouts:
             links = self._links[degrees] = links_of(self.setting.cluster, degrees)
         rounds = sequences // (degrees.sequences_at_once * recipe.micro_batch)
         rates = Rates(self.setting.peak, self.setting.efficiency, links)
+        split = self._split(model, single, degrees, links)
+        passings = [passings_of(stage.exchanges, split) if split else () for _, stage in stages]
         return Layout(
             degrees=degrees,
             recipe=recipe,
             context=self.context,
             sequences=sequences,
-            memory=memory_of(model, stages, degrees, rounds),
-            step=step_of(model, [stage for _, stage in stages], degrees, rounds, rates),
+            memory=memory_of(model, stages, degrees, rounds, passings),
+            step=step_of(model, [stage for _, stage in stages], degrees, rounds, rates, passings),
             flops_per_token=self.flops_per_token,
             again_flops_per_token=self.again_flops_per_token if recipe.recompute == "full" else 0.0,
             setting=self.setting,
+            split=split,
             filled=self.filled,
         )
+
+    def _split(self, model: ModelLoad, single: Recipe, degrees: Degrees, links: Links) -> Split | None:
+        """Return how a sequence lies on devices; `single` is the recipe with one sequence in a micro-batch."""
+        if links.cp is None:
+            return None
+        if single not in self._exchanges:
+            counted = [(load, load.use.count) for load in model.layers]
+            self._exchanges[single] = exchanges_of(counted, model.context)
+        split = Split(
+            ranks=degrees.cp,
+            link=links.cp,
+            tp=degrees.tp,
+            tokens=model.context / degrees.cp,
+            sequences=model.recipe.micro_batch,
+            element_bytes=float(model.recipe.activation_bytes),
+            attention_flops_per_s=float(self.setting.peak.flops_per_s) * self.setting.efficiency.attention,
+        )
+        return replace(split, parts=parts_of(self._exchanges[single], split))
 
 
 def _unlike(stages: list[StageLoad]) -> list[tuple[int, StageLoad]]:

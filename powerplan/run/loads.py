@@ -13,7 +13,7 @@ from powerplan.ffn import multiplied_terms
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import mean_state_flops
 from powerplan.lengths.packing import filled_share
-from powerplan.mixers.base import RECURRENT_BYTES, Mixer, StateSize
+from powerplan.mixers.base import RECURRENT_BYTES, HeadShape, Mixer, StateSize
 from powerplan.mixers.formulas import Convention, total
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
@@ -35,11 +35,13 @@ class LayerLoad:
     for recurrent state.
     window: keys that a query meets at most; None without a window.
     state_bytes: recurrent state of one sequence, which is passed on once, with what a part of the sequence multiplies
-    it by (the matrices of delta rules, the decays of gated heads); 0 where there is none.
+    it by (the matrices of delta rules, the decays of heads or channels); 0 where there is none.
+    recent_bytes: the last inputs of short convolutions and token shifts of one sequence; 0 where there are none.
     kv_heads: heads that tensor parallelism can split keys, values or a state among, as every device of a group needs
     those of its queries: 1 for latents; None for a state of as many heads as there are, or channels.
-    same_heads_entry_bytes: keys and values of a token, had this layer attention with the heads of its state; 0 where it
-    has no such heads.
+    heads: the heads of this layer's attention, or of attention in the place of its state; None where it has no such.
+    latent: whether keys and values of all heads are expanded from what a token keeps.
+    again_flops: forward FLOPs per token to compute the state that a part of a sequence leaves behind, by itself.
     dispatched_bytes: what a token sends to its experts, one way.
     """
 
@@ -54,8 +56,11 @@ class LayerLoad:
     entry_bytes: Fraction
     window: int | None
     state_bytes: Fraction
+    recent_bytes: Fraction
     kv_heads: int | None
-    same_heads_entry_bytes: Fraction
+    heads: HeadShape | None
+    latent: bool
+    again_flops: Fraction
     dispatched_bytes: Fraction
 
     @property
@@ -140,15 +145,27 @@ def has_keys(mixer: Mixer, context: int) -> bool:
     return _entry(mixer, context) > 0
 
 
-def _passed_state_bytes(mixer: Mixer, size: StateSize, recipe: Recipe) -> Fraction:
-    """Return the bytes that a device passes on of a recurrent state: the state, its transition, inputs of convolutions.
+def _passed_state_bytes(mixer: Mixer, size: StateSize) -> Fraction:
+    """Return the bytes that a device passes on of a recurrent state: the state and its transition, in fp32.
 
     Every device merges the states of those before it. What its own part of the sequence multiplies a state by is passed
-    beside it: the decays of gated heads in powerplan.kernels (ContextParallel.exchanged_bytes), the matrices of a delta
-    rule in flash-linear-attention (ops/cp/README.md).
+    beside it: the decays of heads in powerplan.kernels (ContextParallel.exchanged_bytes), the matrices of a delta rule
+    in flash-linear-attention (ops/cp/README.md).
     """
     transition = total(mixer.terms((("transition", mixer.transition),)))
-    return (size.recurrent + transition) * RECURRENT_BYTES + size.recent * recipe.activation_bytes
+    return Fraction((size.recurrent + transition) * RECURRENT_BYTES)
+
+
+def _attention_heads(mixer: Mixer) -> HeadShape | None:
+    """Return the heads of attention, of latents those they are expanded to, or those that attention would have with the
+    projections of a state; None where queries pick their keys."""
+    if mixer.looked_up or (own := mixer.own_heads()) is not None:
+        return None if mixer.looked_up else own
+    plain = mixer.plain_heads("attention")
+    if plain is None:
+        return None
+    heads, head_dim, v_head_dim = (plain.fields[name] for name in ("heads", "head_dim", "v_head_dim"))
+    return HeadShape(heads, heads, head_dim, v_head_dim)
 
 
 def state_flops(mixer: Mixer, context: int, convention: Convention, lengths: Lengths | None) -> Fraction:
@@ -175,7 +192,7 @@ def _layer_load(
     size = mixer.state_size(context) if mixer is not None else None
     entry = _entry(mixer, context) if mixer is not None else 0
     heads = mixer.own_heads() if mixer is not None else None
-    features = mixer.features_size() if mixer is not None else None
+    state = _passed_state_bytes(mixer, size) if mixer is not None and size is not None and not entry else Fraction(0)
     flops = state_flops(mixer, context, accounting.convention, lengths) if mixer is not None else Fraction(0)
     # Tables and values are looked up: like the embedding they are no matrices to Muon.
     matrices = sum(int(term.value) for term in matmuls if term.component != "values") if table else used + idle
@@ -192,8 +209,11 @@ def _layer_load(
         peak_bytes=saved.peak_bytes,
         entry_bytes=entry * recipe.activation_bytes,
         window=mixer.window_size if mixer is not None else None,
-        state_bytes=_passed_state_bytes(mixer, size, recipe) if mixer is not None and size else Fraction(0),
+        state_bytes=state,
+        recent_bytes=(size.recent if size is not None else 0) * recipe.activation_bytes,
         kv_heads=heads.kv_heads if heads is not None else 1 if entry else None,
-        same_heads_entry_bytes=(features.entry if features else 0) * recipe.activation_bytes,
+        heads=_attention_heads(mixer) if mixer is not None else None,
+        latent=mixer is not None and mixer.latent_heads,
+        again_flops=Fraction(total(mixer.terms((("state again", mixer.state_again),)))) if mixer else Fraction(0),
         dispatched_bytes=ffn.dispatched(hidden) * recipe.activation_bytes if ffn is not None else Fraction(0),
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad
+from powerplan.run.passing import Passing
 from powerplan.run.recipe import LOSS_CHUNK, Recipe
 from powerplan.run.stages import StageLoad
 
@@ -63,7 +64,11 @@ class Memory:
 
 
 def memory_of(
-    model: ModelLoad, stages: Sequence[tuple[int, StageLoad]], degrees: Degrees, micro_batches: int
+    model: ModelLoad,
+    stages: Sequence[tuple[int, StageLoad]],
+    degrees: Degrees,
+    micro_batches: int,
+    passings: Sequence[tuple[Passing, ...]] = (),
 ) -> Memory:
     """Return the memory of a device of the stage that needs most.
 
@@ -72,12 +77,19 @@ def memory_of(
         stages: its pipeline stages and their numbers, each with the layers it has.
         degrees: how the run is split.
         micro_batches: micro-batches of a step for each group of devices that shares sequences.
+        passings: how the layers of each stage share a sequence, where several devices do.
     """
-    held = [_stage_memory(model, stage, number, degrees, micro_batches) for number, stage in stages]
+    received = [_received_bytes(passed) for passed in passings] or [0.0] * len(stages)
+    held = [
+        _stage_memory(model, stage, number, degrees, micro_batches, others)
+        for (number, stage), others in zip(stages, received, strict=True)
+    ]
     return max(held, key=lambda memory: memory.peak)
 
 
-def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degrees, micro_batches: int) -> Memory:
+def _stage_memory(
+    model: ModelLoad, load: StageLoad, stage: int, degrees: Degrees, micro_batches: int, received: float
+) -> Memory:
     recipe, shards = model.recipe, degrees.shards
     zero = degrees.zero if shards > 1 else 0
     whole = load.stored_parameters(degrees.ep) / degrees.tp
@@ -92,7 +104,7 @@ def _stage_memory(model: ModelLoad, load: StageLoad, stage: int, degrees: Degree
     # The last stage is through with a loss before it begins with the next.
     ends = before * waiting * load.first + behind * load.last
     kept = (load.kept_bytes * waiting + ends) * tokens / degrees.tp
-    moments = _at_layers(model, load, degrees, zero, tokens)
+    moments = _at_layers(model, load, degrees, zero, tokens, received)
     if load.last:
         moments.append(_at_the_loss(model, load, degrees, zero, tokens))
     worst = max(moments, key=lambda moment: moment.gathered + moment.working)
@@ -120,7 +132,9 @@ class _Moment(NamedTuple):
     place: str
 
 
-def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float) -> list[_Moment]:
+def _at_layers(
+    model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, tokens: float, received: float
+) -> list[_Moment]:
     """Return the backward passes of the last layer, and of the one before it.
 
     The weights of the layer at work are whole, and those of the next one. In the first pass there are no gradients of
@@ -131,7 +145,7 @@ def _at_layers(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int, t
     layers = GATHERED_LAYERS * (dense + experts / degrees.ep) / degrees.tp * float(recipe.activation_bytes)
     weights = layers + _root(load, recipe, degrees) if zero == 3 else 0.0
     gradients = layers if zero >= 2 else 0.0
-    working = load.peak_bytes * tokens / degrees.tp + _exchange_buffers(model, load, tokens, degrees)
+    working = load.peak_bytes * tokens / degrees.tp + received
     if degrees.tp > 1:  # The input of the part at work, gathered again, and its gradient before it is scattered.
         working += 2 * _stream(model, tokens)
     gone = load.kept_bytes / max(load.layers, 1) * tokens / degrees.tp
@@ -180,15 +194,9 @@ def _state_bytes(load: StageLoad, parameters: float, recipe: Recipe, *, copied: 
     return moments + (parameters * float(recipe.master_bytes) if has_copy else 0)
 
 
-def _exchange_buffers(model: ModelLoad, load: StageLoad, tokens: float, degrees: Degrees) -> float:
-    """Return the bytes that a layer receives of other parts of a sequence, where that is most.
+def _received_bytes(passings: Sequence[Passing]) -> float:
+    """Return the bytes that a layer holds of other parts of a sequence at once, where that is most.
 
-    Keys and values of a ring have two rounds' worth, one at work and one on its way; a window's are there whole, and
-    so are the states of all devices (traffic.passing_of). They count beside the worst part of the layer, also where
-    that is the FFN.
+    They count beside the worst part of the layer, also where that is the FFN.
     """
-    if degrees.cp == 1:
-        return 0.0
-    sequences = model.recipe.micro_batch
-    copies = {"ring": 2 * tokens, "halo": sequences, "state": sequences * degrees.cp}
-    return max((part.device_bytes(degrees.tp) * copies[part.kind] for part in load.exchanges), default=0.0)
+    return max((way.buffer_bytes for way in passings), default=0.0)

@@ -7,32 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd
 
+from powerplan.run.exchanges import Exchange, exchanges_of
 from powerplan.run.loads import LayerLoad, ModelLoad
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What the layers of a stage pass on along the sequence, and the time of the attention that can hide it.
-
-    kind: "ring" for keys and values of all tokens, "halo" for those of a window, "state" for recurrent state.
-    payload_bytes: of a token in a ring, of a whole window in a halo, of a sequence's state.
-    flops: forward state FLOPs per token of these layers. kv_heads: as in LayerLoad.
-    entry_bytes: keys and values of a token, had a layer with a recurrent state attention with the same heads; 0 where
-    it has no such heads.
-    """
-
-    kind: str
-    layers: int
-    payload_bytes: float
-    flops: float
-    kv_heads: int | None = None
-    entry_bytes: float = 0.0
-
-    def device_bytes(self, tp: int) -> float:
-        """Return the payload of one of `tp` devices that share the heads: where heads are fewer, several have one."""
-        return self.payload_bytes / (tp if self.kv_heads is None else gcd(tp, self.kv_heads))
 
 
 @dataclass(frozen=True)
@@ -111,15 +88,6 @@ def _counted(model: ModelLoad, spans: list[range]) -> list[list[tuple[LayerLoad,
 
 
 def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: bool, last: bool) -> StageLoad:
-    exchanges: dict[tuple[str, Fraction, int | None, Fraction], tuple[int, float]] = {}
-    for load, count in counted:
-        windowed = load.window is not None and load.window < model.context
-        kind = "state" if load.state_bytes and not load.entry_bytes else "halo" if windowed else "ring"
-        payloads = {"state": load.state_bytes, "halo": load.entry_bytes * (load.window or 0), "ring": load.entry_bytes}
-        if payloads[kind]:
-            key = kind, payloads[kind], load.kv_heads, load.same_heads_entry_bytes
-            layers, flops = exchanges.get(key, (0, 0.0))
-            exchanges[key] = layers + count, flops + float(load.state_flops * count)
     outer = (model.embedding_parameters if first else 0) + (model.head_parameters if last else 0)
     if model.tied and last and not first:
         outer += model.spec.vocab_size * model.spec.hidden_size  # The last stage needs a copy of the embedding.
@@ -141,10 +109,7 @@ def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: b
         peak_bytes=float(max((load.peak_bytes for load, _ in counted), default=0)),
         dispatched_bytes=_sum(load.dispatched_bytes * count for load, count in counted),
         expert_layers=sum(count for load, count in counted if load.expert_parameters),
-        exchanges=tuple(
-            Exchange(kind, layers, float(payload), flops, heads, float(entry))
-            for (kind, payload, heads, entry), (layers, flops) in exchanges.items()
-        ),
+        exchanges=exchanges_of(counted, model.context),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from powerplan.hardware import Peak
 from powerplan.run.degrees import Degrees
 from powerplan.run.loads import ModelLoad
+from powerplan.run.passing import Passing
 from powerplan.run.stages import StageLoad
-from powerplan.run.traffic import Links, Passing, passing_of, traffic_of
+from powerplan.run.traffic import Links, traffic_of
 from powerplan.training import TRAINING_PASSES
 
 LOSS_PASSES_BYTES = 36
@@ -43,8 +45,8 @@ class StepTime:
     """Seconds of one optimizer step on the slowest stage, by part; their sum is the step.
 
     weights_s, attention_s, recurrent_s, head_s: compute. recompute_s: of it what is computed again. traffic: exposed
-    seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer. waiting_s: for devices
-    whose documents are longer.
+    seconds by what they are for. bubble_s: waiting for other stages. update_s: the optimizer. passings: how layers
+    share a sequence, where several devices have it. waiting_s: for devices whose documents are longer.
     """
 
     micro_batches: int
@@ -81,18 +83,37 @@ class Rates:
     links: Links
 
 
-def step_of(model: ModelLoad, stages: list[StageLoad], degrees: Degrees, micro_batches: int, rates: Rates) -> StepTime:
+def step_of(
+    model: ModelLoad,
+    stages: Sequence[StageLoad],
+    degrees: Degrees,
+    micro_batches: int,
+    rates: Rates,
+    passings: Sequence[tuple[Passing, ...]],
+) -> StepTime:
     """Return the time of an optimizer step: that of the slowest stage for all micro-batches, and what others add.
 
     Weights are gathered for the layer ahead while a layer works, and gradients reduced behind it (FSDP), so that only
     what takes longer than the pass counts. A pipeline of p stages waits for p - 1 micro-batches (1F1B), and interleaved
     in v parts for (p - 1) / v (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
+
+    passings: how the layers of each stage share a sequence; empty tuples where one device has all of it.
     """
-    times = [_stage_time(model, stage, degrees, micro_batches, rates) for stage in stages]
+    times = [
+        _stage_time(model, stage, degrees, micro_batches, rates, passed)
+        for stage, passed in zip(stages, passings, strict=True)
+    ]
     return max(times, key=lambda time: time.seconds)
 
 
-def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batches: int, rates: Rates) -> StepTime:
+def _stage_time(
+    model: ModelLoad,
+    load: StageLoad,
+    degrees: Degrees,
+    micro_batches: int,
+    rates: Rates,
+    passings: tuple[Passing, ...],
+) -> StepTime:
     recipe, efficiency = model.recipe, rates.efficiency
     tokens = recipe.micro_batch * model.context / (degrees.cp * degrees.tp)
     peak, bandwidth = float(rates.peak.flops_per_s), float(rates.peak.bytes_per_s)
@@ -102,15 +123,11 @@ def _stage_time(model: ModelLoad, load: StageLoad, degrees: Degrees, micro_batch
     if efficiency.measured_s is not None:
         share = load.layers / model.spec.layer_count
         attention, recurrent = 0.0, efficiency.measured_s / TRAINING_PASSES * tokens * share
+    recurrent += sum(way.exchange.again_flops for way in passings) * tokens / (peak * efficiency.recurrent)
     head = load.head_flops * tokens / (peak * efficiency.weights)
     logits = model.spec.vocab_size * tokens if load.last else 0.0
     loss = LOSS_PASSES_BYTES * logits / bandwidth
     traffic = traffic_of(model, load, degrees, rates.links)
-    attention_rate = peak * efficiency.attention
-    passings = tuple(
-        passing_of(exchange, model, degrees, rates.links, attention_rate)
-        for exchange in (load.exchanges if degrees.cp > 1 else ())
-    )
     layers = weights + attention + recurrent
     again = layers if recipe.recompute == "full" else 0.0
     forward, backward = layers + head, 2 * (layers + head) + again

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from powerplan.run.degrees import Degrees
 from powerplan.run.links import (
@@ -22,7 +21,7 @@ from powerplan.run.links import (
     send_s,
 )
 from powerplan.run.loads import ModelLoad
-from powerplan.run.stages import Exchange, StageLoad
+from powerplan.run.stages import StageLoad
 
 
 @dataclass(frozen=True)
@@ -131,80 +130,3 @@ def _by_layers(
         alike = degrees.shards // degrees.ep
         seconds += load.expert_layers * collective(links.alike, alike, experts / load.expert_layers)
     return seconds
-
-
-@dataclass(frozen=True)
-class Passing:
-    """How layers of one kind share a sequence between cp devices, in the forward pass of one micro-batch.
-
-    way: "ring", "all-to-all", "halo" or "state". seconds: of all their layers. hidden_s: what their attention hides.
-    bytes_sent: by one device, in one layer. break_even: tokens per device whose keys and values have as many bytes as
-    the state that is passed; None for other ways.
-    """
-
-    way: str
-    layers: int
-    seconds: float
-    hidden_s: float
-    bytes_sent: float
-    break_even: int | None = None
-
-    @property
-    def exposed_s(self) -> float:
-        return max(0.0, self.seconds - self.hidden_s)
-
-    @property
-    def backward_passes(self) -> int:
-        """How many forward passes send as much as the backward pass: a ring passes keys, values and gradients."""
-        return 2 if self.way == "ring" else 1
-
-
-def passing_of(
-    exchange: Exchange, model: ModelLoad, degrees: Degrees, links: Links, attention_flops_per_s: float
-) -> Passing:
-    """Return how layers share a sequence: one state, a window's keys from the device before, or all keys in a ring.
-
-    Ring attention (Liu et al. 2023, arXiv 2310.01889, section 3.1) sends while it computes. All-to-all (Ulysses, Jacobs
-    et al. 2023, arXiv 2309.14509, section 3.1) is taken where it is faster and heads are enough; it cannot hide.
-    State is passed on once from device to device (Linear Attention Sequence Parallelism, Sun et al. 2024, arXiv
-    2404.02882, section 3.1), here as an all-gather of the cp states (LASP-2, Sun et al. 2025, arXiv 2502.07563).
-    """
-    assert links.cp is not None
-    recipe, cp, tp = model.recipe, degrees.cp, degrees.tp
-    tokens, payload = recipe.micro_batch * model.context / cp, exchange.device_bytes(tp)
-    if exchange.kind == "state":
-        sent, even = payload * recipe.micro_batch, None
-        if exchange.entry_bytes:
-            even = state_break_even(Fraction(exchange.payload_bytes), Fraction(exchange.entry_bytes))
-        seconds = exchange.layers * all_gather_s(links.cp, cp, sent * cp)
-        return Passing("state", exchange.layers, seconds, 0.0, sent, even)
-    if exchange.kind == "halo":
-        most = payload * recipe.micro_batch
-        return Passing("halo", exchange.layers, exchange.layers * send_s(links.cp, most), 0.0, most)
-    sent = payload * tokens * (cp - 1)
-    each = (cp - 1) * send_s(links.cp, payload * tokens)
-    hidden = exchange.flops * tokens / tp / attention_flops_per_s
-    ring = Passing("ring", exchange.layers, exchange.layers * each, hidden, sent)
-    heads = [mixer.own_heads() for mixer in model.spec.mixers() if mixer.keeps_every_key]
-    if not heads or any(shape is None or shape.kv_heads % (cp * tp) for shape in heads):
-        return ring
-    moved = max(
-        shape.heads * (shape.head_dim + shape.v_head_dim) + shape.kv_heads * (shape.head_dim + shape.v_head_dim)
-        for shape in heads
-        if shape is not None
-    )
-    rows = moved * float(recipe.activation_bytes) * tokens / tp
-    seconds = exchange.layers * all_to_all_s(links.cp, cp, rows)
-    swapped = Passing("all-to-all", exchange.layers, seconds, 0.0, rows * (cp - 1) / cp)
-    return min(ring, swapped, key=lambda way: way.exposed_s)
-
-
-def state_break_even(state_bytes: Fraction, entry_bytes: Fraction) -> int:
-    """Return the tokens per device whose keys and values have as many bytes as a state: with more, it is cheaper.
-
-    Examples:
-        >>> d, kv_heads = 128, 8  # power attention, p = 2: D = 8,256, and one column for the normaliser
-        >>> state_break_even(Fraction(kv_heads * 8256 * (d + 1) * 4), Fraction(kv_heads * 2 * d * 2))
-        8320
-    """
-    return int(state_bytes // entry_bytes)

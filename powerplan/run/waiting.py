@@ -78,18 +78,19 @@ class DocumentOrder:
         """Return how much longer the slowest devices of a layout work than the mean.
 
         Devices that see different sequences meet in every micro-batch where weights or gradients are sharded (zero 2
-        and 3) or experts are split, else once a step; those that share a sequence meet in every layer. Sorted as by the
+        and 3) or experts are split, else once a step. Those that share a sequence meet in every layer, and have unlike
+        work where keys and values go around a ring: each has all heads of its own tokens. Sorted as by the
         balance scheduler of ByteScale (Ge et al. 2025, arXiv 2502.21231), sequences that are worked on at once have
         about the same work; with the per-document sharding of WLB-LLM (Wang et al. 2025, arXiv 2503.17924) all cp
         devices have the same part of each document.
         """
         degrees, recipe = layout.degrees, layout.recipe
         meets = degrees.zero >= 2 or degrees.ep > 1
-        shared = degrees.cp > 1 and any(passing.way in ("ring", "halo") for passing in layout.step.passings)
+        zigzag = layout.split is not None and layout.split.parts == 2
         fixed, state = _parts(layout.step, recipe.recompute == "full")
         share = round(state / (fixed + state), 6) if fixed + state else 0.0
         groups = degrees.sequences_at_once
-        key = (layout.sequences, groups, recipe.micro_batch, meets, degrees.cp if shared else 1, share)
+        key = (layout.sequences, groups, recipe.micro_batch, meets, degrees.cp if zigzag else 1, share)
         if key not in self._found:
             self._found[key] = self._waiting(*key)
         return self._found[key]

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP
+from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Attention
 from powerplan.run.degrees import Degrees
+from powerplan.run.efficiency import DEFAULT
+from powerplan.run.layouts import Batch, Layouts, Setting
+from powerplan.run.links import cluster_of
 from powerplan.run.loads import ModelLoad, model_load
 from powerplan.run.memory import Memory, in_flight, memory_of
 from powerplan.run.recipe import Recipe
@@ -20,6 +24,7 @@ from powerplan.run.stages import stage_loads, stage_spans
 from powerplan.spec import LayerGroup, ModelSpec
 from powerplan.swap import with_mixer
 
+H100 = find_device("h100-sxm")
 MODELS = ("gpt2-small", "llama-3-8b", "mixtral-8x7b", "deepseek-v3", "qwen3-next-80b-a3b", "gemma-3-12b")
 
 
@@ -188,19 +193,24 @@ def test_devices_that_split_matmuls_have_the_whole_input_of_the_one_at_work() ->
 
 
 @pytest.mark.parametrize(
-    ("mixer", "received"),
+    ("mixer", "cp", "received"),
     [
-        ("attention", 2 * 2048 * 8 * 256 * 2),
-        ("window:4096", 4096 * 8 * 256 * 2),
-        ("power:p=2", 16 * 8 * 8256 * 129 * 4),
+        ("attention", 64, 2 * 512 * 8 * 256 * 2),  # two rounds of a ring
+        ("attention", 16, 2048 * 2 * (32 + 16) * 128 * 2),  # heads, of which keys and values are repeated
+        ("window:4096", 16, 4095 * 8 * 256 * 2),
+        ("power:p=2", 4, 4 * 8 * 8256 * 129 * 4),  # gathered
+        ("power:p=2", 8, 3 * 8 * 8256 * 129 * 4),  # in rounds
     ],
 )
-def test_devices_have_what_they_receive_of_other_parts_of_a_sequence(mixer: str, received: int) -> None:
-    spec, _ = with_mixer(catalogue_spec("llama-3-8b"), mixer)
-    model = model_load(Accounting(spec), 32_768, Recipe())
+def test_devices_have_what_they_receive_of_other_parts_of_a_sequence(mixer: str, cp: int, received: int) -> None:
+    accounting = Accounting(with_mixer(catalogue_spec("llama-3-8b"), mixer)[0])
+    model = model_load(accounting, 32_768, Recipe())
     first = list(enumerate(stage_loads(model, 2)))[:1]
-    one, sixteen = (memory_of(model, first, Degrees(pp=2, cp=cp, zero=0), 8) for cp in (1, 16))
-    assert sixteen.working == pytest.approx(one.working / 16 + received)
+    setting = Setting.of(cluster_of(H100, cp), peak_of(H100), DEFAULT, Batch(2**22))
+    passings = Layouts(accounting, 32_768, setting).layout(Degrees(cp=cp), Recipe(), 8).step.passings
+    one = memory_of(model, first, Degrees(pp=2, zero=0), 8)
+    shared = memory_of(model, first, Degrees(pp=2, cp=cp, zero=0), 8, [passings])
+    assert shared.working == pytest.approx(one.working / cp + received)
 
 
 def test_experts_are_gathered_by_the_groups_that_hold_them() -> None:
