@@ -77,6 +77,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
     Forgetting: ("sinks", "shared_kv", "keys_as_values", "differential"),
     KDA: ("full_rank",),
     DSA: ("output_gate", "shared_index"),
+    Mamba1: ("shared_size",),
 }
 """Fields that planning counts and no module has."""
 
@@ -84,7 +85,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
 def unbuilt_field(mixer: Mixer) -> str | None:
     """Return the field of UNBUILT that a mixer sets, or None."""
     fields = UNBUILT.get(type(mixer), ())
-    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+    return next((field for field in fields if getattr(mixer, field) not in (False, None, "none")), None)
 
 
 def build_mixer(
