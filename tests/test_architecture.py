@@ -50,6 +50,7 @@ LAYERS = [
         "schema",
         "lookalikes",
         "accounting",
+        "longest",
         "hardware",
         "defaults",
         "doctor",
