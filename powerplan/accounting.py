@@ -323,7 +323,7 @@ class Accounting:
         It is the sum of the least that each mixer has: not all have it at the same context.
         """
         flops = (
-            total(mixer.least_state_flops_terms(first, last, self.convention)) * count
+            Fraction(total(mixer.least_state_flops_terms(first, last, self.convention))) * count
             for mixer, count in self.spec.mixer_counts()
         )
         return sum(flops, Fraction(0))
