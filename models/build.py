@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from msgspec.structs import replace
 from torch import nn
 
 from powerplan.errors import InputError
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, MoE
+from powerplan.mixers import RWKV7
 from powerplan.models.decoder import Decoder
 from powerplan.models.experts import MixtureOfExperts
-from powerplan.models.layers import DenseMLP, ResidualLayer
+from powerplan.models.layers import DenseMLP, ResidualLayer, ValueResidualLayer
 from powerplan.models.mixers import build_mixer
+from powerplan.models.shift import ShiftedFFN
 from powerplan.rope import Rope
 from powerplan.spec import Layer, ModelSpec
 
@@ -50,7 +53,9 @@ def build_layer(
     return _build_layer(spec, layer, spec.rope_of(layer), impl, device=device, dtype=dtype)
 
 
-def _build_layer(spec: ModelSpec, layer: Layer, rope: Rope | None, impl: str, **factory_kwargs: Any) -> ResidualLayer:
+def _build_layer(
+    spec: ModelSpec, layer: Layer, rope: Rope | None, impl: str, hands_values: bool = False, **factory_kwargs: Any
+) -> ResidualLayer:
     if layer.tied or layer.extras:
         raise InputError("layers that are tied or have extras are not built")
     norm = spec.norm if layer.norms is None else replace(spec.norm, per_layer=layer.norms)
@@ -61,11 +66,18 @@ def _build_layer(spec: ModelSpec, layer: Layer, rope: Rope | None, impl: str, **
     ffn: nn.Module | None = None
     if isinstance(layer.ffn, MLP):
         ffn = DenseMLP(layer.ffn, hidden_size, **factory_kwargs)
-    elif layer.ffn is not None:
+    elif isinstance(layer.ffn, MoE):
         if layer.ffn.latent_size or layer.ffn.zero_experts:
             raise InputError("experts with latent_size or zero_experts are not built")
         ffn = MixtureOfExperts(layer.ffn, hidden_size, **factory_kwargs)
-    return ResidualLayer(mixer, ffn, norm, hidden_size, **factory_kwargs)
+    elif layer.ffn is not None:
+        raise InputError(f"{layer.ffn.kind} layers are not built")
+    if isinstance(layer.mixer, RWKV7) and layer.mixer.channel_mix:
+        if ffn is None:
+            raise InputError("rwkv7 layers with channel_mix and no ffn are not built: channel_mix is a part of the ffn")
+        ffn = ShiftedFFN(ffn, hidden_size, **factory_kwargs)
+    layer_class = ValueResidualLayer if hands_values else ResidualLayer
+    return layer_class(mixer, ffn, norm, hidden_size, **factory_kwargs)
 
 
 def build_model(
@@ -96,14 +108,34 @@ def build_model(
         raise InputError(f"{spec.name} has extras ({spec.extras[0].name}), which are not built")
     factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
     layer_at = {position: use.layer for use in spec.layer_uses() for span in use.positions for position in span}
+    hand_values = _layers_that_hand_values(layer_at)
     layers = [
-        _build_layer(spec, layer_at[position], spec.rope_at(position), impl, **factory_kwargs)
+        _build_layer(spec, layer_at[position], spec.rope_at(position), impl, position in hand_values, **factory_kwargs)
         for position in range(spec.layer_count)
     ]
     model = Decoder(spec, layers, **factory_kwargs)
     if torch.device(device or "cpu").type != "meta":
         model.init_weights()
     return model
+
+
+def _layers_that_hand_values(layer_at: Mapping[int, Layer]) -> set[int]:
+    """Return the positions of all RWKV-7 layers where one of them mixes in the values of the first.
+
+    Raises InputError where their values have different widths.
+    """
+    mixers = {at: layer_at[at].mixer for at in sorted(layer_at)}
+    widths = {at: mixer.heads * mixer.v_head_dim for at, mixer in mixers.items() if isinstance(mixer, RWKV7)}
+    if not any(isinstance(mixer, RWKV7) and mixer.value_rank for mixer in mixers.values()):
+        return set()
+    first = min(widths)
+    for at, width in widths.items():
+        if width != widths[first]:
+            raise InputError(
+                f"value_rank: layer {at} has values of {width:,} features, and layer {first}, whose values it takes, "
+                f"of {widths[first]:,}"
+            )
+    return set(widths)
 
 
 def _layer_at(spec: ModelSpec, position: int) -> Layer:

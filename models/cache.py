@@ -61,10 +61,12 @@ class Slot:
     Attributes:
         tokens: Tokens of each sequence that the mixer has processed.
         state: What the mixer keeps of them; its type is the mixer's own. None before the first token.
+        ffn: The last input [B, 1, m] of an FFN with a token shift (RWKV-7). None for all others.
     """
 
     tokens: int = 0
     state: Any = None
+    ffn: Tensor | None = None
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in the slots, without the free space of buffers."""
-        return sum(x.numel() * x.element_size() for slot in self.slots for x in _tensors(slot.state))
+        return sum(x.numel() * x.element_size() for slot in self.slots for x in _tensors((slot.state, slot.ffn)))
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

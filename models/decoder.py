@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from powerplan.errors import InputError
 from powerplan.models.cache import Cache, Slot
-from powerplan.models.layers import ResidualLayer, build_norm
+from powerplan.models.layers import ResidualLayer, ValueResidualLayer, build_norm
+from powerplan.models.mixers.base import check_plan
 from powerplan.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Decoder(nn.Module):
         self.positions = None if table is None else nn.Embedding(table, hidden_size, **factory_kwargs)
         self.embedding_norm = build_norm(spec.norm, hidden_size, **factory_kwargs) if spec.norm.embedding else None
         self.layers = nn.ModuleList(layers)
+        self.hand_values = {at for at, layer in enumerate(self.layers) if isinstance(layer, ValueResidualLayer)}
         self.final_norm = build_norm(spec.norm, hidden_size, **factory_kwargs) if spec.norm.final else None
         self.lm_head = nn.Linear(hidden_size, spec.vocab_size, bias=False, **factory_kwargs)
         self._tie_embeddings()
@@ -64,6 +66,7 @@ class Decoder(nn.Module):
             InputError: There are more tokens than learned positions; a mixer does not run over several ranks; or with a
                 plan the cache is not empty, or the plan has packed sequences.
         """
+        check_plan(cp)
         slots: list[Slot | None] = [None] * len(self.layers)
         past_tokens = 0
         if cache is not None:
@@ -81,8 +84,12 @@ class Decoder(nn.Module):
             x = x + self.positions(own)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        for layer, slot in zip(self.layers, slots, strict=True):
-            x = layer(x, slot) if cp is None else layer(x, slot, cp)
+        first_values: Tensor | None = None
+        for index, (layer, slot) in enumerate(zip(self.layers, slots, strict=True)):
+            if index in self.hand_values:
+                x, first_values = layer(x, slot, cp, first_values)
+            else:
+                x = layer(x, slot) if cp is None else layer(x, slot, cp)
         if self.final_norm is not None:
             x = self.final_norm(x)
         logits: Tensor = self.lm_head(x)
@@ -111,6 +118,7 @@ class Decoder(nn.Module):
         Returns:
             Cross entropies [B, T - 1] in nats, float32; with a plan those of this rank's tokens.
         """
+        check_plan(cp)
         if cp is None:
             logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
         else:
@@ -132,7 +140,7 @@ class Decoder(nn.Module):
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(std=INIT_STD)
-            elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+            elif isinstance(module, (nn.RMSNorm, nn.LayerNorm, nn.GroupNorm)):
                 module.reset_parameters()
         for module in self.modules():
             init_own_weights = getattr(module, "init_weights", None)

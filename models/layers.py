@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, m hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.models.cache import Slot
+from powerplan.models.shift import ShiftedFFN
 from powerplan.spec import Norm
 
 if TYPE_CHECKING:
@@ -86,7 +88,12 @@ class ResidualLayer(nn.Module):
         tokens of sequences that lie on several ranks.
         """
         mixer = None if self.mixer is None else partial(self.mixer, slot=slot, **({} if cp is None else {"cp": cp}))
-        parts = [part for part in (mixer, self.ffn) if part is not None]
+        return self._add(x, mixer, slot)
+
+    def _add(self, x: Tensor, mixer: Callable[[Tensor], Tensor] | None, slot: Slot | None) -> Tensor:
+        """Return the stream after `mixer`, which stands for the layer's own, and the FFN."""
+        ffn = partial(self.ffn, slot=slot) if isinstance(self.ffn, ShiftedFFN) else self.ffn
+        parts = [part for part in (mixer, ffn) if part is not None]
         if self.is_parallel:
             normed = self.before[0](x)
             for part in parts:
@@ -96,3 +103,28 @@ class ResidualLayer(nn.Module):
             out = part(self.before[index](x) if self.before else x)
             x = x + (self.after[index](out) if self.after else out)
         return x
+
+
+class ValueResidualLayer(ResidualLayer):
+    """A layer of a model that hands the values of its first layer to the others, as RWKV-7 does."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        slot: Slot | None = None,
+        cp: ContextParallel | None = None,
+        first_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the stream [B, T, m] after this layer, and the first values [B, T, H V] for the layers after it.
+
+        first_values: those that the layer before returned; None where there are none.
+        """
+        values: list[Tensor] = []
+
+        def mixer(normed: Tensor) -> Tensor:
+            assert self.mixer is not None
+            out, found = self.mixer(normed, slot, cp, first_values=first_values, return_values=True)
+            values.append(found)
+            return out  # type: ignore[no-any-return]
+
+        return self._add(x, mixer, slot), values[0]

@@ -37,14 +37,21 @@ LayerPart = Literal["state", "projections", "ffn", "layer"]
 FORWARD: Direction = "forward"
 TRAINING: Direction = "forward+backward"
 
-_MIXER = re.compile(r"attention|linear|window:(?P<window>[1-9][0-9]{0,15})|power(:p=(?P<p>[1-9][0-9]?))?")
+RECURRENT = ("gla", "deltanet", "gated_deltanet", "kda", "mamba1", "mamba2", "log_linear", "rwkv7", "gsa")
+"""Recurrent kinds that `profile --against` times: those whose recurrence powerplan.models has."""
+
+_MIXER = re.compile(
+    f"attention|linear|{'|'.join(RECURRENT)}|"
+    r"window:(?P<window>[1-9][0-9]{0,15})|power(:p=(?P<p>[1-9][0-9]?))?"
+)
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"direction": "pass"}):
     """One timing: median and spread of one pass over `batch` sequences of `context` tokens, in milliseconds.
 
-    mixer: "attention", "window:4096", "linear", "power:p=2", or "power" with `p`. part: "state" is the mixer alone,
-    queries, keys and values in, output out; what projections take is counted with the weights.
+    mixer: "attention", "window:4096", "linear", "power:p=2", "power" with `p`, or a recurrent kind, such as "kda".
+    part: "state" is the mixer alone, queries, keys and values in, output out; what projections take is counted with the
+    weights.
 
     A run of "decode" is one more token of each sequence after `context` tokens; other runs process all of the context.
     flops: what the implementation executes: causal pairs only, and the backward pass as twice the forward pass.
@@ -83,7 +90,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         match = _MIXER.fullmatch(self.mixer)
         if match is None:
-            allowed = "allowed are attention, window:4096, linear, power, power:p=2"
+            allowed = "allowed are attention, window:4096, linear, power, power:p=2 and recurrent kinds such as kda"
             raise ValueError(f"mixer: {shown(self.mixer)} is not a mixer that is timed; {allowed}")
         for field, text in match.groupdict().items():
             own = getattr(self, field)

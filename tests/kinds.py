@@ -12,16 +12,22 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import (
     GLA,
+    GSA,
     KDA,
     MLA,
+    RWKV7,
     Attention,
     DeltaNet,
     GatedDeltaNet,
     Lightning,
     Linear,
+    LogLinear,
+    Mamba1,
+    Mamba2,
     Mixer,
     Power,
     RetNet,
+    SparseStateExpansion,
 )
 from powerplan.mixers.base import Block
 from powerplan.spec import LayerGroup, ModelSpec
@@ -94,6 +100,35 @@ MIXERS: dict[str, Mixer] = {
     "gated_deltanet, bare": GatedDeltaNet(**STATES, conv_size=0, output_norm="none", output_gate=False),
     "kda": KDA(**STATES, gate_rank=3),
     "kda, biases": KDA(**STATES | {"chunk_size": 20}, gate_rank=3, gate_bias=True, conv_bias=True, output_norm="full"),
+    "mamba1": Mamba1(inner_size=12, dt_rank=3, state_dim=4),
+    "mamba1, norms, biases": Mamba1(inner_size=12, dt_rank=2, state_dim=3, conv_size=0, bias=True, inner_norms=True),
+    "mamba2": Mamba2(heads=2, head_dim=6, state_dim=5, chunk_size=8),
+    "mamba2, groups, biases": Mamba2(
+        heads=6, head_dim=2, state_dim=5, groups=3, conv_size=2, conv_bias=False, bias=True, chunk_size=20
+    ),
+    "mamba2, bare": Mamba2(heads=4, head_dim=3, state_dim=5, groups=2, conv_size=0, gated_norm=False, chunk_size=16),
+    "rwkv7": RWKV7(heads=2, head_dim=8, v_head_dim=5, decay_rank=3, rate_rank=2, gate_rank=4, chunk_size=8),
+    "rwkv7, values": RWKV7(
+        heads=4, head_dim=4, decay_rank=3, rate_rank=2, gate_rank=4, value_rank=3, channel_mix=False, chunk_size=20
+    ),
+    "log_linear": LogLinear(heads=2, head_dim=6, state_dim=5, chunk_size=8, max_levels=9),
+    "log_linear, groups, biases": LogLinear(
+        heads=4,
+        head_dim=3,
+        state_dim=5,
+        groups=2,
+        bias=True,
+        conv_size=0,
+        gated_norm=False,
+        chunk_size=32,
+        max_levels=9,
+    ),
+    "gsa": GSA(**STATES, slots=3),
+    "gsa, convolution": GSA(**STATES | {"chunk_size": 20}, slots=7, conv_size=3, output_gate=True, output_norm="head"),
+    "sse": SparseStateExpansion(**STATES, partitions=3, gate_rank=3),
+    "sse, convolution": SparseStateExpansion(
+        **STATES | {"chunk_size": 20}, partitions=4, top_k=2, conv_size=3, conv_bias=True, gate_rank=2
+    ),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

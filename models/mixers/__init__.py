@@ -10,23 +10,33 @@ from torch import nn
 from powerplan.errors import InputError
 from powerplan.mixers import (
     GLA,
+    GSA,
     KDA,
     MLA,
+    RWKV7,
     Attention,
     DeltaNet,
     GatedDeltaNet,
     Lightning,
     Linear,
+    LogLinear,
+    Mamba1,
+    Mamba2,
     Mixer,
     Power,
     RetNet,
+    SparseStateExpansion,
 )
 from powerplan.models.mixers.attention import SoftmaxAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, GatedLinearAttention, KimiDeltaAttention
+from powerplan.models.mixers.mamba import LogLinearMixer, Mamba1Mixer, Mamba2Mixer
 from powerplan.models.mixers.mla import LatentAttention
+from powerplan.models.mixers.partitions import PartitionedAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
+from powerplan.models.mixers.rwkv import RWKV7Mixer
+from powerplan.models.mixers.slots import GatedSlotAttention
 from powerplan.rope import Rope
 
 BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -40,6 +50,12 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     DeltaNet: (DeltaNetMixer, ()),
     GatedDeltaNet: (GatedDeltaNetMixer, ()),
     KDA: (KimiDeltaAttention, ()),
+    Mamba1: (Mamba1Mixer, ()),
+    Mamba2: (Mamba2Mixer, ()),
+    RWKV7: (RWKV7Mixer, ()),
+    GSA: (GatedSlotAttention, ()),
+    SparseStateExpansion: (PartitionedAttention, ()),
+    LogLinear: (LogLinearMixer, ()),
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
@@ -47,6 +63,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
     Attention: ("shared_kv", "keys_as_values", "differential"),
     MLA: ("output_gate",),
     KDA: ("full_rank",),
+    Mamba1: ("shared_size",),
 }
 """Fields that planning counts and no module has."""
 
@@ -54,7 +71,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
 def unbuilt_field(mixer: Mixer) -> str | None:
     """Return the field of UNBUILT that a mixer sets, or None."""
     fields = UNBUILT.get(type(mixer), ())
-    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+    return next((field for field in fields if getattr(mixer, field) not in (False, None, "none")), None)
 
 
 def build_mixer(

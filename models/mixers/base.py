@@ -23,21 +23,22 @@ RUN_SHARED = "attention, mla, power, linear, retnet, lightning, gla and delta ru
 class SequenceMixer(nn.Module):
     """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
-    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None) -> Tensor:
+    def forward(self, x: Tensor, slot: Slot | None = None, cp: ContextParallel | None = None, **more: Any) -> Any:
         """Mix the tokens of x [B, T, m]. With a slot, they follow the tokens in it and are added to it.
 
         With a plan, x has this rank's tokens of sequences that lie on several ranks. A slot, which must be empty then,
         holds all their tokens afterwards, on every rank. Raises InputError where the mixer cannot do that, and where
         activation checkpointing calls again with a slot, which holds these tokens by then.
+        more: what `run` of this kind takes besides.
         """
         if slot is None:
             if cp is not None:
                 return self.run_shared(x, cp, return_state=False)[0]
-            return self.run(x, 0, None, return_state=False)[0]
+            return self.run(x, 0, None, return_state=False, **more)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
         if cp is None:
-            out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True)
+            out, slot.state = self.run(x, slot.tokens, slot.state, return_state=True, **more)
             slot.tokens += x.shape[1]
             return out
         if slot.tokens:
@@ -73,6 +74,14 @@ def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) 
         check_settings(p, None, chunk_size)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def check_plan(cp: object) -> None:
+    """Raise InputError unless cp is a ContextParallel, or None. What `ContextParallel.start` returns is of one call."""
+    from powerplan.kernels import ContextParallel
+
+    if cp is not None and not isinstance(cp, ContextParallel):
+        raise InputError(f"cp must be a ContextParallel or None, and is {type(cp).__name__}")
 
 
 def _in_backward_pass() -> bool:

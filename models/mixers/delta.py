@@ -61,8 +61,14 @@ class Decay(nn.Module):
         dt_bias is the inverse softplus of the steps.
         """
         self.a_log.uniform_(1, 16).log_()
-        steps = self.dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
-        self.dt_bias.copy_(steps + (-torch.expm1(-steps)).log())
+        draw_steps(self.dt_bias)
+
+
+@torch.no_grad()
+def draw_steps(dt_bias: Tensor) -> None:
+    """Fill dt_bias with the inverse softplus of steps that are log-uniform in [0.001, 0.1], as in Mamba."""
+    steps = dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
+    dt_bias.copy_(steps + (-torch.expm1(-steps)).log())
 
 
 class DeltaNetMixer(MatrixMixer):
@@ -185,8 +191,13 @@ class GatedLinearAttention(MatrixMixer):
         return out, final
 
 
-def low_rank_projection(hidden_size: int, rank: int, width: int, *, bias: bool, **factory_kwargs: Any) -> nn.Sequential:
-    """Return a projection from hidden_size to `width` through `rank` channels; the bias is on the second map."""
-    return nn.Sequential(
-        nn.Linear(hidden_size, rank, bias=False, **factory_kwargs), nn.Linear(rank, width, bias=bias, **factory_kwargs)
-    )
+def low_rank_projection(
+    hidden_size: int, rank: int, width: int, *, bias: bool, activation: nn.Module | None = None, **factory_kwargs: Any
+) -> nn.Sequential:
+    """Return a projection from hidden_size to `width` through `rank` channels; the bias is on the second map.
+
+    activation: what the channels go through; None leaves them as they are.
+    """
+    between = () if activation is None else (activation,)
+    down = nn.Linear(hidden_size, rank, bias=False, **factory_kwargs)
+    return nn.Sequential(down, *between, nn.Linear(rank, width, bias=bias, **factory_kwargs))

@@ -34,7 +34,10 @@ class MatrixMixer(SequenceMixer):
     """
 
     activated = False
-    """Queries, keys and values go through SiLU. After convolutions they always do."""
+    """Queries, keys and values go through SiLU, without convolutions too."""
+
+    silu_follows = True
+    """SiLU follows the short convolutions."""
 
     sigmoid_gate = False
     """The output gate is a sigmoid and not SiLU."""
@@ -78,7 +81,7 @@ class MatrixMixer(SequenceMixer):
 
     def by_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k [B, T, J, K] and v [B, T, H, V], of features that were projected and convolved."""
-        if self.activated or self.convolution is not None:
+        if self.activated or (self.convolution is not None and self.silu_follows):
             q, k, v = F.silu(q), F.silu(k), F.silu(v)
         q, k = (torch.unflatten(part, -1, (self.key_heads, self.head_dim)) for part in (q, k))
         return q, k, torch.unflatten(v, -1, (self.heads, self.v_head_dim))

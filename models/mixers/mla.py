@@ -20,7 +20,7 @@ from powerplan.mixers import MLA
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.attention import by_sequence, softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
-from powerplan.models.mixers.ranks import can_share, heads_for_tokens, rope_of_rank, tokens_for_heads
+from powerplan.models.mixers.ranks import can_share, compare_calls, heads_for_tokens, rope_of_rank, tokens_for_heads
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
 
@@ -70,7 +70,9 @@ class LatentAttention(SequenceMixer):
             raise InputError(f"cp: {self.heads} heads cannot be shared by {cp.ranks} ranks: mla exchanges whole heads")
         cos_sin = None if self.rope is None else rope_of_rank(cp, self.rope_dim, x.device, self.rope)
         q_nope, q_rope, entries = self.project(x, cos_sin)
-        q = tokens_for_heads(torch.cat((q_nope, q_rope), -1), cp)
+        q = torch.cat((q_nope, q_rope), -1)
+        compare_calls(cp, "mla", return_state, q=q, latents=entries)
+        q = tokens_for_heads(q, cp)
         gathers = self.gathers(cp.ranks)
         whole = gather_tokens(cp, entries) if gathers or return_state else entries
         if gathers:

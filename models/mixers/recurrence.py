@@ -151,7 +151,7 @@ def recurrent_step(
     """
     dtype, out_dtype = state.dtype, v.dtype
     q, k, v = (x.to(dtype).unsqueeze(-2) for x in (q, k, v))
-    with _no_autocast(state):
+    with no_autocast(state):
         if log_g is not None:
             decay = log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).exp()
             state = state * (decay if decay.ndim == 3 else decay[..., None])[..., None]
@@ -180,8 +180,8 @@ def _run_in_chunks(
     given = (*tensors, None if beta is None else beta[..., None])
     inputs = [None if x is None else x.transpose(1, 2).to(dtype) for x in given]
     outs: list[Tensor] = []
-    with _no_autocast(k):
-        for start, stop, size in _full_and_rest(length, min(chunk_size, length)):
+    with no_autocast(k):
+        for start, stop, size in full_and_rest(length, min(chunk_size, length)):
             chunks: Any = [None if x is None else torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs]
             out, state = _chunks(*chunks, state=state)
             outs += [] if out is None else [out.flatten(2, 3)]
@@ -200,7 +200,7 @@ def _chunks(
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)
     total = cumsum[..., -1:, :]
     chunk_decay, k_to_end = total.exp().mT, (k * (total - cumsum).exp()).mT
-    products = None if q is None and beta is None else _DecayedProducts(k, cumsum)
+    products = None if q is None and beta is None else DecayedProducts(k, cumsum)
     u, w = v, None
     if beta is not None:
         assert products is not None
@@ -230,13 +230,16 @@ def _chunks(
     return out, state
 
 
-class _DecayedProducts:
-    """Products x_i . k_j decayed by exp(cumsum_i - cumsum_j). Only those with j <= i are meaningful."""
+class DecayedProducts:
+    """Products x_i . k_j decayed by exp(cumsum_i - cumsum_j). Only those with j <= i are meaningful.
 
-    def __init__(self, k: Tensor, cumsum: Tensor) -> None:
+    rows_per_block: how many rows share an anchor where each key channel has a decay of its own.
+    """
+
+    def __init__(self, k: Tensor, cumsum: Tensor, rows_per_block: int = ROWS_PER_BLOCK) -> None:
         self.k, self.cumsum = k, cumsum
         if cumsum.shape[-1] == 1:
-            self.decay = (cumsum - cumsum.mT).masked_fill(_above_diagonal(k), 0).exp()
+            self.decay = (cumsum - cumsum.mT).masked_fill(above_diagonal(k), 0).exp()
             return
         # With a decay per channel, exp(cumsum_i) and exp(-cumsum_j) are multiplied to x and k separately. Alone they
         # would leave float32. So both are taken relative to an anchor in the middle of each block of rows. Keys before
@@ -244,7 +247,7 @@ class _DecayedProducts:
         # and are clamped so that they do not become NaN.
         highest = -ROWS_PER_BLOCK // 2 * MIN_LOG_G[cumsum.dtype]
         self.blocks = []
-        for start, stop, rows in _full_and_rest(k.shape[-2], ROWS_PER_BLOCK):
+        for start, stop, rows in full_and_rest(k.shape[-2], rows_per_block):
             block = torch.unflatten(cumsum[..., start:stop, :], -2, (-1, rows))
             anchor = block[..., rows // 2 : rows // 2 + 1, :]
             keys = k.unsqueeze(-3) * (anchor - cumsum.unsqueeze(-3)).clamp(max=highest).exp()
@@ -259,21 +262,32 @@ class _DecayedProducts:
             rows = torch.unflatten(x[..., start:stop, :], -2, (-1, decay.shape[-2])) * decay
             products.append((rows @ keys.mT).flatten(-3, -2))
         # Masked products may be infinite, and infinity times 0 is NaN: they are filled, not multiplied.
-        return torch.cat(products, -2).masked_fill(_above_diagonal(x), 0)
+        return torch.cat(products, -2).masked_fill(above_diagonal(x), 0)
+
+    def sum_keys(self, weights: Tensor) -> Tensor:
+        """Return the sums [..., C, K] of keys j decayed to row i, by weights [..., C, C] that are 0 above the diagonal.
+
+        For decays of each key channel only.
+        """
+        sums = []
+        for start, stop, decay, keys in self.blocks:
+            rows = torch.unflatten(weights[..., start:stop, :], -2, (-1, decay.shape[-2]))
+            sums.append(((rows @ keys) * decay).flatten(-3, -2))
+        return torch.cat(sums, -2)
 
 
-def _above_diagonal(x: Tensor) -> Tensor:
+def above_diagonal(x: Tensor) -> Tensor:
     """Return the mask [C, C] that is true above the diagonal, for x [..., C, K]."""
     return torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).triu(1)
 
 
-def _full_and_rest(length: int, size: int) -> list[tuple[int, int, int]]:
+def full_and_rest(length: int, size: int) -> list[tuple[int, int, int]]:
     """Return start, stop and piece size, for the tokens in full pieces of `size` and for those that are left over."""
     full = length // size * size
     return [span for span in ((0, full, size), (full, length, length - full)) if span[0] < span[1]]
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Switch off autocast, which would round products to bf16. The meta device has none."""
     available = torch.amp.is_autocast_available(x.device.type)
     return torch.autocast(x.device.type, enabled=False) if available else nullcontext()

@@ -51,7 +51,10 @@ def profile(
     ] = "forward, forward+backward",
     against: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Compare with attention, window (of equal state), linear; or none."),
+        typer.Option(
+            metavar="LIST",
+            help="Compare with attention, window (of equal state), linear, recurrent kinds such as kda; or none.",
+        ),
         ADDS,
     ] = "attention,window",
     impl: Annotated[

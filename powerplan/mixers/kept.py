@@ -37,8 +37,8 @@ Moment = tuple[Kept, ...]
 class Keeping:
     """What a block answers about the memory of its activations.
 
-    saved_source: where the formulas for fused kernels come from. tracked: whether powerplan.models builds the kind, so
-    that torch's memory tracker holds its formulas. A kind states both for itself: what it inherits is an estimate.
+    saved_source: where the formulas for fused kernels come from. tracked: whether powerplan.models builds the kind and
+    torch's memory tracker holds its formulas. A kind states both for itself: what it inherits is an estimate.
     """
 
     __slots__ = ()
@@ -51,7 +51,7 @@ class Keeping:
         return ""
 
     def runs_on(self, kernels: Kernels) -> Kernels:
-        """Return whose formulas count: those of "torch" only where powerplan.models builds the kind."""
+        """Return whose formulas count: those of "torch" only where the kind is `tracked`."""
         return kernels if vars(type(self)).get("tracked") else "fused"
 
     def saved_is_estimate(self, kernels: Kernels) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from math import gcd
 from typing import Any
 
 import msgspec
@@ -13,8 +17,10 @@ from torch import Tensor
 from powerplan import kernels
 from powerplan.dims import spow_dim
 from powerplan.errors import MachineError
-from powerplan.ffn import MoE
+from powerplan.ffn import MLP, MoE
 from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
+from powerplan.mixers import Mamba1
+from powerplan.models import Slot
 from powerplan.profile.memory import is_out_of_memory
 from powerplan.profile.record import Record
 from powerplan.profile.result import CheckResult
@@ -30,6 +36,12 @@ TOKENS = 300
 
 RECURRENT_TOKENS = 12
 """Tokens of a check of the recurrent implementation, which goes through them one by one."""
+
+STEPS = 44
+"""Tokens of a check of a recurrent kind, whose definition goes through them one by one."""
+
+STEP_CHUNK = 16
+"""Most tokens per chunk in such a check."""
 
 MAX_WIDTH = 256
 """Largest hidden size and FFN width in a check of a layer."""
@@ -67,7 +79,9 @@ def check_all(
 
 
 def _cost(timed: TimedMixer) -> int:
-    """Return what orders checks by their cost: the rows of phi, none for softmax attention."""
+    """Return what orders checks by their cost: the rows of phi, none for softmax attention; recurrent kinds last."""
+    if timed.is_recurrent:
+        return sys.maxsize
     return spow_dim(_checked_head_dim(timed), timed.feature.degree) if timed.feature is not None else 0
 
 
@@ -142,9 +156,14 @@ def _checked_head_dim(timed: TimedMixer) -> int:
 
 def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     """Compare output and input gradient with those of a layer of the same weights whose mixer is written out by its
-    definition, in float64. The error of that layer in the dtype itself sets the scale."""
+    definition, in float64. The error of that layer in the dtype itself sets the scale.
+
+    The definition of a recurrent kind is its recurrence, one token at a time.
+    """
     small, timed = reduced(workload, timed)
     tokens = RECURRENT_TOKENS if timed.impl == "recurrent" else TOKENS
+    if timed.is_recurrent:
+        tokens = STEPS
     module, x = layer_module(small, timed), random_tensor(small, tokens, small.spec.hidden_size)
     if timed.feature is not None:
         _align_queries(module.mixer)
@@ -158,6 +177,8 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     def by_definition(dtype: Any) -> list[Tensor]:
         layer = layer_module(small, timed, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
+        if timed.is_recurrent:
+            return output_and_gradient(partial(_token_by_token, layer), x.to("cpu", dtype))
         layer.mixer.mix = lambda q, k, v, log_g, state, return_state: (definition(timed, q, k, v, log_g), state)
         return output_and_gradient(layer, x.to("cpu", dtype))
 
@@ -170,6 +191,12 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
     return CheckResult(f"layer with {timed.name}", timed.impl, max(shares), against)
 
 
+def _token_by_token(layer: Any, x: Tensor) -> Tensor:
+    """Return the output of a layer that meets the tokens of x [B, T, m] one by one, and remembers them in a slot."""
+    slot = Slot()
+    return torch.cat([layer(token, slot) for token in torch.split(x, 1, 1)], 1)
+
+
 def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
     """Return the mixer's output by its definition, with all T^2 weights: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]
     and log_g [B, T, G] or None -> [B, T, H, V]."""
@@ -177,12 +204,12 @@ def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor
         out: Tensor = kernels.power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
         return out
     mixer = timed.mixer
-    repeats, tokens = mixer.heads // mixer.kv_heads, q.shape[1]
+    repeats, tokens = timed.shape.heads // timed.shape.kv_heads, q.shape[1]
     keys, values = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
     if mixer.window_size is not None:
         visible = visible.triu(1 - mixer.window_size)
-    scores = torch.einsum("bthk,bshk->bhts", q, keys) * mixer.head_dim**-0.5
+    scores = torch.einsum("bthk,bshk->bhts", q, keys) * timed.shape.head_dim**-0.5
     return torch.einsum("bhts,bshv->bthv", scores.masked_fill(~visible, -torch.inf).softmax(-1), values)
 
 
@@ -198,8 +225,14 @@ def _align_queries(module: Any) -> None:
 def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer]:
     """Return a layer of the same structure with smaller sizes: heads, head dims, hidden size, FFN width and window."""
     mixer: Any = timed.mixer
-    groups = min(mixer.kv_heads, 2)
-    changes = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
+    if timed.is_recurrent:
+        # A few heads, or channels of the first Mamba, and chunks of a size that the tokens are no multiple of.
+        parts = mixer.width_divisor()
+        mixer = mixer.widened(Fraction(gcd(parts, 64 if isinstance(mixer, Mamba1) else 4), parts))
+        changes = {"chunk_size": min(mixer.chunk_size, STEP_CHUNK)} if timed.chunk_size else {}
+    else:
+        groups = min(mixer.kv_heads, 2)
+        changes = {"heads": groups * min(mixer.heads // mixer.kv_heads, 4), "kv_heads": groups}
     if timed.feature is not None:
         head_dim = _checked_head_dim(timed)
         if head_dim != mixer.head_dim:
@@ -208,7 +241,7 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
     elif mixer.window_size is not None:
         changes["window"] = min(mixer.window_size, 40)
     mixer, ffn = msgspec.structs.replace(mixer, **changes), workload.ffn
-    if ffn is not None:
+    if isinstance(ffn, MLP | MoE):
         ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, MAX_WIDTH))
     if isinstance(ffn, MoE):
         # Every token takes all experts: rounding could change the choice of one between two of equal score.

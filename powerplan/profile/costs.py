@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import msgspec
@@ -39,6 +40,10 @@ def state_flops(timed: TimedMixer, point: Point, executed: bool) -> Fraction:
     mixer, context, chunk = timed.mixer, point.context, timed.chunk_size
     if point.decodes:
         return Fraction(total(mixer.decode_flops_terms(context)))
+    if executed and timed.is_recurrent:
+        # The state after the last chunk is computed, in forward passes and in those of a training step alike.
+        terms = mixer.state_flops_terms(context, Convention(form="chunked"))
+        return Fraction(total(terms)) * context * point.forward_passes
     if not executed or chunk is None:
         return Fraction(total(mixer.state_flops_terms(context, Convention()))) * context * point.forward_passes
     chunked = msgspec.structs.replace(mixer, chunk_size=chunk)
@@ -52,9 +57,10 @@ def state_flops(timed: TimedMixer, point: Point, executed: bool) -> Fraction:
 
 def _state_bytes(timed: TimedMixer, point: Point, width: Fraction) -> Fraction:
     """Return the least bytes that a run over one sequence moves: heads in and out in every pass, and the state."""
-    mixer = timed.mixer
+    size, shape = timed.mixer.state_size(point.context), timed.shape
     if point.decodes:
-        return mixer.decode_bytes(point.context, width)
-    heads = (mixer.heads + mixer.kv_heads) * (mixer.head_dim + mixer.v_head_dim)
-    recurrent = RECURRENT_BYTES * mixer.state_size(point.context).recurrent
+        # Short convolutions are counted with the weights, and so are not timed with the state.
+        return replace(size, recent=0).decode_bytes(width, RECURRENT_BYTES)
+    heads = (shape.heads + shape.kv_heads) * (shape.head_dim + shape.v_head_dim)
+    recurrent = RECURRENT_BYTES * size.recurrent
     return point.forward_passes * (point.context * heads * width + recurrent)

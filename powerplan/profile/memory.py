@@ -12,9 +12,12 @@ import torch
 
 from powerplan.dims import spow_dim
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.ffn import MoE
+from powerplan.ffn import MLP, MoE
+from powerplan.mixers import GLA, GSA, KDA, LogLinear, Mamba1
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import total
+from powerplan.models.mixers.recurrence import ROWS_PER_BLOCK
+from powerplan.models.mixers.scans import TOKENS_PER_SCAN
 from powerplan.profile.breakdown import torch_profiler
 from powerplan.profile.timing import Run
 from powerplan.profile.workload import Point, TimedMixer, Workload
@@ -34,6 +37,9 @@ CGROUP_FILES = (
 
 EXTRA_ADDRESS_SPACE = 2**29
 """Bytes of address space left to threads and libraries beyond the limit of a run: addresses, hardly any memory."""
+
+COPIES = 12
+"""fp32 tensors of the size of keys, of values and of scores that a recurrence holds at once, without gradients."""
 
 KEPT_BYTES = 256
 """Bytes of states kept for the backward pass, per token and head at K = V = 64, p = 2; 195 were measured."""
@@ -58,16 +64,16 @@ def free_bytes(device: str) -> int:
 
 def bytes_needed(workload: Workload, timed: TimedMixer, point: Point) -> int:
     """Return about how many bytes a run holds at once, inputs, weights and gradients included; rather too many."""
-    mixer, width = timed.mixer, DTYPE_BYTES[workload.dtype]
+    mixer, shape, width = timed.mixer, timed.shape, DTYPE_BYTES[workload.dtype]
     hidden, tokens = workload.spec.hidden_size, workload.batch * point.tokens
-    heads = tokens * (mixer.heads * (mixer.head_dim + mixer.v_head_dim) + 2 * mixer.kv_heads * mixer.head_dim)
+    heads = tokens * (shape.heads * (shape.head_dim + shape.v_head_dim) + 2 * shape.kv_heads * shape.head_dim)
     needed = Fraction(0)
     if point.part in ("state", "layer"):
         needed += heads * width * (4 if point.trains else 2) + _mixer_bytes(workload, timed, point)
     if point.part == "state":
         return int(needed)
     inner = heads if point.part in ("projections", "layer") else 0
-    if workload.ffn is not None and point.part in ("ffn", "layer"):
+    if isinstance(workload.ffn, MLP | MoE) and point.part in ("ffn", "layer"):  # No other FFN is built.
         channels = workload.ffn.intermediate_size
         if isinstance(workload.ffn, MoE):
             channels = workload.ffn.top_k * (channels + 2 * hidden) + workload.ffn.shared_intermediate_size
@@ -80,8 +86,10 @@ def bytes_needed(workload: Workload, timed: TimedMixer, point: Point) -> int:
 
 def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fraction:
     """Return the bytes that the mixer itself holds: its state, T^2 weights, or what it keeps for the backward pass."""
-    batch, context = workload.batch, point.context
-    all_weights = Fraction(4 * 3 * batch * timed.mixer.heads * context**2)
+    batch, context, shape = workload.batch, point.context, timed.shape
+    if timed.is_recurrent:
+        return _recurrence_bytes(workload, timed, point)
+    all_weights = Fraction(4 * 3 * batch * shape.heads * context**2)
     if timed.impl == "reference":
         return all_weights
     mixer = timed.feature
@@ -89,7 +97,7 @@ def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fractio
         if point.decodes:
             return batch * timed.mixer.state_bytes(context, DTYPE_BYTES[workload.dtype])
         # SDPA has no fused kernel for unequal head dims.
-        return Fraction(0) if timed.mixer.head_dim == timed.mixer.v_head_dim else all_weights
+        return Fraction(0) if shape.head_dim == shape.v_head_dim else all_weights
     state = RECURRENT_BYTES * batch * mixer.state_size(context).recurrent
     if not point.trains:
         return Fraction(state * 3)
@@ -104,6 +112,27 @@ def _mixer_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fractio
     kept_per_row = Fraction(KEPT_BYTES, spow_dim(64, 2) * 65)
     rows = spow_dim(mixer.head_dim, mixer.degree) * (mixer.v_head_dim + 1)
     return Fraction(state * 6 + int(batch * context * mixer.kv_heads * rows * kept_per_row))
+
+
+def _recurrence_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fraction:
+    """Return the bytes that a recurrence in chunks holds: fp32 tensors of keys, values, scores and states.
+
+    COPIES of each are the most that were measured, in gla and kda, which have decays of each key channel.
+    """
+    batch, context, shape = workload.batch, point.context, timed.shape
+    state = RECURRENT_BYTES * batch * timed.mixer.state_size(context).recurrent
+    if point.decodes:
+        return Fraction(4 * state)
+    if isinstance(timed.mixer, Mamba1):  # Its states of all tokens, or of those of one scan.
+        tokens = context if point.trains else min(context, TOKENS_PER_SCAN)
+        return Fraction(COPIES * RECURRENT_BYTES * batch * tokens * timed.mixer.inner_size * timed.mixer.state_dim)
+    chunk = min(timed.chunk_size or context, context)
+    of_channels = shape.head_dim * -(-chunk // ROWS_PER_BLOCK) if isinstance(timed.mixer, GLA | GSA | KDA) else 0
+    numbers = shape.heads * (COPIES * (shape.head_dim + shape.v_head_dim + chunk) + 4 * of_channels)
+    if isinstance(timed.mixer, LogLinear):  # A chunk adds to one level and reads the others where they are.
+        state //= context.bit_length()
+    chunks = -(-context // chunk)
+    return Fraction(RECURRENT_BYTES * batch * context * numbers + 3 * state * chunks) * (2 if point.trains else 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
@@ -11,7 +11,10 @@ import msgspec
 from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError, allowed_values, shown
-from powerplan.mixers import GroupedHeads, Mixer
+from powerplan.ffn import MLP, MoE
+from powerplan.measured import RECURRENT
+from powerplan.mixers import FeatureAttention, GroupedHeads, LogLinear, Mixer
+from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
 from powerplan.spec import Layer, ModelSpec
@@ -23,7 +26,7 @@ from powerplan.units import parse_integers
 IMPLS = ("auto", "torch", "triton", "recurrent", "reference")
 """Implementations of power attention, as `power_attention` names them."""
 
-BASELINES = ("attention", "window", "linear")
+BASELINES = ("attention", "window", "linear", *RECURRENT)
 """Values of `--against`."""
 
 _OTHER_NAMES = {"softmax": "attention", "train": "forward+backward"}
@@ -97,9 +100,9 @@ def workload_of(
     notes: list[str] = []
     requested = _requested_mixers(spec, degrees, mixer, notes)
     mixers = list(dict.fromkeys(_as_kernels_run(own, notes) for own in requested))
-    baselines = [
+    baselines: list[tuple[Mixer, str]] = [
         (own, _chosen_impl(impl, own, device, dtype, notes))
-        for own, impl in _baselines(spec, mixers[0], against_names, softmax_impl)
+        for own, impl in _baselines(spec, mixers[0], against_names, softmax_impl, max(contexts or (1,)), notes)
         if own not in mixers
     ]
     names = distinct_names([*mixers, *(baseline for baseline, _ in baselines)])
@@ -113,6 +116,9 @@ def workload_of(
     if any(getattr(own, "sinks", False) for own in spec.mixers()):
         notes.append("attention sinks are not timed: they are left out of the layer")
     layer, positions = _most_frequent_layer(spec)
+    if layer.ffn is not None and not isinstance(layer.ffn, MLP | MoE):
+        kind = layer.ffn.kind
+        raise InputError(f"{spec.name} has {layer.ffn.describe()} in {positions}, and {kind} is not built", "MODEL")
     return Workload(
         spec=spec,
         layer=layer,
@@ -131,7 +137,7 @@ def workload_of(
     )
 
 
-def distinct_names(mixers: list[GroupedHeads]) -> dict[GroupedHeads, str]:
+def distinct_names(mixers: Sequence[Mixer]) -> dict[Mixer, str]:
     """Return a name for each mixer, "attention", "window 1,040" or "power p=2", with a suffix where two would be equal:
     times are kept and looked up by name."""
     short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
@@ -172,12 +178,18 @@ def parse_passes(text: str) -> tuple[str, ...]:
     return tuple(name for name, direction in PASSES.items() if direction in directions)
 
 
-def _chosen_impl(name: str, mixer: GroupedHeads, device: str, dtype: str, notes: list[str]) -> str:
-    """Return the implementation that `auto` stands for, as `power_attention` takes it; any other name as it is."""
+def _chosen_impl(name: str, mixer: Mixer, device: str, dtype: str, notes: list[str]) -> str:
+    """Return the implementation that `auto` stands for, as `power_attention` takes it; any other name as it is.
+
+    For recurrent kinds: "fla" where delta rules run in flash-linear-attention, else "torch".
+    """
+    if mixer.kind in RECURRENT:
+        return "fla" if isinstance(mixer, DeltaRule) and _runs_in_fla(mixer, device, dtype) else "torch"
     if name != "auto" or mixer.degree is None:
         return name
     if not device.startswith("cuda"):
         return "torch"
+    assert isinstance(mixer, FeatureAttention)
     import torch
 
     from powerplan.kernels.triton.support import lacking
@@ -191,6 +203,14 @@ def _chosen_impl(name: str, mixer: GroupedHeads, device: str, dtype: str, notes:
     if reason is not None:
         notes.append(f"{mixer.describe()} runs on the torch engine: impl='triton' {reason}")
     return "triton" if reason is None else "torch"
+
+
+def _runs_in_fla(mixer: DeltaRule, device: str, dtype: str) -> bool:
+    if not device.startswith("cuda") or dtype == "fp32":
+        return False
+    from powerplan.models.mixers.recurrence import HAS_FLA, MAX_FLA_HEAD_DIM
+
+    return HAS_FLA and mixer.head_dim <= MAX_FLA_HEAD_DIM
 
 
 def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, notes: list[str]) -> list[GroupedHeads]:
@@ -212,7 +232,8 @@ def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:
     mixer = _most_frequent_layer(changed)[0].mixer
     assert mixer is not None
     if not _can_be_timed(mixer):
-        raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention", "--mixer")
+        more = f"; give it as --against {mixer.kind}" if mixer.kind in RECURRENT else ""
+        raise InputError(f"{mixer.kind}: profile times attention, windows, power and linear attention{more}", "--mixer")
     notes += [remark for remark in remarks if remark not in notes]
     return mixer
 
@@ -236,9 +257,12 @@ def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
 
 
 def _baselines(
-    spec: ModelSpec, subject: GroupedHeads, names: list[str], window_impl: str
-) -> list[tuple[GroupedHeads, str]]:
-    """Return the baselines `names` in the heads of `subject`, and the model's own windows; each with what runs it."""
+    spec: ModelSpec, subject: GroupedHeads, names: list[str], window_impl: str, longest: int, notes: list[str]
+) -> list[tuple[Mixer, str]]:
+    """Return the baselines `names` in the heads of `subject`, and the model's own windows; each with what runs it.
+
+    longest: the longest context that the user gives, in tokens.
+    """
     heads = subject.own_heads()
     base = Workload(spec, *_most_frequent_layer(spec), (), (), (), (), "", "").one_layer(subject)
     swaps: list[tuple[Swap, str]] = []
@@ -250,7 +274,18 @@ def _baselines(
             swaps.append((Swap.attention(heads, size), window_impl))
     if "linear" in names:
         swaps.append((Swap.of("linear", heads), "auto"))
-    return [(_as_kernels_run(_swapped_in(base, swap, []), []), impl) for swap, impl in swaps]
+    found: list[tuple[Mixer, str]] = [(_as_kernels_run(_swapped_in(base, swap, []), []), impl) for swap, impl in swaps]
+    for name in names:
+        if name in RECURRENT:
+            changed, remarks = swapped(base, Swap.of(name))
+            notes += [remark if remark.startswith(name) else f"{name}: {remark}" for remark in remarks]
+            mixer = _most_frequent_layer(changed)[0].mixer
+            assert mixer is not None
+            if isinstance(mixer, LogLinear):  # Its levels bound the context.
+                levels = max(longest, *CPU_CONTEXTS, *GPU_CONTEXTS).bit_length() + 1
+                mixer = msgspec.structs.replace(mixer, max_levels=max(mixer.max_levels, levels))
+            found.append((mixer, "auto"))
+    return found
 
 
 def _most_frequent_layer(spec: ModelSpec) -> tuple[Layer, str]:

@@ -65,7 +65,7 @@ class Record:
         return f"{first.describe()} (and {count})" if others else first.describe()
 
     def add(self, machine: Machine, timed: TimedMixer, point: Point, times: Spread, peak_bytes: int | None) -> None:
-        mixer, workload = timed.mixer, self.workload
+        mixer, shape, workload = timed.mixer, timed.shape, self.workload
         flops = float(run_costs(workload, timed, point, executed=True)[0])
         counted_flops, moved_bytes = run_costs(workload, timed, point, executed=False)
         row = Measurement(
@@ -74,9 +74,9 @@ class Record:
             direction=point.direction,
             context=point.context,
             mixer=timed.text,
-            heads=mixer.heads,
-            kv_heads=mixer.kv_heads,
-            head_dim=mixer.head_dim,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
             p=mixer.degree,
             window=mixer.window_size,
             chunk_size=timed.chunk_size if point.part in ("state", "layer") else None,

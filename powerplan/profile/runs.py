@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from powerplan import kernels, models
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.attention import softmax_attention
+from powerplan.profile.recurrent import recurrence_inputs, recurrence_of, recurrence_step
 from powerplan.profile.timing import Run
 from powerplan.profile.workload import Point, TimedMixer, Workload
 from powerplan.spec import Layer
@@ -29,6 +30,8 @@ def torch_dtype(name: str) -> torch.dtype:
 def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
     """Return the run at `point`, with its inputs and weights made. It returns its output, and gradients in training."""
     if point.part == "state":
+        if timed.is_recurrent:
+            return _recurrence(workload, timed, point)
         if point.decodes:
             return _decoding_step(workload, timed, point.context)
         return _pass_of(_mixing(timed), heads_of(workload, timed, point.context), None, point)
@@ -41,7 +44,7 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
         whole = {"layer": module, "ffn": module.ffn}[point.part]
         return _pass_of(whole, [x], whole, point)
     mixer = module.mixer
-    mixed = random_tensor(workload, point.tokens, timed.mixer.heads, timed.mixer.v_head_dim)
+    mixed = random_tensor(workload, point.tokens, timed.shape.heads, timed.shape.v_head_dim)
 
     def project(x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         heads = [projected for projected in mixer.project(x) if projected is not None]
@@ -60,11 +63,11 @@ def layer_module(workload: Workload, timed: TimedMixer, device: str | None = Non
 
 def heads_of(workload: Workload, timed: TimedMixer, tokens: int) -> list[Tensor]:
     """Return q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]; log_g [B, T, G] in (-0.01, 0] where there is a gate."""
-    mixer = timed.mixer
-    sizes = [(mixer.heads, mixer.head_dim), (mixer.kv_heads, mixer.head_dim), (mixer.kv_heads, mixer.v_head_dim)]
+    shape = timed.shape
+    sizes = [(shape.heads, shape.head_dim), (shape.kv_heads, shape.head_dim), (shape.kv_heads, shape.v_head_dim)]
     tensors = [random_tensor(workload, tokens, *size) for size in sizes]
     if timed.gated:
-        tensors.append(torch.rand(workload.batch, tokens, mixer.kv_heads, device=workload.device) * -0.01)
+        tensors.append(torch.rand(workload.batch, tokens, shape.kv_heads, device=workload.device) * -0.01)
     return tensors
 
 
@@ -81,6 +84,16 @@ def _mixing(timed: TimedMixer) -> Callable[..., Any]:
     return lambda q, k, v, log_g=None: kernels.power_attention(q, k, v, log_g, **settings)
 
 
+def _recurrence(workload: Workload, timed: TimedMixer, point: Point) -> Run:
+    """Return a run of a recurrent mixer alone: nobody reads its last state, and it has no gradient."""
+    dtype = torch_dtype(workload.dtype)
+    if point.decodes:
+        return torch.no_grad()(recurrence_step(workload, timed, point.context, dtype))
+    function = recurrence_of(timed)
+    inputs = recurrence_inputs(workload, timed, point.context, dtype)
+    return _pass_of(lambda *parts: function(*parts)[0], inputs, None, point)
+
+
 def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
     """Return a run for one more token after `context` tokens, through the state or the cached keys and values."""
     q, k, v, *gate = [x[:, 0] for x in heads_of(workload, timed, 1)]
@@ -92,10 +105,10 @@ def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
         log_g = gate[0] if gate else None
         settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
         return torch.no_grad()(lambda: kernels.power_attention_step(q, k, v, log_g, state, **settings))
-    mixer, query = timed.mixer, q[:, :, None]
-    kept = min(context, mixer.window_size or context)
-    keys, values = (random_tensor(workload, mixer.kv_heads, kept, dim) for dim in (mixer.head_dim, mixer.v_head_dim))
-    grouped = mixer.heads != mixer.kv_heads
+    shape, query = timed.shape, q[:, :, None]
+    kept = min(context, timed.mixer.window_size or context)
+    keys, values = (random_tensor(workload, shape.kv_heads, kept, dim) for dim in (shape.head_dim, shape.v_head_dim))
+    grouped = shape.heads != shape.kv_heads
     return torch.no_grad()(lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=grouped))
 
 

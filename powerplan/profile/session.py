@@ -136,9 +136,11 @@ class Session:
             self.runner.time(point, able, allowance)
 
     def _weights(self, able: list[TimedMixer]) -> None:
-        """Time the projections, once for mixers that share them, and the FFN."""
+        """Time the projections, once for mixers that share them and not for recurrent kinds, and the FFN."""
         by_projections: dict[object, TimedMixer] = {}
         for timed in able:
+            if timed.is_recurrent:
+                continue
             by_projections.setdefault(timed.projection_key, timed)
         for pass_name in self.workload.passes:
             point, distinct = self.scheduler.weight_point(pass_name), list(by_projections.values())

@@ -9,10 +9,12 @@ import msgspec
 
 from powerplan.dims import default_chunk_size
 from powerplan.errors import printable
-from powerplan.ffn import AnyFFN
+from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.measured import Direction
-from powerplan.mixers import FeatureAttention, GroupedHeads
+from powerplan.mixers import RWKV7, FeatureAttention, GroupedHeads, Mamba1, Mamba2, Mixer
+from powerplan.mixers.base import HeadShape
 from powerplan.mixers.formulas import total
+from powerplan.mixers.linear import ChunkedState, MatrixState
 from powerplan.profile.result import PASSES, LayerShape
 from powerplan.spec import Layer, LayerGroup, ModelSpec
 
@@ -57,11 +59,35 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class TimedMixer:
-    """A mixer, the name that its times are kept by, and what runs it: one of IMPLS, or "sdpa" or "flex" for softmax."""
+    """A mixer, the name that its times are kept by, and what runs it.
+
+    impl: one of IMPLS; "sdpa" or "flex" for softmax; "torch" or "fla" (flash-linear-attention) for recurrent kinds.
+    """
 
     name: str
-    mixer: GroupedHeads
+    mixer: Mixer
     impl: str
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether this is a kind with a recurrence of its own, and no queries, keys and values in groups."""
+        return not isinstance(self.mixer, GroupedHeads)
+
+    @property
+    def shape(self) -> HeadShape:
+        """The heads whose recurrence or attention is timed.
+
+        In Mamba keys are B and C: N features, shared by the heads of a group; a channel of the first Mamba is a head.
+        """
+        mixer = self.mixer
+        if isinstance(mixer, Mamba1):
+            return HeadShape(mixer.inner_size, 1, mixer.state_dim, 1)
+        if isinstance(mixer, Mamba2):
+            return HeadShape(mixer.heads, mixer.groups, mixer.state_dim, mixer.head_dim)
+        if isinstance(mixer, GroupedHeads):
+            return HeadShape(mixer.heads, mixer.kv_heads, mixer.head_dim, mixer.v_head_dim)
+        assert isinstance(mixer, MatrixState | RWKV7)
+        return HeadShape(mixer.heads, mixer.heads, mixer.head_dim, mixer.v_head_dim)
 
     @property
     def feature(self) -> FeatureAttention | None:
@@ -82,6 +108,8 @@ class TimedMixer:
     @property
     def chunk_size(self) -> int | None:
         """Tokens per chunk that the implementation takes; None for an implementation without chunks."""
+        if isinstance(self.mixer, ChunkedState):
+            return self.mixer.chunk_size
         mixer = self.feature
         if mixer is None or self.impl not in ("torch", "triton"):
             return None
@@ -94,7 +122,12 @@ class TimedMixer:
 
     @property
     def projection_key(self) -> tuple[Any, ...]:
-        """All that the cost of the projections depends on: mixers with equal keys share one measurement of them."""
+        """All that the cost of the projections depends on: mixers with equal keys share one measurement of them.
+
+        Those of a recurrent kind are its own, and not timed.
+        """
+        if self.is_recurrent:
+            return (self.mixer,)
         fields = ("heads", "kv_heads", "head_dim", "v_head_dim", "bias", "qk_norm", "output_gate")
         return (*(getattr(self.mixer, field) for field in fields), self.gated)
 
@@ -156,8 +189,10 @@ class Workload:
         spec = self.spec
         text = None
         if self.ffn is not None:
-            kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
-            text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
+            text = self.ffn.describe()
+            if isinstance(self.ffn, MLP | MoE):
+                text += f"{' experts of' * isinstance(self.ffn, MoE)} {self.ffn.intermediate_size:,}"
+                text += ", gated" * self.ffn.gated
         rope = spec.rope_of(self.layer) is not None
         name = printable(spec.name)
         return LayerShape(model=name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)
@@ -170,7 +205,7 @@ class Workload:
         active, idle = int(total(self.ffn.matmul_terms(hidden))), int(total(self.ffn.idle_terms(hidden)))
         return active + idle if tokens is None else min(active + idle, active * tokens)
 
-    def one_layer(self, mixer: GroupedHeads) -> ModelSpec:
+    def one_layer(self, mixer: Mixer) -> ModelSpec:
         """Return a model of this layer alone with `mixer` in it, and norms for the parts that it has."""
         norm = self.spec.norm
         if self.ffn is None and norm.per_layer > 2:

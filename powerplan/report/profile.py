@@ -181,14 +181,24 @@ _CSV_COLUMNS = [
     )
 ]
 
+
+def _ratio_column(key: str, heading: str) -> Column:
+    return Column(
+        key,
+        heading,
+        lambda value: "" if value is None else show_ratio(value),
+        role=lambda value: None if value is None else side_of(value),
+    )
+
+
 _SPLIT_COLUMNS = [
     *_KEY_COLUMNS,
     _ms_column("projections_ms", "projections"),
     _ms_column("ffn_ms", "FFN"),
     _ms_column("state_ms", "state"),
     Column("layer", "layer, as\na whole"),
-    Column("wsfr_time", "WSFR\nin time", show_ratio, role=side_of),
-    Column("wsfr_flops", "WSFR\nin FLOPs", show_ratio, role=side_of),
+    _ratio_column("wsfr_time", "WSFR\nin time"),
+    _ratio_column("wsfr_flops", "WSFR\nin FLOPs"),
 ]
 
 
@@ -206,19 +216,22 @@ def _slow_layers(profile: Profile) -> list[str]:
 
 def _splits(profile: Profile) -> list[Report]:
     """Return the table of how a layer's time splits; none where no layer was timed."""
-    runs = {(row.name, row.direction, row.context): row.repeats for row in profile.part("layer")}
-
-    def layer(split: Split) -> str:
-        if split.layer_ms is None:
-            return ""
-        once = runs.get((split.name, split.direction, split.context), 2) < 2
-        return format_duration(split.layer_ms / 1000) + "*" * once
-
-    rows = [msgspec.to_builtins(split) | {"layer": layer(split)} for split in profile.split]
+    whole = {(row.name, row.direction, row.context): row for row in profile.part("layer")}
+    alone = {(row.name, row.direction, row.context): row for row in profile.part("state")}
+    split = {(row.name, row.direction, row.context): row for row in profile.split}
+    rows = []
+    # Projections of recurrent kinds are not timed, so that their layers have no split.
+    for key in dict.fromkeys((*(key for key in alone if key in split or key in whole), *split)):
+        row: dict[str, Any] = dict.fromkeys(column.key for column in _SPLIT_COLUMNS)
+        row |= dict(zip(("name", "pass", "context"), key, strict=True))
+        row |= msgspec.to_builtins(split[key]) if key in split else {"state_ms": alone[key].ms_p50}
+        layer = whole.get(key)
+        once = "" if layer is None or layer.repeats > 1 else "*"
+        rows.append(row | {"layer": "" if layer is None else format_duration(layer.ms_p50 / 1000) + once})
     legend = wrapped(
         "The layer in parts. projections, FFN: each timed alone; state: the mixer alone, as above; *: one run. WSFR in "
         "time: projections and FFN over state; WSFR in FLOPs: that of their FLOPs, as wsfr counts "
-        "them, without the LM head."
+        "them, without the LM head." + " Projections of recurrent kinds are not timed apart." * (len(rows) > len(split))
     )
     return [Report(SCHEMA, {}, [], [], legend=legend), *_by_pass(_SPLIT_COLUMNS, rows, "the layer")] if rows else []
 
@@ -228,7 +241,7 @@ def _chunk_sizes(profile: Profile) -> list[str]:
     lines = []
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for row in profile.part("state"):
-        if row.chunk_size:
+        if row.chunk_size and row.p:
             shape = (row.p, row.heads, row.kv_heads, row.head_dim, row.gated)
             groups.setdefault((row.direction, row.context, row.impl, *shape), []).append(row)
     for (direction, context, *_), rows in groups.items():

@@ -122,7 +122,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "superscript": (
         saved(mixer="window:²"),
         "p.json:1:153: results[0].mixer: 'window:²' is not a mixer that is timed; "
-        "allowed are attention, window:4096, linear, power, power:p=2",
+        "allowed are attention, window:4096, linear, power, power:p=2 and recurrent kinds such as kda",
     ),
     "degree": (saved(mixer="power:p=2", p=3), "p.json:1:214: results[0].p: 3 contradicts the mixer, power:p=2"),
     "heads": (saved(heads=3, kv_heads=2), "p.json:1:186: results[0].kv_heads: 2 does not divide heads 3"),

@@ -10,11 +10,14 @@ from kinds import EXPERTS, MIXERS, spec_of
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.mixers import MLA, Attention
+from powerplan.mixers import MLA, Attention, LogLinear
 from powerplan.models import Cache, build_model, generate
 from powerplan.models.cache import GrowingBuffer
 
-GROWS = [kind for kind, mixer in MIXERS.items() if isinstance(mixer, (Attention, MLA)) and "window" not in kind]
+GROWS = [
+    kind for kind, mixer in MIXERS.items() if isinstance(mixer, (Attention, MLA, LogLinear)) and "window" not in kind
+]
+"""Log-linear attention has a state for each bit of the number of tokens, of which there are 13 and then 18."""
 PIECES = {"prompt and tokens": [23, 1, 1, 1, 1], "all tokens": [1] * 27, "odd": [1, 9, 2, 14, 1], "no prompt": [0, 27]}
 
 

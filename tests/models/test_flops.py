@@ -22,9 +22,24 @@ from powerplan import flops_per_step
 from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import GLA, Attention, Convention, FeatureAttention, Lightning, RetNet
+from powerplan.mixers import (
+    GLA,
+    GSA,
+    RWKV7,
+    Attention,
+    Convention,
+    FeatureAttention,
+    Lightning,
+    LogLinear,
+    Mamba1,
+    Mamba2,
+    RetNet,
+    SparseStateExpansion,
+)
+from powerplan.mixers.base import Mixer
 from powerplan.mixers.delta import DeltaRule
 from powerplan.mixers.formulas import total
+from powerplan.mixers.ssm import mean_levels
 from powerplan.models import Cache, build_model
 from powerplan.models.mixers import BUILT, unbuilt_field
 from powerplan.spec import LayerGroup, ModelSpec
@@ -92,7 +107,7 @@ def padded(spec: ModelSpec, tokens: int) -> int:
     return more
 
 
-def unread(spec: ModelSpec, tokens: int) -> int:
+def unread(spec: ModelSpec, tokens: int, kinds: tuple[type[Mixer], ...] = (FeatureAttention, RetNet, Lightning)) -> int:
     """Return what kernels in chunks do not execute: the last chunk is not added to a state that nobody reads.
 
     The accounting counts the state after the last token, as what comes next would need it.
@@ -100,27 +115,83 @@ def unread(spec: ModelSpec, tokens: int) -> int:
     less = 0
     for use in spec.layer_uses():
         mixer = use.layer.mixer
-        if isinstance(mixer, (FeatureAttention, RetNet, Lightning)):
-            chunk = mixer.effective_chunk_size() if isinstance(mixer, FeatureAttention) else mixer.chunk_size
-            terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
-            (update,) = [int(term.value) for term in terms if term.component.endswith("update state")]
-            less += use.count * update * (tokens % chunk or min(chunk, tokens))
+        if isinstance(mixer, kinds):
+            chunk = mixer.effective_chunk_size()  # type: ignore[union-attr]
+            less += use.count * step_flops(mixer, tokens, "update state") * (tokens % chunk or min(chunk, tokens))
     return less
+
+
+def step_flops(mixer: Mixer, tokens: int, step: str) -> int:
+    """Return the FLOPs per token of one step of the chunked form."""
+    terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
+    (found,) = [int(term.value) for term in terms if term.component.endswith(step)]
+    return found
+
+
+def unasked(spec: ModelSpec, tokens: int) -> Fraction:
+    """Return the levels that chunks of log-linear attention do not read: the 0 bits of their indices."""
+    less = Fraction(0)
+    for use in spec.layer_uses():
+        mixer = use.layer.mixer
+        if isinstance(mixer, LogLinear):
+            full, exact = (mean_levels(tokens, mixer.chunk_size, every) for every in (True, False))
+            less += use.count * tokens * 2 * mixer.inner_size * mixer.state_dim * (full - exact)
+    return less
+
+
+def uncounted(spec: ModelSpec, tokens: int) -> int:
+    """Return the elementwise decays of Mamba's scan, which torch does not count."""
+    mixers = [(use.layer.mixer, use.count) for use in spec.layer_uses()]
+    return sum(
+        tokens * count * step_flops(mixer, tokens, "decay state")
+        for mixer, count in mixers
+        if isinstance(mixer, Mamba1)
+    )
+
+
+def routed(mixer: SparseStateExpansion, chosen: torch.Tensor) -> int:
+    """Return what partitions execute beyond the accounting, for the choices [B, T, top_k] of the tokens.
+
+    The accounting lets the tokens of every partition fill its chunks. They are as many as chose it.
+    """
+    size, chunk = 2 * mixer.heads * (mixer.head_dim + mixer.v_head_dim), mixer.chunk_size
+    rows, tokens, _ = chosen.shape
+
+    def pairs(length: int) -> int:
+        return length // chunk * chunk**2 + (length % chunk) ** 2
+
+    executed_pairs = sum(pairs(length) for row in chosen.flatten(1) for length in row.bincount().tolist())
+    return size * (executed_pairs - rows * mixer.top_k * pairs(tokens))
+
+
+def choices_of(model: Any) -> list[tuple[SparseStateExpansion, torch.Tensor]]:
+    """Return a list to which every layer with partitions adds its mixer and the choices of each call."""
+    found: list[tuple[SparseStateExpansion, torch.Tensor]] = []
+    mixers = [use.layer.mixer for use in model.spec.layer_uses() for _ in range(use.count)]
+    for mixer, layer in zip(mixers, model.layers, strict=True):
+        if isinstance(mixer, SparseStateExpansion):
+            layer.mixer.router.register_forward_hook(
+                lambda *call, mixer=mixer: found.append((mixer, call[2].topk(mixer.top_k).indices))
+            )
+    return found
 
 
 def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     accounting = Accounting(spec, Convention(causal="full", form="chunked"))
     expected = tokens * (Fraction(accounting.weight_flops_per_token) + accounting.state_flops_per_token(tokens))
     model = build_model(spec, device=device)
-    ids = torch.zeros(BATCH, tokens, dtype=torch.long, device=device)
-    counted = executed(lambda: model(ids))
+    ids = (torch.arange(BATCH * tokens, device=device) % 9).view(BATCH, tokens)
+    choices = choices_of(model)
+    counted = executed(lambda: model(ids)) - sum(routed(*choice) for choice in choices)
     more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens)
-    assert counted == BATCH * (expected + more)
+    assert counted == BATCH * (expected + more - uncounted(spec, tokens) - unasked(spec, tokens))
 
 
 @pytest.mark.parametrize("kind", MIXERS)
 @pytest.mark.parametrize(("tokens", "device"), [(1, "meta"), (8, "meta"), (150, "meta"), (43, "cpu")])
 def test_every_kind(kind: str, tokens: int, device: str) -> None:
+    if isinstance(MIXERS[kind], SparseStateExpansion):
+        device = "cpu"  # Its router needs values.
     check_flops(spec_of(MIXERS[kind], repeat=2), tokens, device)
 
 
@@ -175,9 +246,13 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
     assert counted == BATCH * (Accounting(spec).weight_flops_per_token + total(terms) + more)
 
 
-TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], (GLA, DeltaRule))]
+ADDED_AT_LAST: tuple[type[Mixer], ...] = (GLA, GSA, Mamba2)
+"""Kinds that add the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
+
+UNCOUNTED = (DeltaRule, RWKV7, SparseStateExpansion)
+TRAINED = [kind for kind in MIXERS if "sinks" not in kind and not isinstance(MIXERS[kind], UNCOUNTED)]
 """Attention with sinks runs in a fused kernel that torch cannot count, and the inverses of delta rules have no count of
-their gradient. GLA adds the last chunk to a state that nobody reads, which takes FLOPs forward and none backward."""
+their gradient. How much of a partition nobody reads depends on the choices of the tokens."""
 
 
 @pytest.mark.parametrize("ffn", [None, EXPERTS, SHARED], ids=["mlp", "experts", "shared, biases"])
@@ -193,5 +268,5 @@ def test_a_training_step_is_what_flops_per_step_says(kind: str, ffn: MoE | None)
             F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()  # type: ignore[no-untyped-call]
 
     expected = flops_per_step(spec, tokens, sequences=BATCH, convention=Convention(causal="full", form="chunked"))
-    more = in_blocks(spec, tokens) - unread(spec, tokens)
-    assert executed(step) == expected + 3 * BATCH * more
+    more = in_blocks(spec, tokens) - unread(spec, tokens) - uncounted(spec, tokens) - unasked(spec, tokens)
+    assert executed(step) == expected + BATCH * (3 * more - 2 * unread(spec, tokens, ADDED_AT_LAST))

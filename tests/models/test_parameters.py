@@ -12,9 +12,9 @@ from kinds import MIXERS as SMALL
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.ffn import MoE
+from powerplan.ffn import Memory, MoE, Stem
 from powerplan.load import catalogue_names, catalogue_spec
-from powerplan.mixers import MIXERS, FeatureAttention
+from powerplan.mixers import MIXERS, RWKV7, FeatureAttention, LogLinear
 from powerplan.mixers.formulas import total
 from powerplan.models import build_layer, build_model
 from powerplan.models.mixers import BUILT, unbuilt_field
@@ -22,28 +22,32 @@ from powerplan.spec import Layer, ModelSpec, Norm
 
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
+    "apriel-h1-15b",
     "deepseek-v3.2-exp",
-    "jamba-v0.1",
+    "hyenadna-large-1m",
     "kimi-k3",
     "ling-3.0-flash",
     "llama-4-scout",
     "longcat-flash",
-    "mamba2-130m",
-    "mamba2-2.7b",
-    "nemotron-h-8b",
-    "nemotron-nano-9b-v2",
-    "rwkv7-0.1b",
-    "rwkv7-0.4b",
-    "rwkv7-1.5b",
-    "rwkv7-7.2b",
+    "stem-1b",
+    "ultramemv2-1.2b",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: mamba, rwkv7, dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: dsa, mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
-    if layer.tied or layer.extras or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts)):
+    if (
+        isinstance(ffn, Stem | Memory)
+        or layer.tied
+        or layer.extras
+        or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts))
+    ):
+        return False
+    if isinstance(mixer, LogLinear) and mixer.chunk_size.bit_count() > 1:
+        return False  # Chunks of a Fenwick tree have a power of 2 of tokens.
+    if isinstance(mixer, RWKV7) and mixer.channel_mix and ffn is None:
         return False
     if mixer is not None and unbuilt_field(mixer):
         return False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models_on_ranks import ATTENTION, COUNT, KINDS, LAYOUTS, STEPS, all_work, curve_alone
 from ranks import run_in
-from two_processes import small_model
+from two_processes import OVER_RANKS, small_model
 
 Found = dict[str, Any]
 
@@ -104,7 +104,7 @@ def test_bytes_of_the_exchanges_of_attention(found: list[Found]) -> None:
 
 def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list[Found]) -> None:
     """Attention, a window, power and linear attention: rows over two ranks, tokens over two, weights over all four."""
-    losses = curve_alone(small_model(dtype=torch.float64), STEPS)
+    losses = curve_alone(small_model(*OVER_RANKS, dtype=torch.float64), STEPS)
     for own in found:
         assert own["curve"] == pytest.approx(losses, rel=1e-9)
 
@@ -116,6 +116,16 @@ REFUSED = {
     "prompt": "prompt: 8 tokens a row, and the plan has 32",
     "tokens": "tokens: 7 a row, and rank {} of the plan has 8",
     "latent heads": "cp: 6 heads cannot be shared by 4 ranks: mla exchanges whole heads",
+    "no plan": "cp must be a ContextParallel or None, and is int",
+    "no plan of a prompt": "cp must be a ContextParallel or None, and is Started",
+    **{
+        f"rows of {kind}": "context parallelism: the calls of the 4 ranks differ in rows: 1 on rank 0, and 2 on rank 1"
+        for kind in ("mla", "mla of large latents", "softmax", "window")
+    },
+    "dtypes": "context parallelism: the calls of the 4 ranks differ in dtype: torch.float64 on rank 0, and",
+    "mixers": "context parallelism: the calls of the 4 ranks differ in mixers: attention on rank 0, and power",
+    "calls": "context parallelism: the 4 ranks make different calls: they compare the halos on rank 0, and the",
+    "packed rows": "the plan packs sequences in one batch row, and q has 2 rows",
     "positions": "32 tokens do not fit the 30 learned positions of small",
 }
 

@@ -151,13 +151,14 @@ def test_weights_are_drawn_in_shards(folder: Path) -> None:
     from safetensors.torch import load_file
 
     drawn = load_file(folder / "drawn.safetensors")
-    whole = build_model(small_spec(), dtype=torch.float64).state_dict()
+    whole, again = (build_model(small_spec(), dtype=torch.float64).state_dict() for _ in range(2))
     assert drawn.keys() == whole.keys()
     for name, weight in drawn.items():
-        if weight.ndim == 1:
+        if torch.equal(whole[name], again[name]):  # Norms, skips and the like are set and not drawn.
             torch.testing.assert_close(weight, whole[name])
-        else:
-            top, bottom = weight.chunk(2)
+            continue
+        if weight.numel() > 1000:
             assert weight.std().item() == pytest.approx(whole[name].std().item(), rel=0.25)
-            assert top.shape != bottom.shape or not torch.equal(top, bottom)
+        top, bottom = weight.chunk(2)
+        assert top.shape != bottom.shape or not torch.equal(top, bottom)
     assert drawn["embedding.weight"].std().item() == pytest.approx(INIT_STD, rel=0.1)

@@ -1,0 +1,125 @@
+"""Log-linear attention in chunks, pieces and steps against its definition over all pairs of tokens."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import plain_mixers as plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import MIXERS, spec_of
+from msgspec.structs import replace
+from torch import Tensor
+
+from powerplan.errors import InputError
+from powerplan.models import Cache, build_layer, build_model
+from powerplan.models.mixers.fenwick import log_linear_scan, log_linear_step
+
+NAMES = ("c", "b", "x", "log_g", "weight")
+CHUNKS = st.sampled_from([1, 2, 4, 8, 32, 128])
+
+
+def inputs(tokens: int, dtype: torch.dtype = torch.float64, strongest: float = 1.0) -> dict[str, Tensor]:
+    """c, b [2, T, 2, 5], x [2, T, 4, 3], log_g [2, T, 4], weight [2, T, 4, 9]."""
+    torch.manual_seed(tokens)
+    c, b = (torch.randn(2, tokens, 2, 5, dtype=dtype) for _ in range(2))
+    x = torch.randn(2, tokens, 4, 3, dtype=dtype)
+    log_g = -strongest * torch.rand(2, tokens, 4, dtype=dtype) ** 3
+    return dict(zip(NAMES, (c, b, x, log_g, torch.rand(2, tokens, 4, 9, dtype=dtype)), strict=True))
+
+
+def by_pairs(given: dict[str, Tensor]) -> Tensor:
+    outs = []
+    for row in range(2):
+        c, b, x, log_g, weight = (given[name][row].transpose(0, 1) for name in NAMES)
+        c, b = (plain.by_group(part, x.shape[0]) for part in (c, b))
+        outs.append(plain.log_linear_dense(c, b, x, log_g.exp()[..., None], weight).transpose(0, 1))
+    return torch.stack(outs)
+
+
+def scan(
+    given: dict[str, Tensor], chunk_size: int, state: Tensor | None = None, past: int = 0
+) -> tuple[Tensor, Tensor]:
+    return log_linear_scan(**given, state=state, past_tokens=past, chunk_size=chunk_size)
+
+
+@settings(max_examples=12)
+@given(tokens=st.integers(1, 90), chunk_size=CHUNKS)
+def test_chunks_equal_the_definition(tokens: int, chunk_size: int) -> None:
+    given = inputs(tokens)
+    torch.testing.assert_close(scan(given, chunk_size)[0], by_pairs(given))
+
+
+def test_gradients_equal_those_of_the_definition() -> None:
+    given = {name: part.requires_grad_() for name, part in inputs(45).items()}
+    out, expected = scan(given, 8)[0], by_pairs(given)
+    grad = torch.randn_like(out)
+    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
+    for name, left, right in zip(given, own, other, strict=True):
+        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@settings(max_examples=25)
+@given(borders=st.lists(st.integers(1, 69), max_size=6, unique=True), chunk_size=CHUNKS)
+def test_states_go_on_in_any_pieces(borders: list[int], chunk_size: int) -> None:
+    """Pieces that begin within a chunk read states that merge with later tokens while they run."""
+    given = inputs(70)
+    whole, last = scan(given, 8)
+    outs: list[Tensor] = []
+    state: Tensor | None = None
+    for start, stop in pairwise((0, *sorted(borders), 70)):
+        out, state = scan({name: x[:, start:stop] for name, x in given.items()}, chunk_size, state, start)
+        assert state.shape[1] == stop.bit_length()
+        for bit in range(state.shape[1]):
+            assert stop >> bit & 1 or not state[:, bit].any()
+        outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 1), whole)
+    torch.testing.assert_close(state, last)
+
+
+def test_steps_equal_the_definition() -> None:
+    given = inputs(70)
+    first, state = scan({name: x[:, :1] for name, x in given.items()}, 8)
+    outs = [first]
+    for index in range(1, 70):
+        out, state = log_linear_step(**{name: x[:, index] for name, x in given.items()}, state=state, past_tokens=index)
+        outs.append(out[:, None])
+        assert state.shape[1] == (index + 1).bit_length()
+    torch.testing.assert_close(torch.cat(outs, 1), by_pairs(given))
+    torch.testing.assert_close(state, scan(given, 16)[1])
+
+
+@pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
+def test_strong_decays_stay_finite_in_float32(strongest: float) -> None:
+    """Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two."""
+    given = {name: part.requires_grad_() for name, part in inputs(200, torch.float32, strongest).items()}
+    exact = {name: part.detach().double().requires_grad_() for name, part in given.items()}
+    out, expected = (scan(part, 64)[0] for part in (given, exact))
+    allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
+    assert (out - expected).abs().max() <= allowed * expected.abs().max()
+    grads = [
+        torch.autograd.grad(result.square().sum(), list(parts.values()))
+        for result, parts in ((out, given), (expected, exact))
+    ]
+    for name, own, other in zip(NAMES, *grads, strict=True):
+        assert own.isfinite().all(), name
+        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+
+
+def test_what_log_linear_refuses() -> None:
+    mixer = MIXERS["log_linear"]
+    with pytest.raises(
+        InputError,
+        match="chunk_size: log_linear layers are built with a power of 2, such as 32 or 64; 48 is none",
+    ):
+        build_layer(spec_of(replace(mixer, chunk_size=48)))
+    model, cache = build_model(spec_of(replace(mixer, max_levels=5))), Cache()
+    model(torch.zeros(1, 16, dtype=torch.long), cache)
+    for tokens, own in ((17, None), (1, cache)):
+        with pytest.raises(InputError, match="17 tokens do not fit max_levels 5, which reach 16"):
+            model(torch.zeros(1, tokens, dtype=torch.long), own)
+    with pytest.raises(InputError, match="cp: LogLinearMixer does not run over several ranks yet"):
+        build_layer(spec_of(mixer))(torch.randn(1, 4, 16), None, SimpleNamespace())

@@ -1,0 +1,149 @@
+"""The scans of Mamba and Mamba-2 against their recurrences, token by token."""
+
+from __future__ import annotations
+
+import plain_mixers as plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from powerplan.models.mixers.scans import (
+    TOKENS_PER_SCAN,
+    grouped_scan,
+    grouped_step,
+    selective_scan,
+    selective_step,
+)
+
+
+def grouped_inputs(tokens: int, dtype: torch.dtype = torch.float64, strongest: float = 3.0) -> dict[str, Tensor]:
+    """c, b [2, T, 2, 5], x [2, T, 6, 3], log_g [2, T, 6]; few decays are strong, most are weak."""
+    torch.manual_seed(tokens)
+    return {
+        "c": torch.randn(2, tokens, 2, 5, dtype=dtype),
+        "b": torch.randn(2, tokens, 2, 5, dtype=dtype),
+        "x": torch.randn(2, tokens, 6, 3, dtype=dtype),
+        "log_g": -strongest * torch.rand(2, tokens, 6, dtype=dtype) ** 3,
+    }
+
+
+def selective_inputs(tokens: int, dtype: torch.dtype = torch.float64, largest: float = 1.0) -> dict[str, Tensor]:
+    """x, step [2, T, 7], rate [7, 4], b, c [2, T, 4]."""
+    torch.manual_seed(tokens)
+    return {
+        "x": torch.randn(2, tokens, 7, dtype=dtype),
+        "step": largest * torch.rand(2, tokens, 7, dtype=dtype) ** 3,
+        "rate": -torch.arange(1, 5, dtype=dtype).expand(7, 4) - torch.rand(7, 1, dtype=dtype),
+        "b": torch.randn(2, tokens, 4, dtype=dtype),
+        "c": torch.randn(2, tokens, 4, dtype=dtype),
+    }
+
+
+def grouped_by_steps(given: dict[str, Tensor]) -> Tensor:
+    outs = []
+    for row in range(2):
+        c, b, x, log_g = (given[name][row].transpose(0, 1) for name in ("c", "b", "x", "log_g"))
+        q, k = (plain.by_group(part, x.shape[0]) for part in (c, b))
+        outs.append(plain.linear_steps(q, k, x, log_g.exp()[..., None], None).transpose(0, 1))
+    return torch.stack(outs)
+
+
+def selective_by_steps(given: dict[str, Tensor]) -> Tensor:
+    rows = [
+        plain.mamba1_steps(*(given[name][row] if name != "rate" else given[name] for name in given), plain.Tally())
+        for row in range(2)
+    ]
+    return torch.stack(rows)
+
+
+def pieces_of(given: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    return {name: part if name == "rate" else part[:, start:stop] for name, part in given.items()}
+
+
+def check_gradients(given: dict[str, Tensor], out: Tensor, expected: Tensor) -> None:
+    grad = torch.randn_like(out)
+    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
+    for name, left, right in zip(given, own, other, strict=True):
+        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@settings(max_examples=10)
+@given(tokens=st.integers(1, 70), chunk_size=st.sampled_from([1, 5, 8, 20, 64, 200]))
+def test_chunks_of_mamba2_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
+    given = grouped_inputs(tokens)
+    torch.testing.assert_close(grouped_scan(**given, state=None, chunk_size=chunk_size)[0], grouped_by_steps(given))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 17, 60, TOKENS_PER_SCAN, TOKENS_PER_SCAN + 1, 2 * TOKENS_PER_SCAN + 9])
+def test_the_selective_scan_equals_the_recurrence(tokens: int) -> None:
+    given = selective_inputs(tokens)
+    torch.testing.assert_close(selective_scan(**given, state=None)[0], selective_by_steps(given))
+
+
+def test_gradients_equal_those_of_the_recurrences() -> None:
+    grouped = {name: part.requires_grad_() for name, part in grouped_inputs(45).items()}
+    check_gradients(grouped, grouped_scan(**grouped, state=None, chunk_size=20)[0], grouped_by_steps(grouped))
+    selective = {name: part.requires_grad_() for name, part in selective_inputs(45).items()}
+    check_gradients(selective, selective_scan(**selective, state=None)[0], selective_by_steps(selective))
+
+
+@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
+def test_states_go_on_in_pieces_and_steps(kind: str) -> None:
+    given = grouped_inputs(60) if kind == "mamba2" else selective_inputs(60)
+
+    def scan(part: dict[str, Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        if kind == "mamba2":
+            return grouped_scan(**part, state=state, chunk_size=16)
+        return selective_scan(**part, state=state)
+
+    whole, last = scan(given, None)
+    outs: list[Tensor] = []
+    state: Tensor | None = None
+    for start, stop in ((0, 1), (1, 18), (18, 57)):
+        out, state = scan(pieces_of(given, start, stop), state)
+        outs.append(out)
+    step = grouped_step if kind == "mamba2" else selective_step
+    for index in range(57, 60):
+        assert state is not None
+        one = {name: part if name == "rate" else part[:, index] for name, part in given.items()}
+        out, state = step(**one, state=state)  # type: ignore[operator]
+        outs.append(out[:, None])
+    torch.testing.assert_close(torch.cat(outs, 1), whole)
+    torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
+def test_strong_decays_stay_finite_in_float32(strongest: float) -> None:
+    """Of 128 log decays of up to 20 a sum is rounded to 2^-24 of 2,560; the selective scan adds up 16 of any size."""
+    for narrow, run in (
+        (grouped_inputs(200, torch.float32, strongest), lambda part: grouped_scan(**part, state=None, chunk_size=128)),
+        (selective_inputs(200, torch.float32, strongest), lambda part: selective_scan(**part, state=None)),
+    ):
+        given = {name: part.requires_grad_() for name, part in narrow.items()}
+        exact = {name: part.detach().double().requires_grad_() for name, part in narrow.items()}
+        out, expected = run(given)[0], run(exact)[0]  # type: ignore[no-untyped-call]
+        allowed = 4 * 128 * min(strongest, 20.0) * 2**-24
+        assert (out - expected).abs().max() <= allowed * expected.abs().max()
+        grads = [
+            torch.autograd.grad(result.square().sum(), list(parts.values()))
+            for result, parts in ((out, given), (expected, exact))
+        ]
+        for name, own, other in zip(given, *grads, strict=True):
+            assert own.isfinite().all(), name
+            assert (own - other).abs().max() <= allowed * other.abs().max(), name
+
+
+def test_half_precision_goes_through_float32() -> None:
+    for narrow, run in (
+        (grouped_inputs(70, torch.bfloat16), lambda part: grouped_scan(**part, state=None, chunk_size=16)),
+        (selective_inputs(70, torch.bfloat16), lambda part: selective_scan(**part, state=None)),
+    ):
+        out, state = run(narrow)  # type: ignore[no-untyped-call]
+        exact, last = run({name: part.float() for name, part in narrow.items()})  # type: ignore[no-untyped-call]
+        assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+        torch.testing.assert_close(out, exact.bfloat16())
+        torch.testing.assert_close(state, last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(run(narrow)[0], out)  # type: ignore[no-untyped-call]
