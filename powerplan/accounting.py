@@ -314,8 +314,7 @@ class Accounting:
             return None
         if self.grows_with_context:
             return last_at_most(limit, self.state_flops_per_token, MAX_CONTEXT)
-        chunks = (mixer.restarts_after for mixer in self.spec.mixers())
-        period = lcm(*(chunk for chunk in chunks if chunk is not None))
+        period = lcm(*(mixer.restarts_after or 1 for mixer in self.spec.mixers()))
         return last_at_most_in_periods(limit, self._least_state_flops, period, MAX_CONTEXT)
 
     def _least_state_flops(self, first: int, last: int) -> Fraction:
@@ -323,11 +322,9 @@ class Accounting:
 
         It is the sum of the least that each mixer has: not all have it at the same context.
         """
-        flops = (
-            Fraction(total(mixer.least_state_flops_terms(first, last, self.convention))) * count
-            for mixer, count in self.spec.mixer_counts()
-        )
-        return sum(flops, Fraction(0))
+        convention, mixers = self.convention, self.spec.mixer_counts()
+        flops = (total(mixer.least_state_flops_terms(first, last, convention)) * count for mixer, count in mixers)
+        return Fraction(sum(flops))
 
     def balanced_context(self, target: Fraction = Fraction(1)) -> int | None:
         """Return the longest context, in tokens, at which weight FLOPs are `target` times the state FLOPs or more.
