@@ -92,7 +92,7 @@ def grouped_scan_by_fla(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, state: T
     q, k = (part.repeat_interleave(repeats, 2) for part in (c, b))
     by_head = None if state is None else state.transpose(2, 3).flatten(1, 2)  # [B, G, K, R, V] -> [B, H, K, V]
     out, last = _checked(chunk_simple_gla(q=q, k=k, v=x.to(c.dtype), g=log_g, **_options(by_head)))
-    return out.to(x.dtype), last.unflatten(1, (groups, repeats)).transpose(2, 3)
+    return out.to(x.dtype), torch.unflatten(last, 1, (groups, repeats)).transpose(2, 3)
 
 
 def rank_one_by_fla(

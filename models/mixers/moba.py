@@ -151,8 +151,7 @@ def _picked_blocks(q: Tensor, k: Tensor, v: Tensor, picked: Tensor, block_size: 
     block = (groups[:, None, :, None] * blocks + by_group).masked_fill(by_group < 0, none).flatten()
     counts = torch.bincount(block, minlength=none + 1)[:none].tolist()
     rows = block.argsort(stable=True)[: sum(counts)] // max(1, count)
-    parts = [torch.unflatten(x[:, : blocks * block_size], 1, (blocks, -1)).permute(0, 3, 1, 2, 4) for x in (k, v)]
-    keys, values = (part.flatten(0, 2).unbind() for part in parts)
+    keys, values = (_views_of_blocks(x[:, : blocks * block_size], blocks) for x in (k, v))
     outs, lses = [], []
     for index, queries in enumerate(torch.split(q.flatten(0, 2).index_select(0, rows), counts)):
         for start, stop in pieces(len(queries), block_size, longest=len(queries)):
@@ -162,6 +161,16 @@ def _picked_blocks(q: Tensor, k: Tensor, v: Tensor, picked: Tensor, block_size: 
     if outs:
         return rows, torch.cat(outs), torch.cat(lses)
     return rows, v.new_empty(0, v.shape[3]), q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def _views_of_blocks(x: Tensor, blocks: int) -> list[Tensor]:
+    """Return views [block_size, D] of the whole blocks of x [B, S, G, D], in the order of sequences, heads and blocks.
+
+    Blocks that nobody picked are not read. The gradient of unbind puts all of them together at once; that of a slice
+    would have the size of x for each.
+    """
+    by_head = torch.unflatten(x, 1, (blocks, -1)).permute(0, 3, 1, 2, 4)
+    return [block for row in by_head.unbind() for head in row.unbind() for block in head.unbind()]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def sparse_attention(
     (batch, tokens, heads, _), (_, keys, kv_heads, _) = q.shape, k.shape
     past, block, count = keys - tokens, settings.select_size, settings.select_count
     q = torch.unflatten(q, 2, (kv_heads, -1)).transpose(1, 2)
-    k, v, k_means, v_means = (x.transpose(1, 2).contiguous() for x in (k, v, *means))
+    k, v, k_means, v_means = (x.transpose(1, 2) for x in (k, v, *means))
     met = min(keys, count * block)
     numbers = max(heads * max(k_means.shape[2], met), kv_heads * met * (k.shape[-1] + v.shape[-1]))
     compressed, picked = [], []

@@ -64,7 +64,6 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def gathered(x: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [..., t, n, D] of x [..., S, D] at index [..., t, n]."""
-    rows = index.flatten(0, -3)
-    starts = torch.arange(rows.shape[0], device=x.device)[:, None, None] * x.shape[-2]
-    return x.reshape(-1, x.shape[-1]).index_select(0, (rows + starts).flatten()).view(*index.shape, x.shape[-1])
+    """Return the rows [..., t, n, D] of x [..., S, D] at index [..., t, n]; x of any strides is read at these alone."""
+    rows = index.flatten(-2)[..., None].expand(*index.shape[:-2], -1, x.shape[-1])
+    return torch.unflatten(x.gather(-2, rows), -2, index.shape[-2:])

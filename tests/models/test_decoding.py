@@ -56,7 +56,9 @@ def test_a_cache_belongs_to_its_sequences(kind: str) -> None:
         model(torch.zeros(1, 1, dtype=torch.long), cache)
 
 
-@pytest.mark.parametrize("kind", ["attention", "window", "mla", "power", "kda"])
+@pytest.mark.parametrize(
+    "kind", ["attention", "window", "mla", "power", "kda", "forgetting, window", "nsa", "moba", "dsa"]
+)
 def test_a_prompt_in_inference_mode(kind: str) -> None:
     model, cache = build_model(spec_of(MIXERS[kind])), Cache()
     prompt = torch.randint(9, (2, 8))

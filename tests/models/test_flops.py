@@ -265,10 +265,13 @@ def test_every_kind(kind: str, tokens: int, device: str) -> None:
 
 
 def one_of_each(spec: ModelSpec) -> ModelSpec:
-    """Return the model with each of its kinds of layers once, and MLPs for experts: a router needs values."""
+    """Return the model with each of its kinds of layers once, and MLPs for experts, whose router needs values, and for
+    tables and memories, which are not built."""
     mlp = MLP(intermediate_size=64)
     groups = [
-        LayerGroup(mixer=use.layer.mixer, ffn=mlp if isinstance(use.layer.ffn, MoE) else use.layer.ffn)
+        LayerGroup(
+            mixer=use.layer.mixer, ffn=use.layer.ffn if isinstance(use.layer.ffn, MLP) else use.layer.ffn and mlp
+        )
         for use in spec.layer_uses()
     ]
     return msgspec.structs.replace(spec, layers=tuple(groups), rope=None)
