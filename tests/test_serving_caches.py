@@ -176,7 +176,8 @@ def test_a_prompt_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) 
     said = " ".join(capsys.readouterr().out.split())
     assert "more than there is" not in said
     assert (
-        "in 128 chunks of 8,192: 2.281 GiB beside the weights (state 1.5 GiB, activations 800 MiB, most in mlp)" in said
+        "in 128 chunks of 8,192 tokens takes 2.281 GiB beside the weights (state 1.5 GiB, activations 800 MiB, "
+        "most of them in mlp)" in said
     )
     assert "quality is not modelled" in said
 

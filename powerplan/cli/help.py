@@ -61,6 +61,7 @@ EXAMPLES = {
     ],
     "compare": [
         "powerplan compare llama-3.1-8b gemma-2-9b --ctx 128k",
+        "powerplan compare gpt2-small --ctx 1M --mixer hyena",
         "powerplan compare model.yaml gpt2-xl --json",
     ],
     "budget": [
@@ -72,6 +73,7 @@ EXAMPLES = {
         "powerplan train llama-3.1-8b --gpu h100-sxm --devices 64",
         "powerplan train model.yaml --ctx 8k --gpu h100-sxm",
         "powerplan train gpt2-xl --ctx 1k --gpu a100-80gb",
+        "powerplan train gpt2-xl --ctx 8k --gpu h100-sxm --lengths 1k:0.9,8k:0.1",
     ],
     "decode": [
         "powerplan decode llama-3.1-8b --ctx 128k --gpu h100-sxm",
