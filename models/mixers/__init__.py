@@ -63,6 +63,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
     Attention: ("shared_kv", "keys_as_values", "differential"),
     MLA: ("output_gate",),
     KDA: ("full_rank",),
+    Mamba1: ("shared_size",),
 }
 """Fields that planning counts and no module has."""
 
@@ -70,7 +71,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
 def unbuilt_field(mixer: Mixer) -> str | None:
     """Return the field of UNBUILT that a mixer sets, or None."""
     fields = UNBUILT.get(type(mixer), ())
-    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+    return next((field for field in fields if getattr(mixer, field) not in (False, None, "none")), None)
 
 
 def build_mixer(
