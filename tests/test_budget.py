@@ -240,6 +240,15 @@ def test_compare_puts_a_model_beside_itself_with_a_mixer(capsys: pytest.CaptureF
     assert len(json.loads(capsys.readouterr().out)["models"]) == 2
 
 
+def test_a_balance_that_is_not_computed_is_not_called_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Chunked, the state FLOPs of hyena can fall with the context; those of power attention never weigh as much."""
+    for command in ("compare", "budget"):
+        assert main([command, "gpt2-small", "llama-3-8b", "--mixer", "hyena", "--form", "chunked"]) == 0
+        assert capsys.readouterr().out.count("; where it balances is not computed") == 2
+        assert main([command, "gpt2-small", "llama-3-8b", "--mixer", "linear"]) == 0
+        assert capsys.readouterr().out.count("balanced at no context") == 2
+
+
 def test_compare_puts_models_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "gpt2-small", "deepseek-v3", "--ctx", "128k"]) == 0
     out = capsys.readouterr().out

@@ -63,7 +63,10 @@ def wsfr(
 
 
 def compare(
-    models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr; or one, beside itself with --mixer.", "MODEL...")],
+    models: Annotated[
+        list[str],
+        options.name_argument("Models, as for wsfr; one alone is shown beside itself with --mixer.", "MODEL..."),
+    ],
     ctx: Annotated[
         str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k."), options.ADDS
     ] = "8k,128k",
