@@ -23,7 +23,6 @@ from powerplan.spec import Layer, ModelSpec, Norm
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
     "apriel-h1-15b",
-    "deepseek-v3.2-exp",
     "hyenadna-large-1m",
     "kimi-k3",
     "ling-3.0-flash",
@@ -33,7 +32,7 @@ REFUSED = {
     "ultramemv2-1.2b",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
