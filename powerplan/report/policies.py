@@ -10,6 +10,9 @@ from powerplan.report.width import wrapped
 from powerplan.serving import Serving
 from powerplan.units import format_bytes, format_quantity, json_number
 
+CHUNK = 8_192
+"""Tokens of the chunks that are proposed for a prompt that does not fit whole."""
+
 DECIMALS = 2
 """Decimals of how many times as much is allocated as is filled."""
 
@@ -94,7 +97,8 @@ def _prompt(serving: Serving) -> str:
         f"most of them in {place}"
     )
     if memory.chunks == 1:
-        smaller = "; --prefill-chunk 8k takes less" if refused and policy.prefill_chunk is None else ""
+        divisible = policy.prefill_chunk is None and serving.context > CHUNK
+        smaller = f"; --prefill-chunk {CHUNK // 1024}k takes less" if refused and divisible else ""
         return f"reading a prompt whole {takes} ({parts}){smaller}"
     whole = format_bytes(serving.unchunked().prefill_memory.bytes)
     chunks = f"{memory.chunks:,} chunks of {memory.chunk:,} tokens"
