@@ -91,7 +91,7 @@ def model_report(accounting: Accounting) -> Report:
         ],
     }
     counts = {"parameters": total} | ({} if active == total else {"active parameters": active})
-    none = "no context" if accounting.grows_with_context else "not computed"
+    none = "no context" if accounting.longest_is_found else "not computed"
     facts = []
     for label, count in counts.items():
         facts += [

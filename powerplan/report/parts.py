@@ -20,7 +20,7 @@ def balance_text(accounting: Accounting) -> str:
     balanced = accounting.balanced_context()
     if balanced is not None:
         return f"balanced at {balanced:,} tokens"
-    return "balanced at no context" if accounting.grows_with_context else "where it balances is not computed"
+    return "balanced at no context" if accounting.longest_is_found else "where it balances is not computed"
 
 
 def show_ratio(value: float | Fraction | None) -> str:

@@ -113,7 +113,7 @@ def _chunk_lines(answer: Recommendation) -> list[str]:
 def _balance(answer: Recommendation) -> str:
     target, window = answer.request.target, answer.balanced_window
     word = "balanced" if target == 1 else f"on target ({format_ratio(target)})"
-    none = "at no context" if answer.base.grows_with_context else "not computed"
+    none = "at no context" if answer.base.longest_is_found else "not computed"
     place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else none
     other = f"at {answer.contexts[-1]:,} with no window"
     if not answer.movable:
