@@ -6,6 +6,7 @@ python scripts/field_docs.py
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,23 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "field.md"
 
 HEAD = """# The field
 
-Systems of the long-context literature: what is counted of each, by which kinds of mixers and FFNs ([spec.md](spec.md),
-[accounting.md](accounting.md)), a command that shows it, and what is computed beside its claim. This page is made by
-`python scripts/field_docs.py`, which reads `powerplan reproduce`; a test runs the commands. Throughput claims are set
-beside ratios of bytes and FLOPs: no kernel, no scheduler and no network of theirs is modelled.
+What powerplan counts of published long-context systems: the kinds of mixers and FFNs that count each
+([spec.md](spec.md), [accounting.md](accounting.md)), what is computed beside its claim, and a command that shows it.
+`python scripts/field_docs.py` makes this page.
+
+## What is counted
+"""
+
+CLAIMS = """
+## Claims
+
+Sizes are counted as published. Claims of speed stand beside ratios of bytes or FLOPs, which are not times: kernels,
+schedulers and networks of these systems are not modelled. `powerplan reproduce NAME`, with the name in the last column,
+says why the two differ.
+"""
+
+OPEN = """
+## Claims without a computed value
 """
 
 
@@ -252,21 +266,17 @@ def field_page() -> str:
         for comparison in result.comparisons
     }
     reasons = results["field"].figures.not_computed
-    heading = "| system | published in | counted as | catalogue | claim, and what is computed |"
-    lines = [HEAD, heading, "|---|---|---|---|---|"]
+    counted, claims, open_claims = [], [], []
     for system in SYSTEMS:
-        said = [_claim(found[figure]) for figure in system.figures]
-        if system.open is not None:
-            said.append(f"{system.open}: not computed ({reasons[system.open]})")
         swapped = any(word in system.command for word in ("--mixer", "--only"))
-        cells = (
-            f"**{system.name}**",
-            system.source,
-            ", ".join(f"`{kind}`" for kind in system.kinds),
-            ", ".join(f"`{name}`" for name in system.models) or "any model" * swapped,
-            ". ".join(filter(None, [*said, system.text.rstrip(".")])) or "no claim of cost",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        kinds, models = _code(system.kinds), _code(system.models) or "any model" * swapped
+        counted.append((f"**{system.name}**", system.source, kinds, models, system.text.rstrip(".")))
+        claims += [(system.name, *_claim(found[figure]), f"`{figure[0]}`") for figure in system.figures]
+        if system.open is not None:
+            open_claims.append((system.name, system.open.removeprefix(f"{system.name}: "), reasons[system.open]))
+    lines = [HEAD, *_table(("system", "published in", "counted as", "in the catalogue", "remarks"), counted)]
+    lines += [CLAIMS, *_table(("system", "claim", "published", "computed", "computed from", "more"), claims)]
+    lines += [OPEN, *_table(("system", "claim", "why nothing is computed"), open_claims)]
     lines += ["\n## Commands\n", "```sh"]
     lines += [f"{system.command}  # {system.name}" for system in SYSTEMS]
     built = ", ".join(f"`{kind.__struct_config__.tag}`" for kind in BUILT)
@@ -276,12 +286,20 @@ def field_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _claim(comparison: Comparison) -> str:
-    """Return a claim beside the nearest value that is computed for it."""
+def _code(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _claim(comparison: Comparison) -> tuple[str, str, str, str]:
+    """Return a claim, what is published, the nearest value that is computed for it, and from what that is computed."""
     figure, (name, _) = comparison.figure, comparison.nearest
     value = comparison.computed[name]
     digits = 0 if value.denominator == 1 else max(2, figure.decimals)
-    return f"{figure.what}: published {figure.printed()}, computed {figure.show(value, digits)} ({name})"
+    return figure.what, figure.printed(), figure.show(value, digits), name
 
 
 if __name__ == "__main__":

@@ -45,6 +45,16 @@ EXAMPLES = (
         "wsfr llama-3.1-8b --ctx 8k,64k,128k",
     ),
     Example(
+        "What do masks between documents save?",
+        "Most texts are short. With masks, attention costs what documents cost. `--lengths` also takes a file.",
+        "wsfr llama-3.1-8b --ctx 64k,128k --lengths lognormal:mean=4k,p99=64k",
+    ),
+    Example(
+        "What does another mixer cost in this model?",
+        "Hyena beside attention at 1M tokens, in training, where it runs by FFTs. `--form recurrent` counts decoding.",
+        "compare gpt2-small --ctx 1M --mixer hyena --form chunked",
+    ),
+    Example(
         "What takes the FLOPs?",
         "At 128k tokens attention over the cache takes 70 % of the forward pass.",
         "wsfr llama-3.1-8b --ctx 128k --by component",
@@ -92,8 +102,13 @@ EXAMPLES = (
     ),
     Example(
         "What does serving take?",
-        "Bytes of weights and cache, the time of a step, and the largest batch that fits.",
+        "How many sequences fit, bytes of weights and cache, and the time of a step.",
         "decode llama-3.1-8b --ctx 128k --batch 1,3,8 --gpu h100-sxm",
+    ),
+    Example(
+        "What does a budget of 4k tokens for each cache buy?",
+        "More sequences at 1M tokens, whose prompts are then read in chunks. What eviction loses is not modelled.",
+        "decode llama-3.1-70b --ctx 1M --batch 1,32 --gpu h200-sxm --devices 8 --cache-budget 4k --prefill-chunk 8k",
     ),
     Example(
         "How large is the state of power attention?",

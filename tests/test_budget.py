@@ -228,6 +228,27 @@ def test_compare_holds_what_wsfr_says(capsys: pytest.CaptureFixture[str]) -> Non
         assert model["balanced_context"] == alone["balanced_context"]
 
 
+def test_compare_puts_a_model_beside_itself_with_a_mixer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "gpt2-small", "--mixer", "hyena", "--ctx", "1M", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [model["name"] for model in models] == ["gpt2-small", "gpt2-small with hyena"]
+    for model, more in zip(models, ([], ["--mixer", "hyena"]), strict=True):
+        assert main(["wsfr", "gpt2-small", "--ctx", "1M", "--json", *more]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert model["balanced_context"] == alone["balanced_context"]
+    assert main(["compare", "gpt2-small", "llama-3-8b", "--mixer", "hyena", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["models"]) == 2
+
+
+def test_a_balance_that_is_not_computed_is_not_called_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Chunked, the state FLOPs of hyena can fall with the context; those of power attention never weigh as much."""
+    for command in ("compare", "budget"):
+        assert main([command, "gpt2-small", "llama-3-8b", "--mixer", "hyena", "--form", "chunked"]) == 0
+        assert capsys.readouterr().out.count("; where it balances is not computed") == 2
+        assert main([command, "gpt2-small", "llama-3-8b", "--mixer", "linear"]) == 0
+        assert capsys.readouterr().out.count("balanced at no context") == 2
+
+
 def test_compare_puts_models_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "gpt2-small", "deepseek-v3", "--ctx", "128k"]) == 0
     out = capsys.readouterr().out

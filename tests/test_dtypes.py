@@ -189,7 +189,7 @@ def test_groups_as_engines_store_them() -> None:
 
 def test_a_table_says_the_bits_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
     text = table(capsys, "decode", "gpt2-small", "--cache-dtype", "int4:group=64")
-    assert "cache in int4:group=64, scales included 4.5 bits an element." in text
+    assert "cache in int4:group=64 (4.5 bits an element, with scales)." in text
     assert "bits an element" not in table(capsys, "decode", "gpt2-small", "--cache-dtype", "int4")
     assert run(capsys, "decode", "gpt2-small", "--cache-dtype", "int4:group=64")["cache_bits"] == 4.5
 

@@ -176,9 +176,32 @@ def test_a_prompt_that_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) 
     said = " ".join(capsys.readouterr().out.split())
     assert "more than there is" not in said
     assert (
-        "in 128 chunks of 8,192: 2.281 GiB beside the weights (state 1.5 GiB, activations 800 MiB, most in mlp)" in said
+        "in 128 chunks of 8,192 tokens takes 2.281 GiB beside the weights (state 1.5 GiB, activations 800 MiB, "
+        "most of them in mlp)" in said
     )
     assert "quality is not modelled" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("mamba2-2.7b --ctx 128M --gpu h200-sxm", "--prefill-chunk 8k takes less"),
+        ("mamba2-2.7b --ctx 128M --gpu h200-sxm --prefill-chunk 64M", "whole it takes"),
+        ("mamba2-2.7b --ctx 128M --gpu h200-sxm --prefill-chunk 128M", "reading a prompt whole takes"),
+        ("mamba2-2.7b --ctx 8k --gpu h200-sxm", None),
+        ("llama-3-8b --ctx 4M --gpu h200-sxm", None),
+        ("mamba2-2.7b --ctx 128M", None),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_said_without_a_budget_too(
+    arguments: str, said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where it fits, where not one sequence fits anyway, and where there is no device."""
+    assert main(["decode", *arguments.split(), "--batch", "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("beside the weights, more than there is" in text) == (said is not None) == ("reading a prompt" in text)
+    assert said is None or said in text
+    assert ("takes less" in text) == (said == "--prefill-chunk 8k takes less")
 
 
 def test_checkpoints_by_hand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,8 +155,8 @@ def test_what_fits_as_it_is_allocated(capsys: pytest.CaptureFixture[str]) -> Non
     assert given["largest_batch"] == (memory - weights) // given["bytes"] < place["largest_batch"]
     assert main(arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
-    told = "vllm gives 82.5 MiB per sequence in pages of 1,056 tokens, 1.30x its state; largest batch"
-    assert f"{told} {given['largest_batch']}" in said
+    told = "vllm allocates 82.5 MiB per sequence, 1.30x its state, in pages of 1,056 tokens; "
+    assert f"{told}{given['largest_batch']:,} sequences fit" in said
 
 
 def test_kinds_that_an_engine_does_not_have() -> None:

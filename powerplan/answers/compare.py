@@ -51,12 +51,13 @@ def compare(
     cache_dtype: str | None = None,
     state_dtype: str | None = None,
 ) -> CompareAnswer:
-    """Return two or more models side by side, as `powerplan compare` prints them.
+    """Return models side by side, or one beside itself with another mixer, as `powerplan compare` prints them.
 
     Args:
-        models: catalogue names, paths or specs, as for wsfr.
+        models: catalogue names, paths or specs, as for wsfr. One is enough where there is a mixer.
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
-        mixer: the mixer to put into every layer of every model, such as "power:p=2".
+        mixer: the mixer to put into every layer of every model, such as "power:p=2". A single model is shown without
+            it too.
         convention: how FLOPs are counted; Convention() where None.
         dtype: the number format of weights and key/value cache: fp32, bf16, fp16, fp8 or int4. Weights that the file of
             a model quantizes have their own.
@@ -74,10 +75,12 @@ def compare(
         ['0.102', '0.437']
     """
     contexts = read_contexts(context)
-    if isinstance(models, str) or len(models) < 2:
-        raise InputError("compare needs a list of two models or more", parameter("models"))
+    alone = mixer is not None and not isinstance(models, str) and len(models) == 1
+    if isinstance(models, str) or (len(models) < 2 and not alone):
+        raise InputError("compare needs a list of two models or more, or of one with a mixer", parameter("models"))
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    loaded = [read_model(model, mixer, contexts) for model in models]
+    loaded = [read_model(model, None, contexts) for model in models] if alone else []
+    loaded += [read_model(model, mixer, contexts) for model in models]
     accountings = tuple(Accounting(one.spec, convention) for one in loaded)
     return CompareAnswer(
         accountings=accountings,

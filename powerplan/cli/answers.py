@@ -63,7 +63,10 @@ def wsfr(
 
 
 def compare(
-    models: Annotated[list[str], options.name_argument("Two or more models, as for wsfr.", "MODEL...")],
+    models: Annotated[
+        list[str],
+        options.name_argument("Models, as for wsfr; one alone is shown beside itself with --mixer.", "MODEL..."),
+    ],
     ctx: Annotated[
         str, typer.Option(help="Contexts in tokens: 65536, or a list such as 8k,64k."), options.ADDS
     ] = "8k,128k",
@@ -81,8 +84,10 @@ def compare(
     output: options.FormatOption = "table",
 ) -> None:
     """Models side by side: parameters, FLOPs, WSFR, state and decode bytes at several contexts."""
-    if len(models) < 2:
-        problem = f"compare needs two models or more; such as powerplan compare {models[0]} llama-3-8b"
+    if len(models) < 2 and mixer is None:
+        problem = (
+            f"compare needs two models or more, or one with --mixer; such as powerplan compare {models[0]} llama-3-8b"
+        )
         raise powerplan.InputError(problem, "MODEL")
     figures.check(plot, force, models)
     convention = options.convention(form, causal, exclude)

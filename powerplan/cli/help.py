@@ -57,10 +57,11 @@ EXAMPLES = {
         "powerplan wsfr llama-3.1-8b --ctx 8k,128k",
         "powerplan wsfr config.json --ctx 64k --by layer",
         "powerplan wsfr gpt2-small --mixer power:p=2 --explain",
-        "powerplan wsfr gpt2-xl --lengths 1k:0.9,64k:0.1",
+        "powerplan wsfr gpt2 --lengths lognormal:mean=4k,p99=64k",
     ],
     "compare": [
         "powerplan compare llama-3.1-8b gemma-2-9b --ctx 128k",
+        "powerplan compare gpt2-small --ctx 1M --mixer hyena",
         "powerplan compare model.yaml gpt2-xl --json",
     ],
     "budget": [
@@ -72,6 +73,7 @@ EXAMPLES = {
         "powerplan train llama-3.1-8b --gpu h100-sxm --devices 64",
         "powerplan train model.yaml --ctx 8k --gpu h100-sxm",
         "powerplan train gpt2-xl --ctx 1k --gpu a100-80gb",
+        "powerplan train gpt2 --gpu h100-sxm --lengths 1k,8k",
     ],
     "decode": [
         "powerplan decode llama-3.1-8b --ctx 128k --gpu h100-sxm",

@@ -127,7 +127,8 @@ LengthsOption = Annotated[
     typer.Option(
         metavar="LENGTHS",
         help="Documents of many lengths in sequences of --ctx tokens: a file with a length, or length,count, in each "
-        "line (- is standard input), shares such as 4k:0.9,64k:0.1, or lognormal: before mean=4k,p99=64k.",
+        "line (- is standard input); shares of documents such as 4k:0.9,64k:0.1; or a lognormal distribution, as "
+        "docs/lengths.md has it.",
     ),
 ]
 PlotOption = Annotated[

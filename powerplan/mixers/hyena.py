@@ -64,7 +64,8 @@ class Hyena(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="hyena"):
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
         remark = (
-            "hyena as wide as the model: the weights change too; --form chunked counts its FFTs, as training has them"
+            "hyena as wide as the model: the weights change too; --form recurrent counts it as in decoding, --form "
+            "chunked by FFTs, as in training"
         )
         return Inherited({"inner_size": hidden}, (remark,))
 

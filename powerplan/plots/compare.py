@@ -9,7 +9,7 @@ from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
 from powerplan.plots.figure import convention_text, name_of, styled
 from powerplan.plots.over_context import ratio_and_state
-from powerplan.report.parts import dtypes_text, parameters_text
+from powerplan.report.parts import balance_text, dtypes_text, parameters_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,4 @@ def compare_figure(accountings: Sequence[Accounting], contexts: Sequence[int], d
 
 
 def _balance(accounting: Accounting) -> str:
-    balanced = accounting.balanced_context()
-    place = f"balanced at {balanced:,}" if balanced else "balanced at no context"
-    return f"{parameters_text(accounting)}, {place}"
+    return f"{parameters_text(accounting)}, {balance_text(accounting).removesuffix(' tokens')}"

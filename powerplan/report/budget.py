@@ -23,6 +23,7 @@ from powerplan.report.documents import (
 )
 from powerplan.report.parts import (
     CONTEXT,
+    balance_text,
     convention_entry,
     json_float,
     model_entry,
@@ -124,9 +125,7 @@ def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | N
     }
     lines: list[str] = []
     for accounting in accountings:
-        balanced = accounting.balanced_context()
-        place = "no context" if balanced is None else f"{balanced:,} tokens"
-        lines.append(f"{accounting.spec.name}: {parameters_text(accounting)}; balanced at {place}")
+        lines.append(f"{accounting.spec.name}: {parameters_text(accounting)}; {balance_text(accounting)}")
     columns = [CONTEXT, Column("name", "model", left=True), *_COLUMNS_OF_SEVERAL]
     documents = rows[0].masked.documents if rows[0].masked is not None else None
     if documents is not None:

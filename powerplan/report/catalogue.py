@@ -91,6 +91,7 @@ def model_report(accounting: Accounting) -> Report:
         ],
     }
     counts = {"parameters": total} | ({} if active == total else {"active parameters": active})
+    none = "no context" if accounting.longest_is_found else "not computed"
     facts = []
     for label, count in counts.items():
         facts += [
@@ -104,7 +105,7 @@ def model_report(accounting: Accounting) -> Report:
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
         *([("quantization", payload["quantization"])] if payload["quantization"] else []),
         *_positions(spec),
-        ("balanced at", grouped(payload["balanced_context"]) or "no context"),
+        ("balanced at", grouped(payload["balanced_context"]) or none),
         ("aliases", ", ".join(spec.aliases) or "-"),
         *((key, getattr(spec, key)) for key in ("published", "source", "note") if getattr(spec, key)),
     ]

@@ -10,6 +10,7 @@ from powerplan.dtypes import Dtypes
 from powerplan.report.parts import (
     CONTEXT,
     RATIOS,
+    balance_text,
     convention_entry,
     dtypes_text,
     model_entry,
@@ -41,10 +42,9 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
     payload = {"convention": convention_entry(accountings[0], dtypes), "models": models}
     before = []
     for accounting in accountings:
-        spec, balanced = accounting.spec, accounting.balanced_context()
+        spec = accounting.spec
         size = f"{parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}"
-        place = f"{balanced:,} tokens" if balanced else "no context"
-        before.append(f"{spec.name}: {size}; balanced at {place}")
+        before.append(f"{spec.name}: {size}; {balance_text(accounting)}")
     formats = dtypes_text([accounting.spec for accounting in accountings], dtypes)
     legend = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.")
     columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]

@@ -18,7 +18,7 @@ from powerplan.report.parts import (
     show_bytes,
     weights_text,
 )
-from powerplan.report.policies import policy_entry, policy_lines, policy_remarks, serving_entry
+from powerplan.report.policies import fitting, policy_entry, policy_lines, policy_remarks, serving_entry
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
@@ -115,7 +115,7 @@ def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) ->
     if "recurrent_bytes" in states:
         formats.append(f"recurrent state, read and written, in {dtypes.state}")
     if ":" in dtypes.cache and "cache_bytes" in states:
-        formats[0] += f", scales included {format_figure(8 * dtypes.cache_bytes)} bits an element"
+        formats[0] += f" ({format_figure(8 * dtypes.cache_bytes)} bits an element, with scales)"
     text = (
         f"{', '.join(['weights', *(words[key] for key in states)])}: bytes of one step, in which each sequence of the "
         f"batch gets a token at the end of the context; {', '.join(formats)}."
@@ -186,10 +186,12 @@ def _facts(model: Served) -> list[str]:
     for serving in model.servings:
         state = " + ".join(_sizes(serving))
         prompt = f"prefill {format_quantity(serving.prefill_flops, 'FLOPs')}"
-        text = f"at {serving.context:,}: {state or 'no state'} per sequence; {prompt}"
+        facts = [f"{state or 'no state'} per sequence", prompt]
         if serving.fleet is not None:
             assert serving.prefill_seconds is not None
-            text += f", {format_duration(float(serving.prefill_seconds))}; {_largest(serving, serving.fleet)}"
+            facts = [_largest(serving, serving.fleet), *facts]
+            facts[-1] += f", {format_duration(float(serving.prefill_seconds))}"
+        text = f"at {serving.context:,} tokens: {'; '.join(facts)}"
         lines += [*_lines(text, "  "), *policy_lines(serving, "    ")]
     return lines
 
@@ -216,9 +218,7 @@ def _largest(serving: Serving, fleet: Fleet) -> str:
     most = serving.largest_batch
     if most is None:
         return "any batch fits"
-    if not most:
-        return f"not one sequence fits on {_place(fleet)}"
-    return f"{most:,} sequence{'' if most == 1 else 's'} fit{'s' if most == 1 else ''} on {_place(fleet)}"
+    return f"{fitting(most)} on {_place(fleet)}"
 
 
 def _against_twin(serving: Serving, twin: Serving, batches: Sequence[int]) -> dict[str, Any]:

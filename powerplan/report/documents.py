@@ -25,14 +25,15 @@ MASKED = (
 """What the two kinds of columns mean."""
 
 MASKS = (
-    f"State FLOPs per token and WSFR. {MASKED}. as long as: the context at which unmasked sequences take as many state "
-    "FLOPs per token."
+    f"State FLOPs per token and WSFR. {MASKED}. equal context: unmasked sequences of this context take as many state "
+    "FLOPs per token as masked documents do. masks save: share of all FLOPs."
 )
 
 PACKING = (
     "padded: one document in each sequence. packed: whole documents, best-fit decreasing over all at once (arXiv "
-    "2404.10830). stream: one after another, cut where a sequence ends; the mean over all places of the ends. What is "
-    "longer than the context is cut in any case."
+    "2404.10830). stream: one after another, cut where a sequence ends, the mean over all offsets. padding: share of "
+    "the places in sequences that stay empty. cut: share of the documents that are cut; those longer than the context "
+    "always are."
 )
 
 
@@ -106,7 +107,7 @@ def show_share(value: float) -> str:
 
 MASKED_FLOPS = Column("masked_state_flops_per_token", "state,\nmasked", show_flops)
 MASKED_RATIO = Column("masked_wsfr", "WSFR,\nmasked", show_ratio, role=side_of)
-EQUAL = Column("equal_context", "as long\nas", lambda value: grouped(value) or "-")
+EQUAL = Column("equal_context", "equal\ncontext", lambda value: grouped(value) or "-")
 SAVED = Column("masks_save", "masks\nsave", show_share)
 
 MASK_COLUMNS = [

@@ -13,14 +13,14 @@ from powerplan.run.passing import Passing, Split, break_even, crossover
 from powerplan.units import format_figure
 
 LEGEND = (
-    "Of one layer in a forward pass: what a device sends to others (its part of a gather once, for all of them) and "
-    "gets of them, how long that takes, and what of it no compute hides."
+    "For one layer in a forward pass: what a device sends to others and gets from them, how long that takes, and how "
+    "much of that time no compute hides. What a gather sends to all others counts once."
 )
 """What the columns mean."""
 
 CROSSOVER = (
-    "faster, smaller from: tokens per device from which a state takes less time, forward and backward, and has fewer "
-    "bytes than keys and values of the same heads, which go around a ring or from all to all."
+    "faster from, smaller from: with this many tokens per device or more, a state takes less time (forward and "
+    "backward), or has fewer bytes, than keys and values of the same heads in a ring or from all to all."
 )
 """What the columns of states mean."""
 

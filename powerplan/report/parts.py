@@ -15,6 +15,14 @@ from powerplan.spec import ModelSpec
 from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, json_number
 
 
+def balance_text(accounting: Accounting) -> str:
+    """Return where a model is balanced, as a clause: at a context, at none, or that it is not computed."""
+    balanced = accounting.balanced_context()
+    if balanced is not None:
+        return f"balanced at {balanced:,} tokens"
+    return "balanced at no context" if accounting.longest_is_found else "where it balances is not computed"
+
+
 def show_ratio(value: float | Fraction | None) -> str:
     """Show a weight-state FLOP ratio of a row."""
     return "no state" if value is None else format_ratio(Fraction(value))

@@ -10,6 +10,9 @@ from powerplan.report.width import wrapped
 from powerplan.serving import Serving
 from powerplan.units import format_bytes, format_quantity, json_number
 
+CHUNK = 8_192
+"""Tokens of the chunks that are proposed for a prompt that does not fit whole."""
+
 DECIMALS = 2
 """Decimals of how many times as much is allocated as is filled."""
 
@@ -82,18 +85,24 @@ def policy_lines(serving: Serving, indent: str) -> list[str]:
 
 def _prompt(serving: Serving) -> str:
     policy, memory = serving.policy, serving.prefill_memory
-    if policy.prefill_chunk is None and policy.budget is None:
+    refused = serving.prompt_fits is False
+    asked = policy.prefill_chunk is not None or policy.budget is not None
+    # Where not one sequence fits, the line above has said so.
+    if not asked and (not refused or serving.largest_batch == 0):
         return ""
     place = memory.place.replace("_", " ") + (", an estimate" if memory.is_estimate else "")
-    held = f"{format_bytes(memory.bytes)} beside the weights"
-    activations = f"activations {format_bytes(memory.activation_bytes)}, most in {place}"
-    parts = f"state {format_bytes(memory.state_bytes)}, {activations}"
-    if serving.prompt_fits is False:
-        held += ", more than there is"
+    takes = f"takes {format_bytes(memory.bytes)} beside the weights{', more than there is' if refused else ''}"
+    parts = (
+        f"state {format_bytes(memory.state_bytes)}, activations {format_bytes(memory.activation_bytes)}, "
+        f"most of them in {place}"
+    )
     if memory.chunks == 1:
-        return f"a prompt, read whole: {held} ({parts})"
+        divisible = policy.prefill_chunk is None and serving.context > CHUNK
+        smaller = f"; --prefill-chunk {CHUNK // 1024}k takes less" if refused and divisible else ""
+        return f"reading a prompt whole {takes} ({parts}){smaller}"
     whole = format_bytes(serving.unchunked().prefill_memory.bytes)
-    return f"a prompt, in {memory.chunks:,} chunks of {memory.chunk:,}: {held} ({parts}); whole: {whole}"
+    chunks = f"{memory.chunks:,} chunks of {memory.chunk:,} tokens"
+    return f"reading a prompt in {chunks} {takes} ({parts}); whole it takes {whole}"
 
 
 def _allocated(serving: Serving) -> str:
@@ -101,13 +110,23 @@ def _allocated(serving: Serving) -> str:
     if given is None:
         return ""
     times = f", {float(given.bytes / serving.state_bytes):,.{DECIMALS}f}x its state" if serving.state_bytes else ""
-    pages = f" in pages of {given.page:,} token{'' if given.page == 1 else 's'}" if given.page else ""
-    text = f"{serving.policy.engine or 'allocated:'} {'gives ' if serving.policy.engine else ''}"
-    text += f"{format_bytes(given.bytes)} per sequence{pages}{times}"
+    pages = f"in pages of {given.page:,} token{'' if given.page == 1 else 's'}" if given.page else ""
+    size = format_bytes(given.bytes)
+    if serving.policy.engine:
+        text = f"{serving.policy.engine} allocates {size} per sequence{times}{f', {pages}' if pages else ''}"
+    else:
+        text = f"{pages or 'without a cache in pages,'} a sequence takes {size}{times}"
     if given.padding_layers:
-        text += f", {given.padding_layers:,} padding layer{'' if given.padding_layers == 1 else 's'} among them"
+        text += f", with {given.padding_layers:,} padding layer{'' if given.padding_layers == 1 else 's'}"
     most = serving.largest_allocated_batch
-    return text if most is None else f"{text}; largest batch {most:,}"
+    return text if most is None else f"{text}; {fitting(most)}"
+
+
+def fitting(most: int) -> str:
+    """Return how many sequences fit, as a clause without a place."""
+    if not most:
+        return "not one sequence fits"
+    return f"{most:,} sequence{' fits' if most == 1 else 's fit'}"
 
 
 def _checkpoints(serving: Serving) -> str:
@@ -119,9 +138,10 @@ def _checkpoints(serving: Serving) -> str:
     else:
         count = f"{checkpoints.count:,} checkpoint{'' if checkpoints.count == 1 else 's'}"
         sizes = f"{format_bytes(checkpoints.each)} = {format_bytes(checkpoints.bytes)} per sequence"
-        start = f"{count}, one every {checkpoints.every:,} tokens: {checkpoints.count:,} x {sizes}"
+        take = "takes" if checkpoints.count == 1 else "take"
+        start = f"{count}, one every {checkpoints.every:,} tokens, {take} {checkpoints.count:,} x {sizes}"
     cost = f"{format_quantity(flops, 'FLOPs')} in place of {format_quantity(serving.prefill_flops, 'FLOPs')}"
-    return f"{start}; a prompt that begins with all of it goes on at token {checkpoints.resumed:,}: {cost}"
+    return f"{start}; a prompt that begins with all of it continues at token {checkpoints.resumed:,}, for {cost}"
 
 
 def policy_remarks(policy: Policy) -> list[str]:
@@ -129,12 +149,12 @@ def policy_remarks(policy: Policy) -> list[str]:
     remarks = []
     if policy.budget is not None:
         remarks.append(
-            f"Budget: of caches that grow, a layer keeps {policy.budget:,} tokens of a sequence. What eviction costs "
-            "in quality is not modelled, nor the scores that choose the tokens."
+            f"Budget: of a cache that grows, a layer keeps at most {policy.budget:,} tokens of a sequence. What "
+            "eviction costs in quality is not modelled, and the scores that choose tokens are not counted."
         )
     if policy.engine is not None:
         remarks.append(
-            f"{policy.engine}: what its rules give a sequence that runs, without the memory that it leaves free."
+            f"{policy.engine}: only sequences that run are counted. Memory that it leaves free counts as usable."
         )
     return remarks
 

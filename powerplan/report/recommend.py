@@ -13,7 +13,14 @@ from powerplan.errors import listed
 from powerplan.report.advice import HYPOTHESIS, advice, advice_entry
 from powerplan.report.citing import findings
 from powerplan.report.colour import Role, side_of
-from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
+from powerplan.report.parts import (
+    convention_entry,
+    model_entry,
+    row_entry,
+    show_bytes,
+    show_flops,
+    show_ratio,
+)
 from powerplan.report.reasons import gain, why
 from powerplan.report.render import Report
 from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_notes, run_remarks
@@ -106,7 +113,8 @@ def _chunk_lines(answer: Recommendation) -> list[str]:
 def _balance(answer: Recommendation) -> str:
     target, window = answer.request.target, answer.balanced_window
     word = "balanced" if target == 1 else f"on target ({format_ratio(target)})"
-    place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else "at no context"
+    none = "at no context" if answer.base.longest_is_found else "not computed"
+    place = f"at {answer.balanced_context:,} tokens" if answer.balanced_context else none
     other = f"at {answer.contexts[-1]:,} with no window"
     if not answer.movable:
         other = "none of its layers can take a window"

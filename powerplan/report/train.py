@@ -194,7 +194,9 @@ def _kept_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
     again = f"; {kept:.0%} of them are kept, the rest is computed again" if kept < 1 else ""
     lines = wrapped(f"activations of a layer: {shares}{again}")
     guesses = [entry["layer"] for entry in entries if entry["estimate"]]
-    return lines + (wrapped(f"estimated, and not read from a kernel: {'; '.join(guesses)}") if guesses else [])
+    return lines + (
+        wrapped(f"estimates, as their kernels were not read: activations of {'; '.join(guesses)}") if guesses else []
+    )
 
 
 def _recipe_entry(recipe: Recipe) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.units import format_duration
 
 WAITING = (
-    "waiting: seconds of a step in which devices wait for those with longer documents, in a simulated order that is "
-    "always the same; each way in its own layout. as they come: sequences in any order, the parts of one as for one "
-    "document; the plan counts this. sorted by work: sequences at work at once are alike (ByteScale, arXiv "
-    "2502.21231), and cp devices share each document (WLB-LLM, arXiv 2503.17924). evenly: as if no device waited."
+    "waiting: time of a step in which devices wait for those with longer documents, simulated in one fixed order. "
+    "Each row has the layout that is best for it. as they come: devices take sequences in any order, and cp devices "
+    "divide a sequence as if it were one document; the plan counts this. sorted by work: sequences at work at once are "
+    "alike (ByteScale, arXiv 2502.21231), and cp devices divide each document (WLB-LLM, arXiv 2503.17924). evenly: as "
+    "if no device waited."
 )
 
 SPLITS = {

@@ -73,7 +73,8 @@ COMMANDS = {
     "decode deepseek-v3.2-exp --engine vllm": "--engine vllm: how it allocates dsa, as in deepseek-v3.2-exp, is not "
     "known here; attention, chunked_attention, mla are; --page 16 counts whole pages of any kind",
     "decode llama-3-8b --twin attention": "--twin attention: llama-3-8b has attention in every layer already",
-    "compare gpt2-small": "MODEL: compare needs two models or more; such as powerplan compare gpt2-small llama-3-8b",
+    "compare gpt2-small": "MODEL: compare needs two models or more, or one with --mixer; such as powerplan compare "
+    "gpt2-small llama-3-8b",
     "compare gpt2-small gpt2-smal": "'gpt2-smal' is neither a file nor a built-in model; ...",
 }
 
