@@ -175,6 +175,11 @@ def scale_of(scale: float | None, head_dim: int) -> float:
     return float(head_dim**-0.5) if scale is None else float(scale)
 
 
+def check_count(name: str, value: object, least: int = 1) -> None:
+    if not is_integer(value) or value < least:  # type: ignore[operator]
+        raise ValueError(f"{name} must be an integer of at least {least}, and is {shown(value)}")
+
+
 def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from powerplan.errors import InputError
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, MoE
 from powerplan.mixers import RWKV7
 from powerplan.models.decoder import Decoder
 from powerplan.models.experts import MixtureOfExperts
@@ -66,10 +66,12 @@ def _build_layer(
     ffn: nn.Module | None = None
     if isinstance(layer.ffn, MLP):
         ffn = DenseMLP(layer.ffn, hidden_size, **factory_kwargs)
-    elif layer.ffn is not None:
+    elif isinstance(layer.ffn, MoE):
         if layer.ffn.latent_size or layer.ffn.zero_experts:
             raise InputError("experts with latent_size or zero_experts are not built")
         ffn = MixtureOfExperts(layer.ffn, hidden_size, **factory_kwargs)
+    elif layer.ffn is not None:
+        raise InputError(f"{layer.ffn.kind} layers are not built")
     if isinstance(layer.mixer, RWKV7) and layer.mixer.channel_mix:
         if ffn is None:
             raise InputError("rwkv7 layers with channel_mix and no ffn are not built: channel_mix is a part of the ffn")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from powerplan.errors import InputError
 from powerplan.models.cache import Cache, Slot
 from powerplan.models.layers import ResidualLayer, ValueResidualLayer, build_norm
+from powerplan.models.mixers.base import check_plan
 from powerplan.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Decoder(nn.Module):
             InputError: There are more tokens than learned positions; a mixer does not run over several ranks; or with a
                 plan the cache is not empty, or the plan has packed sequences.
         """
+        check_plan(cp)
         slots: list[Slot | None] = [None] * len(self.layers)
         past_tokens = 0
         if cache is not None:
@@ -116,6 +118,7 @@ class Decoder(nn.Module):
         Returns:
             Cross entropies [B, T - 1] in nats, float32; with a plan those of this rank's tokens.
         """
+        check_plan(cp)
         if cp is None:
             logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
         else:

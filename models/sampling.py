@@ -9,9 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from powerplan.errors import InputError
+from powerplan.kernels.distributed.agreement import explained
 from powerplan.kernels.distributed.gather import gather_tokens
 from powerplan.models.cache import Cache
 from powerplan.models.decoder import Decoder
+from powerplan.models.mixers.base import check_plan
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
@@ -61,6 +63,7 @@ def generate(
         raise InputError(f"temperature must be at least 0, and is {temperature}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, and is {top_k}")
+    check_plan(cp)
     if cp is not None and prompt.shape[1] != cp.layout.tokens:
         raise InputError(f"prompt: {prompt.shape[1]:,} tokens a row, and the plan has {cp.layout.tokens:,}")
     cache = Cache() if cache is None else cache
@@ -73,7 +76,8 @@ def generate(
             logits = gather_tokens(cp, model(cp.shard(inputs), cache, cp), cp.layout.tokens - 1)
         inputs = _sample(logits[:, -1].float(), temperature, top_k, generator)
         if cp is not None and temperature > 0:  # Ranks may have generators that differ.
-            dist.broadcast(inputs, dist.get_global_rank(cp.group, 0), group=cp.group)
+            with explained(cp.rank, cp.ranks):
+                dist.broadcast(inputs, dist.get_global_rank(cp.group, 0), group=cp.group)
         new_tokens.append(inputs)
     return torch.cat(new_tokens, 1)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import chain
 
 from powerplan.dtypes import Dtypes, dtypes_of
+from powerplan.ffn import FFN, multiplied_terms
 from powerplan.mixers.base import Block, Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.quantization import PartName, WeightFormats
@@ -175,7 +176,7 @@ class Accounting:
             Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0))
             for use in self.uses
             for block in use.layer.blocks
-            for term in block.matmul_terms(self.spec.hidden_size)
+            for term in multiplied_terms(block, self.spec.hidden_size)
         ]
         whole = [term for extra in self.spec.extras for term in extra.matmul_terms(self.spec.hidden_size)]
         whole += self.spec.head_terms() if self.convention.lm_head else ()
@@ -238,7 +239,7 @@ class Accounting:
         return self.parameters_read * dtypes.weight_bytes + self._bytes_beyond(dtypes, stored=False)
 
     def idle_bytes(self, use: LayerUse, dtypes: Dtypes) -> Fraction:
-        """Return the bytes of the experts in layers of one kind that a token does not choose."""
+        """Return the bytes of the experts, values or rows in layers of one kind that a token does not choose."""
         ffn = use.layer.ffn
         if ffn is None:
             return Fraction(0)
@@ -371,10 +372,12 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
     for use in spec.layer_uses():
         scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
         for block in use.layer.blocks:
-            add(scope, weights, 2, block.matmul_terms(hidden), use.count, block.source)
+            add(scope, weights, 2, multiplied_terms(block, hidden), use.count, block.source)
             if not use.layer.tied:
                 add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
                 add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
+                if isinstance(block, FFN):
+                    add(scope, "of all these on the host", 1, block.host_terms(hidden), use.count, block.source)
             if isinstance(block, Mixer):
                 add(scope, "state elements", 1, block.state_terms(context), use.count, block.source)
                 flops = block.state_flops_terms(context, convention)

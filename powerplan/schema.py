@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from powerplan.ffn import Stem
 from powerplan.mixers import MIXERS, SIZED
 from powerplan.mixers.base import Part
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec
@@ -36,6 +37,8 @@ def spec_schema() -> dict[str, Any]:
         for name, same in mixer.same_as.items():
             del properties[name]["default"]
             _add(properties[name], f"the same as {same} where left out")
+    definition = schema["$defs"][Stem.__name__]
+    definition["required"].remove("vocab_size")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "powerplan.spec/1", **schema}
 
 

@@ -16,8 +16,8 @@ from powerplan.caches.pages import Allocation, allocation
 from powerplan.caches.policy import Policy, prefill_state_flops
 from powerplan.caches.prefill import PrefillMemory, prefill_memory
 from powerplan.dtypes import Dtypes, dtypes_of
+from powerplan.entries import fetched_bytes, host_bytes, touched_bytes, unread_bytes
 from powerplan.errors import InputError, parameter
-from powerplan.ffn import MoE
 from powerplan.hardware import Device, peak_of, si_value
 from powerplan.mixers.formulas import total
 from powerplan.swap import with_mixer
@@ -26,23 +26,19 @@ MAX_BATCH = 65_536
 """Largest batch accepted: the expected number of experts is an exact fraction, whose digits grow with the batch."""
 
 
-def touched_experts(experts: int, top_k: int, batch: int) -> Fraction:
-    """Return the expected number of experts that a batch touches, E(1 - (1 - k/E)^B), if each token picks evenly."""
-    return experts * (1 - (1 - Fraction(top_k, experts)) ** batch)
-
-
 @dataclass(frozen=True)
 class Step:
     """One decoding step: every sequence of the batch gets one token. Bytes and FLOPs of the whole batch.
 
-    cache_bytes: keys and values read, and one entry appended. recurrent_bytes: recurrent state and the inputs of short
-    convolutions, read and written. memory_bytes: all weights, and the state and the checkpoints of the batch. seconds:
-    the time of the step, and so of one token of each sequence, None without a device. fits: whether memory_bytes are
-    there.
+    fetched_bytes: weights that come from the host, which are among weight_bytes too. cache_bytes: keys and values read,
+    and one entry appended. recurrent_bytes: recurrent state and the inputs of short convolutions, read and written.
+    memory_bytes: all weights but those on the host, and the state and the checkpoints of the batch. seconds: the time
+    of the step, and so of one token of each sequence, None without a device. fits: whether memory_bytes are there.
     """
 
     batch: int
     weight_bytes: Fraction
+    fetched_bytes: Fraction
     cache_bytes: Fraction
     recurrent_bytes: Fraction
     flops: Fraction
@@ -102,8 +98,18 @@ class Serving:
 
     @cached_property
     def stored_bytes(self) -> Fraction:
-        """Bytes of all weights, all experts among them."""
+        """Bytes of all weights, all experts among them, wherever they live."""
         return self.accounting.stored_bytes(self.dtypes)
+
+    @cached_property
+    def host_bytes(self) -> Fraction:
+        """Bytes of those weights that live in the memory of the host."""
+        return host_bytes(self.accounting, self.dtypes)
+
+    @property
+    def device_bytes(self) -> Fraction:
+        """Bytes of all other weights: those that take memory of devices."""
+        return self.stored_bytes - self.host_bytes
 
     @cached_property
     def cache_bytes(self) -> Fraction:
@@ -159,7 +165,7 @@ class Serving:
     @property
     def prefill_bytes(self) -> Fraction:
         """Bytes of the weights and of that."""
-        return self.stored_bytes + self.prefill_memory.bytes
+        return self.device_bytes + self.prefill_memory.bytes
 
     @cached_property
     def cache_bytes_per_token(self) -> Fraction:
@@ -185,9 +191,12 @@ class Serving:
     def prefill_seconds(self) -> Fraction | None:
         """Roofline time of that at batch 1; None without a device.
 
-        All weights are read once for every chunk of the prompt, and the state is written once.
+        All weights are read once for every chunk of the prompt, of tables and memories the rows that a chunk has tokens
+        for, and the state is written once.
         """
-        moved = self.prefill_memory.chunks * self.stored_bytes + self.state_bytes
+        chunk = min(self.context, self.policy.prefill_chunk or self.context)
+        weights = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, chunk)
+        moved = self.prefill_memory.chunks * weights + self.state_bytes
         return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None
 
     @property
@@ -213,7 +222,9 @@ class Serving:
         """Roofline time of that, all weights and the state moved once; None without a device or without checkpoints."""
         if self.fleet is None or self.resumed_flops is None:
             return None
-        return self.fleet.seconds(self.resumed_flops, self.stored_bytes + self.state_bytes)
+        behind = self.context - (self.checkpoints.resumed if self.checkpoints else 0)
+        weights = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, behind)
+        return self.fleet.seconds(self.resumed_flops, weights + self.state_bytes)
 
     @property
     def largest_batch(self) -> int | None:
@@ -230,17 +241,18 @@ class Serving:
     def _fitting(self, each: Fraction) -> int | None:
         if self.fleet is None or not each:
             return None
-        return max(0, int((self.fleet.memory - self.stored_bytes) // each))
+        return max(0, int((self.fleet.memory - self.device_bytes) // each))
 
     def weight_bytes(self, batch: int) -> Fraction:
         """Return the bytes of weights that one step reads: all but the input embedding, of experts those touched."""
-        read = self.row.decode_weight_bytes_per_token
-        for use in self.accounting.uses:
-            ffn = use.layer.ffn
-            if isinstance(ffn, MoE) and ffn.experts > ffn.top_k:
-                more = touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k
-                read += self.accounting.idle_bytes(use, self.dtypes) * more / (ffn.experts - ffn.top_k)
-        return read
+        return self.row.decode_weight_bytes_per_token + touched_bytes(self.accounting, self.dtypes, batch)
+
+    def fetched_bytes(self, batch: int) -> Fraction:
+        """Return the bytes of weights that one step fetches over the host link: those it touches of what is there.
+
+        They are among `weight_bytes`, as a device reads them too once they came. No time counts for the link.
+        """
+        return fetched_bytes(self.accounting, self.dtypes, batch)
 
     def step(self, batch: int) -> Step:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""
@@ -253,10 +265,11 @@ class Serving:
         flops = Fraction(batch * (self._body_flops + self.head_flops + state))
         weights = self.weight_bytes(batch)
         moved = weights + batch * read
-        memory = self.stored_bytes + batch * self.sequence_bytes
+        memory = self.device_bytes + batch * self.sequence_bytes
         return Step(
             batch=batch,
             weight_bytes=weights,
+            fetched_bytes=self.fetched_bytes(batch),
             cache_bytes=batch * cache,
             recurrent_bytes=batch * (read - cache),
             flops=flops,

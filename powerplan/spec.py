@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from powerplan.errors import InputError, hostile_characters, shown
+from powerplan.errors import hostile_characters, shown
 from powerplan.extras import Extra
-from powerplan.ffn import AnyFFN, MoE
-from powerplan.mixers import SIZED, AnyMixer, Mixer
+from powerplan.ffn import AnyFFN, MoE, Stem
+from powerplan.mixers import AnyMixer, Mixer
 from powerplan.mixers.base import Block, Part, Size, Window, problem
 from powerplan.mixers.formulas import Term, term
 from powerplan.quantization import Quantization
 from powerplan.rope import AnyScaling, Rope
-from powerplan.units import parse_context
 
 MAX_LAYERS = 100_000
 """The most layers that a model may have."""
@@ -185,6 +183,11 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
                     raise problem(field, f"holds a control character, {shown(character)}")
         if self.layer_count > MAX_LAYERS:
             raise problem("layers", f"{self.layer_count:,} layers in all; allowed are up to {MAX_LAYERS:,}")
+        for use in self._layer_uses:
+            ffn = use.layer.ffn
+            if isinstance(ffn, Stem) and ffn.vocab_size < self.vocab_size:
+                rows = f"a table of {ffn.vocab_size:,} rows has none for some of {self.vocab_size:,} tokens"
+                raise problem("layers", f"{rows}; leave vocab_size of stem out")
         for rope in self.rope_settings:
             if rope.in_layers and rope.in_layers[-1] >= self.layer_count:
                 last = self.layer_count - 1
@@ -324,59 +327,6 @@ class ModelSpec(Part, frozen=True, kw_only=True, dict=True):
         """Return the spec with `change(layer)` in place of every layer; groups stay."""
         groups = tuple(LayerGroup.of([change(layer) for layer in group.period], group.repeat) for group in self.layers)
         return msgspec.structs.replace(self, layers=groups)
-
-
-def with_defaults(data: Any) -> Any:
-    """Return the data of a spec with its shorthand written out: sizes such as "4k" and head dims that are left out.
-
-    A missing head_dim becomes hidden_size / heads if that is whole and the kind needs one (SIZED). What is wrong in the
-    data stays as it is, for the validation to report.
-    """
-    if not isinstance(data, dict):
-        return data
-    data = _with_length(data, "trained_context")
-    if "rope" in data:
-        rope = data["rope"]
-        written = [_scaling_written_out(item) for item in rope] if _is_list(rope) else _scaling_written_out(rope)
-        data |= {"rope": written}
-    if not _is_list(data.get("layers")):
-        return data
-    return data | {"layers": [_written_out(group, data.get("hidden_size")) for group in data["layers"]]}
-
-
-def _written_out(group: Any, hidden: Any) -> Any:
-    if not isinstance(group, dict):
-        return group
-    if _is_list(group.get("pattern")):
-        group = group | {"pattern": [_written_out(layer, hidden) for layer in group["pattern"]]}
-    mixer = group.get("mixer")
-    if not isinstance(mixer, dict):
-        return group
-    for key in LENGTHS:
-        mixer = _with_length(mixer, key)
-    heads, kind = mixer.get("heads"), mixer.get("kind")
-    lacks_head_dim = isinstance(kind, str) and kind in SIZED and "head_dim" not in mixer
-    are_counts = all(type(count) is int and count > 0 for count in (heads, hidden))
-    if lacks_head_dim and are_counts and hidden % heads == 0:
-        mixer = mixer | {"head_dim": hidden // heads}
-    return group | {"mixer": mixer}
-
-
-def _scaling_written_out(rope: Any) -> Any:
-    if not isinstance(rope, dict) or not isinstance(rope.get("scaling"), dict):
-        return rope
-    return rope | {"scaling": _with_length(rope["scaling"], "original_context")}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _with_length(data: dict[str, Any], key: str) -> dict[str, Any]:
-    if isinstance(data.get(key), str):
-        with suppress(InputError):
-            return data | {key: parse_context(data[key])}
-    return data
 
 
 LENGTHS = (

@@ -16,7 +16,8 @@ from powerplan.mixers import MIXERS, SIZED, allowed_kinds
 from powerplan.mixers.base import Part
 from powerplan.quantization import Quantization, Rule
 from powerplan.rope import SCALINGS, Rope
-from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm, with_defaults
+from powerplan.shorthand import with_defaults
+from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm
 from powerplan.units import parse_context
 
 

@@ -14,10 +14,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.mixers import GSA, RWKV7
+from powerplan.mixers import GSA, NSA, RWKV7, Forgetting
 from powerplan.models.mixers.fenwick import log_linear_scan
+from powerplan.models.mixers.forgetting import ForgettingAttention
+from powerplan.models.mixers.nsa import NativeSparseAttention
 from powerplan.models.mixers.rwkv import RWKV7Mixer
 from powerplan.models.mixers.slots import GatedSlotAttention
+from powerplan.models.rope import apply_rope, rope_cos_sin
+from powerplan.rope import Rope
 
 TOKENS = 64
 
@@ -98,6 +102,52 @@ def rwkv7(position: int) -> float:
     return difference(own(x, first_values=first_values if position else None), theirs(x, v_first=first_values)[0])
 
 
+def forgetting() -> float:
+    from fla.layers import forgetting_attn as layers
+    from fla.ops.forgetting_attn.naive import naive_forgetting_attn
+
+    layers.parallel_forgetting_attn = lambda q, k, v, g, **_: naive_forgetting_attn(q, k, v, g)
+    theirs = layers.ForgettingAttention(hidden_size=32, num_heads=4, num_kv_heads=2, use_output_gate=True).float()
+    own = ForgettingAttention(Forgetting(heads=4, kv_heads=2, head_dim=8, output_gate=True), 32)
+    names = {"f_proj": "forget_gate", "g_proj": "output_gate"}
+    weights = {tuple(name.split(".")): weight for name, weight in drawn(theirs).items()}
+    own.load_state_dict({f"{names.get(module, module)}.{name}": weight for (module, name), weight in weights.items()})
+    x = torch.randn(2, TOKENS, 32)
+    return difference(own(x), theirs(x)[0])
+
+
+def nsa() -> float:
+    """Compressed blocks are those that are picked, as there."""
+    from fla.layers import nsa as layers
+    from fla.ops.nsa import naive
+
+    class Rotary(nn.Module):
+        def __init__(self, dim: int, base: float) -> None:
+            super().__init__()
+            self.dim, self.rope = dim, Rope(theta=base)
+
+        def forward(self, q: Tensor, k: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+            cos_sin = rope_cos_sin(0, q.shape[1], self.dim, q.device, self.rope)
+            return apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+
+    def window(q: Tensor, k: Tensor, v: Tensor, window_size: tuple[int, int], **_: Any) -> Tensor:
+        seen = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).tril().triu(-window_size[0])
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+
+    layers.RotaryEmbedding, layers.parallel_nsa, naive.flash_attn_func = Rotary, naive.naive_nsa, window
+    naive.mean_pooling = lambda x, size, _: torch.stack([part.mean(1) for part in x.split(size, 1)], 1)
+    sizes = {"hidden_size": 32, "num_heads": 16, "num_kv_heads": 1, "head_dim": 8}
+    theirs = layers.NativeSparseAttention(**sizes, block_size=4, block_counts=5, window_size=7).float()
+    mixer = NSA(
+        heads=16, kv_heads=1, head_dim=8, compress_size=4, compress_stride=4, select_size=4, select_count=5, window=7
+    )
+    own = NativeSparseAttention(mixer, 32, rope=Rope())
+    own.load_state_dict({name.replace("g_proj", "branch_gates"): weight for name, weight in drawn(theirs).items()})
+    x = torch.randn(2, TOKENS, 32)
+    return difference(own(x), theirs(x)[0])
+
+
 def main() -> None:
     """Print how far the outputs are apart. float32 alone makes some 1e-6."""
     warnings.simplefilter("ignore")
@@ -105,6 +155,7 @@ def main() -> None:
     with torch.no_grad():
         cases = {"log_linear (recurrence)": log_linear(), "gsa": gsa()}
         cases |= {"rwkv7, first layer": rwkv7(0), "rwkv7, later layer": rwkv7(1)}
+        cases |= {"forgetting": forgetting(), "nsa": nsa()}
     for name, found in cases.items():
         sys.stdout.write(f"{name}: {found:.1e}\n")
 

@@ -189,6 +189,12 @@ def refusals(group: dist.ProcessGroup, device: str) -> dict[str, str]:
         "shard": lambda: plan().shard(k),
         "unshard": lambda: plan().unshard(k[:, 1:]),
         "used": lambda: used_twice(plan(), k),
+        "check": lambda: plan(check=1),
+        "dim": lambda: plan().shard(k, dim=5),
+        "halo": lambda: plan().halo(2.5),  # type: ignore[arg-type]
+        "features": lambda: plan().halo(2).sent_bytes(0, 4),
+        "planned head dim": lambda: plan().exchanged_bytes(2, -4),
+        "planned degree": lambda: plan().exchanged_bytes(2, 4, p=9),
         "another": lambda: power_attention(k, k.clone(), k, cp=plan().start(k, k)),
         "torch.func": lambda: torch.func.grad(lambda x: call(usual, q=x).sum())(k),
         "a whole graph": lambda: torch.compile(call, fullgraph=True, backend="eager")(plan()),
@@ -283,12 +289,14 @@ def failures(rank: int, device: str) -> list[str]:
     return said
 
 
-def deaths(rank: int, device: str) -> str:
-    """Return the message of a rank that waits for one that is gone. Rank 3 goes."""
+def deaths(rank: int, device: str) -> list[str]:
+    """Return the messages of a rank that waits for one that is gone. Rank 3 goes."""
     group = dist.new_group(list(range(COUNT)))
     plan = ContextParallel(group, tokens=40)
     x = torch.ones(1, 10, 1, 4, device=device)
     power_attention(x, x, x, cp=plan)
     if rank == COUNT - 1:
         os._exit(0)
-    return message(lambda: power_attention(x, x, x, cp=plan))
+    said = [message(lambda: power_attention(x, x, x, cp=plan))]
+    # What ranks compare is an exchange, too.
+    return [*said, message(lambda: power_attention(x, x, x, cp=plan, return_state=True))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,15 @@ def all_work(rank: int, folder: Path) -> None:
         cut.train(lambda _: None, lambda: rank == 1 and cut.step == 3)
     except KeyboardInterrupt:
         found["stopped"] = cut.step
+    if rank == 0:
+        shutil.copytree(folder / "cut", folder / "resumed")
     dist.barrier()
+    # Other ranks than those that began share its sequences now, and all share its weights.
+    resumed = begin(mixer, context, folder / "resumed", Ranks(COUNT))
+    resumed.train(lambda _: None)
+    weights = resumed.model.state_dict().values()
+    found["resumed"] = resumed.losses
+    found["share"] = sum(one.to_local().numel() for one in weights) / sum(one.numel() for one in weights)
     dist.destroy_process_group()
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

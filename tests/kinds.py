@@ -11,13 +11,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import (
+    DSA,
     GLA,
     GSA,
     KDA,
     MLA,
+    NSA,
     RWKV7,
     Attention,
     DeltaNet,
+    Forgetting,
     GatedDeltaNet,
     Lightning,
     Linear,
@@ -25,6 +28,7 @@ from powerplan.mixers import (
     Mamba1,
     Mamba2,
     Mixer,
+    MoBA,
     Power,
     RetNet,
     SparseStateExpansion,
@@ -129,6 +133,23 @@ MIXERS: dict[str, Mixer] = {
     "sse, convolution": SparseStateExpansion(
         **STATES | {"chunk_size": 20}, partitions=4, top_k=2, conv_size=3, conv_bias=True, gate_rank=2
     ),
+    "forgetting": Forgetting(**HEADS),
+    "forgetting, window": Forgetting(**HEADS, window=7, bias=True, qk_norm="head", output_gate=True),
+    "moba": MoBA(**HEADS, block_size=4, top_k=3),
+    "moba, norms": MoBA(**HEADS, block_size=6, top_k=1, bias="qkv", qk_norm="full", output_norm=True),
+    "nsa": NSA(**HEADS, compress_size=4, compress_stride=2, select_size=4, select_count=3, window=7),
+    "nsa, odd sizes": NSA(
+        **HEADS,
+        compress_size=5,
+        compress_stride=3,
+        select_size=4,
+        select_count=5,
+        window=2,
+        bias=True,
+        output_gate=True,
+    ),
+    "dsa": DSA(**LATENT, q_lora_rank=8, index_heads=2, index_head_dim=6, top_k=9),
+    "dsa, all keys": DSA(**LATENT, q_lora_rank=7, index_heads=3, index_head_dim=3, top_k=500, bias=True),
 }
 
 EXPERTS = MoE(experts=5, top_k=2, intermediate_size=8)

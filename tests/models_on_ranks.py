@@ -23,7 +23,7 @@ from two_processes import HEADS, MIXERS, OVER_RANKS, loss_of, small_model, some_
 
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import MLA, Attention, Lightning, RetNet
+from powerplan.mixers import MLA, Attention, GatedDeltaNet, Lightning, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
 from powerplan.models.cache import _tensors
 from powerplan.models.mixers.attention import by_halo
@@ -49,6 +49,7 @@ ATTENTION: dict[str, Any] = {
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
     "mla of large latents": MLA(heads=4, kv_lora_rank=40, **LATENT),
 }
+LATENTS = ("mla", "mla of large latents")
 CACHED = ("softmax", "window", "mla", "power", "retnet")
 KINDS: dict[str, Any] = ATTENTION | {
     "power": MIXERS["power"],
@@ -324,6 +325,15 @@ def refusals() -> dict[str, str]:
     bundle = ContextParallel(cu_seqlens=[0, 20, 32])
     filled = Cache()
     model_of(KINDS["power"])(tokens, filled)
+    rank, started = plan.rank, ContextParallel(tokens=32).start(*torch.ones(2, 1, 8, 1, 4))
+
+    def of_rank(
+        mixer: Any, rows: int, dtype: torch.dtype = torch.float64, plan: ContextParallel | None = None
+    ) -> Tensor:
+        plan = ContextParallel(tokens=32) if plan is None else plan
+        result: Tensor = model_of(mixer).to(dtype)(some_tokens(rows, 8), cp=plan)
+        return result
+
     calls: dict[str, Callable[[], Tensor]] = {
         "kind": lambda: SequenceMixer()(tokens, cp=plan),
         "cache": lambda: model_of(KINDS["power"])(tokens, filled, cp=plan),
@@ -331,6 +341,13 @@ def refusals() -> dict[str, str]:
         "prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=plan),
         "tokens": lambda: model_of(KINDS["power"])(tokens[:, 1:], cp=plan),
         "latent heads": lambda: model_of(MLA(heads=6, kv_lora_rank=8, **LATENT))(tokens, cp=plan),
+        "no plan": lambda: model_of(KINDS["power"])(tokens, cp=32),
+        "no plan of a prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=started),
+        **{f"rows of {kind}": partial(of_rank, KINDS[kind], 1 + rank % 2) for kind in (*LATENTS, "softmax", "window")},
+        "dtypes": lambda: of_rank(KINDS["softmax"], 1, torch.float32 if rank == 1 else torch.float64),
+        "mixers": lambda: of_rank(KINDS["power" if rank == 2 else "softmax"], 1),
+        "calls": lambda: of_rank(KINDS["mla"] if rank else GatedDeltaNet(heads=4, head_dim=8), 1),
+        "packed rows": lambda: of_rank(KINDS["softmax"], 2, plan=bundle),
         "positions": lambda: model_of(KINDS["power"], position_embeddings=30)(tokens, cp=plan),
     }
     said = {}

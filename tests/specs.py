@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from ffn_specs import memories, stems
 from hypothesis import strategies as st
 from long_context_specs import exponential_sparses, hyenas, memory_sparses, span_searches, wersas
 from mixer_fields import head_fields, sizes, windows
@@ -160,6 +161,16 @@ mamba1s = st.builds(
     conv_bias=st.booleans(),
     bias=st.booleans(),
     inner_norms=st.booleans(),
+) | st.builds(
+    lambda state, groups, heads, **fields: Mamba1(
+        state_dim=state, shared_size=state * groups, inner_size=state * groups * heads, **fields
+    ),
+    st.integers(1, 16),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    dt_rank=sizes,
+    conv_size=st.integers(0, 5),
+    bias=st.booleans(),
 )
 mamba2s = st.builds(lambda fields: Mamba2(**fields), mamba2_fields())
 log_linears = st.builds(lambda fields, levels: LogLinear(**fields, max_levels=levels), mamba2_fields(), sizes)
@@ -307,6 +318,7 @@ def moes(draw: st.DrawFn) -> MoE:
     )
 
 
+ffns = mlps | moes() | stems | memories()
 extras = st.builds(Extra, name=names, vectors=st.integers(1, 9), elements=st.integers(0, 99), matmul=st.booleans())
 more: dict[str, st.SearchStrategy[Any]] = {
     "extras": st.just(()) | st.lists(extras, max_size=2).map(tuple),
@@ -314,8 +326,8 @@ more: dict[str, st.SearchStrategy[Any]] = {
     "tied": st.booleans(),
 }
 layers = st.one_of(
-    st.builds(Layer, mixer=mixers, ffn=st.none() | mlps | moes(), **more),
-    st.builds(Layer, mixer=st.none(), ffn=mlps | moes(), **more),
+    st.builds(Layer, mixer=mixers, ffn=st.none() | ffns, **more),
+    st.builds(Layer, mixer=st.none(), ffn=ffns, **more),
 )
 norms = st.builds(
     Norm,

@@ -14,7 +14,7 @@ from specs import contexts, head_fields, layers, mixers, powers, specs, windows
 from powerplan.accounting import Accounting, explain, positions_text
 from powerplan.balance import Verdict, verdict_of
 from powerplan.dims import spow_dim, tiled_spow_dim
-from powerplan.ffn import MLP
+from powerplan.ffn import MLP, multiplied_terms
 from powerplan.load import catalogue_spec
 from powerplan.mixers import (
     MLA,
@@ -152,6 +152,10 @@ def test_explanation_sums_to_the_total(spec: ModelSpec, context: int) -> None:
     assert sums.get("state elements", 0) == accounting.row(context).state_elements
     stored = sums["weight FLOPs per token"] / 2 + sums["parameters outside matmuls"]
     stored += sums.get("parameters not touched", 0)
+    for use in accounting.uses:  # Weights that a token multiplies twice are stored once.
+        for block in use.layer.blocks:
+            twice = total(multiplied_terms(block, spec.hidden_size)) - total(block.matmul_terms(spec.hidden_size))
+            stored -= use.count * twice
     again = spec.vocab_size * spec.hidden_size if spec.tie_embeddings else 0
     for use in accounting.uses:
         if use.layer.tied:  # Its weights take FLOPs, and are stored with an earlier layer.

@@ -50,6 +50,8 @@ LAYERS = [
         "schema",
         "lookalikes",
         "accounting",
+        "entries",
+        "shorthand",
         "hardware",
         "defaults",
         "doctor",

@@ -59,6 +59,30 @@ def test_recurrent_state_matches(expected: dict[str, Any]) -> None:
         assert recent == expected["conv_elements"]
 
 
+PUBLISHED = [
+    ("hyenadna-large-1m", "total", "with_embeddings", 1e6, "6.6"),
+    ("stem-1b", "active", "with_embeddings", 1e9, "1.41"),
+    ("ultramemv2-1.2b", "total", "without_embeddings", 1e9, "1.18"),
+    ("apriel-h1-15b", "total", "without_input_embedding", 1e9, "15"),
+]
+
+
+@pytest.mark.parametrize(("name", "which", "convention", "unit", "printed"), PUBLISHED)
+def test_published_sizes(name: str, which: str, convention: str, unit: float, printed: str) -> None:
+    accounting = Accounting(catalogue_spec(name))
+    counts = accounting.total_parameters if which == "total" else accounting.active_parameters
+    assert f"{getattr(counts, convention) / unit:.{len(printed.partition('.')[2])}f}" == printed
+
+
+def test_published_sizes_that_are_others() -> None:
+    """STEM's total is that of its baseline with five tables beside; UltraMemV2 prints 225M for 224.4M."""
+    stem = Accounting(catalogue_spec("stem-1b"))
+    up_projections = 5 * 2048 * 8192
+    assert f"{(stem.total_parameters.with_embeddings + up_projections) / 1e9:.2f}" == "6.75"
+    ultramem = Accounting(catalogue_spec("ultramemv2-1.2b")).active_parameters.with_embeddings
+    assert 0.995 < ultramem / 225e6 < 1
+
+
 def test_every_model_is_checked() -> None:
     assert set(catalogue_names()) == {row["name"] for row in COUNTS} | ASSUMED
 

@@ -17,7 +17,18 @@ from powerplan.load import catalogue_spec
 from powerplan.mixers import KDA
 from powerplan.reproduce import Comparison, Figure, figure_sets, reproduce
 
-NAMES = ["table2", "table3", "figure2", "table4", "power-speed", "kimi", "hybrids", "training", "training-time"]
+NAMES = [
+    "table2",
+    "table3",
+    "figure2",
+    "table4",
+    "power-speed",
+    "kimi",
+    "hybrids",
+    "field",
+    "training",
+    "training-time",
+]
 
 
 def computed(name: str) -> dict[str, Comparison]:
@@ -146,6 +157,51 @@ def test_hybrids_agree_under_one_convention_or_another() -> None:
     assert comparisons["llama-2-7b-cache"].agrees == ["GiB"]
 
 
+FIELD = {
+    "apriel-throughput": {"state bytes": 2.483, "bytes at batch 1": 1.016, "bytes at batch 64": 2.084},
+    "hyena-speed": {"prompt FLOPs": 314.0},
+    "sparse-speed": {"prompt FLOPs": 2.787},
+    "msa-devices": {"all means": 2.26, "routing keys": 0.82},
+    "stem-share": {"FFN FLOPs": 100 / 3},
+    "locret-llama": {"cache bytes": 8},
+    "fa4-peak": {"bf16 peak": 1613 / 22.5},
+}
+
+
+def test_claims_of_the_field() -> None:
+    comparisons = computed("field")
+    for key, values in FIELD.items():
+        for convention, value in values.items():
+            assert float(comparisons[key].computed[convention]) == pytest.approx(value, rel=3e-3)
+
+
+def test_claims_of_the_field_by_hand() -> None:
+    """Apriel's cache and state at 16k tokens; PowerAttention's keys of the last of 128k tokens; HyenaDNA's FLOPs."""
+    comparisons = computed("field")
+    cache = 2 * 2 * 8 * 128 * 2**14
+    hybrid = 20 * cache + 30 * (4 * 4096 * 16 + 2 * 3 * 4096)
+    assert comparisons["apriel-throughput"].computed["state bytes"] == Fraction(50 * cache, hybrid)
+    weights = 8 * (4 * 256**2 + 2 * 256 * 1024 + 3 * 3 * 256)
+    attention = 8 * 2 * 256 * 2 * (10**6 + 1) // 2
+    convolution = Fraction(8 * 256 * (5 * 2**21 * 21 + 3 * 2**21), 10**6)
+    plain = 8 * (4 * 256**2 + 2 * 256 * 1024)
+    head = Fraction(2 * 16 * 256, 10**6)
+    ratio = (2 * plain + attention + head) / (2 * weights + convolution + head)
+    assert comparisons["hyena-speed"].computed["prompt FLOPs"] == ratio
+    blocks = range(512)  # Blocks of 256, and those that a query sees before its own.
+    seen = sum(1 for b in blocks for a in range(b) if b - a < 5 or (b - a) & (b - a - 1) == 0 or a == 0)
+    keys = Fraction(seen * 256, 512) + Fraction(257, 2)
+    assert comparisons["sparse-speed"].computed["state FLOPs"] == Fraction(2**17 + 1, 2) / keys
+
+
+def test_what_is_not_computed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(figure_sets()["field"].not_computed) == 9
+    said = " ".join(run(capsys, "field").split())
+    assert "not computed: UltraMemV2: 2.5B active of 120B: no sizes of its layers are published" in said
+    (result,) = json.loads(run(capsys, "field", "--format", "json"))["sets"]
+    assert result["not_computed"] == figure_sets()["field"].not_computed
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_a_figure_agrees_with_itself_only_as_printed(numerator: int, denominator: int) -> None:
     value = Fraction(numerator, denominator)
@@ -183,7 +239,7 @@ def test_json_has_every_figure_with_its_source(capsys: pytest.CaptureFixture[str
     result: dict[str, Any] = json.loads(run(capsys, "all", "--format", "json"))
     assert result["schema"] == "powerplan.reproduce/1"
     figures = [figure for one in result["sets"] for figure in one["figures"]]
-    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 114
+    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 129
     for one in result["sets"]:
         assert one["why"]
         for figure in one["figures"]:
@@ -209,4 +265,4 @@ def test_tables_fit_a_terminal_and_take_no_time(capsys: pytest.CaptureFixture[st
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tabel2"]) == 2
     message = "error: 'tabel2' is not known; did you mean table2? allowed are table2, table3, figure2, table4, "
-    assert capsys.readouterr().err == f"{message}power-speed, kimi, hybrids, training, training-time, all\n"
+    assert capsys.readouterr().err == f"{message}power-speed, kimi, hybrids, field, training, training-time, all\n"

@@ -16,13 +16,13 @@ from specs import contexts, specs, untied
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dtypes import DTYPE_BYTES
+from powerplan.entries import host_parameters, touched_experts
 from powerplan.errors import InputError
-from powerplan.ffn import MoE
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.mixers.formulas import total
-from powerplan.serving import MAX_BATCH, Fleet, Serving, touched_experts, twin
+from powerplan.serving import MAX_BATCH, Fleet, Serving, twin
 
 KIMI = "kimi-linear-48b-a3b"
 H100 = find_device("h100-sxm")
@@ -56,20 +56,25 @@ def test_a_step_is_the_sum_of_its_layers(spec: Any, context: int, batch: int, dt
     accounting, width = Accounting(spec), DTYPE_BYTES[dtype]
     serving = Serving(accounting, context, dtype)
     step = serving.step(batch)
-    idle = state = Fraction(0)
+    idle = state = host = fetched = Fraction(0)
     for group in spec.layers:
         for layer in group.period:
-            if isinstance(layer.ffn, MoE):
-                ffn = layer.ffn
-                one = Fraction(total(ffn.idle_terms(spec.hidden_size)), max(1, ffn.experts - ffn.top_k))
-                idle += group.repeat * one * (touched_experts(ffn.experts, ffn.top_k, batch) - ffn.top_k)
+            if layer.ffn is not None and layer.ffn.picks is not None:
+                entries, picked = layer.ffn.picks
+                one = Fraction(total(layer.ffn.idle_terms(spec.hidden_size)), max(1, entries - picked))
+                idle += group.repeat * one * (touched_experts(entries, picked, batch) - picked)
+                on_host = Fraction(total(layer.ffn.host_terms(spec.hidden_size)))
+                host += 0 if layer.tied else group.repeat * on_host
+                fetched += group.repeat * on_host / entries * touched_experts(entries, picked, batch)
             if layer.mixer is not None:
                 state += group.repeat * layer.mixer.decode_bytes(context, width)
     apart = Accounting(untied(spec))
     assert step.weight_bytes == (apart.active_parameters.without_input_embedding + idle) * width
     assert step.cache_bytes + step.recurrent_bytes == batch * state == batch * serving.row.decode_state_bytes_per_token
     assert step.recurrent_bytes >= 0
-    assert step.memory_bytes == serving.stored_bytes + batch * serving.row.state_bytes
+    assert serving.host_bytes == host * width == host_parameters(accounting) * width
+    assert step.memory_bytes == serving.stored_bytes - host * width + batch * serving.row.state_bytes
+    assert serving.fetched_bytes(batch) == fetched * width <= step.weight_bytes
     assert serving.cache_bytes + serving.recurrent_bytes == serving.row.state_bytes
     one = serving.step(1)
     assert one.weight_bytes == serving.row.decode_weight_bytes_per_token
@@ -87,8 +92,8 @@ def test_the_largest_batch_is_the_last_that_fits(spec: Any, context: int, count:
     if most is None:
         assert not serving.row.state_bytes
         return
-    assert serving.stored_bytes + most * serving.row.state_bytes <= fleet.memory
-    assert serving.stored_bytes + (most + 1) * serving.row.state_bytes > fleet.memory
+    assert serving.device_bytes + most * serving.row.state_bytes <= fleet.memory
+    assert serving.device_bytes + (most + 1) * serving.row.state_bytes > fleet.memory
     if 1 <= most < MAX_BATCH:
         assert serving.step(most).fits
         assert not serving.step(most + 1).fits

@@ -81,7 +81,7 @@ def test_a_smaller_budget_takes_no_more(spec: Any, context: int, less: int, more
     if is_smooth(spec):
         assert steps[0].flops <= steps[1].flops <= steps[2].flops
         assert steps[0].moved_bytes <= steps[1].moved_bytes <= steps[2].moved_bytes
-    assert steps[0].memory_bytes == few.stored_bytes + 3 * few.state_bytes
+    assert steps[0].memory_bytes == few.device_bytes + 3 * few.state_bytes
     assert few.recurrent_bytes == without.recurrent_bytes
     # Eviction behind the whole prompt saves none of its FLOPs.
     assert served(spec, context, budget=less).prefill_flops == without.prefill_flops
@@ -108,7 +108,7 @@ def test_the_memory_of_a_prompt_by_hand() -> None:
     assert (memory.chunk, memory.chunks, memory.place) == (8192, 16, "mlp")
     assert memory.activation_bytes == 8192 * 2 * (4096 + 4096 + 3 * 14_336)
     assert memory.state_bytes == chunked.state_bytes == 32 * 2 * 8 * 128 * 2 * 131_072
-    assert chunked.prefill_bytes == chunked.stored_bytes + memory.state_bytes + memory.activation_bytes
+    assert chunked.prefill_bytes == chunked.device_bytes + memory.state_bytes + memory.activation_bytes
     whole = chunked.unchunked().prefill_memory
     assert (whole.chunks, whole.activation_bytes) == (1, 16 * memory.activation_bytes)
     assert served(spec, 131_072, Dtypes("fp8"), prefill_chunk=8192).prefill_memory.activation_bytes == (

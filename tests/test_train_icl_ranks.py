@@ -107,6 +107,15 @@ def test_one_process_continues_what_ranks_have_begun(found: Found, tmp_path: Pat
     resumed.train(said.append)
     assert said == [f"{resumed.name}: {resumed.variant.steps} steps, from step 3 on"]
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
+    for own in found.each:
+        assert own["resumed"] == pytest.approx(whole.losses, rel=1e-4)
+
+
+def test_weights_are_shared(found: Found) -> None:
+    shares = [own["share"] for own in found.each]
+    assert sum(shares) == pytest.approx(1)
+    # Vectors with fewer numbers than there are ranks, such as a gate's bias, lie on the first ranks.
+    assert max(shares) < 1.1 / COUNT
 
 
 def refused(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from powerplan.ffn import MLP
-from powerplan.mixers import RWKV7, AnyMixer, Attention, Linear, Mamba1, Mamba2, Power
+from powerplan.mixers import NSA, RWKV7, AnyMixer, Attention, Forgetting, Linear, Mamba1, Mamba2, Power
 from powerplan.models import Decoder, build_model
 from powerplan.spec import LayerGroup, ModelSpec
 
@@ -27,11 +27,13 @@ MIXERS: dict[str, AnyMixer] = {
     "mamba1": Mamba1(inner_size=48, dt_rank=4, state_dim=4),
     "mamba2": Mamba2(heads=4, head_dim=12, state_dim=8, groups=2, chunk_size=16),
     "rwkv7": RWKV7(heads=4, head_dim=8, decay_rank=8, rate_rank=8, gate_rank=8, chunk_size=16),
+    "forgetting": Forgetting(**HEADS),
+    "nsa": NSA(**HEADS, compress_size=8, compress_stride=4, select_size=8, select_count=3, window=8),
 }
 
 
 OVER_RANKS = ("softmax", "window", "power", "linear")
-"""Those of them that make the hybrid model over ranks, which recurrent state space models cannot."""
+"""Those of them that make the hybrid model over ranks, which the others cannot."""
 
 
 def small_spec(*kinds: str) -> ModelSpec:

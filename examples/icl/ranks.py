@@ -1,7 +1,7 @@
 """The processes that torchrun has started, which train one model together.
 
 They stand in groups. A group has some of the sequences of a batch, and its ranks have parts of each of them
-(docs/distributed.md). All ranks have all weights, and DistributedDataParallel sums their gradients.
+(docs/distributed.md). FSDP2 shards weights, gradients and optimizer states over all ranks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import fully_shard
 
 from icl.tasks import Batch
 from powerplan.errors import InputError, MachineError
 from powerplan.kernels import ContextParallel
+from powerplan.models import Decoder
 
 
 def started_ranks() -> int | None:
@@ -71,8 +72,9 @@ class Ranks:
     def __init__(self, context_parallel: int, device: str = "cpu") -> None:
         self.rank, self.count, self.device = dist.get_rank(), dist.get_world_size(), device
         self.groups = self.count // context_parallel
-        names = ("groups", "context")
-        self.mesh = init_device_mesh(torch.device(device).type, (self.groups, context_parallel), mesh_dim_names=names)
+        kind, names = torch.device(device).type, ("groups", "context")
+        self.mesh = init_device_mesh(kind, (self.groups, context_parallel), mesh_dim_names=names)
+        self.everyone = init_device_mesh(kind, (self.count,))
         self.group = self.mesh["groups"].get_local_rank()
         self._plans: dict[int, ContextParallel] = {}
 
@@ -92,9 +94,20 @@ class Ranks:
         rows = batch.tokens.shape[0] // self.groups
         return self.tokens(batch.part(slice(self.group * rows, (self.group + 1) * rows)))
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Return the model with gradients that are means over all ranks."""
-        return DistributedDataParallel(model, device_ids=None if self.device == "cpu" else [self.device])
+    def shard(self, model: Decoder) -> None:
+        """Shard a model, which is the same on all ranks, over all of them. Its gradients become means over ranks."""
+        for layer in model.layers:
+            fully_shard(layer, mesh=self.everyone)
+        fully_shard(model, mesh=self.everyone)
+
+    def share(self, starts: Sequence[int]) -> list[tuple[int, bool]]:
+        """Return this group's share of `starts`, and whether each counts.
+
+        A layer gathers its weights from all ranks, so that groups do equally many: one with fewer does its last again.
+        """
+        rounds = -(-len(starts) // self.groups)
+        numbers = [self.group + turn * self.groups for turn in range(rounds)]
+        return [(starts[min(number, len(starts) - 1)], number < len(starts)) for number in numbers]
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum over all ranks. Raises RankError where one of them has ended."""

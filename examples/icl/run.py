@@ -25,6 +25,7 @@ from icl.saved import read_checkpoint
 from icl.settings import TaskSettings
 from icl.tasks import Task
 from icl.variants import Variant
+from icl.weights import load_model, load_optimizer, whole
 from powerplan.errors import InputError
 from powerplan.models import Decoder, build_model
 from powerplan.output import write_whole
@@ -111,7 +112,8 @@ class Run:
         self.model = build_model(variant.spec)
         scale_weights(self.model, settings.gain)
         self.model.to(environment.device)
-        self.parallel: nn.Module = self.model if self.ranks is None else self.ranks.parallel(self.model)
+        if self.ranks is not None:
+            self.ranks.shard(self.model)
         self.optimizer = build_optimizer(self.model, settings, settings.rates[variant.mixer])
         self.step = 0
         self.seconds = 0.0
@@ -135,16 +137,19 @@ class Run:
             self.train_step()
             now = time.monotonic()
             self.seconds += now - start
-            if should_stop() if self.ranks is None else self.ranks.any(should_stop()):
+            if self._on_any_rank(should_stop()):
                 self.save()
                 raise KeyboardInterrupt
-            if now - last_save > self.environment.save_seconds:
+            if self._on_any_rank(now - last_save > self.environment.save_seconds):
                 self.save()
                 last_save = now
             if now - last_report > self.environment.report_seconds:
                 report(self.progress())
                 last_report = now
         self.save()
+
+    def _on_any_rank(self, flag: bool) -> bool:
+        return flag if self.ranks is None else self.ranks.any(flag)
 
     def train_step(self) -> None:
         """Train on the batch of the next step."""
@@ -155,7 +160,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rates[self.variant.mixer] * self.rate_share(self.step)
         with autocast(self.environment.device):
-            logits = self.parallel(batch.tokens.to(self.environment.device), cp=plan)
+            logits = self.model(batch.tokens.to(self.environment.device), cp=plan)
         scored = batch.scored.to(logits.device)
         predicted = logits[scored].float(), batch.targets.to(logits.device)[scored]
         if self.ranks is None:
@@ -180,16 +185,16 @@ class Run:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
     def save(self) -> None:
-        """Write the checkpoint, which is the same with any number of ranks: the first one does."""
-        if self.ranks is not None and self.ranks.rank:
-            return
+        """Write the checkpoint, which is the same with any number of ranks. All call it, and the first one writes."""
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
         }
+        if self.ranks is not None and self.ranks.rank:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_whole(str(self.checkpoint), buffer.getvalue(), True, "--out")
@@ -200,8 +205,8 @@ class Run:
             return
         saved = read_checkpoint(self.checkpoint, self.environment.device, self.variant.steps)
         try:
-            self.model.load_state_dict(saved.model)
-            self.optimizer.load_state_dict(saved.optimizer)
+            load_model(self.model, saved.model)
+            load_optimizer(self.optimizer, saved.optimizer)
         except Exception:  # Of any class: the optimiser takes for granted what it is given.
             problem = "does not fit the model; move it away, and the run starts again"
             raise InputError(problem, str(self.checkpoint)) from None
@@ -272,12 +277,14 @@ def evaluate(
     tally = Tally(bin_edges(settings.context))
     held_out = task.held_out()
     starts = range(0, held_out.tokens.shape[0], settings.batch)
-    for first in starts if ranks is None else starts[ranks.group :: ranks.groups]:
+    for first, counts in ((start, True) for start in starts) if ranks is None else ranks.share(starts):
         part, plan = held_out.part(slice(first, first + settings.batch)), None
         if ranks is not None:
             part, plan = ranks.tokens(part), ranks.plan(settings.context)
         with autocast(device):
             logits = model(part.tokens.to(device), cp=plan).float().cpu()
+        if not counts:
+            continue
         values = measure_predictions(task.measure, logits, part.targets)
         tally.add(values[part.scored], part.curve_x[part.scored])
     if ranks is not None:

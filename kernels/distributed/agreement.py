@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 import torch.distributed as dist
+
+Said = tuple[str, dict[str, Any], str | None]
+"""What a rank says to the others: what it is about, the values, and an error or None."""
+
+
+@contextmanager
+def explained(rank: int, ranks: int) -> Iterator[None]:
+    """Say what a failed collective means: most often another rank has failed, and this one has waited for it.
+
+    rank, ranks: this rank in the group, and how many that has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
+        first = str(error).strip().split("\n")[0]
+        raise RuntimeError(
+            f"context parallelism: rank {rank} of {ranks} waited in vain for the others. "
+            "A rank has failed (its own message says why), made another call than this one, or took longer than the "
+            f"timeout of init_process_group. torch.distributed says: {first}"
+        ) from error
 
 
 class Agreement:
@@ -23,21 +46,29 @@ class Agreement:
         Each set of values is compared once. Every rank calls this with a new set at the same time.
 
         Args:
-            what: What the values belong to, in the plural, as the message names it.
-            values: Their names, and their values on this rank.
+            what: What the values belong to, in the plural, as the message names it. Ranks that come to different ones
+                at the same time hear of that.
+            values: Their names, which are the same each time for the same `what`, and their values on this rank.
         """
         if not self.check or str(values) in self._agreed[what]:
             return
-        each, errors = self._gathered(values, None)
-        for rank, error in enumerate(errors):
+        each = self._gathered((what, values, None))
+        for rank, (_, _, error) in enumerate(each):
             if error is not None:
                 raise ValueError(f"context parallelism: rank {rank} of {self.ranks} failed: {error}")
+        for rank, (other, _, _) in enumerate(each):
+            if other != each[0][0]:
+                raise ValueError(
+                    f"context parallelism: the {self.ranks} ranks make different calls: they compare {each[0][0]} on "
+                    f"rank 0, and {other} on rank {rank}"
+                )
         for name in values:
-            for rank, other in enumerate(each):
-                if other[name] != each[0][name]:
+            first = each[0][1][name]
+            for rank, (_, others, _) in enumerate(each):
+                if others[name] != first:
                     raise ValueError(
                         f"context parallelism: {what} of the {self.ranks} ranks differ in {name}: "
-                        f"{_short(each[0][name])} on rank 0, and {_short(other[name])} on rank {rank}"
+                        f"{_short(first)} on rank 0, and {_short(others[name])} on rank {rank}"
                     )
         self._agreed[what].add(str(values))
 
@@ -51,13 +82,15 @@ class Agreement:
             yield
         except (ValueError, TypeError) as error:
             if self.check and not self._agreed[what]:
-                self._gathered({}, str(error))
+                with suppress(RuntimeError):  # Another rank has failed, too. Its message is not this one's.
+                    self._gathered((what, {}, str(error)))
             raise
 
-    def _gathered(self, values: dict[str, Any], error: str | None) -> tuple[list[dict[str, Any]], list[str | None]]:
+    def _gathered(self, own: Said) -> list[Said]:
         said: list[Any] = [None] * self.ranks
-        dist.all_gather_object(said, (values, error), group=self.group)
-        return [values for values, _ in said], [error for _, error in said]
+        with explained(self.rank, self.ranks):
+            dist.all_gather_object(said, own, group=self.group)
+        return said
 
 
 def _short(value: object) -> str:

@@ -54,6 +54,7 @@ def start(
     if initial_state is not None:
         initial = tuple(initial_state) if normalize else (initial_state.kv,)
     values = {
+        "mixers": "power attention",
         "rows": k.shape[0],
         "key/value heads": k.shape[2],
         "head dims": (k.shape[3], v.shape[3]),

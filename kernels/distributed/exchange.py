@@ -12,8 +12,6 @@ that over the fragments that it sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -23,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from powerplan.kernels.distributed.agreement import explained
 from powerplan.kernels.distributed.layout import Layout
 from powerplan.kernels.distributed.transition import after, applied, is_matrix, transposed
 
@@ -105,22 +104,6 @@ class Wire:
         return batch * groups * (dim * columns * wire.itemsize + beside)
 
 
-@contextmanager
-def explained(wire: Wire) -> Iterator[None]:
-    """Say what a failed collective means: most often another rank has failed, and this one has waited for it."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors, too.
-        first = str(error).strip().split("\n")[0]
-        raise RuntimeError(
-            f"context parallelism: rank {wire.rank} of {wire.layout.ranks} waited in vain for the others. "
-            "A rank has failed (its own message says why), made another call than this one, or took longer than the "
-            f"timeout of init_process_group. torch.distributed says: {first}"
-        ) from error
-
-
 def all_gather(output: Tensor, own: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> Any:
     """Gather `own` of all ranks in `output`, one after another. Returns what to wait for, with `async_op`."""
     gather = getattr(dist, "all_gather_single", None)  # the name of all_gather_into_tensor from torch 2.13 on
@@ -154,7 +137,7 @@ class Scan:
         self.work: Any = None
         if not layout.longest:
             return
-        with explained(wire):
+        with explained(wire.rank, wire.layout.ranks):
             if wire.way == "gather":
                 self._start_gather()
             else:
@@ -164,7 +147,7 @@ class Scan:
         """Wait for the others, and return what they have for the fragments of this rank, [receivers, B, G, D, W]."""
         if not self.receivers and self.work is None:
             return self.values.new_empty(0, *self.size)
-        with explained(self.wire):
+        with explained(self.wire.rank, self.wire.layout.ranks):
             sums = self._finish_gather() if self.wire.way == "gather" else self._finish_rounds()
         return torch.stack(sums) if sums else self.values.new_empty(0, *self.size)
 

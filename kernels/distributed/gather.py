@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from powerplan.kernels.distributed.exchange import all_gather, explained
+from powerplan.kernels.distributed.agreement import explained
+from powerplan.kernels.distributed.exchange import all_gather
 from powerplan.kernels.distributed.layout import Layout, Range
 from powerplan.kernels.distributed.plan import ContextParallel
 
@@ -43,7 +44,7 @@ def gathered(plan: ContextParallel, own: Tensor, first: int = 0) -> Tensor:
         padded[at : at + stop - start] = own[start:stop]
         at += stop - start
     arrived = padded.new_empty(plan.ranks * max(counts), *own.shape[1:])
-    with explained(plan.wire):
+    with explained(plan.rank, plan.ranks):
         all_gather(arrived, padded, plan.group)
     whole = own.new_empty(plan.layout.tokens - first, *own.shape[1:])
     for rank, each in enumerate(parts):
@@ -80,7 +81,7 @@ class _Gather(torch.autograd.Function):
         sent = torch.cat([grad[place : place + stop - start] for each in parts for start, stop, place in each])
         counts = [sum(stop - start for start, stop, _ in each) for each in parts]
         arrived = grad.new_empty(plan.ranks * counts[plan.rank], *grad.shape[1:])
-        with explained(plan.wire):
+        with explained(plan.rank, plan.ranks):
             dist.all_to_all_single(arrived, sent, [counts[plan.rank]] * plan.ranks, counts, group=plan.group)
         rows = arrived.view(plan.ranks, counts[plan.rank], *grad.shape[1:]).sum(0)
         own = grad.new_zeros(ctx.size[1], *grad.shape[1:])

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from powerplan.kernels import api
-from powerplan.kernels.checks import is_integer, shown
+from powerplan.kernels.checks import check_count
+from powerplan.kernels.distributed.agreement import explained
 from powerplan.kernels.distributed.arguments import check_derivatives, check_tokens
-from powerplan.kernels.distributed.exchange import explained
 from powerplan.kernels.distributed.layout import Layout
 from powerplan.kernels.distributed.plan import ContextParallel
 
@@ -99,7 +99,12 @@ class Halo:
             itemsize: Bytes of a number.
             batch: B, rows of the batch.
             backward: Whether to count the backward pass instead of the forward pass.
+
+        Raises:
+            ValueError: A count is not an integer of at least 1.
         """
+        for name, value in (("features", features), ("itemsize", itemsize), ("batch", batch)):
+            check_count(name, value)
         return sum(self.received if backward else self.sent) * batch * features * itemsize
 
     def _before(self, index: int) -> list[Part]:
@@ -141,8 +146,7 @@ def tokens_before(plan: ContextParallel, tokens: int, *tensors: Tensor) -> tuple
         raise ValueError("tensors: none are given")
     check_derivatives(*tensors)
     with plan.agreement.of_errors("the halos"):
-        if not is_integer(tokens) or tokens < 0:
-            raise ValueError(f"tokens must be an integer of at least 0, and is {shown(tokens)}")
+        check_count("tokens", tokens, 0)
         check_tokens(plan, **{f"tensors[{place}]": x for place, x in enumerate(tensors)})
         for name in ("dtype", "device"):
             found = sorted({str(getattr(x, name)) for x in tensors})
@@ -212,7 +216,7 @@ def _all_to_all(plan: ContextParallel, halo: Halo, sent: Tensor, *, backward: bo
     give, get = (halo.received, halo.sent) if backward else (halo.sent, halo.received)
     arrived = sent.new_empty(sum(get), sent.shape[1])
     if halo.all_tokens:  # the same on all ranks, so that all make the exchange or none
-        with explained(plan.wire):
+        with explained(plan.rank, plan.ranks):
             dist.all_to_all_single(arrived, sent, get, give, group=plan.group)
     return arrived
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from powerplan.kernels.distributed.exchange import Scan, explained
+from powerplan.kernels.distributed.agreement import explained
+from powerplan.kernels.distributed.exchange import Scan
 from powerplan.kernels.distributed.plan import ContextParallel
 from powerplan.kernels.distributed.transition import gradient
 
@@ -109,7 +110,7 @@ class Join(torch.autograd.Function):
         ctx.high = entries.dtype
         if finals is not None:
             finals = finals.clone(memory_format=torch.contiguous_format)
-            with explained(plan.wire):
+            with explained(plan.rank, plan.ranks):
                 dist.all_reduce(finals, group=plan.group)
         return out.view_as(out), finals
 
@@ -124,7 +125,7 @@ class Join(torch.autograd.Function):
             grads = torch.zeros(ctx.final_size, dtype=ctx.high, device=device)
             if grad_finals is not None:
                 grads.copy_(grad_finals)
-            with explained(ctx.plan.wire):
+            with explained(ctx.plan.rank, ctx.plan.ranks):
                 dist.all_reduce(grads, group=ctx.plan.group)
         # Where states came in, it is the attention to them that leads back to the exchange.
         entries = None if ctx.entries[0] else torch.zeros(ctx.entries, dtype=ctx.high, device=device)

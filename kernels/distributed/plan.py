@@ -93,6 +93,7 @@ class ContextParallel:
         self.rank, self.ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
             raise ValueError("group does not have this process as a member")
+        checks.check_flag("check", check)
         self.agreement = Agreement(self.group, self.rank, self.ranks, check)
         with self.agreement.of_errors("the plans"):
             self.packed = cu_seqlens is not None
@@ -167,8 +168,10 @@ class ContextParallel:
             ValueError: The tensor has not as many tokens as the plan.
         """
         checks.check_tensor("x", x)
-        if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.layout.tokens:
-            raise ValueError(f"x must have {self.layout.tokens} tokens in dim {dim}, and has shape {list(x.shape)}")
+        if not is_integer(dim) or not -x.ndim <= dim < x.ndim or x.shape[dim] != self.layout.tokens:
+            raise ValueError(
+                f"x must have {self.layout.tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}"
+            )
         ranges = self.layout.ranges[self.rank] or ((0, 0),)
         return torch.cat([x.narrow(dim, start, stop - start) for start, stop in ranges], dim)
 
@@ -181,8 +184,10 @@ class ContextParallel:
             ValueError: The tensor has not as many tokens as this rank has by the plan.
         """
         checks.check_tensor("x", x)
-        if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.local_tokens:
-            raise ValueError(f"x must have {self.local_tokens} tokens in dim {dim}, and has shape {list(x.shape)}")
+        if not is_integer(dim) or not -x.ndim <= dim < x.ndim or x.shape[dim] != self.local_tokens:
+            raise ValueError(
+                f"x must have {self.local_tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}"
+            )
         from powerplan.kernels.distributed.gather import gathered
 
         return gathered(self, x.detach().movedim(dim, 0)).movedim(0, dim)
@@ -222,8 +227,13 @@ class ContextParallel:
             dtype: Of the states: torch.float32, or torch.float64 for inputs in float64.
 
         Raises:
-            ValueError: There is no such transition.
+            ValueError: A count is not an integer of at least 1, or there is no such degree or transition.
         """
+        checks.check_count("kv_heads", kv_heads)
+        checks.check_count("head_dim", head_dim)
+        checks.check_count("v_head_dim", head_dim if v_head_dim is None else v_head_dim)
+        checks.check_count("batch", batch)
+        checks.check_settings(p, None, None)
         if transition not in TRANSITIONS:
             raise ValueError(f"transition must be {', '.join(TRANSITIONS)}, and is {shown(transition)}")
         columns = (head_dim if v_head_dim is None else v_head_dim) + int(normalize)
@@ -237,7 +247,12 @@ class ContextParallel:
 
     def halo(self, tokens: int) -> Halo:
         """Return which tokens stand before this rank's fragments in their sequences, up to `tokens` of each, and what
-        it takes to bring them here: `halo(n).sent_bytes(features, itemsize)`."""
+        it takes to bring them here: `halo(n).sent_bytes(features, itemsize)`.
+
+        Raises:
+            ValueError: `tokens` is not an integer of at least 0.
+        """
+        checks.check_count("tokens", tokens, 0)
         from powerplan.kernels.distributed.halo import Halo
 
         if tokens not in self._halos:
@@ -292,11 +307,16 @@ def _group_of(group: object) -> dist.ProcessGroup:
     return group
 
 
+def _check_dim(x: Tensor, tokens: int, dim: int) -> None:
+    checks.check_tensor("x", x)
+    if not is_integer(dim) or not -x.ndim <= dim < x.ndim or x.shape[dim] != tokens:
+        raise ValueError(f"x must have {tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}")
+
+
 def _bounds(tokens: int | None, cu_seqlens: Tensor | Sequence[int] | None) -> tuple[int, ...]:
     """Return where sequences begin and end, from what is given of the two."""
     if tokens is not None and cu_seqlens is None:
-        if not is_integer(tokens) or tokens < 1:
-            raise ValueError(f"tokens must be an integer of at least 1, and is {shown(tokens)}")
+        checks.check_count("tokens", tokens)
         return 0, tokens
     if tokens is not None or cu_seqlens is None:
         fault = "none of the two is" if tokens is None else "both are"

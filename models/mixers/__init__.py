@@ -9,13 +9,16 @@ from torch import nn
 
 from powerplan.errors import InputError
 from powerplan.mixers import (
+    DSA,
     GLA,
     GSA,
     KDA,
     MLA,
+    NSA,
     RWKV7,
     Attention,
     DeltaNet,
+    Forgetting,
     GatedDeltaNet,
     Lightning,
     Linear,
@@ -23,6 +26,7 @@ from powerplan.mixers import (
     Mamba1,
     Mamba2,
     Mixer,
+    MoBA,
     Power,
     RetNet,
     SparseStateExpansion,
@@ -30,8 +34,12 @@ from powerplan.mixers import (
 from powerplan.models.mixers.attention import SoftmaxAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.delta import DeltaNetMixer, GatedDeltaNetMixer, GatedLinearAttention, KimiDeltaAttention
+from powerplan.models.mixers.dsa import SparseLatentAttention
+from powerplan.models.mixers.forgetting import ForgettingAttention
 from powerplan.models.mixers.mamba import LogLinearMixer, Mamba1Mixer, Mamba2Mixer
 from powerplan.models.mixers.mla import LatentAttention
+from powerplan.models.mixers.moba import MixtureOfBlocks
+from powerplan.models.mixers.nsa import NativeSparseAttention
 from powerplan.models.mixers.partitions import PartitionedAttention
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
@@ -56,13 +64,20 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
     GSA: (GatedSlotAttention, ()),
     SparseStateExpansion: (PartitionedAttention, ()),
     LogLinear: (LogLinearMixer, ()),
+    Forgetting: (ForgettingAttention, ()),
+    MoBA: (MixtureOfBlocks, ("rope",)),
+    NSA: (NativeSparseAttention, ("rope",)),
+    DSA: (SparseLatentAttention, ("rope",)),
 }
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
 UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
     Attention: ("shared_kv", "keys_as_values", "differential"),
     MLA: ("output_gate",),
+    Forgetting: ("sinks", "shared_kv", "keys_as_values", "differential"),
     KDA: ("full_rank",),
+    DSA: ("output_gate", "shared_index"),
+    Mamba1: ("shared_size",),
 }
 """Fields that planning counts and no module has."""
 
@@ -70,7 +85,7 @@ UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
 def unbuilt_field(mixer: Mixer) -> str | None:
     """Return the field of UNBUILT that a mixer sets, or None."""
     fields = UNBUILT.get(type(mixer), ())
-    return next((field for field in fields if getattr(mixer, field) not in (False, "none")), None)
+    return next((field for field in fields if getattr(mixer, field) not in (False, None, "none")), None)
 
 
 def build_mixer(

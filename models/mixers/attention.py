@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from powerplan.kernels.distributed.gather import gather_tokens
 from powerplan.kernels.distributed.halo import tokens_before
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import Attention
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.models.mixers.ranks import (
     can_share,
+    compare_calls,
     heads_for_ranks,
     heads_for_tokens,
     swapped_numbers,
@@ -67,6 +69,7 @@ class SoftmaxAttention(GroupedHeadsMixer):
     def mix_shared(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
     ) -> tuple[Tensor, Any]:
+        compare_calls(cp, "attention", return_state, q=q, k=k, v=v)
         state = None
         if return_state:
             tokens = cp.layout.tokens
@@ -107,7 +110,8 @@ def attention_over_ranks(
     k, v = heads_for_ranks(k, cp.ranks), heads_for_ranks(v, cp.ranks)
     own_sinks = None if sinks is None else sinks.chunk(cp.ranks)[cp.rank]
     q, k, v = (tokens_for_heads(x, cp) for x in (q, k, v))
-    return heads_for_tokens(by_sequence(q, k, v, cp, window, own_sinks), cp)
+    out: Tensor = heads_for_tokens(by_sequence(q, k, v, cp, window, own_sinks), cp)
+    return out
 
 
 def by_halo(cp: ContextParallel, window: int | None, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> bool:
@@ -149,11 +153,7 @@ def _after_halo(
                 for x, earlier in zip((k, v), past, strict=True)
             )
             parts.append(softmax_attention(q[:, own], keys, values, window, sinks, compiled=not cp.packed))
-    if parts:
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    # Without tokens there is nothing to compute, and the graph leads to the inputs all the same.
-    nothing = torch.stack([x.sum().to(v.dtype) for x in (q, k, v, sinks) if x is not None]).sum()
-    return v.new_empty(*q.shape[:3], v.shape[3]) + nothing
+    return joined_outputs(parts, (q, k, v, sinks), (*q.shape[:3], v.shape[3]), v)
 
 
 def softmax_attention(

@@ -76,6 +76,14 @@ def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) 
         raise InputError(str(error)) from None
 
 
+def check_plan(cp: object) -> None:
+    """Raise InputError unless cp is a ContextParallel, or None. What `ContextParallel.start` returns is of one call."""
+    from powerplan.kernels import ContextParallel
+
+    if cp is not None and not isinstance(cp, ContextParallel):
+        raise InputError(f"cp must be a ContextParallel or None, and is {type(cp).__name__}")
+
+
 def _in_backward_pass() -> bool:
     """Return whether autograd is running a backward pass. torch 2.13 has no public function that tells."""
     return bool(torch._C._current_graph_task_id() != -1)

@@ -20,7 +20,7 @@ from powerplan.mixers import MLA
 from powerplan.models.cache import GrowingBuffer
 from powerplan.models.mixers.attention import by_sequence, softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
-from powerplan.models.mixers.ranks import can_share, heads_for_tokens, rope_of_rank, tokens_for_heads
+from powerplan.models.mixers.ranks import can_share, compare_calls, heads_for_tokens, rope_of_rank, tokens_for_heads
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
 
@@ -70,7 +70,9 @@ class LatentAttention(SequenceMixer):
             raise InputError(f"cp: {self.heads} heads cannot be shared by {cp.ranks} ranks: mla exchanges whole heads")
         cos_sin = None if self.rope is None else rope_of_rank(cp, self.rope_dim, x.device, self.rope)
         q_nope, q_rope, entries = self.project(x, cos_sin)
-        q = tokens_for_heads(torch.cat((q_nope, q_rope), -1), cp)
+        q = torch.cat((q_nope, q_rope), -1)
+        compare_calls(cp, "mla", return_state, q=q, latents=entries)
+        q = tokens_for_heads(q, cp)
         gathers = self.gathers(cp.ranks)
         whole = gather_tokens(cp, entries) if gathers or return_state else entries
         if gathers:
@@ -86,10 +88,16 @@ class LatentAttention(SequenceMixer):
         heads that others have expanded: where it receives fewer numbers that way. The FLOPs are the same."""
         return ranks * (self.latent_dim + self.rope_dim) <= self.heads * (self.nope_dim + self.rope_dim + self.v_dim)
 
-    def project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def query_input(self, x: Tensor) -> Tensor:
+        """Return what the queries of x [B, T, m] are projected from: their normalised latents, or x without latents."""
+        return x if self.q_down is None else self.q_norm(self.q_down(x))
+
+    def project(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, query_input: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return q_nope [B, T, H, n], q_rope [B, T, H, r] and the entries [B, T, L + r] of x [B, T, m], rotated by the
-        cosines and sines of its positions."""
-        q = self.q_proj(x if self.q_down is None else self.q_norm(self.q_down(x)))
+        cosines and sines of its positions. query_input: `query_input` of x, where it is there already."""
+        q = self.q_proj(self.query_input(x) if query_input is None else query_input)
         q_nope, q_rope = torch.split(q.unflatten(-1, (self.heads, -1)), [self.nope_dim, self.rope_dim], -1)
         latents, k_rope = torch.split(self.kv_down(x), [self.latent_dim, self.rope_dim], -1)
         if self.rope is not None and cos_sin is not None:
@@ -117,12 +125,16 @@ class LatentAttention(SequenceMixer):
 
         The expansion of the keys is applied to the query, and that of the values to the sum of latents at the end.
         """
-        weight = self.kv_proj.weight.view(self.heads, self.nope_dim + self.v_dim, self.latent_dim)
-        k_weight, v_weight = torch.split(weight, [self.nope_dim, self.v_dim], 1)
-        q_latent = torch.einsum("bthn,hnl->bhtl", q_nope, k_weight)
+        k_weight, v_weight = self.expansions()
         # All heads share the keys, so heads take the place of queries: [B, 1, H, L + r]
-        q = torch.cat((q_latent, q_rope.transpose(1, 2)), -1).transpose(1, 2)
+        q = torch.cat((torch.einsum("bthn,hnl->bthl", q_nope, k_weight), q_rope), -1)
         scale = (self.nope_dim + self.rope_dim) ** -0.5
         k = entries[:, None]
         summed_latents = F.scaled_dot_product_attention(q, k, k[..., : self.latent_dim], scale=scale)
         return torch.einsum("bthl,hvl->bthv", summed_latents, v_weight)
+
+    def expansions(self) -> tuple[Tensor, Tensor]:
+        """Return the matrices that expand a latent to keys [H, n, L] and to values [H, v, L]."""
+        weight = self.kv_proj.weight.view(self.heads, self.nope_dim + self.v_dim, self.latent_dim)
+        k_weight, v_weight = torch.split(weight, [self.nope_dim, self.v_dim], 1)
+        return k_weight, v_weight

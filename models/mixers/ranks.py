@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from powerplan.kernels.distributed.exchange import explained
+from powerplan.kernels.api import requires_gradient
+from powerplan.kernels.distributed.agreement import explained
+from powerplan.kernels.distributed.arguments import check_derivatives, check_tokens
 from powerplan.models.rope import rope_cos_sin
 from powerplan.rope import Rope
 
@@ -21,12 +23,43 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def compare_calls(cp: ContextParallel, kind: str, return_state: bool, **tensors: Tensor) -> None:
+    """Check tensors [B, t, ...] whose tokens ranks are about to exchange.
+
+    Args:
+        cp: Which rank has which tokens.
+        kind: The kind of the mixer.
+        return_state: Whether the tokens of all ranks are wanted for a cache.
+        **tensors: This rank's tokens.
+
+    Raises:
+        ValueError: A tensor has not this rank's tokens, or ranks differ in what they give, on all ranks where the plan
+            checks.
+    """
+    check_derivatives(*tensors.values())
+    with cp.agreement.of_errors("the calls"):
+        check_tokens(cp, **tensors)
+    first = next(iter(tensors.values()))
+    values = {
+        "mixers": kind,
+        "rows": first.shape[0],
+        **{f"features of {name}": tuple(x.shape[2:]) for name, x in tensors.items()},
+        "dtype": str(first.dtype),
+        "return_state": return_state,
+        "gradients (recorded or not)": requires_gradient(*tensors.values()),
+    }
+    cp.agreement.on("the calls", values)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def tokens_for_heads(x: Tensor, cp: ContextParallel) -> Tensor:
     """[B, t, H, d], this rank's tokens of all heads -> [B, T, H / ranks, d], all tokens of this rank's heads."""
     swapped: Tensor = _Swap.apply(x, cp, True)  # type: ignore[no-untyped-call]
     return swapped
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def heads_for_tokens(x: Tensor, cp: ContextParallel) -> Tensor:
     """[B, T, H / ranks, d], all tokens of this rank's heads -> [B, t, H, d], this rank's tokens of all heads."""
     swapped: Tensor = _Swap.apply(x, cp, False)  # type: ignore[no-untyped-call]
@@ -92,7 +125,7 @@ def _to_tokens(x: Tensor, cp: ContextParallel) -> Tensor:
 
 def _all_to_all(sent: Tensor, send: list[int], receive: list[int], cp: ContextParallel) -> Tensor:
     arrived = sent.new_empty(sum(receive), *sent.shape[1:])
-    with explained(cp.wire):
+    with explained(cp.rank, cp.ranks):
         dist.all_to_all_single(arrived, sent.contiguous(), receive, send, group=cp.group)
     return arrived
 

@@ -156,7 +156,7 @@ def reproduce(
     name: Annotated[
         str,
         name_argument(
-            "table2, table3, figure2, table4, power-speed, kimi, hybrids, training, training-time, or all.",
+            "table2, table3, figure2, table4, power-speed, kimi, hybrids, field, training, training-time, or all.",
             "[NAME]",
             set_names,
         ),

@@ -1,4 +1,4 @@
-"""Families with Mamba beside attention: Bamba, Granite 4, Falcon-H1, and Zamba, whose attention shares its weights."""
+"""Families with Mamba beside attention: Bamba, Granite 4, Falcon-H1, Apriel-H1, and Zamba with one shared attention."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from msgspec.structs import replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.huggingface.mamba import MAMBA_KEYS, mamba1
 from powerplan.huggingface.parts import FULL, LINEAR
-from powerplan.mixers import Attention, Mamba2
+from powerplan.mixers import Attention, Mamba1, Mamba2
 from powerplan.spec import Layer, ModelSpec
 
 REMAPPED = {"mamba": LINEAR, "attention": FULL, "multihead_attention": FULL}
@@ -92,6 +92,50 @@ def falcon_h1(config: Config, name: str) -> ModelSpec:
     )
     config.note("each layer of the file is two here: Mamba-2, and attention beside it with the MLP")
     return parts.assemble(config, name, list(pair) * config.layer_count)
+
+
+APRIEL_SSM = {"d_state": 64, "d_conv": 4, "d_inner": 4096}
+"""What Apriel-H1's code sets in ssm_cfg where a file leaves it out (configuration_apriel_hybrid_ssm.py)."""
+
+
+def apriel_hybrid(config: Config, name: str) -> ModelSpec:
+    """Apriel-H1: attention (t) or Mamba (m2) in each layer of hybrid_block_layout, and Mistral's MLP in all.
+
+    The Mamba layers stand in the place of attention's heads: their input and B have the features of its values and
+    keys (d_xb), their gate and C those of its queries (d_inner).
+    """
+    words = config.strings("hybrid_block_layout") or []
+    layout = words * config.layer_count if len(words) == 1 else words
+    if len(layout) != config.layer_count or set(layout) - {"t", "m2"}:
+        problem = (
+            f"hybrid_block_layout must say t or m2 (no other block is read) for each of {config.layer_count} layers"
+        )
+        raise config.error(problem, "hybrid_block_layout")
+    mlp = MLP(intermediate_size=config.integer("intermediate_size"))
+    by_kind = {"t": Layer(mixer=parts.attention(config, bias=False), ffn=mlp)}
+    if "m2" in layout:
+        by_kind["m2"] = Layer(mixer=_apriel_mamba(config), ffn=mlp)
+    return parts.assemble(config, name, [by_kind[kind] for kind in layout])
+
+
+def _apriel_mamba(config: Config) -> Mamba1:
+    hidden, own = config.integer("hidden_size"), config.nested("ssm_cfg")
+    if own is None:
+        raise config.error("ssm_cfg is missing, and m2 layers need it", "hybrid_block_layout")
+    own.complete(APRIEL_SSM, {})
+    for key in ("repeat_kv_before_conv", "dt_proj_bias"):
+        if not own.boolean(key, True):
+            raise own.error(f"{key} false is not supported: no published Apriel-H1 has it", key)
+    rank = own.data.get("dt_rank", "auto")
+    return Mamba1(
+        inner_size=own.integer("d_inner"),
+        dt_rank=-(-hidden // 16) if rank == "auto" else own.integer("dt_rank"),
+        state_dim=own.integer("d_state"),
+        conv_size=own.integer("d_conv", high=1024),
+        conv_bias=own.boolean("conv_bias", True),
+        bias=own.boolean("bias", False),
+        shared_size=own.integer("d_xb", default=hidden),
+    )
 
 
 HYBRID = "hybrid"
@@ -186,7 +230,12 @@ def zamba2(config: Config, name: str) -> ModelSpec:
 ZAMBA2 = frozenset({"kv_channels", "mamba_headdim", "num_query_groups", "use_conv_bias"})
 """Keys of Zamba 2 that follow from others, and use_conv_bias, which its code does not read."""
 
+APRIEL = keys("activation chunk_size dt_init dt_init_floor dt_max dt_min dt_scale expand n_qk_heads n_v_heads")
+"""Keys of ssm_cfg that belong to other blocks, to the start of training, or to what d_inner says."""
+
 FAMILIES: dict[str, Family] = {
+    "apriel_hybrid_ssm": Family(apriel_hybrid, like="mistral", inert=APRIEL),
+    "apriel_ssm_thinker_hybrid": Family(apriel_hybrid, like="mistral", inert=APRIEL),
     "bamba": Family(bamba),
     "falcon_h1": Family(falcon_h1, inert=frozenset({"mamba_expand"})),
     "granitemoehybrid": Family(granite_hybrid, inert=frozenset({"position_embedding_type"})),

@@ -93,6 +93,11 @@ SYMBOLS = {
     "s": "width of the shared experts",
     "l": "width of latent experts",
     "Z": "experts that compute nothing",
+    "shared": "features of input and B that groups of heads share (Mamba)",
+    "subkeys": "keys of each of two sets",
+    "picks": "values that a query of a memory finds",
+    "pre": "input width of a memory's neurons",
+    "rank": "Tucker rank of a memory's keys",
     "vectors": "vectors of the hidden size",
     "elements": "further elements",
 }

@@ -20,6 +20,9 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     """Mamba: a diagonal state of N per inner channel, with step size, B and C from the data.
 
     parameters in matmuls: 2mI + WI + I(R + 2N) + RI + Im; A, D and the biases of step size and convolution IN + 3I more
+    With `shared_size` (Mamba in place of attention's heads) the hidden state is projected to gate and C of I features,
+    to the input and B of `shared` features, which groups of I/N heads of N channels share, and to the step size:
+    m(2I + 2 shared + R) + WI + RI + Im.
     state: IN, and (W - 1)I of the convolution
     state FLOPs per token: 6IN: 1 for step size times A (its exponential is not counted), 1 for the decay, 2 for the
     update, 2 for the output. A scan does the same work, so both forms are equal.
@@ -32,11 +35,15 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     conv_bias: whether this convolution has biases.
     bias: of both projections.
     inner_norms: RMSNorms on step size, B and C (Jamba), R + 2N weights.
+    shared_size: features of the input and of B, which groups of heads share as attention's keys and values; every
+    channel has an input of its own where left out.
     """
 
-    source = "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2"
+    source = (
+        "Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and section 3.2; shared_size: Wang et al. 2024, arXiv 2408.15237"
+    )
     saved_source = "mamba_ssm, ops/selective_scan_interface.py, MambaInnerFn.forward"
-    letters = "I=inner_size N=state_dim R=dt_rank W=conv_size m"
+    letters = "I=inner_size N=state_dim R=dt_rank W=conv_size shared=shared_size m"
     transition = "I*N"
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
@@ -48,6 +55,24 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     conv_bias: bool = True
     bias: bool = False
     inner_norms: bool = False
+    shared_size: Size | None = None
+
+    def check(self) -> None:
+        if self.shared_size is None:
+            return
+        if self.inner_norms:
+            raise problem("inner_norms", "has no place with shared_size: B and C are no projections of one input")
+        for field, size in (("inner_size", self.inner_size), ("shared_size", self.shared_size)):
+            if size % self.state_dim:
+                raise problem(field, f"{size} is no multiple of state_dim {self.state_dim}, the channels of a head")
+        if self.inner_size % self.shared_size:
+            raise problem("shared_size", f"{self.shared_size} does not divide inner_size {self.inner_size}")
+
+    def whole_sizes(self) -> dict[str, int]:
+        return super().whole_sizes() | ({"shared_size": self.shared_size} if self.shared_size else {})
+
+    def width_divisor(self) -> int:
+        return super().width_divisor() // (self.state_dim if self.shared_size else 1)
 
     @classmethod
     def from_layer(cls, mixer: Mixer, hidden: int) -> Inherited:
@@ -60,6 +85,12 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         return cls(inner_size=v_head_dim, dt_rank=1)
 
     def matmul_formulas(self) -> Formulas:
+        if self.shared_size:
+            return (
+                ("projections", "m*(2*I + 2*shared) + I*m"),
+                ("step size", "m*R + R*I"),
+                ("short convolutions", "W*I"),
+            )
         return (
             ("projections", "2*m*I + I*m"),
             ("step size, B, C", "I*(R + 2*N) + R*I"),
@@ -67,6 +98,13 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         )
 
     def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
+        if self.shared_size:
+            return (
+                ("projections", "1", "2*I + 2*shared", "m"),
+                ("projections", "1", "m", "I"),
+                ("step size", "1", "R", "m"),
+                ("step size", "1", "I", "R"),
+            )
         return (
             ("projections", "1", "2*I", "m"),
             ("projections", "1", "m", "I"),
@@ -78,25 +116,26 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
         return (
             ("A, D, step size", "I*N + 2*I"),
             ("biases", "I" if self.conv_size and self.conv_bias else ""),
-            ("biases", "2*I + m" if self.bias else ""),
+            ("biases", ("2*I + 2*shared + R + m" if self.shared_size else "2*I + m") if self.bias else ""),
             ("inner norms", "R + 2*N" if self.inner_norms else ""),
         )
 
     def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
         """Return the input, both halves of its projection, step size, B and C, outputs, and a state per 2,048 tokens.
 
-        The kernel computes the convolution and the step sizes again.
+        The kernel computes the convolution and the step sizes again. With shared_size the scan's own kernel keeps what
+        it reads (mamba_ssm, SelectiveScanFn.forward): convolved inputs, step size, B and C of all heads, and the gate.
         """
         return kept(
             ("input", "activations", "m"),
-            ("projections", "activations", "2*I + R + 2*N"),
+            ("projections", "activations", "6*I + R" if self.shared_size else "2*I + R + 2*N"),
             ("outputs", "activations", "I"),
             ("states", "fp32", "2*I*N*states"),
         )
 
     def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
         """Return the scan's: convolved inputs and step sizes again, their gradients, and those of its inputs."""
-        return (kept(("gradients", "activations", "6*I + R + 2*N")),)
+        return (kept(("gradients", "activations", "6*I + R" if self.shared_size else "6*I + R + 2*N")),)
 
     def saved_values(self, context: int, kernels: Kernels) -> dict[str, Rational]:
         return {"states": Fraction(-(-context // SCAN_CHUNK), context)}

@@ -199,7 +199,7 @@ def _label(model: Served, serving: Serving, models: Sequence[Served]) -> str:
     if fleet is None:
         return text
     most = serving.largest_batch
-    if serving.stored_bytes > fleet.memory:
+    if serving.device_bytes > fleet.memory:
         return f"{text}, the weights do not fit"
     if most is None:
         return f"{text}, any batch fits"

@@ -17,7 +17,7 @@ from torch import Tensor
 from powerplan import kernels
 from powerplan.dims import spow_dim
 from powerplan.errors import MachineError
-from powerplan.ffn import MoE
+from powerplan.ffn import MLP, MoE
 from powerplan.kernels.testing import Case, arguments, budget, largest_error, plain, results, widened
 from powerplan.mixers import Mamba1
 from powerplan.models import Slot
@@ -241,7 +241,7 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
     elif mixer.window_size is not None:
         changes["window"] = min(mixer.window_size, 40)
     mixer, ffn = msgspec.structs.replace(mixer, **changes), workload.ffn
-    if ffn is not None:
+    if isinstance(ffn, MLP | MoE):
         ffn = msgspec.structs.replace(ffn, intermediate_size=min(ffn.intermediate_size, MAX_WIDTH))
     if isinstance(ffn, MoE):
         # Every token takes all experts: rounding could change the choice of one between two of equal score.

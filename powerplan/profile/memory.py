@@ -12,7 +12,7 @@ import torch
 
 from powerplan.dims import spow_dim
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.ffn import MoE
+from powerplan.ffn import MLP, MoE
 from powerplan.mixers import GLA, GSA, KDA, LogLinear, Mamba1
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import total
@@ -73,7 +73,7 @@ def bytes_needed(workload: Workload, timed: TimedMixer, point: Point) -> int:
     if point.part == "state":
         return int(needed)
     inner = heads if point.part in ("projections", "layer") else 0
-    if workload.ffn is not None and point.part in ("ffn", "layer"):
+    if isinstance(workload.ffn, MLP | MoE) and point.part in ("ffn", "layer"):  # No other FFN is built.
         channels = workload.ffn.intermediate_size
         if isinstance(workload.ffn, MoE):
             channels = workload.ffn.top_k * (channels + 2 * hidden) + workload.ffn.shared_intermediate_size

@@ -11,6 +11,7 @@ import msgspec
 from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.ffn import MLP, MoE
 from powerplan.measured import RECURRENT
 from powerplan.mixers import FeatureAttention, GroupedHeads, LogLinear, Mixer
 from powerplan.mixers.delta import DeltaRule
@@ -115,6 +116,9 @@ def workload_of(
     if any(getattr(own, "sinks", False) for own in spec.mixers()):
         notes.append("attention sinks are not timed: they are left out of the layer")
     layer, positions = _most_frequent_layer(spec)
+    if layer.ffn is not None and not isinstance(layer.ffn, MLP | MoE):
+        kind = layer.ffn.kind
+        raise InputError(f"{spec.name} has {layer.ffn.describe()} in {positions}, and {kind} is not built", "MODEL")
     return Workload(
         spec=spec,
         layer=layer,

@@ -9,7 +9,7 @@ import msgspec
 
 from powerplan.dims import default_chunk_size
 from powerplan.errors import printable
-from powerplan.ffn import AnyFFN
+from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.measured import Direction
 from powerplan.mixers import RWKV7, FeatureAttention, GroupedHeads, Mamba1, Mamba2, Mixer
 from powerplan.mixers.base import HeadShape
@@ -189,8 +189,10 @@ class Workload:
         spec = self.spec
         text = None
         if self.ffn is not None:
-            kind = self.ffn.describe() + (" experts of" if self.ffn.kind == "moe" else "")
-            text = f"{kind} {self.ffn.intermediate_size:,}{', gated' * self.ffn.gated}"
+            text = self.ffn.describe()
+            if isinstance(self.ffn, MLP | MoE):
+                text += f"{' experts of' * isinstance(self.ffn, MoE)} {self.ffn.intermediate_size:,}"
+                text += ", gated" * self.ffn.gated
         rope = spec.rope_of(self.layer) is not None
         name = printable(spec.name)
         return LayerShape(model=name, positions=self.positions, hidden_size=spec.hidden_size, ffn=text, rope=rope)

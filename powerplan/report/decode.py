@@ -54,6 +54,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         | {
             "twin_of": models[model.twin_of[0]].accounting.spec.name if model.twin_of else None,
             "stored_bytes": json_number(model.servings[0].stored_bytes),
+            "host_bytes": json_number(model.servings[0].host_bytes),
             "contexts": [_context(serving, batches) for serving in model.servings],
         }
         for model in models
@@ -119,8 +120,17 @@ def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) ->
         f"{', '.join(['weights', *(words[key] for key in states)])}: bytes of one step, in which each sequence of the "
         f"batch gets a token at the end of the context; {', '.join(formats)}."
     )
-    experts = any(model.accounting.spec.mixtures() for model in models)
-    return f"{text} Experts read: those that the batch is expected to touch." if experts else text
+    ffns = [use.layer.ffn for model in models for use in model.accounting.uses]
+    entries = [
+        "experts" * any(ffn.picks is not None and not ffn.is_table for ffn in ffns if ffn is not None),
+        "rows of tables and memories" * any(ffn.is_table for ffn in ffns if ffn is not None),
+    ]
+    read = " and ".join(filter(None, entries))
+    if read:
+        text += f" {read[0].upper()}{read[1:]} read: those that the batch is expected to touch."
+    if any(model.servings[0].host_bytes for model in models):
+        text += " Rows on the host come over its link, for which no time counts."
+    return text
 
 
 def _context(serving: Serving, batches: Sequence[int]) -> dict[str, Any]:
@@ -142,6 +152,7 @@ def _step(step: Step) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "batch": step.batch,
         "weight_bytes": json_number(step.weight_bytes),
+        "fetched_bytes": json_number(step.fetched_bytes),
         "cache_bytes": json_number(step.cache_bytes),
         "recurrent_bytes": json_number(step.recurrent_bytes),
         "bytes_per_token": json_number(step.moved_bytes / step.batch),
@@ -171,7 +182,7 @@ def _facts(model: Served) -> list[str]:
     """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
     name, first = model.accounting.spec.name, model.servings[0]
     size, formats = parameters_text(model.accounting), weights_text(model.accounting.spec, first.dtypes)
-    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}")
+    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}{_on_host(first)}")
     for serving in model.servings:
         state = " + ".join(_sizes(serving))
         prompt = f"prefill {format_quantity(serving.prefill_flops, 'FLOPs')}"
@@ -181,6 +192,13 @@ def _facts(model: Served) -> list[str]:
             text += f", {format_duration(float(serving.prefill_seconds))}; {_largest(serving, serving.fleet)}"
         lines += [*_lines(text, "  "), *policy_lines(serving, "    ")]
     return lines
+
+
+def _on_host(serving: Serving) -> str:
+    if not serving.host_bytes:
+        return ""
+    host, fetched = format_bytes(serving.host_bytes), format_bytes(serving.fetched_bytes(1))
+    return f", {host} of them on the host, of which a token fetches {fetched}"
 
 
 def _sizes(serving: Serving) -> list[str]:
@@ -193,7 +211,7 @@ def _sizes(serving: Serving) -> list[str]:
 
 
 def _largest(serving: Serving, fleet: Fleet) -> str:
-    if serving.stored_bytes > fleet.memory:
+    if serving.device_bytes > fleet.memory:
         return f"the weights do not fit in the {format_bytes(fleet.memory)} of {_place(fleet)}"
     most = serving.largest_batch
     if most is None:

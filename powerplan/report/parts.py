@@ -8,6 +8,7 @@ from typing import Any
 
 from powerplan.accounting import Accounting, Row
 from powerplan.dtypes import STATE_DTYPE, Dtypes
+from powerplan.entries import host_parameters
 from powerplan.report.colour import side_of
 from powerplan.report.tables import Column, grouped
 from powerplan.spec import ModelSpec
@@ -48,6 +49,8 @@ def parameters_text(accounting: Accounting) -> str:
     """Return the size of a model in words: "671B parameters, 37.6B active"."""
     total, active = accounting.total_parameters.with_embeddings, accounting.active_parameters.with_embeddings
     size = f"{format_parameters(total)} parameters"
+    if host_parameters(accounting):
+        size += f", {format_parameters(host_parameters(accounting))} of them on the host"
     return size if active == total else f"{size}, {format_parameters(active)} active"
 
 
@@ -59,6 +62,7 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
         "name": accounting.spec.name,
         "params_total": total.with_embeddings,
         "params_active": active.with_embeddings,
+        "params_on_host": host_parameters(accounting),
         "position_embeddings": accounting.spec.position_embeddings,
         "trained_context": accounting.spec.trained_context,
         "quantization": quantization.method if quantization else None,
@@ -67,6 +71,17 @@ def model_entry(accounting: Accounting) -> dict[str, Any]:
             for name in ("with_embeddings", "without_input_embedding", "without_embeddings")
         },
     }
+
+
+def on_host(accounting: Accounting) -> str:
+    """Return the sentence, led by a space, for a training run whose tables lie in the memory of the host; else ""."""
+    held = host_parameters(accounting)
+    if not held:
+        return ""
+    return (
+        f" {format_parameters(held)} parameters stay on the host with their gradients and optimizer states; the way of "
+        "their rows to the devices takes no time here."
+    )
 
 
 def json_float(value: Fraction | None) -> float | None:

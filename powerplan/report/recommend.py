@@ -11,6 +11,7 @@ from typing import Any
 
 from powerplan.errors import listed
 from powerplan.report.advice import HYPOTHESIS, advice, advice_entry
+from powerplan.report.citing import findings
 from powerplan.report.colour import Role, side_of
 from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
 from powerplan.report.reasons import gain, why
@@ -57,6 +58,7 @@ def recommend_report(answer: Recommendation, command: Sequence[str], written: st
         "balanced_window_layers": None if window is None else "growing" if window.partial else "all",
         "gain": saved,
         **advice_entry(advised),
+        "findings": findings(answer),
         **run_entry(answer),
     }
     title = [
@@ -65,7 +67,8 @@ def recommend_report(answer: Recommendation, command: Sequence[str], written: st
     ]
     before = [*wrapped(shortfall(answer), "target: "), *run_lines(answer)]
     after = [line for entry in entries for line in wrapped(entry["why"], f"{entry['rank']:>2}  ")]
-    after += ["", *wrapped(HYPOTHESIS), *run_notes(answer), *_lacking(answer)]
+    after += ["", *(line for text in (HYPOTHESIS, *findings(answer)) for line in wrapped(text))]
+    after += [*run_notes(answer), *_lacking(answer)]
     return Report(
         SCHEMA,
         payload,

@@ -51,6 +51,7 @@ def _set(result: SetResult) -> dict[str, Any]:
         "agreeing": {name: result.agreeing(name)[0] for name in result.figures.conventions},
         "why": result.figures.why,
         "remarks": result.remarks(),
+        "not_computed": result.figures.not_computed,
         "figures": [_figure(comparison, result.figures.source) for comparison in result.comparisons],
     }
 
@@ -87,6 +88,8 @@ def _section(result: SetResult) -> Report:
         columns.append(Column("efficiency", "effi-\nciency"))
     after = _wrapped(f"{AGREES} prints as published: {_agreement(result, side_by_side)}. {figures.why}")
     after += [line for remark in result.remarks() for line in _wrapped(remark)]
+    for claim, reason in figures.not_computed.items():
+        after += wrapped(f"not computed: {claim}: {reason}", "", 2)
     legend = []
     for name, meaning in figures.conventions.items():
         legend += wrapped(f"{name}: {meaning}", "  ", 4)

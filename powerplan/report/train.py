@@ -11,7 +11,7 @@ from typing import Any
 from powerplan.report.colour import side_of
 from powerplan.report.documents import lengths_entry
 from powerplan.report.exchanges import exchange_entries, exchange_section
-from powerplan.report.parts import json_float, model_entry, show_ratio
+from powerplan.report.parts import json_float, model_entry, on_host, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
 from powerplan.report.train_documents import documents_sections, run_documents_entry
@@ -384,4 +384,5 @@ def _assumptions(plan: TrainingPlan) -> list[str]:
     return checked + wrapped(
         f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Weights are gathered and gradients "
         "reduced behind compute, rings behind attention, half of tensor parallelism behind matmuls."
+        f"{on_host(plan.accounting)}"
     )

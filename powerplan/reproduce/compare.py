@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.reproduce.field import field, memory_remark
 from powerplan.reproduce.figures import Figure, FigureSet, figure_sets
 from powerplan.reproduce.hybrids import hybrids, kimi, kimi_state
 from powerplan.reproduce.power import Computed, figure2, power_speed, table2, table3, table4
@@ -23,6 +24,7 @@ _COMPUTE: dict[str, Callable[[Figure], Computed]] = {
     "power-speed": power_speed,
     "kimi": kimi,
     "hybrids": hybrids,
+    "field": field,
     "training": training,
     "training-time": training_time,
 }
@@ -77,6 +79,8 @@ class SetResult:
             sources = "; ".join(dict.fromkeys(run.source for run in runs))
             notes = dict.fromkeys(run.note for run in runs if run.note)
             return [f"Read in: {sources}.", *(f"Not modelled, or not known: {note}." for note in notes)]
+        if self.figures.name == "field":
+            return [memory_remark()]
         if self.figures.name != "power-speed":
             return [kimi_state()] if self.figures.name == "kimi" else []
         shares = [(one.figure.number / one.computed["chunked"], one.figure.what) for one in self.comparisons]

@@ -7,6 +7,8 @@ from functools import cache
 from math import floor
 from typing import Literal
 
+import msgspec
+
 from powerplan.mixers.base import Part
 from powerplan.typed import packaged_rows
 from powerplan.units import parse_ratio
@@ -80,6 +82,7 @@ class FigureSet(Part, frozen=True, kw_only=True):
 
     conventions: how the computed values are counted, in words, by the convention's name.
     why: the reason for the gaps between published and computed values.
+    not_computed: claims that nothing is computed for, and why not.
     """
 
     name: str
@@ -88,6 +91,7 @@ class FigureSet(Part, frozen=True, kw_only=True):
     conventions: dict[str, str]
     why: str
     figures: tuple[Figure, ...]
+    not_computed: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
+from powerplan.ffn import multiplied_terms
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import mean_state_flops
 from powerplan.lengths.packing import filled_share
@@ -24,8 +25,8 @@ class LayerLoad:
     """What one layer asks for.
 
     use: the layer and its positions.
-    parameters: all but those of routed experts; none where the layer is tied. expert_parameters: all routed experts.
-    matrix_parameters: those of them that are in matrices, which Muon keeps one moment of.
+    parameters: all but those of routed experts and those on the host; none where the layer is tied. expert_parameters:
+    all routed experts. matrix_parameters: those of them that are in matrices, which Muon keeps one moment of.
     weight_flops, state_flops: forward FLOPs per token, as `Row` counts them.
     kept_bytes: bytes per token that stay from the forward to the backward pass, under the recipe.
     peak_bytes: bytes per token that exist beside what other layers keep, at most, while this layer's backward pass
@@ -93,7 +94,7 @@ class ModelLoad:
 
     @property
     def parameters(self) -> int:
-        """All parameters of the model."""
+        """All parameters of the model but those on the host."""
         layers = sum((load.parameters + load.expert_parameters) * load.use.count for load in self.layers)
         return layers + self.embedding_parameters + self.head_parameters
 
@@ -185,19 +186,24 @@ def _layer_load(
     idle = int(total(ffn.idle_terms(hidden))) if ffn is not None else 0
     active = int(total([term for term in matmuls if term.component == "active experts"]))
     used = int(total(matmuls))
-    experts = active + idle if idle or active else 0
+    table = ffn is not None and ffn.is_table
+    experts = 0 if table else active + idle
+    host = int(total(ffn.host_terms(hidden))) if ffn is not None else 0
     size = mixer.state_size(context) if mixer is not None else None
     entry = _entry(mixer, context) if mixer is not None else 0
     heads = mixer.own_heads() if mixer is not None else None
     state = _passed_state_bytes(mixer, size) if mixer is not None and size is not None and not entry else Fraction(0)
     flops = state_flops(mixer, context, accounting.convention, lengths) if mixer is not None else Fraction(0)
+    # Tables and values are looked up: like the embedding they are no matrices to Muon.
+    matrices = sum(int(term.value) for term in matmuls if term.component != "values") if table else used + idle
+    own = used - active + (idle if table else 0) - host
     saved = saved_layer(spec, layer, context, recipe)
     return LayerLoad(
         use=use,
-        parameters=0 if layer.tied else used - active + int(total(others)) + int(total(spec.norm_terms(layer))),
+        parameters=0 if layer.tied else own + int(total(others)) + int(total(spec.norm_terms(layer))),
         expert_parameters=0 if layer.tied else experts,
-        matrix_parameters=0 if layer.tied else used + idle,
-        weight_flops=2 * used,
+        matrix_parameters=0 if layer.tied else matrices,
+        weight_flops=2 * sum(int(total(multiplied_terms(block, hidden))) for block in layer.blocks),
         state_flops=flops,
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,

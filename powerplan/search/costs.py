@@ -12,6 +12,7 @@ import msgspec
 
 from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
+from powerplan.ffn import multiplied_terms
 from powerplan.mixers import Convention, Mixer
 from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import Rational, total
@@ -97,7 +98,7 @@ class CostBasis:
         hidden = accounting.spec.hidden_size
         matmul = int(total(block.matmul_terms(hidden)))
         outside = total((*block.other_terms(hidden), *block.idle_terms(hidden)))
-        weights, parameters = 2 * matmul, matmul + int(outside)
+        weights, parameters = 2 * int(total(multiplied_terms(block, hidden))), matmul + int(outside)
         bits = _plain(8 * accounting.block_bytes(block, self.dtypes))
         if not isinstance(block, Mixer):
             return Cost(weights, parameters, bits, 0, 0, 0, (0,) * len(self.contexts))
@@ -115,7 +116,7 @@ class CostBasis:
 
     def scaled_block_flops(self, block: Block, hidden: int) -> int:
         """Return `scaled_flops` of the cost of one layer's mixer or FFN, without the rest of its cost."""
-        flops = 2 * total(block.matmul_terms(hidden))
+        flops = 2 * total(multiplied_terms(block, hidden))
         if isinstance(block, Mixer):
             flops += total(block.state_flops_terms(self.longest, self.convention))
         return _whole(2 * self.longest * flops)

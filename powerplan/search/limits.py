@@ -8,6 +8,7 @@ from fractions import Fraction
 from operator import attrgetter
 
 from powerplan.accounting import Accounting
+from powerplan.entries import host_bytes
 from powerplan.errors import InfeasibleError
 from powerplan.hardware import Device, si_value
 from powerplan.search.costs import CostBasis
@@ -85,6 +86,7 @@ class Checker:
 
     def __init__(self, limits: Limits, accounting: Accounting, basis: CostBasis) -> None:
         self.limits, self.basis = limits, basis
+        self.host_bytes = host_bytes(accounting, basis.dtypes)
         self.idle_bytes = accounting.stored_bytes(basis.dtypes) - accounting.read_bytes(basis.dtypes)
 
     def decode_bytes(self, trial: Trial) -> Fraction:
@@ -104,7 +106,7 @@ class Checker:
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
             memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
-            demands.append(Demand("--gpu", cost.weight_bytes + cost.state_bytes, memory))
+            demands.append(Demand("--gpu", cost.weight_bytes - self.host_bytes + cost.state_bytes, memory))
         return demands
 
     def unmet(self, trial: Trial) -> tuple[Demand, ...]:

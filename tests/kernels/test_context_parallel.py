@@ -118,6 +118,12 @@ REFUSED = {
     "shard": "ValueError: x must have 40 tokens in dim 1, and has shape [1, 10, 1, 4]",
     "unshard": "ValueError: x must have 10 tokens in dim 1, and has shape [1, 9, 1, 4]",
     "used": "ValueError: cp was used before: start an exchange for each call",
+    "check": "TypeError: check must be True or False, and is 1",
+    "dim": "ValueError: x must have 40 tokens in dim 5, and has shape [1, 10, 1, 4]",
+    "halo": "ValueError: tokens must be an integer of at least 0, and is 2.5",
+    "features": "ValueError: features must be an integer of at least 1, and is 0",
+    "planned head dim": "ValueError: head_dim must be an integer of at least 1, and is -4",
+    "planned degree": "ValueError: p must be 1, 2, 3 or 4, and is 9",
     "another": "ValueError: cp was started with another k than that of this call: give it the same",
     "forward mode": "ValueError: context parallelism has gradients by torch.autograd alone",
     "torch.func": "ValueError: context parallelism has gradients by torch.autograd alone",
@@ -166,7 +172,7 @@ def test_a_rank_that_never_calls_is_an_error_and_no_hang(found: list[Found]) -> 
 @pytest.mark.skipif(ON_GPU, reason="NCCL ends a process that waits in vain by its watchdog")
 def test_a_rank_that_dies_is_an_error_on_all_others(found: list[Found]) -> None:
     for rank in range(COUNT - 1):
-        assert found[rank]["death"].startswith(WAITED.format(rank, COUNT))
+        assert all(said.startswith(WAITED.format(rank, COUNT)) for said in found[rank]["death"])
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

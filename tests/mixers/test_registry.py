@@ -12,7 +12,7 @@ from specs import by_kind
 
 from powerplan.choices import Kernels
 from powerplan.extras import Extra
-from powerplan.ffn import FFNS
+from powerplan.ffn import FFNS, multiplied_terms
 from powerplan.mixers import MIXERS, Mixer
 from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import SYMBOLS, Convention, Term, term
@@ -37,8 +37,9 @@ def test_every_kind_says_what_it_counts_and_after_whom(kind: str) -> None:
 
 
 def terms_of(block: Block) -> Iterator[Term]:
-    for terms in (block.matmul_terms, block.other_terms, block.idle_terms):
+    for terms in (block.other_terms, block.idle_terms):
         yield from terms(8)
+    yield from multiplied_terms(block, 8)
     if isinstance(block, Mixer):
         yield from block.state_terms(100)
         yield from block.decode_flops_terms(100)

@@ -10,12 +10,14 @@ from kinds import EXPERTS, MIXERS, spec_of
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.mixers import MLA, Attention, LogLinear
+from powerplan.mixers import MLA, NSA, Attention, LogLinear, MoBA
 from powerplan.models import Cache, build_model, generate
 from powerplan.models.cache import GrowingBuffer
 
 GROWS = [
-    kind for kind, mixer in MIXERS.items() if isinstance(mixer, (Attention, MLA, LogLinear)) and "window" not in kind
+    kind
+    for kind, mixer in MIXERS.items()
+    if isinstance(mixer, (Attention, MLA, LogLinear, MoBA, NSA)) and "window" not in kind
 ]
 """Log-linear attention has a state for each bit of the number of tokens, of which there are 13 and then 18."""
 PIECES = {"prompt and tokens": [23, 1, 1, 1, 1], "all tokens": [1] * 27, "odd": [1, 9, 2, 14, 1], "no prompt": [0, 27]}
@@ -54,7 +56,9 @@ def test_a_cache_belongs_to_its_sequences(kind: str) -> None:
         model(torch.zeros(1, 1, dtype=torch.long), cache)
 
 
-@pytest.mark.parametrize("kind", ["attention", "window", "mla", "power", "kda"])
+@pytest.mark.parametrize(
+    "kind", ["attention", "window", "mla", "power", "kda", "forgetting, window", "nsa", "moba", "dsa"]
+)
 def test_a_prompt_in_inference_mode(kind: str) -> None:
     model, cache = build_model(spec_of(MIXERS[kind])), Cache()
     prompt = torch.randint(9, (2, 8))

@@ -59,6 +59,14 @@ def test_experts_that_nobody_chose() -> None:
     assert sum(touched) == EXPERTS.top_k
 
 
+def test_no_tokens_have_gradients_of_0() -> None:
+    """A rank without tokens of a sequence has all gradients that others have."""
+    module = MixtureOfExperts(MoE(experts=3, top_k=2, intermediate_size=5, bias=True), 7)
+    x = torch.randn(2, 0, 7, requires_grad=True)
+    module(x).sum().backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in (x, *module.parameters()))
+
+
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_router_learns(top_k: int) -> None:
     module = MixtureOfExperts(MoE(experts=4, top_k=top_k, intermediate_size=8), 7)

@@ -7,6 +7,7 @@ accounting counts for it, an inverse by forward substitution and full squares.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -23,16 +24,20 @@ from powerplan.accounting import Accounting
 from powerplan.ffn import MLP, MoE
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import (
+    DSA,
     GLA,
     GSA,
+    NSA,
     RWKV7,
     Attention,
     Convention,
     FeatureAttention,
+    Forgetting,
     Lightning,
     LogLinear,
     Mamba1,
     Mamba2,
+    MoBA,
     RetNet,
     SparseStateExpansion,
 )
@@ -41,7 +46,7 @@ from powerplan.mixers.delta import DeltaRule
 from powerplan.mixers.formulas import total
 from powerplan.mixers.ssm import mean_levels
 from powerplan.models import Cache, build_model
-from powerplan.models.mixers import BUILT, unbuilt_field
+from powerplan.models.mixers import BUILT, pieces, unbuilt_field
 from powerplan.spec import LayerGroup, ModelSpec
 
 BATCH = 2
@@ -88,7 +93,9 @@ def in_blocks(spec: ModelSpec, tokens: int) -> int:
     more = 0
     for use in spec.layer_uses():
         mixer = use.layer.mixer
-        if isinstance(mixer, Attention) and mixer.window is not None and mixer.window < tokens:
+        if not isinstance(mixer, (Attention, NSA)) or isinstance(mixer, Forgetting):
+            continue
+        if mixer.window is not None and mixer.window < tokens:
             width = mixer.window
             pairs = (2 * -(-tokens // width) - 1) * width**2 - tokens * width
             more += use.count * 2 * mixer.heads * (mixer.head_dim + mixer.v_head_dim) * pairs
@@ -105,6 +112,66 @@ def padded(spec: ModelSpec, tokens: int) -> int:
             pairs = tokens**2 if width == tokens else (2 * -(-tokens // width) - 1) * width**2
             more += use.count * 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * pairs
     return more
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """State FLOPs of one sequence: what the accounting counts, and what kinds that run in pieces of queries execute.
+
+    attended: products of queries and keys, and of weights and values.
+    again: those of queries and keys, which the backward pass computes again before it computes gradients.
+    scored: products that pick keys, without gradients.
+    """
+
+    counted: int
+    attended: int
+    again: int
+    scored: int = 0
+
+
+def in_pieces(mixer: Mixer | None, tokens: int) -> Sparse | None:
+    """Return what forgetting and sparse attention execute, windows of NSA aside; None for other kinds.
+
+    Pieces of 256 queries meet the keys up to their last query, where the accounting counts all keys. DSA scores none
+    where a piece ends within its picks. MoBA meets a query's own block so far, and its other picks whole.
+    """
+    if not isinstance(mixer, (Forgetting, MoBA, NSA, DSA)):
+        return None
+    terms = mixer.state_flops_terms(tokens, Convention(causal="full", form="chunked"))
+    counted = int(tokens * total(term for term in terms if term.component != "nsa: window"))
+    starts = range(0, tokens, pieces.MAX_QUERIES)
+    spans = [(start, min(start + pieces.MAX_QUERIES, tokens)) for start in starts]
+    if isinstance(mixer, DSA):
+        key, value = (
+            2 * mixer.heads * size for size in (mixer.kv_lora_rank + mixer.qk_rope_head_dim, mixer.kv_lora_rank)
+        )
+        met = sum((stop - start) * min(stop, mixer.top_k) for start, stop in spans)
+        scored = sum((stop - start) * stop for start, stop in spans if stop > mixer.top_k)
+        return Sparse(counted, (key + value) * met, key * met, 2 * mixer.index_heads * mixer.index_head_dim * scored)
+    key, value = 2 * mixer.heads * mixer.head_dim, 2 * mixer.heads * mixer.v_head_dim
+    if isinstance(mixer, Forgetting):
+        firsts = [0 if mixer.window is None else max(0, start + 1 - mixer.window) for start, _ in spans]
+        pairs = sum((stop - start) * (stop - first) for (start, stop), first in zip(spans, firsts, strict=True))
+        return Sparse(counted, (key + value) * pairs, key * pairs)
+    if isinstance(mixer, NSA):
+        width, stride, most = mixer.compress_size, mixer.compress_stride, mixer.select_count * mixer.select_size
+        pairs = sum((stop - start) * min(stop, most) for start, stop in spans)
+        pairs += sum((stop - start) * max(0, (stop - width) // stride + 1) for start, stop in spans)
+        return Sparse(counted, (key + value) * pairs, key * pairs)
+    block, pairs = mixer.block_size, 0
+    assert block <= pieces.MAX_QUERIES, "a block of queries is a piece"
+    for index in range(-(-tokens // block)):
+        queries = min(block, tokens - index * block)
+        pairs += queries * (queries + block * min(index, mixer.top_k - 1))
+    return Sparse(counted, (key + value) * pairs, key * pairs, key * tokens * ((tokens - 1) // block))
+
+
+def sparse_parts(spec: ModelSpec, tokens: int) -> Sparse:
+    """Return the sums of `in_pieces` over the layers of a model."""
+    found = [(in_pieces(use.layer.mixer, tokens), use.count) for use in spec.layer_uses()]
+    parts = [(part, count) for part, count in found if part is not None]
+    names = ("counted", "attended", "again", "scored")
+    return Sparse(*(sum(count * getattr(part, name) for part, count in parts) for name in names))
 
 
 def unread(spec: ModelSpec, tokens: int, kinds: tuple[type[Mixer], ...] = (FeatureAttention, RetNet, Lightning)) -> int:
@@ -183,23 +250,28 @@ def check_flops(spec: ModelSpec, tokens: int, device: str) -> None:
     ids = (torch.arange(BATCH * tokens, device=device) % 9).view(BATCH, tokens)
     choices = choices_of(model)
     counted = executed(lambda: model(ids)) - sum(routed(*choice) for choice in choices)
+    sparse = sparse_parts(spec, tokens)
     more = in_blocks(spec, tokens) + padded(spec, tokens) - unread(spec, tokens)
+    more += sparse.attended + sparse.scored - sparse.counted
     assert counted == BATCH * (expected + more - uncounted(spec, tokens) - unasked(spec, tokens))
 
 
 @pytest.mark.parametrize("kind", MIXERS)
 @pytest.mark.parametrize(("tokens", "device"), [(1, "meta"), (8, "meta"), (150, "meta"), (43, "cpu")])
 def test_every_kind(kind: str, tokens: int, device: str) -> None:
-    if isinstance(MIXERS[kind], SparseStateExpansion):
-        device = "cpu"  # Its router needs values.
+    if isinstance(MIXERS[kind], (SparseStateExpansion, MoBA)):
+        device = "cpu"  # A router needs values, and how many queries picked a block is one.
     check_flops(spec_of(MIXERS[kind], repeat=2), tokens, device)
 
 
 def one_of_each(spec: ModelSpec) -> ModelSpec:
-    """Return the model with each of its kinds of layers once, and MLPs for experts: a router needs values."""
+    """Return the model with each of its kinds of layers once, and MLPs for experts, whose router needs values, and for
+    tables and memories, which are not built."""
     mlp = MLP(intermediate_size=64)
     groups = [
-        LayerGroup(mixer=use.layer.mixer, ffn=mlp if isinstance(use.layer.ffn, MoE) else use.layer.ffn)
+        LayerGroup(
+            mixer=use.layer.mixer, ffn=use.layer.ffn if isinstance(use.layer.ffn, MLP) else use.layer.ffn and mlp
+        )
         for use in spec.layer_uses()
     ]
     return msgspec.structs.replace(spec, layers=tuple(groups), rope=None)
@@ -216,7 +288,9 @@ CATALOGUE = [
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_layers_of_the_catalogue_in_their_sizes(name: str) -> None:
+def test_layers_of_the_catalogue_in_their_sizes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, where pieces of 256 queries need no memory however many numbers they have."""
+    monkeypatch.setattr(pieces, "MAX_NUMBERS", 2**60)
     check_flops(one_of_each(catalogue_spec(name)), 700, "meta")
 
 
@@ -241,6 +315,12 @@ def test_one_token_costs_what_decoding_counts(kind: str) -> None:
         model(ids.expand(-1, seen), cache)
         counted = executed(lambda: model(ids, cache))
     more = 0
+    if isinstance(mixer, MoBA):  # The query's own block has as many keys as there are.
+        met = min(seen // mixer.block_size, mixer.top_k - 1) * mixer.block_size + seen % mixer.block_size + 1
+        counted_keys = min(seen + 1, mixer.top_k * mixer.block_size)
+        more = 2 * mixer.heads * (mixer.head_dim + mixer.v_head_dim) * (met - counted_keys)
+    if isinstance(mixer, DSA) and seen < mixer.top_k:  # Nothing is scored.
+        more = -2 * mixer.index_heads * mixer.index_head_dim * (seen + 1)
     if isinstance(mixer, Attention) and mixer.sinks:
         more = 2 * mixer.heads * abs(mixer.head_dim - mixer.v_head_dim) * mixer.kept(seen + 1)
     assert counted == BATCH * (Accounting(spec).weight_flops_per_token + total(terms) + more)
@@ -269,4 +349,14 @@ def test_a_training_step_is_what_flops_per_step_says(kind: str, ffn: MoE | None)
 
     expected = flops_per_step(spec, tokens, sequences=BATCH, convention=Convention(causal="full", form="chunked"))
     more = in_blocks(spec, tokens) - unread(spec, tokens) - uncounted(spec, tokens) - unasked(spec, tokens)
-    assert executed(step) == expected + BATCH * (3 * more - 2 * unread(spec, tokens, ADDED_AT_LAST))
+    sparse = sparse_parts(spec, tokens)
+    # What is picked has no gradients, nor have the indexer's weights.
+    more_sparse = 3 * sparse.attended + sparse.again + sparse.scored - 3 * sparse.counted
+    indexers = [use.layer.mixer for use in spec.layer_uses() for _ in range(use.count)]
+    untrained = sum(
+        2 * tokens * total(term for term in mixer.matmul_terms(spec.hidden_size) if term.component == "indexer")
+        for mixer in indexers
+        if isinstance(mixer, DSA)
+    )
+    less = 2 * unread(spec, tokens, ADDED_AT_LAST) + 2 * untrained
+    assert executed(step) == expected + BATCH * (3 * more + more_sparse - less)

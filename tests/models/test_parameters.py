@@ -12,7 +12,7 @@ from kinds import MIXERS as SMALL
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.ffn import MoE
+from powerplan.ffn import Memory, MoE, Stem
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import MIXERS, RWKV7, FeatureAttention, LogLinear
 from powerplan.mixers.formulas import total
@@ -22,19 +22,27 @@ from powerplan.spec import Layer, ModelSpec, Norm
 
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 REFUSED = {
-    "deepseek-v3.2-exp",
+    "apriel-h1-15b",
+    "hyenadna-large-1m",
     "kimi-k3",
     "ling-3.0-flash",
     "llama-4-scout",
     "longcat-flash",
+    "stem-1b",
+    "ultramemv2-1.2b",
     "xlstm-7b",
 }
-"""Catalogue models with layers that are not built: dsa, mlstm, and others with fields that are not."""
+"""Catalogue models with layers that are not built: mlstm, and others with fields that are not."""
 
 
 def is_built(layer: Layer) -> bool:
     mixer, ffn = layer.mixer, layer.ffn
-    if layer.tied or layer.extras or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts)):
+    if (
+        isinstance(ffn, Stem | Memory)
+        or layer.tied
+        or layer.extras
+        or (isinstance(ffn, MoE) and (ffn.latent_size or ffn.zero_experts))
+    ):
         return False
     if isinstance(mixer, LogLinear) and mixer.chunk_size.bit_count() > 1:
         return False  # Chunks of a Fenwick tree have a power of 2 of tokens.

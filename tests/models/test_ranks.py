@@ -116,6 +116,16 @@ REFUSED = {
     "prompt": "prompt: 8 tokens a row, and the plan has 32",
     "tokens": "tokens: 7 a row, and rank {} of the plan has 8",
     "latent heads": "cp: 6 heads cannot be shared by 4 ranks: mla exchanges whole heads",
+    "no plan": "cp must be a ContextParallel or None, and is int",
+    "no plan of a prompt": "cp must be a ContextParallel or None, and is Started",
+    **{
+        f"rows of {kind}": "context parallelism: the calls of the 4 ranks differ in rows: 1 on rank 0, and 2 on rank 1"
+        for kind in ("mla", "mla of large latents", "softmax", "window")
+    },
+    "dtypes": "context parallelism: the calls of the 4 ranks differ in dtype: torch.float64 on rank 0, and",
+    "mixers": "context parallelism: the calls of the 4 ranks differ in mixers: attention on rank 0, and power",
+    "calls": "context parallelism: the 4 ranks make different calls: they compare the halos on rank 0, and the",
+    "packed rows": "the plan packs sequences in one batch row, and q has 2 rows",
     "positions": "32 tokens do not fit the 30 learned positions of small",
 }
 

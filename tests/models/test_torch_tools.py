@@ -96,7 +96,31 @@ def test_checkpointing_with_a_cache_is_refused(reentrant: bool) -> None:
         out.sum().backward()
 
 
-@pytest.mark.parametrize("kind", ["qk-norm", "full qk-norm", "sinks", "power", "linear"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of Dynamo, after a break
+@pytest.mark.parametrize("kind", ["dsa", "moba"])
+def test_sparse_layers_are_traced_and_computed_again(kind: str) -> None:
+    """DSA's indexer has no gradients, and which queries picked a block of MoBA is read from the device: a graph ends
+    there."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, tokens = build_model(spec_of(MIXERS[kind]), dtype=torch.float64), torch.randint(9, (2, 20))
+
+    def found() -> list[Tensor]:
+        model.zero_grad()
+        loss = loss_of(model, tokens)
+        loss.backward()
+        return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
+
+    exact, (layer,) = found(), model.layers
+    assert len(exact) > 10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "forward", partial(checkpoint, layer.forward, use_reentrant=False))
+        torch.testing.assert_close(found(), exact)
+    model.compile(backend="aot_eager", fullgraph=kind == "dsa")
+    torch.testing.assert_close(found(), exact)
+
+
+@pytest.mark.parametrize("kind", ["qk-norm", "full qk-norm", "sinks", "power", "linear", "forgetting", "moba", "nsa"])
 def test_norms_in_float32_under_autocast(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, where autocast computes them so; values are then narrower than queries and keys."""
     normed = torch.nn.RMSNorm.forward

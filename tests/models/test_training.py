@@ -88,6 +88,8 @@ def test_half_precision(kind: str) -> None:
         assert loss.item() == pytest.approx(expected.item(), rel=2**-8)
         loss.backward()
         for name, weight in model.named_parameters():
+            if ".indexer." in name:
+                continue  # What it picks has no gradient.
             assert weight.grad is not None, name
             assert weight.grad.isfinite().all(), name
 

@@ -94,6 +94,27 @@ def test_what_gpt2_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.count("1:1 is a hypothesis of arXiv 2507.04239") == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "said_of", "words"),
+    [
+        ("llama-3.1-8b --ctx 128k", 1, "20 of fixed state to 12 of full attention here, 1.7:1, are below that range."),
+        ("gpt2-small --ctx 64k", 0, ""),  # No layer keeps full attention: the finding is of hybrids.
+        ("gpt2-small --ctx 64k --keep flops", 1, "larger and sparser models beat smaller and dense ones at equal cost"),
+        ("llama-3.1-8b --ctx 128k --only moba", 1, "without training, 7B to 72B parameters, 16k to 128k tokens"),
+        ("llama-3-8b --ctx 64k", 0, ""),  # It stays as it is.
+    ],
+)
+def test_what_the_field_found_is_cited_where_it_bears(
+    asked: str, said_of: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = said(capsys, *asked.split())
+    assert len(result["findings"]) == said_of
+    assert words in "".join(result["findings"])
+    assert main(["recommend", *asked.split()]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(text.count(found) == 1 for found in result["findings"])
+
+
 def test_heads_without_a_gpu_kernel_are_a_cost(capsys: pytest.CaptureFixture[str]) -> None:
     costs = said(capsys, "gemma-3-1b", "--ctx", "128k")["costs"]
     assert "no GPU kernel for power p=2 in heads of 256 (powerplan dims)" in costs

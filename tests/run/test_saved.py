@@ -19,7 +19,7 @@ from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 
 ESTIMATES = {
     *("rwkv7", "rwkv4", "log_linear", "gsa", "sse", "mlstm", "rglru", "short_conv"),
-    *("nsa", "moba", "dsa", "indexed_blocks", "compressed", "moe"),
+    *("nsa", "moba", "dsa", "indexed_blocks", "compressed", "moe", "memory"),
     *("hyena", "exponential_sparse", "span_search", "memory_sparse", "wersa"),
 }
 """Kinds of whose fused kernels no code was read."""

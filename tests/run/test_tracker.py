@@ -18,13 +18,16 @@ from powerplan.ffn import MLP, MoE
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 from powerplan.mixers import (
+    DSA,
     GLA,
     GSA,
     KDA,
     MLA,
+    NSA,
     RWKV7,
     Attention,
     DeltaNet,
+    Forgetting,
     GatedDeltaNet,
     Lightning,
     Linear,
@@ -32,6 +35,7 @@ from powerplan.mixers import (
     Mamba1,
     Mamba2,
     Mixer,
+    MoBA,
     Power,
     RetNet,
     SparseStateExpansion,
@@ -104,7 +108,9 @@ FFN_CASES = {
     "moe, one expert": Case(None, MoE(experts=4, top_k=1, intermediate_size=40, shared_intermediate_size=48)),
 }
 CASES = MIXER_CASES | FFN_CASES
-UNTRACKED: set[type[Mixer]] = {GSA, RWKV7, LogLinear, SparseStateExpansion, Mamba1, Mamba2}
+UNTRACKED: set[type[Mixer]] = {
+    GSA, RWKV7, LogLinear, SparseStateExpansion, Mamba1, Mamba2, Forgetting, MoBA, NSA, DSA
+}  # fmt: skip
 DOCS = (Path(__file__).resolve().parent.parent.parent / "docs" / "training-activations.md").read_text(encoding="utf-8")
 
 

@@ -294,7 +294,7 @@ def _states(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) -> No
 def _feed_forward(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) -> None:
     dense = [use for use in known if isinstance(use.layer.ffn, MLP)]
     mixed = [use for use in known if isinstance(use.layer.ffn, MoE)]
-    gates = {use.layer.ffn.gated for use in (*dense, *mixed) if use.layer.ffn is not None}
+    gates = {use.layer.ffn.gated for use in (*dense, *mixed) if isinstance(use.layer.ffn, MLP | MoE)}
     if len(gates) > 1:
         found.lacks.add("gated FFNs beside plain ones")
     if True in gates:
@@ -329,7 +329,7 @@ def _feed_forward(spec: ModelSpec, known: list[LayerUse], found: ModelArguments)
 def _biases(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) -> None:
     """Megatron-Core has biases in all matrices, in those of queries, keys and values, or in none."""
     heads = {use.layer.mixer.bias for use in known if isinstance(use.layer.mixer, Attention | MLA)}
-    widths = {use.layer.ffn.bias for use in known if use.layer.ffn is not None}
+    widths = {use.layer.ffn.bias for use in known if isinstance(use.layer.ffn, MLP | MoE)}
     if heads | widths <= {True}:
         return
     found.values["--disable-bias-linear"] = ""

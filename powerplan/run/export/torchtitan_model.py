@@ -106,7 +106,7 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
                     lacks.add(f"{block.kind} with {name} {str(value).lower()}", [use])
         if isinstance(mixer, Attention) and mixer.v_head_dim != mixer.head_dim:
             lacks.add(f"value heads of {mixer.v_head_dim} beside key heads of {mixer.head_dim}", [use])
-        if ffn is not None and not ffn.gated:
+        if isinstance(ffn, MLP | MoE) and not ffn.gated:
             lacks.add(f"{ffn.kind} without gates", [use])
         if spec.norms_of(use.layer) != 2 and mixer is not None and ffn is not None:
             lacks.add(f"{spec.norms_of(use.layer)} norms in a layer", [use])

@@ -1,4 +1,4 @@
-"""Feed-forward networks: dense MLPs and mixtures of experts, which have weights and no state."""
+"""Mixtures of experts, routed and shared, on the hidden state or on a latent of it."""
 
 from __future__ import annotations
 
@@ -7,56 +7,13 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import MAX_SIZE, Block, Size, problem
+from powerplan.ffn.base import FFN, Picks, inner_gradients, inner_kept
+from powerplan.mixers.base import MAX_SIZE, Size, problem
 from powerplan.mixers.formulas import Formulas, Term
 from powerplan.mixers.kept import Kept, Moment, kept
 
 
-class MLP(Block, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
-    """Dense FFN of width f. Parameters in matmuls: 3mf gated (SwiGLU, GeGLU), 2mf plain.
-
-    intermediate_size: width of the hidden layer, in features.
-    gated: whether one more projection gates it (SwiGLU, GeGLU).
-    bias: on every projection.
-    """
-
-    source = "Vaswani et al. 2017, arXiv 1706.03762, section 3.3; Shazeer 2020, arXiv 2002.05202 (gated)"
-    saved_source = "flash-linear-attention, modules/activations.py, SwiGLUFunction.forward; the down projection's input"
-    tracked = True
-    letters = "m f=intermediate_size"
-    rounded_widths: ClassVar[tuple[str, ...]] = ("intermediate_size",)
-
-    intermediate_size: Size
-    gated: bool = True
-    bias: bool = False
-
-    def matmul_formulas(self) -> Formulas:
-        return (("mlp", "3*m*f" if self.gated else "2*m*f"),)
-
-    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
-        return ("mlp", "2" if self.gated else "1", "f", "m"), ("mlp", "1", "m", "f")
-
-    def part_of(self, component: str) -> str:
-        return "mlp"
-
-    def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
-        """Return the input, gate and up (torch: SiLU of the gate too), and the input of the down projection."""
-        return (*kept(("input", "activations", "m")), *inner_kept("f", self.gated, kernels))
-
-    def own_moments(self, context: int, kernels: Kernels) -> tuple[Moment, ...]:
-        """Return the moment of the activation function, by when the down projection's input is gone."""
-        return (kept(("gradients", "activations", inner_gradients("f", self.gated))),)
-
-    def dispatched(self, hidden: int) -> int:
-        """Return the elements that a token sends to its experts, one way; a dense FFN sends none."""
-        return 0
-
-    def other_formulas(self) -> Formulas:
-        biases = "2*f + m" if self.gated else "f + m"
-        return (("biases", biases if self.bias else ""),)
-
-
-class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
+class MoE(FFN, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     """Mixture of E experts of width f, of which `top_k` (a) are active per token, and shared experts of total width s.
 
     Parameters in matmuls per token: router mE, active experts a x 3mf (2mf plain), shared experts 3ms (2ms plain), and
@@ -133,6 +90,10 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
         parts = {"active experts": "experts", "shared experts": shared, "latent projections": shared}
         return parts.get(component, "router")
 
+    @property
+    def picks(self) -> Picks:
+        return Picks(self.experts, self.top_k)
+
     def dispatched(self, hidden: int) -> int:
         """Return the elements that a token sends to its experts, one way: one input for each of them."""
         return self.top_k * (self.latent_size or hidden)
@@ -188,22 +149,3 @@ class MoE(Block, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
 
     def describe(self) -> str:
         return f"moe, {self.top_k} of {self.experts:,}"
-
-
-def inner_kept(width: str, gated: bool, kernels: Kernels) -> tuple[Kept, ...]:
-    """Return what an MLP of a width keeps behind its input."""
-    eager = f"2*({width})" if gated and kernels == "torch" else width
-    return kept(
-        ("projections", "activations", f"2*({width})" if gated else width),
-        ("activation function", "activations", eager, True),
-    )
-
-
-def inner_gradients(width: str, gated: bool) -> str:
-    """Return the gradients of an MLP's activation function, less the down projection's input."""
-    return f"2*({width})" if gated else width
-
-
-AnyFFN = MLP | MoE
-FFNS: dict[str, type[Block]] = {"mlp": MLP, "moe": MoE}
-"""Every FFN class by its `kind`."""
