@@ -30,6 +30,9 @@ MOST_DOCUMENTS, MOST_PARTS, MOST_STEPS = 100_000, 200_000, 64
 With three quarters of the steps the waiting of 64 devices changes by less than 3 % of the work.
 """
 
+MOST_SEQUENCES = 16_384
+"""Sequences that are simulated at most. Each of some 60 layouts takes 10 to 40 ms for so many."""
+
 MOST_AT_ONCE, FEWEST_SEQUENCES = 1_000_000, 8
 """Documents of one step that are simulated at most, 2 to 4 seconds of work, and sequences that have to hold them."""
 
@@ -99,8 +102,8 @@ class DocumentOrder:
         share = round(state / (fixed + state), 6) if fixed + state else 0.0
         groups = degrees.sequences_at_once
         each, at_once = layout.sequences, groups * recipe.micro_batch
-        if each > MOST_DOCUMENTS:  # Contexts of a few tokens: a part of each step.
-            each = max(1, MOST_DOCUMENTS // at_once) * at_once
+        if each > MOST_SEQUENCES:  # Short contexts: a part of each step.
+            each = max(1, MOST_SEQUENCES // at_once) * at_once
         key = (each, groups, recipe.micro_batch, meets, degrees.cp if zigzag else 1, share)
         if key not in self._found:
             self._found[key] = self._waiting(*key)
@@ -162,7 +165,7 @@ class DocumentOrder:
                     parameter("lengths"),
                 )
             return drawn_sequences(self.lengths, self.context, fewer)
-        steps = max(1, min(MOST_STEPS, int(MOST_DOCUMENTS / documents)))
+        steps = max(1, min(MOST_STEPS, int(MOST_DOCUMENTS / documents), MOST_SEQUENCES // each))
         return drawn_sequences(self.lengths, self.context, steps * each)
 
     def _works(self, each: int) -> list[float]:

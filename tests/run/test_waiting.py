@@ -338,7 +338,7 @@ def test_sequences_take_turns_where_a_step_has_more_documents_than_are_simulated
 
 
 def test_a_part_is_simulated_of_a_step_of_very_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("powerplan.run.waiting.MOST_DOCUMENTS", 50)
+    monkeypatch.setattr("powerplan.run.waiting.MOST_SEQUENCES", 50)
     _, layout = layout_of(MIXED, Degrees(fsdp=8, cp=8), micro_batch=2)
     waiting = waiting_of(layout)
     drawn = drawn_sequences(read_lengths(MIXED), 65_536, 48)  # 3 micro-batches of 8 groups.
