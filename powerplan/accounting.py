@@ -6,14 +6,16 @@ over a sequence of t tokens from an empty state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
+from math import lcm
 
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.ffn import FFN, multiplied_terms
+from powerplan.longest import last_at_most, last_at_most_in_periods
 from powerplan.mixers.base import Block, Mixer
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.quantization import PartName, WeightFormats
@@ -290,22 +292,48 @@ class Accounting:
     @cached_property
     def grows_with_context(self) -> bool:
         """Whether state FLOPs per token never fall as the context grows: they can in chunks, and if not `steady`."""
-        mixers = self.spec.mixers()
-        if self.convention.form == "recurrent":
-            return all(mixer.steady for mixer in mixers)
-        return not any(mixer.chunked_differs for mixer in mixers)
+        return self.longest_is_found and all(mixer.steady for mixer in self.spec.mixers())
+
+    @cached_property
+    def longest_is_found(self) -> bool:
+        """Whether `longest_context` finds anything: FLOPs `grow_with_context`, or fall only after chunks of keys."""
+        chunked = self.convention.form == "chunked"
+        return all(
+            (mixer.steady or mixer.restarts_after is not None) and not (chunked and mixer.chunked_differs)
+            for mixer in self.spec.mixers()
+        )
+
+    def longest_context(self, limit: Rational) -> int | None:
+        """Return the longest context, in tokens, whose state FLOPs per token are at most `limit`.
+
+        At all longer contexts, up to 2^50 tokens, they are more. Shorter ones may have more too, where attention is in
+        chunks: just after the end of a chunk the mean falls. The search is exact, over integers. The result is None
+        where the state takes more at any context or at most the limit at 2^50 tokens, and unless `longest_is_found`.
+        """
+        if not self.longest_is_found:
+            return None
+        if self.grows_with_context:
+            return last_at_most(limit, self.state_flops_per_token, MAX_CONTEXT)
+        period = lcm(*(mixer.restarts_after or 1 for mixer in self.spec.mixers()))
+        return last_at_most_in_periods(limit, self._least_state_flops, period, MAX_CONTEXT)
+
+    def _least_state_flops(self, first: int, last: int) -> Fraction:
+        """Return a number that the state FLOPs per token are not below from `first` to `last`; theirs if these are one.
+
+        It is the sum of the least that each mixer has: not all have it at the same context.
+        """
+        convention, mixers = self.convention, self.spec.mixer_counts()
+        flops = (total(mixer.least_state_flops_terms(first, last, convention)) * count for mixer, count in mixers)
+        return Fraction(sum(flops))
 
     def balanced_context(self, target: Fraction = Fraction(1)) -> int | None:
         """Return the longest context, in tokens, at which weight FLOPs are `target` times the state FLOPs or more.
 
-        The search is exact, over integers. The result is None where no context balances, as the state is too heavy at
-        one token already or never catches up with the weights, and None unless `grows_with_context`.
+        It is the `longest_context` whose state FLOPs are at most that. The result is None where no context balances, as
+        the state is too heavy at any or never catches up with the weights, and None unless `longest_is_found`.
         """
-        if not self.grows_with_context:
-            return None
         if target not in self._balanced:
-            limit = self.weight_flops_per_token / target
-            self._balanced[target] = last_at_most(limit, self.state_flops_per_token, MAX_CONTEXT)
+            self._balanced[target] = self.longest_context(self.weight_flops_per_token / target)
         return self._balanced[target]
 
 
@@ -313,32 +341,6 @@ def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[
     for block in blocks:
         yield from (*block.matmul_terms(hidden), *block.other_terms(hidden))
         yield from block.idle_terms(hidden) if idle else ()
-
-
-def last_at_most(limit: Rational, value: Callable[[int], Rational], highest: int) -> int | None:
-    """Return the largest number below `highest` whose `value`, which never falls, is at most `limit`.
-
-    The result is None where the value is more at 1 already, or still at most `limit` at `highest`. Steps to where a
-    straight line meets the limit take turns with halvings: FLOPs that grow in proportion to the context, at least
-    from where windows are full, need about ten values and not fifty. No function needs more than a hundred.
-    """
-    low, high = 1, highest
-    at_low, at_high = value(low), value(high)
-    if at_low > limit or at_high <= limit:
-        return None
-    halving = False
-    while high - low > 1:
-        middle = (low + high) // 2
-        if not halving:
-            line = low + int((high - low) * (limit - at_low) / (at_high - at_low))
-            middle = min(max(line, low + 1), high - 1)
-        at_middle = value(middle)
-        if at_middle <= limit:
-            low, at_low = middle, at_middle
-        else:
-            high, at_high = middle, at_middle
-        halving = not halving
-    return low
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,8 @@ class Serving:
         """Return what one decoding step of 1 to MAX_BATCH sequences takes, each at the context's last token."""
         if not 1 <= batch <= MAX_BATCH:
             raise InputError(f"a batch is 1 to {MAX_BATCH:,} sequences, and is {batch}")
-        fleet, mixers, widths = self.fleet, self._mixers, (self.width, self.dtypes.state_bytes)
+        fleet, widths = self.fleet, (self.width, self.dtypes.state_bytes)
+        mixers = [(mixer, self.policy.position(mixer, self.context), count) for mixer, _, count in self._mixers]
         cache = sum((mixer.decode_cache_bytes(at, self.width) * count for mixer, at, count in mixers), Fraction(0))
         read = sum((mixer.decode_bytes(at, *widths) * count for mixer, at, count in mixers), Fraction(0))
         state = sum((total(mixer.decode_flops_terms(at)) * count for mixer, at, count in mixers), Fraction(0))

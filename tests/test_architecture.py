@@ -52,6 +52,7 @@ LAYERS = [
         "accounting",
         "entries",
         "shorthand",
+        "longest",
         "hardware",
         "defaults",
         "doctor",

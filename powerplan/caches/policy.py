@@ -43,6 +43,16 @@ class Policy:
         """
         return held(mixer, context, self.budget)
 
+    def position(self, mixer: Mixer, context: int) -> int:
+        """Return at which position a token takes as much to decode as the last of `context` tokens does with this.
+
+        That is `tokens`. But where attention in chunks began a chunk, its tokens are all that there is to meet.
+        """
+        tokens = self.tokens(mixer, context)
+        if mixer.restarts_after is None:
+            return tokens
+        return min(tokens, (context - 1) % mixer.restarts_after + 1)
+
     def prefill_tokens(self, context: int) -> int:
         """Return how many tokens of a prompt are worked on at once."""
         return min(context, self.prefill_chunk or context)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 
-from powerplan.accounting import Accounting, last_at_most
+from powerplan.accounting import Accounting
 from powerplan.lengths.histogram import Lengths
 from powerplan.lengths.packing import Packing, packings
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, Rational, total
-from powerplan.units import MAX_CONTEXT
 
 
 @lru_cache(256)
@@ -80,11 +79,9 @@ class DocumentRow:
     def equal_context(self) -> int | None:
         """The longest context at which a whole sequence takes no more state FLOPs per token than these documents.
 
-        None where FLOPs do not depend on the context, or do not always grow with it.
+        None where FLOPs do not depend on the context, or where it is not computed (`Accounting.longest_is_found`).
         """
-        if not self.accounting.grows_with_context:
-            return None
-        return last_at_most(self.state_flops_per_token, self.accounting.state_flops_per_token, MAX_CONTEXT)
+        return self.accounting.longest_context(self.state_flops_per_token)
 
     @cached_property
     def packings(self) -> tuple[Packing, Packing, Packing]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import StateSize, Window, problem
+from powerplan.mixers.base import Window, problem
 from powerplan.mixers.formulas import (
     Convention,
     Formulas,
     Rational,
+    Term,
+    least_keys_in_chunks,
     mean_keys,
     mean_keys_in_chunks,
 )
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import Kept, Moment, kept
+from powerplan.mixers.state_size import StateSize
 
 
 class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="attention"):
@@ -184,16 +188,37 @@ class ChunkedAttention(Attention, frozen=True, kw_only=True, tag_field="kind", t
 
     parameters in matmuls: attention's      state: G(k + v) min(t, w) elements, room for a whole chunk
     state FLOPs per token: 2H(k + v) keys, the mean keys of a query's own chunk
+    A decoded token looks up the keys of its own chunk: (t - 1) mod w + 1 of them, its own included.
 
     window: tokens of a chunk.
     """
 
     source = "Llama 4, transformers 5.23, masking_utils.py, create_chunked_causal_mask"
     saved_source = Attention.saved_source
+    steady = False
     window: Window = 8192
+
+    @property
+    def restarts_after(self) -> int:
+        return self.window
+
+    def keys_at(self, position: int) -> int:
+        """Return the keys that token number `position`, from 1, attends to."""
+        return (position - 1) % self.window + 1
+
+    def state_size(self, context: int) -> StateSize:
+        looked_up = self.kv_heads * (self.head_dim + self.v_head_dim) * self.keys_at(context)
+        return replace(super().state_size(context), looked_up=looked_up)
 
     def flops_values(self, context: int, convention: Convention) -> dict[str, Rational]:
         return {"keys": mean_keys_in_chunks(context, convention.causal, self.window)}
+
+    def least_state_flops_terms(self, first: int, last: int, convention: Convention) -> tuple[Term, ...]:
+        keys = least_keys_in_chunks(first, last, convention.causal, self.window)
+        return self.terms(self.flops_formulas(convention.form == "chunked"), keys=keys)
+
+    def decode_flops_terms(self, context: int) -> tuple[Term, ...]:
+        return self.terms(self.flops_formulas(chunked=False), keys=self.keys_at(context))
 
     def describe(self) -> str:
         return f"attention, chunks of {self.window:,}"

@@ -14,6 +14,7 @@ import msgspec
 from powerplan.errors import InputError
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, term
 from powerplan.mixers.kept import Keeping
+from powerplan.mixers.state_size import StateSize
 from powerplan.units import MAX_CONTEXT
 
 MAX_SIZE = 10**9
@@ -33,46 +34,6 @@ RECURRENT_BYTES = 4
 
 SAME = 0
 """Default of a size that is the same as another field's; `Part.same_as` names that field."""
-
-
-@dataclass(frozen=True)
-class StateSize:
-    """State of one sequence in one layer, in elements.
-
-    cache: keys and values, which grow with the context; in the cache's dtype.
-    entry: what one token appends to the cache.
-    recurrent: the recurrent state, in a dtype of its own; every token reads and writes it.
-    recent: inputs of the last tokens, kept for short convolutions and token shifts; in the cache's dtype.
-    looked_up: the part of `cache` that one token reads; None stands for all of it.
-    touched: the part of `recurrent` that one token reads and writes; None stands for all of it.
-    waiting: what one token writes to and reads from the cache beside that: inputs that wait to be compressed.
-    """
-
-    cache: int = 0
-    entry: int = 0
-    recurrent: int = 0
-    recent: int = 0
-    looked_up: int | None = None
-    touched: int | None = None
-    waiting: int = 0
-
-    @property
-    def elements(self) -> int:
-        return self.cache + self.recurrent + self.recent
-
-    def bytes(self, cache_bytes: Fraction, state_bytes: Rational) -> Fraction:
-        """Return the bytes of the state, given the bytes per element of the cache and of the recurrent state."""
-        return (self.cache + self.recent) * cache_bytes + self.recurrent * state_bytes
-
-    def decode_bytes(self, cache_bytes: Fraction, state_bytes: Rational) -> Fraction:
-        """Return the bytes that are read and written to decode one token, as `Mixer.decode_bytes` says."""
-        touched = self.recurrent if self.touched is None else self.touched
-        return self.decode_cache_bytes(cache_bytes) + 2 * self.recent * cache_bytes + 2 * touched * state_bytes
-
-    def decode_cache_bytes(self, cache_bytes: Fraction) -> Fraction:
-        """Return the part of `decode_bytes` that belongs to the cache."""
-        read = self.cache if self.looked_up is None else self.looked_up
-        return (read + self.entry + self.waiting) * cache_bytes
 
 
 @dataclass(frozen=True)
@@ -236,7 +197,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     transition: formula of what a part of a sequence multiplies the state by, where devices pass it on beside the state.
     state_again: formula of the FLOPs per token of a part's own state, where kernels compute it before its outputs.
     chunked_differs: whether the chunked form has other state FLOPs than the recurrent form.
-    steady: whether state FLOPs per token, in the recurrent form, never fall as the context grows.
+    steady: whether no token takes fewer state FLOPs, in the recurrent form, than one before it: their mean never falls.
     swappable: whether another kind can take the place of this one at the same weights.
     latent_heads: whether heads are expanded from a latent; as plain heads they would more than double the projections.
     sparse_reads: whether every key is kept on purpose and few are read: FLOPs are saved, and bytes are not.
@@ -277,6 +238,11 @@ class Mixer(Block, frozen=True, kw_only=True):
     @property
     def kernel_problem(self) -> str | None:
         """Why powerplan.kernels cannot run this power attention; None where it can, and for all other kinds."""
+        return None
+
+    @property
+    def restarts_after(self) -> int | None:
+        """Tokens of a chunk, after which a query meets none of the keys before; None where it meets them on."""
         return None
 
     @property
@@ -382,6 +348,13 @@ class Mixer(Block, frozen=True, kw_only=True):
     def state_flops_terms(self, context: int, convention: Convention) -> tuple[Term, ...]:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens."""
         return self.terms(self.flops_formulas(convention.form == "chunked"), **self.flops_values(context, convention))
+
+    def least_state_flops_terms(self, first: int, last: int, convention: Convention) -> tuple[Term, ...]:
+        """Return the least state FLOPs per token of all contexts of `first` to `last` tokens.
+
+        Only for mixers that are `steady` or that restart, in a form that does not differ from the recurrent one.
+        """
+        return self.state_flops_terms(first, convention)
 
     def flops_formulas(self, chunked: bool) -> Formulas:
         return ((self.describe(), self.flops),)

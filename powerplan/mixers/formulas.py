@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from math import isqrt
 from types import CodeType
 from typing import get_args
 
@@ -188,6 +189,24 @@ def mean_keys_in_chunks(context: int, causal: Causal, chunk_size: int) -> Fracti
     if causal == "full":
         return Fraction(whole * c * c + rest * rest, t)
     return Fraction(whole * c * (c + 1) + rest * (rest + 1), 2 * t)
+
+
+def least_keys_in_chunks(first: int, last: int, causal: Causal, chunk_size: int) -> Fraction:
+    """Return the least `mean_keys_in_chunks` of all contexts of `first` to `last` tokens.
+
+    At t = n c + r tokens, 0 <= r <= c, the mean is that of whole chunks less r(c - r)/t ("full"), or less half of that
+    ("exact"). For one n that is largest at r = c(sqrt(n(n + 1)) - n), and smaller the further r is from there. For one
+    r it is smaller the larger n is. So the least mean is in the chunk of `first` or in the next.
+    """
+    c, lows = chunk_size, (first, (first // chunk_size + 1) * chunk_size)
+    contexts = [first]
+    for low in lows:
+        n = low // c
+        high = min(last, (n + 1) * c)
+        if low <= high:
+            deepest = isqrt(c * c * n * (n + 1))
+            contexts += [min(max(context, low), high) for context in (deepest, deepest + 1)]
+    return min(mean_keys_in_chunks(context, causal, c) for context in contexts)
 
 
 def mean_solve(context: int, causal: Causal, chunk_size: int) -> Fraction:

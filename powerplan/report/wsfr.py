@@ -124,7 +124,7 @@ def _balance(accounting: Accounting, row: Row) -> str:
     balanced = accounting.balanced_context()
     if balanced is not None:
         return f"balanced at {balanced:,}"
-    if not accounting.grows_with_context:
+    if not accounting.longest_is_found:
         if accounting.convention.form == "chunked":
             return "where it balances is not computed for --form chunked"
         return "where it balances is not computed: its state FLOPs per token do not always grow with the context"

@@ -13,8 +13,9 @@ from powerplan.ffn import multiplied_terms
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import mean_state_flops
 from powerplan.lengths.packing import filled_share
-from powerplan.mixers.base import RECURRENT_BYTES, HeadShape, Mixer, StateSize
+from powerplan.mixers.base import RECURRENT_BYTES, HeadShape, Mixer
 from powerplan.mixers.formulas import Convention, total
+from powerplan.mixers.state_size import StateSize
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import LayerUse, ModelSpec

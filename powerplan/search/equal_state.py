@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from powerplan.accounting import Accounting, Row, last_at_most
+from powerplan.accounting import Accounting, Row
 from powerplan.choices import Unknown
 from powerplan.dims import odd_degree
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError, parameter
+from powerplan.longest import last_at_most
 from powerplan.mixers import MIXERS, Convention, GroupedHeads, HeadShape, Mixer
 from powerplan.mixers.formulas import Rational
 from powerplan.mixers.power import MAX_DEGREE

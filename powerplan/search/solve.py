@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
@@ -70,10 +70,8 @@ def solve(
         return ratio is None or ratio >= target
 
     if unknown == "context":
-        if not accounting.grows_with_context:
-            needed = parameter("form", "recurrent")
-            problem = f"needs {needed}: chunked, state FLOPs can fall as the context grows"
-            raise InputError(problem, f"{parameter('solve')} {unknown}")
+        if not accounting.longest_is_found:
+            raise InputError(_not_computed(accounting), f"{parameter('solve')} {unknown}")
         value, last = accounting.balanced_context(target), MAX_CONTEXT
         at_first, at_last = "a context of one token", "a context of 2^50 tokens"
     elif not can_swap(spec):
@@ -89,6 +87,14 @@ def solve(
         end, place = (last, at_last) if light(1) else (1, at_first)
         raise InfeasibleError(_never("degree" if unknown == "p" else unknown, place, row(end), target))
     return Solution(unknown, value, swap_of(value), row(value), row(value + 1))
+
+
+def _not_computed(accounting: Accounting) -> str:
+    """Return a sentence: why no context is found for a model and a form."""
+    recurrent = Accounting(accounting.spec, replace(accounting.convention, form="recurrent"))
+    if recurrent.longest_is_found:
+        return f"needs {parameter('form', 'recurrent')}: chunked, state FLOPs can fall as the context grows"
+    return f"{accounting.spec.name} has mixers whose state FLOPs per token can fall as the context grows"
 
 
 def _never(unknown: str, end: str, row: Row, target: Fraction) -> str:

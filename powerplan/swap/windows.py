@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import msgspec
 
-from powerplan.accounting import Accounting, last_at_most
+from powerplan.accounting import Accounting
+from powerplan.longest import last_at_most
 from powerplan.mixers import AnyMixer, Convention, Mixer
 from powerplan.mixers.formulas import Rational, total
 from powerplan.spec import ModelSpec

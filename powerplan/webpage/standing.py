@@ -125,10 +125,10 @@ def figures(asked: Asked) -> list[Figure]:
 def _balanced(answer: WsfrAnswer) -> Figure:
     label, balanced = "Balanced context", answer.balanced_context
     if balanced is not None:
-        return Figure(label, f"{balanced:,}", "tokens; up to there weights take most FLOPs")
+        return Figure(label, f"{balanced:,}", "tokens; from there on the state takes most FLOPs")
     if answer.rows[-1].wsfr is None:
         return Figure(label, "none", "there is no state")
-    if not answer.accounting.grows_with_context:
+    if not answer.accounting.longest_is_found:
         return Figure(label, "-", "not computed for this model and convention")
     return Figure(label, "none", "state and weight FLOPs are equal at no context")
 

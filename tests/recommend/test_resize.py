@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from powerplan.accounting import Accounting, last_at_most
+from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.load import catalogue_names, catalogue_spec
+from powerplan.longest import last_at_most
 from powerplan.mixers import Attention, Convention
 from powerplan.quantization import Quantization, Rule
 from powerplan.search import Request, recommend
