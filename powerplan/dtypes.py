@@ -76,7 +76,7 @@ def cache_element_bits(text: str) -> Fraction:
     for key in ("scale", "zero"):
         allowed = [*CACHE_BITS, *(["none"] if key == "zero" else [])]
         if formats[key] not in allowed:
-            raise InputError(f"{key}={formats[key]!r} is not known{allowed_values(formats[key], allowed)}", where)
+            raise InputError(f"{key}={shown(formats[key])} is not known{allowed_values(formats[key], allowed)}", where)
         shared += CACHE_BITS.get(formats[key], 0)
     return CACHE_BITS[word] + Fraction(shared, group)
 

@@ -80,9 +80,9 @@ def solved(known: dict[str, float], longest: int, where: str) -> tuple[float, fl
             return _mu_of(placed, known[placed], sigma, longest), sigma
         before = sigma
     nearest = (min if falls else max)(found(sigma) for sigma in grid)
-    which = "smallest" if falls else "largest"
+    which, number = "smallest" if falls else "largest", f"{nearest:,.{0 if nearest >= 100 else 2}f}"
     raise InputError(
-        f"no lognormal of at most {longest:,} tokens has {_pair(known)}; the {which} {wanted} is {nearest:,.0f}", where
+        f"no lognormal of at most {longest:,} tokens has {_pair(known)}; the {which} {wanted} is {number}", where
     )
 
 

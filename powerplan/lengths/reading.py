@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
+from itertools import islice
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _lognormal(settings: str, label: str, where: str) -> Lengths:
             raise InputError(f"{LOGNORMAL} {shown(name)} is not known{allowed_values(name, SETTINGS)}", where)
         if name in known:
             raise InputError(f"{LOGNORMAL} {name} is given twice", where)
-        known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}")
+        known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")
     longest = int(known.pop("max", LONGEST))
     if len(known) != 2:
         given = f"has {' and '.join(known)}" if known else "has none"
@@ -141,7 +142,7 @@ def _shares(text: str, where: str) -> Lengths:
     weights: dict[int, Fraction] = {}
     for pair in text.split(","):
         size, colon, share = pair.partition(":")
-        length = parse_context(size, where)
+        length = parse_context(size, where, "a document")
         if colon and (not _WEIGHT.fullmatch(share) or not Fraction(share)):
             problem = f"{shown(share)} is no share of documents; write {context_text(length)}:0.9, or {length}:3"
             raise InputError(problem, where)
@@ -195,9 +196,8 @@ class _Columns:
     def of(cls, header: str, where: str) -> _Columns:
         names = [name.strip().strip('"').lower() for name in header.split(",")]
         if "length" not in names:
-            near = did_you_mean("length", names)
-            wanted = "write a length in each line, or name the column length"
-            raise InputError(f"{shown(header)} has no column length{near or f'; {wanted}'}", where)
+            wanted = _renamed(names) or "; write a length in each line, or name the column length"
+            raise InputError(f"{shown(header)} has no column length{wanted}", where)
         return cls(names.index("length"), names.index("count") if "count" in names else None, None)
 
     def __call__(self, text: str, where: str) -> tuple[int, int]:
@@ -206,7 +206,8 @@ class _Columns:
             raise InputError(f"{shown(text)} is no length; write 4096, or 4096,12 for 12 documents", where)
         last = max(self.length, self.count or 0) if self.most is None else self.length
         if len(cells) <= last:
-            raise InputError(f"{shown(text)} has {len(cells)} columns, and the header has more", where)
+            found = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
+            raise InputError(f"{shown(text)} has {found}, and the header has more", where)
         counts = self.count is not None and len(cells) > self.count
         return _length(cells[self.length], where), _count(cells[self.count or 0], where) if counts else 1
 
@@ -226,9 +227,8 @@ def _json_line(text: str, where: str) -> tuple[int, int]:
     except (ValueError, RecursionError):
         raise InputError(f"{shown(text)} is not valid JSON", where) from None
     if not isinstance(entry, dict) or "length" not in entry:
-        keys = list(entry) if isinstance(entry, dict) else []
-        near = did_you_mean("length", [key for key in keys if isinstance(key, str)])
-        raise InputError(f'{shown(text)} has no key "length"{near}', where)
+        keys = entry if isinstance(entry, dict) else ()
+        raise InputError(f'{shown(text)} has no key "length"{_renamed(keys)}', where)
     length, count = entry["length"], entry.get("count", 1)
     for name, value in (("length", length), ("count", count)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -236,13 +236,19 @@ def _json_line(text: str, where: str) -> tuple[int, int]:
     return _length(str(length), where), _count(str(count), where)
 
 
+def _renamed(names: Iterable[str]) -> str:
+    """Return "; write length in place of lenght" where one of the first names of a file is close to it, else ""."""
+    near = next((name for name in islice(names, 100) if did_you_mean(name, ["length"])), None)
+    return f"; write length in place of {near}" if near else ""
+
+
 def _length(text: str, where: str) -> int:
     text = text.strip()
     if text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= (length := int(text)) <= MAX_CONTEXT:
         return length
-    if text in ("0", "-1") or re.fullmatch(r"[+-]?0*[0-9]{1,16}", text):
+    if re.fullmatch(r"-?[0-9]{1,16}", text) and not 1 <= int(text) <= MAX_CONTEXT:
         raise InputError(f"a document has 1 to {MAX_CONTEXT:,} tokens (2^50), and this one {shown(int(text))}", where)
-    return parse_context(text, where)
+    return parse_context(text, where, "a document")
 
 
 def _count(text: str, where: str) -> int:

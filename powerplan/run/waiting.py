@@ -12,10 +12,12 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, islice, pairwise
 from random import Random
+from typing import TypeVar
 
 from powerplan.accounting import Accounting
+from powerplan.errors import InputError, parameter
 from powerplan.lengths import Lengths
 from powerplan.mixers.formulas import Convention, total
 from powerplan.run.layouts import Layout
@@ -28,11 +30,20 @@ MOST_DOCUMENTS, MOST_PARTS, MOST_STEPS = 100_000, 200_000, 64
 With three quarters of the steps the waiting of 64 devices changes by less than 3 % of the work.
 """
 
+MOST_SEQUENCES = 16_384
+"""Sequences that are simulated at most. Each of some 60 layouts takes 10 to 40 ms for so many."""
+
+MOST_AT_ONCE, FEWEST_SEQUENCES = 1_000_000, 8
+"""Documents of one step that are simulated at most, 2 to 4 seconds of work, and sequences that have to hold them."""
+
 SEED = 2502_21231
 """Of the generator that draws the order of documents: any fixed number."""
 
 POINTS = 64
 """Lengths of an octave at which the work of a document is counted; between them it is interpolated."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,16 +101,21 @@ class DocumentOrder:
         fixed, state = _parts(layout.step, recipe.recompute == "full")
         share = round(state / (fixed + state), 6) if fixed + state else 0.0
         groups = degrees.sequences_at_once
-        key = (layout.sequences, groups, recipe.micro_batch, meets, degrees.cp if zigzag else 1, share)
+        each, at_once = layout.sequences, groups * recipe.micro_batch
+        if each > MOST_SEQUENCES:  # Short contexts: a part of each step.
+            each = max(1, MOST_SEQUENCES // at_once) * at_once
+        key = (each, groups, recipe.micro_batch, meets, degrees.cp if zigzag else 1, share)
         if key not in self._found:
             self._found[key] = self._waiting(*key)
         return self._found[key]
 
     def _waiting(self, each: int, groups: int, batch: int, meets: bool, cp: int, share: float) -> Waiting:
         """Return the waiting of steps of `each` sequences, in which state takes `share` of the work on average."""
-        own = self._works(each)
-        steps = max(1, min(len(own) // each, MOST_PARTS // (2 * cp * each))) if cp > 1 else len(own) // each
-        own = own[: steps * each]
+        every = self._works(each)
+        steps = max(1, len(every) // each)
+        if cp > 1:
+            steps = max(1, min(steps, MOST_PARTS // (2 * cp * each)))
+        own = in_turn(every, steps * each)
         mean = sum(own) / len(own)
         scale = share / mean if mean else 0.0
         even = [1 - share + scale * amount for amount in own]
@@ -128,13 +144,28 @@ class DocumentOrder:
             come_longest=longest(slowest),
             sorted_longest=longest(even),
             steps=steps,
-            documents=sum(map(len, self._sequences(each)[: len(own)])),
+            documents=sum(in_turn([len(sequence) for sequence in self._sequences(each)], len(own))),
         )
 
     def _sequences(self, each: int) -> tuple[tuple[int, ...], ...]:
-        """Return the documents of each sequence, of as many steps of `each` sequences as are simulated."""
-        documents = each * self.context / float(self.lengths.cut(self.context).mean)
-        steps = max(1, min(MOST_STEPS, int(MOST_DOCUMENTS / documents)))
+        """Return the documents of each sequence, of as many steps of `each` sequences as are simulated.
+
+        They are fewer than `each` where one step has more documents than are simulated: then they take turns.
+        Raises InputError where they would be fewer than FEWEST_SEQUENCES.
+        """
+        of_one = self.context / float(self.lengths.cut(self.context).mean)
+        documents = each * of_one
+        if documents > MOST_AT_ONCE:
+            fewer = int(MOST_AT_ONCE / of_one)
+            if fewer < FEWEST_SEQUENCES:
+                raise InputError(
+                    f"sequences of {self.context:,} tokens hold about {of_one:,.0f} documents each, and "
+                    f"{FEWEST_SEQUENCES} of them may have {MOST_AT_ONCE:,} at most, to simulate who waits; "
+                    f"shorten {parameter('ctx')}",
+                    parameter("lengths"),
+                )
+            return drawn_sequences(self.lengths, self.context, fewer)
+        steps = max(1, min(MOST_STEPS, int(MOST_DOCUMENTS / documents), MOST_SEQUENCES // each))
         return drawn_sequences(self.lengths, self.context, steps * each)
 
     def _works(self, each: int) -> list[float]:
@@ -147,8 +178,14 @@ class DocumentOrder:
         """Return cp times the state's work of the busiest device of each of the first `count` sequences."""
         if (each, cp) not in self._busiest:
             first = self._sequences(each)[:count]
-            self._busiest[each, cp] = [cp * max(shares(own, self.context, cp, self.work)) for own in first]
+            busiest = [cp * max(shares(own, self.context, cp, self.work)) for own in first]
+            self._busiest[each, cp] = in_turn(busiest, count)
         return self._busiest[each, cp]
+
+
+def in_turn(values: Sequence[T], count: int) -> list[T]:
+    """Return `count` values: the first ones, again from the first where there are not so many."""
+    return list(islice(cycle(values), count))
 
 
 def _parts(step: StepTime, again: bool) -> tuple[float, float]:
@@ -191,16 +228,18 @@ def drawn_sequences(lengths: Lengths, context: int, count: int) -> tuple[tuple[i
     """Return the lengths of the documents in each of `count` sequences, in the order in which they are worked on.
 
     Documents are drawn until their tokens fill the sequences, packed whole (best-fit decreasing), and the sequences
-    shuffled; those beyond the count are left out.
+    shuffled; those beyond the count are left out. Where one document may be longer than all of them, pieces are drawn:
+    one long document in 10^9 would rarely be drawn, and the short ones in its place without end.
     """
     random = Random(SEED).random
+    if lengths.longest > count * context:
+        lengths = lengths.cut(context)
     held = list(accumulate(number for _, number in lengths.counts))
     pieces: list[int] = []
     tokens, wanted = 0, count * context
     while tokens < wanted:
         length = lengths.counts[bisect_right(held, random() * held[-1])][0]
         whole, rest = divmod(length, context)
-        whole = min(whole, count)  # A longer document fills all sequences that are asked for.
         pieces += [context] * whole + ([rest] if rest else [])
         tokens += length
     packed = _packed(pieces, context)

@@ -316,3 +316,46 @@ def test_measured_times_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     measured = ("--measured", "benchmarks/results/profile-cpu.json", "--lengths", "4k")
     assert main(["train", "gpt2-small", *measured]) == 2
     assert capsys.readouterr().err == "error: --lengths: have no measured times: --measured is of whole contexts\n"
+
+
+def test_sequences_take_turns_where_a_step_has_more_documents_than_are_simulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, layout = layout_of(MIXED, Degrees(fsdp=64))
+    lengths = read_lengths(MIXED)
+    of_one = 65_536 / float(lengths.cut(65_536).mean)
+    monkeypatch.setattr("powerplan.run.waiting.MOST_AT_ONCE", int(33 * of_one))
+    waiting = waiting_of(layout)
+    few = drawn_sequences(lengths, 65_536, 32)
+    assert (waiting.steps, waiting.documents) == (1, 2 * sum(map(len, few)))
+    work = document_work(LLAMA, 65_536, layout.setting.efficiency)
+    works = [sum(map(work, sequence)) for sequence in few]
+    step = layout.step
+    state = step.attention_s / (step.attention_s + step.weights_s + step.head_s)
+    assert waiting.data == pytest.approx(1 + state * (32 * max(works) / sum(works) - 1), rel=1e-5)
+    _, shared = layout_of(MIXED, Degrees(fsdp=8, cp=8))
+    assert waiting_of(shared).documents == waiting.documents
+
+
+def test_a_part_is_simulated_of_a_step_of_very_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("powerplan.run.waiting.MOST_SEQUENCES", 50)
+    _, layout = layout_of(MIXED, Degrees(fsdp=8, cp=8), micro_batch=2)
+    waiting = waiting_of(layout)
+    drawn = drawn_sequences(read_lengths(MIXED), 65_536, 48)  # 3 micro-batches of 8 groups.
+    assert (waiting.steps, waiting.documents) == (1, sum(map(len, drawn)))
+
+
+def test_one_document_in_a_billion_that_is_longer_than_all_sequences_is_drawn_in_pieces() -> None:
+    lengths = read_lengths(f"{2**50}:1,1:{10**9 - 1}")
+    drawn = drawn_sequences(lengths, 2**17, 64)
+    whole = sum(sequence == (2**17,) for sequence in drawn)
+    assert len(drawn) == 64
+    assert whole >= 60  # Of all tokens those of short documents are one in a million.
+
+
+def test_sequences_of_more_documents_than_are_simulated_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMON, "--ctx", "1000000000000", "--lengths", MIXED]) == 2
+    assert capsys.readouterr().err == (
+        "error: --lengths: sequences of 1,000,000,000,000 tokens hold about 244,148,919 documents each, and 8 of them "
+        "may have 1,000,000 at most, to simulate who waits; shorten --ctx\n"
+    )
