@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from powerplan.mixers import Forgetting
 from powerplan.models.cache import GrowingBuffer
+from powerplan.models.mixers.fla import MAX_FORGETTING_TOKENS, fla_supports, forgetting_by_fla
 from powerplan.models.mixers.heads import GroupedHeadsMixer, Projected
 from powerplan.models.mixers.pieces import pieces, recomputed
 
@@ -61,6 +62,9 @@ class GatedKeyValues(NamedTuple):
 def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, window: int | None = None) -> Tensor:
     """Compute softmax attention whose scores have log gates added: those of the tokens after the key, up to the query.
 
+    Half precision on CUDA goes through flash-linear-attention where that is installed, if no tokens came before and
+    there is no window.
+
     Args:
         q: [B, T, H, K], of the last T of the S tokens.
         k: [B, S, G, K].
@@ -73,6 +77,8 @@ def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, window:
     """
     (batch, tokens, heads, _), keys = q.shape, k.shape[1]
     past = keys - tokens
+    if window is None and past == 0 and tokens <= MAX_FORGETTING_TOKENS and fla_supports(q, v):
+        return forgetting_by_fla(q, k, v, log_g)
     sums = log_g.double().cumsum(1)
     outs = []
     for start, stop in pieces(tokens, batch * heads * min(keys, window or keys)):

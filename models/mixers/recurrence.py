@@ -12,12 +12,13 @@ float32, or in float64 for float64 inputs.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from powerplan.models.mixers.fla import delta_rule_by_fla, fla_supports, gated_linear_by_fla
 
 MIN_LOG_G = {torch.float32: -20.0, torch.float64: -80.0}
 """Log decays below these count as these. exp(-20) = 2e-9 and exp(-80) = 2e-35 are far below the dtype's precision, and
@@ -26,17 +27,13 @@ the exponents of half a row block (ROWS_PER_BLOCK) stay in the dtype's range."""
 ROWS_PER_BLOCK = 8
 """Tokens that share an anchor where each key channel has a decay of its own. Exponents reach 4 times MIN_LOG_G."""
 
-HAS_FLA = find_spec("fla") is not None
-"""Whether flash-linear-attention is installed. Looked up at import: torch.compile cannot trace it before torch 2.7."""
-
-MAX_FLA_HEAD_DIM = 256
-"""The largest key head dim of flash-linear-attention's chunk kernels."""
-
 
 def gated_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, state: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Compute gated linear attention in chunks.
+
+    Half precision on CUDA goes through flash-linear-attention where that is installed.
 
     Args:
         q: [B, T, H, K].
@@ -49,6 +46,8 @@ def gated_linear_attention(
     Returns:
         Outputs [B, T, H, V] in the dtype of v, and the state [B, H, K, V] after the last token.
     """
+    if fla_supports(q, v):
+        return gated_linear_by_fla(q, k, v, log_g.clamp(min=MIN_LOG_G[torch.float32]), state)
     out, state = _run_in_chunks((q, k, v, log_g), None, state, chunk_size)
     assert out is not None, "there are queries"
     return out, state
@@ -291,34 +290,3 @@ def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Switch off autocast, which would round products to bf16. The meta device has none."""
     available = torch.amp.is_autocast_available(x.device.type)
     return torch.autocast(x.device.type, enabled=False) if available else nullcontext()
-
-
-def fla_supports(q: Tensor, v: Tensor) -> bool:
-    """Return whether flash-linear-attention is installed and its kernels take these tensors: CUDA, half precision."""
-    is_half = q.dtype in (torch.bfloat16, torch.float16) and v.dtype == q.dtype
-    return q.is_cuda and is_half and q.shape[-1] <= MAX_FLA_HEAD_DIM and HAS_FLA
-
-
-def delta_rule_by_fla(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_g: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return what `delta_rule` returns, by the chunk kernels of flash-linear-attention, whose chunks have 64 tokens.
-
-    They scale q by K^-0.5 unless they are given another scale: q comes scaled here, so the scale is 1. Their arguments
-    are documented in fla/ops/{delta_rule,gated_delta_rule,kda}.
-    """
-    options: dict[str, Any] = {"scale": 1.0, "initial_state": state, "output_final_state": True}
-    if log_g is None:
-        from fla.ops.delta_rule import chunk_delta_rule
-
-        out, state = chunk_delta_rule(q=q, k=k, v=v, beta=beta.to(q.dtype), **options)
-    elif log_g.ndim == 3:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-        out, state = chunk_gated_delta_rule(q=q, k=k, v=v, g=log_g, beta=beta.to(q.dtype), **options)
-    else:
-        from fla.ops.kda import chunk_kda
-
-        out, state = chunk_kda(q=q, k=k, v=v, g=log_g, beta=beta.to(q.dtype), **options)
-    assert state is not None
-    return out, state

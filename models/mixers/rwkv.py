@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from powerplan.mixers import RWKV7
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.mixers.delta import low_rank_projection
+from powerplan.models.mixers.fla import fla_supports, rank_one_by_fla
 from powerplan.models.mixers.recurrence import DecayedProducts, full_and_rest, no_autocast
 from powerplan.models.shift import shifted
 
@@ -33,6 +34,8 @@ def rank_one_rule(
 ) -> tuple[Tensor, Tensor]:
     """Compute the recurrence of RWKV-7 in chunks, in WY form.
 
+    Half precision on CUDA goes through flash-linear-attention where that is installed.
+
     Args:
         q: [B, T, H, K].
         k: [B, T, H, K].
@@ -46,6 +49,8 @@ def rank_one_rule(
     Returns:
         Outputs [B, T, H, V] in the dtype of v, and the state [B, H, K, V] after the last token.
     """
+    if fla_supports(q, v):
+        return rank_one_by_fla(q, k, v, a, b, log_g, state, STRONGEST_LOG_G)
     dtype, length = torch.promote_types(q.dtype, torch.float32), q.shape[1]
     inputs = [x.transpose(1, 2).to(dtype) for x in (q, k, v, a, b, log_g)]
     outs = []

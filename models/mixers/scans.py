@@ -15,6 +15,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from powerplan.models.mixers.fla import fla_supports, grouped_scan_by_fla
 from powerplan.models.mixers.recurrence import MIN_LOG_G, above_diagonal, full_and_rest, no_autocast
 
 TOKENS_PER_SCAN = 256
@@ -27,6 +28,8 @@ def grouped_scan(
 ) -> tuple[Tensor, Tensor]:
     """Compute the scan of Mamba-2 in chunks (section 6: within chunks by products, between them by states).
 
+    Where c and b are of half precision on CUDA, flash-linear-attention runs it if that is installed, and x is rounded.
+
     Args:
         c: [B, T, G, K].
         b: [B, T, G, K].
@@ -38,6 +41,8 @@ def grouped_scan(
     Returns:
         Outputs [B, T, H, V] in the dtype of x, and the state [B, G, K, R, V] after the last token.
     """
+    if fla_supports(c, b, x.shape[-1]):
+        return grouped_scan_by_fla(c, b, x, log_g.clamp(min=MIN_LOG_G[torch.float32]), state)
     dtype, out_dtype, groups = torch.promote_types(x.dtype, torch.float32), x.dtype, c.shape[2]
     length = x.shape[1]
     heads = [torch.unflatten(part, 2, (groups, -1)) for part in (x, log_g)]

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.mixers import GSA
+from powerplan.models.mixers.fla import fla_supports, slots_by_fla
 from powerplan.models.mixers.matrix import MatrixMixer
 from powerplan.models.mixers.recurrence import MIN_LOG_G, DecayedProducts, full_and_rest, no_autocast
 
@@ -24,6 +25,8 @@ def slot_attention(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Compute gated slot attention in chunks.
+
+    Half precision on CUDA goes through flash-linear-attention where that is installed.
 
     Args:
         q: [B, T, H, K].
@@ -36,6 +39,8 @@ def slot_attention(
     Returns:
         Outputs [B, T, H, V] in the dtype of v, and the slots [B, H, M, K + V] after the last token.
     """
+    if fla_supports(q, v, log_f.shape[-1]):
+        return slots_by_fla(q, k, v, log_f.clamp(min=MIN_LOG_G[torch.float32]), state)
     dtype, length = torch.promote_types(q.dtype, torch.float32), q.shape[1]
     inputs = [x.transpose(1, 2).to(dtype) for x in (q, k, v, log_f)]
     outs = []

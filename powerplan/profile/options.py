@@ -13,7 +13,7 @@ from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError, allowed_values, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.measured import RECURRENT
-from powerplan.mixers import FeatureAttention, GroupedHeads, LogLinear, Mixer
+from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
 from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
@@ -181,10 +181,10 @@ def parse_passes(text: str) -> tuple[str, ...]:
 def _chosen_impl(name: str, mixer: Mixer, device: str, dtype: str, notes: list[str]) -> str:
     """Return the implementation that `auto` stands for, as `power_attention` takes it; any other name as it is.
 
-    For recurrent kinds: "fla" where delta rules run in flash-linear-attention, else "torch".
+    For recurrent kinds: "fla" where they run in flash-linear-attention, else "torch".
     """
     if mixer.kind in RECURRENT:
-        return "fla" if isinstance(mixer, DeltaRule) and _runs_in_fla(mixer, device, dtype) else "torch"
+        return "fla" if _runs_in_fla(mixer, device, dtype) else "torch"
     if name != "auto" or mixer.degree is None:
         return name
     if not device.startswith("cuda"):
@@ -205,12 +205,20 @@ def _chosen_impl(name: str, mixer: Mixer, device: str, dtype: str, notes: list[s
     return "triton" if reason is None else "torch"
 
 
-def _runs_in_fla(mixer: DeltaRule, device: str, dtype: str) -> bool:
+def _runs_in_fla(mixer: Mixer, device: str, dtype: str) -> bool:
     if not device.startswith("cuda") or dtype == "fp32":
         return False
-    from powerplan.models.mixers.recurrence import HAS_FLA, MAX_FLA_HEAD_DIM
+    if isinstance(mixer, DeltaRule | GLA | RWKV7):
+        sizes: tuple[int, ...] = (mixer.head_dim, mixer.v_head_dim)
+    elif isinstance(mixer, GSA):
+        sizes = (mixer.head_dim, mixer.v_head_dim, mixer.slots)
+    elif isinstance(mixer, Mamba2) and not isinstance(mixer, LogLinear):
+        sizes = (mixer.state_dim, mixer.head_dim)
+    else:
+        return False
+    from powerplan.models.mixers.fla import HAS_FLA, fits_fla
 
-    return HAS_FLA and mixer.head_dim <= MAX_FLA_HEAD_DIM
+    return HAS_FLA and fits_fla(*sizes)
 
 
 def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, notes: list[str]) -> list[GroupedHeads]:

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from powerplan.models.mixers import recurrence
+from powerplan.models.mixers.fla import delta_rule_by_fla, fla_supports
 from powerplan.models.mixers.recurrence import (
     delta_rule,
-    delta_rule_by_fla,
     delta_rule_state,
-    fla_supports,
     gated_linear_attention,
     gated_linear_state,
     recurrent_step,
