@@ -12,6 +12,9 @@ import torch
 from powerplan.cli import main
 from powerplan.mixers import MIXERS
 
+BESIDE = ("gla", "deltanet", "gated_deltanet", "kda", "mamba1", "mamba2", "log_linear", "rwkv7", "gsa")
+"""Recurrent kinds that `--against` times."""
+
 COMMANDS = {
     "gpt2-small --p 5": "--p: 5 is out of range; allowed are 1 to 4",
     "gpt2-small --p 0": "--p: 0 is out of range; allowed are 1 to 4",
@@ -20,13 +23,16 @@ COMMANDS = {
     "gpt2-small --mixer power:p=5": "--mixer: p=5: the kernels run degrees 1 to 4",
     **{
         f"gpt2-small --mixer {kind}": f"--mixer: {kind}: profile times attention, windows, power and linear attention"
+        + (f"; give it as --against {kind}" if kind in BESIDE else "")
         for kind in sorted(MIXERS.keys() - {"attention", "power", "linear"})
     },
     "kimi-linear-48b-a3b": "MODEL: kimi-linear-48b-a3b has layers whose mixer has no heads that another could take",
     "gpt2-small --mixer powr:p=2": "--mixer: 'powr' is not a mixer; did you mean power...",
     "gpt2-small --ctx 0": "--ctx: '0' is out of range; ...",
     "gpt2-small --pass backward": "--pass: 'backward' is not known; did you mean forward+backward? allowed are ...",
-    "gpt2-small --against flash": "--against: 'flash' is not known; allowed are attention, window, linear, none",
+    "gpt2-small --against flash": "--against: 'flash' is not known; allowed are attention, window, linear, "
+    + ", ".join(BESIDE)
+    + ", none",
     "gpt2-small --impl tritn": "--impl: 'tritn' is not known; did you mean triton? allowed are auto, torch, ...",
     "gpt2-small --device tpu": "--device: 'tpu' is not known; did you mean cpu? allowed are auto, cpu, cuda, cuda:1",
     "gpt2-small --dtype fp8": "--dtype: 'fp8' is not a dtype that layers run in; ...",
