@@ -26,7 +26,7 @@ PLAIN: Settings = {
 
 EXPERTS: Settings = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
-APRIEL: Settings = {"num_hidden_layers": 2, "hybrid_block_layout": ["t", "m2"], "ssm_cfg": {"d_xb": 16, "d_inner": 48}}
+APRIEL: Settings = {"num_hidden_layers": 2, "hybrid_block_layout": ["t", "m2"], "ssm_cfg": {"d_xb": 128}}
 
 STATED: dict[str, Settings] = {
     **dict.fromkeys(("apriel_hybrid_ssm", "apriel_ssm_thinker_hybrid"), APRIEL),
