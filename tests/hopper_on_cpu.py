@@ -11,7 +11,7 @@ import triton.language as tl
 
 from gluon_on_cpu import emulated
 from powerplan.kernels.call import CallShape
-from powerplan.kernels.triton import shapes, states
+from powerplan.kernels.triton import prepare, shapes
 
 PACKAGE = "powerplan.kernels.triton.hopper"
 
@@ -32,7 +32,7 @@ def hopper_on_cpu() -> Iterator[None]:
     # A shape remembers its engine.
     shapes._launch_shape.cache_clear()
     try:
-        with emulated(PACKAGE), patch.object(shapes, "uses_hopper", _takes), patch.object(states, "operand", _operand):
+        with emulated(PACKAGE), patch.object(shapes, "uses_hopper", _takes), patch.object(prepare, "operand", _operand):
             yield
     finally:
         shapes._launch_shape.cache_clear()

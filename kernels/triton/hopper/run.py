@@ -10,7 +10,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from powerplan.kernels.triton.hopper.blocks import Blocks, blocks
 from powerplan.kernels.triton.hopper.contract import contract_kernel
-from powerplan.kernels.triton.hopper.copies import copy_kernel
 from powerplan.kernels.triton.hopper.expand import expand_kernel
 from powerplan.kernels.triton.hopper.keys import keys_kernel
 from powerplan.kernels.triton.hopper.layouts import tile_layout
@@ -20,10 +19,6 @@ from powerplan.kernels.triton.hopper.states import states_kernel
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import TILE, padded_dim
-from powerplan.kernels.triton.running import running_sum
-
-BLOCK = 64
-"""Tokens of a block of the copies and of the sums over chunks."""
 
 STEP = TILE * TILE
 """Rows of a step of phi."""
@@ -34,51 +29,19 @@ def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x.flatten(0, -2), [rows, x.shape[-1]], tile_layout(x.shape[-1]))
 
 
-def scan_states(
-    calls: Launches,
-    x: Tensor,
-    v: Tensor,
-    start: StatePair | None,
-    want_end: bool,
-    norm_grads: NormGrads | None,
-    forward_states: StatePair | None,
-) -> tuple[StatePair, StatePair, Tensor]:
-    """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
+def states_of_chunks(calls: Launches, xt: Tensor, y: Tensor) -> Tensor:
+    """Return the sums of phi(x) y^T over single chunks, [slots, G, 1, rows, padded columns].
+
+    Args:
+        calls: The call's tensors.
+        xt: [slots, heads, padded K, chunk], x with time last.
+        y: [slots, heads, chunk, padded V], y times what multiplies a token.
+    """
     shape, call = calls.shape, calls.shape.call
-    backward = norm_grads is not None
-    repeats = call.heads_per_kv_head if backward else 1
+    repeats = xt.shape[1] // call.kv_heads
     width, columns = shape.phi_width, shape.stored_columns
-    chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
-    copies = (shape.chunk_slots, call.kv_heads * repeats)
-    xt = x.new_empty(*copies, width, chunk)
-    y = x.new_empty(*copies, chunk, columns)
-    arguments: dict[str, Any] = {
-        "p_x": x,
-        "p_y": v,
-        "p_log_g_cumsum": calls.log_g_cumsum,
-        "p_chunks": calls.chunk_table.chunks,
-        "p_xt": xt,
-        "p_y_copy": y,
-        "s_xt": x.stride(0),
-        "s_xh": x.stride(1),
-        "s_yt": v.stride(0),
-        "s_yh": v.stride(1),
-        "groups": call.kv_heads,
-        "token_blocks": chunk // BLOCK,
-        "chunk": chunk,
-        "power_scale": calls.power_scale,
-        "DIM_X": call.head_dim,
-        "DIM_Y": call.v_head_dim,
-        "PADDED_X": width,
-        "PADDED_Y": columns,
-        "REPEATS": repeats,
-        "BLOCK": BLOCK,
-        "GATED": calls.gated,
-        "BACKWARD": backward,
-    }
-    launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
     share = min(width // TILE // 2, 256 // columns)
-    parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
+    parts = xt.new_empty(shape.chunk_slots, call.kv_heads, 1, shape.rows, columns)
     own = blocks("states", shape)
     tile_rows = width if width <= 64 else TILE
     xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [tile_rows, own.rows], tile_layout(own.rows))
@@ -88,7 +51,7 @@ def scan_states(
         "p_chunks": calls.chunk_table.chunks,
         "p_parts": parts,
         "groups": call.kv_heads,
-        "chunk": chunk,
+        "chunk": xt.shape[-1],
         "REPEATS": repeats,
         "TILES_X": width // TILE,
         "V": columns,
@@ -97,10 +60,7 @@ def scan_states(
         "STAGES": own.stages,
     }
     launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype)
-    return (states, calls.placeholder), (end, calls.placeholder), carry
+    return parts
 
 
 class HopperLaunches(Launches):
