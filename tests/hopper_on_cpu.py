@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from unittest.mock import patch
 
 import torch
@@ -18,21 +19,24 @@ PACKAGE = "powerplan.kernels.triton.hopper"
 
 def _takes(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
     """`shapes.uses_hopper` for any device, and for float16 too."""
-    return call.p == 2 and dtype.itemsize == 2 and max(call.head_dim, call.v_head_dim) <= 128
+    return call.p in (1, 2) and dtype.itemsize == 2 and max(call.head_dim, call.v_head_dim) <= 128
 
 
 def _operand(dtype: torch.dtype) -> tuple[object, str, torch.dtype]:
-    """`config.operand` for the normaliser's squares: the interpreter cannot multiply bfloat16."""
+    """`config.operand` for products of plain Triton: the interpreter cannot multiply bfloat16."""
     return tl.float32, "ieee", dtype
 
 
 @contextmanager
 def hopper_on_cpu() -> Iterator[None]:
-    """Let impl="triton" take the Hopper engine for calls with p = 2 in float16 or bfloat16, while the context lasts."""
+    """Let impl="triton" take the Hopper engine for p up to 2 in float16 or bfloat16, while the context lasts."""
     # A shape remembers its engine.
     shapes._launch_shape.cache_clear()
     try:
-        with emulated(PACKAGE), patch.object(shapes, "uses_hopper", _takes), patch.object(states, "operand", _operand):
+        with emulated(PACKAGE), ExitStack() as patches:
+            patches.enter_context(patch.object(shapes, "uses_hopper", _takes))
+            for module in (states, import_module(f"{PACKAGE}.sums")):
+                patches.enter_context(patch.object(module, "operand", _operand))
             yield
     finally:
         shapes._launch_shape.cache_clear()

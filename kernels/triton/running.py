@@ -146,7 +146,7 @@ def running_sum(
     shape, call = calls.shape, calls.shape.call
     slots, groups, rows, padded = parts.shape
     size = rows * padded
-    weighted = shape.hopper and rows == shape.rows
+    weighted = shape.hopper and call.p > 1 and rows == shape.rows
     block = min(RUNNING_BLOCK, power_of_two(size))
     blocks = -(-size // block)
     # The normaliser's states are rounded by those who multiply them: <dS, S> takes them as they are.

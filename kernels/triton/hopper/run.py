@@ -17,6 +17,7 @@ from powerplan.kernels.triton.hopper.layouts import tile_layout
 from powerplan.kernels.triton.hopper.output import output_kernel
 from powerplan.kernels.triton.hopper.queries import queries_kernel
 from powerplan.kernels.triton.hopper.states import states_kernel
+from powerplan.kernels.triton.hopper.sums import chunk_sums
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import TILE, padded_dim
@@ -44,8 +45,17 @@ def scan_states(
     forward_states: StatePair | None,
 ) -> tuple[StatePair, StatePair, Tensor]:
     """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
+    call, backward = calls.shape.call, norm_grads is not None
+    parts = chunk_sums(calls, x, v, backward) if call.p == 1 else _phi_sums(calls, x, v, backward)
+    start_kv = None if start is None else start[0]
+    forward = None if forward_states is None else forward_states[0]
+    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype)
+    return (states, calls.placeholder), (end, calls.placeholder), carry
+
+
+def _phi_sums(calls: Launches, x: Tensor, v: Tensor, backward: bool) -> Tensor:
+    """Return the sums of phi(x) v^T over each chunk, as `chunk_sums` does those of x v^T."""
     shape, call = calls.shape, calls.shape.call
-    backward = norm_grads is not None
     repeats = call.heads_per_kv_head if backward else 1
     width, columns = shape.phi_width, shape.stored_columns
     chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
@@ -97,10 +107,7 @@ def scan_states(
         "STAGES": own.stages,
     }
     launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype)
-    return (states, calls.placeholder), (end, calls.placeholder), carry
+    return parts
 
 
 class HopperLaunches(Launches):
@@ -170,16 +177,22 @@ class HopperLaunches(Launches):
         """
         shape, call = self.shape, self.shape.call
         token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
-        has_states = states[0].shape[0] > 0
-        square = states[1] if has_states and call.normalize else self.q.new_empty(1, shape.phi_width)
+        width, has_states = padded_dim(call.head_dim), states[0].shape[0] > 0
+        if call.p == 1 and has_states:
+            state = states[0]
+        elif call.p == 2 and has_states and call.normalize:
+            state = states[1]
+        else:
+            state = self.q.new_empty(1, width)
         arguments |= {
-            "square_desc": _tiles(square, shape.phi_width),
+            "state_desc": _tiles(state, width),
             "p_log_g_cumsum": self.log_g_cumsum,
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
             "token_blocks": token_blocks,
             "power_scale": self.power_scale,
-            "K": shape.phi_width,
+            "P": call.p,
+            "K": width,
             "V": shape.stored_columns,
             "REPEATS": call.heads_per_kv_head,
             "GATED": self.gated,
@@ -195,8 +208,8 @@ class HopperLaunches(Launches):
         tokens, heads = self.q.shape[:2]
         out = self.v.new_empty(tokens, heads, call.v_head_dim)
         norm = self.float((tokens, heads), call.normalize)
-        part = self.placeholder
-        if states[0].shape[0]:
+        part = norm_part = self.placeholder
+        if states[0].shape[0] and call.p > 1:
             part = self._through_states(expand_kernel, self.q, None, states[0], False, has_start)
         own = blocks("output", self.shape)
         arguments = {
@@ -206,6 +219,7 @@ class HopperLaunches(Launches):
             "p_part": part,
             "p_out": out,
             "p_norm": norm,
+            "p_norm_part": norm_part,
             "DIM": call.v_head_dim,
             "BM": own.rows,
             "BN": own.columns,
@@ -220,7 +234,7 @@ class HopperLaunches(Launches):
         dq = self.q.new_empty(self.q.shape)
         q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
         part = self.placeholder
-        if states[0].shape[0]:
+        if states[0].shape[0] and call.p > 1:
             part = self._through_states(contract_kernel, self.q, norm_grads.y, states[0], False, has_start)
         own = blocks("queries", self.shape)
         arguments = {
@@ -246,7 +260,7 @@ class HopperLaunches(Launches):
         dk, dv = self.k.new_empty(self.k.shape), self.v.new_empty(self.v.shape)
         k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
         part_k = part_v = self.placeholder
-        if grad_states[0].shape[0]:
+        if grad_states[0].shape[0] and call.p > 1:
             part_k = self._through_states(contract_kernel, self.k, self.v, grad_states[0], True, has_end)
             part_v = self._through_states(expand_kernel, self.k, None, grad_states[0], True, has_end)
         own = blocks("keys", self.shape)
