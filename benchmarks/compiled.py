@@ -55,7 +55,10 @@ DIMS = {
 
 
 HOPPER_DIMS = [(32, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
-"""Head dims, padded, that the Hopper engine is compiled for; thorough: all pairs of the three."""
+"""Head dims, padded, that the Hopper engine is compiled for at p = 2; thorough: all pairs of the three."""
+
+HOPPER_FIXED_DIMS = {3: [(64, 64), (32, 32), (40, 40), (64, 128)], 4: [(32, 32), (16, 16), (24, 24), (32, 128)]}
+"""Head dims that it is compiled for at p = 3 and 4: the first; thorough: all."""
 
 
 def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
@@ -106,12 +109,18 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
             yield Configuration(dtype, p, key_dim, value_dim, False, False)
         for dim in (16, 32) if thorough else ():
             yield Configuration(dtype, p, dim, dim, True, norm)
-    if "bf16" in dtypes and 2 in degrees:
-        yield from of_hopper(thorough)
+    if "bf16" in dtypes:
+        yield from of_hopper(degrees, thorough)
 
 
-def of_hopper(thorough: bool) -> Iterator[Configuration]:
+def of_hopper(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
     """Yield what is compiled of the Hopper engine: every setting is a constant of its kernels."""
+    for p, dims in HOPPER_FIXED_DIMS.items() if degrees != [2] else ():
+        for key_dim, value_dim in dims if thorough else dims[:1] if p in degrees else ():
+            yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, carried=True, hopper=True)
+            if thorough:
+                yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, repeats=4, hopper=True)
+                yield Configuration("bf16", p, key_dim, value_dim, False, False, hopper=True)
     for key_dim, value_dim in product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS:
         yield Configuration("bf16", 2, key_dim, value_dim, True, True, carried=True, hopper=True)
         if thorough or (key_dim == value_dim and key_dim >= 64):

@@ -19,7 +19,7 @@ PACKAGE = "powerplan.kernels.triton.hopper"
 
 def _takes(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
     """`shapes.uses_hopper` for any device, and for float16 too."""
-    return call.p in (1, 2) and dtype.itemsize == 2 and max(call.head_dim, call.v_head_dim) <= 128
+    return call.p <= 4 and dtype.itemsize == 2 and max(call.head_dim, call.v_head_dim) <= 128
 
 
 def _operand(dtype: torch.dtype) -> tuple[object, str, torch.dtype]:

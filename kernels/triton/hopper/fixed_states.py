@@ -17,6 +17,17 @@ from powerplan.kernels.triton.hopper.ring import new_barriers
 
 
 @gluon.jit
+def place(i_block, blocks, REPEATS: gl.constexpr):
+    """Return the head of the group and the block of its tokens for the block `i_block` of a walk over all of them."""
+    i_head = i_block * 0
+    i_own = i_block
+    if REPEATS > 1:
+        i_head = i_block // gl.maximum(blocks, 1)
+        i_own = i_block % gl.maximum(blocks, 1)
+    return i_head, i_own
+
+
+@gluon.jit
 def load_tokens(xt_desc, y_desc, x_row, y_row, t, slot, x_ring, y_ring, bars, wanted):
     """Start the copies of one block of tokens into place `slot` of the rings: all tiles of x, and y."""
     STAGES: gl.constexpr = y_ring.shape[0]
@@ -89,11 +100,10 @@ def fixed_states_kernel(
     blocks = (length + BT - 1) // BT
     total = blocks * REPEATS
     for i in gl.static_range(STAGES - 1):
-        head = first_head + i // gl.maximum(blocks, 1)
-        t = i % gl.maximum(blocks, 1) * BT
-        load_tokens(
-            xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, i, x_ring, y_ring, bars, i < total
-        )  # fmt: skip
+        i_head, i_own_block = place(gl.to_tensor(i), blocks, REPEATS)
+        head = first_head + i_head
+        t = i_own_block * BT
+        load_tokens(xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, i, x_ring, y_ring, bars, i < total)
     p_first = p_xt + first_head.to(gl.int64) * (TILES_X * TILE * chunk)
     b_next = load_fixed(p_first, p_step, 0, chunk, P, SHARE, BT)
     accs = ()
@@ -104,8 +114,9 @@ def fixed_states_kernel(
         fixed.index(i_block % 2).store(b_next)
         # Loaded a block ahead. After the last block it is the last one's again: there may be nothing behind it.
         after = gl.minimum(i_block + 1, total - 1)
-        p_head = p_first + (after // blocks).to(gl.int64) * (TILES_X * TILE * chunk)
-        b_next = load_fixed(p_head, p_step, after % blocks * BT, chunk, P, SHARE, BT)
+        i_head, i_own_block = place(after, blocks, REPEATS)
+        p_head = p_first + i_head.to(gl.int64) * (TILES_X * TILE * chunk)
+        b_next = load_fixed(p_head, p_step, i_own_block * BT, chunk, P, SHARE, BT)
         mbarrier.wait(bars.index(slot), (i_block // STAGES) & 1)
         y = y_ring.index(slot)
         b_lead = x_ring.index(slot * TILES_X + lead).load(gl.SliceLayout(1, L3))
@@ -126,8 +137,9 @@ def fixed_states_kernel(
         for i in gl.static_range(SHARE):
             accs = accs + (done[i],)
         following = i_block + STAGES - 1
-        head = first_head + following // blocks
-        t = following % blocks * BT
+        i_head, i_own_block = place(following, blocks, REPEATS)
+        head = first_head + i_head
+        t = i_own_block * BT
         load_tokens(
             xt_desc, y_desc, head * (TILES_X * TILE), head * chunk, t, following % STAGES, x_ring, y_ring, bars,
             following < total,
