@@ -115,18 +115,18 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
 
 def of_hopper(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
     """Yield what is compiled of the Hopper engine: every setting is a constant of its kernels."""
-    for p, dims in HOPPER_FIXED_DIMS.items() if degrees != [2] else ():
-        for key_dim, value_dim in dims if thorough else dims[:1] if p in degrees else ():
-            yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, carried=True, hopper=True)
-            if thorough:
-                yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, repeats=4, hopper=True)
-                yield Configuration("bf16", p, key_dim, value_dim, False, False, hopper=True)
-    for key_dim, value_dim in product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS:
+    for key_dim, value_dim in (product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS) if 2 in degrees else ():
         yield Configuration("bf16", 2, key_dim, value_dim, True, True, carried=True, hopper=True)
         if thorough or (key_dim == value_dim and key_dim >= 64):
             yield Configuration("bf16", 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
         if thorough or key_dim == value_dim:
             yield Configuration("bf16", 2, key_dim, value_dim, False, False, hopper=True)
+    for p in sorted(HOPPER_FIXED_DIMS.keys() & set(degrees)):
+        for key_dim, value_dim in HOPPER_FIXED_DIMS[p] if thorough else HOPPER_FIXED_DIMS[p][:1]:
+            yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, carried=True, hopper=True)
+            if thorough:
+                yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, repeats=4, hopper=True)
+                yield Configuration("bf16", p, key_dim, value_dim, False, False, hopper=True)
 
 
 def launches(config: Configuration, arch: int) -> list[Launch]:

@@ -11,6 +11,7 @@ import torch
 import triton.language as tl
 
 from gluon_on_cpu import emulated
+from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.triton import shapes, states
 
@@ -18,8 +19,8 @@ PACKAGE = "powerplan.kernels.triton.hopper"
 
 
 def _takes(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
-    """`shapes.uses_hopper` for any device, and for float16 too."""
-    return call.p <= 4 and dtype.itemsize == 2 and max(call.head_dim, call.v_head_dim) <= 128
+    """`shapes.uses_hopper` for any device, for float16 too, and for kernels that no GPU has run."""
+    return dtype.itemsize == 2 and hopper_takes(call.p, call.head_dim, call.v_head_dim, untried=True)
 
 
 def _operand(dtype: torch.dtype) -> tuple[object, str, torch.dtype]:
@@ -29,7 +30,7 @@ def _operand(dtype: torch.dtype) -> tuple[object, str, torch.dtype]:
 
 @contextmanager
 def hopper_on_cpu() -> Iterator[None]:
-    """Let impl="triton" take the Hopper engine for p up to 2 in float16 or bfloat16, while the context lasts."""
+    """Let impl="triton" take the Hopper engine for all its degrees, in float16 or bfloat16, while the context lasts."""
     # A shape remembers its engine.
     shapes._launch_shape.cache_clear()
     try:

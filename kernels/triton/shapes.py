@@ -13,7 +13,7 @@ from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
 from powerplan.kernels.triton.layout import TILE, padded_dim, power_of_two, settle, step_count, step_rows
-from powerplan.kernels.triton.support import hopper_lacking
+from powerplan.kernels.triton.support import hopper_lacking, takes_untried
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,12 @@ class LaunchShape:
 
 
 def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that runs them."""
-    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim)
+    """Whether the kernels of hopper/ take a call: its degree and head dims, in bfloat16, on a GPU that runs them.
+
+    Those that no GPU has run are taken under POWERPLAN_HOPPER=all only.
+    """
+    untried = takes_untried()
+    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim, untried)
     return fits and hopper_lacking(device) is None
 
 
