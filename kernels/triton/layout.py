@@ -83,13 +83,14 @@ def _pairs(tiles: int) -> Iterator[tuple[int, int, int]]:
 
 def _with_fixed(tiles: int, d: int, p: int) -> Iterator[tuple[int, ...]]:
     """Yield the steps for p = 3 and 4: the fixed features, the first features of both tiles, and the weight."""
-    for lead, inner in ((lead, inner) for lead in range(tiles) for inner in range(lead + 1)):
-        own = range(inner * TILE, min(inner * TILE + TILE, d))
-        for last, *outer in product(range(lead, tiles), *[range(min(inner * TILE + TILE, d))] * (p - 3)):
-            chosen = [feature // TILE for feature in outer] + [inner, lead, last]
-            weight = factorial(p) // prod(factorial(chosen.count(tile)) for tile in set(chosen))
-            for feature in own:
-                yield (*outer, feature, lead * TILE, last * TILE, weight)
+    for lead in range(tiles):
+        for inner in range(lead + 1):
+            stop = min(inner * TILE + TILE, d)
+            for last, *outer in product(range(lead, tiles), *[range(stop)] * (p - 3)):
+                chosen = [feature // TILE for feature in outer] + [inner, lead, last]
+                weight = factorial(p) // prod(factorial(chosen.count(tile)) for tile in set(chosen))
+                for feature in range(inner * TILE, stop):
+                    yield (*outer, feature, lead * TILE, last * TILE, weight)
 
 
 def step_count(d: int, p: int, group: int = 1) -> int:

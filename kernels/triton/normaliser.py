@@ -1,9 +1,8 @@
 """The normaliser's state for p = 4 in the kernels of hopper/: a state of degree 3 whose values are keys.
 
 (q.k)^4 = (q.k)^3 k.q = phi_3(q)^T (phi_3(k) k^T) q, so that with Z = sum phi_3(k) k^T a query's sum of weights is
-(phi_3(q) Z).q, and 4 phi_3(q) Z its gradient by q. Z has K columns for each row of degree 3, 0.08 of the products of a
-state at K = V = 32; a column of ones beside the values would take 16 to 32 columns of the matrix unit. As Z = sum k k^T
-does for p = 2 (squares.py).
+(phi_3(q) Z).q, and 4 phi_3(q) Z its gradient by q. At K = V = 32 phi_3(q) Z is 0.07 of the products of phi_4(q) S; a
+column of ones beside the values would be 8 more columns of the matrix unit. For p = 2 it is Z = sum k k^T (squares.py).
 """
 
 from __future__ import annotations
@@ -77,7 +76,15 @@ def key_rows(d: int, p: int, width: int, device: torch.device) -> KeyRows:
     place = torch.zeros(len(entries), dtype=torch.int64)
     place[entry[inside]] = torch.arange(len(entry))[inside]
     factor, inverse_root = (x.where(inside, 0.0) for x in (weight / root[entry], 1 / root[entry]))
-    parts = (entry, factor.float(), inverse_root.float(), place, (root / weight[place]).float(), root.float())
-    made = KeyRows(*(x.to(device) for x in parts), d)
+    back_factor = root / weight[place]
+    made = KeyRows(
+        entry.to(device),
+        factor.float().to(device),
+        inverse_root.float().to(device),
+        place.to(device),
+        back_factor.float().to(device),
+        root.float().to(device),
+        d,
+    )
     settle(device)
     return made

@@ -33,8 +33,11 @@ ROUNDING = 2**-8
 
 CPU = torch.device("cpu")
 
-DIMS = [(3, 20, 24), (4, 12, 5)]
-"""p, K and V: three tiles of features, and two, the last of them in part."""
+KERNELS = pytest.mark.parametrize(
+    ("p", "key_dim", "value_dim", "of_keys", "has_edge"),
+    [(3, 20, 24, False, True), (3, 20, 24, True, False), (4, 12, 5, True, True)],
+)
+"""Three tiles of features, and at p = 4 two, the last of them in part."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,8 +50,7 @@ def made_call(engine: Any, p: int, key_dim: int, value_dim: int) -> Made:
     return Made(engine, key_dim, value_dim, p=p, dtype=torch.bfloat16, normalize=p == 4)
 
 
-@pytest.mark.parametrize(("of_keys", "has_edge"), [(False, True), (True, False)])
-@pytest.mark.parametrize(("p", "key_dim", "value_dim"), DIMS)
+@KERNELS
 def test_expand(engine: Any, p: int, key_dim: int, value_dim: int, of_keys: bool, has_edge: bool) -> None:
     made = made_call(engine, p, key_dim, value_dim)
     x, states = made.k if of_keys else made.q, made.states()
@@ -60,8 +62,7 @@ def test_expand(engine: Any, p: int, key_dim: int, value_dim: int, of_keys: bool
     check_part(part, exact, ROUNDING * ((p - 0.99) * terms + 1.01 * exact.abs()), of_keys, has_edge)
 
 
-@pytest.mark.parametrize(("of_keys", "has_edge"), [(False, True), (True, False)])
-@pytest.mark.parametrize(("p", "key_dim", "value_dim"), DIMS)
+@KERNELS
 def test_contract(engine: Any, p: int, key_dim: int, value_dim: int, of_keys: bool, has_edge: bool) -> None:
     made = made_call(engine, p, key_dim, value_dim)
     x, states = made.k if of_keys else made.q, made.states()
@@ -115,8 +116,10 @@ def test_what_the_normaliser_adds(engine: Any, of_keys: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize(("p", "key_dim", "value_dim"), [*DIMS, (3, 8, 100)])
+@pytest.mark.parametrize(
+    ("p", "key_dim", "value_dim", "backward"),
+    [(3, 20, 24, False), (3, 20, 24, True), (4, 12, 5, True), (3, 8, 100, True)],
+)
 def test_states_of_single_chunks(
     engine: Any, p: int, key_dim: int, value_dim: int, backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +191,7 @@ def call(case: Case, inputs: dict[str, Tensor | None], chunk: int = 64, **settin
         (replace(SMALL, tokens=1), 64),
         (replace(FOUR, repeats=2), 64),
         (replace(FOUR, key_dim=9, value_dim=5, with_state=False, tokens=66), 64),
-        (replace(FOUR, gated=False, groups=2, tokens=129), 128),
+        (replace(FOUR, gated=False, tokens=129), 128),
         (replace(FOUR, normalize=False, batch=2, tokens=41), 40),
     ],
     ids=str,
@@ -202,10 +205,10 @@ def test_whole_calls(case: Case, chunk: int) -> None:
 @pytest.mark.parametrize("case", [replace(SMALL, repeats=2, key_dim=8), FOUR], ids=str)
 def test_packed_sequences_are_those_of_each(case: Case) -> None:
     """Bit for bit, gradients too, where the memory of states is shared with sums of chunks and where it is not."""
-    bounds = [0, 1, 64, 66, 135]
+    bounds = [0, 1, 64, 133] if case.p == 3 else [0, 1, 67]
     case = replace(case, tokens=bounds[-1], with_state=False)
     inputs = case.inputs(torch.bfloat16)
-    starts = state_of(replace(case, batch=4, tokens=1, with_state=True).inputs(torch.bfloat16))
+    starts = state_of(replace(case, batch=len(bounds) - 1, tokens=1, with_state=True).inputs(torch.bfloat16))
     assert starts is not None
     packed = call(case, inputs, initial_state=starts, cu_seqlens=torch.tensor(bounds))
     each = []

@@ -126,7 +126,10 @@ def test_kernels_that_no_gpu_has_run_are_asked_for(monkeypatch: pytest.MonkeyPat
         asked = value == "all"
         assert takes(2, 128, 128)
         assert takes(1, 128, 128) == takes(1, 1, 5) == asked
+        assert takes(3, 64, 128) == takes(4, 32, 128) == takes(3, 1, 1) == asked
         assert not takes(1, 129, 64)
+        assert not takes(3, 65, 64)
+        assert not takes(4, 33, 64)
         assert not takes(1, 64, 129)
         assert not takes(1, 64, 64, torch.float16)
         assert not takes(5, 16, 16)
@@ -160,7 +163,7 @@ def test_doctor_says_what_no_gpu_has_run(monkeypatch: pytest.MonkeyPatch) -> Non
         takes_untried.cache_clear()
         return {finding.what: finding for finding in doctor.examine()}["POWERPLAN_HOPPER"]
 
-    degrees = "p = 1 too, whose kernels no GPU has run"
+    degrees = "p = 1, 3 and 4 too, whose kernels no GPU has run"
     assert found() == doctor.Finding("POWERPLAN_HOPPER", f"not set; all lets the engine take {degrees}")
     monkeypatch.setenv("POWERPLAN_HOPPER", "all")
     assert found() == doctor.Finding("POWERPLAN_HOPPER", f"all: the engine takes {degrees}")

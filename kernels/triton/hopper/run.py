@@ -51,28 +51,28 @@ def scan_states(
 ) -> tuple[StatePair, StatePair, Tensor]:
     """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
     call, backward = calls.shape.call, norm_grads is not None
-    states = None
+    memory = None
     if call.p == 1:
         parts = chunk_sums(calls, x, v, backward)
     else:
-        parts, states = _states_memory(calls, want_end, backward)
+        parts, memory = _states_memory(calls, want_end, backward)
         _phi_sums(calls, x, v, backward, parts)
     start_kv = None if start is None else start[0]
     forward = None if forward_states is None else forward_states[0]
     columns, stored = call.v_head_dim, x.dtype
     states, end, carry = running_sum(
-        calls, parts, start_kv, want_end, forward, backward, columns, stored, states
-    )
+        calls, parts, start_kv, want_end, forward, backward, columns, stored, memory
+    )  # fmt: skip
     return (states, calls.placeholder), (end, calls.placeholder), carry
 
 
 def _states_memory(calls: Launches, want_end: bool, backward: bool) -> tuple[Tensor, Tensor | None]:
     """Return memory for the sums of single chunks, and for the states that follow from them; None: new memory.
 
-    For p > 2, where the state of one chunk and head takes 7.9 MB at K = V = 64, both lie in one memory, the sums a chunk
-    further on (backward: the states). When running_kernel stores a state, it has read what lay there. Not where several
-    sequences end in states that are wanted: there the sum over a sequence's last chunk lies in the place of the first
-    state of the next one, which another program stores.
+    For p > 2, where the state of one chunk and head takes 7.9 MB at K = V = 64, both lie in one memory, the sums a
+    chunk further on (backward: the states). When running_kernel stores a state, it has read what lay there. Not where
+    several sequences end in states that are wanted: there the sum over a sequence's last chunk lies in the place of the
+    first state of the next one, which another program stores.
     """
     shape = calls.shape
     size = (shape.call.kv_heads, shape.rows, shape.stored_columns)
@@ -83,7 +83,7 @@ def _states_memory(calls: Launches, want_end: bool, backward: bool) -> tuple[Ten
 
 
 def scan_lower(
-    calls: HopperLaunches,
+    calls: Launches,
     x: Tensor,
     start: Tensor | None,
     want_end: bool,
@@ -91,6 +91,7 @@ def scan_lower(
     forward: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `states.scan` does of the normaliser, where it is a state of one degree less (normaliser.py)."""
+    assert isinstance(calls, HopperLaunches)
     y = x if norm_grads is None else norm_grads.grad_norm[..., None] * x
     starts, states = (None if state is None else (state, calls.placeholder) for state in (start, forward))
     (keys, _), (end, _), carry = scan_states(calls.lower, x, y, starts, want_end, norm_grads, states)
