@@ -30,7 +30,7 @@ from tabulate import tabulate
 
 import powerplan.kernels.triton
 from compiling import Launch, compile_all
-from powerplan.dims import spow_dim
+from powerplan.dims import odd_degree, spow_dim
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import decode, run
 from powerplan.kernels.triton.shapes import LaunchShape
@@ -57,8 +57,12 @@ DIMS = {
 HOPPER_DIMS = [(32, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
 """Head dims, padded, that the Hopper engine is compiled for at p = 2; thorough: all pairs of the three."""
 
-HOPPER_FIXED_DIMS = {3: [(64, 64), (32, 32), (40, 40), (64, 128)], 4: [(32, 32), (16, 16), (24, 24), (32, 128)]}
-"""Head dims that it is compiled for at p = 3 and 4: the first; thorough: all."""
+UNTRIED_DIMS = {
+    1: [(64, 64), (32, 32), (64, 128), (128, 64), (128, 128)],
+    3: [(64, 64), (32, 32), (40, 40), (64, 128)],
+    4: [(32, 32), (16, 16), (24, 24), (32, 128)],
+}
+"""Head dims for degrees that no GPU has run: the first; thorough: all."""
 
 
 def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
@@ -121,11 +125,12 @@ def of_hopper(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
             yield Configuration("bf16", 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
         if thorough or key_dim == value_dim:
             yield Configuration("bf16", 2, key_dim, value_dim, False, False, hopper=True)
-    for p in sorted(HOPPER_FIXED_DIMS.keys() & set(degrees)):
-        for key_dim, value_dim in HOPPER_FIXED_DIMS[p] if thorough else HOPPER_FIXED_DIMS[p][:1]:
-            yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, carried=True, hopper=True)
+    for p in sorted(UNTRIED_DIMS.keys() & set(degrees)):
+        norm = not odd_degree(p)
+        for key_dim, value_dim in UNTRIED_DIMS[p] if thorough else UNTRIED_DIMS[p][:1]:
+            yield Configuration("bf16", p, key_dim, value_dim, True, norm, carried=True, hopper=True)
             if thorough:
-                yield Configuration("bf16", p, key_dim, value_dim, True, p == 4, repeats=4, hopper=True)
+                yield Configuration("bf16", p, key_dim, value_dim, True, norm, repeats=4, hopper=True)
                 yield Configuration("bf16", p, key_dim, value_dim, False, False, hopper=True)
 
 
