@@ -17,9 +17,11 @@ from torch import Tensor
 
 from hopper_on_cpu import PACKAGE, hopper_on_cpu
 from powerplan.kernels import power_attention
+from powerplan.kernels.call import CallShape
 from powerplan.kernels.embedding import spow
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.testing import Case, arguments, beyond_budget, results, state_of
+from powerplan.kernels.triton import shapes
 from powerplan.kernels.triton.launches import NormGrads
 from powerplan.kernels.triton.layout import steps
 from powerplan.kernels.triton.normaliser import key_rows
@@ -148,7 +150,7 @@ def test_states_of_single_chunks(
 @pytest.mark.parametrize("backward", [False, True])
 def test_states_lie_where_the_sums_of_chunks_lay(engine: Any, backward: bool) -> None:
     """Bit for bit the states of memory of their own, which they get where the ends of several sequences are wanted."""
-    made = made_call(engine, 3, 12, 5)
+    made = made_call(engine, 3, 8, 5)
     x, y = (made.q, made.normal(1, 4, 5)[0]) if backward else (made.k, made.v)
     grads = NormGrads(made.calls.placeholder, made.calls.placeholder, y) if backward else None
     forward = (made.states(), made.calls.placeholder) if backward else None
@@ -175,8 +177,11 @@ FOUR = replace(SMALL, p=4, key_dim=7, normalize=True)
 
 def call(case: Case, inputs: dict[str, Tensor | None], chunk: int = 64, **settings: Any) -> Any:
     settings = {"initial_state": state_of(inputs), "return_state": True} | settings
+    q, k, v = arguments(inputs)
+    shape = CallShape.of(q.shape, k.shape, v.shape, case.p, case.scale, chunk, case.normalize)
+    assert shapes.uses_hopper(shape, q.dtype, CPU)
     return power_attention(
-        *arguments(inputs), inputs["log_g"], p=case.p, scale=case.scale, chunk_size=chunk, normalize=case.normalize,
+        q, k, v, inputs["log_g"], p=case.p, scale=case.scale, chunk_size=chunk, normalize=case.normalize,
         impl="triton", **settings
     )  # fmt: skip
 
@@ -187,7 +192,7 @@ def call(case: Case, inputs: dict[str, Tensor | None], chunk: int = 64, **settin
         (SMALL, 64),
         (replace(SMALL, key_dim=8, value_dim=5, repeats=2, with_state=False), 128),
         (replace(SMALL, key_dim=17, gated=False, tokens=65), 64),
-        (replace(SMALL, key_dim=5, value_dim=65, groups=2, batch=2, tokens=101), 100),
+        (replace(SMALL, key_dim=5, value_dim=65, groups=2, tokens=101), 100),
         (replace(SMALL, tokens=1), 64),
         (replace(FOUR, repeats=2), 64),
         (replace(FOUR, key_dim=9, value_dim=5, with_state=False, tokens=66), 64),

@@ -134,10 +134,11 @@ def fixed_contract_kernel(
                             b_y = y_tile.load(LEFT)
                             for i in gl.static_range(UNROLL):
                                 feature = inner * TILE + i_part * UNROLL + i
-                                b_inner = x_rows.index(feature).load(COLUMN).to(gl.float32)
                                 product, b_dphi, b_y = step_gradient(
                                     product, b_y, step + i, state_desc, row, ring, bars, STEPS, L3
                                 )  # fmt: skip
+                                # Loaded behind the product: it would take registers while that runs.
+                                b_inner = x_rows.index(feature).load(COLUMN).to(gl.float32)
                                 b_dfixed = dot_in_thread(gl.sum(b_dphi * gl.expand_dims(b_lead, 2), 1), b_last, L4)
                                 b_factor = b_inner
                                 if P == 4:
