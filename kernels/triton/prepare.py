@@ -21,7 +21,7 @@ from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.features import fine_product
 from powerplan.kernels.triton.launches import Launches, NormGrads
 from powerplan.kernels.triton.launching import launch
-from powerplan.kernels.triton.layout import power_of_two
+from powerplan.kernels.triton.layout import padded_dim, power_of_two
 from powerplan.kernels.triton.prologue import (
     LOWEST,
     SMALLEST,
@@ -255,29 +255,44 @@ def prepare(calls: Launches, has_states: bool, output: OutputGrad | None = None)
         has_states: Whether states follow.
         output: What the backward pass starts from.
     """
-    shape, call, absent = calls.shape, calls.shape.call, calls.placeholder
-    backward = output is not None
-    x, y = (calls.k, calls.v) if output is None else (calls.q, output.grad)
-    heads = x.shape[1]
+    shape, call = calls.shape, calls.shape.call
     squares = has_states and call.normalize and call.p == 2
-    copy, quotient = has_states and shape.hopper, backward and call.normalize
+    copy = has_states and shape.hopper and call.p > 1
+    if output is None:
+        return _prepare(calls, calls.k, calls.v, None, False, squares, copy)
+    return _prepare(calls, calls.q, output.grad, output if call.normalize else None, True, squares, copy)
+
+
+def make_copies(calls: Launches, x: Tensor, y: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
+    """Return `Prepared.copies` of any x [tokens, heads, K] and y [tokens, heads, V], in a launch of their own."""
+    copies = _prepare(calls, x, y, None, backward, False, True).copies
+    assert copies is not None
+    return copies
+
+
+def _prepare(
+    calls: Launches, x: Tensor, y: Tensor, output: OutputGrad | None, backward: bool, squares: bool, copy: bool
+) -> Prepared:
+    """Launch prepare_kernel where there is anything to do; output: where there is a quotient."""
+    shape, call, absent = calls.shape, calls.shape.call, calls.placeholder
+    heads = x.shape[1]
+    quotient = output is not None
     divide = quotient and shape.hopper
-    width = shape.square_width
+    width = padded_dim(call.head_dim) if shape.hopper else shape.square_width
     own = _blocks(shape, squares)
     block = own.tokens
     chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
     span = max(SPAN if squares else SHORT_SPAN, block)
     spans = -(-chunk // span)
     xt = y_copy = divided = inverse_norm = grad_norm = absent
-    if quotient:
-        assert output is not None
+    if output is not None:
         grad_norm = torch.empty_like(output.norm)
         if divide:
             divided = torch.empty_like(output.out)
         else:
             inverse_norm = torch.empty_like(output.norm)
     if copy:
-        xt = x.new_empty(shape.chunk_slots, heads, shape.phi_width, chunk)
+        xt = x.new_empty(shape.chunk_slots, heads, width, chunk)
         y_copy = x.new_empty(shape.chunk_slots, heads, chunk, shape.stored_columns)
     squares_size = (shape.chunk_slots, call.kv_heads, heads // call.kv_heads * spans, width, width)
     sums = calls.float(squares_size, squares)
@@ -307,7 +322,7 @@ def prepare(calls: Launches, has_states: bool, output: OutputGrad | None = None)
         "power_scale": calls.power_scale,
         "DIM_X": call.head_dim,
         "DIM_Y": call.v_head_dim,
-        "PADDED_X": shape.phi_width if copy else width,
+        "PADDED_X": width,
         "PADDED_Y": shape.stored_columns if copy else power_of_two(call.v_head_dim),
         "REPEATS": heads // call.kv_heads,
         "BLOCK": block,

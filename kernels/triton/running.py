@@ -252,6 +252,7 @@ class Summands(NamedTuple):
     forward: what `running_sums` returned first in the forward pass, for the backward pass; else None
     columns: the columns without padding
     stored: the dtype of the result
+    memory: where the result is written to, [slots, G, rows, padded columns]; None for new memory
     """
 
     parts: Tensor
@@ -259,6 +260,7 @@ class Summands(NamedTuple):
     forward: Tensor | None
     columns: int
     stored: torch.dtype
+    memory: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -308,7 +310,9 @@ def running_sums(
         if each is None:
             return absent, absent
         slots, _, _, rows, padded = each.parts.shape
-        states = new((slots, groups, rows, padded), dtype=each.stored, device=calls.device)
+        states = each.memory
+        if states is None:
+            states = new((slots, groups, rows, padded), dtype=each.stored, device=calls.device)
         return states, calls.float((sequences, groups, rows, each.columns), want_end)
 
     (states, end), (keys, key_end) = results(of), results(of_keys)
@@ -354,7 +358,7 @@ def running_sums(
         "PADDED": padded,
         "OPERAND": operand_type,
         "PRECISION": precision,
-        "WEIGHTED": shape.hopper and rows == shape.rows,
+        "WEIGHTED": shape.hopper and call.p > 1 and rows == shape.rows,
         "KEYED": of_keys is not None,
         "KEY_BLOCK": second.block,
         "KEY_COLUMNS": second.columns,

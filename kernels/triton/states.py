@@ -49,24 +49,22 @@ def scan(
         holds the parts of that share of their gradient, <dS, S>; for the last it holds 0.
     """
     shape, backward = calls.shape, forward_states is not None
+    start_kv, start_key = (None, None) if start is None else start
+    forward_kv, forward_key = (None, None) if forward_states is None else forward_states
     keys = None
     if prepared.squares is not None:
-        key_start = None if start is None else start[1]
-        forward_key = None if forward_states is None else forward_states[1]
-        keys = Summands(prepared.squares, key_start, forward_key, shape.square_width, shape.key_dtype)
-    if prepared.copies is not None:
-        from powerplan.kernels.triton.hopper.run import states_of_chunks
+        keys = Summands(prepared.squares, start_key, forward_key, shape.square_width, shape.key_dtype)
+    if shape.hopper:
+        from powerplan.kernels.triton.hopper.run import scan_chunks
 
-        parts, columns, stored = states_of_chunks(calls, *prepared.copies), shape.call.v_head_dim, x.dtype
-    elif few_programs(shape):
-        # All chunks at once, as if each were a sequence.
-        _, (ends, _), _ = _walk(calls, x, v, prepared, None, True, None, backward, each_its_own=True)
-        parts, columns, stored = ends.unsqueeze(2), shape.call.v_head_dim, operand(shape.dtype)[2]
-    else:
+        return scan_chunks(calls, x, v, prepared, start, want_end, forward_states, keys)
+    if not few_programs(shape):
         return _walk(calls, x, v, prepared, start, want_end, forward_states, backward, keys)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    return running_sums(calls, Summands(parts, start_kv, forward, columns, stored), keys, want_end, backward)
+    # All chunks at once, as if each were a sequence.
+    _, (ends, _), _ = _walk(calls, x, v, prepared, None, True, None, backward, each_its_own=True)
+    stored = operand(shape.dtype)[2]
+    of = Summands(ends.unsqueeze(2), start_kv, forward_kv, shape.call.v_head_dim, stored)
+    return running_sums(calls, of, keys, want_end, backward)
 
 
 def few_programs(shape: LaunchShape) -> bool:

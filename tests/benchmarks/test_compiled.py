@@ -15,7 +15,8 @@ SCRIPT = ROOT / "benchmarks" / "compiled.py"
 # What has not changed is not compiled again. `make clean` removes it.
 CACHE = Path(os.environ.get("POWERPLAN_COMPILED_CACHE", ROOT / "build" / "compiled"))
 
-GLUON = {f"{name}_kernel" for name in ("states", "expand", "contract", "output", "queries", "keys")}
+STATES = ("states", "expand", "contract")
+GLUON = {f"{name}_kernel" for name in (*STATES, *(f"fixed_{name}" for name in STATES), "output", "queries", "keys")}
 
 
 @pytest.mark.slow

@@ -254,6 +254,20 @@ def test_every_launch_of_the_hopper_engine_has_its_role() -> None:
     assert records["other"]["share_of_matmul"] is None
 
 
+def test_launches_for_the_normaliser_of_p_4_have_the_roles_of_what_they_add_to() -> None:
+    found = launched(
+        *("prepare_kernel", "fixed_states_kernel") * 2,
+        *("running_kernel", "running_kernel"),
+        *("fixed_expand_kernel", "fixed_expand_kernel", "output_kernel"),
+        *("prepare_kernel", "fixed_states_kernel") * 2,
+        *("running_kernel", "running_kernel"),
+        *("fixed_expand_kernel", "fixed_contract_kernel", "queries_kernel"),
+        *("fixed_expand_kernel", "fixed_contract_kernel", "fixed_expand_kernel", "keys_kernel"),
+    )
+    expected = [("states", 6), ("output", 3), ("states backward", 6), ("dq", 3), ("dk, dv", 4)]
+    assert roles_of(found) == [role for role, count in expected for _ in range(count)]
+
+
 def test_every_launch_of_the_other_engine_has_its_role() -> None:
     found = launched(
         *("prepare_kernel", "scan_kernel", "running_kernel", "output_kernel"),

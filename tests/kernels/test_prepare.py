@@ -122,7 +122,7 @@ def test_squares_by_head_and_span(gated: bool, backward: bool, hopper: bool) -> 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("p", [2, 3])
 def test_copies(p: int, gated: bool, backward: bool) -> None:
     """Time last, and times the factor; 0 past the end of a chunk, in padding, and in a slot that is not used."""
     made = Made(True, gated, p)
