@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from msgspec.structs import replace
 from torch import nn
 
-from powerplan.errors import InputError
+from powerplan.errors import InputError, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import RWKV7
 from powerplan.models.decoder import Decoder
@@ -19,11 +19,12 @@ from powerplan.models.mixers import build_mixer
 from powerplan.models.shift import ShiftedFFN
 from powerplan.rope import Rope
 from powerplan.spec import Layer, ModelSpec
+from powerplan.units import integer_of
 
 
 def build_layer(
     spec: ModelSpec,
-    layer: Layer | int = 0,
+    layer: Layer | SupportsIndex = 0,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -48,8 +49,11 @@ def build_layer(
         InputError: The model has no such position, the mixer or the number of norms cannot be built, or there is no
             such implementation.
     """
-    if isinstance(layer, int):
-        return _build_layer(spec, _layer_at(spec, layer), spec.rope_at(layer), impl, device=device, dtype=dtype)
+    if not isinstance(layer, Layer):
+        position = integer_of(layer)
+        if position is None:
+            raise InputError(f"layer must be a Layer or the position of one, and is {shown(layer)}")
+        return _build_layer(spec, _layer_at(spec, position), spec.rope_at(position), impl, device=device, dtype=dtype)
     return _build_layer(spec, layer, spec.rope_of(layer), impl, device=device, dtype=dtype)
 
 

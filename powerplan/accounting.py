@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from math import lcm
+from typing import SupportsIndex
 
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.ffn import FFN, multiplied_terms
@@ -143,25 +144,25 @@ class Accounting:
         """The weight FLOPs per token: 2 for every matmul parameter that the token touches."""
         return sum(component.weight_flops_per_token for component in self._weight_components())
 
-    def state_flops_per_token(self, context: int | str) -> Fraction:
+    def state_flops_per_token(self, context: SupportsIndex | str) -> Fraction:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
         tokens, mixers = context_of(context), self.spec.mixer_counts()
         flops = (Fraction(total(mixer.state_flops_terms(tokens, self.convention))) * count for mixer, count in mixers)
         return sum(flops, Fraction(0))
 
-    def wsfr(self, context: int | str) -> Fraction | None:
+    def wsfr(self, context: SupportsIndex | str) -> Fraction | None:
         """Return the weight-state FLOP ratio at `context`, in tokens; None for a model without state."""
         state = self.state_flops_per_token(context)
         return Fraction(self.weight_flops_per_token) / state if state else None
 
-    def components(self, context: int | str) -> list[Component]:
+    def components(self, context: SupportsIndex | str) -> list[Component]:
         """Return the FLOPs of each component by its name, summed over all layers, weights first."""
         parts: dict[str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
             parts.setdefault(part.name, []).append(part)
         return [own[0] if len(own) == 1 else Component.sum_of(name, None, own) for name, own in parts.items()]
 
-    def layers(self, context: int | str) -> list[Component]:
+    def layers(self, context: SupportsIndex | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
         parts: dict[LayerUse | str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
@@ -184,7 +185,7 @@ class Accounting:
         whole += self.spec.head_terms() if self.convention.lm_head else ()
         return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in whole]
 
-    def _state_components(self, context: int | str) -> list[Component]:
+    def _state_components(self, context: SupportsIndex | str) -> list[Component]:
         tokens = context_of(context)
         return [
             Component(term.component, use, 0, Fraction(term.value) * use.count)
@@ -193,7 +194,7 @@ class Accounting:
             for term in use.layer.mixer.state_flops_terms(tokens, self.convention)
         ]
 
-    def row(self, context: int | str, dtypes: Dtypes | str = "bf16") -> Row:
+    def row(self, context: SupportsIndex | str, dtypes: Dtypes | str = "bf16") -> Row:
         """Return the model's numbers at one context.
 
         Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
-from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, optional
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
@@ -106,13 +106,13 @@ def budget(
     model: Model | Sequence[Model],
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    tokens: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    tokens: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
@@ -129,12 +129,12 @@ def budget(
     model: None = None,
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
@@ -148,13 +148,13 @@ def budget(
     model: Model | Sequence[Model] | None = None,
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    tokens: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    tokens: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
@@ -278,13 +278,13 @@ class _Asked(NamedTuple):
 
 
 def _read(
-    flops: int | float | str | None,
-    tokens: int | float | str | None,
-    gpu_hours: int | float | str | None,
+    flops: Whole | float | None,
+    tokens: Whole | float | None,
+    gpu_hours: Whole | float | None,
     gpu: str | Device | None,
     mfu: float | str,
-    devices: int | str,
-    batch_tokens: int | str | None,
+    devices: Whole,
+    batch_tokens: Whole | None,
     measured: str | Path | MeasuredTimes | None,
 ) -> _Asked:
     values = zip(BUDGETS, (flops, tokens, gpu_hours), strict=True)
