@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from typing import Any, SupportsIndex
 
 import torch
@@ -19,7 +20,6 @@ from powerplan.models.mixers import build_mixer
 from powerplan.models.shift import ShiftedFFN
 from powerplan.rope import Rope
 from powerplan.spec import Layer, ModelSpec
-from powerplan.units import integer_of
 
 
 def build_layer(
@@ -50,9 +50,9 @@ def build_layer(
             such implementation.
     """
     if not isinstance(layer, Layer):
-        position = integer_of(layer)
-        if position is None:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
             raise InputError(f"layer must be a Layer or the position of one, and is {shown(layer)}")
+        position = index(layer)
         return _build_layer(spec, _layer_at(spec, position), spec.rope_at(position), impl, device=device, dtype=dtype)
     return _build_layer(spec, layer, spec.rope_of(layer), impl, device=device, dtype=dtype)
 
