@@ -9,11 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Component, Row, positions_text
-from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
+from powerplan.explanation import explain as explained_terms
 from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.parts import (
     CONTEXT,

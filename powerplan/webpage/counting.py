@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from powerplan.accounting import explain
+from powerplan.explanation import explain
 from powerplan.mixers.formulas import SYMBOLS, Convention
 from powerplan.report.parts import dtypes_text
 from powerplan.units import json_number
