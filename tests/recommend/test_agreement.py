@@ -8,6 +8,7 @@ import pytest
 
 import powerplan
 from powerplan.accounting import Row
+from powerplan.report.dims import dims_report, states_report
 
 CONTEXT = 65_536
 HYBRID = str(Path(__file__).resolve().parents[2] / "examples" / "hybrid.yaml")
@@ -29,6 +30,18 @@ def test_every_candidate_is_what_other_commands_count_of_its_file(model: str, tm
         plan = candidate.plan
         if not (plan.is_mix or plan.scope.partial or plan.unchanged):
             assert powerplan.wsfr(model, CONTEXT, mixer=candidate.mixer).rows == (candidate.row,)
+
+
+def test_one_head_has_one_state_in_every_table() -> None:
+    """dims of heads, dims of kinds and dims of a model with such heads: a normaliser where the degree is even."""
+    mixers = {degree.p: degree.mixers for degree in powerplan.degrees("gpt2-small", CONTEXT, p=[1, 2, 3, 4]).degrees}
+    for row in dims_report([64], [1, 2, 3, 4], 8, None).rows:
+        ((mixer, _layers),) = mixers[row["p"]]
+        elements = mixer.state_size(1).recurrent // mixer.kv_heads
+        assert row["state_bytes"] == 4 * elements
+        assert row["normaliser_elements"] == (row["spow"] if row["p"] % 2 == 0 else 0)
+        states = states_report([64], [row["p"]], None, "kda").rows
+        assert [one["state_elements"] for one in states if one["kind"] == "power"] == [elements]
 
 
 @pytest.mark.parametrize("model", ["gpt2-small", "llama-3-8b", HYBRID])
