@@ -38,6 +38,12 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return result
 
 
+def test_an_explanation_says_a_number_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, "wsfr", "gpt2-small", "--ctx", "64k", "--explain").splitlines()
+    assert "    m = 768, times 12 layers = 9,216" in lines
+    assert max(map(len, lines[lines.index("How the numbers at 65,536 tokens come about") :][:4])) <= 98
+
+
 def test_wsfr_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, "wsfr", "gpt2-small", "--ctx", "1k,64k")
     assert result["schema"] == "powerplan.wsfr/1"

@@ -43,7 +43,7 @@ class BudgetAnswer(DrawnAnswer):
 
     rows: for each context, in order, each model's FLOPs, tokens and sequences, and how its time is found.
     dtypes: the number formats of weights, key/value cache and recurrent state.
-    batch_tokens: tokens of an optimiser step, None where no steps are counted.
+    batch_tokens: tokens of an optimizer step, None where no steps are counted.
     lengths: the documents, where there are documents of many lengths: the rows then say what masks make of them too.
 
     The other attributes are those of one model at one context, and raise InputError where there are more.
@@ -180,7 +180,7 @@ def budget(
         gpu: the exact name of a device, such as "h100-sxm".
         mfu: the share of the device's dense bf16 peak that training reaches.
         devices: how many devices work at once.
-        batch_tokens: tokens of an optimiser step, as "512k".
+        batch_tokens: tokens of an optimizer step, as "512k".
         lengths: documents of many lengths, packed into sequences of `context` tokens, as `wsfr` takes them.
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".

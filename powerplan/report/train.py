@@ -40,9 +40,9 @@ class OtherRun:
 
 
 ACCURACY = (
-    "How near: memory is within 1 % (weights, gradients, optimizer) and 7 % (activations) of torch's FSDP2 tracker, "
-    "and within 26 % of the peaks that torchtitan publishes; steps are within 15 % of published ones of Llama 3 8B to "
-    "405B on H100s, and -10 to +76 % of others (docs/training.md)."
+    "How near: memory is within 1% (weights, gradients, optimizer) and 7% (activations) of torch's FSDP2 tracker, "
+    "and within 26% of the peaks that torchtitan publishes; steps are within 15% of published ones of Llama 3 8B to "
+    "405B on H100s, and -10 to +76% of others (docs/training.md)."
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
@@ -253,7 +253,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     else:
         capacity = format_figure(plan.setting.capacity_bytes / 1e9)
         word = "fits" if layout.fits else "does NOT fit"
-        verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak ({layout.memory.place})"
+        verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak, in {layout.memory.place}"
     single = len(plan.phases) == 1
     costs = run_costs(plan) if single else format_duration(phase.seconds)
     if not layout.fits:
@@ -308,7 +308,7 @@ def run_costs(plan: TrainingPlan) -> str:
     if plan.cost is not None:
         parts.append(f"{plan.cost:,.0f} at {float(plan.price or 0):,.2f} an hour")
     if plan.energy_kwh is not None:
-        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh of board power")
+        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh at the board power")
     return ", ".join(parts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import KERNEL_DEGREES
@@ -359,6 +360,18 @@ def test_power_is_named_only_where_it_ranks_before_the_window(capsys: pytest.Cap
             if candidate["mixer"].startswith("window") and " + " not in candidate["mixer"]:
                 assert (said in candidate["why"]) == ahead
             ahead = ahead or "power" in candidate["mixer"]
+
+
+def test_the_place_of_a_mixer_is_named_among_the_layers_that_change() -> None:
+    """Of a hybrid 7 of 27 layers change: every second of these is no second layer of the model."""
+    hybrid = powerplan.recommend("kimi-linear-48b-a3b", "1M")
+    reasons = [hybrid.why(place) for place in range(len(hybrid.candidates))]
+    assert any(reason.endswith("in every 2nd of these layers (1:1)") for reason in reasons)
+    whole = powerplan.recommend("gpt2-small", "64k")
+    assert whole.why().endswith("power p=2 in every 4th layer (3:1)")
+    resized = powerplan.recommend("llama-3.1-8b", ["8k", "1M"], keep="flops", top=3)
+    assert "window 524,288 d=128 in every 8th layer (7:1)" in resized.why()
+    assert "attention, window" not in resized.why()
 
 
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
