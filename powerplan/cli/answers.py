@@ -188,7 +188,7 @@ def decode(
         str | None,
         typer.Option(
             metavar="TOKENS",
-            help="Read a prompt in chunks of so many tokens, such as 8k, and show the memory that takes.",
+            help="Read a prompt in chunks, such as 8k, and show the memory that takes.",
         ),
     ] = None,
     checkpoint_every: Annotated[

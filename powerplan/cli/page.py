@@ -20,7 +20,7 @@ def report(
     ctx: Annotated[
         str,
         typer.Option(
-            help="Contexts in tokens. Of a list, the page is about the longest, and the one furthest from the target decides."
+            help="Contexts in tokens; the page is about the longest, and the one furthest from the target decides."
         ),
         options.ADDS,
     ] = CONTEXT,
