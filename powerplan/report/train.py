@@ -384,7 +384,8 @@ def _assumptions(plan: TrainingPlan) -> list[str]:
     copy = "with an fp32 copy of the weights" if recipe.master == "fp32" else "with no other copy of the weights"
     logits = "the logits of all tokens" if recipe.loss == "whole" else "the logits of some tokens"
     return checked + wrapped(
-        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Weights are gathered and gradients "
-        "reduced behind compute, rings behind attention, half of tensor parallelism behind matmuls."
+        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Communication is taken to "
+        "hide: gathers of weights and sums of gradients behind all compute, rings behind attention, half of tensor "
+        "parallelism behind matmuls."
         f"{on_host(plan.accounting)}"
     )
