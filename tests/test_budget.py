@@ -198,7 +198,7 @@ def test_hours_of_a_device_that_has_a_description_for_a_name(
     out = capsys.readouterr().out
     assert "3,472 device hours (2 cores, x86_64) at 40% of its peak, 80 GFLOP/s: 145 days on one device" in out
     assert main(["budget", "gpt2-small", "--flops", "1e18", "--gpu", "h100-sxm"]) == 0
-    assert "0.702 h100-sxm hours at 40 %" in capsys.readouterr().out
+    assert "0.702 h100-sxm hours at 40%" in capsys.readouterr().out
 
 
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

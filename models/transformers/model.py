@@ -80,7 +80,8 @@ def use_power_attention(
     if not isinstance(gated, bool):
         raise InputError(f"gated must be True or False, and is {shown(gated)}")
     modules = _attention_modules(model)
-    given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # an array
+    given: Any = layers
+    given = given.tolist() if hasattr(given, "tolist") else given  # an array
     chosen = list(modules if given is None else given if isinstance(given, Iterable) else ())
     positions = sorted(position for position in modules if position in chosen)
     if not positions or not all(is_integer(position) and position in modules for position in chosen):

@@ -42,9 +42,9 @@ def sizes_report(sizing: Sizing, dtypes: Dtypes, batch_tokens: int | None, throu
         steps = [Column("steps", "steps", grouped)]
     sections = []
     if balanced:
-        title = wrapped("Each shape as it is, at the context that balances it (as many state as weight FLOPs):")
+        head = wrapped("Each shape as it is, at the context that balances it (as many state as weight FLOPs):")
         columns = [_SHAPE, CONTEXT, *_SIZE, _STATE, *steps]
-        sections.append(Report(SCHEMA, {}, columns, _with_size(balanced), before=title))
+        sections.append(Report(SCHEMA, {}, columns, _with_size(balanced), before=head))
     columns = [_SHAPE, _LABEL, *_SIZE, _WSFR, _STATE, *steps]
     for context in dict.fromkeys(row["context"] for row in rows):
         own = [row for row in rows if row["context"] == context]
