@@ -51,7 +51,7 @@ def kernels_for(p: int, head_dim: int, v_head_dim: int) -> list[str]:
 
 def tpow_dim(d: int, p: int) -> int:
     """Return d^p, the dimension of the full tensor power: one entry for each sequence of p indices."""
-    return int(index(d) ** index(p))  # The power of two of numpy's integers would overflow.
+    return int(index(d) ** index(p))  # A power of numpy's integers would overflow.
 
 
 def spow_dim(d: int, p: int) -> int:
