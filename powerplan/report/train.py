@@ -308,7 +308,8 @@ def run_costs(plan: TrainingPlan) -> str:
     if plan.cost is not None:
         parts.append(f"{plan.cost:,.0f} at {float(plan.price or 0):,.2f} an hour")
     if plan.energy_kwh is not None:
-        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh at the board power")
+        size, unit = (1000, "MWh") if plan.energy_kwh >= 1000 else (1, "kWh")
+        parts.append(f"at most {format_figure(plan.energy_kwh / size)} {unit} at the board power")
     return ", ".join(parts)
 
 
