@@ -59,6 +59,7 @@ OWN: dict[str, Settings] = {
     "cohere2_moe": {"num_shared_experts": 2, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 56},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1},
+    "dory": {"n_input_layers": 1, "n_output_layers": 1},
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 20, "compress_ratios": [0, 4, 128, 4], "num_hash_layers": 1},
     "ernie4_5_moe": {"moe_layer_interval": 2},
     "glm_moe_dsa": {"index_topk_freq": 2, "index_skip_topk_offset": 1},

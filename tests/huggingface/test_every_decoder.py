@@ -12,7 +12,7 @@ from hf_decoders import NEEDED, Settings, odd_settings, stored_elements, written
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.huggingface import FAMILIES, REFUSED, dense, gpt, special
+from powerplan.huggingface import FAMILIES, REFUSED, dense, gpt, looped, special
 from powerplan.huggingface.families import wrapped_families
 from powerplan.load import LoadedModel
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.transformers
 Read = Callable[[Settings], LoadedModel]
 
 auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-DENSE = {**dense.FAMILIES, **gpt.FAMILIES, **special.FAMILIES}
+DENSE = {**dense.FAMILIES, **gpt.FAMILIES, **looped.FAMILIES, **special.FAMILIES}
 DECODERS = sorted(name for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in FAMILIES)
 
 

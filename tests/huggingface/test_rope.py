@@ -38,7 +38,7 @@ MORE: dict[str, Settings] = {
 }
 """What a family needs to run and not only to be built: as many keys as queries, heads of the rotated size."""
 
-OTHER_LAYERS = ("falcon_h1", "hrm_text", "longcat_flash", "zamba2")
+OTHER_LAYERS = ("dory", "falcon_h1", "hrm_text", "longcat_flash", "zamba2")
 """Families whose layers are several of ours."""
 
 
@@ -141,6 +141,7 @@ FILES: dict[str, tuple[str, Settings]] = {
     "rotary_dim": ("gptj", {"rotary_dim": 6}),
     "rotary_dim of MiniMax": ("minimax_m2", {"rotary_dim": 4, "head_dim": 8}),
     "deepseek_v4": ("deepseek_v4", {"compress_rope_theta": 77.0, "rope_theta": 33.0}),
+    "yarn by DeepSeek's name": ("sarvam_mla", {"rope_scaling": YARN | {"rope_type": None, "type": "deepseek_yarn"}}),
     "latent": ("deepseek_v3", {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
 }
 
