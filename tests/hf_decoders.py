@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+import pytest
+
 from powerplan.huggingface.defaults import STATED
 from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
@@ -120,6 +122,12 @@ def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
         flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
         settings |= {name: not fields[name] for name in flags}
     return settings | OWN.get(model_type, {}) | NEEDED.get(model_type, {})
+
+
+def require(transformers: Any, model_type: str) -> None:
+    """Skip the test where the installed transformers is older than a model_type."""
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
 
 
 def written(config: Any, form: str) -> Settings:

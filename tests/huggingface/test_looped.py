@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hf_caches import CONTEXT, PROMPT, Kept, run
-from hf_decoders import Settings, mixers_by_layer, stored_elements
+from hf_decoders import Settings, mixers_by_layer, require, stored_elements
 from msgspec.structs import replace
 
 from powerplan.accounting import Accounting
@@ -49,6 +49,7 @@ CASES: dict[str, Settings] = {
 
 def built(transformers: Any, torch: Any, case: str) -> tuple[Any, Settings]:
     """Return a random Dory, and the file of its config."""
+    require(transformers, "dory")
     config = transformers.DoryConfig(**DORY | CASES[case], attn_implementation="eager")
     torch.manual_seed(0)
     model = transformers.DoryForCausalLM(config).eval()

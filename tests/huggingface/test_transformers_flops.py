@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hf_decoders import require
 
 from powerplan.accounting import Accounting
 from powerplan.load import LoadedModel
@@ -151,6 +152,7 @@ def read_spec(read: Read, family: str, settings: Settings) -> ModelSpec:
 
 
 def build(transformers: Any, family: str, settings: Settings, attention: str, experts: str | None = None) -> Any:
+    require(transformers, CLASSES.get(family, family))
     config = transformers.AutoConfig.for_model(CLASSES.get(family, family), **settings)
     chosen = {"attn_implementation": attention} | ({"experts_implementation": experts} if experts else {})
     return transformers.AutoModelForCausalLM.from_config(config, **chosen).eval()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hf_decoders import require
 
 from powerplan.accounting import Accounting
 from powerplan.huggingface import supported_families
@@ -280,6 +281,7 @@ COUNTED = ("e_score_correction_bias",)
 
 
 def build(transformers: Any, torch: Any, family: str, settings: Settings, device: str, **options: Any) -> Any:
+    require(transformers, family)
     config = getattr(transformers, FAMILIES[family][0])(**settings)
     with torch.device(device):
         return config, transformers.AutoModelForCausalLM.from_config(config, **options)
