@@ -79,13 +79,14 @@ def dory(config: Config, name: str) -> ModelSpec:
     runs = [loop, *[[replace(layer, tied=True) for layer in loop]] * (loops - 1)]
     if config.word("recurrent_kv_cache_mode", ("per_loop", "last_loop")) == "last_loop":
         runs[:-1] = [[_without_cache(layer) for layer in run] for run in runs[:-1]]
+        if looped and loops > 1:
+            made = "earlier runs make keys and values that no cache keeps"
+            config.note(f"dory: {made}, and a mixer in their place is counted beside these projections")
     if looped and loops > 1:
         config.note(f"dory: layers {before + 1} to {before + looped} run {loops} times; each run is a layer here")
     in_order = layers[:before] + [layer for run in runs for layer in run] + layers[before + looped :]
     logits = Extra(name="scales of logits", elements=config.integer("vocab_size"))
-    return gates_without_bias(
-        parts.assemble(config, name, in_order, norm=Norm(kind="none"), extras=(logits,)),
-    )
+    return gates_without_bias(parts.assemble(config, name, in_order, norm=Norm(kind="none"), extras=(logits,)))
 
 
 def _dory_layers(config: Config) -> tuple[list[str], tuple[int, int, int]]:
