@@ -65,7 +65,7 @@ def main(steps: str = "80") -> None:
     train(model, last)
     model.eval()
     prompt = torch.tensor([list(b"the past folds")])
-    out = model.generate(prompt, max_new_tokens=64, do_sample=False, past_key_values=PowerCache(model))
+    out = model.generate(prompt, max_new_tokens=64, do_sample=False, cache=PowerCache(model))
     print(f"\n> {bytes(out[0].tolist()).decode()}\n")
     print("  tokens      PowerCache    keys and values")
     for tokens in (100, 1_000, 10_000):
@@ -79,7 +79,7 @@ def cache_bytes(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
     power, softmax = PowerCache(model), DynamicCache(config=model.config)
     prompt = torch.randint(128, (1, tokens))
     for cache in (power, softmax):
-        model(prompt, past_key_values=cache, logits_to_keep=1)
+        model(prompt, cache=cache, logits_to_keep=1)
     return power.nbytes, sum(layer.keys.nbytes + layer.values.nbytes for layer in softmax.layers)
 
 
