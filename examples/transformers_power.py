@@ -12,7 +12,7 @@ import sys
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.models import PowerCache, use_power_attention
 from powerplan.units import format_bytes, parse_integer
 
@@ -84,10 +84,12 @@ def cache_bytes(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 2:
+            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)
