@@ -113,15 +113,15 @@ def _hopper(indices: list[int]) -> list[Finding]:
 
 
 def _untried() -> Finding:
-    """Return whether that engine takes the degrees whose kernels no GPU has run, which is for the user to say."""
+    """Return whether that engine takes degrees whose kernels no GPU has run, which is for the user to say."""
     from powerplan.kernels.triton.support import UNTRIED_VARIABLE, takes_untried
 
-    taken = f"{_degrees(UNTRIED_HOPPER_HEAD_DIMS)} too, whose kernels no GPU has run"
+    untried = f"{_degrees(UNTRIED_HOPPER_HEAD_DIMS)}, which no GPU has run"
     try:
-        found = f"all: the engine takes {taken}" if takes_untried() else f"not set; all lets the engine take {taken}"
+        return Finding(UNTRIED_VARIABLE, f"all: also {untried}" if takes_untried() else f"not set; all adds {untried}")
     except ValueError as error:
-        return Finding(UNTRIED_VARIABLE, str(error).removeprefix(f"{UNTRIED_VARIABLE} is "), ok=False)
-    return Finding(UNTRIED_VARIABLE, found)
+        value, _, remedy = str(error).removeprefix(f"{UNTRIED_VARIABLE} is ").partition(": ")
+        return Finding(UNTRIED_VARIABLE, f"{value} is not known", ok=False, remedy=remedy)
 
 
 def _degrees(by_degree: Iterable[int]) -> str:

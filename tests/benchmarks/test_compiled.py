@@ -39,6 +39,7 @@ def test_shipped_configurations_compile_without_a_fault(dtype: str, tmp_path: Pa
         assert 0 < row["registers"] <= 255
     engine = [row for row in rows if row["gluon"]]
     assert {row["kernel"] for row in engine} == (GLUON if dtype == "bf16" else set())
+    assert {row["configuration"].split()[1] for row in engine} == ({"p=1", "p=2"} if dtype == "bf16" else set())
     assert all(row["matrix"].get("HGMMA", 0) > 0 and row["remarks"] == [] for row in engine)
     products = [row for row in rows if row["arch"] == "sm_90" and row["kernel"].split("_")[0] in ("scan", "output")]
     assert products

@@ -150,11 +150,11 @@ def test_what_is_asked_for_holds_for_the_process(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("value", ["ALL", "1", "p1", " all"])
 def test_another_value_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POWERPLAN_HOPPER", value)
-    problem = f"{value!r}: set it to all, or not at all"
-    with pytest.raises(ValueError, match=f"^POWERPLAN_HOPPER is {problem}$"):
+    remedy = "set it to all, or not at all"
+    with pytest.raises(ValueError, match=f"^POWERPLAN_HOPPER is {value!r}: {remedy}$"):
         takes(2, 64, 64)
-    found = {finding.what: finding for finding in doctor.examine()}
-    assert found["POWERPLAN_HOPPER"] == doctor.Finding("POWERPLAN_HOPPER", problem, ok=False)
+    found = {finding.what: finding for finding in doctor.examine()}["POWERPLAN_HOPPER"]
+    assert found == doctor.Finding("POWERPLAN_HOPPER", f"{value!r} is not known", ok=False, remedy=remedy)
 
 
 @pytest.mark.usefixtures("hopper")
@@ -163,7 +163,7 @@ def test_doctor_says_what_no_gpu_has_run(monkeypatch: pytest.MonkeyPatch) -> Non
         takes_untried.cache_clear()
         return {finding.what: finding for finding in doctor.examine()}["POWERPLAN_HOPPER"]
 
-    degrees = "p = 1, 3 and 4 too, whose kernels no GPU has run"
-    assert found() == doctor.Finding("POWERPLAN_HOPPER", f"not set; all lets the engine take {degrees}")
+    degrees = "p = 1, 3 and 4, which no GPU has run"
+    assert found() == doctor.Finding("POWERPLAN_HOPPER", f"not set; all adds {degrees}")
     monkeypatch.setenv("POWERPLAN_HOPPER", "all")
-    assert found() == doctor.Finding("POWERPLAN_HOPPER", f"all: the engine takes {degrees}")
+    assert found() == doctor.Finding("POWERPLAN_HOPPER", f"all: also {degrees}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from support.gpu.steps import SKIPPED
 
@@ -60,7 +61,7 @@ def _call(p: int, head_dim: int, dry: bool) -> None:
     q, k, v = arguments(inputs)
     log_g = inputs["log_g"]
     assert log_g is not None
-    settings = {"p": p, "normalize": case.normalize}
+    settings: dict[str, Any] = {"p": p, "normalize": case.normalize}
     out, state = power_attention(q, k, v, log_g, chunk_size=CHUNK, return_state=True, impl=impl, **settings)
     torch.autograd.grad(out.float().sum() + state.kv.sum(), (q, k, v, log_g))
     with torch.no_grad():
