@@ -16,15 +16,14 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.kernels import ContextParallel, power_attention
 from powerplan.units import parse_integer
 
 PAIRS = 32  # keys, each stated once with a value, and asked for once
 VALUES = 16  # values that a key can have; one more stands for a question
 WIDTH = 64  # features of a token
-HEADS = 2
-HEAD_DIM = 16  # features of a head's queries, keys and values
+HEADS, HEAD_DIM = 2, 16  # heads, and the features of their queries, keys and values
 BATCH = 16  # sequences of a training step
 
 
@@ -33,11 +32,10 @@ class Recall(nn.Module):
 
     def __init__(self, plan: ContextParallel) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self.norm = plan, nn.RMSNorm(WIDTH)
         self.keys, self.values = nn.Embedding(PAIRS, WIDTH), nn.Embedding(VALUES + 1, WIDTH)
-        self.norm, self.qkv = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM)
-        self.gate, self.out = nn.Linear(WIDTH, HEADS), nn.Linear(HEADS * HEAD_DIM, WIDTH)
-        self.head = nn.Linear(WIDTH, VALUES)
+        self.qkv, self.gate = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM), nn.Linear(WIDTH, HEADS)
+        self.out, self.head = nn.Linear(HEADS * HEAD_DIM, WIDTH), nn.Linear(WIDTH, VALUES)
         nn.init.constant_(self.gate.bias, 6.0)  # sigmoid(6) = 0.998: nearly everything is kept at first.
 
     def forward(self, keys: Tensor, values: Tensor) -> Tensor:
@@ -89,10 +87,12 @@ def main(steps: str = "60") -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 2:
+            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import msgspec
 
 from powerplan import Accounting, ModelSpec, load_model
 from powerplan.dump import spec_to_yaml
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.load import model_file
 from powerplan.output import check_targets, write_whole
 from powerplan.spec import Layer, group_layers
@@ -37,7 +37,7 @@ def all_layers(spec: ModelSpec) -> list[Layer]:
 
 def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.yaml") -> None:
     check_targets({"OUT": out}, True, {"MODEL": model_file(model)})
-    spec, tokens = load_model(model).spec, parse_context(context)
+    spec, tokens = load_model(model).spec, parse_context(context, "CONTEXT")
     variants = {
         "as it is": spec,
         "power p=2": with_mixer(spec, "power:p=2")[0],
@@ -57,10 +57,12 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 4:
+            raise InputError(f"{sys.argv[4]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

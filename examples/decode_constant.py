@@ -13,7 +13,7 @@ import time
 import torch
 
 from powerplan import load_model
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.mixers import GroupedHeads
 from powerplan.models import Cache, Slot, build_layer
 from powerplan.swap import with_mixer
@@ -22,6 +22,8 @@ from powerplan.units import format_bytes, parse_contexts
 MIXERS = {"softmax, KV cache": "attention", "power p=2, state": "power:p=2"}
 REPEATS = 30
 """Tokens that are decoded and timed one by one; the fastest time is printed."""
+LONGEST = 65_536
+"""The longest context, in tokens: attention over it takes minutes on one CPU thread."""
 
 
 @torch.no_grad()
@@ -42,14 +44,16 @@ def decode(model: str, mixer: str, context: int) -> tuple[int, float]:
 
 
 def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
-    spec = load_model(model).spec
+    spec, several = load_model(model).spec, parse_contexts(contexts, "CONTEXTS")
+    if max(several) > LONGEST:
+        raise InputError(f"{max(several):,} tokens take too long; {LONGEST:,} are the most", "CONTEXTS")
     uses = with_mixer(spec, MIXERS["softmax, KV cache"])[0].layer_uses()
     heads = next(use.layer.mixer for use in uses if isinstance(use.layer.mixer, GroupedHeads))
     torch.set_num_threads(1)  # One token is too little work for several threads.
     print(f"decoding with one layer of {spec.name}: {heads.heads} heads of {heads.head_dim}, float32, one CPU thread\n")
     print("          " + "".join(f"{name:>26}" for name in MIXERS))
     print("  context " + f"{'kept':>14}{'a token':>12}" * len(MIXERS))
-    for context in parse_contexts(contexts):
+    for context in several:
         line = f"{context:9,} "
         for mixer in MIXERS.values():
             nbytes, seconds = decode(model, mixer, context)
@@ -59,10 +63,12 @@ def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 3:
+            raise InputError(f"{sys.argv[3]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

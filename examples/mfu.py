@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from powerplan import ModelSpec, flops_per_step
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.ffn import MLP
 from powerplan.mixers import Attention, Power
 from powerplan.models import build_model
@@ -62,10 +62,12 @@ def main(steps: str = "5") -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 2:
+            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

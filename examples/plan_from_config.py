@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from powerplan import Accounting, load_model
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.swap import with_mixer
 from powerplan.units import format_bytes, format_ratio, parse_context
 
@@ -19,7 +19,7 @@ MIXERS = [None, "window:4096", "power:p=2", "linear"]
 
 def main(model: str = "llama-3-8b", context: str = "64k") -> None:
     spec = load_model(model).spec
-    tokens = parse_context(context)
+    tokens = parse_context(context, "CONTEXT")
     print(f"{spec.name} at {tokens:,} tokens")
     for mixer in MIXERS:
         variant = spec if mixer is None else with_mixer(spec, mixer)[0]
@@ -29,10 +29,12 @@ def main(model: str = "llama-3-8b", context: str = "64k") -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 3:
+            raise InputError(f"{sys.argv[3]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

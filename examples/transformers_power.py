@@ -12,7 +12,7 @@ import sys
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.models import PowerCache, use_power_attention
 from powerplan.units import format_bytes, parse_integer
 
@@ -65,7 +65,7 @@ def main(steps: str = "80") -> None:
     train(model, last)
     model.eval()
     prompt = torch.tensor([list(b"the past folds")])
-    out = model.generate(prompt, max_new_tokens=64, do_sample=False, past_key_values=PowerCache(model))
+    out = model.generate(prompt, max_new_tokens=64, do_sample=False, cache=PowerCache(model))
     print(f"\n> {bytes(out[0].tolist()).decode()}\n")
     print("  tokens      PowerCache    keys and values")
     for tokens in (100, 1_000, 10_000):
@@ -79,15 +79,17 @@ def cache_bytes(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
     power, softmax = PowerCache(model), DynamicCache(config=model.config)
     prompt = torch.randint(128, (1, tokens))
     for cache in (power, softmax):
-        model(prompt, past_key_values=cache, logits_to_keep=1)
+        model(prompt, cache=cache, logits_to_keep=1)
     return power.nbytes, sum(layer.keys.nbytes + layer.values.nbytes for layer in softmax.layers)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 2:
+            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,15 +15,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from powerplan.dims import spow_dim
-from powerplan.errors import PowerplanError
+from powerplan.errors import InputError, PowerplanError
 from powerplan.kernels import power_attention
 from powerplan.units import parse_integer
 
 PAIRS = 32  # keys, each stated once with a value
 VALUES = 16  # values that a key can have
 WIDTH = 64  # features of a token
-HEADS = 2
-HEAD_DIM = 16  # features of a head's queries, keys and values
+HEADS, HEAD_DIM = 2, 16  # heads, and the features of their queries, keys and values
 BATCH = 16  # sequences of a training step
 
 
@@ -83,16 +82,17 @@ def main(steps: str = "40") -> None:
         optimizer.step()
         if step % max(last // 10, 1) == 0:
             right = (logits.argmax(-1) == targets).float().mean().item()
-            bar = "#" * round(40 * right)
-            print(f"{step:6,}  {loss.item():5.3f}  {right:6.1%}  {bar}")
+            print(f"{step:6,}  {loss.item():5.3f}  {right:6.1%}  {'#' * round(40 * right)}")
     print(f"\nguessing: {math.log(VALUES):.3f}, {1 / VALUES:.1%}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
     try:
+        if len(sys.argv) > 2:
+            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
         main(*sys.argv[1:])
     except PowerplanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from msgspec.structs import replace
 from torch import nn
 
-from powerplan.errors import InputError
+from powerplan.errors import InputError, shown
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import RWKV7
 from powerplan.models.decoder import Decoder
@@ -23,7 +24,7 @@ from powerplan.spec import Layer, ModelSpec
 
 def build_layer(
     spec: ModelSpec,
-    layer: Layer | int = 0,
+    layer: Layer | SupportsIndex = 0,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -48,8 +49,11 @@ def build_layer(
         InputError: The model has no such position, the mixer or the number of norms cannot be built, or there is no
             such implementation.
     """
-    if isinstance(layer, int):
-        return _build_layer(spec, _layer_at(spec, layer), spec.rope_at(layer), impl, device=device, dtype=dtype)
+    if not isinstance(layer, Layer):
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise InputError(f"layer must be a Layer or the position of one, and is {shown(layer)}")
+        position = index(layer)
+        return _build_layer(spec, _layer_at(spec, position), spec.rope_at(position), impl, device=device, dtype=dtype)
     return _build_layer(spec, layer, spec.rope_of(layer), impl, device=device, dtype=dtype)
 
 

@@ -12,11 +12,12 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from math import lcm
+from typing import SupportsIndex
 
 from powerplan.dtypes import Dtypes, dtypes_of
-from powerplan.ffn import FFN, multiplied_terms
+from powerplan.ffn import multiplied_terms
 from powerplan.longest import last_at_most, last_at_most_in_periods
-from powerplan.mixers.base import Block, Mixer
+from powerplan.mixers.base import Block
 from powerplan.mixers.formulas import Convention, Rational, Term, total
 from powerplan.quantization import PartName, WeightFormats
 from powerplan.spec import LayerUse, ModelSpec
@@ -143,25 +144,25 @@ class Accounting:
         """The weight FLOPs per token: 2 for every matmul parameter that the token touches."""
         return sum(component.weight_flops_per_token for component in self._weight_components())
 
-    def state_flops_per_token(self, context: int | str) -> Fraction:
+    def state_flops_per_token(self, context: SupportsIndex | str) -> Fraction:
         """Return the state FLOPs per token, averaged over a sequence of `context` tokens, as 131072 or "128k"."""
         tokens, mixers = context_of(context), self.spec.mixer_counts()
         flops = (Fraction(total(mixer.state_flops_terms(tokens, self.convention))) * count for mixer, count in mixers)
         return sum(flops, Fraction(0))
 
-    def wsfr(self, context: int | str) -> Fraction | None:
+    def wsfr(self, context: SupportsIndex | str) -> Fraction | None:
         """Return the weight-state FLOP ratio at `context`, in tokens; None for a model without state."""
         state = self.state_flops_per_token(context)
         return Fraction(self.weight_flops_per_token) / state if state else None
 
-    def components(self, context: int | str) -> list[Component]:
+    def components(self, context: SupportsIndex | str) -> list[Component]:
         """Return the FLOPs of each component by its name, summed over all layers, weights first."""
         parts: dict[str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
             parts.setdefault(part.name, []).append(part)
         return [own[0] if len(own) == 1 else Component.sum_of(name, None, own) for name, own in parts.items()]
 
-    def layers(self, context: int | str) -> list[Component]:
+    def layers(self, context: SupportsIndex | str) -> list[Component]:
         """Return the FLOPs of each kind of layer, and those of the LM head; `use` says which layers are of a kind."""
         parts: dict[LayerUse | str, list[Component]] = {}
         for part in (*self._weight_components(), *self._state_components(context)):
@@ -184,7 +185,7 @@ class Accounting:
         whole += self.spec.head_terms() if self.convention.lm_head else ()
         return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in whole]
 
-    def _state_components(self, context: int | str) -> list[Component]:
+    def _state_components(self, context: SupportsIndex | str) -> list[Component]:
         tokens = context_of(context)
         return [
             Component(term.component, use, 0, Fraction(term.value) * use.count)
@@ -193,7 +194,7 @@ class Accounting:
             for term in use.layer.mixer.state_flops_terms(tokens, self.convention)
         ]
 
-    def row(self, context: int | str, dtypes: Dtypes | str = "bf16") -> Row:
+    def row(self, context: SupportsIndex | str, dtypes: Dtypes | str = "bf16") -> Row:
         """Return the model's numbers at one context.
 
         Args:
@@ -341,59 +342,6 @@ def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[
     for block in blocks:
         yield from (*block.matmul_terms(hidden), *block.other_terms(hidden))
         yield from block.idle_terms(hidden) if idle else ()
-
-
-@dataclass(frozen=True)
-class Explained:
-    """One formula of an explanation, and the layers that have it.
-
-    scope: the layers, in words; count: how many. quantity: what the formula gives, with its unit. factor: what the term
-    is multiplied with, 2 FLOPs for each parameter. source: where the formula was published.
-    """
-
-    scope: str
-    quantity: str
-    term: Term
-    count: int
-    factor: int
-    source: str
-
-    @property
-    def value(self) -> Rational:
-        return self.factor * self.term.value
-
-
-def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Explained]:
-    """Return every formula with the numbers put in: parameters, weight FLOPs, state and state FLOPs, by layer kind."""
-    lines: list[Explained] = []
-
-    def add(scope: str, quantity: str, factor: int, terms: Sequence[Term], count: int = 1, source: str = "") -> None:
-        lines.extend(Explained(scope, quantity, term, count, factor, source) for term in terms)
-
-    weights, parameters, hidden = "weight FLOPs per token", "parameters outside matmuls", spec.hidden_size
-    for use in spec.layer_uses():
-        scope = f"{positions_text(use.positions)}: {use.layer.describe()}"
-        for block in use.layer.blocks:
-            add(scope, weights, 2, multiplied_terms(block, hidden), use.count, block.source)
-            if not use.layer.tied:
-                add(scope, parameters, 1, block.other_terms(hidden), use.count, block.source)
-                add(scope, "parameters not touched", 1, block.idle_terms(hidden), use.count, block.source)
-                if isinstance(block, FFN):
-                    add(scope, "of all these on the host", 1, block.host_terms(hidden), use.count, block.source)
-            if isinstance(block, Mixer):
-                add(scope, "state elements", 1, block.state_terms(context), use.count, block.source)
-                flops = block.state_flops_terms(context, convention)
-                add(scope, "state FLOPs per token", 1, flops, use.count, block.source)
-        if not use.layer.tied:
-            add(scope, parameters, 1, spec.norm_terms(use.layer), use.count)
-    for extra in spec.extras:
-        add("model", weights, 2, extra.matmul_terms(hidden), source=extra.source)
-        add("model", parameters, 1, extra.other_terms(hidden), source=extra.source)
-    for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
-        add("model", parameters, 1, terms)
-    if convention.lm_head:
-        add("model", weights, 2, spec.head_terms())
-    return lines
 
 
 def positions_text(spans: tuple[range, ...]) -> str:

@@ -7,6 +7,7 @@ The power embedding of degree p maps x of dimension d to phi(x) with phi(q).phi(
 from __future__ import annotations
 
 from math import comb
+from operator import index
 
 KERNEL_DEGREES = (1, 2, 3, 4)
 """Degrees that powerplan.kernels runs. Odd degrees need normalize=False: their weights have both signs."""
@@ -50,7 +51,7 @@ def kernels_for(p: int, head_dim: int, v_head_dim: int) -> list[str]:
 
 def tpow_dim(d: int, p: int) -> int:
     """Return d^p, the dimension of the full tensor power: one entry for each sequence of p indices."""
-    return int(d**p)
+    return int(index(d) ** index(p))  # A power of numpy's integers would overflow.
 
 
 def spow_dim(d: int, p: int) -> int:
@@ -68,7 +69,7 @@ def tiled_spow_dim(d: int, p: int, tile: int) -> int:
     of `tile` features. It lies between spow (tile 1) and tpow (tile d). If `tile` does not divide d, d is padded.
     Source: arXiv 2507.04239 (tiled spow).
     """
-    return comb(-(-d // tile) + p - 1, p) * int(tile**p)
+    return comb(-(-d // tile) + p - 1, p) * int(int(tile) ** int(p))
 
 
 def default_chunk_size(head_dim: int, p: int, engine: str = "torch") -> int:

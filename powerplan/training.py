@@ -76,7 +76,7 @@ class Budget:
         return self.tokens // self.row.context
 
     def steps(self, batch_tokens: int) -> int:
-        """Return the optimiser steps of `batch_tokens` each, the last one perhaps short."""
+        """Return the optimizer steps of `batch_tokens` each, the last one perhaps short."""
         return -(-self.tokens // batch_tokens)
 
     @property

@@ -6,8 +6,10 @@ Every function that parses raises InputError for any other text, and for a numbe
 
 from __future__ import annotations
 
+import operator
 import re
 from fractions import Fraction
+from typing import Any, SupportsIndex
 
 from powerplan.errors import InputError, shown
 
@@ -53,18 +55,33 @@ def context_text(context: int) -> str:
     return str(context)
 
 
-def context_of(value: int | str, where: str | None = None, of: str = "a context") -> int:
-    """Return a context in tokens, 1 to 2^50, from a whole number, or from a text such as "64k" (65,536).
+def integer_of(value: Any) -> int | None:
+    """Return an integer of any type as an int: of numpy, of torch, with `__index__`; None for all else and for a bool.
+
+    An array or a tensor without dims counts as what it holds.
+    """
+    plain = value.tolist() if hasattr(value, "tolist") else value  # torch's bools have an __index__ too.
+    if isinstance(plain, bool):
+        return None
+    try:
+        return operator.index(plain)
+    except TypeError:
+        return None
+
+
+def context_of(value: SupportsIndex | str, where: str | None = None, of: str = "a context") -> int:
+    """Return a context in tokens, 1 to 2^50, from an integer of any type, or from a text such as "64k" (65,536).
 
     of: what messages call it.
     """
     if isinstance(value, str):
         return parse_context(value, where, of)
-    if isinstance(value, bool) or not isinstance(value, int):
+    tokens = integer_of(value)
+    if tokens is None:
         raise InputError(f"{shown(value)} is not {of}; write tokens, as 65536 or '64k'", where)
-    if not 1 <= value <= MAX_CONTEXT:
-        raise InputError(f"{of} is 1 to {MAX_CONTEXT:,} tokens, and is {shown(value)}", where)
-    return value
+    if not 1 <= tokens <= MAX_CONTEXT:
+        raise InputError(f"{of} is 1 to {MAX_CONTEXT:,} tokens, and is {shown(tokens)}", where)
+    return tokens
 
 
 def parse_contexts(text: str, where: str | None = None) -> list[int]:

@@ -112,7 +112,7 @@ EXAMPLES = (
     ),
     Example(
         "How large is the state of power attention?",
-        "The size of the embedding for each degree p, and the window whose keys and values take as many bytes.",
+        "The size of the embedding for each degree p, and the window whose keys and values have as many elements.",
         "dims --head-dim 64,128 --p 2,3",
     ),
     Example(

@@ -54,8 +54,8 @@ def main() -> None:
 
 
 TEXT_TYPES = (
-    *("ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text", "mllama_text_model", "qwen2_5_vl_text", "qwen2_vl_text"),
-    *("qwen3_vl_moe_text", "qwen3_vl_text"),
+    *("ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text", "hy_v4_vl_text", "mllama_text_model", "qwen2_5_vl_text"),
+    *("qwen2_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text"),
 )
 """Text decoders that exist in wrappers alone, and have no causal language model of their own."""
 

@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+import pytest
+
 from powerplan.huggingface.defaults import STATED
 from powerplan.mixers import Mixer
 from powerplan.spec import ModelSpec
@@ -59,6 +61,7 @@ OWN: dict[str, Settings] = {
     "cohere2_moe": {"num_shared_experts": 2, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 56},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1},
+    "dory": {"n_input_layers": 1, "n_output_layers": 1},
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 20, "compress_ratios": [0, 4, 128, 4], "num_hash_layers": 1},
     "ernie4_5_moe": {"moe_layer_interval": 2},
     "glm_moe_dsa": {"index_topk_freq": 2, "index_skip_topk_offset": 1},
@@ -119,6 +122,12 @@ def odd_settings(config_class: Any, model_type: str, flip: bool) -> Settings:
         flags = [name for name in FLAGS if isinstance(fields.get(name), bool) and name not in LESS.get(model_type, ())]
         settings |= {name: not fields[name] for name in flags}
     return settings | OWN.get(model_type, {}) | NEEDED.get(model_type, {})
+
+
+def require(transformers: Any, model_type: str) -> None:
+    """Skip the test where the installed transformers is older than a model_type."""
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
 
 
 def written(config: Any, form: str) -> Settings:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import contexts, head_fields, layers, mixers, powers, specs, windows
 
-from powerplan.accounting import Accounting, explain, positions_text
+from powerplan.accounting import Accounting, positions_text
 from powerplan.balance import Verdict, verdict_of
 from powerplan.dims import spow_dim, tiled_spow_dim
+from powerplan.explanation import explain
 from powerplan.ffn import MLP, multiplied_terms
 from powerplan.load import catalogue_spec
 from powerplan.mixers import (

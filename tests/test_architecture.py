@@ -51,6 +51,7 @@ LAYERS = [
         "lookalikes",
         "accounting",
         "entries",
+        "explanation",
         "shorthand",
         "longest",
         "hardware",

@@ -169,7 +169,7 @@ def test_a_profile_brings_the_rates_of_its_own_device(capsys: pytest.CaptureFixt
     assert (result["device"], result["time_source"]) == ("2 cores", "measured")
     assert result["gpu_hours"] == pytest.approx(2.4e9 * (12e-3 + 3 * 247_064_064 / 1e11) / 3600)
     main(["budget", *arguments])
-    assert "weights at 50 % of the product seen" in " ".join(capsys.readouterr().out.split())
+    assert "weights at 50% of the product seen" in " ".join(capsys.readouterr().out.split())
 
 
 def test_times_of_two_machines_are_not_added_without_a_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -196,9 +196,9 @@ def test_hours_of_a_device_that_has_a_description_for_a_name(
     Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | rates))
     assert main(["budget", "gpt2-small", "--flops", "1e18", "--measured", path]) == 0
     out = capsys.readouterr().out
-    assert "3,472 device hours (2 cores, x86_64) at 40 % of its peak, 80 GFLOP/s: 145 days on one device" in out
+    assert "3,472 device hours (2 cores, x86_64) at 40% of its peak, 80 GFLOP/s: 145 days on one device" in out
     assert main(["budget", "gpt2-small", "--flops", "1e18", "--gpu", "h100-sxm"]) == 0
-    assert "0.702 h100-sxm hours at 40 %" in capsys.readouterr().out
+    assert "0.702 h100-sxm hours at 40%" in capsys.readouterr().out
 
 
 def test_what_a_profile_lacks_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

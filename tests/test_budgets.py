@@ -61,7 +61,7 @@ def test_the_table_has_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--gpu-hours", "10000", "--gpu", "h100-sxm", "--devices", "64", "--batch-tokens", "4M"]) == 0
     out = capsys.readouterr().out
     assert "llama-3-8b: 8.03B parameters; balanced at 57,255 tokens" in out
-    assert "Device hours on h100-sxm at 40 % of the bf16 peak, 395.6 TFLOP/s" in out
+    assert "Device hours on h100-sxm at 40% of the bf16 peak, 395.6 TFLOP/s" in out
     assert "As many FLOPs in each row, 1.424e+22." in out
     assert "in all" not in out
     assert max(map(len, out.splitlines())) <= 100
@@ -89,7 +89,7 @@ def test_measured_times_are_those_of_the_rows_that_have_them(
     assert err.count("\n") == 1
     main(["budget", "gpt2-small", "power-paper-small", *budget])
     out = capsys.readouterr().out
-    assert "Device hours state part of some as measured, the rest on h100-sxm at 50 % of the bf16 peak" in out
+    assert "Device hours state part of some as measured, the rest on h100-sxm at 50% of the bf16 peak" in out
 
 
 def test_from_python() -> None:

@@ -38,6 +38,12 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return result
 
 
+def test_an_explanation_says_a_number_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, "wsfr", "gpt2-small", "--ctx", "64k", "--explain").splitlines()
+    assert "    m = 768, times 12 layers = 9,216" in lines
+    assert max(map(len, lines[lines.index("How the numbers at 65,536 tokens come about") :][:4])) <= 98
+
+
 def test_wsfr_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, "wsfr", "gpt2-small", "--ctx", "1k,64k")
     assert result["schema"] == "powerplan.wsfr/1"
@@ -88,7 +94,10 @@ def test_wsfr_table_says_what_the_ratio_means(capsys: pytest.CaptureFixture[str]
         (["--ctx", "1k"], "weight-heavy: 13.1x more weight than state FLOPs at 1,024 tokens; balanced at 13,403"),
         (["--ctx", "13403"], "balanced: 1:1 weight to state FLOPs at 13,403 tokens"),
         (["--ctx", "64k", "--mixer", "power:p=2"], "its state stays lighter than its weights at any context"),
-        (["--ctx", "64k", "--mixer", "power:p=3"], "its state is heavier than its weights at any context"),
+        (
+            ["--ctx", "64k", "--mixer", "power:p=3,normalize=false"],
+            "its state is heavier than its weights at any context",
+        ),
         (
             ["--ctx", "64k", "--mixer", "power:p=2", "--form", "chunked"],
             "where it balances is not computed for --form chunked",

@@ -158,24 +158,52 @@ def test_examples_say_how_they_are_used_and_what_was_wrong(
         pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
 
-    def exit_code(argument: str) -> int:
+    def exit_code(*arguments: str) -> int:
         """Run it as a script, but in this process, which has imported torch and transformers once."""
-        monkeypatch.setattr(sys, "argv", [name, argument])
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return int(ended.value.code or 0)
 
-    assert exit_code("--help") == 0
-    usage = capsys.readouterr().out
-    assert re.search(rf"Usage: (python|torchrun --nproc-per-node 2) examples/{name}", usage)
-    check_screen(usage)
-    assert exit_code(PLAIN[name]) == 2
+    for asked in (["--help"], ["-h"], ["2", "--help"]):
+        assert exit_code(*asked) == 0
+        usage = capsys.readouterr().out
+        assert re.search(rf"Usage: (python|torchrun --nproc-per-node 2) examples/{name}", usage)
+        check_screen(usage)
+    takes = len(re.findall(r"\[[A-Z.a-z]+\]", usage))
+    for wrong, named in (
+        ([PLAIN[name]], PLAIN[name]),
+        (["--steps"], "'--steps'"),
+        (["1"] * takes + ["'more'\n", "3"], "\"'more'\\n\" is one argument too many; --help says which there are"),
+    ):
+        assert exit_code(*wrong) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        assert named in line
+    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "contexts", "problem"),
+    [
+        ("plan_from_config.py", "0", "CONTEXT: '0' is out of range"),
+        ("convert_spec.py", "64q", "CONTEXT: '64q' is not a size in tokens"),
+        ("decode_constant.py", "1k,,4k", "CONTEXTS: '' is not a size in tokens"),
+        ("decode_constant.py", "1k,1G", "CONTEXTS: 1,073,741,824 tokens take too long; 65,536 are the most"),
+    ],
+)
+def test_examples_name_the_context_that_is_wrong(
+    name: str, contexts: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "gpt2-small", contexts])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    assert PLAIN[name] in line
-    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 100
+    assert printed.err.startswith(f"error: {problem}")
 
 
 def test_the_hybrid_spec() -> None:

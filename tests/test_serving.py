@@ -177,7 +177,7 @@ def test_kimi_linear_against_its_twin(capsys: pytest.CaptureFixture[str]) -> Non
     assert full["cache_bytes"] == 27 * 576 * 2 * 2**20 == 32_614_907_904
     assert hybrid["recurrent_bytes"] == 4 * 10_485_760 + 2 * 20 * 3 * 3 * 4096 == 43_417_600
     page = (Path(__file__).resolve().parent.parent / "docs" / "accounting.md").read_text(encoding="utf-8")
-    assert "41.9 MB in\nfp32; `decode` reports 43.4 MB (43,417,600 bytes)" in page
+    assert "41.9 MB in fp32; `decode` reports 43.4 MB (43,417,600 bytes)" in page
     (against,) = result["twins"]
     assert against["state_times"] == pytest.approx(3.84, abs=0.005)
     assert against["cache_change"] == pytest.approx(-20 / 27)

@@ -262,6 +262,38 @@ def test_checkpoints_save_what_they_span(spec: Any, context: int, every: int, mo
     assert flops <= multiple
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps", "line"),
+    [
+        (
+            ["gpt2-small", "--cache-budget", "4k", "--ctx", "2k,8k,64k,1M"],
+            ["2,048", "2,048", "8,192", "8,192"],
+            "The rows of 65,536 and 1,048,576 tokens are those of 8,192: the budget bounds every cache that grows.",
+        ),
+        (
+            ["mamba2-130m", "--ctx", "2k,8k"],
+            ["2,048", "2,048"],
+            "The rows of 8,192 tokens are those of 2,048: no state grows there.",
+        ),
+        (["gpt2-small", "mamba2-130m", "--ctx", "2k,8k"], ["2,048"] * 4 + ["8,192"] * 4, None),
+        (["gpt2-small", "--cache-budget", "4k", "--ctx", "64k"], [], None),
+    ],
+)
+def test_equal_rows_stand_once(
+    arguments: list[str], steps: list[str], line: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table; CSV and JSON have the rows of every context."""
+    command = ["decode", *arguments, "--batch", "1,8"]
+    assert main([*command, "--gpu", "h100-sxm"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^ *([0-9,]+)  \S+ +[18]  ", text, re.MULTILINE) == steps
+    assert (line in " ".join(text.split())) if line else "The rows of" not in text
+    assert main([*command, "--format", "csv"]) == 0
+    models = sum(word in ("gpt2-small", "mamba2-130m") for word in arguments)
+    contexts = len(arguments[-1].split(","))
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * models * contexts
+
+
 def test_a_budget_that_changes_nothing_is_said() -> None:
     for name, context in (("rwkv7-0.4b", "64k"), ("gpt2-small", "1k")):
         note = f"{name}: cache_budget changes nothing: no layer keeps more than 4,096 tokens"

@@ -184,11 +184,11 @@ def test_json_and_table(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["tokens"] == pytest.approx(row["tokens_per_active_parameter"] * row["params_active"])
         assert row["steps"] == -(-row["tokens"] // 2**20)
     assert main(command) == 0
-    assert "Optimiser steps are of 1,048,576 tokens" in capsys.readouterr().out
+    assert "Optimizer steps are of 1,048,576 tokens" in capsys.readouterr().out
     assert main(command[:-2]) == 0
     out = capsys.readouterr().out
     assert out.startswith("1.424e+21 FLOPs, spent on 20 tokens per active parameter: ")
-    assert "1,000 device hours on h100-sxm at 40 % of the bf16 peak, 395.6 TFLOP/s: 5.21 days on 8 devices" in out
+    assert "1,000 device hours on h100-sxm at 40% of the bf16 peak, 395.6 TFLOP/s: 5.21 days on 8 devices" in out
     for context in CONTEXTS:
         assert f"At {context:,} tokens:" in out
     for row in result["rows"]:

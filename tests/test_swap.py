@@ -243,3 +243,18 @@ def test_layers_with_keys_of_their_own_keep_them(field: str) -> None:
     groups = (LayerGroup(mixer=attention), LayerGroup(mixer=linear))
     spec = ModelSpec(name="x", vocab_size=9, hidden_size=64, layers=groups)
     assert with_mixer(spec, "attention")[0].mixers() == [attention, Attention(heads=3, head_dim=16, v_head_dim=32)]
+
+
+def test_the_normaliser_of_an_odd_degree_is_said() -> None:
+    """A spec may have one and counts it; recommend, budget, train and dims count odd degrees as kernels run them."""
+    spec = catalogue_spec("gpt2-small")
+    same, remarks = with_mixer(spec, "power:p=3,gated=true")
+    assert remarks == [
+        "power p=3 counts a normaliser, which kernels of odd degrees do not have; power:p=3,gated=true,normalize=false "
+        "counts none, as recommend and budget do"
+    ]
+    other, without = with_mixer(spec, "power:p=3,gated=true,normalize=false")
+    assert without == []
+    assert Accounting(same).state_flops_per_token(1) * 64 == Accounting(other).state_flops_per_token(1) * 65
+    for text in ("power:p=2", "power:p=3,normalize=true", "attention"):
+        assert with_mixer(spec, text)[1] == []

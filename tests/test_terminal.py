@@ -31,6 +31,7 @@ COMMANDS = [
     "wsfr llama-3-8b --mixer hyena --explain --form chunked --ctx 64k",
     "wsfr llama-3-8b --mixer span_search --by component --ctx 64k",
     "decode llama-3-8b --mixer memory_sparse --gpu h100-sxm",
+    "decode llama-3-8b --ctx 8k,64k,1M --cache-budget 4k --gpu h100-sxm",
     "wsfr llama-3-8b --lengths lognormal:mean=4k,p99=64k",
     "compare gpt2-small llama-3-8b deepseek-v3",
     "budget llama-3-8b --ctx 128k --gpu h100-sxm --devices 64",

@@ -72,6 +72,7 @@ def test_the_text_has_the_verdict_the_hours_and_what_to_change(capsys: pytest.Ca
     assert re.search(r"\n100B tokens: [0-9.]+ days, [0-9,]+ device hours, [0-9,]+ at 2\.50 an hour", out)
     assert "\none sequence over 16 devices, 8,192 tokens on each, a part from the front and one from the back\n" in out
     assert re.search(r"\n32 attention +keys, values: ring +503 +503 +[0-9.]+ +0\n", out)
+    assert re.search(r", at most [0-9.]+ MWh at the board power ", " ".join(out.split()))
     assert re.search(r"\nchange: 20 power p=2 \+ 12 attention trains the same tokens in [0-9,]+ device hours", out)
     assert len(out.splitlines()) <= 52
 
@@ -377,3 +378,12 @@ def test_python_names_parameters() -> None:
         powerplan.train("gpt2-small", gpu="h100-sxm", optimizer="adam")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="gradients_dtype: 'int4' is not known; allowed are bf16, fp16, fp32"):
         powerplan.train("gpt2-small", gpu="h100-sxm", gradients_dtype="int4")  # type: ignore[arg-type]
+
+
+def test_the_energy_of_a_short_run_is_in_kilowatt_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "gpt2-small", "--ctx", "1k", "--tokens", "1B", "--gpu", "h100-sxm"]
+    assert main([*command, "--format", "json"]) == 0
+    energy = json.loads(capsys.readouterr().out)["energy_kwh"]
+    assert energy < 1000
+    assert main(command) == 0
+    assert f"at most {energy:.3g} kWh at the board power" in " ".join(capsys.readouterr().out.split())

@@ -94,7 +94,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 class Run:
-    """A model with its optimiser, the number of steps done, and their losses: everything that a checkpoint holds.
+    """A model with its optimizer, the number of steps done, and their losses: everything that a checkpoint holds.
 
     There is no other state: batches depend on seed and step alone, and only the first weights are random. On a CPU with
     the same number of threads, an interrupted run ends with the same bits as one that was not. On a GPU, and with
@@ -207,7 +207,7 @@ class Run:
         try:
             load_model(self.model, saved.model)
             load_optimizer(self.optimizer, saved.optimizer)
-        except Exception:  # Of any class: the optimiser takes for granted what it is given.
+        except Exception:  # Of any class: the optimizer takes for granted what it is given.
             problem = "does not fit the model; move it away, and the run starts again"
             raise InputError(problem, str(self.checkpoint)) from None
         self.step, self.seconds, self.losses = saved.step, saved.seconds, saved.losses

@@ -13,7 +13,7 @@ CONTEXTS = (64, 16_384)
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Settings of one task: the model around the mixers, the data, and the optimiser AdamW.
+    """Settings of one task: the model around the mixers, the data, and the optimizer AdamW.
 
     Attributes:
         context: Tokens of a sequence.

@@ -313,8 +313,14 @@ def _check_dim(x: Tensor, tokens: int, dim: int) -> None:
         raise ValueError(f"x must have {tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}")
 
 
+def _plain(value: Any) -> Any:
+    """Return what is a tensor, or an array or a number of numpy, as a list or a number of Python; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _bounds(tokens: int | None, cu_seqlens: Tensor | Sequence[int] | None) -> tuple[int, ...]:
     """Return where sequences begin and end, from what is given of the two."""
+    tokens = _plain(tokens)
     if tokens is not None and cu_seqlens is None:
         checks.check_count("tokens", tokens)
         return 0, tokens
@@ -323,8 +329,9 @@ def _bounds(tokens: int | None, cu_seqlens: Tensor | Sequence[int] | None) -> tu
         raise ValueError(
             f"give tokens (of a row that is one sequence) or cu_seqlens (of packed sequences): {fault} given"
         )
-    given: Any = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
-    if not isinstance(given, Sequence) or len(given) < 2 or not all(map(is_integer, given)):
+    given = _plain(cu_seqlens)
+    given = list(map(_plain, given)) if isinstance(given, Sequence) else ()
+    if len(given) < 2 or not all(map(is_integer, given)):
         raise ValueError(f"cu_seqlens must be at least 2 integers in one dim, and is {shown(cu_seqlens)}")
     if given[0] != 0:
         raise ValueError(f"cu_seqlens must rise from 0, and begins with {given[0]}")

@@ -83,9 +83,9 @@ class PowerCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class PowerCache(Cache):
-    """The cache of a model with power attention: `model.generate(..., past_key_values=PowerCache(model))`.
+    """The cache of a model with power attention: `model.generate(..., cache=PowerCache(model))`.
 
-    From transformers 5.24 on the argument is called `cache`.
+    Before transformers 5.24 the argument is called `past_key_values`.
 
     Layers with power attention keep a state whose size does not depend on the context. All other layers keep what
     transformers' DynamicCache keeps for them. Beam search works. Methods that take tokens back (assisted and

@@ -80,7 +80,9 @@ def use_power_attention(
     if not isinstance(gated, bool):
         raise InputError(f"gated must be True or False, and is {shown(gated)}")
     modules = _attention_modules(model)
-    chosen = list(modules if layers is None else layers if isinstance(layers, Iterable) else ())
+    given: Any = layers
+    given = given.tolist() if hasattr(given, "tolist") else given  # an array
+    chosen = list(modules if given is None else given if isinstance(given, Iterable) else ())
     positions = sorted(position for position in modules if position in chosen)
     if not positions or not all(is_integer(position) and position in modules for position in chosen):
         raise InputError(f"layers must be some of 0 to {max(modules)}, and are {shown(layers)}")

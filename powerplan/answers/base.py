@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.load import LoadedModel, load_model
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
-from powerplan.units import context_of, parse_contexts, parse_integer, parse_ratio
+from powerplan.units import context_of, integer_of, parse_contexts, parse_integer, parse_ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 Parsed = TypeVar("Parsed")
 
+LONGEST_TEXT = 5000
+"""The most digits of an integer that becomes a text: Python writes up to 4,300."""
+
 Model = str | Path | ModelSpec | LoadedModel
 """A catalogue name, a path as on the command line, a spec, or what load_model returned."""
 
-Contexts = int | str | Sequence[int | str]
-"""Contexts in tokens: 65536, "64k", "1k,64k", or a list of either."""
+Whole = SupportsIndex | str
+"""An integer of any type, numpy's among them, or its text."""
+
+Contexts = Whole | Iterable[Whole]
+"""Contexts in tokens: 65536, "64k", "1k,64k", or a list or an array of either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +155,38 @@ def read_contexts(contexts: Contexts) -> list[int]:
     """Return contexts in tokens, in their order and without repeats; raises InputError where one is no context."""
     if isinstance(contexts, str):
         return parse_contexts(contexts, parameter("context"))
-    several = contexts if isinstance(contexts, Sequence) else [contexts]
+    several = several_of(contexts)
     if not several:
         raise InputError("is empty; give tokens, as 65536 or '64k'", parameter("context"))
     return list(dict.fromkeys(context_of(context, parameter("context")) for context in several))
 
 
+def several_of(values: Any) -> list[Any]:
+    """Return the elements of a list, an array or a tensor; anything else as the one element of a list."""
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    listed = isinstance(plain, Iterable) and not isinstance(plain, str | bytes)
+    return list(plain) if listed else [plain]
+
+
+def text_of(value: object) -> str:
+    """Return a number or a text as the text that the command line has for it; integers may be of any type."""
+    number = integer_of(value)
+    return str(value) if number is None else shown(number, LONGEST_TEXT)
+
+
+def list_text(values: object) -> str:
+    """Return integers as the text that the command line has for them: "1,8,64" for one, a text, a list or an array."""
+    return ",".join(map(text_of, several_of(values)))
+
+
 def read_ratio(target: str | float) -> Fraction:
     """Return a weight-state FLOP ratio that is given as "3:1" or 3; raises InputError for one that is none."""
-    return parse_ratio(target if isinstance(target, str) else f"{target}:1", parameter("target"))
+    return parse_ratio(target if isinstance(target, str) else f"{text_of(target)}:1", parameter("target"))
 
 
-def read_devices(devices: int | str) -> int:
+def read_devices(devices: Whole) -> int:
     """Return a number of devices; raises InputError for one that is out of range."""
-    return parse_integer(str(devices), parameter("devices"), 1, 10**7)
+    return parse_integer(text_of(devices), parameter("devices"), 1, 10**7)
 
 
 def read_device(gpu: str | Device | None) -> Device | None:
@@ -183,4 +207,4 @@ def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes 
 
 def optional(parse: Callable[..., Parsed], name: str, value: object, *more: str) -> Parsed | None:
     """Return what `parse` makes of the parameter `name`; None where it is not given."""
-    return None if value is None else parse(str(value), parameter(name), *more)
+    return None if value is None else parse(text_of(value), parameter(name), *more)

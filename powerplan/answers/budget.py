@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
-from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, optional
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, peak_of
@@ -43,7 +43,7 @@ class BudgetAnswer(DrawnAnswer):
 
     rows: for each context, in order, each model's FLOPs, tokens and sequences, and how its time is found.
     dtypes: the number formats of weights, key/value cache and recurrent state.
-    batch_tokens: tokens of an optimiser step, None where no steps are counted.
+    batch_tokens: tokens of an optimizer step, None where no steps are counted.
     lengths: the documents, where there are documents of many lengths: the rows then say what masks make of them too.
 
     The other attributes are those of one model at one context, and raise InputError where there are more.
@@ -106,13 +106,13 @@ def budget(
     model: Model | Sequence[Model],
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    tokens: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    tokens: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
@@ -129,12 +129,12 @@ def budget(
     model: None = None,
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
@@ -148,13 +148,13 @@ def budget(
     model: Model | Sequence[Model] | None = None,
     context: Contexts | None = None,
     *,
-    flops: int | float | str | None = None,
-    tokens: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
+    flops: Whole | float | None = None,
+    tokens: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
     gpu: str | Device | None = None,
     mfu: float | str = 0.4,
-    devices: int | str = 1,
-    batch_tokens: int | str | None = None,
+    devices: Whole = 1,
+    batch_tokens: Whole | None = None,
     lengths: LengthsInput | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     mixer: str | None = None,
@@ -180,7 +180,7 @@ def budget(
         gpu: the exact name of a device, such as "h100-sxm".
         mfu: the share of the device's dense bf16 peak that training reaches.
         devices: how many devices work at once.
-        batch_tokens: tokens of an optimiser step, as "512k".
+        batch_tokens: tokens of an optimizer step, as "512k".
         lengths: documents of many lengths, packed into sequences of `context` tokens, as `wsfr` takes them.
         measured: a file of `powerplan profile --save`: measured times of mixers in place of estimates.
         mixer: the mixer to put into every layer of every model, such as "power:p=2".
@@ -278,13 +278,13 @@ class _Asked(NamedTuple):
 
 
 def _read(
-    flops: int | float | str | None,
-    tokens: int | float | str | None,
-    gpu_hours: int | float | str | None,
+    flops: Whole | float | None,
+    tokens: Whole | float | None,
+    gpu_hours: Whole | float | None,
     gpu: str | Device | None,
     mfu: float | str,
-    devices: int | str,
-    batch_tokens: int | str | None,
+    devices: Whole,
+    batch_tokens: Whole | None,
     measured: str | Path | MeasuredTimes | None,
 ) -> _Asked:
     values = zip(BUDGETS, (flops, tokens, gpu_hours), strict=True)

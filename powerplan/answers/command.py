@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from powerplan.answers.base import Model
+from powerplan.answers.base import Model, list_text, text_of
 from powerplan.hardware import Device
 from powerplan.load import LoadedModel
 from powerplan.measured import MeasuredTimes
@@ -51,11 +51,11 @@ def _text(name: str, value: Any) -> str:
         return value.name
     if isinstance(value, MeasuredTimes):
         return value.path
-    if isinstance(value, str | Path):
+    if isinstance(value, Path):
         return str(value)
-    if name == "target":
-        return f"{value}:1"
-    return str(value) if isinstance(value, int | float) else ",".join(value)
+    if name == "target" and not isinstance(value, str):
+        return f"{text_of(value)}:1"
+    return list_text(value)
 
 
 def _convention_words(convention: Convention, excluded: Any) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, SupportsIndex, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
-from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, named_notes
 from powerplan.caches.pages import engine_notes
 from powerplan.caches.policy import Policy, policy_of
 from powerplan.choices import Engine, Twin
@@ -56,20 +56,20 @@ def decode(
     models: Model | Sequence[Model],
     context: Contexts = "128k",
     *,
-    batch: int | str | Sequence[int] = (1, 8, 64),
+    batch: Whole | Iterable[SupportsIndex] = (1, 8, 64),
     gpu: str | Device | None = None,
-    devices: int | str = 1,
+    devices: Whole = 1,
     twin: Twin | None = None,
     mixer: str | None = None,
     dtype: str = "bf16",
     weights_dtype: str | None = None,
     cache_dtype: str | None = None,
     state_dtype: str | None = None,
-    cache_budget: int | str | None = None,
-    prefill_chunk: int | str | None = None,
-    checkpoint_every: int | str | None = None,
+    cache_budget: Whole | None = None,
+    prefill_chunk: Whole | None = None,
+    checkpoint_every: Whole | None = None,
     engine: Engine | None = None,
-    page: int | str | None = None,
+    page: Whole | None = None,
 ) -> DecodeAnswer:
     """Return what serving one model or more takes, as `powerplan decode` prints it.
 
@@ -108,8 +108,7 @@ def decode(
     if not several:
         raise InputError("decode needs one model or more", "models")
     base.check_choice(twin, get_args(Twin), "twin")
-    sizes = batch if isinstance(batch, (int, str)) else ",".join(map(str, batch))
-    batches = tuple(parse_integers(str(sizes), parameter("batch"), 1, MAX_BATCH))
+    batches = tuple(parse_integers(base.list_text(batch), parameter("batch"), 1, MAX_BATCH))
     count = base.read_devices(devices)
     if gpu is None and count > 1:
         raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")

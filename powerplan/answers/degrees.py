@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from powerplan.accounting import Accounting, Row
-from powerplan.answers.base import Answer, Model, read_model
+from powerplan.answers.base import Answer, Model, Whole, list_text, read_model, text_of
 from powerplan.errors import parameter
 from powerplan.mixers.formulas import Convention
 from powerplan.mixers.power import MAX_DEGREE
@@ -41,10 +42,10 @@ class DegreesAnswer(Answer):
 
 def degrees(
     model: Model,
-    context: int | str = "64k",
+    context: Whole = "64k",
     *,
-    p: int | str | Sequence[int] = (1, 2, 3, 4),
-    tile: int | str = 8,
+    p: Whole | Iterable[SupportsIndex] = (1, 2, 3, 4),
+    tile: Whole = 8,
     convention: Convention | None = None,
 ) -> DegreesAnswer:
     """Return what a model carries with power attention of each degree, as `powerplan dims --model` prints it.
@@ -64,9 +65,8 @@ def degrees(
         >>> [degree.same_state_window for degree in answer.degrees], answer.largest.p
         ([1040, 22880], 2)
     """
-    text = p if isinstance(p, str) else ",".join(map(str, [p] if isinstance(p, int) else p))
-    chosen = parse_integers(text, parameter("p"), 1, MAX_DEGREE)
-    at, width = context_of(context, parameter("context")), parse_integer(str(tile), parameter("tile"), 1, 4096)
+    chosen = parse_integers(list_text(p), parameter("p"), 1, MAX_DEGREE)
+    at, width = context_of(context, parameter("context")), parse_integer(text_of(tile), parameter("tile"), 1, 4096)
     loaded = read_model(model)
     convention = convention or Convention()
     found = with_degrees(loaded.spec, chosen, at, convention)

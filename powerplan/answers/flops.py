@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from powerplan.accounting import Accounting
-from powerplan.answers.base import Model, read_model
+from powerplan.answers.base import Model, Whole, read_model, text_of
 from powerplan.errors import InputError, parameter
 from powerplan.lengths import counted
 from powerplan.mixers.formulas import Convention, Rational
@@ -22,9 +22,9 @@ MAX_MODELS = 64
 
 def flops_per_step(
     model: Model,
-    context: int | str,
+    context: Whole,
     *,
-    sequences: int | None = None,
+    sequences: Whole | None = None,
     lengths: Iterable[int] | None = None,
     mixer: str | None = None,
     convention: Convention | None = None,
@@ -62,7 +62,7 @@ def flops_per_step(
     if sequences is not None and lengths is not None:
         raise InputError(f"{parameter('sequences')} and {parameter('lengths')} are one step twice; give one of them")
     if lengths is None:
-        count = 1 if sequences is None else parse_integer(str(sequences), parameter("sequences"), 1, MAX_COUNT)
+        count = 1 if sequences is None else parse_integer(text_of(sequences), parameter("sequences"), 1, MAX_COUNT)
         documents = {longest: count}
     else:
         documents = _documents(lengths, longest)

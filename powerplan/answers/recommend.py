@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from powerplan.answers import base
-from powerplan.answers.base import Contexts, DrawnAnswer, Model, optional
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, optional
 from powerplan.answers.command import command_of
 from powerplan.choices import Keep, Side
 from powerplan.dtypes import Dtypes
@@ -100,21 +100,21 @@ def recommend(
     context: Contexts = "64k",
     *,
     target: str | float = "1:1",
-    max_state: int | str | None = None,
-    max_decode_bytes: int | str | None = None,
-    flops: int | float | str | None = None,
-    tokens: int | float | str | None = None,
+    max_state: Whole | None = None,
+    max_decode_bytes: Whole | None = None,
+    flops: Whole | float | None = None,
+    tokens: Whole | float | None = None,
     gpu: str | Device | None = None,
-    devices: int | str = 1,
-    max_days: int | float | str | None = None,
-    gpu_hours: int | float | str | None = None,
-    price: int | float | str | None = None,
+    devices: Whole = 1,
+    max_days: Whole | float | None = None,
+    gpu_hours: Whole | float | None = None,
+    price: Whole | float | None = None,
     keep: Keep = "weights",
     only: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     prefer: Side | None = None,
     measured: str | Path | MeasuredTimes | None = None,
-    top: int | str = 6,
+    top: Whole = 6,
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: str = "bf16",
@@ -163,7 +163,7 @@ def recommend(
     """
     given = dict(locals())
     contexts, ratio = base.read_contexts(context), base.read_ratio(target)
-    count, sorts = base.read_devices(devices), parse_integer(str(top), parameter("top"), 1, 1000)
+    count, sorts = base.read_devices(devices), parse_integer(base.text_of(top), parameter("top"), 1, 1000)
     limits = Limits(
         max_state=optional(parse_bytes, "max_state", max_state),
         max_decode=optional(parse_bytes, "max_decode_bytes", max_decode_bytes),

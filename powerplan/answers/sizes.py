@@ -29,7 +29,7 @@ class SizesAnswer(DrawnAnswer):
     """Which models a budget supports.
 
     sizing: the shapes of the catalogue at the sizes of the budget, by context. dtypes: the number formats of weights,
-    key/value cache and recurrent state. batch_tokens: tokens of an optimiser step, None where no steps are counted.
+    key/value cache and recurrent state. batch_tokens: tokens of an optimizer step, None where no steps are counted.
     throughput: the devices that the budget runs on, None where none was named.
     """
 

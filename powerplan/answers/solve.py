@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import get_args
 
-from powerplan.answers.base import Answer, Model, check_choice, read_model, read_ratio
+from powerplan.answers.base import Answer, Model, Whole, check_choice, read_model, read_ratio
 from powerplan.choices import Unknown
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
@@ -70,7 +70,7 @@ class EqualStateAnswer(Answer):
 def solve(
     model: Model,
     unknown: Unknown,
-    context: int | str = "64k",
+    context: Whole = "64k",
     *,
     target: str | float | None = None,
     equal_state: str | None = None,

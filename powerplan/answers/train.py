@@ -11,12 +11,14 @@ from powerplan.accounting import Accounting
 from powerplan.answers.base import (
     Answer,
     Model,
+    Whole,
     check_choice,
     optional,
     read_device,
     read_devices,
     read_measured,
     read_model,
+    text_of,
 )
 from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
 from powerplan.errors import InfeasibleError, InputError, parameter, shown
@@ -89,17 +91,17 @@ class TrainAnswer(Answer):
 
 def train(
     model: Model,
-    context: int | str | None = None,
+    context: Whole | None = None,
     *,
     gpu: str | Device | None = None,
-    devices: int | str = 1,
-    tokens: int | float | str | None = None,
+    devices: Whole = 1,
+    tokens: Whole | float | None = None,
     stages: Sequence[str] = (),
-    batch_tokens: int | str | None = None,
+    batch_tokens: Whole | None = None,
     lengths: LengthsInput | None = None,
-    micro_batch: int | str = AUTO,
+    micro_batch: Whole = AUTO,
     parallel: str | Degrees = AUTO,
-    zero: int | str = 3,
+    zero: Whole = 3,
     recompute: str = AUTO,
     optimizer: Optimizer = "adamw",
     master: Master = "fp32",
@@ -107,7 +109,7 @@ def train(
     efficiency: str | float | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     price: float | str | None = None,
-    node_devices: int | str | None = None,
+    node_devices: Whole | None = None,
     link_gbs: float | str | None = None,
     network_gbs: float | str | None = None,
     mixer: str | None = None,
@@ -166,17 +168,17 @@ def train(
     if phases_text and (context is not None or tokens is not None):
         given = parameter("context" if context is not None else "tokens")
         raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
-    at = parse_context(str(context if context is not None else DEFAULT_CONTEXT), parameter("context"))
+    at = parse_context(text_of(DEFAULT_CONTEXT if context is None else context), parameter("context"))
     wanted = optional(parse_count, "tokens", tokens, "a count of tokens")
     step = optional(parse_context, "batch_tokens", batch_tokens)
     recipe = Recipe(
         optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
     )
-    again, shards = _read_recompute(recompute), parse_integer(str(zero), parameter("zero"), 0, 3)
+    again, shards = _read_recompute(recompute), parse_integer(text_of(zero), parameter("zero"), 0, 3)
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
     batches: tuple[int, ...] = MICRO_BATCHES
-    if micro_batch != AUTO:
-        batches = (parse_integer(str(micro_batch), parameter("micro_batch"), 1, MAX_DEGREE),)
+    if (size := text_of(micro_batch)) != AUTO:
+        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_DEGREE),)
     profile, device = read_measured(measured), read_device(gpu)
     rates: Literal["bf16", "fp32"] = "fp32" if recipe.dtype == "fp32" else "bf16"
     peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
@@ -253,11 +255,13 @@ def _read_phase(text: str) -> Phase:
 def _cluster(
     device: Device | None,
     devices: int,
-    node_devices: int | str | None,
+    node_devices: Whole | None,
     link_gbs: float | str | None,
     network_gbs: float | str | None,
 ) -> Cluster:
-    node = None if node_devices is None else parse_integer(str(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
+    node = (
+        None if node_devices is None else parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
+    )
     rates = {
         name: optional(parse_rate, name, value)
         for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))

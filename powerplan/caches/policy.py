@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import get_args
+from typing import SupportsIndex, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.choices import Engine
@@ -67,11 +67,11 @@ def held(mixer: Mixer, context: int, tokens: int | None) -> int:
 
 
 def policy_of(
-    cache_budget: int | str | None = None,
-    prefill_chunk: int | str | None = None,
-    checkpoint_every: int | str | None = None,
+    cache_budget: SupportsIndex | str | None = None,
+    prefill_chunk: SupportsIndex | str | None = None,
+    checkpoint_every: SupportsIndex | str | None = None,
     engine: str | None = None,
-    page: int | str | None = None,
+    page: SupportsIndex | str | None = None,
 ) -> Policy:
     """Return the policy that the parameters of `decode` describe; raises InputError, with the parameter's name."""
     if engine is not None and engine not in get_args(Engine):

@@ -120,7 +120,7 @@ def budget(
     gpu: options.DeviceOption = None,
     mfu: Annotated[str, typer.Option(help="Share of the dense bf16 peak that training reaches.")] = "0.4",
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices that work at once.")] = "1",
-    batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimiser step, such as 512k (=524288).")] = None,
+    batch_tokens: Annotated[str | None, typer.Option(help="Tokens per optimizer step, such as 512k (=524288).")] = None,
     lengths: options.LengthsOption = None,
     like: options.LikeOption = None,
     mixer: options.MixerOption = None,
@@ -185,7 +185,11 @@ def decode(
         ),
     ] = None,
     prefill_chunk: Annotated[
-        str | None, typer.Option(metavar="TOKENS", help="Read prompts in chunks, such as 8k: the memory at their peak.")
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Read a prompt in chunks, such as 8k, and show the memory that takes.",
+        ),
     ] = None,
     checkpoint_every: Annotated[
         str | None,

@@ -36,7 +36,7 @@ def name_argument(text: str, metavar: str, names: Callable[[], Iterable[str]] = 
 Model = Annotated[
     str,
     name_argument(
-        "A powerplan YAML, a Hugging Face config.json or its folder, a name of powerplan models; - is standard input.",
+        "A powerplan YAML, a Hugging Face config.json or its folder, a name in powerplan models; - is standard input.",
         "MODEL",
     ),
 ]

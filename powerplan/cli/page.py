@@ -19,7 +19,9 @@ def report(
     model: options.Model,
     ctx: Annotated[
         str,
-        typer.Option(help="Contexts in tokens; of a list, the page is about the longest, and the worst counts."),
+        typer.Option(
+            help="Contexts in tokens; the page is about the longest, and the one furthest from the target decides."
+        ),
         options.ADDS,
     ] = CONTEXT,
     gpu: options.DeviceOption = None,

@@ -81,7 +81,7 @@ def profile(
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
     time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",
     memory_limit: Annotated[
-        str | None, typer.Option(help="For one run, such as 4GiB. Without it 70 % of the free memory.")
+        str | None, typer.Option(help="For one run, such as 4GiB. Without it 70% of the free memory.")
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.")] = None,
     show: Annotated[str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.")] = None,

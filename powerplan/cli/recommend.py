@@ -36,7 +36,7 @@ def recommend(
     max_decode_bytes: Annotated[
         str | None, typer.Option(help="Bytes moved per decoded token at most, weights and state, at batch 1.")
     ] = None,
-    flops: Annotated[str | None, typer.Option(help="Training FLOPs in all, such as 1e21.")] = None,
+    flops: Annotated[str | None, typer.Option(help="Training FLOPs at most, such as 1e21.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 10B: what --flops must pay for.")] = None,
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from powerplan.cli import say
 from powerplan.cli.defaults import take_defaults, using
@@ -124,7 +125,7 @@ def _parameter(name: str, shape: _Parameters) -> inspect.Parameter:
     hint, default = shape.hints[name], shape.defaults[name]
     info = copy(_info(hint))
     if info is not None:
-        info.rich_help_panel = PANELS.get(name)
+        info.rich_help_panel = None if isinstance(info, ArgumentInfo) else PANELS.get(name)
         kind = get_args(hint)[0]
         if name in shape.single:
             kind, default = list[str] | None, default if default is None else [default]

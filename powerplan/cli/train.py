@@ -43,7 +43,8 @@ def train(
     zero: Annotated[
         str,
         typer.Option(
-            metavar="0|1|2|3", help="What is sharded: 1 optimizer states, 2 gradients too, 3 weights too (FSDP)."
+            metavar="0|1|2|3",
+            help="What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too (FSDP).",
         ),
     ] = "3",
     recompute: Annotated[

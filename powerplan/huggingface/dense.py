@@ -303,6 +303,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "ernie4_5": Family(partial(dense, bias="use_bias", mlp_bias="use_bias")),
+    "exaone": Family(llama, aliases={"num_hidden_layers": "num_layers"}),
     "exaone4": Family(partial(dense, windows=exaone4_windows, bias=False, qk_norm="head")),
     "gemma": Family(gemma, inert=VISION),
     "gemma2": Family(gemma2, inert=VISION),

@@ -10,11 +10,13 @@ from powerplan.huggingface import (
     gpt,
     hybrids,
     latent,
+    looped,
     mamba,
     mamba_hybrids,
     mixed,
     recurrent,
     remote,
+    sarvam,
     special,
 )
 from powerplan.huggingface.config import Family
@@ -25,8 +27,10 @@ FAMILIES: dict[str, Family] = {
     **gpt.FAMILIES,
     **remote.FAMILIES,
     **special.FAMILIES,
+    **looped.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
+    **sarvam.FAMILIES,
     **mixed.FAMILIES,
     **hybrids.FAMILIES,
     **gemma.FAMILIES,
@@ -52,7 +56,7 @@ REFUSED: dict[str, str] = {
     "blt": "its layers run on patches of bytes, and no token count says how many there are",
     **dict.fromkeys(("dots3_note", "dots3_note_text"), "it mixes latent attention in a window with sparse attention"),
     **dict.fromkeys(
-        ("inkling_text", "inkling2_text"),
+        ("inkling_text", "inkling2_text", "inkling2_loop_text"),
         "its attention has relative positions, and convolutions between layers, which are not counted",
     ),
     **dict.fromkeys(

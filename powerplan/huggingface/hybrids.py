@@ -8,7 +8,7 @@ from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family
-from powerplan.huggingface.experts import routed_experts, sparse_layers
+from powerplan.huggingface.experts import Experts, Grouped, routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR, SLIDING
 from powerplan.mixers import KDA, AnyMixer, Attention, GatedDeltaNet, Lightning, ShortConvolution
 from powerplan.mixers.base import MAX_SIZE
@@ -181,6 +181,23 @@ def minimax(config: Config, name: str) -> ModelSpec:
     return parts.assemble(config, name, layers)
 
 
+LARA = (LINEAR, SLIDING, LINEAR, FULL, SLIDING)
+
+
+def lara_mini(config: Config, name: str) -> ModelSpec:
+    """Lara 4 Mini: gated DeltaNet in two layers of five, a window in two, full attention without positions in one.
+
+    Every layer has experts and a shared one, which has no gate.
+    """
+    default = [LARA[index % len(LARA)] for index in range(config.layer_count)]
+    types = parts.layer_types(config, default, (LINEAR, SLIDING, FULL))
+    attention = parts.attention(config, bias=config.boolean("attention_bias", False), qk_norm="head")
+    sliding = replace(attention, window=config.integer("sliding_window"))
+    kinds: dict[str, AnyMixer] = {LINEAR: gated_delta_net(config), SLIDING: sliding, FULL: attention}
+    read = Grouped(Experts(shared_width="shared_expert_intermediate_size"))
+    return read.model(config, name, [kinds[layer_type] for layer_type in types])
+
+
 CONV = "conv"
 
 
@@ -255,6 +272,7 @@ LATENT = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads", "mla_use_n
 FAMILIES: dict[str, Family] = {
     "bailing_hybrid": Family(bailing_hybrid, inert=LATENT),
     "kimi_linear": Family(kimi_linear, inert=LATENT),
+    "lara_mini": Family(lara_mini),
     "lfm2": Family(lfm2),
     "lfm2_moe": Family(lfm2_moe),
     "lfm3": Family(lfm3),

@@ -279,6 +279,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_lite": Family(glm4_moe_lite, inert=MLA_KEYS),
     "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}, aliases={"num_experts": "n_routed_experts"}),
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),
+    "hy_v4_vl_text": Family(hy_v4, inert=DSA_KEYS),
     "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
     "longcat_flash": Family(
         longcat_flash,

@@ -30,9 +30,10 @@ def llama4(config: Config, name: str) -> ModelSpec:
     step, rotated = config.integer("interleave_moe_layer_step"), rotated_layers(config, count)
     if len(rotated) != count:
         raise config.error(f"no_rope_layers has {len(rotated)} entries for {count} layers", "no_rope_layers")
-    types = parts.layer_types(config, [CHUNKED if rope else FULL for rope in rotated], (FULL, CHUNKED))
-    full = parts.attention(config, bias=config.boolean("attention_bias", False))
     chunk = config.optional_integer("attention_chunk_size")
+    default = [CHUNKED if rope and chunk else FULL for rope in rotated]
+    types = parts.layer_types(config, default, (FULL, CHUNKED))
+    full = parts.attention(config, bias=config.boolean("attention_bias", False))
     if chunk is None and CHUNKED in types:
         raise config.error(
             "attention_chunk_size is null, and there are layers of chunked_attention", "attention_chunk_size"
@@ -100,7 +101,7 @@ def laguna(config: Config, name: str) -> ModelSpec:
     ]
     shared = Experts(shared_width="shared_expert_intermediate_size", router_bias=True)
     spec = Grouped(shared, sparse=sparse_layers).model(config, name, mixers)
-    return _gates_without_bias(spec)
+    return gates_without_bias(spec)
 
 
 def afmoe(config: Config, name: str) -> ModelSpec:
@@ -113,10 +114,10 @@ def afmoe(config: Config, name: str) -> ModelSpec:
         heads={"qk_norm": "head", "output_gate": True},
         norm=Norm(per_layer=4),
     )
-    return _gates_without_bias(read(config, name))
+    return gates_without_bias(read(config, name))
 
 
-def _gates_without_bias(spec: ModelSpec) -> ModelSpec:
+def gates_without_bias(spec: ModelSpec) -> ModelSpec:
     """Return the spec with gates of outputs that have no biases where the other projections do."""
 
     def changed(layer: Layer) -> Layer:

@@ -179,7 +179,6 @@ FAMILIES: dict[str, Family] = {
     "brumby": Family(brumby, like="qwen3", inert=frozenset({"switch_over_seq_len"})),
     "chatglm": Family(chatglm, aliases=CHATGLM_NAMES, inert=CHATGLM),
     "deci": Family(deci),
-    "exaone": Family(llama, aliases={"num_hidden_layers": "num_layers"}),
     "internlm": Family(internlm, defaults={"bias": True}),
     "internlm2": Family(internlm, defaults={"bias": True}),
     "minicpm": Family(minicpm, defaults={"tie_word_embeddings": True}, inert=frozenset({"mup_denominator"})),

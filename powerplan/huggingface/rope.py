@@ -260,6 +260,7 @@ class _Reader:
                 raise _NotKnownError(f"{values.path[0] if values.path else 'RoPE'} has a factor and no rope_type")
             return theta, None
         kind = "longrope" if word == "su" or (word == "yarn" and "phi" in self.config.family) else word
+        kind = "yarn" if kind == "deepseek_yarn" else kind
         if not isinstance(kind, str):
             raise values.error(f"must be a word, and is {shown(word)}", key)
         if kind not in SCALINGS:

@@ -101,11 +101,11 @@ _EMB_BASE = Style(bases={"": "rotary_emb_base"})
 STYLES: dict[str, Style] = {
     **dict.fromkeys(("bloom", "cpmant", "ctrl", "jamba", "kimi_linear"), Style(rotates=_never)),
     **dict.fromkeys(("mpt", "nemotron_h", "xglm", "zamba"), Style(rotates=_never)),
-    **dict.fromkeys(("afmoe", "cohere2", "flint"), _SLIDING_ALONE),
+    **dict.fromkeys(("afmoe", "cohere2", "flint", "lara_mini"), _SLIDING_ALONE),
     **dict.fromkeys(("exaone4", "exaone_moe", "kolibri1"), Style(rotates=_sliding_if_any)),
     **dict.fromkeys(("llama4_text", "smollm3"), Style(rotates=_listed)),
     **dict.fromkeys(("gemma3_text", "gemma3n_text"), _layered("rope_theta", "rope_local_base_freq", FULL)),
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text", "laguna", "lfm3", "mellum"), _layered("", "")),
+    **dict.fromkeys(("dory", "gemma4_text", "gemma4_unified_text", "laguna", "lfm3", "mellum"), _layered("", "")),
     **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), _EMB_BASE),
     "baichuan": Style(rotates=lambda config, index, layer: config.integer("hidden_size") == 4096),
     "chatglm": Style(partial=0.5, contexts=("seq_length",)),

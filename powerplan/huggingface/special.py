@@ -1,4 +1,4 @@
-"""Families of dense layers that are neither Llama's nor GPT-2's: extra parameters, MLA, loops, images."""
+"""Families of dense layers that are neither Llama's nor GPT-2's: extra parameters, MLA, images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec.structs import asdict, replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
+from powerplan.huggingface.config import Config, Family, keys
 from powerplan.huggingface.dense import PHI, dense, phi3
 from powerplan.huggingface.latent import MLA_KEYS
 from powerplan.mixers import Attention
@@ -28,6 +28,25 @@ def apertus(config: Config, name: str) -> ModelSpec:
     spec = dense(config, name, qk_norm="head", gated=False)
     learned = config.value("hidden_act") == "xielu"
     return with_extras(spec, Extra(name="xielu", elements=2)) if learned else spec
+
+
+def apertus1p5(config: Config, name: str) -> ModelSpec:
+    """Apertus 1.5: Apertus whose LM head has rows for the first output_vocab_size tokens alone, if that is stated.
+
+    The other tokens, of images and audio, are input alone: their rows of the embedding are looked up, and vocab_size of
+    the spec is the LM head's.
+    """
+    spec, kept = apertus(config, name), config.optional_integer("output_vocab_size")
+    if kept is None or kept == spec.vocab_size:
+        return spec
+    if kept > spec.vocab_size:
+        raise config.error(f"output_vocab_size {kept} is more than vocab_size {spec.vocab_size}", "output_vocab_size")
+    if spec.tie_embeddings:
+        problem = f"output_vocab_size {kept} is not the embedding's {spec.vocab_size}, which tie_word_embeddings needs"
+        raise config.error(problem, "output_vocab_size")
+    config.note(f"apertus1p5_text: {spec.vocab_size - kept:,} of {spec.vocab_size:,} tokens are input alone")
+    rows = Extra(name="embedding of input tokens", vectors=spec.vocab_size - kept, lookup=True)
+    return replace(spec, vocab_size=kept, extras=(rows,))
 
 
 def bitnet(config: Config, name: str) -> ModelSpec:
@@ -108,32 +127,6 @@ def cpmant(config: Config, name: str) -> ModelSpec:
     return parts.assemble(config, name, [layer] * config.layer_count, ties=False, extras=extras)
 
 
-def hrm_text(config: Config, name: str) -> ModelSpec:
-    """HRM: two stacks of layers in loops, each H cycle being L_cycles times the low stack and once the high one.
-
-    Every pass of a stack has a cache of its own, and only the first has weights of its own. Norms have no parameters.
-    num_hidden_layers is that of one stack, or of all passes where num_layers_per_stack is stated.
-    """
-    high, low = config.integer("H_cycles", high=1000), config.integer("L_cycles", high=1000)
-    passes = high * (low + 1)
-    per_stack = config.optional_integer("num_layers_per_stack", high=MAX_CONFIG_LAYERS)
-    if per_stack is None:
-        per_stack = config.layer_count
-    elif config.layer_count != per_stack * passes:
-        problem = f"num_hidden_layers {config.layer_count} is not {per_stack} layers in {passes} passes"
-        raise config.error(problem, "num_hidden_layers")
-    if config.boolean("prefix_lm", True):
-        config.note("hrm_text: tokens of a prompt see each other both ways; causal attention is counted")
-    attention = parts.attention(config, bias=config.boolean("attention_bias", False), output_gate=True)
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
-    first = Layer(mixer=attention, ffn=mlp)
-    stack, again = [first] * per_stack, [replace(first, tied=True)] * per_stack
-    cycle = again * low + again
-    layers = stack + again * (low - 1) + stack + cycle * (high - 1)
-    extras = (Extra(name="first low state", vectors=1),)
-    return parts.assemble(config, name, layers, norm=Norm(kind="none"), extras=extras)
-
-
 def mllama(config: Config, name: str) -> ModelSpec:
     """Llama 3.2 Vision's text decoder: cross_attention_layers attend to the image in place of the text.
 
@@ -179,11 +172,11 @@ TOWERS = frozenset(
 
 FAMILIES: dict[str, Family] = {
     "apertus": Family(apertus, defaults={"hidden_act": "xielu"}),
+    "apertus1p5_text": Family(apertus1p5, defaults={"hidden_act": "xielu"}),
     "bitnet": Family(bitnet),
     "cpmant": Family(cpmant, inert=frozenset({"position_bias_max_distance"})),
     "diffllama": Family(diffllama),
     "doge": Family(doge, inert=frozenset({"keep_window_size", "num_experts", "num_experts_per_tok"})),
-    "hrm_text": Family(hrm_text, inert=frozenset({"L_bp_cycles"})),
     "minicpm3": Family(latent, inert=MLA_KEYS),
     "mllama_text_model": Family(mllama),
     "modernbert-decoder": Family(modernbert_decoder, inert=MODERNBERT),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from powerplan.errors import InputError, allowed_values, did_you_mean, parameter
 from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
 from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
 from powerplan.textfiles import lines_of
-from powerplan.units import MAX_CONTEXT, context_text, parse_context
+from powerplan.units import MAX_CONTEXT, context_text, integer_of, parse_context
 
 LengthsInput = str | Path | Lengths | Mapping[int, int] | Iterable[int]
 """A file or a text as `--lengths` takes it, numbers of documents by their lengths, or the length of every document."""
@@ -78,12 +77,10 @@ def counted(lengths: Any, where: str) -> Counter[int]:
 
 def _whole(value: Any, where: str) -> int:
     """Return an integer of any kind, such as numpy's, as an int."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{shown(value)} is not a whole number of tokens", where) from None
+    number = integer_of(value)
+    if number is None:
+        raise InputError(f"{shown(value)} is not a whole number of tokens", where)
+    return number
 
 
 def _of_text(text: str, where: str) -> Lengths:

@@ -77,7 +77,7 @@ def budget_report(bought: Bought, others: Sequence[Alternative], dtypes: Dtypes,
     ]
     if batch_tokens is not None:
         payload |= {"batch_tokens": batch_tokens, "steps": budget.steps(batch_tokens)}
-        lines.append(f"{budget.steps(batch_tokens):,} optimiser steps of {batch_tokens:,} tokens")
+        lines.append(f"{budget.steps(batch_tokens):,} optimizer steps of {batch_tokens:,} tokens")
     if time is not None:
         entry, line = _time(budget, time)
         payload |= entry
@@ -135,7 +135,7 @@ def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | N
     if batch_tokens is not None:
         payload["batch_tokens"] = batch_tokens
         columns.append(Column("steps", "steps", grouped))
-        lines.append(f"Optimiser steps are of {batch_tokens:,} tokens")
+        lines.append(f"Optimizer steps are of {batch_tokens:,} tokens")
     if (time := rows[0].time) is not None:
         payload |= device_entry(time.throughput)
         columns += [_HOURS, *([_DAYS] if time.throughput.devices > 1 else [])]
@@ -253,7 +253,7 @@ def device_entry(rate: Throughput) -> dict[str, Any]:
 
 def rate_text(rate: Throughput) -> str:
     """Return how fast a device is taken to be: "on h100-sxm at 40 % of the bf16 peak, 395.6 TFLOP/s"."""
-    share = f"{float(rate.mfu * 100):.4g} % of {rate.peak.kind}"
+    share = f"{float(rate.mfu * 100):.4g}% of {rate.peak.kind}"
     return f"on {rate.peak.name} at {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
 
 
@@ -275,7 +275,7 @@ def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
         "time_source": _source(time),
     }
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    share = f"at {float(rate.mfu * 100):.4g} % of {rate.peak.kind}"
+    share = f"at {float(rate.mfu * 100):.4g}% of {rate.peak.kind}"
     if time.measured is not None:
         work = f"device hours, state part as measured in {time.source}, weights {share}"
     else:

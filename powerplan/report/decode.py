@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
+from powerplan.errors import listed
 from powerplan.report.parts import (
     CONTEXT,
     dtypes_entry,
@@ -101,8 +104,34 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
         left_out.add("fits")
     shown = [column for column in columns if column.key not in left_out]
     shown.sort(key=lambda column: column.key != "context")
-    table = Report(SCHEMA, payload, shown, rows, before=before, legend=legend, after=after)
+    told, repeated = _without_repeats(rows, [column.key for column in shown if column.key != "context"])
+    reason = "no state grows there" if policy.budget is None else "the budget bounds every cache that grows"
+    for context, others in repeated.items():
+        longer = listed([f"{other:,}" for other in others], "and")
+        legend += _lines(f"The rows of {longer} tokens are those of {context:,}: {reason}.")
+    table = Report(SCHEMA, payload, shown, told, before=before, legend=legend, after=after)
     return Report(SCHEMA, payload, columns, rows, sections=[table])
+
+
+def _without_repeats(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[int, list[int]]]:
+    """Return the rows without those of contexts that have the same ones as the context before, and these contexts.
+
+    rows: in order of the contexts. keys: what is compared. The contexts left out stand under the one that has the rows.
+    """
+    told: list[dict[str, Any]] = []
+    repeated: dict[int, list[int]] = {}
+    first, last = 0, None
+    for context, block in groupby(rows, itemgetter("context")):
+        own = list(block)
+        cells = [[row[key] for key in keys] for row in own]
+        if cells == last:
+            repeated.setdefault(first, []).append(context)
+        else:
+            told += own
+            first, last = context, cells
+    return told, repeated
 
 
 def _meaning(models: Sequence[Served], states: Sequence[str], dtypes: Dtypes) -> str:

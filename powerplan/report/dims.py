@@ -35,7 +35,7 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         Column("kernels", "kernels", left=True),
     ]
     legend = [
-        "savings: 1 - spow/tpow. state per head: fp32, spow x (v + 1), the normaliser included.",
+        *wrapped(f"savings: 1 - spow/tpow. state per head: fp32, {_state_text(degrees)}."),
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
         *kernels_lines([row["kernels"] for row in rows], degrees),
     ]
@@ -43,8 +43,17 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
     return Report("powerplan.dims/1", {"rows": rows}, columns, table, legend=legend)
 
 
+def _state_text(degrees: Sequence[int]) -> str:
+    """Return how many elements a head's state has: with the normaliser, which odd degrees do not have."""
+    odd = [odd_degree(p) for p in degrees]
+    if all(odd):
+        return "spow x v, as odd p has no normaliser"
+    return f"spow x (v + 1), the normaliser included{'; spow x v where p is odd' if any(odd) else ''}"
+
+
 def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
     spow, tpow = spow_dim(d, p), tpow_dim(d, p)
+    normaliser = 0 if odd_degree(p) else spow
     return {
         "head_dim": d,
         "p": p,
@@ -55,8 +64,8 @@ def _power_row(d: int, p: int, tile: int, v: int) -> dict[str, Any]:
         "savings": float(1 - Fraction(spow, tpow)),
         "v_head_dim": v,
         "state_elements": spow * v,
-        "normaliser_elements": spow,
-        "state_bytes": RECURRENT_BYTES * spow * (v + 1),
+        "normaliser_elements": normaliser,
+        "state_bytes": RECURRENT_BYTES * (spow * v + normaliser),
         "same_state_window": spow * v // (d + v),
         "default_chunk_size": default_chunk_size(d, p),
         "kernels": kernels_for(p, d, v),
@@ -99,7 +108,7 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
     for d in head_dims:
         v = v_head_dim or d
         mixers = [mixer for kind in parse_kinds(kinds) if (mixer := MIXERS[kind].one_head(d, v)) is not None]
-        mixers += [Power(p=p, heads=1, head_dim=d, v_head_dim=v) for p in degrees]
+        mixers += [Power(p=p, heads=1, head_dim=d, v_head_dim=v, normalize=not odd_degree(p)) for p in degrees]
         rows += sorted((_state_row(mixer, d, v) for mixer in mixers), key=lambda row: row["state_elements"])
     columns = [
         Column("head_dim", "head\ndim", grouped),
@@ -113,7 +122,10 @@ def states_report(head_dims: Sequence[int], degrees: Sequence[int], v_head_dim: 
     letters = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
     legend = [
         *wrapped(letters),
-        "state per head: fp32, without the short convolutions; each kind with its defaults (docs/spec.md).",
+        *wrapped(
+            "state per head: fp32, without the short convolutions; each kind with its defaults (docs/spec.md), power "
+            "without the normaliser where p is odd."
+        ),
         "window of same state: tokens whose keys and values have as many elements, the normaliser left out.",
     ]
     return Report("powerplan.dims/1", {"states": rows}, columns, rows, legend=legend)

@@ -75,4 +75,4 @@ def _shared(before: ModelSpec, after: ModelSpec) -> str:
     if any(mixer.latent_heads for mixer in before.mixers()):
         return ""  # MLA has no keys and values of their own to lose.
     own, base = most(after), most(before)
-    return f"keys and values of their own: {own} query heads share each, instead of {base}" if own > base else ""
+    return f"separate keys and values: {own} query heads share each, instead of {base}" if own > base else ""

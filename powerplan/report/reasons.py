@@ -68,7 +68,7 @@ def change(ratio: Fraction, less: str) -> str:
 def _name(choice: Choice, keep: Keep) -> str:
     """Return a choice in a sentence; its number of heads is another one where the model is resized."""
     mixer, heads = choice.mixers[0], choice.mixers[0].own_heads()
-    return choice.label if keep == "weights" or heads is None else f"{mixer.describe()} d={heads.head_dim}"
+    return choice.label if keep == "weights" or heads is None else f"{mixer.label} d={heads.head_dim}"
 
 
 def _balance(candidate: Candidate, target: Fraction) -> str:
@@ -121,16 +121,17 @@ def _choice(choice: Choice, excess: Excess, keep: Keep) -> list[str]:
 def _pattern(plan: LayerPlan, keep: Keep) -> str:
     assert plan.other is not None
     layers, count = plan.layers, plan.count
+    these = " of these" if plan.scope.partial else ""
     every, share = layers // count, Fraction(count, layers)
     if count == 1:
-        place = "the last layer"
+        place = f"the last{these} layer{'s' if these else ''}"
     elif layers // every == count:
         ending = "th" if 10 < every % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
-        place = f"every {every}{ending} layer ({every - 1}:1)"
+        place = f"every {every}{ending}{these} layer{'s' if these else ''} ({every - 1}:1)"
     elif plan.regular:
-        place = f"{share.numerator} of every {share.denominator} layers"
+        place = f"{share.numerator} of every {share.denominator}{these} layers"
     elif keep == "flops":
-        place = f"{count / layers:.0%} of the layers, spread"
+        place = f"{count / layers:.0%} of {'these' if these else 'the'} layers, spread"
     else:
-        place = f"{count} of {layers} layers, spread"
+        place = f"{count} of {layers}{these} layers, spread"
     return f"{_name(plan.other, keep)} in {place}"

@@ -145,7 +145,7 @@ def _legend(answer: Recommendation) -> list[str]:
         lines += wrapped("Candidates with smaller weights, or dearer than attention over every key, are ranked last.")
     elif request.keep == "flops":
         lines += wrapped(
-            "Width and depth change together; FLOPs per token are within 2 % where heads and layers allow it."
+            "Width and depth change together; FLOPs per token are within 2% where heads and layers allow it."
         )
     lines += run_remarks(answer)
     if any(candidate.times for candidate in answer.candidates):

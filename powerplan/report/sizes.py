@@ -38,13 +38,13 @@ def sizes_report(sizing: Sizing, dtypes: Dtypes, batch_tokens: int | None, throu
     steps = []
     if batch_tokens is not None:
         payload["batch_tokens"] = batch_tokens
-        lines.append(f"Optimiser steps are of {batch_tokens:,} tokens")
+        lines.append(f"Optimizer steps are of {batch_tokens:,} tokens")
         steps = [Column("steps", "steps", grouped)]
     sections = []
     if balanced:
-        title = "A shape as it is has as many state as weight FLOPs, which is balance, at this context:"
+        head = wrapped("Each shape as it is, at the context that balances it (as many state as weight FLOPs):")
         columns = [_SHAPE, CONTEXT, *_SIZE, _STATE, *steps]
-        sections.append(Report(SCHEMA, {}, columns, _with_size(balanced), before=[title]))
+        sections.append(Report(SCHEMA, {}, columns, _with_size(balanced), before=head))
     columns = [_SHAPE, _LABEL, *_SIZE, _WSFR, _STATE, *steps]
     for context in dict.fromkeys(row["context"] for row in rows):
         own = [row for row in rows if row["context"] == context]
@@ -90,8 +90,8 @@ _SIZE = [
 
 def _legend() -> list[str]:
     return wrapped(
-        "Shapes are those of the catalogue's dense models of attention whose own training is nearest to the budget, in "
-        "other widths and depths and without learned positions. Where the state of one takes more FLOPs than the "
-        "weights, the line below has the mixers that balance it, in the size at which they use the budget up: "
+        "A shape is a dense attention model of the catalogue, in other widths and depths, without learned positions. "
+        "Shown are those whose own training takes FLOPs nearest to the budget. Where the state takes more FLOPs than "
+        "the weights, the next line has the mixers that balance the shape, at the size that then uses up the budget: "
         "powerplan recommend says why, and what else would do."
     )

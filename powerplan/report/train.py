@@ -40,9 +40,9 @@ class OtherRun:
 
 
 ACCURACY = (
-    "How near: memory is within 1 % (weights, gradients, optimizer) and 7 % (activations) of torch's FSDP2 tracker, "
-    "and within 26 % of the peaks that torchtitan publishes; steps are within 15 % of published ones of Llama 3 8B to "
-    "405B on H100s, and -10 to +76 % of others (docs/training.md)."
+    "How near: memory is within 1% (weights, gradients, optimizer) and 7% (activations) of torch's FSDP2 tracker, "
+    "and within 26% of the peaks that torchtitan publishes; steps are within 15% of published ones of Llama 3 8B to "
+    "405B on H100s, and -10 to +76% of others (docs/training.md)."
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
@@ -253,7 +253,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     else:
         capacity = format_figure(plan.setting.capacity_bytes / 1e9)
         word = "fits" if layout.fits else "does NOT fit"
-        verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak ({layout.memory.place})"
+        verdict = f"{word}, {format_figure(peak)} of {capacity} GB at the peak, in {layout.memory.place}"
     single = len(plan.phases) == 1
     costs = run_costs(plan) if single else format_duration(phase.seconds)
     if not layout.fits:
@@ -308,7 +308,8 @@ def run_costs(plan: TrainingPlan) -> str:
     if plan.cost is not None:
         parts.append(f"{plan.cost:,.0f} at {float(plan.price or 0):,.2f} an hour")
     if plan.energy_kwh is not None:
-        parts.append(f"at most {format_figure(plan.energy_kwh / 1000)} MWh of board power")
+        size, unit = (1000, "MWh") if plan.energy_kwh >= 1000 else (1, "kWh")
+        parts.append(f"at most {format_figure(plan.energy_kwh / size)} {unit} at the board power")
     return ", ".join(parts)
 
 
@@ -384,7 +385,8 @@ def _assumptions(plan: TrainingPlan) -> list[str]:
     copy = "with an fp32 copy of the weights" if recipe.master == "fp32" else "with no other copy of the weights"
     logits = "the logits of all tokens" if recipe.loss == "whole" else "the logits of some tokens"
     return checked + wrapped(
-        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Weights are gathered and gradients "
-        "reduced behind compute, rings behind attention, half of tensor parallelism behind matmuls."
+        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Communication is taken to "
+        "hide: gathers of weights and sums of gradients behind all compute, rings behind attention, half of tensor "
+        "parallelism behind matmuls."
         f"{on_host(plan.accounting)}"
     )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from powerplan.accounting import Accounting, Component, Row, positions_text
-from powerplan.accounting import explain as explained_terms
 from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
+from powerplan.explanation import explain as explained_terms
 from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.parts import (
     CONTEXT,
@@ -180,7 +179,8 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
             formula, numbers = f"{line.factor}*({formula})", f"{line.factor}·({numbers})"
         per_model = f", times {line.count} layers = {_exact(line.value * line.count)}" if line.count > 1 else ""
         lines.append(f"  {line.quantity}, {term.component}")
-        lines.append(f"    {formula.replace('*', '·')} = {numbers} = {_exact(line.value)}{per_model}")
+        steps = dict.fromkeys((formula.replace("*", "·"), numbers, _exact(line.value)))  # "m = 768", and not twice.
+        lines.append(f"    {' = '.join(steps)}{per_model}")
         entry = {
             "scope": line.scope,
             "quantity": line.quantity,
@@ -193,7 +193,7 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
         }
         entries.append(entry)
     meanings = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
-    lines[1:1] = textwrap.wrap(meanings, width=118, initial_indent="  ", subsequent_indent="  ")
+    lines[1:1] = wrapped(meanings, "  ")
     return lines, entries
 
 

@@ -187,8 +187,8 @@ class Choice:
 
     @property
     def plain(self) -> bool:
-        """Whether it has the heads of the layers, and weights that are normalised as the kind has it."""
-        return not (self.reshaped or self.fewer_kv_heads or (self.swap and "normalize" in self.swap.fields))
+        """Whether it has the heads of the layers."""
+        return not (self.reshaped or self.fewer_kv_heads)
 
 
 def choice_of(spec: ModelSpec, swap: Swap, distinct: Iterable[Mixer], **marks: bool) -> Choice:
@@ -212,8 +212,7 @@ def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> li
     """Return the choices for all layers of a scope at once: every family, every degree, every shape of the heads."""
     distinct, heads = scope.distinct, replacement_heads(spec)
     swaps = [Swap.attention(heads), *(Swap.attention(heads, window) for window in windows), Swap.of("linear", heads)]
-    swaps += [Swap.power(p, heads) for p in DEGREES]
-    swaps += [Swap.power(p, heads, normalize=False) for p in DEGREES if odd_degree(p)]
+    swaps += [_power(p, heads) for p in DEGREES]
     choices = [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
     for shape in (own, *same_weights(own)) if own else ():
@@ -249,6 +248,7 @@ def keeping_every_key(spec: ModelSpec, distinct: tuple[Mixer, ...]) -> Choice:
 
 
 def _power(p: int, shape: HeadShape | None) -> Swap:
+    """Return power attention as kernels run it: odd degrees have weights of both signs, whose sum may be 0."""
     return Swap.power(p, shape, normalize=not odd_degree(p))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from powerplan.dims import odd_degree
+from powerplan.mixers import Power
 from powerplan.spec import ModelSpec
 from powerplan.swap.rebuild import first_relative, rebuilt, renamed, swapped
 from powerplan.swap.value import Swap, parse_swap, swap_text
@@ -22,5 +24,13 @@ def with_mixer(spec: ModelSpec, text: str) -> tuple[ModelSpec, list[str]]:
     Raises:
         InputError: for an unknown kind or setting.
     """
-    changed, remarks = swapped(spec, parse_swap(text))
+    swap = parse_swap(text)
+    changed, remarks = swapped(spec, swap)
+    if swap.kind == "power" and "normalize" not in swap.fields:
+        powers = [mixer for mixer in changed.mixers() if isinstance(mixer, Power)]
+        if any(odd_degree(mixer.p) and mixer.normalize for mixer in powers):
+            remarks.append(
+                f"{swap.describe()} counts a normaliser, which kernels of odd degrees do not have; "
+                f"{swap_text(swap)},normalize=false counts none, as recommend and budget do"
+            )
     return renamed(changed, spec.name, text), remarks

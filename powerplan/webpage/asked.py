@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from powerplan.answers import base
-from powerplan.answers.base import Contexts, Model, optional
+from powerplan.answers.base import Contexts, Model, Whole, optional
 from powerplan.answers.decode import DecodeAnswer, decode
 from powerplan.answers.recommend import RecommendAnswer, recommend
 from powerplan.answers.train import TrainAnswer, train
@@ -59,12 +59,12 @@ def ask(
     *,
     mixer: str | None,
     gpu: str | Device | None,
-    devices: int | str,
-    tokens: int | float | str | None,
+    devices: Whole,
+    tokens: Whole | float | None,
     price: float | str | None,
     measured: str | Path | MeasuredTimes | None,
     target: str | float,
-    top: int | str,
+    top: Whole,
     convention: Convention | None,
     dtypes: dict[str, Any],
 ) -> Asked:

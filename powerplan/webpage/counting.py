@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from powerplan.accounting import explain
+from powerplan.explanation import explain
 from powerplan.mixers.formulas import SYMBOLS, Convention
 from powerplan.report.parts import dtypes_text
 from powerplan.units import json_number
@@ -42,7 +42,7 @@ def convention_words(asked: Asked) -> list[str]:
         _form(convention),
         "Training takes three times the forward FLOPs.",
         f"Bytes: {dtypes_text([asked.wsfr.model], asked.wsfr.dtypes)}; recurrent state in {asked.wsfr.dtypes.state}.",
-        "WSFR is weight FLOPs over state FLOPs. Balanced means within 5 % of 1:1.",
+        "WSFR is weight FLOPs over state FLOPs. Balanced means within 5% of 1:1.",
     ]
 
 

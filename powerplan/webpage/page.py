@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from powerplan.answers.base import Contexts, Model
+from powerplan.answers.base import Contexts, Model, Whole
 from powerplan.answers.recommend import RecommendAnswer
 from powerplan.answers.train import TrainAnswer
 from powerplan.hardware import Device
@@ -142,12 +142,12 @@ def page(
     *,
     mixer: str | None = None,
     gpu: str | Device | None = None,
-    devices: int | str = 1,
-    tokens: int | float | str | None = None,
+    devices: Whole = 1,
+    tokens: Whole | float | None = None,
     price: float | str | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     target: str | float = "1:1",
-    top: int | str = 6,
+    top: Whole = 6,
     convention: Convention | None = None,
     dtype: str = "bf16",
     weights_dtype: str | None = None,

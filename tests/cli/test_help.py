@@ -81,6 +81,16 @@ def test_panels_are_those_that_are_known() -> None:
     assert set(EXAMPLES) == {"", *COMMANDS}
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_arguments_have_a_panel_of_their_own(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = helped(command, 80, monkeypatch, capsys)
+    panels = re.findall(r"╭─ (.+?) ─", text)
+    assert len(set(panels)) == len(panels)
+    assert ("Arguments" in panels) == bool(re.search(r"\[OPTIONS\] .*[A-Z]", text.splitlines()[1]))
+
+
 def test_the_panels_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = helped("recommend", 80, monkeypatch, capsys)
     panels = re.findall(r"╭─ (.+?) ─", text)

@@ -170,6 +170,19 @@ def test_passes_of_hrm_have_caches_of_their_own(read: Read) -> None:
     assert read(config | stated).spec == loaded.spec
 
 
+def test_apertus_whose_head_has_fewer_rows_than_its_embedding(read: Read) -> None:
+    """Apertus 1.5 8B: 266,752 tokens, of which 131,072 are output, and 135,680 rows that are looked up alone."""
+    text: Settings = SIZES | {"model_type": "apertus1p5_text", "vocab_size": 266_752, "output_vocab_size": 131_072}
+    loaded = read({"model_type": "apertus1p5", "text_config": text})
+    whole = read(text | {"output_vocab_size": None})
+    assert read(text | {"output_vocab_size": 266_752}).spec == whole.spec
+    assert (loaded.spec.vocab_size, whole.spec.vocab_size) == (131_072, 266_752)
+    assert parameters(whole) - parameters(loaded) == 135_680 * 48
+    flops = [Accounting(spec).weight_flops_per_token for spec in (whole.spec, loaded.spec)]
+    assert flops[0] - flops[1] == 2 * 135_680 * 48 * Accounting(whole.spec).convention.lm_head
+    assert "apertus1p5_text: 135,680 of 266,752 tokens are input alone" in loaded.notes
+
+
 def test_differential_attention(read: Read) -> None:
     """Queries of 6 heads of 8 see keys of 8 and values of 16; the cache is that of plain heads."""
     loaded, plain = read(SIZES | {"model_type": "diffllama"}), read(SIZES | {"model_type": "llama"})
@@ -207,6 +220,14 @@ REFUSALS: list[tuple[Settings, str]] = [
     (SIZES | {"model_type": "hunyuan_v1_dense", "use_cla": True}, "keys and values shared between layers"),
     (SIZES | {"model_type": "hunyuan_v1_dense", "num_experts": 8}, "num_experts above 1 is not supported"),
     (SIZES | {"model_type": "apertus", "qk_norm": False}, "qk_norm false is not supported"),
+    (
+        SIZES | {"model_type": "apertus1p5_text", "output_vocab_size": 98},
+        "output_vocab_size 98 is more than vocab_size 97",
+    ),
+    (
+        SIZES | {"model_type": "apertus1p5_text", "output_vocab_size": 90, "tie_word_embeddings": True},
+        "output_vocab_size 90 is not the embedding's 97, which tie_word_embeddings needs",
+    ),
     (SIZES | {"model_type": "phi3", "lm_head_bias": True}, "transformers' Phi-3 has no biases"),
     (SIZES | {"model_type": "llama", "add_cross_attention": True}, "decoders without cross-attention"),
     (SIZES | {"model_type": "gemma", "use_bidirectional_attention": True}, "powerplan counts causal attention"),

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hf_decoders import NEEDED, Settings, odd_settings, stored_elements, written
+from hf_decoders import NEEDED, Settings, odd_settings, require, stored_elements, written
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
-from powerplan.huggingface import FAMILIES, REFUSED, dense, gpt, special
+from powerplan.huggingface import FAMILIES, REFUSED, dense, gpt, looped, special
 from powerplan.huggingface.families import wrapped_families
 from powerplan.load import LoadedModel
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.transformers
 Read = Callable[[Settings], LoadedModel]
 
 auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-DENSE = {**dense.FAMILIES, **gpt.FAMILIES, **special.FAMILIES}
+DENSE = {**dense.FAMILIES, **gpt.FAMILIES, **looped.FAMILIES, **special.FAMILIES}
 DECODERS = sorted(name for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in FAMILIES)
 
 
@@ -70,6 +70,7 @@ WRAPPERS = sorted(name for name, text in wrapped_families().items() if text in D
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_default_configs_of_wrappers(transformers: Any, read: Read, wrapper: str, form: str) -> None:
     """Every key of the text_config that transformers writes is known, and none gets a remark."""
+    require(transformers, wrapper)
     config = transformers.CONFIG_MAPPING[wrapper]()
     notes = read(json.loads(config.to_json_string(use_diff=form == "diff"))).notes
     assert not [note for note in notes if "not known" in note]

@@ -125,7 +125,9 @@ def test_llama4_attends_in_chunks_where_it_rotates(read: Read) -> None:
     assert isinstance(moe, MoE)
     assert (moe.experts, moe.intermediate_size, moe.shared_intermediate_size) == (16, 80, 80)
     config = {"model_type": "llama4_text", "attention_chunk_size": None} | GROUPED
-    refused(read, config, "attention_chunk_size is null, and there are layers of chunked_attention")
+    assert windows(read(config).spec) == [None] * 6
+    stated = {"layer_types": ["chunked_attention"] * 5 + [FULL]}
+    refused(read, config | stated, "attention_chunk_size is null, and there are layers of chunked_attention")
     refused(read, config | {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries for 6 layers")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hf_decoders import require, stored_elements
 from msgspec.structs import replace
 
 from powerplan.accounting import Accounting
@@ -170,3 +172,24 @@ def test_the_connections_before_the_head_are_no_part_of_it(read: Read) -> None:
     whole = {part.name: part.weight_flops_per_token for part in accounting.layers(64) if part.use is None}
     assert whole == {"hyper-connections": 2 * 9 * 48, "lm head": 2 * 97 * 48}
     assert sum(part.weight_flops_per_token for part in accounting.layers(64)) == accounting.weight_flops_per_token
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("tied", [False, True])
+def test_text_decoder_of_hy_v4_vl(transformers: Any, torch: Any, read: Read, tied: bool) -> None:
+    """It has no causal language model of its own: the decoder of the wrapper, and the wrapper's LM head."""
+    require(transformers, "hy_v4_vl")
+    text = LATENT | {"num_key_value_heads": 6, "num_attention_heads": 6, "hc_mult": 3, "tie_word_embeddings": tied}
+    text |= {
+        "pad_token_id": 0,
+        "qk_rope_head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+    }
+    vision = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "out_hidden_size": 48}
+    config = transformers.HYV4VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = transformers.HYV4VLForConditionalGeneration(config)
+    head = 0 if tied else model.lm_head.weight.numel()
+    for file in (config.to_json_string(use_diff=False), config.to_json_string(use_diff=True)):
+        counted = Accounting(read(json.loads(file)).spec).total_parameters.with_embeddings
+        assert counted == stored_elements(model.model.language_model) + head

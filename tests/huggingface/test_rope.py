@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_decoders import Settings, odd_settings, written
+from hf_decoders import Settings, odd_settings, require, written
 
 from powerplan.errors import InputError
 from powerplan.huggingface import FAMILIES
@@ -27,7 +27,7 @@ DECODERS = sorted(name for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if nam
 EQUAL_HEADS: Settings = {"num_key_value_heads": 6}
 MORE: dict[str, Settings] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32"), EQUAL_HEADS),
-    **dict.fromkeys(("glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), EQUAL_HEADS),
+    **dict.fromkeys(("glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu"), EQUAL_HEADS),
     "codegen": {"n_embd": 64, "n_head": 4, "rotary_dim": 8},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "gptj": {"rotary_dim": 4},
@@ -38,7 +38,7 @@ MORE: dict[str, Settings] = {
 }
 """What a family needs to run and not only to be built: as many keys as queries, heads of the rotated size."""
 
-OTHER_LAYERS = ("falcon_h1", "hrm_text", "longcat_flash", "zamba2")
+OTHER_LAYERS = ("dory", "falcon_h1", "hrm_text", "longcat_flash", "zamba2")
 """Families whose layers are several of ours."""
 
 
@@ -46,6 +46,7 @@ def run(transformers: Any, torch: Any, model_type: str, settings: Settings) -> t
     """Return the config, and the cosines that each layer of the model of a family applied."""
     from hf_rope import Rotations
 
+    require(transformers, model_type)
     config_class = transformers.CONFIG_MAPPING[model_type]
     odd = odd_settings(config_class, model_type, flip=False) | MORE.get(model_type, {})
     config = config_class(**(odd | settings))
@@ -141,6 +142,7 @@ FILES: dict[str, tuple[str, Settings]] = {
     "rotary_dim": ("gptj", {"rotary_dim": 6}),
     "rotary_dim of MiniMax": ("minimax_m2", {"rotary_dim": 4, "head_dim": 8}),
     "deepseek_v4": ("deepseek_v4", {"compress_rope_theta": 77.0, "rope_theta": 33.0}),
+    "yarn by DeepSeek's name": ("sarvam_mla", {"rope_scaling": YARN | {"rope_type": None, "type": "deepseek_yarn"}}),
     "latent": ("deepseek_v3", {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hf_decoders import require
 
 from powerplan.accounting import Accounting
 from powerplan.load import LoadedModel
@@ -35,13 +36,7 @@ GROUPED: Settings = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-LATENT = GROUPED | {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 14,
-    "kv_lora_rank": 20,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 10,
+EXPERTS: Settings = {
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "num_experts_per_tok": 3,
@@ -50,6 +45,18 @@ LATENT = GROUPED | {
     "n_group": 2,
     "topk_group": 2,
 }
+LATENT = (
+    GROUPED
+    | EXPERTS
+    | {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 14,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 10,
+    }
+)
 MODELS: dict[str, Settings] = {
     "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 72, "n_positions": TOKENS},
     "llama": GROUPED | {"head_dim": 12, "attention_bias": True},
@@ -68,6 +75,10 @@ MODELS: dict[str, Settings] = {
     "deepseek_v3": LATENT | {"q_lora_rank": None},
     "kimi_k2": LATENT | {"n_group": 1, "topk_group": 1},
     "starcoder2": GROUPED | {"use_bias": True, "tie_word_embeddings": False},
+    "apertus1p5_text": GROUPED | {"output_vocab_size": 61},
+    "exaone": GROUPED | {"head_dim": 12},
+    "sarvam_mla": LATENT | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    "sarvam_moe": GROUPED | EXPERTS | {"head_dim": 12, "n_group": 1, "topk_group": 1},
 }
 CLASSES = {"gemma3": "gemma3_text", "kimi_k2": "deepseek_v3"}
 """model_type of the class that builds the decoder, where the family's own is a wrapper's or is not in transformers."""
@@ -91,6 +102,8 @@ GROUPED_MM_GAPS = {
     "deepseek_v2": 2 * 2 * 3 * 32 * 24 * 3 * 48,
     "deepseek_v3": 2 * 2 * 3 * 32 * 24 * 3 * 48,
     "kimi_k2": 2 * 2 * 3 * 32 * 24 * 3 * 48,
+    "sarvam_mla": 2 * 2 * 3 * 32 * 24 * 3 * 48,
+    "sarvam_moe": 2 * 2 * 3 * 32 * 24 * 3 * 48,
 }
 # aten._scaled_dot_product_flash_attention_for_cpu is not in the registry either (its CUDA counterparts are): QK^T and
 # AV go unseen, 2 H (k + v) 48 48 in every layer. MLA's k = 12 and v = 10 differ, which that kernel does not take: torch
@@ -110,6 +123,10 @@ SDPA_GAPS = {
     "deepseek_v3": 0,
     "kimi_k2": 0,
     "starcoder2": 3 * 2 * 4 * (8 + 8) * 48 * 48,
+    "apertus1p5_text": 3 * 2 * 4 * (8 + 8) * 48 * 48,
+    "exaone": 3 * 2 * 4 * (12 + 12) * 48 * 48,
+    "sarvam_mla": 0,
+    "sarvam_moe": 3 * 2 * 4 * (12 + 12) * 48 * 48,
 }
 WITHOUT_SDPA = sorted(MODELS.keys() - SDPA_GAPS.keys())
 """Families whose attention (soft-capped logits, sinks) scaled_dot_product_attention cannot express."""
@@ -135,6 +152,7 @@ def read_spec(read: Read, family: str, settings: Settings) -> ModelSpec:
 
 
 def build(transformers: Any, family: str, settings: Settings, attention: str, experts: str | None = None) -> Any:
+    require(transformers, CLASSES.get(family, family))
     config = transformers.AutoConfig.for_model(CLASSES.get(family, family), **settings)
     chosen = {"attn_implementation": attention} | ({"experts_implementation": experts} if experts else {})
     return transformers.AutoModelForCausalLM.from_config(config, **chosen).eval()

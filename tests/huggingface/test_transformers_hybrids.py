@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hf_decoders import require
 
 from powerplan.accounting import Accounting
 from powerplan.huggingface import supported_families
@@ -64,6 +65,7 @@ NEXT = SMALL | {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 20,
 }
+LARA = {key: NEXT[key] for key in NEXT if key != "intermediate_size"} | {"sliding_window": 7}
 MINIMAX = SMALL | {"num_key_value_heads": 2, "num_local_experts": 5, "num_experts_per_tok": 2}
 JAMBA = SMALL | {
     "num_key_value_heads": 2,
@@ -133,6 +135,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Settings]]] = {
                 "hidden_size": 2048,
                 "intermediate_size": 5120,
                 "num_hidden_layers": 48,
+                "num_attention_heads": 16,
+            },
+        },
+    ),
+    "lara_mini": (
+        "LaraMiniConfig",
+        {
+            "its pattern": LARA,
+            "seven layers, untied": LARA | {"num_hidden_layers": 7, "tie_word_embeddings": False},
+            "biases, one key head": LARA | {"attention_bias": True, "linear_num_key_heads": 1},
+            "layer_types": LARA | {"layer_types": ["full_attention"] + ["linear_attention"] * 4},
+            "lara-4-mini": {
+                "vocab_size": 151_936,
+                "hidden_size": 1024,
+                "num_hidden_layers": 34,
                 "num_attention_heads": 16,
             },
         },
@@ -264,6 +281,7 @@ COUNTED = ("e_score_correction_bias",)
 
 
 def build(transformers: Any, torch: Any, family: str, settings: Settings, device: str, **options: Any) -> Any:
+    require(transformers, family)
     config = getattr(transformers, FAMILIES[family][0])(**settings)
     with torch.device(device):
         return config, transformers.AutoModelForCausalLM.from_config(config, **options)

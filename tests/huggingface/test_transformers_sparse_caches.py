@@ -31,7 +31,8 @@ def caches(transformers: Any, torch: Any, read: Read, config: Any, tokens: int) 
     model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     model = model_class(config).eval()
     with torch.no_grad():
-        cache = model(torch.arange(tokens)[None] % 31, use_cache=True).past_key_values
+        out = model(torch.arange(tokens)[None] % 31, use_cache=True)
+    cache = out["cache"] if "cache" in out else out["past_key_values"]  # The latter is its name before 5.24.
     spec = read(json.loads(config.to_json_string(use_diff=False))).spec
     mixers = mixers_by_layer(spec)
     pairs = zip(cache.layers, mixers, strict=True)

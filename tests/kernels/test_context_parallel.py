@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attention_on_ranks import all_work
@@ -180,3 +181,17 @@ def test_without_a_process_group_it_says_what_to_do() -> None:
 
     with pytest.raises(RuntimeError, match="needs a process group: start the script with torchrun, and call torch"):
         ContextParallel(tokens=4)
+
+
+@pytest.mark.parametrize(
+    "given", [np.array([0, 3, 5]), [np.int64(0), np.int64(3), np.int64(5)], torch.tensor([0, 3, 5])]
+)
+def test_a_plan_takes_integers_of_numpy(given: Any) -> None:
+    from powerplan.kernels.distributed.plan import _bounds
+
+    for bounds in (_bounds(None, given), _bounds(np.int64(5), None)):
+        assert set(map(type, bounds)) == {int}
+    assert _bounds(None, given) == (0, 3, 5)
+    for wrong in (np.float64(5), np.True_):
+        with pytest.raises(ValueError, match="tokens must be an integer of at least 1"):
+            _bounds(wrong, None)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,6 +282,8 @@ def test_it_can_be_changed_again() -> None:
     use_power_attention(model, 2, gated=True)
     use_power_attention(model, 2, gated=True, layers=[0, 2])
     assert sum("g_proj.weight" in name for name in model.state_dict()) == 2
+    use_power_attention(model, 2, gated=True, layers=np.arange(1, 3))
+    assert model.config.power_layers == [1, 2]
     use_power_attention(model, 2)
     torch.testing.assert_close(model(tokens()).logits, powered()(tokens()).logits)
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import powerplan
-from powerplan.accounting import Accounting, explain
+from powerplan.accounting import Accounting
 from powerplan.answers.recommend import RecommendAnswer
 from powerplan.answers.train import TrainAnswer
 from powerplan.errors import InputError
+from powerplan.explanation import explain
 from powerplan.report.parts import show_bytes, show_flops, show_ratio
 from powerplan.report.train import MEMORY
 from powerplan.units import format_duration

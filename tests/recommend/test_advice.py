@@ -197,7 +197,7 @@ def test_what_layers_lose() -> None:
     assert len(lost("power:p=3")) == 1, "no run of ours had p = 3"
     assert "recalled little" in lost("linear")[1]
     assert lost("power:p=2,kv_heads=4,heads=32,head_dim=128")[-1] == (
-        "keys and values of their own: 8 query heads share each, instead of 4"
+        "separate keys and values: 8 query heads share each, instead of 4"
     )
     power = with_mixer(spec, "power:p=2")[0]
     assert losses(power, with_mixer(spec, "power:p=3")[0], 65_536) == [], "a state stood there before"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dims import KERNEL_DEGREES
@@ -45,7 +46,8 @@ def test_gpt2_small_at_64k(capsys: pytest.CaptureFixture[str]) -> None:
     assert (result["balanced_context"], result["balanced_window"]) == (13_403, 7_084)
     rows = by_mixer(result)
     assert rows["power:p=2"]["wsfr"] == pytest.approx(3.17256, rel=1e-5)
-    assert rows["power:p=3"]["wsfr"] == pytest.approx(0.144207, rel=1e-5)
+    odd = rows["power:p=3,normalize=false"]
+    assert odd["wsfr"] == pytest.approx(0.146461, rel=1e-5), "64 columns of state, as kernels need it, and not 65"
     assert rows["as it is"]["wsfr"] == pytest.approx(0.204527, rel=1e-5)
     assert abs(math.log(rows["window:7084"]["wsfr"])) < 1e-3
     winner = result["recommended"]
@@ -53,8 +55,8 @@ def test_gpt2_small_at_64k(capsys: pytest.CaptureFixture[str]) -> None:
     assert abs(math.log(winner["wsfr"])) <= FIVE_PERCENT
     assert winner["weight_flops_per_token"] == 247_064_064
     assert winner["why"].startswith("balanced; ")
-    assert "weights of both signs" in rows["power:p=3"]["why"]
-    assert "1.42x the FLOPs of attention here" in rows["power:p=3"]["why"]
+    assert "weights of both signs" in odd["why"]
+    assert "1.4x the FLOPs of attention here" in odd["why"]
     assert "window of 1,040 tokens" in rows["power:p=2"]["why"]
 
 
@@ -137,7 +139,7 @@ def test_alone_it_says_what_it_assumed(
     [
         (
             "--max-state 1KiB",
-            "--max-state: even the least of 3,476 candidates needs 36 KiB, 36 times the 1 KiB allowed",
+            "--max-state: even the least of 3,473 candidates needs 36 KiB, 36 times the 1 KiB allowed",
         ),
         (
             "--max-state 300MiB --only attention",
@@ -145,15 +147,15 @@ def test_alone_it_says_what_it_assumed(
         ),
         (
             "--max-decode-bytes 1MB",
-            "--max-decode-bytes: even the least of 3,476 candidates needs 210.6 MiB, 221 times the 976.6 KiB allowed",
+            "--max-decode-bytes: even the least of 3,473 candidates needs 210.6 MiB, 221 times the 976.6 KiB allowed",
         ),
         (
             "--flops 1e12",
-            "--flops: even the least of 3,476 candidates needs 4.342e+13 FLOPs, 43.4 times the 1e+12 allowed",
+            "--flops: even the least of 3,473 candidates needs 4.342e+13 FLOPs, 43.4 times the 1e+12 allowed",
         ),
         (
             "--flops 1e20 --tokens 1T",
-            "--flops: even the least of 3,476 candidates needs 6.625e+20 FLOPs, 6.63 times the 1e+20 allowed",
+            "--flops: even the least of 3,473 candidates needs 6.625e+20 FLOPs, 6.63 times the 1e+20 allowed",
         ),
     ],
 )
@@ -167,7 +169,7 @@ def test_what_binds_and_by_how_much(capsys: pytest.CaptureFixture[str], argument
 
 def test_memory_binds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "deepseek-v3", "--ctx", "128k", "--hardware", "h100-sxm"]) == 3
-    assert "--gpu: even the least of 14,026 candidates needs 1.2" in capsys.readouterr().err
+    assert "--gpu: even the least of 14,023 candidates needs 1.2" in capsys.readouterr().err
     assert main(["recommend", "deepseek-v3", "--ctx", "128k", "--hardware", "h100-sxm", "--devices", "17"]) == 0
 
 
@@ -358,6 +360,18 @@ def test_power_is_named_only_where_it_ranks_before_the_window(capsys: pytest.Cap
             if candidate["mixer"].startswith("window") and " + " not in candidate["mixer"]:
                 assert (said in candidate["why"]) == ahead
             ahead = ahead or "power" in candidate["mixer"]
+
+
+def test_the_place_of_a_mixer_is_named_among_the_layers_that_change() -> None:
+    """Of a hybrid 7 of 27 layers change: every second of these is no second layer of the model."""
+    hybrid = powerplan.recommend("kimi-linear-48b-a3b", "1M")
+    reasons = [hybrid.why(place) for place in range(len(hybrid.candidates))]
+    assert any(reason.endswith("in every 2nd of these layers (1:1)") for reason in reasons)
+    whole = powerplan.recommend("gpt2-small", "64k")
+    assert whole.why().endswith("power p=2 in every 4th layer (3:1)")
+    resized = powerplan.recommend("llama-3.1-8b", ["8k", "1M"], keep="flops", top=3)
+    assert "window 524,288 d=128 in every 8th layer (7:1)" in resized.why()
+    assert "attention, window" not in resized.why()
 
 
 def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
