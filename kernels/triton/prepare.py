@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from powerplan.kernels.triton.config import operand
+from powerplan.kernels.triton.config import most_registers, operand
 from powerplan.kernels.triton.features import fine_product
 from powerplan.kernels.triton.launches import Launches, NormGrads
 from powerplan.kernels.triton.launching import launch
@@ -226,11 +226,20 @@ class Prepared(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """Tokens of a block, and how the kernel is compiled."""
+    """Tokens of a block, and how the kernel is compiled.
+
+    registers: The most that a thread may have, where ptxas on its own takes so few that they spill; else None.
+    """
 
     tokens: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Options of the compiler, as `launch` takes them."""
+        return None if self.registers is None else most_registers(self.registers)
 
 
 def _blocks(shape: LaunchShape, squares: bool) -> _Blocks:
@@ -240,11 +249,11 @@ def _blocks(shape: LaunchShape, squares: bool) -> _Blocks:
     if not squares:
         return _Blocks(BLOCK, 4, 2)
     if dtype == torch.bfloat16:
-        return _Blocks(64 if width <= 64 else 32, 8 if wide else 4, 2)
+        return _Blocks(64 if width <= 64 else 32, 8 if wide else 4, 2, 168 if width <= 32 else None)
     if dtype == torch.float16:  # as tf32, in two products
         return _Blocks(32 if wide else 64, 8, 2)
     # Products of float32 run outside the matrix unit, and are unrolled over the block.
-    return _Blocks(16, 8, 1)
+    return _Blocks(16, 8, 1, 128)
 
 
 def prepare(calls: Launches, has_states: bool, output: OutputGrad | None = None) -> Prepared:
@@ -338,6 +347,6 @@ def _prepare(
     }
     if calls.gated or quotient or copy or squares:
         programs = shape.chunk_slots * heads * spans
-        launch(prepare_kernel, programs, arguments, own.warps, own.stages)
+        launch(prepare_kernel, programs, arguments, own.warps, own.stages, own.options)
     norm_grads = NormGrads(inverse_norm, grad_norm, divided if divide else y)
     return Prepared(norm_grads, (xt, y_copy) if copy else None, sums if squares else None)
