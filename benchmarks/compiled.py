@@ -3,6 +3,9 @@
 Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [--thorough] [--out RESULT.json]
 Exits with 1 where a kernel spills, needs more shared memory than the GPU has, misses its matrix instructions, does not
 keep an operand of a product (sass.py), or has its products serialised by ptxas.
+
+Renew what the tests take as compiled, in eight minutes of two processors, where kernels or triton have changed:
+python benchmarks/compiled.py --arch 80 90 --out benchmarks/results/compiled.json
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import triton
 from tabulate import tabulate
 
 import powerplan.kernels.triton
-from compiling import Launch, compile_all
+from compiling import Launch, compile_all, keep
 from powerplan.dims import odd_degree, spow_dim
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import decode, run
@@ -71,6 +74,9 @@ def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
         return {1: [(64, 64)], 2: [(32, 32), (64, 64)], 3: [(32, 32), (64, 64)], 4: [(16, 16), (32, 64)]}[p]
     return [(64, 64), (64, 128)] if p == 1 and dtype == "fp16" else DIMS[p]
 
+
+OF_CONFIGURATION = {"configuration", "arch", "kernel", "faults", "key"}
+"""What a row holds beside what the compiler made of a kernel."""
 
 PRODUCTS = ("scan_kernel", "output_kernel", "queries_kernel", "keys_kernel")
 
@@ -196,6 +202,16 @@ def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -
     return [*found, *row["operands"], *(row["remarks"] if row["gluon"] else ())]
 
 
+def kept_rows(path: Path, dtypes: list[str], arches: list[int]) -> dict[str, dict[str, Any]]:
+    """Return the results in a file of --out for these dtypes and architectures, by key, as compile_all keeps them."""
+    wanted = {(dtype, f"sm_{arch}") for dtype, arch in product(dtypes, arches)}
+    return {
+        row["key"]: {name: value for name, value in row.items() if name not in OF_CONFIGURATION}
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if (row["configuration"].split()[0], row["arch"]) in wanted
+    }
+
+
 def rows_of(task: tuple[Configuration, int, Path | None]) -> list[dict[str, Any]]:
     """Return one row for each kernel of a configuration, compiled for one architecture."""
     config, arch, cache = task
@@ -215,14 +231,20 @@ def main() -> int:
     parser.add_argument("--p", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--thorough", action="store_true", help="head dims and variants that share blocks, too")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="a folder that keeps results: what has not changed is not compiled")
+    parser.add_argument("--kept", type=Path, help="a file of --out: what has not changed since is not compiled")
+    parser.add_argument("--again", type=int, default=0, help="kernels of --kept to compile all the same and compare")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configurations = list(shipped(options.dtype, options.p, options.thorough))
-    # Every full garbage collection would visit the half a million objects of torch and triton: 6 % of the time.
-    # Configurations share kernels: without a folder to keep, there is one for this run.
+    kept = {} if options.kept is None else kept_rows(options.kept, options.dtype, options.arch)
+    # Keys are hashes: the least ones are a sample, and another one where kernels have changed.
+    again = set(sorted(kept)[: options.again])
+    # Configurations share kernels: results go to a folder that all processes read. Every full garbage collection would
+    # visit the half a million objects of torch and triton: 6 % of the time.
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=gc.freeze) as pool:
-        cache = options.cache or Path(folder)
+        cache = Path(folder)
+        for key in kept.keys() - again:
+            keep(cache, key, kept[key])
         tasks = [
             (config, arch, cache)
             for config in configurations
@@ -230,11 +252,19 @@ def main() -> int:
             if arch == 90 or not config.hopper
         ]
         rows = [row for part in pool.map(rows_of, tasks) for row in part]
+    for row in rows:
+        if row["key"] in again:
+            row["faults"] += [
+                f"{name}: {row[name]}, and {value} in {options.kept}"
+                for name, value in kept[row["key"]].items()
+                if name != "compile_s" and row[name] != value
+            ]
     columns = ("configuration", "arch", "kernel", "registers", "warps", "local", "shared", "matrix", "compile_s")
     table = [[row[name] for name in columns] + ["; ".join(row["faults"])] for row in rows]
     print(tabulate(table, headers=[*columns, "faults"]))
     wrong = sum(bool(row["faults"]) for row in rows)
-    print(f"\n{len(rows)} kernels compiled, {wrong} with faults (triton {triton.__version__})")
+    new = len({row["key"] for row in rows} - (kept.keys() - again))
+    print(f"\n{len(rows)} kernels, {new} compiled now, {wrong} with faults (triton {triton.__version__})")
     if options.out is not None:
         result = {
             "schema": "powerplan.compiled/1",
@@ -242,9 +272,10 @@ def main() -> int:
             "triton": triton.__version__,
             "torch": torch.__version__,
             "configurations": [asdict(config) for config in configurations],
-            "rows": rows,
         }
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n  ".join(map(json.dumps, rows))
+        text = json.dumps(result, indent=1).removesuffix("\n}")
+        options.out.write_text(f'{text},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     return 1 if wrong else 0
 
 

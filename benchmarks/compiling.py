@@ -99,10 +99,10 @@ class Launch:
 def compile_all(arch: int, launches: Sequence[Launch], cache: Path | None = None) -> list[dict[str, Any]]:
     """Return what the compiler made of launches for compute capability arch / 10; equal ones are compiled once.
 
-    The keys of a result: gluon (whether the kernel is Gluon's), warps, registers (of a thread), stack and spills
-    (bytes), local (loads and stores of local memory), shared (bytes), matrix (how often each instruction of a matrix
-    unit occurs), barriers, instructions, operands (of wgmma, those that are not kept: sass.py), remarks (what ptxas
-    changed about wgmma), compile_s.
+    The keys of a result: key (a hash of all that the others depend on), gluon (whether the kernel is Gluon's), warps,
+    registers (of a thread), stack and spills (bytes), local (loads and stores of local memory), shared (bytes), matrix
+    (how often each instruction of a matrix unit occurs), barriers, instructions, operands (of wgmma, those that are not
+    kept: sass.py), remarks (what ptxas changed about wgmma), compile_s.
 
     Args:
         arch: 80 for sm_80, 90 for sm_90a, and so on.
@@ -124,8 +124,8 @@ def compile_all(arch: int, launches: Sequence[Launch], cache: Path | None = None
     for (key, (row, _)), text in zip(new.items(), texts, strict=True):
         rows[key] = row | _inspected(text)
         if cache is not None:
-            _keep(cache / f"{key}.json", rows[key])
-    return [dict(rows[key]) for key in keys]
+            keep(cache, key, rows[key])
+    return [{"key": key} | rows[key] for key in keys]
 
 
 def _compile(arch: int, launch: Launch, source: ASTSource) -> tuple[dict[str, Any], bytes]:
@@ -173,7 +173,9 @@ def _key(arch: int, launch: Launch, source: ASTSource) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _keep(path: Path, row: dict[str, Any]) -> None:
+def keep(cache: Path, key: str, row: dict[str, Any]) -> None:
+    """Write a result without its key to the folder of a cache."""
+    path = cache / f"{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Other processes may read it, or write the same.
     part = path.with_name(f"{path.name}.{os.getpid()}")

@@ -163,7 +163,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 def test_colour_changes_no_text(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for columns in (60, 80, 120):
+    for columns in (60, 120):
         plain = printed(monkeypatch, capsys, command, columns)
         with monkeypatch.context() as patch:
             patch.setattr(say, "coloured", lambda stream: True)

@@ -34,11 +34,14 @@ MIXERS: dict[str, Mixer] = {
     "gated_deltanet": GatedDeltaNet(**STATES, chunk_size=32),
     "kda": KDA(**STATES, chunk_size=32),
 }
+BOTH_WAYS = {"attention", "power", "gla"}
 RUNS = [
     (kind, (2, 4, 8)[place % 3], ("bf16", "fp32")[place % 2], again)
     for place, (kind, again) in enumerate(product(MIXERS, ("none", "full")))
+    if kind in BOTH_WAYS or place // 2 % 2 == (again == "full")
 ]
-"""Every kind that is built but for mixtures of experts, with and without recomputation, on 2, 4 and 8 devices."""
+"""Kinds on 2, 4 and 8 devices, some with and without recomputation and the others in turns: test_tracker.py has every
+kind in both ways on one device, and a case takes a second or more."""
 
 RUN = pytest.mark.parametrize(("kind", "ranks", "dtype", "recompute"), RUNS)
 
