@@ -33,7 +33,7 @@ from tabulate import tabulate
 
 import powerplan.kernels.triton
 from compiling import Launch, compile_all, keep
-from powerplan.dims import spow_dim
+from powerplan.dims import odd_degree, spow_dim
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import decode, run
 from powerplan.kernels.triton.shapes import LaunchShape
@@ -58,7 +58,14 @@ DIMS = {
 
 
 HOPPER_DIMS = [(32, 32), (64, 64), (64, 128), (128, 64), (128, 128)]
-"""Head dims, padded, that the Hopper engine is compiled for; thorough: all pairs of the three."""
+"""Head dims, padded, that the Hopper engine is compiled for at p = 2; thorough: all pairs of the three."""
+
+UNTRIED_DIMS = {
+    1: [(64, 64), (32, 32), (64, 128), (128, 64), (128, 128)],
+    3: [(64, 64), (32, 32), (40, 40), (64, 128)],
+    4: [(32, 32), (16, 16), (24, 24), (32, 128)],
+}
+"""Head dims for degrees that no GPU has run: the first; thorough: all."""
 
 
 def dims_of(dtype: str, p: int) -> list[tuple[int, int]]:
@@ -112,18 +119,25 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
             yield Configuration(dtype, p, key_dim, value_dim, False, False)
         for dim in (16, 32) if thorough else ():
             yield Configuration(dtype, p, dim, dim, True, norm)
-    if "bf16" in dtypes and 2 in degrees:
-        yield from of_hopper(thorough)
+    if "bf16" in dtypes:
+        yield from of_hopper(degrees, thorough)
 
 
-def of_hopper(thorough: bool) -> Iterator[Configuration]:
+def of_hopper(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
     """Yield what is compiled of the Hopper engine: every setting is a constant of its kernels."""
-    for key_dim, value_dim in product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS:
+    for key_dim, value_dim in (product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS) if 2 in degrees else ():
         yield Configuration("bf16", 2, key_dim, value_dim, True, True, carried=True, hopper=True)
         if thorough or (key_dim == value_dim and key_dim >= 64):
             yield Configuration("bf16", 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
         if thorough or key_dim == value_dim:
             yield Configuration("bf16", 2, key_dim, value_dim, False, False, hopper=True)
+    for p in sorted(UNTRIED_DIMS.keys() & set(degrees)):
+        norm = not odd_degree(p)
+        for key_dim, value_dim in UNTRIED_DIMS[p] if thorough else UNTRIED_DIMS[p][:1]:
+            yield Configuration("bf16", p, key_dim, value_dim, True, norm, carried=True, hopper=True)
+            if thorough:
+                yield Configuration("bf16", p, key_dim, value_dim, True, norm, repeats=4, hopper=True)
+                yield Configuration("bf16", p, key_dim, value_dim, False, False, hopper=True)
 
 
 def launches(config: Configuration, arch: int) -> list[Launch]:
@@ -218,9 +232,7 @@ def main() -> int:
     parser.add_argument("--thorough", action="store_true", help="head dims and variants that share blocks, too")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kept", type=Path, help="a file of --out: what has not changed since is not compiled")
-    parser.add_argument(
-        "--again", type=int, default=0, help="kernels of --kept to compile all the same and compare"
-    )
+    parser.add_argument("--again", type=int, default=0, help="kernels of --kept to compile all the same and compare")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configurations = list(shipped(options.dtype, options.p, options.thorough))

@@ -24,15 +24,22 @@ Beyond it phi has at least 84,480 rows for p = 3 (head dim 72) and 286,720 for p
 TRITON_V_HEAD_DIM = 128
 """Largest head dim of v in the Triton kernels, as blocks.json has entries for."""
 
+HOPPER_HEAD_DIMS = {2: 128}
+"""Largest head dim of q and k by degree in the engine for Hopper GPUs. These kernels ran on an H100."""
+
+UNTRIED_HOPPER_HEAD_DIMS = {1: 128, 3: 64, 4: 32}
+"""The same for kernels of that engine that no GPU has run yet: POWERPLAN_HOPPER=all asks for them."""
+
 
 def odd_degree(p: int) -> bool:
     """Whether the weights (q.k)^p have both signs: their sum may be 0 or negative, and divides nothing."""
     return p % 2 == 1
 
 
-def hopper_takes(p: int, head_dim: int, v_head_dim: int) -> bool:
-    """Whether the engine for Hopper GPUs takes a degree and head dims, in bf16."""
-    return p == 2 and max(head_dim, v_head_dim) <= TRITON_V_HEAD_DIM
+def hopper_takes(p: int, head_dim: int, v_head_dim: int, untried: bool = False) -> bool:
+    """Whether the engine for Hopper GPUs takes a degree and head dims in bf16; untried: in kernels no GPU has run."""
+    largest = HOPPER_HEAD_DIMS | (UNTRIED_HOPPER_HEAD_DIMS if untried else {})
+    return head_dim <= largest.get(p, 0) and v_head_dim <= TRITON_V_HEAD_DIM
 
 
 def kernels_for(p: int, head_dim: int, v_head_dim: int) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from powerplan.defaults import OWN_FILE, PROJECT_FILE, TABLE, find_defaults
+from powerplan.dims import HOPPER_HEAD_DIMS, UNTRIED_HOPPER_HEAD_DIMS
+from powerplan.errors import listed
 from powerplan.units import format_bytes
 from powerplan.version import __version__
 
@@ -99,13 +101,32 @@ def _hopper(indices: list[int]) -> list[Finding]:
     findings = []
     for index in indices:
         reason = hopper_lacking(torch.device("cuda", index))
-        findings.append(Finding(f"Hopper engine, {index}", reason or "can run", ok=reason is None))
+        found = reason or f"can run {_degrees(HOPPER_HEAD_DIMS)} in bf16"
+        findings.append(Finding(f"Hopper engine, {index}", found, ok=reason is None))
+    findings.append(_untried())
     version = triton_version()
     if version is not None and miscompiles(version):
         text = f"triton {version} miscompiles products whose left operand stays in registers over a loop"
         remedy = "none needed for powerplan, which has no such product; for other kernels, a triton after 3.7.0"
         findings.append(Finding("Hopper compiler", text, remedy=remedy))
     return findings
+
+
+def _untried() -> Finding:
+    """Return whether that engine takes degrees whose kernels no GPU has run, which is for the user to say."""
+    from powerplan.kernels.triton.support import UNTRIED_VARIABLE, takes_untried
+
+    untried = f"{_degrees(UNTRIED_HOPPER_HEAD_DIMS)}, which no GPU has run"
+    try:
+        return Finding(UNTRIED_VARIABLE, f"all: also {untried}" if takes_untried() else f"not set; all adds {untried}")
+    except ValueError as error:
+        value, _, remedy = str(error).removeprefix(f"{UNTRIED_VARIABLE} is ").partition(": ")
+        return Finding(UNTRIED_VARIABLE, f"{value} is not known", ok=False, remedy=remedy)
+
+
+def _degrees(by_degree: Iterable[int]) -> str:
+    """Return degrees as a sentence names them: "p = 2", or "p = 1, 3 and 4"."""
+    return f"p = {listed([str(p) for p in sorted(by_degree)], 'and')}"
 
 
 def _memory() -> str:

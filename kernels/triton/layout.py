@@ -59,20 +59,16 @@ def steps(d: int, p: int) -> tuple[tuple[int, ...], ...]:
 
     The features are the p - 2 fixed ones, then the first of the lead tile, then the first of the last tile. For p = 2
     the pairs go around the tiles, so that each lead tile has as many: with n tiles, (a, a + i) modulo n for i < n / 2,
-    a lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last.
+    a lead tile at a time, and for even n the pairs (a, a + n / 2) of the first half last. For p > 2 the lead tile runs
+    slowest, then the tile of the last fixed feature, from the first to the lead tile, then the last tile, from the lead
+    tile on; for p = 4 then the first fixed feature; and fastest the features of the fixed tile.
     """
     if p == 1:
         return ((0, 1),)
+    tiles = -(-d // TILE)
     if p == 2:
-        return tuple(_pairs(-(-d // TILE)))
-    table = []
-    for tiles in combinations_with_replacement(range(-(-d // TILE)), p):
-        weight = factorial(p) // prod(factorial(tiles.count(tile)) for tile in set(tiles))
-        for within in product(range(TILE), repeat=p - 2):
-            singles = tuple(tile * TILE + feature for tile, feature in zip(tiles, within, strict=False))
-            if all(feature < d for feature in singles):
-                table.append((*singles, tiles[-2] * TILE, tiles[-1] * TILE, weight))
-    return tuple(table)
+        return tuple(_pairs(tiles))
+    return tuple(_with_fixed(tiles, d, p))
 
 
 def _pairs(tiles: int) -> Iterator[tuple[int, int, int]]:
@@ -83,6 +79,18 @@ def _pairs(tiles: int) -> Iterator[tuple[int, int, int]]:
     if tiles % 2 == 0:
         for lead in range(tiles // 2):
             yield lead * TILE, (lead + tiles // 2) * TILE, 2
+
+
+def _with_fixed(tiles: int, d: int, p: int) -> Iterator[tuple[int, ...]]:
+    """Yield the steps for p = 3 and 4: the fixed features, the first features of both tiles, and the weight."""
+    for lead in range(tiles):
+        for inner in range(lead + 1):
+            stop = min(inner * TILE + TILE, d)
+            for last, *outer in product(range(lead, tiles), *[range(stop)] * (p - 3)):
+                chosen = [feature // TILE for feature in outer] + [inner, lead, last]
+                weight = factorial(p) // prod(factorial(chosen.count(tile)) for tile in set(chosen))
+                for feature in range(inner * TILE, stop):
+                    yield (*outer, feature, lead * TILE, last * TILE, weight)
 
 
 def step_count(d: int, p: int, group: int = 1) -> int:

@@ -9,6 +9,7 @@ from powerplan.kernels.call import Gradients, Inputs, Outputs
 from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.launches import Launches, StatePair
 from powerplan.kernels.triton.layout import squares, step_conversion
+from powerplan.kernels.triton.normaliser import key_rows
 from powerplan.kernels.triton.shapes import LaunchShape, saved_states, tokens_first
 from powerplan.kernels.triton.states import scan
 
@@ -18,28 +19,41 @@ def _to_rows(state: Tensor, shape: LaunchShape, adjoint: bool = False) -> StateP
     call = shape.call
     convert = step_conversion(call.head_dim, call.p, shape.phi_width, shape.scan_steps, state.device)
     flat = state.flatten(0, 1).float()
-    if call.normalize and call.p == 2:
-        square = squares(call.head_dim, shape.square_width, state.device)
-        kv, key = flat[..., :-1], square.to_square(state[..., -1].float())
-        rows = convert.from_rows_adjoint(kv) if adjoint else convert.to_rows(kv)
-        return rows.view(*state.shape[:2], *rows.shape[1:]).contiguous(), key.contiguous()
-    rows = convert.from_rows_adjoint(flat) if adjoint else convert.to_rows(flat)
+    apart = flat[..., :-1] if shape.key_apart else flat
+    rows = convert.from_rows_adjoint(apart) if adjoint else convert.to_rows(apart)
     rows = rows.view(*state.shape[:2], *rows.shape[1:])
+    if shape.key_apart:
+        return rows.contiguous(), _to_key(state[..., -1].float(), shape, adjoint).contiguous()
     key = rows[..., -1] if call.normalize else rows[..., :1]
     return rows[..., : call.v_head_dim].contiguous(), key.contiguous()
+
+
+def _to_key(key: Tensor, shape: LaunchShape, adjoint: bool) -> Tensor:
+    """Return the last column of states, [N, G, D], as the kernels sum it where it is a state of its own."""
+    call = shape.call
+    if shape.lower is None:
+        return squares(call.head_dim, shape.square_width, key.device).to_square(key)
+    return key_rows(call.head_dim, call.p, shape.phi_width, key.device).to_rows(key, adjoint)
+
+
+def _from_key(key: Tensor, shape: LaunchShape, adjoint: bool) -> Tensor:
+    """Return [N, G, D] for what `_to_key` returned."""
+    call = shape.call
+    if shape.lower is None:
+        return squares(call.head_dim, shape.square_width, key.device).from_square(key)
+    return key_rows(call.head_dim, call.p, shape.phi_width, key.device).from_rows(key, adjoint)
 
 
 def _from_rows(states: StatePair, shape: LaunchShape, adjoint: bool = False) -> Tensor:
     """States [N, G, rows, V] and their normalisers in the kernels' layout -> [N, G, D, W] in that of PowerState."""
     call, (kv, key) = shape.call, states
     convert = step_conversion(call.head_dim, call.p, shape.phi_width, shape.scan_steps, kv.device)
-    joined = call.normalize and call.p != 2
+    joined = call.normalize and not shape.key_apart
     flat = (torch.cat((kv, key[..., None]), -1) if joined else kv).flatten(0, 1)
     rows = convert.to_rows_adjoint(flat) if adjoint else convert.from_rows(flat)
     state = rows.view(*kv.shape[:2], *rows.shape[1:])
-    if call.normalize and not joined:
-        square = squares(call.head_dim, shape.square_width, kv.device)
-        return torch.cat((state, square.from_square(key)[..., None]), -1)
+    if shape.key_apart:
+        return torch.cat((state, _from_key(key, shape, adjoint)[..., None]), -1)
     return state
 
 

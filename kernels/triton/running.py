@@ -124,6 +124,7 @@ def running_sum(
     backward: bool,
     columns: int,
     stored: torch.dtype,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add up the sums of single chunks over each sequence.
 
@@ -136,6 +137,7 @@ def running_sum(
         backward: Whether this is the backward pass.
         columns: The columns without padding.
         stored: The dtype of the result.
+        states: Where the result is written to; None for new memory.
 
     Returns:
         The sums before (backward: after) all chunks, of the size of parts; the sum at the other end, [N, G, rows,
@@ -144,13 +146,14 @@ def running_sum(
     shape, call = calls.shape, calls.shape.call
     slots, groups, rows, padded = parts.shape
     size = rows * padded
-    weighted = shape.hopper and rows == shape.rows
+    weighted = shape.hopper and call.p > 1 and rows == shape.rows
     block = min(RUNNING_BLOCK, power_of_two(size))
     blocks = -(-size // block)
     # The normaliser's states are rounded by those who multiply them: <dS, S> takes them as they are.
     operand_type, precision, _ = operand(shape.dtype if rows == shape.rows else stored)
-    new = torch.empty if calls.dense else torch.zeros
-    states = new(parts.shape, dtype=stored, device=calls.device)
+    if states is None:
+        new = torch.empty if calls.dense else torch.zeros
+        states = new(parts.shape, dtype=stored, device=calls.device)
     end = calls.float((shape.sequences, groups, rows, columns), want_end)
     carry = calls.placeholder
     if backward and calls.gated:

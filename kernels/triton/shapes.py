@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
-from powerplan.kernels.triton.layout import padded_dim, power_of_two, settle, step_count, step_rows
-from powerplan.kernels.triton.support import hopper_lacking
+from powerplan.kernels.triton.layout import TILE, padded_dim, power_of_two, settle, step_count, step_rows
+from powerplan.kernels.triton.support import hopper_lacking, takes_untried
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,14 @@ class LaunchShape:
 
     @property
     def phi_width(self) -> int:
-        """Features that phi is made of: K, and padding where the kernels of hopper/ need it."""
-        return padded_dim(self.call.head_dim) if self.hopper else self.call.head_dim
+        """Features that phi is made of: K, and padding where the kernels of hopper/ need it.
+
+        For p > 2 they take any number of whole tiles: at p = 4 phi of 32 features has 7 times the rows of phi of 16.
+        """
+        head_dim = self.call.head_dim
+        if self.hopper and self.call.p > 2:
+            return -(-head_dim // TILE) * TILE
+        return padded_dim(head_dim) if self.hopper else head_dim
 
     @property
     def stored_columns(self) -> int:
@@ -46,10 +52,29 @@ class LaunchShape:
 
     @property
     def key_size(self) -> tuple[int, ...]:
-        """Size of a state's normaliser: Z = sum k k^T for p = 2, else a value for each row; empty without one."""
+        """Size of a state's normaliser; empty without one.
+
+        For p = 2 that of Z = sum k k^T; for p = 4 in hopper/ that of a state of degree 3 whose values are keys
+        (normaliser.py); else a value for each row.
+        """
         if not self.call.normalize:
             return ()
+        if self.lower is not None:
+            return (self.lower.rows, self.lower.stored_columns)
         return (self.square_width,) * 2 if self.call.p == 2 else (self.rows,)
+
+    @property
+    def key_apart(self) -> bool:
+        """Whether the normaliser is no column of the state, but a state of its own."""
+        return self.call.normalize and (self.call.p == 2 or self.lower is not None)
+
+    @cached_property
+    def lower(self) -> LaunchShape | None:
+        """The shape of what sums the normaliser as a state of one degree less whose values are keys; None otherwise."""
+        if not (self.hopper and self.call.normalize and self.call.p > 2):
+            return None
+        call = replace(self.call, p=self.call.p - 1, v_head_dim=self.call.head_dim, normalize=False)
+        return replace(self, call=call)
 
     @property
     def square_width(self) -> int:
@@ -132,8 +157,12 @@ class LaunchShape:
 
 
 def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of hopper/ take a call: p = 2 in bfloat16, head dims up to 128, on a GPU that runs them."""
-    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim)
+    """Whether the kernels of hopper/ take a call: its degree and head dims, in bfloat16, on a GPU that runs them.
+
+    Those that no GPU has run are taken under POWERPLAN_HOPPER=all only.
+    """
+    untried = takes_untried()
+    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim, untried)
     return fits and hopper_lacking(device) is None
 
 

@@ -56,10 +56,16 @@ def scan(
     else:
         scan_states = _by_chunks if few_programs(shape) else _walk
     states, end, carry = scan_states(calls, x, v, start, want_end, norm_grads, forward_states)
-    if shape.call.normalize and shape.call.p == 2:
+    if shape.key_apart:
         key_start = None if start is None else start[1]
         forward_key = None if forward_states is None else forward_states[1]
-        keys, end_key, key_carry = _scan_squares(calls, x, key_start, want_end, norm_grads, forward_key)
+        if shape.lower is None:
+            found = _scan_squares(calls, x, key_start, want_end, norm_grads, forward_key)
+        else:
+            from powerplan.kernels.triton.hopper.run import scan_lower
+
+            found = scan_lower(calls, x, key_start, want_end, norm_grads, forward_key)
+        keys, end_key, key_carry = found
         if norm_grads is not None and calls.gated:
             carry = torch.cat((carry, key_carry), -1)
         return (states[0], keys), (end[0], end_key), carry

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from powerplan.dims import TRITON_HEAD_DIMS, TRITON_V_HEAD_DIM
+from powerplan.kernels.checks import shown
 
 LARGEST_IN_FP32 = 64
 """Largest head dim in float32, whose products run outside the matrix unit: blocks of 128 features spill registers.
@@ -27,6 +28,9 @@ HOPPER_TRITON = (3, 6)
 Its kernels are written in Gluon, an experimental part of triton whose functions change from one version to the next.
 3.6 is the oldest version that they ran with on an H100.
 """
+
+UNTRIED_VARIABLE = "POWERPLAN_HOPPER"
+"""The environment variable that lets the Hopper engine take what no GPU has run, too (dims.py: UNTRIED_...)."""
 
 MISCOMPILING_TRITON = ((3, 4, 0), (3, 7, 0))
 """The first and the last version of triton that is known to miscompile products on Hopper.
@@ -90,6 +94,21 @@ def hopper_lacking(device: torch.device) -> str | None:
     if _numbers(found) < HOPPER_TRITON:
         return f"needs triton {least} or newer for its Gluon, and {found} is installed"
     return None
+
+
+@lru_cache(maxsize=1)
+def takes_untried() -> bool:
+    """Return whether the Hopper engine takes calls whose kernels no GPU has run: where POWERPLAN_HOPPER is all.
+
+    It is read once: a backward pass reads states that the forward pass has saved, in the layout of its engine.
+
+    Raises:
+        ValueError: The variable has another value.
+    """
+    value = os.environ.get(UNTRIED_VARIABLE, "")
+    if value not in ("", "all"):
+        raise ValueError(f"{UNTRIED_VARIABLE} is {shown(value)}: set it to all, or not at all")
+    return value == "all"
 
 
 def miscompiles(version: str) -> bool:

@@ -14,7 +14,8 @@ SCRIPT = ROOT / "benchmarks" / "compiled.py"
 # What has not changed since is not compiled here, but for a sample: all of it takes eight minutes of CPU time.
 KEPT = ROOT / "benchmarks" / "results" / "compiled.json"
 
-GLUON = {f"{name}_kernel" for name in ("states", "expand", "contract", "output", "queries", "keys")}
+STATES = ("states", "expand", "contract")
+GLUON = {f"{name}_kernel" for name in (*STATES, *(f"fixed_{name}" for name in STATES), "output", "queries", "keys")}
 
 
 @pytest.mark.slow
@@ -38,6 +39,9 @@ def test_shipped_configurations_compile_without_a_fault(dtype: str, tmp_path: Pa
         assert 0 < row["registers"] <= 255
     engine = [row for row in rows if row["gluon"]]
     assert {row["kernel"] for row in engine} == (GLUON if dtype == "bf16" else set())
+    assert {row["configuration"].split()[1] for row in engine} == (
+        {f"p={p}" for p in range(1, 5)} if dtype == "bf16" else set()
+    )
     assert all(row["matrix"].get("HGMMA", 0) > 0 and row["remarks"] == [] for row in engine)
     products = [row for row in rows if row["arch"] == "sm_90" and row["kernel"].split("_")[0] in ("scan", "output")]
     assert products

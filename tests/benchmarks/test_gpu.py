@@ -17,13 +17,15 @@ from children import HUNG_S
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from powerplan.dims import default_chunk_size  # noqa: E402
+from powerplan.dims import UNTRIED_HOPPER_HEAD_DIMS, default_chunk_size  # noqa: E402
+from powerplan.kernels.triton.support import takes_untried  # noqa: E402
 from support.gpu import targets  # noqa: E402
 from support.gpu.others import OTHERS  # noqa: E402
 from support.gpu.plan import CELLS, HOST, LONGEST, plan  # noqa: E402
 from support.gpu.results import LISTS, SCHEMA, ResultFile  # noqa: E402
 from support.gpu.roles import Launch, role_flops, role_records, roles_of  # noqa: E402
 from support.gpu.steps import SKIPPED, Step, failures, run_together  # noqa: E402
+from support.gpu.untried import untried  # noqa: E402
 from support.shapes import flops  # noqa: E402
 
 
@@ -188,6 +190,19 @@ def test_a_crossover_that_is_nowhere_is_a_missed_target() -> None:
     assert (target.record(data)["value"], target.record(data)["met"]) == (5000, True)
 
 
+def test_what_no_gpu_has_run_is_timed_beside_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POWERPLAN_HOPPER", "all")
+    beside = {cell.name.removesuffix(", untried") for cell in CELLS if cell.untried}
+    assert {cell.power.p for cell in CELLS if cell.untried} == UNTRIED_HOPPER_HEAD_DIMS.keys()
+    assert beside <= {cell.name for cell in CELLS if not cell.untried}
+    for wanted in (False, True):
+        with untried(wanted):
+            assert takes_untried() == wanted
+    assert os.environ["POWERPLAN_HOPPER"] == "all"
+    monkeypatch.undo()
+    takes_untried.cache_clear()
+
+
 def test_targets_ask_for_cells_that_are_measured() -> None:
     names = [cell.name for cell in CELLS]
     assert len(names) == len(set(names))
@@ -252,6 +267,18 @@ def test_every_launch_of_the_hopper_engine_has_its_role() -> None:
     assert alone["share_of_matmul"] == pytest.approx(useful["states"] / 1e-3 / 8e14)
     assert records["dk, dv"]["seconds"] == pytest.approx(3e-3)
     assert records["other"]["share_of_matmul"] is None
+
+
+def test_launches_for_the_normaliser_of_p_4_have_the_roles_of_what_they_add_to() -> None:
+    found = launched(
+        *("copy_kernel", "fixed_states_kernel", "running_kernel") * 2,
+        *("fixed_expand_kernel", "fixed_expand_kernel", "output_kernel"),
+        *("copy_kernel", "fixed_states_kernel", "running_kernel") * 2,
+        *("fixed_expand_kernel", "fixed_contract_kernel", "queries_kernel"),
+        *("fixed_expand_kernel", "fixed_contract_kernel", "fixed_expand_kernel", "keys_kernel"),
+    )
+    expected = [("states", 6), ("output", 3), ("states backward", 6), ("dq", 3), ("dk, dv", 4)]
+    assert roles_of(found) == [role for role, count in expected for _ in range(count)]
 
 
 def test_every_launch_of_the_other_engine_has_its_role() -> None:

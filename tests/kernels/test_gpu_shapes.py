@@ -70,6 +70,24 @@ def test_other_degrees(p: int, normalize: bool, head_dim: int, dtype: torch.dtyp
 @pytest.mark.parametrize(
     "changes",
     [
+        {"repeats": 4, "with_state": True},
+        {"gated": False, "with_state": True},
+        {"batch": 3, "tokens": 700},
+        {"key_dim": 20, "value_dim": 24},
+        {"value_dim": 128},
+        {"tokens": 257},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("p", "head_dim"), [(1, 64), (3, 64), (4, 32)])
+def test_other_degrees_in_shapes_of_models(p: int, head_dim: int, changes: dict[str, int]) -> None:
+    case = replace(TRAINED, p=p, normalize=p == 4, key_dim=head_dim, value_dim=64, tokens=600)
+    check(replace(case, **changes), torch.bfloat16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"repeats": 4},
         {"groups": 1, "repeats": 8},
         {"batch": 3, "tokens": 700},

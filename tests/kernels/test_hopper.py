@@ -36,6 +36,10 @@ SMALL = Case(tokens=130, batch=1, groups=1, repeats=1, key_dim=20, value_dim=24,
 """Three chunks of 64, the last of 2 tokens; head dims that are padded to 32."""
 
 
+LINEAR = replace(SMALL, p=1, normalize=False)
+"""The same for p = 1, whose state is read by the kernels of attention within the chunk themselves."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _emulated() -> Iterator[None]:
     with hopper_on_cpu():
@@ -44,6 +48,7 @@ def _emulated() -> Iterator[None]:
 
 def call(case: Case, inputs: dict[str, Tensor | None], chunk: int = 64, **settings: Any) -> Any:
     settings = {
+        "p": case.p,
         "initial_state": state_of(inputs),
         "normalize": case.normalize,
         "return_state": True,
@@ -62,6 +67,26 @@ def check(case: Case, chunk: int = 64, dtype: torch.dtype = torch.float16) -> No
 @pytest.mark.parametrize("gated", [False, True])
 def test_gates_normaliser_and_states(gated: bool, normalize: bool, with_state: bool) -> None:
     check(replace(SMALL, gated=gated, normalize=normalize, with_state=with_state, repeats=2, key_dim=8, value_dim=5))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        replace(LINEAR, repeats=2, key_dim=8, value_dim=5),
+        replace(LINEAR, gated=False),
+        replace(LINEAR, with_state=False, groups=2, batch=2, tokens=65),
+        replace(LINEAR, gated=False, with_state=False, tokens=63),
+        replace(LINEAR, tokens=300, key_dim=64, value_dim=100),
+        replace(LINEAR, tokens=300, key_dim=33, value_dim=1),
+    ],
+    ids=str,
+)
+def test_linear(case: Case) -> None:
+    check(case, 128 if case.tokens == 300 else 64)
+
+
+def test_linear_in_the_dtype_that_is_shipped() -> None:
+    check(replace(LINEAR, repeats=2, key_dim=100), 128, torch.bfloat16)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -128,7 +153,16 @@ def test_rows_of_a_batch_do_not_see_each_other(tokens: int, gated: bool) -> None
         assert torch.equal(end.kv, state.kv[row : row + 1])
 
 
-@pytest.mark.parametrize("settings", [{"repeats": 2}, {"gated": False}, {"gated": False, "normalize": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repeats": 2},
+        {"gated": False},
+        {"gated": False, "normalize": False},
+        {"p": 1, "normalize": False},
+    ],
+    ids=str,
+)
 def test_packed_sequences_are_those_of_each(settings: dict[str, Any]) -> None:
     """Bit for bit, gradients too: the same products, whatever lies before and behind a sequence."""
     bounds = [0, 1, 64, 128, 328]  # sequences of 1, 63, 64 and 200 tokens
@@ -150,9 +184,9 @@ def test_packed_sequences_are_those_of_each(settings: dict[str, Any]) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("cut", [64, 100])
-def test_segments_with_a_carried_state_are_the_whole(cut: int) -> None:
-    case = replace(SMALL, tokens=200)
+@pytest.mark.parametrize(("case", "cut"), [(SMALL, 64), (SMALL, 100), (LINEAR, 100)], ids=str)
+def test_segments_with_a_carried_state_are_the_whole(case: Case, cut: int) -> None:
+    case = replace(case, tokens=200)
     inputs = case.inputs(torch.float16)
     timed = ("q", "k", "v", "log_g")
 
@@ -205,7 +239,7 @@ def test_strides_change_nothing(view: str, batch: int) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("case", variants(SMALL, with_state=[False, True], normalize=[False]), ids=str)
+@pytest.mark.parametrize("case", [*variants(SMALL, with_state=[False, True], normalize=[False]), LINEAR], ids=str)
 def test_a_state_that_nobody_uses(case: Case) -> None:
     """Without a gradient of the final state, gradients are those of the output alone, whether it is returned or not."""
     inputs = case.inputs(torch.float16)
@@ -249,19 +283,20 @@ def test_closed_gates_leave_the_token_itself(dtype: torch.dtype, gate: float) ->
     assert (found["gradient of log_g"] == 0).all()
 
 
-def test_closed_gates_in_the_midst() -> None:
+@pytest.mark.parametrize("case", [SMALL, LINEAR], ids=str)
+def test_closed_gates_in_the_midst(case: Case) -> None:
     """Within a block and at the border of a chunk: exponents are differences of sums below -100, none above 0."""
-    inputs = SMALL.inputs(torch.float16)
+    inputs = case.inputs(torch.float16)
     log_g = inputs["log_g"]
     assert log_g is not None
     closed = log_g.detach().clone()
     closed[:, [20, 63, 64, 70, 71, 72, 128]] = -torch.inf
     inputs["log_g"] = closed.requires_grad_()
-    found = results(*call(SMALL, inputs), inputs)
-    wide = widened(SMALL, inputs)
+    found = results(*call(case, inputs), inputs)
+    wide = widened(case, inputs)
     wide["log_g"] = closed.detach().double().requires_grad_()
-    exact = results(*call(SMALL, wide, impl="reference"), wide)
-    allowed = budget(SMALL, torch.float16, low_products=True)
+    exact = results(*call(case, wide, impl="reference"), wide)
+    allowed = budget(case, torch.float16, low_products=True)
     errors = {name: largest_error(found[name], value) for name, value in exact.items()}
     assert {name: error for name, error in errors.items() if not error <= allowed[name]} == {}
 

@@ -10,99 +10,36 @@ from typing import Any
 import pytest
 import torch
 from device import ON_GPU
+from hopper_calls import (
+    BOUNDS,
+    FIRST,
+    GROUPS,
+    LAST,
+    ROUNDING,
+    SLOTS,
+    TOKENS,
+    Made,
+    check_part,
+    decay,
+    through,
+)
 from torch import Tensor
 
 from hopper_on_cpu import PACKAGE, hopper_on_cpu
-from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton import states as states_module
 from powerplan.kernels.triton.launches import NormGrads
-from powerplan.kernels.triton.layout import padded_dim, steps
+from powerplan.kernels.triton.layout import steps
 from powerplan.kernels.triton.running import running_sum
-from powerplan.kernels.triton.shapes import LaunchShape
 
 pytestmark = pytest.mark.skipif(
     ON_GPU, reason="with a GPU there is nothing to emulate: the other files test the engine"
 )
-
-ROUNDING, CHUNK, GROUPS, REPEATS = 2**-11, 64, 2, 2
-"""Half of the distance of two float16 numbers, against the smaller one; tokens of a chunk; heads."""
-
-BOUNDS = [0, 70, 71, 199]
-"""Three sequences of 2, 1 and 2 chunks. There is a slot for a sixth chunk, which is not used."""
-
-SLOTS = [(0, 64), (64, 70), (70, 71), (71, 135), (135, 199)]
-FIRST, LAST = {0, 2, 3}, {1, 2, 4}
-TOKENS = BOUNDS[-1]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     with hopper_on_cpu():
         yield importlib.import_module(f"{PACKAGE}.run")
-
-
-class Made:
-    """A call in float16 over BOUNDS, with gates, of the engine's launches."""
-
-    def __init__(self, engine: Any, key_dim: int, value_dim: int, gated: bool = True) -> None:
-        self.make = torch.Generator().manual_seed(0)
-        q, k, v = self.normal(1, 4, key_dim), self.normal(1, 2, key_dim), self.normal(1, 2, value_dim)
-        log_g = -torch.rand(1, TOKENS, GROUPS, generator=self.make) * 0.1 if gated else None
-        call = CallShape.of(q.shape, k.shape, v.shape, 2, key_dim**-0.5, CHUNK, True)
-        shape = LaunchShape(call, 3, torch.float16, 90, hopper=True)
-        inputs = Inputs(q, k, v, log_g, torch.tensor(BOUNDS))
-        self.calls = engine.HopperLaunches(shape, inputs)
-        self.shape = shape
-        self.width, self.columns = padded_dim(key_dim), padded_dim(value_dim)
-        self.q, self.k, self.v = self.calls.q, self.calls.k, self.calls.v
-        # a of each token, and of the last token of its chunk, [tokens, G]
-        self.since, self.total = torch.zeros(2, TOKENS, GROUPS, dtype=torch.float64)
-        for start, stop in SLOTS:
-            if log_g is not None:
-                self.since[start:stop] = log_g[0, start:stop].double().cumsum(0)
-            self.total[start:stop] = self.since[stop - 1]
-
-    def normal(self, *batch_heads_dim: int) -> Tensor:
-        batch, heads, dim = batch_heads_dim
-        return torch.randn(batch, TOKENS, heads, dim, generator=self.make).half()
-
-    def states(self, dtype: torch.dtype = torch.float16) -> Tensor:
-        """[slots, G, rows, columns]."""
-        return torch.randn(6, GROUPS, self.shape.rows, self.columns, generator=self.make).to(dtype)
-
-    def phi(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., rows], without weights, in the order of layout.py."""
-        x = torch.nn.functional.pad(x, (0, self.width - x.shape[-1]))
-        products = [
-            (x[..., lead : lead + 8, None] * x[..., None, last : last + 8]).flatten(-2)
-            for lead, last, _ in steps(self.width, 2)
-        ]
-        return torch.cat(products, -1)
-
-
-def through(made: Made, x: Tensor, states: Tensor) -> Tensor:
-    """phi(x) S of each token's chunk: x [tokens, heads, K] -> [tokens, heads, columns]."""
-    heads_of_group = x.shape[1] // GROUPS
-    outs = []
-    for slot, (start, stop) in enumerate(SLOTS):
-        of_heads = states[slot].repeat_interleave(heads_of_group, 0)
-        outs.append(torch.einsum("thr,hrv->thv", made.phi(x[start:stop]), of_heads))
-    return torch.cat(outs)
-
-
-def decay(made: Made, of_keys: bool) -> Tensor:
-    """Between the state and each token and head, [tokens, heads, 1]."""
-    exponent = made.total - made.since if of_keys else made.since.repeat_interleave(REPEATS, 1)
-    return exponent.exp()[..., None] * (1.0 if of_keys else made.calls.power_scale)
-
-
-def check_part(part: Tensor, exact: Tensor, allowed: Tensor, of_keys: bool, has_edge: bool) -> None:
-    for slot, (start, stop) in enumerate(SLOTS):
-        rows = slice(start, stop)
-        if has_edge or slot not in (LAST if of_keys else FIRST):
-            assert ((part[rows].double() - exact[rows]).abs() <= allowed[rows]).all()
-        else:
-            assert part[rows].isnan().all()  # not written
 
 
 @pytest.mark.parametrize("has_edge", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -60,7 +61,8 @@ def test_state_and_gradients(case: Case, impl: str) -> None:
 def test_the_hopper_engine() -> None:
     with hopper_on_cpu():
         case = Case(tokens=130, batch=1, groups=1, repeats=1, key_dim=20, value_dim=24)
-        for one in (case, *variants(case, gated=[False], tokens=[63], normalize=[False])):
+        linear = replace(case, p=1, normalize=False)
+        for one in (case, *variants(case, gated=[False], tokens=[63], normalize=[False]), linear):
             check(one, torch.float16, impl="triton", chunk_size=64)
 
 

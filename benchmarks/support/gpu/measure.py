@@ -31,6 +31,7 @@ from support.gpu.plan import Cell, Plan, check_case, plan
 from support.gpu.results import ResultFile
 from support.gpu.roles import launches, role_flops, role_records, roles_of
 from support.gpu.steps import DEVICE_LOST
+from support.gpu.untried import untried
 from support.peers import prepare
 from support.report import format_seconds
 from support.rows import Row, with_ratios
@@ -61,7 +62,7 @@ class Measure:
         self.gpu = planned.device == "cuda"
         self.clock = clock_of(planned.device)
         self.wrong: dict[Variant, str] = {}
-        self.checked: dict[tuple[Variant, int], Checked | str] = {}
+        self.checked: dict[tuple[Variant, int, bool], Checked | str] = {}
         self.failed: list[str] = []
 
     def say(self, line: str) -> None:
@@ -130,28 +131,33 @@ class Measure:
     def _copy(self, device: str) -> float:
         return copy_rate(device, self.clock)
 
-    def _check(self, shape: Shape, variant: Variant) -> Checked:
+    def _check(self, shape: Shape, variant: Variant, untried: bool) -> Checked:
         """Return how far power attention is from float64 at this head dim. Raises ValueError where it is wrong."""
-        key = (variant, shape.head_dim)
+        key = (variant, shape.head_dim, untried)
         if key not in self.checked:
-            self.checked[key] = self._compare(shape, variant)
+            self.checked[key] = self._compare(shape, variant, untried)
         found = self.checked[key]
         if isinstance(found, str):
             raise ValueError(found)
         return found
 
-    def _compare(self, shape: Shape, variant: Variant) -> Checked | str:
+    def _compare(self, shape: Shape, variant: Variant, untried: bool) -> Checked | str:
         d, (case, chunk) = shape.head_dim, check_case(shape, variant)
         found = compared(case, variant, DTYPES[shape.dtype], shape.device, chunk, shape.device)
-        record = {"variant": str(variant), "head_dim": d, "passed": found.passed} | asdict(found)
+        name = f"{variant} untried" if untried else str(variant)
+        record = {"variant": name, "head_dim": d, "passed": found.passed} | asdict(found)
         # JSON has no infinity, which stands for a value that is not finite.
         finite = found.share_of_budget if found.share_of_budget < float("inf") else None
         self.file.add("checks", record | {"share_of_budget": finite})
-        text = f"{variant} d{d}: {found.share_of_budget:.3g} of the allowed error, {found.against}"
+        text = f"{name} d{d}: {found.share_of_budget:.3g} of the allowed error, {found.against}"
         self.say(f"checked {text}")
         return found if found.passed else f"wrong, so it is not timed: {text}"
 
     def _cell(self, cell: Cell) -> None:
+        with untried(cell.untried):
+            self._compare_cell(cell)
+
+    def _compare_cell(self, cell: Cell) -> None:
         shape = cell.shape
         clock: Clock = self._queued_clock() if cell.on_device else self.clock
         runs: dict[Variant, Run] = {}
@@ -161,7 +167,7 @@ class Measure:
         for variant in cell.variants:
             try:
                 if variant.is_power:
-                    checked = self._check(shape, variant)
+                    checked = self._check(shape, variant, cell.untried)
                 run = prepare(shape, variant)
                 run()
                 expected[variant], runs[variant] = clock(run), run

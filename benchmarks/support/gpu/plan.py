@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from powerplan.dims import default_chunk_size
+from powerplan.dims import UNTRIED_HOPPER_HEAD_DIMS, default_chunk_size
 from powerplan.kernels.testing import Case
 from support.shapes import Shape, Variant, engine_of, normalized
 
@@ -34,6 +34,7 @@ class Cell:
         power: The variant of power attention.
         peers: Implementations of softmax attention beside it.
         on_device: Whether the host's time is left out, by queueing work ahead of each run.
+        untried: Whether power attention takes the Hopper kernels that no GPU has run (POWERPLAN_HOPPER=all).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Cell:
     power: Variant
     peers: tuple[str, ...] = ()
     on_device: bool = False
+    untried: bool = False
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -60,6 +62,11 @@ def forward(head_dim: int) -> Cell:
 def other_degree(kind: str, p: int, head_dim: int) -> Cell:
     shape = Shape(kind, 16 * K, 1, 8, 8, head_dim, "bf16", "cuda")
     return Cell(f"{_place(shape)} p{p} gated", shape, Variant("power-triton", p, gated=True), SDPA)
+
+
+def untried(cell: Cell) -> Cell:
+    """Return a cell with the Hopper kernels that no GPU has run, to be read beside it."""
+    return replace(cell, name=f"{cell.name}, untried", peers=(), untried=True)
 
 
 def decoding(head_dim: int, batch: int) -> Cell:
@@ -85,13 +92,13 @@ CROSSOVERS = (*(training(tokens, 64) for tokens in CONTEXTS), *(training(tokens,
 
 DECODING = (decoding(64, 64), decoding(128, 16))
 
+DEGREES = tuple(other_degree(kind, p, d) for p, d in ((3, 64), (4, 32), (1, 64)) for kind in ("forward", "train"))
+
 OTHERS = (
     training(4 * K, 64, batch=8, heads=12),
     training(16 * K, 64, batch=4, heads=12),
-    other_degree("forward", 3, 64),
-    other_degree("train", 3, 64),
-    other_degree("forward", 4, 32),
-    other_degree("train", 4, 32),
+    *DEGREES,
+    *(untried(cell) for cell in DEGREES if cell.power.p in UNTRIED_HOPPER_HEAD_DIMS),
 )
 
 CELLS = (*LONG, *CROSSOVERS, *DECODING, *OTHERS)

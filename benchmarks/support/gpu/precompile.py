@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 from powerplan.kernels import power_attention
 from powerplan.kernels.testing import arguments, results
 from support.gpu.plan import Cell, Plan, check_case, plan
+from support.gpu.untried import untried
 from support.peers import prepare
 from support.runner import reason
 from support.shapes import DTYPES
@@ -105,13 +107,23 @@ def calls(planned: Plan) -> list[tuple[str, Callable[[], object]]]:
     A check has kernels of its own, which return and differentiate a state.
     """
     found: dict[str, Callable[[], object]] = {}
-    checks: set[tuple[Any, int]] = set()
+    checks: set[tuple[Any, int, bool]] = set()
     for cell in (*planned.cells, planned.host):
-        if cell.shape.kind != "decode" and (cell.power, cell.shape.head_dim) not in checks:
-            checks.add((cell.power, cell.shape.head_dim))
-            found[f"check of {cell.name}"] = lambda cell=cell: _run_check(cell)  # type: ignore[misc]
-        found[cell.name] = lambda cell=cell: prepare(cell.shape, cell.power)()  # type: ignore[misc]
+        check = (cell.power, cell.shape.head_dim, cell.untried)
+        if cell.shape.kind != "decode" and check not in checks:
+            checks.add(check)
+            found[f"check of {cell.name}"] = partial(_call, cell, _run_check)
+        found[cell.name] = partial(_call, cell, _run)
     return list(found.items())
+
+
+def _call(cell: Cell, call: Callable[[Cell], None]) -> None:
+    with untried(cell.untried):
+        call(cell)
+
+
+def _run(cell: Cell) -> None:
+    prepare(cell.shape, cell.power)()
 
 
 def _run_check(cell: Cell) -> None:

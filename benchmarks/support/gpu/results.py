@@ -6,6 +6,7 @@ date, device, versions, machine
            measured in the same run, matmul_flops_per_s (bf16, 8192^3) and copy_bytes_per_s (read and written)
 steps      name, ended (passed, failed, stopped, skipped), seconds, limit_s, said (its last line)
 checks     variant, share_of_budget (at most 1), against: of power attention against float64, before it is timed
+           ("untried" in a variant or a cell: with the Hopper kernels that no GPU has run)
 rows       one for each implementation at a shape: cell (name of the comparison), pass, context, batch, heads,
            kv_heads, head_dim, dtype, impl, p, gated; seconds (median, p20, p80, repeats), flops, share_of_matmul,
            over_fastest_sdpa; or `skipped`, with the reason. clock is "call", from the host's call to the end of its

@@ -35,6 +35,9 @@ ROLES: dict[str, tuple[str, ...]] = {
     "queries_kernel": DQ,
     "contract_kernel": DQ + DK_DV,
     "keys_kernel": DK_DV,
+    "fixed_states_kernel": STATES,
+    "fixed_expand_kernel": OUTPUT + DK_DV,
+    "fixed_contract_kernel": DQ + DK_DV,
 }
 """Roles of a kernel by its name, in the order of its launches in a training call: each role has as many launches.
 
@@ -42,7 +45,10 @@ Two running sums are forward and two are backward, one of the states and one of 
 several kernels do together has one role, whose time is the sum of theirs. Names are whole: torch has copy kernels, too.
 """
 
-ALONE = ("states_kernel", "scan_kernel")
+WITH_NORMALISER = {("fixed_expand_kernel", 5): OUTPUT + OUTPUT + DQ + DK_DV + DK_DV}
+"""The same by name and number of launches, where p = 4 asks the normaliser's state with the kernel of the others."""
+
+ALONE = ("states_kernel", "fixed_states_kernel", "scan_kernel")
 """Kernels whose share of the matrix product is recorded alone, too: beside them a role has much that moves memory."""
 
 OTHER = "other"
@@ -94,7 +100,10 @@ def _counts(event: Any, gpu: bool) -> bool:
 def roles_of(found: Sequence[Launch]) -> list[str]:
     """Return the role of each launch of a training call."""
     counts = Counter(launch.kernel for launch in found)
-    roles = (ROLES.get(launch.kernel, (OTHER,)) for launch in found)
+    roles = (
+        WITH_NORMALISER.get((launch.kernel, counts[launch.kernel])) or ROLES.get(launch.kernel, (OTHER,))
+        for launch in found
+    )
     return [
         of_kernel[launch.index * len(of_kernel) // counts[launch.kernel]]
         for launch, of_kernel in zip(found, roles, strict=True)

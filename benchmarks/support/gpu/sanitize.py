@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from support.gpu.steps import SKIPPED
 
@@ -31,27 +32,41 @@ def find_sanitizer() -> str | None:
 
 
 def calls(dry: bool) -> None:
-    """Run forward and backward passes, and a step of decoding, at each head dim."""
+    """Run forward and backward passes, and a step of decoding, at each head dim; then what no GPU has run."""
     import torch
 
+    from powerplan.dims import UNTRIED_HOPPER_HEAD_DIMS
+    from support.gpu.untried import untried
+
+    for head_dim in HEAD_DIMS:
+        _call(2, head_dim, dry)
+    with untried(True):
+        for p, head_dim in UNTRIED_HOPPER_HEAD_DIMS.items():
+            _call(p, head_dim // 8 if dry else head_dim, dry)
+    if not dry:
+        torch.cuda.synchronize()
+
+
+def _call(p: int, head_dim: int, dry: bool) -> None:
+    import torch
+
+    from powerplan.dims import odd_degree
     from powerplan.kernels import power_attention_step
     from powerplan.kernels.api import power_attention
     from powerplan.kernels.testing import Case, arguments
 
     device, impl, dtype = ("cpu", "torch", torch.float32) if dry else ("cuda", "triton", torch.bfloat16)
-    for head_dim in HEAD_DIMS:
-        case = Case(tokens=TOKENS, batch=1, groups=2, repeats=2, key_dim=head_dim, value_dim=head_dim)
-        inputs = case.inputs(dtype, device)
-        q, k, v = arguments(inputs)
-        log_g = inputs["log_g"]
-        assert log_g is not None
-        out, state = power_attention(q, k, v, log_g, chunk_size=CHUNK, return_state=True, impl=impl)
-        torch.autograd.grad(out.float().sum() + state.kv.sum(), (q, k, v, log_g))
-        with torch.no_grad():
-            now = (q[:, 0], k[:, 0], v[:, 0], log_g[:, 0], state)
-            power_attention_step(*now, impl="recurrent" if dry else impl)
-    if not dry:
-        torch.cuda.synchronize()
+    case = Case(p, not odd_degree(p), True, False, 1, TOKENS, 2, 2, head_dim, head_dim)
+    inputs = case.inputs(dtype, device)
+    q, k, v = arguments(inputs)
+    log_g = inputs["log_g"]
+    assert log_g is not None
+    settings: dict[str, Any] = {"p": p, "normalize": case.normalize}
+    out, state = power_attention(q, k, v, log_g, chunk_size=CHUNK, return_state=True, impl=impl, **settings)
+    torch.autograd.grad(out.float().sum() + state.kv.sum(), (q, k, v, log_g))
+    with torch.no_grad():
+        now = (q[:, 0], k[:, 0], v[:, 0], log_g[:, 0], state)
+        power_attention_step(*now, impl="recurrent" if dry else impl, **settings)
 
 
 def sanitized(tool: str, sanitizer: str, limit_s: float) -> tuple[str, int | None]:

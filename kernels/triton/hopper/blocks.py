@@ -60,3 +60,16 @@ def blocks(kernel: str, shape: LaunchShape) -> Blocks:
     wide = max(shape.phi_width, shape.stored_columns) == 128
     found = (WIDE if wide else NARROW)[kernel]
     return found._replace(rows=64, warps=4) if shape.call.chunk_size <= 64 else found
+
+
+FIXED_NARROW = {"expand": Blocks(128, 0, 4, 3), "contract": Blocks(64, 0, 4, 3, 168)}
+"""Blocks of the kernels for p = 3 and 4, for head dims of v up to 64: as for p = 2, which no GPU has confirmed."""
+
+FIXED_WIDE = {"expand": Blocks(128, 0, 8, 3), "contract": Blocks(64, 0, 4, 2)}
+"""Blocks of the kernels for p = 3 and 4, for head dims of v up to 128."""
+
+
+def fixed_blocks(kernel: str, shape: LaunchShape) -> Blocks:
+    """Return the blocks of "expand" or "contract" for p = 3 and 4."""
+    found = (FIXED_WIDE if shape.stored_columns == 128 else FIXED_NARROW)[kernel]
+    return found._replace(rows=64, warps=4) if shape.call.chunk_size <= 64 else found

@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-__all__ = ["all_threads", "constexpr_function", "copy_tile", "gl", "viewed"]
+__all__ = ["all_threads", "constexpr_function", "copy_tile", "gl", "viewed", "viewed_as"]
 
 constexpr_function: Any = gluon.constexpr_function
 
@@ -30,9 +30,19 @@ if hasattr(getattr(gl, "shared_memory_descriptor", None), "reinterpret"):
         """Return the same memory as [COUNT, ROWS, COLUMNS]."""
         return memory.reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], memory.layout)
 
+    @gluon.jit
+    def viewed_as(memory, COUNT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+        """Return the same memory as [COUNT, ROWS, COLUMNS] in another layout."""
+        return memory.reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], LAYOUT)
+
 else:
 
     @gluon.jit
     def viewed(memory, COUNT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
         """Return the same memory as [COUNT, ROWS, COLUMNS]."""
         return memory._reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], memory.layout)
+
+    @gluon.jit
+    def viewed_as(memory, COUNT: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+        """Return the same memory as [COUNT, ROWS, COLUMNS] in another layout."""
+        return memory._reinterpret(memory.dtype, [COUNT, ROWS, COLUMNS], LAYOUT)

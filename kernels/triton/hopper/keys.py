@@ -17,10 +17,12 @@ from powerplan.kernels.triton.hopper.within import (
     load_reference,
     new_columns,
     owned_rows,
+    power,
     query_columns,
     query_shares,
     rows_and_columns,
     state_at,
+    whole_state,
 )
 
 
@@ -30,7 +32,7 @@ def keys_kernel(
     v_desc,
     q_desc,
     y_desc,
-    square_desc,
+    state_desc,
     p_log_g_cumsum,
     p_grad_norm,
     p_chunks,
@@ -42,6 +44,7 @@ def keys_kernel(
     groups,
     token_blocks,
     power_scale,
+    P: gl.constexpr,
     K: gl.constexpr,
     V: gl.constexpr,
     DIM_K: gl.constexpr,
@@ -55,21 +58,22 @@ def keys_kernel(
     HAS_START: gl.constexpr,
     HAS_STATES: gl.constexpr,
 ):
-    """Compute dk and dv for BN keys of one key/value head, p = 2. Grid: slots G token_blocks programs.
+    """Compute dk and dv for BN keys of one key/value head. Grid: slots G token_blocks programs.
 
     With y the gradient of the sum of weighted values and u that of norm, a weight w gives w y to dv, and y.v + u is the
     gradient of w.
 
     k: [tokens, G K], v: [tokens, G V], q: [tokens, H K], y: [tokens, H V] bf16 in, by descriptor, tiles of BN and BM
         rows of a head.
-    square: [slots G K, K] bf16 in, by descriptor: the gradient of Z after each chunk, where NORMALIZE and HAS_STATES.
+    state: bf16 in, by descriptor, where HAS_STATES: for P = 1 the gradient of S after each chunk, [slots G K, V]; for
+        P = 2 and NORMALIZE that of Z = sum k k^T, [slots G K, K].
     log_g_cumsum: [tokens, G, 2] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
-    part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] bf16 or float32 in, where HAS_STATES: what comes back
-        through the state without the normaliser (contract.py, expand.py), for chunks that have a gradient of the state
-        after them.
+    part_k, part_v: [tokens, G, DIM_K] and [tokens, G, DIM_V] bf16 or float32 in, where HAS_STATES and P > 1: what
+        comes back through the state (contract.py, expand.py), for P = 2 without the normaliser, for chunks that have a
+        gradient of the state after them.
     dk: [tokens, G, DIM_K] bf16 out. dv: [tokens, G, DIM_V] bf16 out. k_dot_dk: [tokens, G] float32 out, where GATED.
-    K, V: head dims, padded. BN: a multiple of BM.
+    P: 1 to 4. K, V: head dims, padded. BN: a multiple of BM.
     HAS_START: whether the last chunk of a sequence has a gradient of the state after it. HAS_STATES: whether any has.
     """
     WARPS: gl.constexpr = gl.num_warps()
@@ -110,23 +114,29 @@ def keys_kernel(
         end_word, end_rest = load_reference(p_log_g_cumsum, stop - 1, groups, i_group, GATED)
         left = ((end_word - word) + (end_rest - rest)) * LOG2E
         b_factor = gl.exp2(-b_gate) * power_scale
-        # Half of dk: the 2 of the derivative of a square multiplies it at the end.
+        # dk / P: the P of the derivative of s^P multiplies it at the end.
         dk = gl.zeros([BN, K], gl.float32, OF_K)
         dv = gl.zeros([BN, V], gl.float32, OF_V)
         none = gl.zeros([BN, BM], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
         if HAS_STATES:
-            o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, K, DIM_K, OF_K)
-            o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, V, DIM_V, OF_V)
-            dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0).to(gl.float32) * 0.5
-            dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0).to(gl.float32)
-            if NORMALIZE:
+            if P == 1:
                 if has_state:
-                    square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
-                    square_bar = bars.index(STAGES + 1)
-                    mbarrier.expect(square_bar, K * K * 2)
-                    copy_tile(square_desc, [(i_chunk * groups + i_group) * K, 0], square_bar, square)
-                    mbarrier.wait(square_bar, 0)
+                    state = whole_state(state_desc, i_chunk, groups, i_group, bars, K, V)
+                    dk = warpgroup_mma(v_tile, state.permute((1, 0)), dk, is_async=True)
+                    dv = warpgroup_mma(k_tile, state, dv, is_async=True)
+                    dk, dv = warpgroup_mma_wait(0, deps=[dk, dv])
+                    b_to_end = gl.exp2(gl.where(m_row, left - b_gate, 0.0))
+                    dk = dk * gl.expand_dims(gl.convert_layout(b_to_end, gl.SliceLayout(1, OF_K)), 1)
+                    dv = dv * gl.expand_dims(gl.convert_layout(b_to_end, gl.SliceLayout(1, OF_V)), 1)
+            else:
+                o_dk, m_dk = rows_and_columns(first, stop, groups, i_group, BN, K, DIM_K, OF_K)
+                o_dv, m_dv = rows_and_columns(first, stop, groups, i_group, BN, V, DIM_V, OF_V)
+                dk = gl.load(p_part_k + o_dk, mask=m_dk & has_state, other=0.0).to(gl.float32) * (1.0 / P)
+                dv = gl.load(p_part_v + o_dv, mask=m_dv & has_state, other=0.0).to(gl.float32)
+            if NORMALIZE and P == 2:
+                if has_state:
+                    square = whole_state(state_desc, i_chunk, groups, i_group, bars, K, K)
                     b_kz = warpgroup_mma(k_tile, square, gl.zeros([BN, K], gl.float32, OF_K), is_async=True)
                     b_kz = warpgroup_mma_wait(0, deps=[b_kz])
                     b_to_end = gl.exp2(gl.where(m_row, left - b_gate, 0.0))
@@ -168,14 +178,16 @@ def keys_kernel(
             )  # fmt: skip
             columns.index(i % 2).store(b_ahead)
             shares.index(i % 2).store(b_share)
-            b_w = b_s * decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
+            b_w = decays(b_gate, b_factor, b_columns, o_row, o_t, whole, power_scale, True)
+            if P > 1:
+                b_w = power(b_s, P - 1) * b_w
             b_left_k = gl.convert_layout(((b_dw + gl.expand_dims(b_u, 0)) * b_w).to(k_desc.dtype), LEFT_K)
             b_left_v = gl.convert_layout((b_s * b_w).to(k_desc.dtype), LEFT_V)
             dk = warpgroup_mma(b_left_k, q_ring.index(slot), dk, is_async=True)
             dv = warpgroup_mma(b_left_v, y_ring.index(slot), dv, is_async=True)
             dk, dv, b_left_k, b_left_v = warpgroup_mma_wait(0, deps=[dk, dv, b_left_k, b_left_v])
 
-        dk = dk * 2.0
+        dk = dk * (1.0 * P)
         # Computed anew: kept over the loop, the offsets would take registers that it has not got.
         o_dk, m_dk = rows_and_columns(anew(first), stop, groups, i_group, BN, K, DIM_K, OF_K)
         o_dv, m_dv = rows_and_columns(anew(first), stop, groups, i_group, BN, V, DIM_V, OF_V)

@@ -19,8 +19,10 @@ from powerplan.kernels.triton.hopper.within import (
     load_reference,
     new_columns,
     owned_rows,
+    power,
     rows_and_columns,
     state_at,
+    whole_state,
 )
 
 
@@ -29,7 +31,7 @@ def output_kernel(
     q_desc,
     k_desc,
     v_desc,
-    square_desc,
+    state_desc,
     p_log_g_cumsum,
     p_chunks,
     p_part,
@@ -38,6 +40,8 @@ def output_kernel(
     groups,
     token_blocks,
     power_scale,
+    p_norm_part,
+    P: gl.constexpr,
     K: gl.constexpr,
     V: gl.constexpr,
     DIM: gl.constexpr,
@@ -50,15 +54,17 @@ def output_kernel(
     HAS_START: gl.constexpr,
     HAS_STATES: gl.constexpr,
 ):
-    """Compute the output for BM queries of one head, p = 2. Grid: slots H token_blocks programs.
+    """Compute the output for BM queries of one head. Grid: slots H token_blocks programs.
 
     q: [tokens, H K], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM, BN and BN rows of a head.
-    square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
+    state: bf16 in, by descriptor, where HAS_STATES: for P = 1 S before each chunk, [slots G K, V]; for P = 2 and
+        NORMALIZE Z = sum k k^T, [slots G K, K].
     log_g_cumsum: [tokens, G, 2] float32 in, where GATED. chunks: [slots, 4] int64 in.
-    part: [tokens, H, DIM] bf16 in, where HAS_STATES: the state's part of the sums (expand.py), for chunks that have
-        a state before them.
+    part: [tokens, H, DIM] bf16 in, where HAS_STATES and P > 1: the state's part of the sums (expand.py), for chunks
+        that have a state before them.
+    norm_part: [tokens, H] float32 in, where HAS_STATES, NORMALIZE and P > 2: likewise, of norm.
     out: [tokens, H, DIM] bf16 out. norm: [tokens, H] float32 out, where NORMALIZE.
-    K, V: head dims, padded; DIM: that of out. BM: a multiple of BN.
+    P: 1 to 4. K, V: head dims, padded; DIM: that of out. BM: a multiple of BN.
     HAS_START: whether the first chunk of a sequence has a state before it. HAS_STATES: whether any has.
     """
     WARPS: gl.constexpr = gl.num_warps()
@@ -97,21 +103,29 @@ def output_kernel(
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(q_bar, 0)
         if HAS_STATES:
-            o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
-            acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0).to(gl.float32)
-            if NORMALIZE:
+            if P == 1:
                 if has_state:
-                    # q^T Z q, by a product with Z: K multiply-adds a query remain outside the matrix unit.
-                    square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
-                    square_bar = bars.index(STAGES + 1)
-                    mbarrier.expect(square_bar, K * K * 2)
-                    copy_tile(square_desc, [(i_chunk * groups + i_group) * K, 0], square_bar, square)
-                    mbarrier.wait(square_bar, 0)
-                    b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SQUARES), is_async=True)
-                    b_qz = warpgroup_mma_wait(0, deps=[b_qz])
-                    b_sum = gl.sum(b_qz * q_tile.load(SQUARES).to(gl.float32), 1)
+                    state = whole_state(state_desc, i_chunk, groups, i_group, bars, K, V)
+                    acc = warpgroup_mma(q_tile, state, acc, is_async=True)
+                    acc = warpgroup_mma_wait(0, deps=[acc])
                     b_since = gl.exp2(b_gate + word * LOG2E) * power_scale
-                    b_norm = gl.convert_layout(b_sum, ROW) * b_since
+                    acc = acc * gl.expand_dims(gl.convert_layout(b_since, gl.SliceLayout(1, SUMS)), 1)
+            else:
+                o_out, m_out = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, V, DIM, SUMS)
+                acc = gl.load(p_part + o_out, mask=m_out & has_state, other=0.0).to(gl.float32)
+            if NORMALIZE:
+                if P == 2:
+                    if has_state:
+                        # q^T Z q, by a product with Z: K multiply-adds a query remain outside the matrix unit.
+                        square = whole_state(state_desc, i_chunk, groups, i_group, bars, K, K)
+                        b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SQUARES), is_async=True)
+                        b_qz = warpgroup_mma_wait(0, deps=[b_qz])
+                        b_sum = gl.sum(b_qz * q_tile.load(SQUARES).to(gl.float32), 1)
+                        b_since = gl.exp2(b_gate + word * LOG2E) * power_scale
+                        b_norm = gl.convert_layout(b_sum, ROW) * b_since
+                else:
+                    o_query = o_row.to(gl.int64) * (groups * REPEATS) + i_head
+                    b_norm = gl.load(p_norm_part + o_query, mask=m_row & has_state, other=0.0)
 
         columns = new_columns(2, BN)
         for i in gl.static_range(2):
@@ -136,7 +150,7 @@ def output_kernel(
                 ahead < count,
             )  # fmt: skip
             columns.index(i % 2).store(b_ahead)
-            b_w = b_s * b_s * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
+            b_w = power(b_s, P) * decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
             if NORMALIZE:
                 b_norm += gl.sum(b_w, 1)
             b_left = gl.convert_layout(b_w.to(k_desc.dtype), LEFT)

@@ -18,8 +18,10 @@ from powerplan.kernels.triton.hopper.within import (
     load_reference,
     new_columns,
     owned_rows,
+    power,
     rows_and_columns,
     state_at,
+    whole_state,
 )
 
 
@@ -29,7 +31,7 @@ def queries_kernel(
     y_desc,
     k_desc,
     v_desc,
-    square_desc,
+    state_desc,
     p_log_g_cumsum,
     p_grad_norm,
     p_chunks,
@@ -39,6 +41,7 @@ def queries_kernel(
     groups,
     token_blocks,
     power_scale,
+    P: gl.constexpr,
     K: gl.constexpr,
     V: gl.constexpr,
     DIM: gl.constexpr,
@@ -51,19 +54,20 @@ def queries_kernel(
     HAS_START: gl.constexpr,
     HAS_STATES: gl.constexpr,
 ):
-    """Compute dq for BM queries of one head, p = 2. Grid: slots H token_blocks programs.
+    """Compute dq for BM queries of one head. Grid: slots H token_blocks programs.
 
     With y the gradient of the sum of weighted values and u that of norm, y.v + u is the gradient of a weight.
 
     q: [tokens, H K], y: [tokens, H V], k: [tokens, G K], v: [tokens, G V] bf16 in, by descriptor, tiles of BM and BN
         rows of a head.
-    square: [slots G K, K] bf16 in, by descriptor: Z = sum k k^T before each chunk, where NORMALIZE and HAS_STATES.
+    state: bf16 in, by descriptor, where HAS_STATES: for P = 1 S before each chunk, [slots G K, V]; for P = 2 and
+        NORMALIZE Z = sum k k^T, [slots G K, K].
     log_g_cumsum: [tokens, G, 2] float32 in, where GATED. grad_norm: [tokens, H] float32 in, where NORMALIZE: u.
     chunks: [slots, 4] int64 in.
-    part: [tokens, H, DIM] bf16 or float32 in, where HAS_STATES: what comes back through the state without the
-        normaliser (contract.py), for chunks that have a state before them.
+    part: [tokens, H, DIM] bf16 or float32 in, where HAS_STATES and P > 1: what comes back through the state
+        (contract.py), for P = 2 without the normaliser, for chunks that have a state before them.
     dq: [tokens, H, DIM] bf16 out. q_dot_dq: [tokens, H] float32 out, where GATED.
-    K, V: head dims, padded; DIM: that of dq. BM: a multiple of BN.
+    P: 1 to 4. K, V: head dims, padded; DIM: that of dq. BM: a multiple of BN.
     HAS_START: whether the first chunk of a sequence has a state before it. HAS_STATES: whether any has.
     """
     WARPS: gl.constexpr = gl.num_warps()
@@ -101,20 +105,24 @@ def queries_kernel(
         if NORMALIZE:
             o_query = o_row.to(gl.int64) * (groups * REPEATS) + i_head
             b_u = gl.load(p_grad_norm + o_query, mask=m_row, other=0.0)
-        # Half of dq: the 2 of the derivative of a square multiplies it at the end.
+        # dq / P: the P of the derivative of s^P multiplies it at the end.
         acc = gl.zeros([BM, K], gl.float32, SUMS)
         none = gl.zeros([BM, BN], gl.float32, SCORES)
         mbarrier.wait(own_bar, 0)
         if HAS_STATES:
-            o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
-            acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0).to(gl.float32) * 0.5
-            if NORMALIZE:
+            if P == 1:
                 if has_state:
-                    square = gl.allocate_shared_memory(square_desc.dtype, [K, K], square_desc.layout)
-                    square_bar = bars.index(STAGES + 1)
-                    mbarrier.expect(square_bar, K * K * 2)
-                    copy_tile(square_desc, [(i_chunk * groups + i_group) * K, 0], square_bar, square)
-                    mbarrier.wait(square_bar, 0)
+                    state = whole_state(state_desc, i_chunk, groups, i_group, bars, K, V)
+                    acc = warpgroup_mma(y_tile, state.permute((1, 0)), acc, is_async=True)
+                    acc = warpgroup_mma_wait(0, deps=[acc])
+                    b_since = gl.exp2(b_gate + word * LOG2E) * power_scale
+                    acc = acc * gl.expand_dims(gl.convert_layout(b_since, gl.SliceLayout(1, SUMS)), 1)
+            else:
+                o_dq, m_dq = rows_and_columns(first, stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
+                acc = gl.load(p_part + o_dq, mask=m_dq & has_state, other=0.0).to(gl.float32) * (1.0 / P)
+            if NORMALIZE and P == 2:
+                if has_state:
+                    square = whole_state(state_desc, i_chunk, groups, i_group, bars, K, K)
                     b_qz = warpgroup_mma(q_tile, square, gl.zeros([BM, K], gl.float32, SUMS), is_async=True)
                     b_qz = warpgroup_mma_wait(0, deps=[b_qz])
                     b_since = gl.convert_layout(
@@ -146,12 +154,15 @@ def queries_kernel(
             )  # fmt: skip
             columns.index(i % 2).store(b_ahead)
             b_decay = decays(b_gate, b_factor, b_columns, o_row, o_s, i < whole, power_scale, False)
-            b_ds = (b_dw + gl.expand_dims(b_u, 1)) * b_s * b_decay
+            b_ds = b_dw + gl.expand_dims(b_u, 1)
+            if P > 1:
+                b_ds = b_ds * power(b_s, P - 1)
+            b_ds = b_ds * b_decay
             b_left = gl.convert_layout(b_ds.to(k_desc.dtype), LEFT)
             acc = warpgroup_mma(b_left, k_ring.index(slot), acc, is_async=True)
             acc, b_left = warpgroup_mma_wait(0, deps=[acc, b_left])
 
-        acc = acc * 2.0
+        acc = acc * (1.0 * P)
         # Computed anew, as in keys.py.
         o_dq, m_dq = rows_and_columns(anew(first), stop, groups * REPEATS, i_head, BM, K, DIM, SUMS)
         if GATED:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from powerplan.kernels.triton.hopper.blocks import Blocks, blocks
+from powerplan.kernels.triton.hopper.blocks import Blocks, blocks, fixed_blocks
 from powerplan.kernels.triton.hopper.contract import contract_kernel
 from powerplan.kernels.triton.hopper.copies import copy_kernel
 from powerplan.kernels.triton.hopper.expand import expand_kernel
+from powerplan.kernels.triton.hopper.fixed_contract import fixed_contract_kernel
+from powerplan.kernels.triton.hopper.fixed_expand import fixed_expand_kernel
+from powerplan.kernels.triton.hopper.fixed_states import fixed_states_kernel
 from powerplan.kernels.triton.hopper.keys import keys_kernel
 from powerplan.kernels.triton.hopper.layouts import tile_layout
 from powerplan.kernels.triton.hopper.output import output_kernel
 from powerplan.kernels.triton.hopper.queries import queries_kernel
 from powerplan.kernels.triton.hopper.states import states_kernel
+from powerplan.kernels.triton.hopper.sums import chunk_sums
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
-from powerplan.kernels.triton.layout import TILE, padded_dim
+from powerplan.kernels.triton.layout import TILE, padded_dim, step_table
 from powerplan.kernels.triton.running import running_sum
 
 BLOCK = 64
@@ -44,10 +50,59 @@ def scan_states(
     forward_states: StatePair | None,
 ) -> tuple[StatePair, StatePair, Tensor]:
     """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
+    call, backward = calls.shape.call, norm_grads is not None
+    memory = None
+    if call.p == 1:
+        parts = chunk_sums(calls, x, v, backward)
+    else:
+        parts, memory = _states_memory(calls, want_end, backward)
+        _phi_sums(calls, x, v, backward, parts)
+    start_kv = None if start is None else start[0]
+    forward = None if forward_states is None else forward_states[0]
+    columns, stored = call.v_head_dim, x.dtype
+    states, end, carry = running_sum(
+        calls, parts, start_kv, want_end, forward, backward, columns, stored, memory
+    )  # fmt: skip
+    return (states, calls.placeholder), (end, calls.placeholder), carry
+
+
+def _states_memory(calls: Launches, want_end: bool, backward: bool) -> tuple[Tensor, Tensor | None]:
+    """Return memory for the sums of single chunks, and for the states that follow from them; None: new memory.
+
+    For p > 2, where the state of one chunk and head takes 7.9 MB at K = V = 64, both lie in one memory, the sums a
+    chunk further on (backward: the states). When running_kernel stores a state, it has read what lay there. Not where
+    several sequences end in states that are wanted: there the sum over a sequence's last chunk lies in the place of the
+    first state of the next one, which another program stores.
+    """
+    shape = calls.shape
+    size = (shape.call.kv_heads, shape.rows, shape.stored_columns)
+    if shape.call.p == 2 or (want_end and shape.sequences > 1):
+        return calls.q.new_empty(shape.chunk_slots, *size), None
+    both = calls.q.new_empty(shape.chunk_slots + 1, *size)
+    return (both[:-1], both[1:]) if backward else (both[1:], both[:-1])
+
+
+def scan_lower(
+    calls: Launches,
+    x: Tensor,
+    start: Tensor | None,
+    want_end: bool,
+    norm_grads: NormGrads | None,
+    forward: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `states.scan` does of the normaliser, where it is a state of one degree less (normaliser.py)."""
+    assert isinstance(calls, HopperLaunches)
+    y = x if norm_grads is None else norm_grads.grad_norm[..., None] * x
+    starts, states = (None if state is None else (state, calls.placeholder) for state in (start, forward))
+    (keys, _), (end, _), carry = scan_states(calls.lower, x, y, starts, want_end, norm_grads, states)
+    return keys, end, carry
+
+
+def _phi_sums(calls: Launches, x: Tensor, v: Tensor, backward: bool, parts: Tensor) -> None:
+    """Write the sums of phi(x) v^T over each chunk to parts [slots, G, rows, columns]."""
     shape, call = calls.shape, calls.shape.call
-    backward = norm_grads is not None
     repeats = call.heads_per_kv_head if backward else 1
-    width, columns = shape.phi_width, shape.stored_columns
+    width, columns = padded_dim(call.head_dim), shape.stored_columns
     chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
     copies = (shape.chunk_slots, call.kv_heads * repeats)
     xt = x.new_empty(*copies, width, chunk)
@@ -77,8 +132,8 @@ def scan_states(
         "BACKWARD": backward,
     }
     launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
-    share = min(width // TILE // 2, 256 // columns)
-    parts = x.new_empty(shape.chunk_slots, call.kv_heads, shape.rows, columns)
+    # What a program's sums leave of its registers holds the left operands of up to four steps.
+    share = min(4, 256 // columns) if call.p > 2 else min(width // TILE // 2, 256 // columns)
     own = blocks("states", shape)
     tile_rows = width if width <= 64 else TILE
     xt_tiles = TensorDescriptor.from_tensor(xt.flatten(0, -2), [tile_rows, own.rows], tile_layout(own.rows))
@@ -96,15 +151,28 @@ def scan_states(
         "BT": own.rows,
         "STAGES": own.stages,
     }
-    launch(states_kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, call.v_head_dim, x.dtype)
-    return (states, calls.placeholder), (end, calls.placeholder), carry
+    kernel = states_kernel
+    if call.p > 2:
+        kernel = fixed_states_kernel
+        arguments |= {"p_xt": xt, "p_steps": calls.step_table, "P": call.p, "STEPS": shape.rows // STEP}
+    launch(kernel, shape.chunk_slots * call.kv_heads * (shape.rows // STEP // share), arguments)
 
 
 class HopperLaunches(Launches):
     """The kernels of this folder over one call's tensors."""
+
+    @cached_property
+    def lower(self) -> HopperLaunches:
+        """The kernels over what the normaliser is a state of: keys and keys, of one degree less, by the same scale."""
+        assert self.shape.lower is not None
+        made = copy(self)
+        made.shape, made.v = self.shape.lower, self.k
+        made.step_table = step_table(made.shape.phi_width, made.shape.call.p, made.shape.scan_steps, self.device)
+        return made
+
+    def _lower_part(self, x: Tensor, keys: Tensor, of_keys: bool, has_edge: bool) -> Tensor:
+        """Return phi(x) Z for the normaliser's state Z of one degree less, [tokens, heads, K] in float32."""
+        return self.lower._through_states(expand_kernel, x, None, keys, of_keys, has_edge, fine=True)
 
     def _rows(self, x: Tensor, rows: int) -> TensorDescriptor:
         """Return the descriptor of x [tokens, heads, dim] as [tokens, heads dim], read in tiles of `rows` of a head.
@@ -121,19 +189,32 @@ class HopperLaunches(Launches):
         return TensorDescriptor.from_tensor(flat, [rows, width], tile_layout(width))
 
     def _through_states(
-        self, kernel: Any, x: Tensor, y: Tensor | None, states: Tensor, of_keys: bool, has_edge: bool
+        self,
+        kernel: Any,
+        x: Tensor,
+        y: Tensor | None,
+        states: Tensor,
+        of_keys: bool,
+        has_edge: bool,
+        keys: Tensor | None = None,
+        grad_norm: Tensor | None = None,
+        fine: bool = False,
     ) -> Tensor:
         """Return the states' part of one result: phi(x) times a state, or the gradient of x from that product's, y.
 
         of_keys: Whether x are keys, which the state after the chunk acts on.
         has_edge: Whether the first chunk (of_keys: the last) of a sequence has such a state, too.
+        keys, grad_norm: The normaliser's state, whose share of the gradient is added, and what multiplies the sum of
+            weights in it, [tokens, heads]; where the normaliser is a state of one degree less.
+        fine: Whether the result is float32 in any case.
         """
         shape, call = self.shape, self.shape.call
         dim = call.v_head_dim if y is None else call.head_dim
         # The gates' gradients are differences of q.dq and k.dk, which 16 bits would not keep apart.
-        fine = y is not None and self.gated
+        fine = fine or (y is not None and self.gated)
         part = x.new_empty(*x.shape[:2], dim, dtype=torch.float32 if fine else x.dtype)
-        own = blocks("expand" if y is None else "contract", shape)
+        name = "expand" if y is None else "contract"
+        own = blocks(name, shape) if call.p == 2 else fixed_blocks(name, shape)
         token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
         arguments: dict[str, Any] = {
             "state_desc": _tiles(states, STEP),
@@ -157,6 +238,13 @@ class HopperLaunches(Launches):
             "HAS_START": has_edge,
         }
         arguments |= {"V": dim} if y is None else {"y_desc": self._rows(y, own.rows)}
+        if call.p > 2:
+            kernel = fixed_expand_kernel if y is None else fixed_contract_kernel
+            arguments |= {"P": call.p, "STEPS": shape.rows // STEP}
+            if y is not None:
+                more = self.placeholder if keys is None else self._lower_part(x, keys, of_keys, has_edge)
+                factor = self.placeholder if grad_norm is None else grad_norm
+                arguments |= {"p_more": more, "p_factor": factor, "NORMALIZE": keys is not None}
         programs = shape.chunk_slots * x.shape[1] * token_blocks
         launch(kernel, programs, arguments, own.warps, options=own.options)
         return part
@@ -170,16 +258,22 @@ class HopperLaunches(Launches):
         """
         shape, call = self.shape, self.shape.call
         token_blocks = -(-min(call.chunk_size, call.tokens) // own.rows)
-        has_states = states[0].shape[0] > 0
-        square = states[1] if has_states and call.normalize else self.q.new_empty(1, shape.phi_width)
+        width, has_states = padded_dim(call.head_dim), states[0].shape[0] > 0
+        if call.p == 1 and has_states:
+            state = states[0]
+        elif call.p == 2 and has_states and call.normalize:
+            state = states[1]
+        else:
+            state = self.q.new_empty(1, width)
         arguments |= {
-            "square_desc": _tiles(square, shape.phi_width),
+            "state_desc": _tiles(state, width),
             "p_log_g_cumsum": self.log_g_cumsum,
             "p_chunks": self.chunk_table.chunks,
             "groups": call.kv_heads,
             "token_blocks": token_blocks,
             "power_scale": self.power_scale,
-            "K": shape.phi_width,
+            "P": call.p,
+            "K": width,
             "V": shape.stored_columns,
             "REPEATS": call.heads_per_kv_head,
             "GATED": self.gated,
@@ -195,9 +289,11 @@ class HopperLaunches(Launches):
         tokens, heads = self.q.shape[:2]
         out = self.v.new_empty(tokens, heads, call.v_head_dim)
         norm = self.float((tokens, heads), call.normalize)
-        part = self.placeholder
-        if states[0].shape[0]:
+        part = norm_part = self.placeholder
+        if states[0].shape[0] and call.p > 1:
             part = self._through_states(expand_kernel, self.q, None, states[0], False, has_start)
+            if self.shape.lower is not None:
+                norm_part = (self.q * self._lower_part(self.q, states[1], False, has_start)).sum(-1)
         own = blocks("output", self.shape)
         arguments = {
             "q_desc": self._rows(self.q, own.rows),
@@ -206,6 +302,7 @@ class HopperLaunches(Launches):
             "p_part": part,
             "p_out": out,
             "p_norm": norm,
+            "p_norm_part": norm_part,
             "DIM": call.v_head_dim,
             "BM": own.rows,
             "BN": own.columns,
@@ -220,8 +317,11 @@ class HopperLaunches(Launches):
         dq = self.q.new_empty(self.q.shape)
         q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
         part = self.placeholder
-        if states[0].shape[0]:
-            part = self._through_states(contract_kernel, self.q, norm_grads.y, states[0], False, has_start)
+        if states[0].shape[0] and call.p > 1:
+            keys, grad_norm = (None, None) if self.shape.lower is None else (states[1], norm_grads.grad_norm)
+            part = self._through_states(
+                contract_kernel, self.q, norm_grads.y, states[0], False, has_start, keys, grad_norm
+            )
         own = blocks("queries", self.shape)
         arguments = {
             "q_desc": self._rows(self.q, own.rows),
@@ -246,8 +346,9 @@ class HopperLaunches(Launches):
         dk, dv = self.k.new_empty(self.k.shape), self.v.new_empty(self.v.shape)
         k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
         part_k = part_v = self.placeholder
-        if grad_states[0].shape[0]:
-            part_k = self._through_states(contract_kernel, self.k, self.v, grad_states[0], True, has_end)
+        if grad_states[0].shape[0] and call.p > 1:
+            keys = None if self.shape.lower is None else grad_states[1]
+            part_k = self._through_states(contract_kernel, self.k, self.v, grad_states[0], True, has_end, keys)
             part_v = self._through_states(expand_kernel, self.k, None, grad_states[0], True, has_end)
         own = blocks("keys", self.shape)
         arguments = {

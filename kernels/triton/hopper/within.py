@@ -54,6 +54,17 @@ def copy_pair(a_desc, b_desc, row, a_column, b_column, a_ring, b_ring, bars, slo
 
 
 @gluon.jit
+def whole_state(desc, i_chunk, groups, i_group, bars, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Return one of the states [slots G ROWS, COLUMNS], whole, in shared memory; the last of `bars` is for it alone."""
+    state = gl.allocate_shared_memory(desc.dtype, [ROWS, COLUMNS], desc.layout)
+    bar = bars.index(bars.shape[0] - 1)
+    mbarrier.expect(bar, ROWS * COLUMNS * 2)
+    copy_tile(desc, [(i_chunk * groups + i_group) * ROWS, 0], bar, state)
+    mbarrier.wait(bar, 0)
+    return state
+
+
+@gluon.jit
 def anew(x):
     """Return x, an int32 that the compiler takes for another: what follows from it is computed again, and not kept."""
     return gl.inline_asm_elementwise(
@@ -70,6 +81,21 @@ def rows_and_columns(
     o_f = gl.arange(0, COLUMNS, gl.SliceLayout(0, SUMS))
     mask = gl.expand_dims(o_t < stop, 1) & gl.expand_dims(o_f < DIM, 0)
     return gl.expand_dims((o_t.to(gl.int64) * heads + i_head) * DIM, 1) + gl.expand_dims(o_f, 0), mask
+
+
+@gluon.jit
+def power(b_s, P: gl.constexpr):
+    """Return s^P, with P from 1 to 4."""
+    if P == 1:
+        b_power = b_s
+    elif P == 2:
+        b_power = b_s * b_s
+    elif P == 3:
+        b_power = b_s * b_s * b_s
+    else:
+        b_square = b_s * b_s
+        b_power = b_square * b_square
+    return b_power
 
 
 @gluon.jit
