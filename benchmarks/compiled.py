@@ -4,8 +4,7 @@ Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [
 Exits with 1 where a kernel spills, needs more shared memory than the GPU has, misses its matrix instructions, does not
 keep an operand of a product (sass.py), or has its products serialised by ptxas.
 
-Renew what the tests take as compiled, in eight minutes of two processors, where kernels or triton have changed:
-python benchmarks/compiled.py --arch 80 90 --out benchmarks/results/compiled.json
+`make compiled` renews the results in benchmarks/results, which tests take for kernels that have not changed since.
 """
 
 from __future__ import annotations
