@@ -1,5 +1,6 @@
 # make demo: environment, install, WSFR of a built-in model, what to train instead, its layer timed here.
 # make test: environment, install, all tests; with a second version of Triton after make triton36 (190 MB).
+# make compiled: what both versions of Triton make of the kernels that have changed, into benchmarks/results for the tests.
 # make docs: environment, install, the documentation site in build/site; a warning is an error.
 # make gpu: on a machine with a GPU, kernel tests and speed there in four minutes (GPU_ARGS='--only bench'). It makes no
 #   environment: PYTHON has torch and triton, msgspec and pytest.
@@ -15,7 +16,7 @@ FOLDERS := $(shell find powerplan kernels models -type d -not -name __pycache__)
 # The second version of Triton that kernels are compiled with, the one that torch 2.11 brings.
 TRITON_36 = build/triton-3.6
 
-.PHONY: demo test triton36 lint format docs bench gpu clean
+.PHONY: demo test triton36 compiled lint format docs bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/powerplan wsfr gpt2-small --ctx 1k,8k,64k,1M
@@ -30,6 +31,13 @@ triton36: $(TRITON_36)
 
 $(TRITON_36): | $(VENV)/bin/python
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ triton==3.6.0
+
+# With 3.6 some plain kernels spill, which ends with 1: their blocks are chosen with the other version.
+compiled: RESULTS = benchmarks/results/compiled
+compiled: $(VENV)/.installed-dev $(TRITON_36)
+	$(BIN)/python benchmarks/compiled.py --arch 80 90 --kept $(RESULTS).json --out $(RESULTS).json
+	-PYTHONPATH=$(TRITON_36) $(BIN)/python benchmarks/compiled.py --arch 90 --dtype bf16 \
+	  --kept $(RESULTS)-triton-3.6.json --out $(RESULTS)-triton-3.6.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

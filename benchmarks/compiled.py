@@ -4,8 +4,7 @@ Usage: python benchmarks/compiled.py [--arch 80 90 100] [--dtype bf16] [--p 2] [
 Exits with 1 where a kernel spills, needs more shared memory than the GPU has, misses its matrix instructions, does not
 keep an operand of a product (sass.py), or has its products serialised by ptxas.
 
-Renew what the tests take as compiled, in eight minutes of two processors, where kernels or triton have changed:
-python benchmarks/compiled.py --arch 80 90 --out benchmarks/results/compiled.json
+`make compiled` renews the results in benchmarks/results, which tests take for kernels that have not changed since.
 """
 
 from __future__ import annotations
@@ -232,9 +231,7 @@ def main() -> int:
     parser.add_argument("--thorough", action="store_true", help="head dims and variants that share blocks, too")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kept", type=Path, help="a file of --out: what has not changed since is not compiled")
-    parser.add_argument(
-        "--again", type=int, default=0, help="kernels of --kept to compile all the same and compare"
-    )
+    parser.add_argument("--again", type=int, default=0, help="kernels of --kept to compile all the same and compare")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configurations = list(shipped(options.dtype, options.p, options.thorough))
