@@ -9,6 +9,7 @@ from torch import Tensor
 
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.layout import padded_dim, steps
+from powerplan.kernels.triton.prepare import OutputGrad, Prepared, prepare
 from powerplan.kernels.triton.shapes import LaunchShape
 
 ROUNDING = 2**-11
@@ -47,6 +48,7 @@ class Made:
         inputs = Inputs(q, k, v, log_g, torch.tensor(BOUNDS))
         self.calls = engine.HopperLaunches(shape, inputs)
         self.shape = shape
+        self.prepared = prepare(self.calls, True)
         self.width, self.columns = self.shape.phi_width, padded_dim(value_dim)
         self.q, self.k, self.v = self.calls.q, self.calls.k, self.calls.v
         # a of each token, and of the last token of its chunk, [tokens, G]
@@ -59,6 +61,12 @@ class Made:
     def normal(self, *batch_heads_dim: int) -> Tensor:
         batch, heads, dim = batch_heads_dim
         return torch.randn(batch, TOKENS, heads, dim, generator=self.make).to(self.dtype)
+
+    def backward(self, value_dim: int) -> Prepared:
+        """Return what is prepared for a backward pass."""
+        grad, out = self.normal(1, 4, value_dim)[0], self.normal(1, 4, value_dim)[0]
+        norm = 1 + torch.rand(TOKENS, 4, generator=self.make)
+        return prepare(self.calls, True, OutputGrad(grad, out, norm))
 
     def states(self, dtype: torch.dtype | None = None) -> Tensor:
         """[slots, G, rows, columns]."""

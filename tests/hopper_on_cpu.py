@@ -13,7 +13,7 @@ import triton.language as tl
 from gluon_on_cpu import emulated
 from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape
-from powerplan.kernels.triton import shapes, states
+from powerplan.kernels.triton import prepare, shapes
 
 PACKAGE = "powerplan.kernels.triton.hopper"
 
@@ -36,7 +36,7 @@ def hopper_on_cpu() -> Iterator[None]:
     try:
         with emulated(PACKAGE), ExitStack() as patches:
             patches.enter_context(patch.object(shapes, "uses_hopper", _takes))
-            for module in (states, import_module(f"{PACKAGE}.sums")):
+            for module in (prepare, import_module(f"{PACKAGE}.sums")):
                 patches.enter_context(patch.object(module, "operand", _operand))
             yield
     finally:

@@ -59,6 +59,11 @@ def family(device: torch.device) -> int:
     return 90 if torch.cuda.get_device_capability(device) in ((9, 0), (10, 0), (10, 3)) else 80
 
 
+def most_registers(count: int) -> dict[str, Any] | None:
+    """Return the option of the compiler that sets the most registers of a thread. That for AMD GPUs has none."""
+    return None if torch.version.hip is not None else {"maxnreg": count}
+
+
 @lru_cache(maxsize=1)
 def _table() -> dict[tuple[int, str, int], dict[tuple[int, int], dict[str, Blocks]]]:
     text = files("powerplan.kernels.triton").joinpath("blocks.json").read_text(encoding="utf-8")

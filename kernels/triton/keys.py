@@ -1,6 +1,6 @@
 """The gradients of keys and values: from the state after the chunk, and from the queries of the chunk itself.
 
-With y the gradient of the sum of weighted values and u that of the sum of weights, norm (small.py), a weight w of a
+With y the gradient of the sum of weighted values and u that of the sum of weights, norm (prepare.py), a weight w of a
 query on a key gives w y to dv, and y.v + u is the gradient of w. Legend: prologue.py.
 """
 

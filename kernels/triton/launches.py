@@ -10,13 +10,13 @@ from torch import Tensor
 
 from powerplan.kernels.call import Inputs
 from powerplan.kernels.triton.config import Blocks
+from powerplan.kernels.triton.gates import grad_log_g_kernel
 from powerplan.kernels.triton.keys import keys_kernel
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import power_of_two, step_count, step_rows, step_table
 from powerplan.kernels.triton.output import output_kernel
 from powerplan.kernels.triton.queries import queries_kernel
 from powerplan.kernels.triton.shapes import LaunchShape, chunk_table, dense_chunk_table, tokens_first
-from powerplan.kernels.triton.small import grad_log_g_kernel, grad_norm_kernel, log_g_cumsum_kernel
 from powerplan.kernels.triton.tuning import tuned
 
 StatePair = tuple[Tensor, Tensor]
@@ -26,7 +26,7 @@ StatePair = tuple[Tensor, Tensor]
 class NormGrads(NamedTuple):
     """What the gradient of the output gives for the sums that it is the quotient of.
 
-    inverse_norm: [tokens, H], 1 / norm; a placeholder without a normaliser.
+    inverse_norm: [tokens, H], 1 / norm; a placeholder without a normaliser, and where the kernels of hopper/ run.
     grad_norm: [tokens, H], the gradient of norm; likewise.
     y: [tokens, H, V], the gradient of the weighted sums where the kernels of hopper/ run, else that of the output.
     """
@@ -43,7 +43,12 @@ def _placeholder(device: torch.device) -> Tensor:
 
 
 class Launches:
-    """The kernels over one call's tensors, which lie flattened to tokens."""
+    """The kernels over one call's tensors, which lie flattened to tokens.
+
+    Attributes:
+        log_g_cumsum: [tokens, G, 2], sums of gates within chunks, where there are any. `prepare` writes them, before
+            anything else.
+    """
 
     def __init__(self, shape: LaunchShape, inputs: Inputs) -> None:
         self.shape = shape
@@ -60,27 +65,13 @@ class Launches:
         self.log_g = self.log_g_cumsum = self.placeholder
         if inputs.log_g is not None:
             self.log_g = inputs.log_g.flatten(0, 1).contiguous()
-            self.log_g_cumsum = self._sum_gates(self.log_g)
+            self.log_g_cumsum = self.float((*self.log_g.shape, 2), True)
         self.step_table = step_table(shape.phi_width, call.p, shape.scan_steps, self.device)
         self.power_scale = call.scale**call.p
 
     def float(self, size: tuple[int, ...], wanted: bool) -> Tensor:
         """Return a new float32 tensor, or the placeholder where it is not wanted."""
         return torch.empty(size, dtype=torch.float32, device=self.device) if wanted else self.placeholder
-
-    def _along_chunks(self, kernel: Any, arguments: dict[str, Any]) -> None:
-        call = self.shape.call
-        arguments = arguments | {
-            "p_chunks": self.chunk_table.chunks,
-            "groups": call.kv_heads,
-            "BLOCK": min(power_of_two(call.chunk_size), 1024),
-        }
-        launch(kernel, self.shape.chunk_slots * call.kv_heads, arguments)
-
-    def _sum_gates(self, log_g: Tensor) -> Tensor:
-        log_g_cumsum = torch.empty((*log_g.shape, 2), dtype=torch.float32, device=self.device)
-        self._along_chunks(log_g_cumsum_kernel, {"p_log_g": log_g, "p_log_g_cumsum": log_g_cumsum})
-        return log_g_cumsum
 
     def no_carry(self) -> Tensor:
         """Return what stands for shares of later chunks where there are none, [slots, G, 1]; zeros."""
@@ -98,12 +89,15 @@ class Launches:
             "p_grad_gate_carry": grad_gate_carry,
             "p_log_g": self.log_g,
             "p_grad_log_g": grad_log_g,
+            "p_chunks": self.chunk_table.chunks,
+            "groups": call.kv_heads,
             "parts": parts,
             "P": call.p,
             "REPEATS": call.heads_per_kv_head,
+            "BLOCK": min(power_of_two(call.chunk_size), 1024),
             "PARTS": min(power_of_two(parts), 1024),
         }
-        self._along_chunks(grad_log_g_kernel, arguments)
+        launch(grad_log_g_kernel, self.shape.chunk_slots * call.kv_heads, arguments)
         return grad_log_g
 
     def _common(self, states: StatePair, has_start: bool) -> dict[str, Any]:
@@ -169,34 +163,6 @@ class Launches:
         self._over_blocks("output", output_kernel, arguments, call.heads_per_kv_head, "BM", "BN")
         return out, norm
 
-    def norm_grads(self, grad: Tensor, out: Tensor, norm: Tensor) -> NormGrads:
-        """Return the gradients of the weighted sums and of norm, from that of the output, the output and norm."""
-        if not self.shape.call.normalize:
-            return NormGrads(self.placeholder, self.placeholder, grad)
-        inverse_norm, grad_norm = torch.empty_like(norm), torch.empty_like(norm)
-        want_y = self.shape.hopper
-        y = torch.empty_like(out) if want_y else grad
-        v_head_dim = self.shape.call.v_head_dim
-        block = 32  # 32 rows of up to 128 values are up to 32 registers for each of 128 threads
-        arguments = {
-            "p_out": out,
-            "p_grad_out": grad,
-            "p_norm": norm,
-            "p_inverse_norm": inverse_norm,
-            "p_grad_norm": grad_norm,
-            "p_y": y,
-            "s_gt": grad.stride(0),
-            "s_gh": grad.stride(1),
-            "queries": norm.numel(),
-            "heads": norm.shape[1],
-            "V": v_head_dim,
-            "BV": power_of_two(v_head_dim),
-            "BLOCK": block,
-            "WANT_Y": want_y,
-        }
-        launch(grad_norm_kernel, -(-norm.numel() // block), arguments)
-        return NormGrads(inverse_norm, grad_norm, y)
-
     def _gradient_arguments(self, grad: Tensor, norm_grads: NormGrads, states: StatePair, edge: bool) -> dict[str, Any]:
         return self._common(states, edge) | {
             "p_grad_out": grad,
@@ -213,7 +179,7 @@ class Launches:
 
         Args:
             grad: [tokens, H, V], the gradient of the output.
-            norm_grads: What the method of this name returned.
+            norm_grads: What `prepare` returned.
             states: The states before all chunks.
             has_start: Whether there is a state before the first chunk of a sequence.
         """
@@ -231,7 +197,7 @@ class Launches:
 
         Args:
             grad: [tokens, H, V], the gradient of the output.
-            norm_grads: What the method of this name returned.
+            norm_grads: What `prepare` returned.
             grad_states: The gradients of the states after all chunks.
             has_end: Whether there is a gradient of the state after the last chunk of a sequence.
         """

@@ -2,7 +2,7 @@
 
 (q.k)^4 = (q.k)^3 k.q = phi_3(q)^T (phi_3(k) k^T) q, so that with Z = sum phi_3(k) k^T a query's sum of weights is
 (phi_3(q) Z).q, and 4 phi_3(q) Z its gradient by q. At K = V = 32 phi_3(q) Z is 0.07 of the products of phi_4(q) S; a
-column of ones beside the values would be 8 more columns of the matrix unit. For p = 2 it is Z = sum k k^T (squares.py).
+column of ones beside the values would be 8 more columns of the matrix unit. For p = 2 it is Z = sum k k^T (prepare.py).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerplan.kernels.call import SMALLEST_NORM
+from powerplan.kernels.call import LOWEST_LOG_GATE, SMALLEST_NORM
 
 CHUNK_COLUMNS = tl.constexpr(4)
 """Columns of the table of chunks."""
@@ -40,8 +40,10 @@ FIRST_IN_SEQUENCE = tl.constexpr(2)
 LAST_IN_SEQUENCE = tl.constexpr(3)
 """The column that holds 1 where a chunk is the last of its sequence, so that there may be no state after it."""
 
-
 SMALLEST = tl.constexpr(SMALLEST_NORM)
+
+LOWEST = tl.constexpr(LOWEST_LOG_GATE)
+"""The lowest log_g that counts; lower ones, -inf included, count as this one."""
 
 
 @triton.jit

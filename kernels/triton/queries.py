@@ -1,6 +1,6 @@
 """The gradient of queries: the output kernel's two parts, the state before the chunk and the chunk itself, backward.
 
-With y the gradient of the sum of weighted values and u that of the sum of weights, norm (small.py), the gradient of
+With y the gradient of the sum of weighted values and u that of the sum of weights, norm (prepare.py), the gradient of
 phi(q) is kv y + key u, and that of a weight is y.v + u. Legend: prologue.py.
 """
 

@@ -21,7 +21,20 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from powerplan.kernels.triton.launching import ALIGNMENT, Launch, is_descriptor, is_listened_to, listening, picker
-from powerplan.kernels.triton.tape import Again, At, Describe, Operate, Optional, Part, Start, Step, Tape, without_base
+from powerplan.kernels.triton.tape import (
+    Again,
+    At,
+    Describe,
+    Operate,
+    Optional,
+    Part,
+    Start,
+    Step,
+    Tape,
+    Temporary,
+    without_base,
+)
+from powerplan.kernels.triton.workspace import Use, packed
 
 MOST_ATTEMPTS = 3
 """Calls of one kind that are watched in vain before nobody watches them any more."""
@@ -69,7 +82,7 @@ def repeat(tapes: Tapes, name: Any, tensors: Optional, lay_out: Callable[[], Opt
     with listening(watch), watch:
         returned = lay_out()
     try:
-        tapes[kind] = _Writer(given, watch).tape(returned)
+        tapes[kind] = _Writer(given, watch, returned).tape()
     except _NoTapeError:
         tapes[kind] = tape + 1
     return returned
@@ -129,13 +142,26 @@ class _Writer:
     the pass. That one is its root: it has a place, and the storage tells it.
     """
 
-    def __init__(self, inputs: list[Tensor], watch: Watch) -> None:
+    def __init__(self, inputs: list[Tensor], watch: Watch, returned: Optional) -> None:
         self.events = watch.events
+        self.returned = returned
         new = [event.result for event in self.events if isinstance(event, Call) and event.is_empty]
-        self.roots: list[Tensor] = [*inputs, *new]
+        outlive = {_storage(x) for x in returned if x is not None and x.numel()}
+        device = inputs[0].device
+        kept = [
+            x
+            for x in new
+            if any(x is each for each in returned) or (x.numel() and (_storage(x) in outlive or x.device != device))
+        ]
+        self.temporary = [x for x in new if x.numel() and not any(x is each for each in kept)]
+        self.roots: list[Tensor] = [*inputs, *kept, *self.temporary]
         self.inputs = len(inputs)
+        self.first_temporary = self.inputs + len(kept)
         self.first_made = len(self.roots)
-        self.layouts = [_layout(x) for x in new]
+        self.layouts = [_layout(x) for x in kept]
+        self.now = 0  # the event that is being written down
+        self.used: dict[int, list[int]] = {}  # by the place of a temporary tensor, the events that use it
+        self.taken: set[int] = set()  # places of temporary tensors that steps take, and not their addresses alone
         self.places: dict[int, list[int]] = {}
         for place, x in enumerate(self.roots):
             if x.numel():
@@ -144,8 +170,9 @@ class _Writer:
         self.steps: list[Step] = []
         self.whole: set[int] = set()  # places whose sizes and strides count
 
-    def tape(self, returned: Optional) -> Tape:
-        for event in self.events:
+    def tape(self) -> Tape:
+        for index, event in enumerate(self.events):
+            self.now = index
             if isinstance(event, Call):
                 if not event.is_empty:
                     self.operate(event)
@@ -153,17 +180,38 @@ class _Writer:
             pick = picker([self.place(value) for value in event.arguments])
             kept = event._replace(arguments=())
             self.steps.append(Again(kept, pick) if event.start is None else Start(kept, pick))
-        results = tuple([None if x is None else self.result(x) for x in returned])
+        results = tuple([None if x is None else self.result(x) for x in self.returned])
         self.fixed.reverse()
+        direct = not any(isinstance(step, Again) for step in self.steps)
+        workspace, temporaries = self.workspace(direct)
         return Tape(
             new=tuple(self.layouts),
+            workspace=workspace,
+            temporaries=temporaries,
             made=len(self.roots) - self.first_made,
             fixed=tuple(self.fixed),
             fixed_addresses=tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in self.fixed),
             steps=tuple(self.steps),
             results=results,
-            direct=not any(isinstance(step, Again) for step in self.steps),
+            direct=direct,
         )
+
+    def workspace(self, direct: bool) -> tuple[dict[str, Any] | None, tuple[Temporary, ...]]:
+        """Return the allocation that holds the temporary tensors, and where they lie in it."""
+        if not self.temporary:
+            return None, ()
+        places = range(self.first_temporary, self.first_made)
+        uses = []
+        for place, x in zip(places, self.temporary, strict=True):
+            used = self.used.get(place)
+            uses.append(Use(used[0], used[-1], _span(x) * x.itemsize) if used else Use(0, 0, 0))
+        offsets, total = packed(uses)
+        layouts = [
+            (tuple(x.shape), x.stride(), x.dtype) if place in self.taken or not direct else None
+            for place, x in zip(places, self.temporary, strict=True)
+        ]
+        whole = {"size": (total,), "dtype": torch.uint8, "device": self.temporary[0].device}
+        return whole, tuple(map(Temporary, offsets, layouts))
 
     def keep(self, value: Any) -> int:
         """Return the place of what is the same every time: from the end of the row."""
@@ -200,7 +248,10 @@ class _Writer:
         if place is None:
             return self.keep(value)
         root = self.roots[place]
+        self.used.setdefault(place, []).append(self.now)
         offset = value.storage_offset() - root.storage_offset()
+        if whole or offset:
+            self.taken.add(place)
         if offset or (whole and (value.shape != root.shape or value.stride() != root.stride())):
             own = self.own(None)
             self.steps.append(Part(own, place, tuple(value.shape), value.stride(), offset))
@@ -252,7 +303,7 @@ class _Writer:
         if place is None:
             return self.keep(x)
         root = self.roots[place]
-        is_new = self.inputs <= place < self.first_made and place not in self.whole
+        is_new = self.inputs <= place < self.first_temporary and place not in self.whole
         if is_new and x.numel() == root.numel() and x.is_contiguous() and root.is_contiguous():
             self.layouts[place - self.inputs] = _layout(x)
             self.whole.add(place)
@@ -269,6 +320,11 @@ def _is_indexed(call: Call) -> bool:
 
 def _storage(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
+
+
+def _span(x: Tensor) -> int:
+    """Return the elements from a tensor's first to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _layout(x: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.launches import Launches, StatePair
 from powerplan.kernels.triton.layout import squares, step_conversion
 from powerplan.kernels.triton.normaliser import key_rows
+from powerplan.kernels.triton.prepare import OutputGrad, prepare
 from powerplan.kernels.triton.shapes import LaunchShape, saved_states, tokens_first
 from powerplan.kernels.triton.states import scan
 
@@ -78,8 +79,11 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
     calls = launches(shape, inputs)
     start = None if initial_state is None else _to_rows(initial_state, shape)
     states, final_state = _no_states(calls), None
-    if shape.has_states(start is not None, return_state):
-        states, end, _ = scan(calls, calls.k, calls.v, start, return_state)
+    has_states = shape.has_states(start is not None, return_state)
+    prepared = prepare(calls, has_states)
+    if has_states:
+        states, end, _ = scan(calls, calls.k, calls.v, prepared, start, return_state)
+        del prepared  # its copies are as large as k and v
         if return_state:
             final_state = _from_rows(end, shape)
     out, norm = calls.output(states, start is not None)
@@ -116,15 +120,18 @@ def backward(
     calls = launches(shape, inputs)
     grad = tokens_first(grad_out)
     norm = outputs.norm.flatten(0, 1) if shape.call.normalize else outputs.norm
-    norm_grads = calls.norm_grads(grad, outputs.out.flatten(0, 1), norm)
+    end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
+    has_states = shape.has_states(has_initial_state, end is not None)
+    prepared = prepare(calls, has_states, OutputGrad(grad, outputs.out.flatten(0, 1), norm))
+    norm_grads = prepared.norm_grads
     assert outputs.saved_keys is not None, "the forward pass of this engine saves keys, or a placeholder"
     states = (outputs.saved_states, outputs.saved_keys)
-    end = None if grad_state is None else _to_rows(grad_state, shape, adjoint=True)
     grad_states, grad_initial_state = _no_states(calls), None
-    if shape.has_states(has_initial_state, end is not None):
+    if has_states:
         grad_states, grad_start, grad_gate_carry = scan(
-            calls, calls.q, norm_grads.y, end, has_initial_state, norm_grads, states
+            calls, calls.q, norm_grads.y, prepared, end, has_initial_state, states
         )
+        del prepared
         if has_initial_state:
             grad_initial_state = _from_rows(grad_start, shape, adjoint=True)
     else:
@@ -149,7 +156,7 @@ def state(inputs: Inputs, shape: LaunchShape) -> Tensor:
         shape: Shape and settings of the call, with as many query heads as key/value heads.
     """
     calls = launches(shape, inputs)
-    _, end, _ = scan(calls, calls.k, calls.v, None, True)
+    _, end, _ = scan(calls, calls.k, calls.v, prepare(calls, True), None, True)
     return _from_rows(end, shape)
 
 
@@ -163,11 +170,12 @@ def state_backward(grad_state: Tensor, inputs: Inputs, shape: LaunchShape) -> tu
     calls = launches(shape, silent)
     grad = torch.zeros_like(calls.v, memory_format=torch.contiguous_format)
     norm = torch.zeros(grad.shape[:2] if call.normalize else (0,), dtype=torch.float32, device=calls.device)
-    norm_grads = calls.norm_grads(grad, grad, norm)
+    prepared = prepare(calls, True, OutputGrad(grad, grad, norm))
+    norm_grads = prepared.norm_grads
     # <dS, S> of the chunks is not needed (engines.state_backward): any states of the right sizes do.
     unread = saved_states(shape, True, True, True, calls.k)
     end = _to_rows(grad_state, shape, adjoint=True)
-    grad_states, _, _ = scan(calls, calls.q, norm_grads.y, end, False, norm_grads, unread)
+    grad_states, _, _ = scan(calls, calls.q, norm_grads.y, prepared, end, False, unread)
     grad_k, grad_v, k_dot_dk = calls.grad_keys(grad, norm_grads, grad_states, True)
     shares = None if inputs.log_g is None else k_dot_dk.view(inputs.log_g.shape) / call.p
     return grad_k.view(inputs.k.shape), grad_v.view(inputs.v.shape), shares

@@ -41,6 +41,7 @@ def scan_kernel(
     groups,
     state_blocks,
     rows,
+    carry_parts,
     power_scale,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -77,13 +78,13 @@ def scan_kernel(
     end_key: [N, G, rows] float32 out, likewise, where KEYED.
     forward_kv: [slots, G, rows, V] in, backward where GATED: state_kv of the forward pass.
     forward_key: [slots, G, rows] float32 in, likewise state_key.
-    grad_gate_carry: [slots, G, state_blocks] float32 out, backward where GATED, not for the last chunk of a sequence.
+    grad_gate_carry: [slots, G, carry_parts] float32 out, backward where GATED: the first state_blocks parts.
         The gates of a chunk act on later tokens only through the state after it, S. This holds that share of their
-        gradient, <dS, S>, in one part for each program; the caller sums them.
+        gradient, <dS, S>, in one part for each program, and 0 for the last chunk of a sequence; the caller sums them.
     chunks: [slots, 4] int64 in.
     first_chunk: [N + 1] int64 in, the first slot of each sequence.
     steps: [steps, P + 1] int32 in.
-    KEYED: whether the normaliser is summed here: where there is one, but for P = 2 (squares.py).
+    KEYED: whether the normaliser is summed here: where there is one, but for P = 2 (prepare.py).
     REPEATS: query heads of a group in x and v: 1 forward. BLOCK: tokens that a product sums over.
     """
     ROWS: tl.constexpr = STEPS * STEP_ROWS
@@ -119,6 +120,9 @@ def scan_kernel(
         if BACKWARD:
             i_chunk = stop_chunk - 1 - index
         start, stop = chunk_bounds(p_chunks, i_chunk)
+        p_carry = p_grad_gate_carry + (i_chunk * groups + i_group) * carry_parts + i_state_block
+        if BACKWARD and GATED and index == 0:
+            tl.store(p_carry, 0.0)
 
         # Store, once a chunk: in bf16, with 2,304 rows of 64 values (K = V = 64, P = 2) and chunks of 1,024 tokens, all
         # programs of a head store 288 bytes a token. In between the state never leaves the registers.
@@ -142,7 +146,6 @@ def scan_kernel(
                 b_carry = tl.sum(b_forward_kv * b_kv, 1)
                 if KEYED:
                     b_carry += tl.load(p_forward_key + slot + o_row) * b_key
-                p_carry = p_grad_gate_carry + (i_chunk * groups + i_group) * state_blocks + i_state_block
                 tl.store(p_carry, tl.sum(b_carry, 0))
 
         # What the last chunk of the walk adds is needed for the end of the walk only.

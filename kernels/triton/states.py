@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from powerplan.kernels.triton.config import Blocks, operand
-from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
+from powerplan.kernels.triton.launches import Launches, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import step_rows
-from powerplan.kernels.triton.running import running_sum
+from powerplan.kernels.triton.prepare import Prepared
+from powerplan.kernels.triton.running import Summands, running_sums
 from powerplan.kernels.triton.scan import scan_kernel
 from powerplan.kernels.triton.shapes import LaunchShape, each_chunk
-from powerplan.kernels.triton.squares import squares_kernel
 from powerplan.kernels.triton.tuning import tuned
 
 FULL_GPU = 256
@@ -28,9 +26,9 @@ def scan(
     calls: Launches,
     x: Tensor,
     v: Tensor,
+    prepared: Prepared,
     start: StatePair | None,
     want_end: bool,
-    norm_grads: NormGrads | None = None,
     forward_states: StatePair | None = None,
 ) -> tuple[StatePair, StatePair, Tensor]:
     """Sum the states of each sequence: forward over keys and values, or backward over queries and gradients.
@@ -38,10 +36,10 @@ def scan(
     Args:
         calls: The call's tensors.
         x: [tokens, heads, K], the keys, or for the backward scan the queries.
-        v: [tokens, heads, V], the values, or for the backward scan the gradient of the output.
+        v: [tokens, heads, V], the values, or for the backward scan `NormGrads.y`.
+        prepared: What `prepare` returned.
         start: The state that each sequence starts with, or the gradient of the one it ends with, [N, G, rows, V].
         want_end: Whether the state at the other end is wanted.
-        norm_grads: What `Launches.norm_grads` returned, for the backward scan only.
         forward_states: The states that the forward scan returned, for the backward scan only.
 
     Returns:
@@ -50,26 +48,23 @@ def scan(
         a chunk act on later tokens only through the state S after it: for each chunk but the last, grad_gate_carry
         holds the parts of that share of their gradient, <dS, S>; for the last it holds 0.
     """
-    shape = calls.shape
+    shape, backward = calls.shape, forward_states is not None
+    start_kv, start_key = (None, None) if start is None else start
+    forward_kv, forward_key = (None, None) if forward_states is None else forward_states
+    keys = None
+    if prepared.squares is not None:
+        keys = Summands(prepared.squares, start_key, forward_key, shape.square_width, shape.key_dtype)
     if shape.hopper:
-        from powerplan.kernels.triton.hopper.run import scan_states
-    else:
-        scan_states = _by_chunks if few_programs(shape) else _walk
-    states, end, carry = scan_states(calls, x, v, start, want_end, norm_grads, forward_states)
-    if shape.key_apart:
-        key_start = None if start is None else start[1]
-        forward_key = None if forward_states is None else forward_states[1]
-        if shape.lower is None:
-            found = _scan_squares(calls, x, key_start, want_end, norm_grads, forward_key)
-        else:
-            from powerplan.kernels.triton.hopper.run import scan_lower
+        from powerplan.kernels.triton.hopper.run import scan_chunks
 
-            found = scan_lower(calls, x, key_start, want_end, norm_grads, forward_key)
-        keys, end_key, key_carry = found
-        if norm_grads is not None and calls.gated:
-            carry = torch.cat((carry, key_carry), -1)
-        return (states[0], keys), (end[0], end_key), carry
-    return states, end, carry
+        return scan_chunks(calls, x, v, prepared, start, want_end, forward_states, keys)
+    if not few_programs(shape):
+        return _walk(calls, x, v, prepared, start, want_end, forward_states, backward, keys)
+    # All chunks at once, as if each were a sequence.
+    _, (ends, _), _ = _walk(calls, x, v, prepared, None, True, None, backward, each_its_own=True)
+    stored = operand(shape.dtype)[2]
+    of = Summands(ends.unsqueeze(2), start_kv, forward_kv, shape.call.v_head_dim, stored)
+    return running_sums(calls, of, keys, want_end, backward)
 
 
 def few_programs(shape: LaunchShape) -> bool:
@@ -80,58 +75,40 @@ def few_programs(shape: LaunchShape) -> bool:
     return not keyed and walks < FULL_GPU and shape.chunk_slots >= MANY_CHUNKS * shape.sequences
 
 
-def _by_chunks(
-    calls: Launches,
-    x: Tensor,
-    v: Tensor,
-    start: StatePair | None,
-    want_end: bool,
-    norm_grads: NormGrads | None,
-    forward_states: StatePair | None,
-) -> tuple[StatePair, StatePair, Tensor]:
-    """`_walk` over all chunks at once, as if each were a sequence, and then a running sum."""
-    _, (parts, _), _ = _walk(calls, x, v, None, True, norm_grads, None, each_its_own=True)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    backward, columns = norm_grads is not None, calls.shape.call.v_head_dim
-    stored = operand(calls.shape.dtype)[2]
-    states, end, carry = running_sum(calls, parts, start_kv, want_end, forward, backward, columns, stored)
-    return (states, calls.placeholder), (end, calls.placeholder), carry
-
-
 def _walk(
     calls: Launches,
     x: Tensor,
     v: Tensor,
+    prepared: Prepared,
     start: StatePair | None,
     want_end: bool,
-    norm_grads: NormGrads | None,
     forward_states: StatePair | None,
+    backward: bool,
+    squares: Summands | None = None,
     each_its_own: bool = False,
 ) -> tuple[StatePair, StatePair, Tensor]:
-    """`scan` by one program for each sequence, group and block of rows; without the normaliser for p = 2.
+    """`scan` by one program for each sequence, group and block of rows.
 
+    squares: The normaliser's sums of single chunks for p = 2, which are added up here.
     each_its_own: Whether each chunk counts as a sequence.
     """
     shape, call, absent = calls.shape, calls.shape.call, calls.placeholder
     keyed = call.normalize and call.p != 2
-    backward = norm_grads is not None
-    inverse_norm, grad_norm = (absent, absent) if norm_grads is None else norm_grads[:2]
+    inverse_norm, grad_norm, _ = prepared.norm_grads
     _, _, stored = operand(shape.dtype)
     size = (shape.chunk_slots, call.kv_heads, shape.rows)
     # Packed sequences may leave slots unused, which are saved with the others and must not be garbage.
     new = torch.empty if calls.dense else torch.zeros
     states = new(*size, call.v_head_dim, dtype=stored, device=calls.device)
-    keys = new(size if keyed else (1,), dtype=torch.float32, device=calls.device)
+    keys = new(size, dtype=torch.float32, device=calls.device) if keyed else absent
     sequences = shape.chunk_slots if each_its_own else shape.sequences
     end_size = (sequences, *states.shape[1:])
     end, end_key = calls.float(end_size, want_end), calls.float(end_size[:3], want_end and keyed)
     start_kv, start_key = (absent, absent) if start is None else start
     forward_kv, forward_key = (absent, absent) if forward_states is None else forward_states
     state_blocks = len(calls.step_table) // shape.scan_steps
-    grad_gate_carry = absent
-    if backward and calls.gated:
-        grad_gate_carry = torch.zeros(*size[:2], state_blocks, dtype=torch.float32, device=calls.device)
+    parts = state_blocks + (0 if squares is None else squares.blocks)
+    carry = calls.float((*size[:2], parts), backward and calls.gated)
     arguments = {
         "p_x": x,
         "p_v": v,
@@ -146,7 +123,7 @@ def _walk(
         "p_end_key": end_key,
         "p_forward_kv": forward_kv,
         "p_forward_key": forward_key,
-        "p_grad_gate_carry": grad_gate_carry,
+        "p_grad_gate_carry": carry,
         "p_chunks": calls.chunk_table.chunks,
         "p_first_chunk": each_chunk(sequences, calls.device) if each_its_own else calls.chunk_table.first_chunk,
         "p_steps": calls.step_table,
@@ -157,6 +134,7 @@ def _walk(
         "groups": call.kv_heads,
         "state_blocks": state_blocks,
         "rows": shape.rows,
+        "carry_parts": parts,
         "power_scale": calls.power_scale,
         "STEPS": shape.scan_steps,
         "STEP_ROWS": step_rows(call.head_dim, call.p),
@@ -174,44 +152,6 @@ def _walk(
         launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
 
     start_with(tuned("scan", shape, start_with))
-    return (states, keys), (end, end_key), grad_gate_carry
-
-
-def _scan_squares(
-    calls: Launches,
-    x: Tensor,
-    start: Tensor | None,
-    want_end: bool,
-    norm_grads: NormGrads | None,
-    forward: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum Z = sum k k^T, the normaliser's state for p = 2, or its gradient, as `scan` does the states."""
-    shape, call = calls.shape, calls.shape.call
-    backward = norm_grads is not None
-    width = shape.square_width
-    parts = torch.empty(shape.chunk_slots, call.kv_heads, width, width, dtype=torch.float32, device=calls.device)
-    operand_type, precision, _ = operand(shape.dtype)
-    # Products of float32 run outside the matrix unit, and are unrolled over the block.
-    block = 16 if shape.dtype == torch.float32 else 64 if width <= 64 else 32
-    warps = 8 if width > 64 or shape.dtype == torch.float32 else 4
-    arguments: dict[str, Any] = {
-        "p_x": x,
-        "p_log_g_cumsum": calls.log_g_cumsum,
-        "p_grad_norm": calls.placeholder if norm_grads is None else norm_grads.grad_norm,
-        "p_chunks": calls.chunk_table.chunks,
-        "p_parts": parts,
-        "s_xt": x.stride(0),
-        "s_xh": x.stride(1),
-        "groups": call.kv_heads,
-        "power_scale": calls.power_scale,
-        "K": call.head_dim,
-        "BK": width,
-        "REPEATS": call.heads_per_kv_head if backward else 1,
-        "BLOCK": block,
-        "GATED": calls.gated,
-        "BACKWARD": backward,
-        "OPERAND": operand_type,
-        "PRECISION": precision,
-    }
-    launch(squares_kernel, shape.chunk_slots * call.kv_heads, arguments, warps)
-    return running_sum(calls, parts, start, want_end, forward, backward, width, shape.key_dtype)
+    if squares is not None:
+        (keys, _), (end_key, _), _ = running_sums(calls, squares, None, want_end, backward, carry, state_blocks)
+    return (states, keys), (end, end_key), carry

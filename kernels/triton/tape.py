@@ -67,8 +67,21 @@ class Part(NamedTuple):
         row.put(self.own, whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset))
 
 
+class Address:
+    """Stands for a tensor that a descriptor describes: a launch asks it for its address and for nothing else."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        """Return the address."""
+        return self.address
+
+
 class Describe(NamedTuple):
-    """Makes the tensor descriptor of the tensor at a place. A new one would check the layout again: 5 us.
+    """Makes the tensor descriptor of what is at a place. A new one would check the layout again: 5 us.
 
     descriptor: What `without_base` returned of one for the same layout.
     """
@@ -80,7 +93,8 @@ class Describe(NamedTuple):
     def run(self, row: Row) -> None:
         same = object.__new__(type(self.descriptor))
         same.__dict__.update(self.descriptor.__dict__)
-        same.base = row.tensors[self.place]
+        base = row.tensors[self.place]
+        same.base = Address(row.taken[self.place]) if base is None else base
         row.tensors[self.own] = row.taken[self.own] = same
 
 
@@ -124,10 +138,22 @@ def _filled(value: Any, tensors: list[Any]) -> Any:
 Step = Start | Again | Part | Describe | Operate
 
 
+class Temporary(NamedTuple):
+    """A tensor that a pass needs for itself: where it begins in the workspace, in bytes.
+
+    layout: Its size, strides and dtype where a step takes the tensor; None where its address is enough.
+    """
+
+    offset: int
+    layout: tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
+
+
 class Tape(NamedTuple):
     """What a pass does, on other tensors of the same layouts.
 
-    new: size, strides, dtype and device of each tensor that begins empty
+    new: size, strides, dtype and device of each tensor that begins empty and outlives the pass
+    workspace: the bytes, dtype (uint8) and device of the one allocation for those that do not; None without any
+    temporaries: where these lie in it
     made: how many values steps make
     fixed: constants, numbers, and tensors that outlive calls, in the order of the row's end
     fixed_addresses: the same with addresses in place of tensors
@@ -137,6 +163,8 @@ class Tape(NamedTuple):
     """
 
     new: tuple[dict[str, Any], ...]
+    workspace: dict[str, Any] | None
+    temporaries: tuple[Temporary, ...]
     made: int
     fixed: tuple[Any, ...]
     fixed_addresses: tuple[Any, ...]
@@ -147,9 +175,10 @@ class Tape(NamedTuple):
     def run(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> Optional:
         """Return what the pass returns for these inputs, which lie at these addresses."""
         new = [torch.empty_strided(**layout) for layout in self.new]
+        temporary, temporary_addresses = self._temporaries()
         to_make = [None] * self.made
-        tensors = [*inputs, *new, *to_make, *self.fixed]
-        taken = [*addresses, *map(Tensor.data_ptr, new), *to_make, *self.fixed_addresses]
+        tensors = [*inputs, *new, *temporary, *to_make, *self.fixed]
+        taken = [*addresses, *map(Tensor.data_ptr, new), *temporary_addresses, *to_make, *self.fixed_addresses]
         stream = 0
         if self.direct:
             active = driver.active
@@ -158,3 +187,22 @@ class Tape(NamedTuple):
         for step in self.steps:
             step.run(row)
         return tuple([None if place is None else tensors[place] for place in self.results])
+
+    def _temporaries(self) -> tuple[list[Tensor | None], list[int]]:
+        """Return the temporary tensors, in one new allocation, where steps take them, and the addresses of all."""
+        if self.workspace is None:
+            return [], []
+        workspace = torch.empty(**self.workspace)
+        base = workspace.data_ptr()
+        typed: dict[torch.dtype, Tensor] = {}
+        tensors: list[Tensor | None] = []
+        for offset, layout in self.temporaries:
+            if layout is None:
+                tensors.append(None)
+                continue
+            size, stride, dtype = layout
+            whole = typed.get(dtype)
+            if whole is None:
+                whole = typed[dtype] = workspace.view(dtype)
+            tensors.append(whole.as_strided(size, stride, offset // dtype.itemsize))
+        return tensors, [base + offset for offset, _ in self.temporaries]

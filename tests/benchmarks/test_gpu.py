@@ -248,22 +248,22 @@ def launched(*names: str) -> list[Launch]:
 
 
 def test_every_launch_of_the_hopper_engine_has_its_role() -> None:
-    forward = launched(
-        *("log_g_cumsum_kernel", "copy_kernel", "states_kernel", "running_kernel", "squares_kernel", "running_kernel"),
-        *("expand_kernel", "output_kernel", "grad_norm_kernel", "copy_kernel", "states_kernel", "running_kernel"),
-        *("squares_kernel", "running_kernel", "contract_kernel", "queries_kernel", "contract_kernel"),
-        *("expand_kernel", "keys_kernel", "grad_log_g_kernel", "void at::native::direct_copy_kernel_cuda"),
+    step = launched(
+        *("prepare_kernel", "states_kernel", "running_kernel", "expand_kernel", "output_kernel"),
+        *("prepare_kernel", "states_kernel", "running_kernel", "contract_kernel", "queries_kernel"),
+        *("contract_kernel", "expand_kernel", "keys_kernel", "grad_log_g_kernel"),
+        "void at::native::direct_copy_kernel_cuda",
     )
-    assert roles_of(forward) == [
-        *("other", "states", "states", "states", "states", "states", "output", "output", "other"),
-        *("states backward",) * 5,
+    assert roles_of(step) == [
+        *("states", "states", "states", "output", "output"),
+        *("states backward",) * 3,
         *("dq", "dq", "dk, dv", "dk, dv", "dk, dv", "other", "other"),
     ]
     useful = role_flops(LONGEST[64].shape, LONGEST[64].power)
-    records = {record["role"]: record for record in role_records(forward, useful, 8e14, "a cell")}
+    records = {record["role"]: record for record in role_records(step, useful, 8e14, "a cell")}
     states, alone = records["states"], records["states, states_kernel alone"]
-    assert states["kernels"] == ["copy_kernel", "running_kernel", "squares_kernel", "states_kernel"]
-    assert states["share_of_matmul"] == pytest.approx(useful["states"] / 5e-3 / 8e14)
+    assert states["kernels"] == ["prepare_kernel", "running_kernel", "states_kernel"]
+    assert states["share_of_matmul"] == pytest.approx(useful["states"] / 3e-3 / 8e14)
     assert alone["share_of_matmul"] == pytest.approx(useful["states"] / 1e-3 / 8e14)
     assert records["dk, dv"]["seconds"] == pytest.approx(3e-3)
     assert records["other"]["share_of_matmul"] is None
@@ -271,9 +271,11 @@ def test_every_launch_of_the_hopper_engine_has_its_role() -> None:
 
 def test_launches_for_the_normaliser_of_p_4_have_the_roles_of_what_they_add_to() -> None:
     found = launched(
-        *("copy_kernel", "fixed_states_kernel", "running_kernel") * 2,
+        *("prepare_kernel", "fixed_states_kernel") * 2,
+        *("running_kernel", "running_kernel"),
         *("fixed_expand_kernel", "fixed_expand_kernel", "output_kernel"),
-        *("copy_kernel", "fixed_states_kernel", "running_kernel") * 2,
+        *("prepare_kernel", "fixed_states_kernel") * 2,
+        *("running_kernel", "running_kernel"),
         *("fixed_expand_kernel", "fixed_contract_kernel", "queries_kernel"),
         *("fixed_expand_kernel", "fixed_contract_kernel", "fixed_expand_kernel", "keys_kernel"),
     )
@@ -283,11 +285,11 @@ def test_launches_for_the_normaliser_of_p_4_have_the_roles_of_what_they_add_to()
 
 def test_every_launch_of_the_other_engine_has_its_role() -> None:
     found = launched(
-        *("log_g_cumsum_kernel", "scan_kernel", "squares_kernel", "running_kernel", "output_kernel"),
-        *("scan_kernel", "squares_kernel", "running_kernel", "queries_kernel", "keys_kernel"),
+        *("prepare_kernel", "scan_kernel", "running_kernel", "output_kernel"),
+        *("prepare_kernel", "scan_kernel", "running_kernel", "queries_kernel", "keys_kernel"),
     )
     assert roles_of(found) == [
-        *("other", "states", "states", "states", "output"),
+        *("states", "states", "states", "output"),
         *("states backward", "states backward", "states backward", "dq", "dk, dv"),
     ]
 
@@ -313,8 +315,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from powerplan.kernels.triton.small import log_g_cumsum_kernel
-from powerplan.kernels.triton.hopper.copies import copy_kernel
+from powerplan.kernels.triton.gates import grad_log_g_kernel
 from support.gpu.precompile import compile_source, recorded
 
 class NoGpu:
@@ -323,12 +324,11 @@ class NoGpu:
     is_active = lambda self: True
 
 driver.set_active(NoGpu())
-x = torch.empty(64, 2, 32, dtype=torch.bfloat16)
 gates, table = torch.empty(64, 2), torch.zeros(1, 4, dtype=torch.int64)
 
 def call():
-    log_g_cumsum_kernel[(2,)](gates, gates, table, 2, BLOCK=64, num_warps=4)
-    copy_kernel[(2,)](x, x, gates, table, x, x, *(64, 32, 64, 32, 2, 1, 64, 0.5, 32, 32, 32, 32, 1, 64, True, False))
+    for p in (1, 2):
+        grad_log_g_kernel[(2,)](*[gates] * 5, table, 2, 3, P=p, REPEATS=1, BLOCK=64, PARTS=4, num_warps=4)
 
 sources, hits = [], []
 with recorded(sources.append):

@@ -22,7 +22,6 @@ from powerplan.kernels.embedding import spow
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.testing import Case, arguments, beyond_budget, results, state_of
 from powerplan.kernels.triton import shapes
-from powerplan.kernels.triton.launches import NormGrads
 from powerplan.kernels.triton.layout import steps
 from powerplan.kernels.triton.normaliser import key_rows
 
@@ -122,19 +121,15 @@ def test_what_the_normaliser_adds(engine: Any, of_keys: bool) -> None:
     ("p", "key_dim", "value_dim", "backward"),
     [(3, 20, 24, False), (3, 20, 24, True), (4, 12, 5, True), (3, 8, 100, True)],
 )
-def test_states_of_single_chunks(
-    engine: Any, p: int, key_dim: int, value_dim: int, backward: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_of_single_chunks(engine: Any, p: int, key_dim: int, value_dim: int, backward: bool) -> None:
     made = made_call(engine, p, key_dim, value_dim)
-    absent = made.calls.placeholder
-    monkeypatch.setattr(engine, "running_sum", lambda calls, parts, *_: (parts, parts, absent))
-    x, y, grads = made.k, made.v, None
+    x, y, prepared = made.k, made.v, made.prepared
     factor = (made.total - made.since).exp()[..., None]
     if backward:
-        x, y = made.q, made.normal(1, 4, value_dim)[0]
-        grads = NormGrads(absent, absent, y)
+        prepared = made.backward(value_dim)
+        x, y = made.q, prepared.norm_grads.y
         factor = decay(made, False)
-    (parts, _), _, _ = engine.scan_states(made.calls, x, y, None, False, grads, None)
+    parts = engine.chunk_summands(made.calls, x, y, prepared.copies, None, False, None, backward).parts[:, :, 0]
     scaled = torch.nn.functional.pad(y.double() * factor, (0, made.columns - value_dim))
     phi = made.phi(x.double())
     assert (parts[5] == 0).all()  # the slot without a chunk
@@ -151,19 +146,19 @@ def test_states_of_single_chunks(
 def test_states_lie_where_the_sums_of_chunks_lay(engine: Any, backward: bool) -> None:
     """Bit for bit the states of memory of their own, which they get where the ends of several sequences are wanted."""
     made = made_call(engine, 3, 8, 5)
-    x, y = (made.q, made.normal(1, 4, 5)[0]) if backward else (made.k, made.v)
-    grads = NormGrads(made.calls.placeholder, made.calls.placeholder, y) if backward else None
+    prepared = made.backward(5) if backward else made.prepared
+    x, y = (made.q, prepared.norm_grads.y) if backward else (made.k, made.v)
     forward = (made.states(), made.calls.placeholder) if backward else None
     start = (torch.randn(3, GROUPS, made.shape.rows, 5, generator=made.make), made.calls.placeholder)
     apart, together = (
-        engine.scan_states(made.calls, x, y, start, want_end, grads, forward) for want_end in (True, False)
+        engine.scan_chunks(made.calls, x, y, prepared, start, want_end, forward, None) for want_end in (True, False)
     )
     states, memory = (found[0][0] for found in (apart, together))
     assert states.untyped_storage().nbytes() == states.nbytes
     assert memory.untyped_storage().nbytes() == memory.nbytes * 7 // 6
     assert torch.equal(states[:5], memory[:5])
     if backward:
-        assert torch.equal(apart[2], together[2])
+        assert torch.equal(apart[2][:5], together[2][:5])
     else:  # What is saved is no garbage, where there is no chunk either.
         assert memory[5].isfinite().all()
 

@@ -17,7 +17,6 @@ from hopper_calls import (
     LAST,
     ROUNDING,
     SLOTS,
-    TOKENS,
     Made,
     check_part,
     decay,
@@ -26,10 +25,8 @@ from hopper_calls import (
 from torch import Tensor
 
 from hopper_on_cpu import PACKAGE, hopper_on_cpu
-from powerplan.kernels.triton import states as states_module
-from powerplan.kernels.triton.launches import NormGrads
 from powerplan.kernels.triton.layout import steps
-from powerplan.kernels.triton.running import running_sum
+from powerplan.kernels.triton.running import Summands, running_sums
 
 pytestmark = pytest.mark.skipif(
     ON_GPU, reason="with a GPU there is nothing to emulate: the other files test the engine"
@@ -79,19 +76,16 @@ def test_contract(engine: Any, key_dim: int, value_dim: int, of_keys: bool, has_
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(20, 24), (64, 64), (40, 100)])
-def test_states_of_single_chunks(
-    engine: Any, key_dim: int, value_dim: int, backward: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_of_single_chunks(engine: Any, key_dim: int, value_dim: int, backward: bool) -> None:
     made = Made(engine, key_dim, value_dim)
-    absent = made.calls.placeholder
-    monkeypatch.setattr(engine, "running_sum", lambda calls, parts, *_: (parts, parts, absent))
-    x, y, grads = made.k, made.v, None
+    x, y, prepared = made.k, made.v, made.prepared
     factor = (made.total - made.since).exp()[..., None]
     if backward:
-        x, y = made.q, made.normal(1, 4, value_dim)[0]
-        grads = NormGrads(absent, absent, y)
+        prepared = made.backward(value_dim)
+        x, y = made.q, prepared.norm_grads.y
         factor = decay(made, False)
-    (parts, _), _, _ = engine.scan_states(made.calls, x, y, None, False, grads, None)
+    of = engine.chunk_summands(made.calls, x, y, prepared.copies, None, False, None, backward)
+    parts = of.parts[:, :, 0]
     scaled = torch.nn.functional.pad(y.double() * factor, (0, made.columns - value_dim))
     phi = made.phi(x.double())
     assert (parts[5] == 0).all()  # the slot without a chunk
@@ -112,7 +106,8 @@ def test_running_sums(engine: Any, gated: bool, with_start: bool, backward: bool
     made = Made(engine, 20, 24, gated)
     parts, forward, rows = made.states(torch.float32), made.states(torch.float32), made.shape.rows
     start = torch.randn(3, GROUPS, rows, 24, generator=made.make) if with_start else None
-    sums, end, carry = running_sum(made.calls, parts, start, True, forward, backward, 24, torch.float32)
+    summands = Summands(parts[:, :, None], start, forward, 24, torch.float32)
+    (sums, _), (end, _), carry = running_sums(made.calls, summands, None, True, backward)
     weight = torch.tensor([step[2] for step in steps(32, 2)], dtype=torch.float64).repeat_interleave(64)[:, None]
     borders = [[0, 1], [2], [3, 4]]
     used = torch.nn.functional.pad(start, (0, 8)).double() if start is not None else parts.new_zeros(3, 1).double()
@@ -137,25 +132,27 @@ def test_running_sums(engine: Any, gated: bool, with_start: bool, backward: bool
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("gated", [False, True])
-def test_squares(engine: Any, gated: bool, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Made(engine, 20, 24, gated)
-    absent = made.calls.placeholder
-    monkeypatch.setattr(states_module, "running_sum", lambda calls, parts, *_: (parts, parts, absent))
-    x, grads, factor = made.k, None, (made.total - made.since).exp()
+def test_running_sums_of_two_are_those_of_each(engine: Any, backward: bool) -> None:
+    """States and normalisers in one launch, the normalisers in three pieces: bit for bit what two launches give."""
+    made = Made(engine, 20, 24)
+
+    def summands(pieces: int, *size: int) -> Summands:
+        parts = torch.randn(6, GROUPS, pieces, *size, generator=made.make)
+        start, forward = torch.randn(3, GROUPS, *size, generator=made.make), parts[:, :, 0] + 1
+        return Summands(parts, start, forward, size[1], torch.float32)
+
+    of, of_keys = summands(1, made.shape.rows, 32), summands(3, 32, 32)
+    (sums, keys), (end, key_end), carry = running_sums(made.calls, of, of_keys, True, backward)
+    alone = running_sums(made.calls, of, None, True, backward)
+    keys_alone = running_sums(made.calls, of_keys, None, True, backward)
+    assert torch.equal(sums, alone[0][0])
+    assert torch.equal(keys, keys_alone[0][0])
+    assert torch.equal(end, alone[1][0])
+    assert torch.equal(key_end, keys_alone[1][0])
     if backward:
-        x, u = made.q, torch.randn(TOKENS, 4, generator=made.make)
-        grads = NormGrads(absent, u, absent)
-        factor = u.double() * decay(made, False)[..., 0]
-    parts, _, _ = states_module._scan_squares(made.calls, x, None, False, grads, None)
-    wide = torch.nn.functional.pad(x.double(), (0, 12))
-    assert parts.shape == (6, GROUPS, 32, 32)
-    assert (parts[5] == 0).all()
-    for slot, (start, stop) in enumerate(SLOTS):
-        left = wide[start:stop].unflatten(1, (GROUPS, -1))
-        right = (wide * factor[..., None])[start:stop].unflatten(1, (GROUPS, -1))
-        exact, terms = (torch.einsum("tghi,tghj->gij", *x) for x in ((left, right), (left.abs(), right.abs())))
-        assert ((parts[slot].double() - exact).abs() <= 2**-19 * terms).all()
+        assert carry.shape[-1] == of.blocks + of_keys.blocks
+        assert torch.equal(carry[:5], torch.cat((alone[2], keys_alone[2]), -1)[:5])
+        assert (carry[sorted(LAST)] == 0).all()
 
 
 def test_the_chunks_are_those_that_this_file_says(engine: Any) -> None:

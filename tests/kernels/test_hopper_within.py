@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hopper_on_cpu import PACKAGE, hopper_on_cpu
 from powerplan.kernels.call import CallShape, Inputs
+from powerplan.kernels.triton.prepare import prepare
 from powerplan.kernels.triton.shapes import LaunchShape
 
 pytestmark = pytest.mark.skipif(
@@ -66,6 +67,7 @@ class Made:
         call = CallShape.of((1, TOKENS, HEADS, K), (*size, K), (*size, V), p, K**-0.5, CHUNK, normalize)
         inputs = Inputs(self.q[None], self.k[None], self.v[None], log_g, torch.tensor(BOUNDS))
         self.calls = engine.HopperLaunches(LaunchShape(call, 3, torch.float16, 90, hopper=True), inputs)
+        prepare(self.calls, False)
         self.sums = torch.zeros(TOKENS, GROUPS, dtype=torch.float64)
         for start, stop in SLOTS:
             if log_g is not None:

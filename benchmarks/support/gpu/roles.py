@@ -28,8 +28,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "scan_kernel": STATES,
     "states_kernel": STATES,
     "running_kernel": STATES,
-    "squares_kernel": STATES,
-    "copy_kernel": STATES,
+    "prepare_kernel": STATES,
     "output_kernel": OUTPUT,
     "expand_kernel": OUTPUT + DK_DV,
     "queries_kernel": DQ,
@@ -41,8 +40,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 """Roles of a kernel by its name, in the order of its launches in a training call: each role has as many launches.
 
-Two running sums are forward and two are backward, one of the states and one of the normaliser, or one of it alone. What
-several kernels do together has one role, whose time is the sum of theirs. Names are whole: torch has copy kernels, too.
+What several kernels do together has one role, whose time is the sum of theirs. Most of what prepare_kernel does is for
+the states: copies, and sums of k k^T. Names are whole: torch has kernels of such names, too.
 """
 
 WITH_NORMALISER = {("fixed_expand_kernel", 5): OUTPUT + OUTPUT + DQ + DK_DV + DK_DV}
@@ -52,7 +51,7 @@ ALONE = ("states_kernel", "fixed_states_kernel", "scan_kernel")
 """Kernels whose share of the matrix product is recorded alone, too: beside them a role has much that moves memory."""
 
 OTHER = "other"
-"""The role of all other kernels: gates, norm, and what torch launches."""
+"""The role of all other kernels: the gradient of gates, and what torch launches."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from powerplan.kernels.triton.hopper.blocks import Blocks, blocks, fixed_blocks
 from powerplan.kernels.triton.hopper.contract import contract_kernel
-from powerplan.kernels.triton.hopper.copies import copy_kernel
 from powerplan.kernels.triton.hopper.expand import expand_kernel
 from powerplan.kernels.triton.hopper.fixed_contract import fixed_contract_kernel
 from powerplan.kernels.triton.hopper.fixed_expand import fixed_expand_kernel
@@ -26,10 +25,8 @@ from powerplan.kernels.triton.hopper.sums import chunk_sums
 from powerplan.kernels.triton.launches import Launches, NormGrads, StatePair
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.layout import TILE, padded_dim, step_table
-from powerplan.kernels.triton.running import running_sum
-
-BLOCK = 64
-"""Tokens of a block of the copies and of the sums over chunks."""
+from powerplan.kernels.triton.prepare import Prepared, make_copies
+from powerplan.kernels.triton.running import Summands, running_sums
 
 STEP = TILE * TILE
 """Rows of a step of phi."""
@@ -40,30 +37,56 @@ def _tiles(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x.flatten(0, -2), [rows, x.shape[-1]], tile_layout(x.shape[-1]))
 
 
-def scan_states(
+def scan_chunks(
     calls: Launches,
     x: Tensor,
     v: Tensor,
+    prepared: Prepared,
     start: StatePair | None,
     want_end: bool,
-    norm_grads: NormGrads | None,
     forward_states: StatePair | None,
+    squares: Summands | None,
 ) -> tuple[StatePair, StatePair, Tensor]:
-    """Return what `states.scan` does, but for the normaliser: sums of single chunks, then a running sum."""
-    call, backward = calls.shape.call, norm_grads is not None
-    memory = None
-    if call.p == 1:
+    """Return what `states.scan` does: sums of single chunks, then running sums.
+
+    squares: The normaliser's sums of single chunks for p = 2.
+    """
+    shape, backward = calls.shape, forward_states is not None
+    starts = (None, None) if start is None else start
+    forwards = (None, None) if forward_states is None else forward_states
+    of = chunk_summands(calls, x, v, prepared.copies, starts[0], want_end, forwards[0], backward)
+    if shape.lower is None:
+        return running_sums(calls, of, squares, want_end, backward)
+    # The normaliser is a state of one degree less, whose values are keys (normaliser.py).
+    assert isinstance(calls, HopperLaunches)
+    lower, y = calls.lower, prepared.norm_grads.grad_norm[..., None] * x if backward else x
+    copied = make_copies(lower, x, y, backward)
+    of_lower = chunk_summands(lower, x, y, copied, starts[1], want_end, forwards[1], backward)
+    parts = of.blocks + of_lower.blocks
+    carry = calls.float((shape.chunk_slots, shape.call.kv_heads, parts), backward and calls.gated)
+    (states, _), (end, _), _ = running_sums(calls, of, None, want_end, backward, carry)
+    (keys, _), (key_end, _), _ = running_sums(lower, of_lower, None, want_end, backward, carry, of.blocks)
+    return (states, keys), (end, key_end), carry
+
+
+def chunk_summands(
+    calls: Launches,
+    x: Tensor,
+    v: Tensor,
+    copied: tuple[Tensor, Tensor] | None,
+    start: Tensor | None,
+    want_end: bool,
+    forward: Tensor | None,
+    backward: bool,
+) -> Summands:
+    """Return the sums of phi(x) v^T over single chunks, to be added up; copied: `Prepared.copies`, for p > 1."""
+    call, memory = calls.shape.call, None
+    if copied is None:
         parts = chunk_sums(calls, x, v, backward)
     else:
         parts, memory = _states_memory(calls, want_end, backward)
-        _phi_sums(calls, x, v, backward, parts)
-    start_kv = None if start is None else start[0]
-    forward = None if forward_states is None else forward_states[0]
-    columns, stored = call.v_head_dim, x.dtype
-    states, end, carry = running_sum(
-        calls, parts, start_kv, want_end, forward, backward, columns, stored, memory
-    )  # fmt: skip
-    return (states, calls.placeholder), (end, calls.placeholder), carry
+        _phi_sums(calls, *copied, parts)
+    return Summands(parts.unsqueeze(2), start, forward, call.v_head_dim, x.dtype, memory)
 
 
 def _states_memory(calls: Launches, want_end: bool, backward: bool) -> tuple[Tensor, Tensor | None]:
@@ -82,56 +105,18 @@ def _states_memory(calls: Launches, want_end: bool, backward: bool) -> tuple[Ten
     return (both[:-1], both[1:]) if backward else (both[1:], both[:-1])
 
 
-def scan_lower(
-    calls: Launches,
-    x: Tensor,
-    start: Tensor | None,
-    want_end: bool,
-    norm_grads: NormGrads | None,
-    forward: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `states.scan` does of the normaliser, where it is a state of one degree less (normaliser.py)."""
-    assert isinstance(calls, HopperLaunches)
-    y = x if norm_grads is None else norm_grads.grad_norm[..., None] * x
-    starts, states = (None if state is None else (state, calls.placeholder) for state in (start, forward))
-    (keys, _), (end, _), carry = scan_states(calls.lower, x, y, starts, want_end, norm_grads, states)
-    return keys, end, carry
+def _phi_sums(calls: Launches, xt: Tensor, y: Tensor, parts: Tensor) -> None:
+    """Write the sums of phi(x) y^T over each chunk to parts [slots, G, rows, padded columns].
 
-
-def _phi_sums(calls: Launches, x: Tensor, v: Tensor, backward: bool, parts: Tensor) -> None:
-    """Write the sums of phi(x) v^T over each chunk to parts [slots, G, rows, columns]."""
+    Args:
+        calls: The call's tensors.
+        xt: [slots, heads, padded K, chunk], x with time last.
+        y: [slots, heads, chunk, padded V], y times what multiplies a token.
+        parts: See above.
+    """
     shape, call = calls.shape, calls.shape.call
-    repeats = call.heads_per_kv_head if backward else 1
+    repeats = xt.shape[1] // call.kv_heads
     width, columns = padded_dim(call.head_dim), shape.stored_columns
-    chunk = -(-min(call.chunk_size, call.tokens) // BLOCK) * BLOCK
-    copies = (shape.chunk_slots, call.kv_heads * repeats)
-    xt = x.new_empty(*copies, width, chunk)
-    y = x.new_empty(*copies, chunk, columns)
-    arguments: dict[str, Any] = {
-        "p_x": x,
-        "p_y": v,
-        "p_log_g_cumsum": calls.log_g_cumsum,
-        "p_chunks": calls.chunk_table.chunks,
-        "p_xt": xt,
-        "p_y_copy": y,
-        "s_xt": x.stride(0),
-        "s_xh": x.stride(1),
-        "s_yt": v.stride(0),
-        "s_yh": v.stride(1),
-        "groups": call.kv_heads,
-        "token_blocks": chunk // BLOCK,
-        "chunk": chunk,
-        "power_scale": calls.power_scale,
-        "DIM_X": call.head_dim,
-        "DIM_Y": call.v_head_dim,
-        "PADDED_X": width,
-        "PADDED_Y": columns,
-        "REPEATS": repeats,
-        "BLOCK": BLOCK,
-        "GATED": calls.gated,
-        "BACKWARD": backward,
-    }
-    launch(copy_kernel, copies[0] * copies[1] * chunk // BLOCK, arguments)
     # What a program's sums leave of its registers holds the left operands of up to four steps.
     share = min(4, 256 // columns) if call.p > 2 else min(width // TILE // 2, 256 // columns)
     own = blocks("states", shape)
@@ -143,7 +128,7 @@ def _phi_sums(calls: Launches, x: Tensor, v: Tensor, backward: bool, parts: Tens
         "p_chunks": calls.chunk_table.chunks,
         "p_parts": parts,
         "groups": call.kv_heads,
-        "chunk": chunk,
+        "chunk": xt.shape[-1],
         "REPEATS": repeats,
         "TILES_X": width // TILE,
         "V": columns,

@@ -2,7 +2,7 @@
 
 A program owns SHARE steps of phi, 64 SHARE rows, and walks the chunk's tokens, 64 at a time. Time is the inner dim of
 its products: the left operand is an outer product of two tiles of x^T, made in registers, and y is the right one. Both
-come by TMA from copies that copies.py has made: x with time last, y times all that multiplies a token. The steps of a
+come by TMA from copies that prepare.py has made: x with time last, y times all that multiplies a token. The steps of a
 program share their lead tile, which is read from shared memory once for all of them: that reading, and not the matrix
 unit, is what limits this kernel.
 
