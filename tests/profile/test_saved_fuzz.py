@@ -135,7 +135,7 @@ def test_the_profile_itself_is_read(data: Any, path: Path) -> None:
     assert check(path, json.dumps(data).encode()) == 0
 
 
-@fuzz(200)
+@fuzz(120)
 @given(choice=st.data())
 def test_any_saved_profile(choice: st.DataObject, data: Any, path: Path) -> None:
     kind = choice.draw(st.sampled_from(["broken", "rearranged", "bytes"]))
