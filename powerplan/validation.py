@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from powerplan.documents import Document, Step
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, allowed_values, shown, unknown_word
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED, allowed_kinds
@@ -79,7 +79,7 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
 def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
     """Return in plain words what msgspec's `message` says of a value; `allowed`: the words that it may be, if any."""
     if message.startswith(("Invalid enum value", "Invalid value")) or (allowed and message.startswith("Expected")):
-        return f"{shown(value)} is not known{allowed_values(value, allowed)}"
+        return unknown_word(value, allowed)
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
         bound = f"{int(float(match[2])):,}" if re.fullmatch(r"\d+(\.0)?", match[2]) else match[2]

@@ -12,7 +12,7 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
-from powerplan.errors import InputError, allowed_values, did_you_mean, parameter, shown
+from powerplan.errors import InputError, did_you_mean, parameter, shown, unknown_word
 from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
 from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
 from powerplan.textfiles import lines_of
@@ -113,7 +113,7 @@ def _lognormal(settings: str, label: str, where: str) -> Lengths:
         if not equals:
             raise InputError(f"{shown(pair.strip())} is no setting; write {LOGNORMAL}:mean=4k,p99=64k", where)
         if name not in SETTINGS:
-            raise InputError(f"{LOGNORMAL} {shown(name)} is not known{allowed_values(name, SETTINGS)}", where)
+            raise InputError(f"{LOGNORMAL} {unknown_word(name, SETTINGS)}", where)
         if name in known:
             raise InputError(f"{LOGNORMAL} {name} is given twice", where)
         known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")

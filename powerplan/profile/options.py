@@ -10,7 +10,7 @@ import msgspec
 
 from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES, odd_degree
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, check_word
 from powerplan.ffn import MLP, MoE
 from powerplan.measured import RECURRENT
 from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
@@ -162,8 +162,7 @@ def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     words = (word.strip() for word in text.split(","))
     names = dict.fromkeys(_OTHER_NAMES.get(word, word) for word in words)
     for name in names:
-        if name not in allowed:
-            raise InputError(f"{shown(name)} is not known{allowed_values(name, allowed)}", where)
+        check_word(name, allowed, where)
     return list(names)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter, shown
 from powerplan.spec import ModelSpec
 from powerplan.units import parse_integer
 
@@ -76,8 +76,7 @@ def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise InputError(f"{shown(pair.strip())} is not a degree; write fsdp=8,cp=8, or auto", where)
-        if name not in DEGREES:
-            raise InputError(f"{shown(name)} is not known{allowed_values(name, DEGREES)}", where)
+        check_word(name, DEGREES, where)
         if name in values:
             raise InputError(f"{name} is given twice", where)
         values[name] = parse_integer(value, f"{where} {name}", 1, MAX_DEGREE)
