@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from powerplan.accounting import positions_text
-from powerplan.dims import KERNEL_DEGREES, odd_degree
+from powerplan.dims import KERNEL_DEGREES
 from powerplan.errors import InputError, check_word
 from powerplan.ffn import MLP, MoE
 from powerplan.measured import RECURRENT
@@ -231,7 +231,7 @@ def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, n
         notes.append("no --p given: power p=2 assumed")
     powers = [2] if degrees is None else parse_integers(degrees, "--p", KERNEL_DEGREES[0], KERNEL_DEGREES[-1])
     heads = replacement_heads(spec)
-    return [_swapped_in(spec, Swap.power(p, heads, normalize=not odd_degree(p)), notes) for p in powers]
+    return [_swapped_in(spec, Swap.power(p, heads), notes) for p in powers]
 
 
 def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:

@@ -78,7 +78,7 @@ def _changed(before: ModelSpec, after: ModelSpec) -> str:
         if name in reshaped and heads:
             parts[-1] += f" with {heads}"
         if count < len(old):
-            places_text = positions_text(tuple(range(position, position + 1) for position in positions))
+            places_text = positions_text([positions])
             parts[-1] += f" ({places_text.removesuffix(f' ({count})')})"
     stay = {_name(mixer): None for position, mixer in old.items() if mixer == new[position]}
     if stay:
