@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -92,18 +93,10 @@ def _of_text(text: str, where: str) -> Lengths:
     if _SHARES.fullmatch(text):
         return _shares(text, where)
     path = Path(text)
-    if not _is_there(path):
+    if not os.path.lexists(path):
         near = did_you_mean(name, [LOGNORMAL]) if colon else ""
         raise InputError(f"{shown(text)} is neither a file nor lengths{near or f'; write a path, {WRITE}'}", where)
     return read_file(path)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _lognormal(settings: str, label: str, where: str) -> Lengths:

@@ -57,12 +57,6 @@ def blocks_at_powers(block: int, window: int) -> int:
     return min(block, window - 1) + powers + first
 
 
-def keys_at_powers(position: int, block_size: int, window: int) -> int:
-    """Return the keys that query number `position`, from 1, sees: its own block up to itself, and whole blocks."""
-    block, offset = divmod(position - 1, block_size)
-    return offset + 1 + block_size * blocks_at_powers(block, window)
-
-
 def mean_keys_at_powers(context: int, causal: Causal, block_size: int, window: int) -> Fraction:
     """Return the mean keys that a query sees; "full" are those of the last query's blocks, its own whole.
 
