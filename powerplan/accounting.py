@@ -17,7 +17,7 @@ from typing import SupportsIndex
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.ffn import multiplied_terms
 from powerplan.longest import last_at_most, last_at_most_in_periods
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import Convention, Rational, Term, exact_integer, total
 from powerplan.quantization import PartName, WeightFormats
 from powerplan.spec import LayerUse, ModelSpec

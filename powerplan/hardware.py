@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from powerplan.errors import InputError, did_you_mean, shown
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.typed import packaged_rows
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]

@@ -13,7 +13,7 @@ from powerplan.errors import InputError, allowed_values, shown, unknown_word
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED, allowed_kinds
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.quantization import Quantization, Rule
 from powerplan.rope import SCALINGS, Rope
 from powerplan.shorthand import with_defaults

@@ -35,10 +35,9 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "textfiles", "units", "dims", "dtypes", "balance", "choices", "curves", "version"},
+    {"errors", "textfiles", "units", "part", "dims", "dtypes", "balance", "choices", "curves", "version"},
     {"mixers", "ffn", "extras"},
-    {"quantization"},
-    {"rope"},
+    {"quantization", "rope"},
     {"spec"},
     {
         "documents",

@@ -6,9 +6,9 @@ from fractions import Fraction
 from typing import ClassVar
 
 from powerplan.choices import Causal
-from powerplan.mixers.base import Size, Window
 from powerplan.mixers.formulas import Convention, Rational
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.part import Size, Window
 
 
 class ExponentialSparse(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="exponential_sparse"):

@@ -14,7 +14,7 @@ from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
 from powerplan.ffn import multiplied_terms
 from powerplan.mixers import Convention, Mixer
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import Rational, exact_integer, integer_if_whole, total
 from powerplan.search.choices import Choice, Scope, staying
 

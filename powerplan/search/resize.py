@@ -21,7 +21,7 @@ from powerplan.accounting import Accounting
 from powerplan.errors import InputError
 from powerplan.longest import first_that
 from powerplan.mixers import Mixer
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.rope import Rope
 from powerplan.search.choices import Choice, Scope, groups_of, scope_of
 from powerplan.search.costs import Columns, Cost, CostBasis

@@ -9,7 +9,7 @@ from typing import Any
 
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import DSA, MLA, Attention, GatedDeltaNet, Mamba2
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.rope import Llama3Scaling, Rope
 from powerplan.run.export.job import Lacks
 from powerplan.run.stages import stage_spans
