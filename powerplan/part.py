@@ -81,6 +81,6 @@ def problem(field: str, message: str) -> InputError:
 
 
 def check_positions(field: str, positions: tuple[int, ...] | None) -> None:
-    """Raise InputError unless the positions of layers that a field lists rise, each once; None stands for all of them."""
+    """Raise InputError unless the positions of layers that a field lists rise, each once; None stands for all."""
     if positions is not None and list(positions) != sorted(set(positions)):
         raise problem(field, "lists layers in rising order, each once")
