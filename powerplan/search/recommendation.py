@@ -81,7 +81,7 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
 
 @dataclass(frozen=True)
 class _Study:
-    """What all candidates of one recommendation share. base: the model as it is. roofline, runs: None without a device."""
+    """What all candidates share. base: the model as it is. roofline, runs: None where no device is named."""
 
     base: Accounting
     request: Request
