@@ -206,6 +206,14 @@ class TrainingTime:
         estimate = float(budget.total_flops / self.throughput.flops_per_s)
         return estimate if self.measured is None else self.measured * budget.tokens
 
+    def gpu_hours(self, budget: Budget) -> float:
+        """Return the hours of one device for the whole budget."""
+        return self.device_seconds(budget) / 3600
+
+    def days(self, budget: Budget) -> float:
+        """Return the days of the whole budget on all devices at once."""
+        return self.device_seconds(budget) / 86400 / self.throughput.devices
+
 
 @dataclass(frozen=True)
 class Bought:
@@ -221,7 +229,7 @@ class Bought:
     @property
     def gpu_hours(self) -> float | None:
         """Hours of one device that the budget takes; None without a device."""
-        return None if self.time is None else self.time.device_seconds(self.budget) / 3600
+        return None if self.time is None else self.time.gpu_hours(self.budget)
 
 
 def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: MeasuredTimes | None) -> TrainingTime:

@@ -118,6 +118,10 @@ DeviceOption = Annotated[
         autocompletion=completer(device_names),
     ),
 ]
+PriceOption = Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")]
+TokensOption = Annotated[
+    str | None, typer.Option(help="Training tokens, such as 300B; 20 per active parameter if not given.")
+]
 MeasuredOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Plan with the measured times that powerplan profile --save wrote to this file."),
