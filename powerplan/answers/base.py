@@ -205,6 +205,13 @@ def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes 
     return read_profile(str(measured), parameter("measured"))
 
 
+def refuse_measured_documents(lengths: object, profile: MeasuredTimes | None) -> None:
+    """Raise InputError where there are documents of many lengths and measured times, which are of whole contexts."""
+    if lengths is not None and profile is not None:
+        problem = f"have no measured times: {parameter('measured')} is of whole contexts"
+        raise InputError(problem, parameter("lengths"))
+
+
 def optional(parse: Callable[..., Parsed], name: str, value: object, *more: str) -> Parsed | None:
     """Return what `parse` makes of the parameter `name`; None where it is not given."""
     return None if value is None else parse(text_of(value), parameter(name), *more)

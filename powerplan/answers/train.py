@@ -18,6 +18,7 @@ from powerplan.answers.base import (
     read_devices,
     read_measured,
     read_model,
+    refuse_measured_documents,
     text_of,
 )
 from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
@@ -178,9 +179,7 @@ def train(
     def joined(number: int) -> Cluster:
         return _cluster(device, number, node_devices, link_gbs, network_gbs)
 
-    if lengths is not None and profile is not None:
-        where = parameter("lengths")
-        raise InputError(f"have no measured times: {parameter('measured')} is of whole contexts", where)
+    refuse_measured_documents(lengths, profile)
     documents = None if lengths is None else read_lengths(lengths)
     cluster = joined(count)
     phases = [_read_phase(text) for text in stage_texts]

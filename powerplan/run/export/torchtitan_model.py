@@ -125,8 +125,7 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
         "an LM head tied to the embedding, with mla": spec.tie_embeddings and MLA in map(type, spec.mixers()),
         **{f"{extra.describe()}, parameters of the whole model": True for extra in spec.extras},
     }
-    for what in (what for what, is_so in around.items() if is_so):
-        lacks.add(what)
+    lacks.add_those(around)
     if not lacks.lines():
         lacks.add(f"in one model, {'; '.join(use.layer.describe() for use in spec.layer_uses())}")
 
