@@ -379,4 +379,5 @@ def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd is on and asks for the gradient of a tensor; None asks for none."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
