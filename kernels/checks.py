@@ -18,9 +18,6 @@ from powerplan.dims import KERNEL_DEGREES, LARGEST_PHI, default_chunk_size, odd_
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.state import PowerState
 
-DEGREES = KERNEL_DEGREES
-"""The degrees p that all implementations execute."""
-
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that q, k, v and log_g may have."""
 
@@ -61,7 +58,7 @@ def check_flag(name: str, value: bool) -> None:
 
 def check_settings(p: int, scale: float | None, chunk_size: int | None) -> None:
     """Raise ValueError for a degree, a scale or a chunk size, in tokens, that is out of range."""
-    if not is_integer(p) or p not in DEGREES:
+    if not is_integer(p) or p not in KERNEL_DEGREES:
         raise ValueError(f"p must be 1, 2, 3 or 4, and is {shown(p)}")
     if scale is not None and not _is_finite(scale):
         raise ValueError(f"scale must be a finite number, and is {shown(scale)}")

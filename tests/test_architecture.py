@@ -133,7 +133,7 @@ def test_kernels_know_dimensions_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources("models"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_models_know_specs_and_kernels(path: Path) -> None:
-    allowed = ("models", "kernels", "spec", "rope", "mixers", "ffn", "errors")
+    allowed = ("models", "kernels", "spec", "rope", "mixers", "ffn", "dims", "errors")
     for name in imported(path):
         if name.startswith("powerplan."):
             assert name.split(".")[1] in allowed, f"{path.name} imports {name}"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from powerplan.dims import KERNEL_DEGREES
 from powerplan.errors import InputError
 from powerplan.kernels import PowerState, power_attention, power_attention_step
-from powerplan.kernels.checks import DEGREES
 from powerplan.mixers import FeatureAttention
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.heads import GroupedHeadsMixer
@@ -72,8 +72,8 @@ class PowerAttention(GroupedHeadsMixer):
         **factory_kwargs: Any,
     ) -> None:
         super().__init__(mixer, hidden_size, rope=rope, **factory_kwargs)
-        if mixer.degree not in DEGREES:
-            raise InputError(f"p={mixer.degree}: the kernels run degrees {DEGREES[0]} to {DEGREES[-1]}")
+        if mixer.degree not in KERNEL_DEGREES:
+            raise InputError(f"p={mixer.degree}: the kernels run degrees {KERNEL_DEGREES[0]} to {KERNEL_DEGREES[-1]}")
         if mixer.degree % 2 and mixer.has_normaliser:
             raise InputError(f"p={mixer.degree} needs normalize: false: weights of odd degrees have both signs")
         check_kernel_settings(impl)

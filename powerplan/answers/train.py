@@ -29,7 +29,7 @@ from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees, problems
+from powerplan.run.degrees import MAX_PARALLEL, Degrees, parse_degrees, problems
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
@@ -222,7 +222,7 @@ def _read_choices(recipe: Recipe, recompute: str, zero: Whole, parallel: str | D
     degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
     batches: tuple[int, ...] = MICRO_BATCHES
     if (size := text_of(micro_batch)) != AUTO:
-        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_DEGREE),)
+        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_PARALLEL),)
     return Choices(recipe, None if degrees is None else (degrees,), again, batches, shards)
 
 
@@ -268,7 +268,9 @@ def _cluster(
     network_gbs: float | str | None,
 ) -> Cluster:
     node = (
-        None if node_devices is None else parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
+        None
+        if node_devices is None
+        else parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_PARALLEL)
     )
     rates = {
         name: optional(parse_rate, name, value)
