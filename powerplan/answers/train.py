@@ -267,11 +267,9 @@ def _cluster(
     link_gbs: float | str | None,
     network_gbs: float | str | None,
 ) -> Cluster:
-    node = (
-        None
-        if node_devices is None
-        else parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_PARALLEL)
-    )
+    node = None
+    if node_devices is not None:
+        node = parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_PARALLEL)
     rates = {
         name: optional(parse_rate, name, value)
         for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))
