@@ -84,8 +84,13 @@ def test_a_state_is_read_where_it_lies(layout: str, is_copied: bool, monkeypatch
     expected, after = power_attention_step(q, k, v, None, apart, impl="triton")
     monkeypatch.setattr(decode, "launch", listen)
     found, new = power_attention_step(q, k, v, None, state, impl="triton")
-    assert new.key is not None and after.key is not None and state.key is not None
-    assert torch.equal(found, expected) and torch.equal(new.kv, after.kv) and torch.equal(new.key, after.key)
+    assert new.key is not None
+    assert after.key is not None
+    assert state.key is not None
+    assert torch.equal(found, expected)
+    assert torch.equal(new.kv, after.kv)
+    assert torch.equal(new.key, after.key)
     assert (read[0]["p_kv"].data_ptr() != state.kv.data_ptr()) == is_copied
     assert read[0]["p_key"].data_ptr() == state.key.data_ptr()
-    assert new.kv.is_contiguous() and new.key.is_contiguous()
+    assert new.kv.is_contiguous()
+    assert new.key.is_contiguous()
