@@ -140,7 +140,7 @@ def workload_of(
 def distinct_names(mixers: Sequence[Mixer]) -> dict[Mixer, str]:
     """Return a name for each mixer, "attention", "window 1,040" or "power p=2", with a suffix where two would be equal:
     times are kept and looked up by name."""
-    short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
+    short = {mixer: mixer.label for mixer in mixers}
     names = {mixer: "attention" if mixer.family == "attention" else name for mixer, name in short.items()}
     for difference in DIFFERENCES:
         for name in set(names.values()):
