@@ -10,8 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from powerplan.mixers.base import Part, Window, problem
-from powerplan.quantization import Position
+from powerplan.part import Part, Position, Window, check_positions, problem
 from powerplan.units import MAX_CONTEXT
 
 MAX_NUMBER = 1e15
@@ -203,8 +202,7 @@ class Rope(Part, frozen=True, kw_only=True):
     in_layers: tuple[Position, ...] | None = None
 
     def check(self) -> None:
-        if self.in_layers is not None and list(self.in_layers) != sorted(set(self.in_layers)):
-            raise problem("in_layers", "lists layers in rising order, each once")
+        check_positions("in_layers", self.in_layers)
 
     def describe(self) -> str:
         """Return the setting in words: "base 500,000, llama3 scaling by 8 (8,192 before scaling)"."""

@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import ClassVar
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import Window, problem
 from powerplan.mixers.formulas import (
     Convention,
     Formulas,
@@ -20,6 +19,7 @@ from powerplan.mixers.formulas import (
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.state_size import StateSize
+from powerplan.part import Window, problem
 
 
 class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="attention"):

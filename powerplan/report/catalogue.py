@@ -120,7 +120,7 @@ def _positions(spec: ModelSpec) -> list[tuple[str, str]]:
     for rope in settings:
         place = ", in the other layers" if len(settings) > 1 else ""
         if rope.in_layers is not None:
-            place = f", in {positions_text(tuple(range(layer, layer + 1) for layer in rope.in_layers))}"
+            place = f", in {positions_text([rope.in_layers])}"
         facts.append(("RoPE", f"{rope.describe()}{place}"))
     if spec.trained_context is not None:
         facts.append(("trained for", f"{spec.trained_context:,} tokens"))
