@@ -128,7 +128,7 @@ class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
     factor: by how much.
     original_context: tokens before scaling.
     low_freq_factor: turns within the original context up to which angles are divided.
-    high_freq_factor: turns within it from which they stay.
+    high_freq_factor: turns within it from which they stay; where both are the same (Llama 4 Scout), none are mixed.
     """
 
     factor: Factor
@@ -137,9 +137,9 @@ class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
     high_freq_factor: Positive = 4
 
     def check(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             low, high = self.low_freq_factor, self.high_freq_factor
-            raise problem("high_freq_factor", f"{high:g} is not more than low_freq_factor {low:g}")
+            raise problem("high_freq_factor", f"{high:g} is less than low_freq_factor {low:g}")
 
 
 class LongRopeScaling(Scaling, frozen=True, kw_only=True, tag="longrope"):

@@ -187,6 +187,7 @@ def _attention(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) ->
         "a norm over all heads of queries and keys": mixer.qk_norm == "full",
         "one output gate for each head": mixer.output_gate == "head",
         "keys and values of an earlier layer": mixer.shared_kv,
+        "keys and values that no cache keeps": mixer.uncached,
         "values made by the projection of the keys": mixer.keys_as_values,
         "differential attention": mixer.differential,
     }

@@ -131,7 +131,8 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
 
 
 SPECIAL = (
-    *("window", "bias", "qk_norm", "output_gate", "sinks", "shared_kv", "keys_as_values", "differential"),
+    *("window", "bias", "qk_norm", "output_gate", "sinks", "shared_kv", "uncached"),
+    *("keys_as_values", "differential"),
     *("shared_gate", "latent_size", "zero_experts"),
 )
 """Fields that make attention, latent attention, MLPs and experts other than torchtitan has them."""
