@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from powerplan.kernels.triton.entry import Entry, Maps, entry_of, with_base
 from powerplan.kernels.triton.launching import ALIGNMENT, Launch, is_descriptor, is_listened_to, listening, picker
 from powerplan.kernels.triton.tape import (
     Again,
     At,
     Describe,
+    Encode,
+    Enter,
     Operate,
     Optional,
     Part,
@@ -32,7 +35,6 @@ from powerplan.kernels.triton.tape import (
     Step,
     Tape,
     Temporary,
-    without_base,
 )
 from powerplan.kernels.triton.workspace import Use, packed
 
@@ -173,13 +175,10 @@ class _Writer:
     def tape(self) -> Tape:
         for index, event in enumerate(self.events):
             self.now = index
-            if isinstance(event, Call):
-                if not event.is_empty:
-                    self.operate(event)
-                continue
-            pick = picker([self.place(value) for value in event.arguments])
-            kept = event._replace(arguments=())
-            self.steps.append(Again(kept, pick) if event.start is None else Start(kept, pick))
+            if isinstance(event, Launch):
+                self.launch(event)
+            elif not event.is_empty:
+                self.operate(event)
         results = tuple([None if x is None else self.result(x) for x in self.returned])
         self.fixed.reverse()
         direct = not any(isinstance(step, Again) for step in self.steps)
@@ -242,7 +241,7 @@ class _Writer:
         if is_descriptor(value):
             base = self.place(value.base)
             own = self.own(None)
-            self.steps.append(Describe(own, without_base(value), base))
+            self.steps.append(Describe(own, with_base(value, None), base))
             return own
         place = self.root(value) if isinstance(value, Tensor) and value.numel() else None
         if place is None:
@@ -259,6 +258,31 @@ class _Writer:
         if whole:
             self.whole.add(place)
         return place
+
+    def launch(self, launch: Launch) -> None:
+        """Write steps for a launch."""
+        entry = None if launch.start is None else entry_of(launch.start.kernel)
+        if entry is not None and len(entry.expand) == sum(map(is_descriptor, launch.arguments)):
+            self.steps.append(Enter(entry, launch.programs, picker(self.expanded(launch.arguments, entry))))
+            return
+        pick = picker([self.place(value) for value in launch.arguments])
+        kept = launch._replace(arguments=())
+        self.steps.append(Again(kept, pick) if launch.start is None else Start(kept, pick))
+
+    def expanded(self, values: tuple[Any, ...], entry: Entry) -> list[int]:
+        """Return the places of what a compiled kernel takes, with the steps that encode tensor maps written."""
+        places = []
+        expand = iter(entry.expand)
+        for value in values:
+            if not is_descriptor(value):
+                places.append(self.place(value))
+                continue
+            maps = Maps(value, next(expand))
+            base, own = self.place(value.base), self.own(None)
+            self.steps.append(Encode(own, maps, base))
+            _, *layout = maps.expand(value)
+            places += [own, *map(self.keep, layout)]
+        return places
 
     def operate(self, call: Call) -> None:
         """Write a step for an operator, unless what it returns are views of what is there."""
