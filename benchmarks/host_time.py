@@ -42,6 +42,7 @@ from triton.runtime.jit import JITFunction
 
 from powerplan.kernels import api, power_attention
 from powerplan.kernels.triton import replay, shapes
+from powerplan.kernels.triton.entry import entry_of
 from stub_driver import StubDriver, StubKernel, lacking
 
 
@@ -85,7 +86,11 @@ def no_kernels() -> tuple[Any, Callable[..., Any], Count]:
 def stub_kernels(folder: Path) -> tuple[Any, Callable[..., Any], Count]:
     """Return the same of kernels with Triton's launchers."""
     stub = StubDriver(folder)
-    return stub, lambda *of: StubKernel(*of, stub), lambda: (stub.started.value, stub.encoded.value)
+    return (
+        stub,
+        lambda kernel, signature: StubKernel(kernel, signature, stub),
+        lambda: (stub.started.value, stub.encoded.value),
+    )
 
 
 @contextmanager
@@ -200,7 +205,7 @@ class Way:
 
     def __init__(self, name: str, kept: bool) -> None:
         self.name = name
-        self.entry_of = replay.entry_of if kept else lambda _: None
+        self.entry_of = entry_of if kept else lambda _: None
         self.shapes = lru_cache(maxsize=1024)(shapes._launch_shape.__wrapped__)
 
     def take(self, run: Callable[[], object]) -> Callable[[], object]:

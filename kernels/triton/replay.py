@@ -146,6 +146,8 @@ class _Writer:
 
     def __init__(self, inputs: list[Tensor], watch: Watch, returned: Optional) -> None:
         self.events = watch.events
+        # All or none: a tape that launches through the JIT anywhere asks for no stream.
+        self.direct = all(event.start is not None for event in self.events if isinstance(event, Launch))
         self.returned = returned
         new = [event.result for event in self.events if isinstance(event, Call) and event.is_empty]
         outlive = {_storage(x) for x in returned if x is not None and x.numel()}
@@ -181,8 +183,7 @@ class _Writer:
                 self.operate(event)
         results = tuple([None if x is None else self.result(x) for x in self.returned])
         self.fixed.reverse()
-        direct = not any(isinstance(step, Again) for step in self.steps)
-        workspace, temporaries = self.workspace(direct)
+        workspace, temporaries = self.workspace()
         return Tape(
             new=tuple(self.layouts),
             workspace=workspace,
@@ -192,10 +193,10 @@ class _Writer:
             fixed_addresses=tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in self.fixed),
             steps=tuple(self.steps),
             results=results,
-            direct=direct,
+            direct=self.direct,
         )
 
-    def workspace(self, direct: bool) -> tuple[dict[str, Any] | None, tuple[Temporary, ...]]:
+    def workspace(self) -> tuple[dict[str, Any] | None, tuple[Temporary, ...]]:
         """Return the allocation that holds the temporary tensors, and where they lie in it."""
         if not self.temporary:
             return None, ()
@@ -206,7 +207,7 @@ class _Writer:
             uses.append(Use(used[0], used[-1], _span(x) * x.itemsize) if used else Use(0, 0, 0))
         offsets, total = packed(uses)
         layouts = [
-            (tuple(x.shape), x.stride(), x.dtype) if place in self.taken or not direct else None
+            (tuple(x.shape), x.stride(), x.dtype) if place in self.taken or not self.direct else None
             for place, x in zip(places, self.temporary, strict=True)
         ]
         whole = {"size": (total,), "dtype": torch.uint8, "device": self.temporary[0].device}
@@ -261,13 +262,13 @@ class _Writer:
 
     def launch(self, launch: Launch) -> None:
         """Write steps for a launch."""
-        entry = None if launch.start is None else entry_of(launch.start.kernel)
+        entry = entry_of(launch.start.kernel) if self.direct and launch.start is not None else None
         if entry is not None and len(entry.expand) == sum(map(is_descriptor, launch.arguments)):
             self.steps.append(Enter(entry, launch.programs, picker(self.expanded(launch.arguments, entry))))
             return
         pick = picker([self.place(value) for value in launch.arguments])
         kept = launch._replace(arguments=())
-        self.steps.append(Again(kept, pick) if launch.start is None else Start(kept, pick))
+        self.steps.append(Start(kept, pick) if self.direct else Again(kept, pick))
 
     def expanded(self, values: tuple[Any, ...], entry: Entry) -> list[int]:
         """Return the places of what a compiled kernel takes, with the steps that encode tensor maps written."""

@@ -28,6 +28,7 @@ from powerplan.dims import hopper_takes
 from powerplan.kernels import power_attention
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.triton import replay, shapes
+from powerplan.kernels.triton.entry import entry_of
 from powerplan.kernels.triton.tape import Describe, Encode, Enter, Start, Tape
 from stub_driver import StubKernel
 
@@ -106,7 +107,7 @@ def recording() -> Iterator[RecordingDriver]:
 
 
 def tapes_and_passes(
-    active: RecordingDriver, call: Callable[[], object], entry_of: Any
+    active: RecordingDriver, call: Callable[[], object], entry: Any
 ) -> tuple[list[Tape], list[list[Call]]]:
     """Return the tapes of a call, and what the passes of its fourth run handed over."""
     made: list[Tape] = []
@@ -117,7 +118,7 @@ def tapes_and_passes(
         return made[-1]
 
     shapes._launch_shape.cache_clear()
-    with patch.object(replay, "entry_of", entry_of), patch.object(replay._Writer, "tape", write):
+    with patch.object(replay, "entry_of", entry), patch.object(replay._Writer, "tape", write):
         for _ in range(4):
             active.passes.clear()
             call()
@@ -167,7 +168,7 @@ def compare(active: RecordingDriver, name: str, hopper: bool) -> tuple[int, int]
     call = training_call(head_dim, dtype, gated, heads, **settings)
     takes_hopper = patch.object(shapes, "uses_hopper", takes if hopper else lambda *_: False)
     with without_a_gpu(hopper, active, lambda *of: StubKernel(*of, active)), takes_hopper:
-        by_entries, handed = tapes_and_passes(active, call, replay.entry_of)
+        by_entries, handed = tapes_and_passes(active, call, entry_of)
         by_launchers, wanted = tapes_and_passes(active, call, lambda _: None)
     entries, launchers = ([step for tape in tapes for step in tape.steps] for tapes in (by_entries, by_launchers))
     assert not any(isinstance(step, (Start, Describe)) for step in entries), name

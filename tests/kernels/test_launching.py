@@ -255,6 +255,28 @@ def test_a_tape_describes_the_tensors_of_each_call(compiled: list[Compiled], ker
         assert (one.shape, one.block_shape, other.block_shape) == ((64, 32), [16, 32], [8, 32])
 
 
+def test_a_tape_with_a_launch_for_the_jit_leaves_all_to_it(compiled: list[Compiled], kernel: Any) -> None:
+    """Who starts kernels without the JIT must say on which stream, and who asks for that has a GPU."""
+    other = JITFunction(copy_kernel)
+    other.add_pre_run_hook(lambda *_, **__: None)
+
+    def lay_out(x: Tensor) -> tuple[Tensor | None, ...]:
+        launch(kernel, 1, given(p_from=x))
+        launch(other, 1, given(p_from=x))
+        return (None,)
+
+    kept: dict[Any, Any] = {}
+    inputs = [torch.zeros(64) for _ in range(3)]
+    for x in inputs:
+        repeat(kept, "pass", (x,), lambda x=x: lay_out(x))  # type: ignore[misc]
+    (tape,) = kept.values()
+    assert isinstance(tape, Tape)
+    assert not tape.direct
+    for one in compiled:
+        assert one.started[-1][3] == 5
+        assert one.started[-1][9] is inputs[-1]
+
+
 def test_a_tape_holds_its_workspace_until_all_kernels_have_started(
     compiled: list[Compiled], kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
