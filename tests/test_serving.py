@@ -265,8 +265,8 @@ def test_the_least_devices_hold_one_sequence_and_one_fewer_does_not(context: str
 
 
 def test_tokens_per_second_stand_in_every_table_with_a_device(capsys: pytest.CaptureFixture[str]) -> None:
-    for contexts in ("128k", "8k,128k"):
-        assert main(["decode", KIMI, "--ctx", contexts, "--gpu", "h200-sxm", "--batch", "1"]) == 0
+    for asked in ("128k", "8k,128k"):
+        assert main(["decode", KIMI, "--ctx", asked, "--gpu", "h200-sxm", "--batch", "1"]) == 0
         out = capsys.readouterr().out
         assert "tokens" in out.split("Experts read")[1]
         assert KIMI not in out.split("Times are")[1], "one model is not named in every row"

@@ -68,7 +68,7 @@ def test_names_of_older_nemotron_files() -> None:
 
 @pytest.mark.parametrize("family", ["minimax_text_01", "minimax_m1"])
 def test_a_whole_file_of_minimax(family: str) -> None:
-    """The keys of the config.json that MiniMaxAI/MiniMax-Text-01 has: nothing is refused, and nothing left to remark."""
+    """Of the keys of MiniMax-Text-01's config.json none is refused, and none gets a remark."""
     layers, parts = 80, ("full_attention", "linear_attention", "mlp")
     scales = {f"layernorm_{part}_{name}": value for part in parts for name, value in (("alpha", 3.56), ("beta", 1.0))}
     data = scales | {
