@@ -21,8 +21,8 @@ from powerplan.report.parts import (
     RATIOS,
     context_remark,
     convention_entry,
-    dtypes_text,
     model_entry,
+    moved_text,
     parameters_text,
     row_entry,
 )
@@ -62,7 +62,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         after, payload["explain"] = _explanation(accounting, rows[-1].context)
     legend = convention_lines(accounting, max(row.context for row in rows))
     if by is None:
-        formats = dtypes_text([accounting.spec], dtypes)
+        formats = moved_text([accounting.spec], dtypes)
         legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
     return Report(
         "powerplan.wsfr/1",
