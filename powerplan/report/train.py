@@ -46,12 +46,14 @@ ACCURACY = (
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
-LEGEND = (
-    "gathered layers: whole weights and gradients of layers at work; kept: from the forward to the backward pass; "
-    "working: logits, or one layer's backward pass; allowance: libraries and fragmentation; exposed: communication "
-    "that no compute hides."
-)
-"""What the parts of memory and time mean."""
+MEANING = {
+    "gathered layers": "gathered layers: whole weights and gradients of layers at work",
+    "kept activations": "kept: from the forward to the backward pass",
+    "working memory": "working: logits, or one layer's backward pass",
+    "allowance": "allowance: libraries and fragmentation",
+    "exposed": "exposed: communication that no compute hides",
+}
+"""What the parts of memory and time mean that do not say it."""
 
 UNSURE = 0.15
 """The share of activations and working memory by which their estimate may be off."""
@@ -267,6 +269,8 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     lines += wrapped(
         f"layout: {_layout(layout)}; the best of {phase.tried:,}" if phase.tried > 1 else f"layout: {_layout(layout)}"
     )
+    rows = _table(layout)
+    named = {text.partition(":")[0] for row in rows for text in (row["memory"], row["time"])}
     columns = [
         Column("memory", "memory per device", left=True),
         Column("gb", "GB"),
@@ -277,10 +281,10 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         SCHEMA,
         {},
         columns,
-        _table(layout),
+        rows,
         title=wrapped(f"{place}: {verdict}"),
         before=lines,
-        legend=wrapped(LEGEND),
+        legend=wrapped("; ".join(meaning for part, meaning in MEANING.items() if part in named) + "."),
         after=[*_kept_lines(_activations(layout, plan)), *_hints(layout)],
     )
 
