@@ -237,6 +237,7 @@ def test_a_table_has_the_states_that_there_are(capsys: pytest.CaptureFixture[str
     assert "weights, recurrent: bytes" in " ".join(said["mamba2-130m"].split())
     assert "weights, cache, recurrent: bytes" in " ".join(said[KIMI].split())
     assert [model for model, text in said.items() if "Experts" in text] == [KIMI]
+    assert all("\n--gpu DEVICE adds times, and how many sequences fit.\n" in text for text in said.values())
 
 
 def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:

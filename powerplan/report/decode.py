@@ -94,6 +94,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
     legend += _lines(_meaning(models, states, dtypes))
     legend += [line for remark in policy_remarks(policy) for line in _lines(remark)]
+    if fleet is None:
+        legend += _lines("--gpu DEVICE adds times, and how many sequences fit.")
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
