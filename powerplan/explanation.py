@@ -97,7 +97,7 @@ def _derived(mixer: Mixer, term: Term, context: int, convention: Convention) -> 
         found.append(_keys(context, convention, window))
     elif "keys" in letters and term.symbols["keys"] == Fraction(chunk + 1, 2):
         found.append(Derived("keys", "(chunk + 1)/2", f"({chunk:,} + 1)/2 = {exact_text(Fraction(chunk + 1, 2))}"))
-    if "late" in letters and chunk < context:
+    if "late" in letters and 0 < term.symbols["late"] == Fraction(context - chunk, context):
         text = exact_text(Fraction(context - chunk, context))
         found.append(Derived("late", "(t - chunk)/t", f"({context:,} - {chunk:,})/{context:,} = {text}"))
     if "D" in letters and isinstance(mixer, Power):
