@@ -152,7 +152,7 @@ def step_impl(variant: Variant) -> str:
 
 
 def _power(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, *, gated: bool, settings: dict[str, Any]) -> Tensor:
-    out: Tensor = power_attention(q, k, v, log_g if gated else None, **settings)  # type: ignore[assignment]
+    out: Tensor = power_attention(q, k, v, log_g if gated else None, **settings)
     return out
 
 

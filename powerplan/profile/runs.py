@@ -53,7 +53,9 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
     return _pass_of(project, [x, mixed], mixer, point)
 
 
-def layer_module(workload: Workload, timed: TimedMixer, device: str | None = None, dtype: Any = None) -> Any:
+def layer_module(
+    workload: Workload, timed: TimedMixer, device: str | None = None, dtype: torch.dtype | None = None
+) -> Any:
     """Return the layer with `timed` as its mixer, with torch's random weights."""
     torch.manual_seed(0)
     impl = "auto" if timed.feature is None else timed.impl

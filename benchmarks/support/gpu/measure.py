@@ -30,7 +30,7 @@ from support.checks import Checked, compared
 from support.gpu import targets
 from support.gpu.plan import Cell, Plan, check_case, plan
 from support.gpu.results import ResultFile
-from support.gpu.roles import launches, role_flops, role_records, roles_of
+from support.gpu.roles import OTHER, launches, role_flops, role_records, roles_of
 from support.gpu.steps import DEVICE_LOST
 from support.gpu.untried import untried
 from support.peers import prepare
@@ -267,8 +267,10 @@ class Measure:
             name = launch.kernel if len(launch.kernel) <= 40 else f"{launch.kernel[:37]}..."
             self.say(f"{cell.name}  {format_seconds(launch.seconds):>8}  {name} #{launch.index}: {own}")
         for role in roles:
-            if role["share_of_matmul"] is not None:
-                shown = f"{format_seconds(role['seconds']):>8}, {role['share_of_matmul']:.0%} of the matrix product"
+            if role["role"] != OTHER:  # Its kernels have names of a line each.
+                share = role["share_of_matmul"]
+                shown = f"{format_seconds(role['seconds']):>8}"
+                shown += "" if share is None else f", {share:.0%} of the matrix product"
                 self.say(f"{cell.name}  {role['role']}: {shown} ({', '.join(role['kernels'])})")
         if self.gpu:
             torch.cuda.empty_cache()

@@ -15,9 +15,9 @@ rows       one for each implementation at a shape: cell (name of the comparison)
            of their state.
 kernels    one for each launch of a training call in its order: cell, kernel, index (of this kernel's launches,
            from 0), role, seconds
-roles      cell, role (output, states, dq, ..., and "states, states_kernel alone"), flops (useful: phi with the rows of
-           the kernels' layout, the masked half not counted), seconds, share_of_matmul, kernels (names of those whose
-           time it is)
+roles      cell, role (prepare, output, states, dq, ..., and "states, states_kernel alone"), flops (useful: phi with the
+           rows of the kernels' layout, the masked half not counted; None where there are none), seconds,
+           share_of_matmul, kernels (names of those whose time it is)
 host       cell, seconds (median, p20, p80, repeats) of a call until it returns, cpu_seconds in all threads, launches
 crossovers head_dim, context where power attention overtakes the fastest SDPA (None: nowhere), slower_at and
            faster_at (measured contexts on either side), contexts (SDPA's time over power attention's, by context)
