@@ -87,7 +87,9 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
     legend = [""]
     if fleet is not None:
-        legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        legend += _lines(
+            f"Times are rooflines on {_place(fleet)} at the {fleet.rate} rate, with nothing for communication."
+        )
         if not all(row["fits"] for row in rows):
             kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
             legend += _lines(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
