@@ -16,8 +16,8 @@ from specs import contexts, specs, untied
 from powerplan import decode
 from powerplan.accounting import Accounting
 from powerplan.cli import main
-from powerplan.dtypes import DTYPE_BYTES
-from powerplan.entries import host_parameters, touched_experts
+from powerplan.dtypes import DTYPE_BYTES, Dtypes
+from powerplan.entries import host_parameters, prompt_bytes, touched_experts
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_names, catalogue_spec
@@ -294,3 +294,12 @@ def test_fp32_computes_at_the_fp32_rate(capsys: pytest.CaptureFixture[str]) -> N
         assert step["bound"] == "FLOPs"
     with pytest.raises(InputError, match="tpu-v5p has no fp32 matrix rate in the catalogue"):
         decode("llama-3-8b", "16", gpu="tpu-v5p", dtype="fp32")
+
+
+@settings(max_examples=50)
+@given(spec=specs, tokens=st.integers(1, 10**6))
+def test_a_prompt_reads_no_less_than_a_step_and_no_more_than_there_is(spec: Any, tokens: int) -> None:
+    accounting = Accounting(untied(spec))
+    one, several = (prompt_bytes(accounting, Dtypes(), count) for count in (1, tokens))
+    assert one == Serving(accounting, 1).weight_bytes(1)
+    assert one <= several <= 2 * accounting.total_parameters.without_input_embedding

@@ -62,9 +62,9 @@ def test_twins_are_dashed_in_the_colour_of_their_model() -> None:
     assert own.get_linestyle() == longer.get_linestyle() == "-"
     assert twin.get_linestyle() == longer_twin.get_linestyle() == "--"
     shown = legend(figure)
-    assert shown[0] == "kimi-linear-48b-a3b at 131,072: state 1.025 GiB per sequence, largest batch 492"
+    assert shown[0] == "kimi-linear-48b-a3b at 131,072: state 1.025 GiB per sequence, largest batch 528"
     assert shown[2].startswith("mla twin of kimi-linear-48b-a3b at 131,072: ")
-    assert names(figure.axes[2]) == ["memory of 8 h100-sxm: 596 GiB"]
+    assert names(figure.axes[2]) == ["memory of 8 h100-sxm: 633.4 GiB"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_twins_are_dashed_in_the_colour_of_their_model() -> None:
     [
         ("deepseek-v3", "8k", "the weights do not fit"),
         ("llama-3-8b", "1M", "not one sequence fits"),
-        ("mamba2-130m", "1M", "largest batch 4,167"),
+        ("mamba2-130m", "1M", "largest batch 4,430"),
     ],
 )
 def test_what_fits_is_in_the_legend(model: str, context: str, ending: str) -> None:
