@@ -71,9 +71,14 @@ class Fleet:
     rate: Literal["bf16", "fp32"] = "bf16"
 
     @property
+    def memory_of_one(self) -> int:
+        """Bytes of one device."""
+        return self.device.capacity_bytes
+
+    @property
     def memory(self) -> int:
         """Bytes of all of them."""
-        return self.count * self.device.capacity_bytes
+        return self.count * self.memory_of_one
 
     def seconds(self, flops: Fraction, moved: Fraction | int) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
@@ -202,7 +207,7 @@ class Serving:
         """
         if self.fleet is None:
             return None
-        chunk = min(self.context, self.policy.prefill_chunk or self.context)
+        chunk = self.policy.prefill_tokens(self.context)
         whole, rest = divmod(self.context, chunk)
         moved = whole * self._prompt_bytes(chunk) + (self._prompt_bytes(rest) if rest else 0) + self.state_bytes
         return self.fleet.seconds(self.prefill_flops, moved)
@@ -240,6 +245,13 @@ class Serving:
     def largest_batch(self) -> int | None:
         """Sequences whose state fits beside the weights, if any; None without a device, or without a state."""
         return self._fitting(self.sequence_bytes)
+
+    @property
+    def least_devices(self) -> int | None:
+        """Devices of the fleet's kind that hold the weights and one sequence together; None without a device."""
+        if self.fleet is None:
+            return None
+        return -int(-(self.device_bytes + self.sequence_bytes) // self.fleet.memory_of_one)
 
     @property
     def largest_allocated_batch(self) -> int | None:

@@ -124,6 +124,14 @@ class Convention:
                 raise InputError(f"{name} must be {' or '.join(allowed)}, and is {value!r}")
 
 
+def exact_text(value: Rational) -> str:
+    """Return a number without rounding: 65,536, 32,768.5 or (1/3)."""
+    if value.denominator == 1:
+        return f"{int(value):,}"
+    text = f"{float(value):,.10g}"
+    return text if Fraction(text.replace(",", "")) == value else f"({value.numerator:,}/{value.denominator:,})"
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand: the component that it belongs to, its formula, the values of the letters, and its own value."""
@@ -140,10 +148,7 @@ class Term:
             value = self.symbols.get(match[0])
             if value is None:
                 return match[0]
-            if isinstance(value, int) or value.denominator == 1:
-                return f"{int(value):,}"
-            text = f"{float(value):,.10g}"
-            return text if Fraction(text.replace(",", "")) == value else f"({value.numerator:,}/{value.denominator:,})"
+            return exact_text(value)
 
         return re.sub(r"[A-Za-z_]+", number, self.formula).replace("*", "·")
 
@@ -166,6 +171,17 @@ def term(component: str, formula: str, symbols: Mapping[str, Rational]) -> Term:
 def total(terms: Iterable[Term]) -> Rational:
     """Return the exact sum of the values of `terms`."""
     return sum((summand.value for summand in terms), 0)
+
+
+def exact_integer(value: Rational) -> int:
+    """Return a count as an int, which it must be: one that is not whole comes of a wrong formula (AssertionError)."""
+    assert value.denominator == 1, f"a count is not whole: {value}"
+    return value.numerator
+
+
+def integer_if_whole(value: Rational) -> Rational:
+    """Return a whole number as an int: sums of ints take a tenth of the time of sums of fractions."""
+    return value.numerator if value.denominator == 1 else value
 
 
 def mean_keys(context: int, causal: Causal, window: int | None = None) -> Fraction:

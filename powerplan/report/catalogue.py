@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -16,6 +17,7 @@ from powerplan.huggingface.listing import Listed
 from powerplan.report.parts import model_entry
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped, plain
+from powerplan.report.width import wrapped
 from powerplan.spec import ModelSpec
 from powerplan.units import format_count, format_parameters
 
@@ -103,6 +105,7 @@ def model_report(accounting: Accounting) -> Report:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
+        *_shapes(spec),
         *([("quantization", payload["quantization"])] if payload["quantization"] else []),
         *_positions(spec),
         ("balanced at", grouped(payload["balanced_context"]) or none),
@@ -113,6 +116,16 @@ def model_report(accounting: Accounting) -> Report:
     return Report("powerplan.model/1", payload, columns, [{"key": key, "value": value} for key, value in facts])
 
 
+def _shapes(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Return the heads of the mixers that have any in the sense of softmax attention, of each shape once."""
+    shapes: dict[str, list[str]] = {}
+    for mixer in spec.mixers():
+        if (heads := mixer.own_heads()) is not None:
+            shapes.setdefault(heads.describe(), []).append(mixer.describe())
+    only = len(spec.mixers()) == sum(map(len, shapes.values())) and len(shapes) == 1
+    return [("heads" if only else f"heads of {' and '.join(names)}", shape) for shape, names in shapes.items()]
+
+
 def _positions(spec: ModelSpec) -> list[tuple[str, str]]:
     """Return how queries and keys of a model are rotated, and the context that it was trained for, where known."""
     facts = [("RoPE", "none")] if spec.rope == () else []
@@ -120,7 +133,7 @@ def _positions(spec: ModelSpec) -> list[tuple[str, str]]:
     for rope in settings:
         place = ", in the other layers" if len(settings) > 1 else ""
         if rope.in_layers is not None:
-            place = f", in {positions_text(tuple(range(layer, layer + 1) for layer in rope.in_layers))}"
+            place = f", in {positions_text([rope.in_layers])}"
         facts.append(("RoPE", f"{rope.describe()}{place}"))
     if spec.trained_context is not None:
         facts.append(("trained for", f"{spec.trained_context:,} tokens"))
@@ -214,12 +227,15 @@ def _source(device: Device, field: str) -> str:
 
 
 def doctor_report(findings: Sequence[Finding]) -> Report:
-    """Return the examination of this machine."""
+    """Return the examination of this machine; what is missing and how to get it stands below the table."""
     rows: list[dict[str, Any]] = [asdict(finding) for finding in findings]
     columns = [
         Column("what", "", left=True),
-        Column("found", "found", left=True),
+        # The default of an option may be a list, such as 8k,64k, and lines end at spaces only.
+        Column("found", "found", lambda value: re.sub(r",(?! )", ", ", value), left=True),
         Column("ok", "", lambda value: {None: "", True: "ok", False: "missing"}[value], left=True),
-        Column("remedy", "remedy", left=True),
+        Column("remedy", "remedy", raw=True),
     ]
-    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows)
+    remedies = [f"{finding.what}: {finding.remedy}" for finding in findings if finding.remedy]
+    after = [line for remedy in remedies for line in wrapped(remedy, indent=2)]
+    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows, after=after)

@@ -93,6 +93,7 @@ def on_host(accounting: Accounting) -> str:
 
 
 def json_float(value: Fraction | None) -> float | None:
+    """Return a number as JSON has it: the nearest float, or null."""
     return None if value is None else float(value)
 
 
@@ -134,6 +135,15 @@ def dtypes_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
     if len(specs) > 1:
         parts += [f"weights of {spec.name} in {weights_text(spec, dtypes)}" for spec in quantized]
     return ", ".join([*parts, *([f"recurrent state in {dtypes.state}"] if dtypes.state != STATE_DTYPE else [])])
+
+
+def moved_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
+    """Return `dtypes_text`, and that decoding a token reads and writes recurrent state, where there is any."""
+    text = dtypes_text(specs, dtypes)
+    if not any(mixer.state_size(1).recurrent for spec in specs for mixer in spec.mixers()):
+        return text
+    named = "" if dtypes.state != STATE_DTYPE else f", recurrent state in {dtypes.state}"
+    return f"{text}{named}, read and written"
 
 
 def context_remark(spec: ModelSpec, context: int, *, trained: bool = False) -> str | None:
