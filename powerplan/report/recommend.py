@@ -189,7 +189,7 @@ def _looks_back(answer: Recommendation) -> str:
     if reaches - {None, answer.contexts[-1]}:
         words.append("stacked windows pass on more")
     if None in reaches:
-        words.append("state: none but through a state")
+        words.append("state: none, only its state")
     return "; ".join(words) + "."
 
 
