@@ -47,14 +47,18 @@ def touched_bytes(accounting: Accounting, dtypes: Dtypes, batch: int) -> Fractio
     return beyond
 
 
-def unread_bytes(accounting: Accounting, dtypes: Dtypes, tokens: int) -> Fraction:
-    """Return the bytes of rows of tables and memories beyond those that each of so many tokens has for itself."""
-    unread = Fraction(0)
+def prompt_bytes(accounting: Accounting, dtypes: Dtypes, tokens: int) -> Fraction:
+    """Return the bytes of weights that so many tokens of a prompt read at once.
+
+    What a decoding step reads, and of experts, values and rows all that as many tokens can pick: min(E, a tokens) of E.
+    It is a bound, where a step has the expected number: that takes powers of as many digits as there are tokens.
+    """
+    read = accounting.read_bytes(dtypes)
     for use, ffn, picks in picking_uses(accounting):
-        if ffn.is_table and not use.layer.tied:
-            rows = max(0, picks.entries - picks.picked * tokens)
-            unread += entry_bytes(accounting, use, ffn, picks, dtypes) * rows
-    return unread
+        if picks.entries > picks.picked:
+            more = min(picks.entries, picks.picked * tokens) - picks.picked
+            read += entry_bytes(accounting, use, ffn, picks, dtypes) * more
+    return read
 
 
 def host_parameters(accounting: Accounting) -> int:

@@ -29,6 +29,7 @@ class Device(Part, frozen=True, kw_only=True):
 
     Matrix rates are dense (no structured sparsity), in TFLOP/s; memory is in GB (10^9 bytes), bandwidths in GB/s, that
     of the link per direction. A rate is None where the device has no such unit or no source was found.
+    memory_gb: as the datasheet has it. usable_mib: MiB (2^20 bytes) that a program is given, which plans are held to.
     link: what joins the devices of one node. link_gbs: what all links of a device carry to the others of its node.
     node_devices: devices of the usual node, all joined by `link`; 1 where there is none.
     network_gbs: GB/s per device and direction between nodes in the usual build; None where there is no usual one.
@@ -45,6 +46,7 @@ class Device(Part, frozen=True, kw_only=True):
     fp32_tflops: Rate | None = None
     fp8_tflops: Rate | None = None
     memory_gb: Rate
+    usable_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     memory_gbs: Rate
     link: LinkKind | None = None
     link_gbs: Rate | None = None
@@ -57,6 +59,11 @@ class Device(Part, frozen=True, kw_only=True):
     measured: str | None = None
     verify: bool = False
 
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that plans are held to: what a program is given, or the datasheet's memory where that is not known."""
+        return int(si_value(self, "memory_gb" if self.usable_mib is None else "usable_mib") or 0)
+
 
 QUANTITIES: dict[str, tuple[str, str, float]] = {
     "bf16_tflops": ("bf16 matrix rate", "FLOP/s", 1e12),
@@ -65,6 +72,7 @@ QUANTITIES: dict[str, tuple[str, str, float]] = {
     "fp32_tflops": ("fp32 vector rate", "FLOP/s", 1e12),
     "fp8_tflops": ("fp8 matrix rate", "FLOP/s", 1e12),
     "memory_gb": ("memory", "B", 1e9),
+    "usable_mib": ("memory that a program is given", "B", 2**20),
     "memory_gbs": ("memory bandwidth", "B/s", 1e9),
     "link_gbs": ("link, per direction", "B/s", 1e9),
     "node_devices": ("devices in a node", "1", 1),

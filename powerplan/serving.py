@@ -1,7 +1,8 @@
 """Serving: what one decoding step reads and writes, what memory holds, how many sequences fit, what a prompt costs.
 
-Every time is a roofline, max(FLOPs / peak, bytes / bandwidth), at the device's dense bf16 rate; several devices share
-work and memory evenly, and talk to each other for nothing. No engine reaches it.
+Every time is a roofline, max(FLOPs / peak, bytes / bandwidth), at the device's dense bf16 rate, or at its fp32 rate
+with activations in fp32; several devices share work and memory evenly, and talk to each other for nothing. No engine
+reaches it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import Literal
 
 from powerplan.accounting import Accounting
 from powerplan.caches.checkpoints import Checkpoints, checkpoints_of
@@ -16,9 +18,9 @@ from powerplan.caches.pages import Allocation, allocation
 from powerplan.caches.policy import Policy, prefill_state_flops
 from powerplan.caches.prefill import PrefillMemory, prefill_memory
 from powerplan.dtypes import Dtypes, dtypes_of
-from powerplan.entries import fetched_bytes, host_bytes, touched_bytes, unread_bytes
+from powerplan.entries import fetched_bytes, host_bytes, prompt_bytes, touched_bytes
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, peak_of, several, si_value
+from powerplan.hardware import Device, peak_of, several
 from powerplan.mixers.formulas import total
 from powerplan.swap import with_mixer
 
@@ -58,10 +60,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Devices of one kind that serve a model together."""
+    """Devices of one kind that serve a model together.
+
+    rate: the format whose dense matrix rate counts: bf16, or fp32 (without TF32) where activations are in that. Weights
+    and caches in fewer bits are widened before they are multiplied.
+    """
 
     device: Device
     count: int = 1
+    rate: Literal["bf16", "fp32"] = "bf16"
 
     @property
     def name(self) -> str:
@@ -71,7 +78,7 @@ class Fleet:
     @property
     def memory_of_one(self) -> int:
         """Bytes of one device."""
-        return int(si_value(self.device, "memory_gb") or 0)
+        return self.device.capacity_bytes
 
     @property
     def memory(self) -> int:
@@ -80,7 +87,7 @@ class Fleet:
 
     def seconds(self, flops: Fraction, moved: Fraction | int) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
-        return peak_of(self.device).roofline_s(flops, Fraction(moved)) / self.count
+        return peak_of(self.device, self.rate).roofline_s(flops, Fraction(moved)) / self.count
 
 
 class Serving:
@@ -201,13 +208,17 @@ class Serving:
     def prefill_seconds(self) -> Fraction | None:
         """Roofline time of that at batch 1; None without a device.
 
-        All weights are read once for every chunk of the prompt, of tables and memories the rows that a chunk has tokens
-        for, and the state is written once.
+        Weights are read once for every chunk of the prompt (`prompt_bytes`), and the state is written once.
         """
+        if self.fleet is None:
+            return None
         chunk = self.policy.prefill_tokens(self.context)
-        weights = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, chunk)
-        moved = self.prefill_memory.chunks * weights + self.state_bytes
-        return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None
+        whole, rest = divmod(self.context, chunk)
+        moved = whole * self._prompt_bytes(chunk) + (self._prompt_bytes(rest) if rest else 0) + self.state_bytes
+        return self.fleet.seconds(self.prefill_flops, moved)
+
+    def _prompt_bytes(self, tokens: int) -> Fraction:
+        return prompt_bytes(self.accounting, self.dtypes, tokens)
 
     @property
     def prompt_fits(self) -> bool | None:
@@ -229,12 +240,11 @@ class Serving:
 
     @property
     def resumed_seconds(self) -> Fraction | None:
-        """Roofline time of that, all weights and the state moved once; None without a device or without checkpoints."""
+        """Roofline time of that, weights and the state moved once; None without a device or without checkpoints."""
         if self.fleet is None or self.resumed_flops is None:
             return None
-        behind = self.context - (self.checkpoints.resumed if self.checkpoints else 0)
-        weights = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, behind)
-        return self.fleet.seconds(self.resumed_flops, weights + self.state_bytes)
+        behind = max(1, self.context - (self.checkpoints.resumed if self.checkpoints else 0))
+        return self.fleet.seconds(self.resumed_flops, self._prompt_bytes(behind) + self.state_bytes)
 
     @property
     def largest_batch(self) -> int | None:

@@ -17,8 +17,8 @@ from specs import contexts, specs, untied
 import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
-from powerplan.dtypes import DTYPE_BYTES
-from powerplan.entries import host_parameters, touched_experts
+from powerplan.dtypes import DTYPE_BYTES, Dtypes
+from powerplan.entries import host_parameters, prompt_bytes, touched_experts
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_names, catalogue_spec
@@ -138,12 +138,12 @@ def test_a_prompt_costs_the_sum_of_its_tokens(name: str, head: bool) -> None:
 def test_llama_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, "llama-3-8b", "--ctx", "128k", "--batch", "1,64", "--hardware", "h100-sxm")
     assert result["schema"] == "powerplan.decode/1"
-    assert (result["device"], result["devices"], result["memory_bytes"]) == ("h100-sxm", 1, 80_000_000_000)
+    assert (result["device"], result["devices"], result["memory_bytes"]) == ("h100-sxm", 1, 81_080 * 2**20)
     (context,) = result["models"][0]["contexts"]
     cache = 2 * 32 * 2 * 8 * 128 * 131_072
     assert (context["cache_bytes"], context["recurrent_bytes"]) == (cache, 0)
     assert context["cache_bytes_per_token"] == 131_072
-    assert context["largest_batch"] == (80_000_000_000 - 2 * 8_030_261_248) // cache == 3
+    assert context["largest_batch"] == (81_080 * 2**20 - 2 * 8_030_261_248) // cache == 4
     first, last = context["steps"]
     weights = 2 * (8_030_261_248 - 128_256 * 4096)
     assert first["weight_bytes"] == last["weight_bytes"] == weights
@@ -245,9 +245,9 @@ def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["decode", *arguments, "--hardware", "h100-sxm"]) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    whole = "the weights do not fit in the 74.51 GiB of h100-sxm (--devices 2 holds them and a sequence)"
+    whole = "the weights do not fit in the 79.18 GiB of h100-sxm (--devices 2 holds them and a sequence)"
     assert whole in said(KIMI)
-    assert "26 sequences fit on 4 h100-sxm" in said(KIMI, "--ctx", "1M", "--devices", "4")
+    assert "28 sequences fit on 4 h100-sxm" in said(KIMI, "--ctx", "1M", "--devices", "4")
     assert "1 sequence fits on 3 h100-sxm" in said("llama-3-8b", "--ctx", "1M", "--devices", "3")
     assert "not one sequence fits on h100-sxm (--devices 2 holds one)" in said("llama-3-8b", "--ctx", "1M")
 
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_marked(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines() if re.match(r" +\d+  ", line)]
     assert [row[0] for row in rows if row[-1] == "no"] == ["8", "64"]
-    assert "fits: no where weights and state exceed the 74.51 GiB there are." in out
+    assert "fits: no where weights and state exceed the 79.18 GiB there are." in out
     assert main([*arguments, "--ctx", "1k"]) == 0
     assert "fits:" not in capsys.readouterr().out
 
@@ -307,3 +307,23 @@ def test_csv_names_twins_in_full(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_batch_out_of_range(batch: int) -> None:
     with pytest.raises(InputError, match=f"a batch is 1 to 65,536 sequences, and is {batch}"):
         Serving(Accounting(catalogue_spec("gpt2-small")), 64).step(batch)
+
+
+def test_fp32_computes_at_the_fp32_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["llama-3-8b", "--ctx", "16", "--batch", "512", "--hardware", "h100-sxm"]
+    for asked, rate in (("fp32", 67e12), ("bf16", 989e12), ("fp8", 989e12), ("int4", 989e12)):
+        (context,) = run(capsys, *options, "--dtype", asked)["models"][0]["contexts"]
+        (step,) = context["steps"]
+        assert step["step_s"] == pytest.approx(512 * step["flops_per_token"] / rate)
+        assert step["bound"] == "FLOPs"
+    with pytest.raises(InputError, match="tpu-v5p has no fp32 matrix rate in the catalogue"):
+        powerplan.decode("llama-3-8b", "16", gpu="tpu-v5p", dtype="fp32")
+
+
+@settings(max_examples=50)
+@given(spec=specs, tokens=st.integers(1, 10**6))
+def test_a_prompt_reads_no_less_than_a_step_and_no_more_than_there_is(spec: Any, tokens: int) -> None:
+    accounting = Accounting(untied(spec))
+    one, several = (prompt_bytes(accounting, Dtypes(), count) for count in (1, tokens))
+    assert one == Serving(accounting, 1).weight_bytes(1)
+    assert one <= several <= 2 * accounting.total_parameters.without_input_embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex, get_args
+from typing import TYPE_CHECKING, Literal, SupportsIndex, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers import base
@@ -101,7 +101,7 @@ def decode(
     Examples:
         >>> (llama,) = decode("llama-3-8b", "128k", gpu="h100-sxm").models
         >>> llama.servings[0].largest_batch
-        3
+        4
     """
     contexts = base.read_contexts(context)
     several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
@@ -113,10 +113,11 @@ def decode(
     if gpu is None and count > 1:
         raise needs_device("devices")
     device = base.read_device(gpu)
-    fleet = None if device is None else Fleet(device, count)
-    if device is not None:
-        peak_of(device)  # A device without the rates that times need is refused before a model is read.
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
+    rate: Literal["bf16", "fp32"] = "fp32" if dtypes.activations == "fp32" else "bf16"
+    fleet = None if device is None else Fleet(device, count, rate)
+    if device is not None:
+        peak_of(device, rate)  # A device without the rates that times need is refused before a model is read.
     policy = policy_of(cache_budget, prefill_chunk, checkpoint_every, engine, page)
     served: list[Served] = []
     notes: list[str] = []

@@ -20,7 +20,7 @@ class GroupedHeads(Mixer, frozen=True, kw_only=True):
     head_dim: features of a query and of a key, per head.
     v_head_dim: features of a value, per head.
     bias: true for query, key, value, gate and output projections, "qkv" for all but the output projection, "output" for
-    that one alone.
+    that one alone; gates of one number per head have none.
     qk_norm: "head" is an RMSNorm over each head, 2k weights; "full" is one over all heads, (H + G)k weights.
     output_gate: a projection of the hidden state, Hv wide, that multiplies the output; "head" has one gate per head.
     """

@@ -154,6 +154,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
         Column("name", "device", left=True),
         *(Column(f"{dtype}_flops", f"{dtype} TFLOP/s", tera) for dtype in ("bf16", "fp8", "fp32")),
         Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
+        Column("usable_bytes", "usable GB", lambda value: "-" if value is None else f"{value / 1e9:.1f}"),
         Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
         Column("link_bytes_per_s", "link GB/s", giga),
         Column("node_devices", "node", grouped),
@@ -163,6 +164,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
     ]
     after = [
         "dense rates, no structured sparsity; verify: sources disagree or are second-hand.",
+        "usable: what a program is given of the memory, to which plans are held.",
         "link: within a node of so many devices; network: between nodes; per device and direction. W: board power.",
         "powerplan hardware NAME gives unit and source of every value.",
     ]
@@ -171,6 +173,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
 
 _JSON_NAMES = {
     "memory_gb": "memory_bytes",
+    "usable_mib": "usable_bytes",
     "memory_gbs": "memory_bytes_per_s",
     "link_gbs": "link_bytes_per_s",
     "network_gbs": "network_bytes_per_s",
@@ -218,6 +221,8 @@ def device_report(device: Device) -> Report:
 
 
 def _source(device: Device, field: str) -> str:
+    if field == "usable_mib":
+        return "the total that PyTorch prints when memory runs out, XLA's for TPUs (public logs)"
     return (device.link_source or device.source) if field in _LINKS else device.source
 
 

@@ -87,7 +87,8 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
     legend = [""]
     if fleet is not None:
-        legend += wrapped(f"Times are rooflines on {fleet.name} at the bf16 rate, with nothing for communication.")
+        times = f"Times are rooflines on {fleet.name} at the {fleet.rate} rate"
+        legend += wrapped(f"{times}, with nothing for communication.")
         if not all(row["fits"] for row in rows):
             kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
             legend += wrapped(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")

@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.accounting import Accounting
-from powerplan.hardware import Peak, si_value
+from powerplan.hardware import Peak
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import DocumentRow
 from powerplan.lengths.packing import filled_share
@@ -53,8 +53,8 @@ class Setting:
     @classmethod
     def of(cls, cluster: Cluster, peak: Peak, efficiency: Efficiency, batch: Batch) -> Setting:
         """Return the setting with the memory that the catalogue has of the device."""
-        known = si_value(cluster.device, "memory_gb") if cluster.device is not None else None
-        return cls(cluster, peak, efficiency, batch, None if known is None else int(known))
+        known = cluster.device.capacity_bytes if cluster.device is not None else None
+        return cls(cluster, peak, efficiency, batch, known)
 
 
 @dataclass(frozen=True)

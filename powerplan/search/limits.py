@@ -10,7 +10,7 @@ from operator import attrgetter
 from powerplan.accounting import Accounting
 from powerplan.entries import host_bytes
 from powerplan.errors import InfeasibleError
-from powerplan.hardware import Device, si_value
+from powerplan.hardware import Device
 from powerplan.search.costs import CostBasis
 from powerplan.search.trials import Trial
 from powerplan.training import TRAINING_PASSES
@@ -105,7 +105,7 @@ class Checker:
             flops = TRAINING_PASSES * self.basis.flops_per_token(cost) * (limits.tokens or self.basis.longest)
             demands.append(Demand("--flops", flops, Fraction(limits.flops), "FLOPs"))
         if limits.device is not None:
-            memory = Fraction(si_value(limits.device, "memory_gb") or 0) * limits.devices
+            memory = Fraction(limits.device.capacity_bytes * limits.devices)
             demands.append(Demand("--gpu", cost.weight_bytes - self.host_bytes + cost.state_bytes, memory))
         return demands
 

@@ -219,10 +219,25 @@ def test_a_prompt_reads_the_rows_it_has_tokens_for() -> None:
     spec = model(Stem(intermediate_size=40, vocab_size=50))
     device = Fleet(find_device("h100-sxm"))
     short, long = (Serving(Accounting(spec), context, "bf16", device) for context in (10, 4096))
-    weights = Serving(Accounting(spec), 10).stored_bytes
+    serving = Serving(Accounting(spec), 10)
+    weights = serving.stored_bytes - 2 * spec.vocab_size * HIDDEN  # No token multiplies the input embedding.
     assert short.prefill_seconds == (weights - 2 * 3 * 40 * 40) / Fraction(3350 * 10**9)
     assert long.prefill_seconds is not None
     assert long.prefill_seconds >= weights / Fraction(3350 * 10**9)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 100])
+def test_a_prompt_reads_the_experts_that_its_tokens_can_pick(tokens: int) -> None:
+    spec = model(MoE(experts=8, top_k=2, intermediate_size=10))
+    serving = Serving(Accounting(spec), tokens, "bf16", Fleet(find_device("h100-sxm")))
+    expert = 3 * HIDDEN * 10
+    resting = 3 * (8 - min(8, 2 * tokens)) * expert  # The model has three layers.
+    read = 2 * (Accounting(spec).total_parameters.without_input_embedding - resting)
+    assert serving.prefill_seconds == max(
+        (read + serving.state_bytes) / Fraction(3350 * 10**9), serving.prefill_flops / Fraction(989 * 10**12)
+    )
+    if tokens == 1:
+        assert read == serving.weight_bytes(1)
 
 
 def test_latent_and_shared_experts_are_fields_of_a_mixture() -> None:

@@ -38,19 +38,19 @@ def test_on_a_device() -> None:
         "memory, weights and state",
     ]
     (serving,) = answer.models[0].servings
-    assert serving.largest_batch == 3
+    assert serving.largest_batch == 4
     for axes, value in zip(figure.axes[:2], ("seconds", "tokens_per_s"), strict=True):
         fits, rest, most = lines(axes)
-        assert [batch for batch, _ in fits] == [1, 2, 3]
-        assert [batch for batch, _ in rest] == [3, 4, 8, 16, 32, 64]
+        assert [batch for batch, _ in fits] == [1, 2, 4]
+        assert [batch for batch, _ in rest] == [4, 8, 16, 32, 64]
         assert most == [fits[-1]]
         for batch, y in (*fits, *rest):
             assert y == float(getattr(serving.step(int(batch)), value))
     memory = figure.axes[2]
-    assert names(memory) == ["memory of h100-sxm: 74.51 GiB"]
+    assert names(memory) == ["memory of h100-sxm: 79.18 GiB"]
     low, high = memory.get_ylim()
-    assert low < 80e9 < high
-    assert legend(figure) == ["llama-3-8b at 131,072: state 16 GiB per sequence, largest batch 3"]
+    assert low < 81_080 * 2**20 < high
+    assert legend(figure) == ["llama-3-8b at 131,072: state 16 GiB per sequence, largest batch 4"]
     assert title(figure) == "llama-3-8b at 131,072 tokens on h100-sxm, over the batch"
     assert below(figure).startswith("rooflines of one step, at the end of the context; dotted: batches that do not fit")
 
@@ -62,9 +62,9 @@ def test_twins_are_dashed_in_the_colour_of_their_model() -> None:
     assert own.get_linestyle() == longer.get_linestyle() == "-"
     assert twin.get_linestyle() == longer_twin.get_linestyle() == "--"
     shown = legend(figure)
-    assert shown[0] == "kimi-linear-48b-a3b at 131,072: state 1.025 GiB per sequence, largest batch 492"
+    assert shown[0] == "kimi-linear-48b-a3b at 131,072: state 1.025 GiB per sequence, largest batch 528"
     assert shown[2].startswith("mla twin of kimi-linear-48b-a3b at 131,072: ")
-    assert names(figure.axes[2]) == ["memory of 8 h100-sxm: 596 GiB"]
+    assert names(figure.axes[2]) == ["memory of 8 h100-sxm: 633.4 GiB"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_twins_are_dashed_in_the_colour_of_their_model() -> None:
     [
         ("deepseek-v3", "8k", "the weights do not fit"),
         ("llama-3-8b", "1M", "not one sequence fits"),
-        ("mamba2-130m", "1M", "largest batch 4,167"),
+        ("mamba2-130m", "1M", "largest batch 4,430"),
     ],
 )
 def test_what_fits_is_in_the_legend(model: str, context: str, ending: str) -> None:

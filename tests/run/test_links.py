@@ -188,3 +188,14 @@ def test_every_device_says_what_joins_its_node(device: Device) -> None:
     assert cluster_of(device, device.node_devices).between is None
     if device.network_gbs is not None:
         assert device.network_gbs < device.link_gbs
+
+
+@pytest.mark.parametrize("device", devices().values(), ids=lambda device: device.name)
+def test_a_program_is_given_nearly_the_gib_that_the_datasheet_has_as_gb(device: Device) -> None:
+    assert device.usable_mib is not None
+    assert device.capacity_bytes == device.usable_mib * 2**20
+    assert 0.92 < device.capacity_bytes / (device.memory_gb * 2**30) < 1.01
+
+
+def test_without_it_the_datasheet_counts() -> None:
+    assert Device(name="bare", memory_gb=1.5, memory_gbs=1, source="made up").capacity_bytes == 1_500_000_000
