@@ -268,7 +268,7 @@ TIMEOUT = timedelta(seconds=5)
 def failures(rank: int, device: str) -> list[str]:
     """Return the messages of this rank, forward and backward: one of each two ranks waits for one that never calls.
 
-    The first two ranks gather, and the others scan. States go on in the sequence, and gradients back: one who only sends
+    The first two ranks gather, and the others scan. States go on in the sequence, and gradients back; who only sends
     does not wait. So the second rank of a pair waits forward, in one group, while the first waits backward, in another.
     """
     pairs = [[0, 1], [2, 3]]

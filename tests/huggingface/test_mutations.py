@@ -13,6 +13,7 @@ from zlib import crc32
 
 import pytest
 from hf_decoders import Settings, odd_settings, stored_elements, written
+from hf_meta import on_meta
 
 from powerplan.accounting import Accounting
 from powerplan.documents import parse_json
@@ -65,7 +66,7 @@ def built(transformers: Any, torch: Any, data: Settings) -> int | None:
     try:
         config_class = transformers.CONFIG_MAPPING[data["model_type"]]
         config = config_class.from_dict(config_class._decode_special_floats(dict(data)))
-        with torch.device("meta"):
+        with on_meta():
             model = getattr(transformers, names if isinstance(names, str) else names[0])(config)
     except Exception:  # whatever its validation and its layers raise
         return None
