@@ -181,6 +181,9 @@ def launches(config: Configuration, arch: int) -> list[Launch]:
         key = empty(*size if config.normalize else (0,), of=torch.float32)
         gate = None if log_g is None else log_g[:, 0]
         decode.step(q[:, 0], k[:, 0], v[:, 0], gate, kv, key, config.p, 0.125)
+        if config.normalize:  # The first step after a prefill, whose state has the normaliser as its last column.
+            joined = empty(*size, config.value_dim + 1, of=torch.float32)
+            decode.step(q[:, 0], k[:, 0], v[:, 0], gate, joined[..., :-1], joined[..., -1], config.p, 0.125)
     return launched
 
 

@@ -5,16 +5,15 @@ Usage: python benchmarks/decode_flat.py [RESULT.json]
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
 from powerplan.kernels import PowerState, power_attention, power_attention_step
+from support.files import print_result
 
 CONTEXTS = (1024, 4096, 16_384, 65_536)
 
@@ -40,10 +39,7 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "median_us": {str(tokens): round(statistics.median(own) * 1e6, 1) for tokens, own in times.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(f"{text}\n", encoding="utf-8")
+    print_result(result, next(iter(sys.argv[1:]), None))
     return 0
 
 

@@ -5,7 +5,6 @@ Usage: python benchmarks/recommend.py [RESULT.json]
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -13,12 +12,12 @@ import sys
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 from powerplan.accounting import Accounting
 from powerplan.load import catalogue_spec
 from powerplan.search import Recommendation, Request, recommend
 from powerplan.version import __version__
+from support.files import print_result
 
 MODELS = ("llama-3-8b", "deepseek-v3")
 CONTEXT, CANDIDATES, TARGET_S = 131_072, 5000, 1.0
@@ -71,10 +70,7 @@ def main() -> int:
         "results": results,
         "target_s": TARGET_S,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(f"{text}\n", encoding="utf-8")
+    print_result(result, next(iter(sys.argv[1:]), None))
     return 0
 
 

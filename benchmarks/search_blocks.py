@@ -55,6 +55,7 @@ def narrow(blocks: Blocks) -> bool:
 
 
 def wrong(config: Configuration, kernel: str, arch: int) -> bool:
+    """Whether a kernel with these blocks has a fault, such as spilled registers, in any launch."""
     for launch in launches(config, arch):
         # One at a time: the first with a fault is enough, and each takes seconds.
         if launch.name == f"{kernel}_kernel" and faults(config, arch, launch.name, compile_all(arch, [launch])[0]):

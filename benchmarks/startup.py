@@ -5,7 +5,6 @@ Usage: python benchmarks/startup.py [RESULT.json]
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from powerplan.version import __version__
+from support.files import print_result
 
 COMMAND = ["wsfr", "gpt2-small", "--ctx", "64k"]
 TARGET_RATIO = 2.5
@@ -53,10 +53,7 @@ def main() -> int:
         "ratio": round(medians["powerplan"] / medians["typer"], 2),
         "target_ratio": TARGET_RATIO,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(f"{text}\n", encoding="utf-8")
+    print_result(result, next(iter(sys.argv[1:]), None))
     return 0
 
 

@@ -9,16 +9,17 @@ Without torchrun one process has all. Default: 60 steps
 from __future__ import annotations
 
 import os
-import sys
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from script import imports, run
 
-from powerplan.errors import InputError, PowerplanError
-from powerplan.kernels import ContextParallel, power_attention
-from powerplan.units import parse_integer
+with imports():
+    import torch
+    import torch.distributed as dist
+    import torch.nn.functional as F  # noqa: N812
+    from torch import Tensor, nn
+
+    from powerplan.kernels import ContextParallel, power_attention
+    from powerplan.units import parse_integer
 
 PAIRS = 32  # keys, each stated once with a value, and asked for once
 VALUES = 16  # values that a key can have; one more stands for a question
@@ -87,13 +88,4 @@ def main(steps: str = "60") -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 2:
-            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

@@ -7,18 +7,18 @@ Defaults: llama-3-8b 64k converted.yaml
 
 from __future__ import annotations
 
-import sys
+from script import imports, run
 
-import msgspec
+with imports():
+    import msgspec
 
-from powerplan import Accounting, ModelSpec, load_model
-from powerplan.dump import spec_to_yaml
-from powerplan.errors import InputError, PowerplanError
-from powerplan.load import model_file
-from powerplan.output import check_targets, write_whole
-from powerplan.spec import Layer, group_layers
-from powerplan.swap import with_mixer
-from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
+    from powerplan import Accounting, ModelSpec, load_model
+    from powerplan.dump import spec_to_yaml
+    from powerplan.load import model_file
+    from powerplan.output import check_targets, write_whole
+    from powerplan.spec import Layer, group_layers
+    from powerplan.swap import with_mixer
+    from powerplan.units import format_bytes, format_count, format_parameters, format_ratio, parse_context
 
 
 def alternate(spec: ModelSpec, *mixers: str) -> ModelSpec:
@@ -57,13 +57,4 @@ def main(model: str = "llama-3-8b", context: str = "64k", out: str = "converted.
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 4:
-            raise InputError(f"{sys.argv[4]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

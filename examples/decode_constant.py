@@ -7,17 +7,19 @@ Defaults: gpt2-small 1k,4k,16k
 
 from __future__ import annotations
 
-import sys
 import time
 
-import torch
+from script import imports, run
 
-from powerplan import load_model
-from powerplan.errors import InputError, PowerplanError
-from powerplan.mixers import GroupedHeads
-from powerplan.models import Cache, Slot, build_layer
-from powerplan.swap import with_mixer
-from powerplan.units import format_bytes, parse_contexts
+with imports():
+    import torch
+
+    from powerplan import load_model
+    from powerplan.errors import InputError
+    from powerplan.mixers import GroupedHeads
+    from powerplan.models import Cache, Slot, build_layer
+    from powerplan.swap import with_mixer
+    from powerplan.units import format_bytes, parse_contexts
 
 MIXERS = {"softmax, KV cache": "attention", "power p=2, state": "power:p=2"}
 REPEATS = 30
@@ -63,13 +65,4 @@ def main(model: str = "gpt2-small", contexts: str = "1k,4k,16k") -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 3:
-            raise InputError(f"{sys.argv[3]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

@@ -7,21 +7,22 @@ Default: 5 steps
 
 from __future__ import annotations
 
-import sys
 import time
 
-import torch
-import torch.nn.functional as F  # noqa: N812
+from script import imports, run
 
-from powerplan import ModelSpec, flops_per_step
-from powerplan.errors import InputError, PowerplanError
-from powerplan.ffn import MLP
-from powerplan.mixers import Attention, Power
-from powerplan.models import build_model
-from powerplan.profile.machine import default_dtype, examine, resolve_device
-from powerplan.profile.runs import torch_dtype
-from powerplan.spec import LayerGroup
-from powerplan.units import format_quantity, parse_integer
+with imports():
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    from powerplan import ModelSpec, flops_per_step
+    from powerplan.ffn import MLP
+    from powerplan.mixers import Attention, Power
+    from powerplan.models import build_model
+    from powerplan.profile.machine import default_dtype, examine, resolve_device
+    from powerplan.profile.runs import torch_dtype
+    from powerplan.spec import LayerGroup
+    from powerplan.units import format_quantity, parse_integer
 
 CONTEXT = 512  # tokens of a sequence
 SEQUENCES = 4  # sequences of a step
@@ -62,13 +63,4 @@ def main(steps: str = "5") -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 2:
-            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

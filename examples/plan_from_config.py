@@ -6,12 +6,12 @@ MODEL is a config.json, a YAML spec or a catalogue name. Defaults: llama-3-8b 64
 
 from __future__ import annotations
 
-import sys
+from script import imports, run
 
-from powerplan import Accounting, load_model
-from powerplan.errors import InputError, PowerplanError
-from powerplan.swap import with_mixer
-from powerplan.units import format_bytes, format_ratio, parse_context
+with imports():
+    from powerplan import Accounting, load_model
+    from powerplan.swap import with_mixer
+    from powerplan.units import format_bytes, format_ratio, parse_context
 
 MIXERS = [None, "window:4096", "power:p=2", "linear"]
 """The mixers to compare, as `--mixer` takes them. None is the model as it is."""
@@ -29,13 +29,4 @@ def main(model: str = "llama-3-8b", context: str = "64k") -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 3:
-            raise InputError(f"{sys.argv[3]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

@@ -25,20 +25,23 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-import torch
+from script import imports
 
-from icl.curves import bin_edges
-from icl.plots import curve_plot, pyplot
-from icl.ranks import RankError, Ranks, check_ranks, command_line, is_first, joined, started_ranks
-from icl.result import machine, result, table, task_record
-from icl.run import Run, RunEnvironment, build_task, checkpoint_path, interruptible, result_path, run_name
-from icl.saved import read_checkpoint, read_json, read_record
-from icl.settings import TaskSettings, check_context, preset
-from icl.tasks import Task
-from icl.variants import MIXERS, Variant, variants
-from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
-from powerplan.output import check_target, write_whole
-from powerplan.units import format_duration, parse_context, parse_count, parse_integer
+with imports():
+    import torch
+
+    from icl.curves import bin_edges
+    from icl.plots import curve_plot, pyplot
+    from icl.ranks import RankError, Ranks, check_ranks, command_line, is_first, joined, started_ranks
+    from icl.result import machine, result, table, task_record
+    from icl.run import Run, RunEnvironment, build_task, checkpoint_path, interruptible, result_path, run_name
+    from icl.saved import read_checkpoint, read_json, read_record
+    from icl.settings import TaskSettings, check_context, preset
+    from icl.tasks import Task
+    from icl.variants import MIXERS, Variant, variants
+    from powerplan.errors import InputError, MachineError, PowerplanError, allowed_values
+    from powerplan.output import check_target, write_whole
+    from powerplan.units import format_duration, parse_context, parse_count, parse_integer
 
 TASKS = ("code", "recall")
 """The tasks that --tasks takes."""

@@ -7,14 +7,14 @@ Default: 80 steps
 
 from __future__ import annotations
 
-import sys
+from script import imports, run
 
-import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+with imports():
+    import torch
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from powerplan.errors import InputError, PowerplanError
-from powerplan.models import PowerCache, use_power_attention
-from powerplan.units import format_bytes, parse_integer
+    from powerplan.models import PowerCache, use_power_attention
+    from powerplan.units import format_bytes, parse_integer
 
 WINDOW = 128
 """Tokens of one training sequence."""
@@ -84,13 +84,4 @@ def cache_bytes(model: LlamaForCausalLM, tokens: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 2:
-            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

@@ -8,16 +8,17 @@ Prints loss and accuracy. Default: 40 steps
 from __future__ import annotations
 
 import math
-import sys
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from script import imports, run
 
-from powerplan.dims import spow_dim
-from powerplan.errors import InputError, PowerplanError
-from powerplan.kernels import power_attention
-from powerplan.units import parse_integer
+with imports():
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+    from torch import Tensor, nn
+
+    from powerplan.dims import spow_dim
+    from powerplan.kernels import power_attention
+    from powerplan.units import parse_integer
 
 PAIRS = 32  # keys, each stated once with a value
 VALUES = 16  # values that a key can have
@@ -87,13 +88,4 @@ def main(steps: str = "40") -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
-    try:
-        if len(sys.argv) > 2:
-            raise InputError(f"{sys.argv[2]!r} is one argument too many; --help says which there are")
-        main(*sys.argv[1:])
-    except PowerplanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main, __doc__)

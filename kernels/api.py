@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,63 @@ from powerplan.kernels.triton.support import lacking
 if TYPE_CHECKING:
     from powerplan.kernels.distributed.attention import Started
     from powerplan.kernels.distributed.plan import ContextParallel
+
+
+@overload
+def power_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    normalize: bool = True,
+    initial_state: PowerState | None = None,
+    return_state: Literal[False] = False,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+    cp: ContextParallel | Started | None = None,
+) -> Tensor: ...
+
+
+@overload
+def power_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    normalize: bool = True,
+    initial_state: PowerState | None = None,
+    return_state: Literal[True],
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+    cp: ContextParallel | Started | None = None,
+) -> tuple[Tensor, PowerState]: ...
+
+
+@overload
+def power_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    normalize: bool = True,
+    initial_state: PowerState | None = None,
+    return_state: bool,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+    cp: ContextParallel | Started | None = None,
+) -> Tensor | tuple[Tensor, PowerState]: ...
 
 
 def power_attention(
@@ -322,4 +379,5 @@ def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd is on and asks for the gradient of a tensor; None asks for none."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import isfinite
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from torch import Tensor
 from powerplan.dims import KERNEL_DEGREES, LARGEST_PHI, default_chunk_size, odd_degree, spow_dim
 from powerplan.kernels.call import CallShape
 from powerplan.kernels.state import PowerState
-
-DEGREES = KERNEL_DEGREES
-"""The degrees p that all implementations execute."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that q, k, v and log_g may have."""
@@ -46,6 +43,7 @@ def check_tensor(name: str, x: object, or_none: bool = False) -> None:
 
 
 def check_types(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
+    """Raise TypeError for an argument that is no tensor; log_g may be None."""
     check_tensor("q", q)
     check_tensor("k", k)
     check_tensor("v", v)
@@ -53,12 +51,14 @@ def check_types(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
 
 
 def check_flag(name: str, value: bool) -> None:
+    """Raise TypeError unless the argument `name` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, and is {shown(value)}")
 
 
 def check_settings(p: int, scale: float | None, chunk_size: int | None) -> None:
-    if not is_integer(p) or p not in DEGREES:
+    """Raise ValueError for a degree, a scale or a chunk size, in tokens, that is out of range."""
+    if not is_integer(p) or p not in KERNEL_DEGREES:
         raise ValueError(f"p must be 1, 2, 3 or 4, and is {shown(p)}")
     if scale is not None and not _is_finite(scale):
         raise ValueError(f"scale must be a finite number, and is {shown(scale)}")
@@ -91,6 +91,7 @@ def check_embedded(head_dim: int, p: int) -> None:
 
 
 def check_impl(impl: str, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless `impl` is "auto" or one of `allowed`."""
     known = ("auto", *allowed)
     if not isinstance(impl, str) or impl not in known:
         raise ValueError(f"impl must be {', '.join(known)}, and is {shown(impl)}")
@@ -127,6 +128,7 @@ def check_sizes(
 
 
 def check_normalizer(p: int, normalize: bool) -> None:
+    """Raise ValueError where a sum of weights of both signs would divide."""
     if normalize and odd_degree(p):
         raise ValueError(
             f"p={p} gives weights of both signs, whose sum may be 0 or negative: use an even p, or normalize=False"
@@ -176,11 +178,13 @@ def scale_of(scale: float | None, head_dim: int) -> float:
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    if not is_integer(value) or value < least:  # type: ignore[operator]
+    """Raise ValueError unless the argument `name` is an integer of at least `least`."""
+    if not is_integer(value) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, and is {shown(value)}")
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -230,6 +234,7 @@ def _values(x: Tensor) -> Any:
 
 
 def check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequences: int, normalize: bool) -> None:
+    """Raise TypeError or ValueError unless a state is one of so many sequences, for these heads and this degree."""
     if not isinstance(state, PowerState):
         raise TypeError(f"the state must be a PowerState, and is {type(state).__name__}")
     size = [sequences, k.shape[2], spow_dim(int(k.shape[3]), p)]

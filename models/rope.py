@@ -113,7 +113,8 @@ def _yarn(turns: Tensor, theta: float, scaling: YarnScaling, rotated: int) -> Te
 def _llama3(turns: Tensor, scaling: Llama3Scaling) -> Tensor:
     lengths = 2 * math.pi / turns
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    whole = ((scaling.original_context / lengths - low) / (high - low)).clamp(0, 1)
+    rotations = scaling.original_context / lengths
+    whole = (rotations > low).float() if low == high else ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - whole) * turns / scaling.factor + whole * turns
 
 

@@ -17,8 +17,8 @@ from typing import SupportsIndex
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.ffn import multiplied_terms
 from powerplan.longest import last_at_most, last_at_most_in_periods
-from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import Convention, Rational, Term, total
+from powerplan.mixers.block import Block
+from powerplan.mixers.formulas import Convention, Rational, Term, exact_integer, total
 from powerplan.quantization import PartName, WeightFormats
 from powerplan.spec import LayerUse, ModelSpec
 from powerplan.units import MAX_CONTEXT, context_of
@@ -121,18 +121,18 @@ class Accounting:
     def _parameters(self, idle: bool, again: bool = False) -> Parameters:
         """Return the parameters, with those of experts that are `idle`, and with tied layers counted `again`."""
         spec = self.spec
-        body = _integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
+        body = exact_integer(total((*spec.embedding_norm_terms(), *spec.final_norm_terms())))
         own = [extra for extra in spec.extras if not extra.lookup]
-        body += _integer(total(_stored_terms(own, spec.hidden_size, idle)))
+        body += exact_integer(total(_stored_terms(own, spec.hidden_size, idle)))
         for use in self.uses:
             if use.layer.tied and not again:
                 continue
             terms = (*spec.norm_terms(use.layer), *_stored_terms(use.layer.blocks, spec.hidden_size, idle))
-            body += _integer(total(terms)) * use.count
-        head = _integer(total(spec.head_terms()))
+            body += exact_integer(total(terms)) * use.count
+        head = exact_integer(total(spec.head_terms()))
         lookups = [extra for extra in spec.extras if extra.lookup]
         rows = _stored_terms(lookups, spec.hidden_size, idle)
-        tables = _integer(total((*spec.embedding_terms(), *spec.position_terms(), *rows)))
+        tables = exact_integer(total((*spec.embedding_terms(), *spec.position_terms(), *rows)))
         return Parameters(
             with_embeddings=body + tables + (0 if spec.tie_embeddings else head),
             without_input_embedding=body + head,
@@ -176,14 +176,14 @@ class Accounting:
 
     def _weight_components(self) -> list[Component]:
         parts = [
-            Component(term.component, use, 2 * _integer(term.value) * use.count, Fraction(0))
+            Component(term.component, use, 2 * exact_integer(term.value) * use.count, Fraction(0))
             for use in self.uses
             for block in use.layer.blocks
             for term in multiplied_terms(block, self.spec.hidden_size)
         ]
         whole = [term for extra in self.spec.extras for term in extra.matmul_terms(self.spec.hidden_size)]
         whole += self.spec.head_terms() if self.convention.lm_head else ()
-        return parts + [Component(term.component, None, 2 * _integer(term.value), Fraction(0)) for term in whole]
+        return parts + [Component(term.component, None, 2 * exact_integer(term.value), Fraction(0)) for term in whole]
 
     def _state_components(self, context: SupportsIndex | str) -> list[Component]:
         tokens = context_of(context)
@@ -344,8 +344,8 @@ def _stored_terms(blocks: Sequence[Block], hidden: int, idle: bool) -> Iterator[
         yield from block.idle_terms(hidden) if idle else ()
 
 
-def positions_text(spans: tuple[range, ...]) -> str:
-    """Return layer positions (from 0) in words: "layer 3", "layers 0-11", "layers 0, 2, ... 40 (21)"."""
+def positions_text(spans: Iterable[Iterable[int]]) -> str:
+    """Return the positions of layers (from 0) in words: "layer 3", "layers 0-11", "layers 0, 2, ... 40 (21)"."""
     positions = sorted(position for span in spans for position in span)
     runs: list[list[int]] = []
     for position in positions:
@@ -359,8 +359,3 @@ def positions_text(spans: tuple[range, ...]) -> str:
     if len(pieces) > 4:
         pieces[2:-1] = ["..."]
     return f"layers {', '.join(pieces).replace('..., ', '... ')} ({len(positions)})"
-
-
-def _integer(value: Rational) -> int:
-    assert Fraction(value).denominator == 1, f"a parameter count is not whole: {value}"
-    return int(value)

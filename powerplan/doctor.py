@@ -34,11 +34,10 @@ def examine(commands: Sequence[str] = ()) -> list[Finding]:
 
     commands: the names that tables of commands may have in a file of defaults, which is looked for.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [
         Finding("powerplan", __version__),
         Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        Finding("processor", f"{cores} cores, {_memory()} memory"),
+        Finding("processor", f"{cores()} cores, {_memory()} memory"),
         *(_package(name) for name in ("msgspec", "pyyaml", "rich", "typer")),
         Finding("planning commands", "ready", ok=True),
         *_defaults(commands),
@@ -127,6 +126,11 @@ def _untried() -> Finding:
 def _degrees(by_degree: Iterable[int]) -> str:
     """Return degrees as a sentence names them: "p = 2", or "p = 1, 3 and 4"."""
     return f"p = {listed([str(p) for p in sorted(by_degree)], 'and')}"
+
+
+def cores() -> int:
+    """Return the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:

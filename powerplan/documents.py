@@ -126,9 +126,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputErr
         return InputError(f"is not valid YAML: {error.problem or error.context}", name)
     problem = error.problem or error.context or "it cannot be read"
     place = f"{name}:{mark.line + 1}:{mark.column + 1}"
-    if (
-        "maximum nesting depth" in problem
-    ):  # The parser's own limit, which it may meet before the first bracket is taken.
+    # The parser's own limit, which it may meet before the first bracket is taken.
+    if "maximum nesting depth" in problem:
         return InputError(f"is nested more than {MAX_DEPTH} levels deep", place)
     character = text[mark.index : mark.index + 1]
     if problem.startswith("found character") and problem.endswith("that cannot start any token"):

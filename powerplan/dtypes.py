@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter, shown, unknown_word
 from powerplan.units import parse_integer
 
 DTYPE_BYTES = {
@@ -55,8 +55,7 @@ def cache_element_bits(text: str) -> Fraction:
     """
     where = parameter("cache_dtype")
     word, colon, rest = text.partition(":")
-    if word not in CACHE_BITS:
-        raise InputError(f"{shown(word)} is not known{allowed_values(word, list(CACHE_BITS))}", where)
+    check_word(word, list(CACHE_BITS), where)
     if not colon:
         return Fraction(CACHE_BITS[word])
     if word not in GROUP_DEFAULTS:
@@ -76,7 +75,7 @@ def cache_element_bits(text: str) -> Fraction:
     for key in ("scale", "zero"):
         allowed = [*CACHE_BITS, *(["none"] if key == "zero" else [])]
         if formats[key] not in allowed:
-            raise InputError(f"{key}={shown(formats[key])} is not known{allowed_values(formats[key], allowed)}", where)
+            raise InputError(f"{key}={unknown_word(formats[key], allowed)}", where)
         shared += CACHE_BITS.get(formats[key], 0)
     return CACHE_BITS[word] + Fraction(shared, group)
 

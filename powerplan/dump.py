@@ -11,7 +11,8 @@ import yaml
 from powerplan.documents import plain_scalar
 from powerplan.errors import InputError, shown
 from powerplan.ffn import MLP, MoE
-from powerplan.mixers.base import Block, Part
+from powerplan.mixers.block import Block
+from powerplan.part import Part
 from powerplan.quantization import Rule
 from powerplan.rope import Rope
 from powerplan.spec import MAX_NAME, Layer, ModelSpec

@@ -102,10 +102,21 @@ def listed(names: Sequence[str], word: str) -> str:
     return f" {word} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-def allowed_values(word: object, allowed: Sequence[str], label: str = "allowed") -> str:
+def allowed_values(word: object, allowed: Sequence[str]) -> str:
     """Return the end of a message about `word`: "; did you mean a? allowed are a, b", or "; allowed are a, b"."""
     near = did_you_mean(word, allowed) if isinstance(word, str) else ""
-    return f"{near or ';'} {label} are {', '.join(allowed)}"
+    return f"{near or ';'} allowed are {', '.join(allowed)}"
+
+
+def unknown_word(word: object, allowed: Sequence[str]) -> str:
+    """Return what is wrong with `word`, which is none of the `allowed` ones: "'b' is not known; allowed are a, c"."""
+    return f"{shown(word)} is not known{allowed_values(word, allowed)}"
+
+
+def check_word(word: object, allowed: Sequence[str], where: str | None = None) -> None:
+    """Raise InputError unless `word` is one of `allowed`; the message begins with `where`."""
+    if word not in allowed:
+        raise InputError(unknown_word(word, allowed), where)
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -155,15 +166,17 @@ def hostile_characters(text: str) -> list[str]:
 
 def printable(text: str) -> str:
     """Return `text` with every character that does not print written as an escape."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(text: str, limit: int = 2000) -> str:
-    """Return `text` with characters that cannot be printed as escapes. A text longer than `limit` loses its middle."""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+LONGEST_LINE = 2000
+"""The most characters of a message."""
+
+
+def one_line(text: str) -> str:
+    """Return `text` as `printable` has it. A text of more than LONGEST_LINE characters loses its middle."""
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    return printable(text)

@@ -7,8 +7,9 @@ from typing import Annotated
 import msgspec
 
 from powerplan.errors import hostile_characters, shown
-from powerplan.mixers.base import MAX_SIZE, Block, problem
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import Formulas
+from powerplan.part import MAX_SIZE, problem
 
 
 class Extra(Block, frozen=True, kw_only=True):

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from powerplan.errors import InputError, did_you_mean, shown
-from powerplan.mixers.base import Part
+from powerplan.errors import InputError, did_you_mean, parameter, shown
+from powerplan.part import Part
 from powerplan.typed import packaged_rows
 
 Rate = Annotated[float, msgspec.Meta(gt=0)]
@@ -119,6 +119,11 @@ def find_device(name: str) -> Device:
         return known[wanted]
     hint = did_you_mean(wanted, known, count=3, cutoff=0.4)
     raise InputError(f"{shown(name)} is not a known device{hint} (powerplan hardware lists them)")
+
+
+def needs_device(name: str) -> InputError:
+    """Return the error of a parameter that says something of a device where none is named."""
+    return InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
 
 
 def _folded(name: str) -> str:

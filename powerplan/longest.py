@@ -1,4 +1,4 @@
-"""The largest number at which a count is at most a limit, by exact search over integers."""
+"""The largest number at which a count is at most a limit, and the first that meets a condition: exact, by halving."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ def last_at_most(limit: Rational, value: Callable[[int], Rational], highest: int
             high, at_high = middle, at_middle
         halving = not halving
     return low
+
+
+def first_that(holds: Callable[[int], bool]) -> int:
+    """Return the smallest number from 1 on for which a condition holds, as it does for all that are larger.
+
+    Powers of two are tried up to the first for which it holds, then the middle of what is left.
+    """
+    high = 1
+    while not holds(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def last_at_most_in_periods(

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from powerplan.mixers.base import MAX_SIZE, Block, Part, Size, problem
+from powerplan.mixers.block import Block
 from powerplan.mixers.matrices import Matrix, matrices_of
+from powerplan.part import Part, Position, Size, check_positions, problem
 
 PartName = Literal["mixers", "mlp", "experts", "shared_experts", "router", "lm_head", "embedding"]
 """A part of a model whose matrices a rule covers. The gate of a shared expert belongs to the router, projections to
@@ -22,7 +23,6 @@ a latent that experts work on to the shared experts."""
 
 Bits = Annotated[int, msgspec.Meta(ge=1, le=32)]
 NoBits = Annotated[int, msgspec.Meta(ge=0, le=64)]
-Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
 
 
 class Rule(Part, frozen=True, kw_only=True):
@@ -52,8 +52,7 @@ class Rule(Part, frozen=True, kw_only=True):
     in_layers: tuple[Position, ...] | None = None
 
     def check(self) -> None:
-        if self.in_layers is not None and list(self.in_layers) != sorted(set(self.in_layers)):
-            raise problem("in_layers", "lists layers in rising order, each once")
+        check_positions("in_layers", self.in_layers)
         if self.in_layers is not None and {"lm_head", "embedding"} & set(self.parts):
             raise problem("in_layers", "lm_head and embedding are in no layer")
 

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from powerplan.mixers.base import Part, Window, problem
-from powerplan.quantization import Position
+from powerplan.part import Part, Position, Window, check_positions, problem
 from powerplan.units import MAX_CONTEXT
 
 MAX_NUMBER = 1e15
@@ -129,7 +128,7 @@ class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
     factor: by how much.
     original_context: tokens before scaling.
     low_freq_factor: turns within the original context up to which angles are divided.
-    high_freq_factor: turns within it from which they stay.
+    high_freq_factor: turns within it from which they stay; where both are the same (Llama 4 Scout), none are mixed.
     """
 
     factor: Factor
@@ -138,9 +137,9 @@ class Llama3Scaling(Scaling, frozen=True, kw_only=True, tag="llama3"):
     high_freq_factor: Positive = 4
 
     def check(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             low, high = self.low_freq_factor, self.high_freq_factor
-            raise problem("high_freq_factor", f"{high:g} is not more than low_freq_factor {low:g}")
+            raise problem("high_freq_factor", f"{high:g} is less than low_freq_factor {low:g}")
 
 
 class LongRopeScaling(Scaling, frozen=True, kw_only=True, tag="longrope"):
@@ -203,8 +202,7 @@ class Rope(Part, frozen=True, kw_only=True):
     in_layers: tuple[Position, ...] | None = None
 
     def check(self) -> None:
-        if self.in_layers is not None and list(self.in_layers) != sorted(set(self.in_layers)):
-            raise problem("in_layers", "lists layers in rising order, each once")
+        check_positions("in_layers", self.in_layers)
 
     def describe(self) -> str:
         """Return the setting in words: "base 500,000, llama3 scaling by 8 (8,192 before scaling)"."""

@@ -11,7 +11,7 @@ import msgspec
 
 from powerplan.ffn import Stem
 from powerplan.mixers import MIXERS, SIZED
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec
 
 _SIZE = {"type": "string", "pattern": r"^[0-9][0-9_,]*(\.[0-9]+)?([eE]\+?[0-9]{1,2})?[kKmMgG]?$"}

@@ -194,7 +194,7 @@ class Serving:
         All weights are read once for every chunk of the prompt, of tables and memories the rows that a chunk has tokens
         for, and the state is written once.
         """
-        chunk = min(self.context, self.policy.prefill_chunk or self.context)
+        chunk = self.policy.prefill_tokens(self.context)
         weights = self.stored_bytes - unread_bytes(self.accounting, self.dtypes, chunk)
         moved = self.prefill_memory.chunks * weights + self.state_bytes
         return self.fleet.seconds(self.prefill_flops, moved) if self.fleet else None

@@ -13,8 +13,9 @@ from powerplan.errors import hostile_characters, shown
 from powerplan.extras import Extra
 from powerplan.ffn import AnyFFN, MoE, Stem
 from powerplan.mixers import AnyMixer, Mixer
-from powerplan.mixers.base import Block, Part, Size, Window, problem
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import Term, term
+from powerplan.part import Part, Size, Window, problem
 from powerplan.quantization import Quantization
 from powerplan.rope import AnyScaling, Rope
 

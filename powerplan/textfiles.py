@@ -20,12 +20,14 @@ MAX_BYTES = 2**20
 MAX_JSON_BYTES = 2**24
 """The largest JSON file that is read: lists of quantized modules make a config.json of 2 to 4 MB."""
 
+USUAL = "a model spec is a few kilobytes"
+"""What messages about a file that is too large say of most."""
 
 STDIN = Path("<stdin>")
 """How messages name standard input."""
 
 
-def read_text(path: Path, limit: int | None = None, usual: str = "a model spec is a few kilobytes") -> str:
+def read_text(path: Path, limit: int | None = None, usual: str = USUAL) -> str:
     """Return the text of a UTF-8 file of at most `limit` bytes; `usual` says what it should be. Raises InputError.
 
     Without a limit it is 1 MiB, or 16 MiB where `is_json`.
@@ -37,7 +39,7 @@ def read_text(path: Path, limit: int | None = None, usual: str = "a model spec i
 def read_stdin() -> str:
     """Return the text of standard input, to its end; limits and errors are those of `read_text`."""
     with _refusals(STDIN):
-        return _text(sys.stdin.buffer, STDIN, None, "a model spec is a few kilobytes") if sys.stdin else ""
+        return _text(sys.stdin.buffer, STDIN, None, USUAL) if sys.stdin else ""
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:

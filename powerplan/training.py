@@ -16,7 +16,7 @@ from powerplan.hardware import Peak
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import DocumentRow
 from powerplan.measured import MeasuredTimes, Unmeasured
-from powerplan.mixers.formulas import Rational
+from powerplan.mixers.formulas import Rational, integer_if_whole
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, swapped
 from powerplan.swap.shapes import replacement_heads
@@ -113,7 +113,7 @@ def document_flops(accounting: Accounting, tokens: int) -> Rational:
     It is kept between calls: packed documents of a training run have the same lengths again and again.
     """
     flops = TRAINING_PASSES * tokens * (accounting.weight_flops_per_token + accounting.state_flops_per_token(tokens))
-    return flops.numerator if flops.denominator == 1 else flops  # Sums of ints take a tenth of the time.
+    return integer_if_whole(flops)
 
 
 def budget_of(
@@ -185,7 +185,7 @@ def _swaps(base: Accounting, context: int) -> list[Swap]:
         swaps.append(Swap.attention(heads, window))
     if not all(mixer.degree == 2 for mixer in mixers):
         swaps.append(Swap.power(2, heads))
-    return [*swaps, Swap.power(3, heads, normalize=False), Swap.of("linear", heads)]
+    return [*swaps, Swap.power(3, heads), Swap.of("linear", heads)]
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,14 @@ class TrainingTime:
         estimate = float(budget.total_flops / self.throughput.flops_per_s)
         return estimate if self.measured is None else self.measured * budget.tokens
 
+    def gpu_hours(self, budget: Budget) -> float:
+        """Return the hours of one device for the whole budget."""
+        return self.device_seconds(budget) / 3600
+
+    def days(self, budget: Budget) -> float:
+        """Return the days of the whole budget on all devices at once."""
+        return self.device_seconds(budget) / 86400 / self.throughput.devices
+
 
 @dataclass(frozen=True)
 class Bought:
@@ -221,7 +229,7 @@ class Bought:
     @property
     def gpu_hours(self) -> float | None:
         """Hours of one device that the budget takes; None without a device."""
-        return None if self.time is None else self.time.device_seconds(self.budget) / 3600
+        return None if self.time is None else self.time.gpu_hours(self.budget)
 
 
 def training_time(spec: ModelSpec, row: Row, throughput: Throughput, profile: MeasuredTimes | None) -> TrainingTime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin
@@ -12,7 +11,15 @@ import msgspec
 
 from powerplan.documents import Document, Node, Step, parse_yaml
 from powerplan.errors import InputError, allowed_values, did_you_mean, shown
-from powerplan.validation import dotted, plain_problem, split_message, value_at
+from powerplan.validation import (
+    MISSING_FIELD,
+    OWN_CHECK,
+    UNKNOWN_FIELD,
+    dotted,
+    plain_problem,
+    split_message,
+    value_at,
+)
 
 T = TypeVar("T")
 
@@ -69,15 +76,15 @@ def _located(message: str, document: Document, kind: type, at: Sequence[Step]) -
     own = value_at(document.data, at)
     text, path = split_message(message, own)
     fields = _fields(kind, path)
-    if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
+    if field := UNKNOWN_FIELD.match(text):
         where = document.where([*at, *path, field[1]], at_key=True)
         problem = f"unknown key{allowed_values(field[1], sorted(fields))}"
         return InputError(f"{dotted([*at, *path, field[1]])}: {problem}", where)
-    if field := re.match(r"Object missing required field `(.*)`$", text):
+    if field := MISSING_FIELD.match(text):
         given = value_at(own, path)
         near = did_you_mean(field[1], [key for key in given if key not in fields]) if isinstance(given, dict) else ""
         return InputError(f"{dotted([*at, *path, field[1]])}: is missing{near}", document.where([*at, *path]))
-    if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in fields:
+    if (field := OWN_CHECK.match(text)) and field[1] in fields:
         text = field[2]
         path += [field[1]] if field[1] in (value_at(own, path) or {}) else []
     words = [str(word) for option in _options(kind, path) if get_origin(option) is Literal for word in get_args(option)]

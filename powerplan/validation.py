@@ -9,16 +9,21 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from powerplan.documents import Document, Step
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, allowed_values, shown, unknown_word
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS
 from powerplan.mixers import MIXERS, SIZED, allowed_kinds
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.quantization import Quantization, Rule
 from powerplan.rope import SCALINGS, Rope
 from powerplan.shorthand import with_defaults
 from powerplan.spec import LENGTHS, Layer, LayerGroup, ModelSpec, Norm
 from powerplan.units import parse_context
+
+UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
+MISSING_FIELD = re.compile(r"Object missing required field `(.*)`\Z")
+OWN_CHECK = re.compile(r"(\w+): (.*)\Z", re.DOTALL)
+"""What msgspec says: of a key that is none, of one that is not there; and what `Part.check` says, "field: problem"."""
 
 
 def validate(document: Document) -> ModelSpec:
@@ -38,15 +43,15 @@ def validate(document: Document) -> ModelSpec:
 def _located(message: str, document: Document) -> InputError:
     """Return the error for a message of msgspec's, at its place in the document."""
     text, path = split_message(message, document.data)
-    if field := re.match(r"Object contains unknown field `(.*)`$", text, re.DOTALL):
+    if field := UNKNOWN_FIELD.match(text):
         keys = allowed_keys(document.data, path)
         path.append(field[1])
         problem = f"unknown key{allowed_values(field[1], keys)}"
         return InputError(f"{dotted(path)}: {problem}", document.where(path, at_key=True))
-    if field := re.match(r"Object missing required field `(.*)`$", text):
+    if field := MISSING_FIELD.match(text):
         return _missing(field[1], document, path)
     value = value_at(document.data, path)
-    if (field := re.match(r"(\w+): (.*)$", text, re.DOTALL)) and field[1] in _field_names(document.data, path):
+    if (field := OWN_CHECK.match(text)) and field[1] in _field_names(document.data, path):
         text = field[2]
         if isinstance(value, dict) and field[1] in value:
             path.append(field[1])
@@ -79,7 +84,7 @@ def _word_problem(word: str, path: Sequence[Step], data: Any) -> str | None:
 def plain_problem(message: str, value: Any, allowed: Sequence[str] = ()) -> str:
     """Return in plain words what msgspec's `message` says of a value; `allowed`: the words that it may be, if any."""
     if message.startswith(("Invalid enum value", "Invalid value")) or (allowed and message.startswith("Expected")):
-        return f"{shown(value)} is not known{allowed_values(value, allowed)}"
+        return unknown_word(value, allowed)
     if match := re.match(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)$", message):
         word = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}[match[1]]
         bound = f"{int(float(match[2])):,}" if re.fullmatch(r"\d+(\.0)?", match[2]) else match[2]
@@ -123,7 +128,7 @@ _TYPES = {
 
 def split_message(message: str, data: Any) -> tuple[str, list[Step]]:
     """Return msgspec's message without its place, and the place as a path in the data."""
-    at_top = re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL)
+    at_top = UNKNOWN_FIELD.match(message)
     text, separator, where = message.rpartition(" - at `$")
     if not separator or (at_top and at_top[1] in data):  # An unknown key may contain " - at `$" itself.
         return message, []

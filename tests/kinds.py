@@ -33,7 +33,7 @@ from powerplan.mixers import (
     RetNet,
     SparseStateExpansion,
 )
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.spec import LayerGroup, ModelSpec
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)

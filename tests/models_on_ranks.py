@@ -48,8 +48,9 @@ ATTENTION: dict[str, Any] = {
     # Latents are gathered where they are small; else tokens are swapped for heads.
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
     "mla of large latents": MLA(heads=4, kv_lora_rank=40, **LATENT),
+    "mla of odd heads": MLA(heads=5, q_lora_rank=12, kv_lora_rank=10, **LATENT),
 }
-LATENTS = ("mla", "mla of large latents")
+LATENTS = ("mla", "mla of large latents", "mla of odd heads")
 CACHED = ("softmax", "window", "mla", "power", "retnet")
 KINDS: dict[str, Any] = ATTENTION | {
     "power": MIXERS["power"],
@@ -245,7 +246,7 @@ def ways() -> dict[str, bool]:
 def traffic() -> dict[str, dict[str, int]]:
     """Return the bytes that this rank hands to torch.distributed in a layer, forward and backward, and the formulas."""
     found = {}
-    for kind in ("window", "softmax", "odd heads", "mla", "mla of large latents"):
+    for kind in ("window", "softmax", "odd heads", "mla", "mla of large latents", "mla of odd heads"):
         for tokens in (32, 320):
             model = model_of(ATTENTION[kind])
             plan = ContextParallel(tokens=tokens)
@@ -270,6 +271,8 @@ def sent_numbers(mixer: Any, plan: ContextParallel, backward: bool) -> int:
         entry, heads = mixer.kv_lora_rank + mixer.qk_rope_head_dim, mixer.heads
         keys = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
         swapped = heads * (keys + mixer.v_head_dim)  # queries and outputs
+        if heads % ranks:
+            return t * entry * (plan.rank if backward else ranks - 1 - plan.rank)
         if mixer.kv_lora_rank > 30:
             return 2 * t * swapped
         return t * (swapped + entry * (ranks if backward else 1))
@@ -340,7 +343,6 @@ def refusals() -> dict[str, str]:
         "packed cache": lambda: model_of(KINDS["power"])(bundle.shard(some_tokens(1, 32)), Cache(), cp=bundle),
         "prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=plan),
         "tokens": lambda: model_of(KINDS["power"])(tokens[:, 1:], cp=plan),
-        "latent heads": lambda: model_of(MLA(heads=6, kv_lora_rank=8, **LATENT))(tokens, cp=plan),
         "no plan": lambda: model_of(KINDS["power"])(tokens, cp=32),
         "no plan of a prompt": lambda: generate(model_of(KINDS["power"]), tokens, 1, cp=started),
         **{f"rows of {kind}": partial(of_rank, KINDS[kind], 1 + rank % 2) for kind in (*LATENTS, "softmax", "window")},

@@ -63,7 +63,7 @@ contexts = st.integers(1, 700)
 def attention_fields(draw: st.DrawFn) -> dict[str, Any]:
     fields = draw(head_fields()) | {"window": draw(windows), "sinks": draw(st.booleans())}
     if draw(st.integers(0, 4)) == 0:
-        return fields | {"shared_kv": True}
+        return fields | {draw(st.sampled_from(["shared_kv", "uncached"])): True}
     if draw(st.integers(0, 4)) == 0:
         return fields | {"keys_as_values": True, "v_head_dim": fields["head_dim"]}
     return fields

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -35,6 +37,13 @@ def check_screen(text: str) -> None:
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+def ending(name: str) -> int:
+    """Run an example as a script, but in this process, which has imported torch once; return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return int(ended.value.code or 0)
 
 
 def numbers(line: str) -> list[float]:
@@ -159,11 +168,8 @@ def test_examples_say_how_they_are_used_and_what_was_wrong(
     monkeypatch.chdir(tmp_path)
 
     def exit_code(*arguments: str) -> int:
-        """Run it as a script, but in this process, which has imported torch and transformers once."""
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        return int(ended.value.code or 0)
+        return ending(name)
 
     for asked in (["--help"], ["-h"], ["2", "--help"]):
         assert exit_code(*asked) == 0
@@ -198,12 +204,113 @@ def test_examples_name_the_context_that_is_wrong(
     name: str, contexts: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "gpt2-small", contexts])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    assert ended.value.code == 2
+    assert ending(name) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"error: {problem}")
+
+
+NEEDED = {
+    "plan_from_config.py": ["powerplan"],
+    "convert_spec.py": ["powerplan"],
+    "decode_constant.py": ["torch"],
+    "use_kernel.py": ["torch"],
+    "mfu.py": ["torch"],
+    "context_parallel.py": ["torch"],
+    "transformers_power.py": ["torch", "transformers"],
+    "train_icl.py": ["torch", "tabulate"],
+}
+"""A package, or several, that each example says it needs, where it is missing."""
+INSTALLED_BY = {"powerplan": "[.]", "transformers": "'transformers>=[0-9.]+'"}
+
+
+@pytest.mark.parametrize(("name", "package"), [(name, one) for name, needed in NEEDED.items() for one in needed])
+def test_examples_name_the_package_that_is_missing(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    if package == "tabulate":
+        monkeypatch.delitem(sys.modules, "icl.result", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert ending(name) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    expected = f"error: this example needs {package}, and it is not installed: pip install "
+    assert re.fullmatch(f"{expected}{INSTALLED_BY.get(package, package)}\n", printed.err)
+
+
+def test_examples_say_that_a_package_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch where a library that it brings is missing or is built for another machine."""
+    monkeypatch.setattr(sys, "argv", ["use_kernel.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch")
+    for code, told in (
+        ("raise ImportError('no kernel image', name='torch._C')", "torch does not load: no kernel image"),
+        ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12: cannot open shared"),
+    ):
+        (tmp_path / "torch.py").write_text(code, encoding="utf-8")
+        assert ending("use_kernel.py") == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_ctrl_c_ends_an_example_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "transformers_power.py":
+        pytest.importorskip("transformers")
+
+    def interrupted(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the signal has not come")
+
+    for parse in ("parse_integer", "parse_context", "parse_contexts"):  # What every example calls first, or soon.
+        monkeypatch.setattr(f"powerplan.units.{parse}", interrupted)
+    monkeypatch.setattr(sys, "argv", [name])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job would have it ignored.
+    try:
+        assert ending(name) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "error: interrupted\n")
+
+
+AT_IMPORT = """
+import os, runpy, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+"""Run a script with a signal that comes when a module is about to be imported."""
+
+
+@pytest.mark.parametrize(("name", "module"), [("use_kernel.py", "torch._C"), ("train_icl.py", "icl.curves")])
+def test_ctrl_c_while_an_example_is_loaded(name: str, module: str) -> None:
+    command = [sys.executable, "-c", AT_IMPORT, EXAMPLES / name, module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_a_reader_that_has_gone_ends_an_example() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, EXAMPLES / "plan_from_config.py", "gpt2-small", "1k"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=HUNG_S, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_hybrid_spec() -> None:
@@ -221,6 +328,6 @@ def test_train_icl_says_what_it_takes() -> None:
 
 
 def test_every_example_is_tested() -> None:
-    """plan_in_a_notebook.ipynb is run by tests/test_docs_site.py."""
+    """plan_in_a_notebook.ipynb is run by tests/test_docs_site.py; script.py is what all of them use."""
     text = Path(__file__).read_text(encoding="utf-8")
     assert all(path.name in text for path in EXAMPLES.iterdir() if path.is_file())

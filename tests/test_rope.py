@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from powerplan import budget, compare, decode, recommend, train, wsfr
 from powerplan.accounting import Accounting
 from powerplan.cli import main
-from powerplan.documents import parse_yaml
+from powerplan.documents import parse_json, parse_yaml
 from powerplan.dump import spec_to_yaml
 from powerplan.errors import InputError
+from powerplan.huggingface import read_config
 from powerplan.load import catalogue_spec, load_model
 from powerplan.mixers import Attention
 from powerplan.rope import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
@@ -189,3 +190,100 @@ def test_schema() -> None:
     check.validate(data | {"rope": {"scaling": scaling | {"original_context": "4k"}}})
     for wrong in ({"theta": 0}, {"scaling": {"kind": "linear"}}, {"scaling": scaling | {"original_context": -1}}, 5):
         assert not check.is_valid(data | {"rope": wrong})
+
+
+SCOUT = {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
+KIMI = {"beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "yarn"}
+HEADS = {"num_attention_heads": 64, "num_key_value_heads": 64}
+PUBLISHED: dict[str, dict[str, object]] = {
+    "llama-4-scout": {
+        "model_type": "llama4_text",
+        "vocab_size": 202_048,
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "num_local_experts": 16,
+        "rope_theta": 500_000.0,
+        "rope_scaling": SCOUT | {"original_max_position_embeddings": 8192},
+    },
+    "kimi-k2": {
+        "model_type": "kimi_k2",
+        "vocab_size": 163_840,
+        "hidden_size": 7168,
+        "intermediate_size": 18_432,
+        "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61,
+        **HEADS,
+        "n_routed_experts": 384,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "rope_theta": 50_000.0,
+        "rope_scaling": KIMI | {"original_max_position_embeddings": 4096},
+    },
+    "minimax-text-01": {
+        "model_type": "minimax_m1",
+        "vocab_size": 200_064,
+        "hidden_size": 6144,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 80,
+        **HEADS,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 2,
+        "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
+        "rope_theta": 10_000_000,
+        "rotary_dim": 64,
+    },
+    "minimax-m2": {
+        "model_type": "minimax_m2",
+        "vocab_size": 200_064,
+        "hidden_size": 3072,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 8,
+        "num_local_experts": 256,
+        "rope_theta": 5_000_000.0,
+        "rotary_dim": 64,
+    },
+    "power-coder-3b": {
+        "model_type": "powercoder",
+        "vocab_size": 49_152,
+        "hidden_size": 3072,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 2,
+        "rope_theta": 10_000.0,
+    },
+}
+"""What the config.json of models says, as far as RoPE and layers go."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_catalogue_rotates_as_the_published_files_do(name: str) -> None:
+    spec, _ = read_config(parse_json(json.dumps(PUBLISHED[name]), "config.json"), name)
+    listed = catalogue_spec(name)
+    for place in range(spec.layer_count):
+        ours, theirs = listed.rope_at(place), spec.rope_at(place)
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:  # As a list or as one setting.
+            assert replace(ours, in_layers=None) == replace(theirs, in_layers=None)
+    assert spec.layers == listed.layers
+
+
+def test_retnet_turns_by_the_angles_of_torchscale() -> None:
+    """RetNetRelPos spreads the exponents of 10,000 evenly from 0 to 1, both included: a power higher as a base."""
+    for name in ("retnet-base", "retnet-medium", "retnet-xl", "retnet-3b", "retnet-13b", "retnet-65b"):
+        spec = catalogue_spec(name)
+        rope = spec.rope_at(0)
+        assert rope is not None
+        assert rope.partial == 1
+        pairs = 128
+        assert {use.layer.mixer.head_dim for use in spec.layer_uses()} == {2 * pairs}  # type: ignore[union-attr]
+        ours = [rope.theta ** (-pair / pairs) for pair in range(pairs)]
+        assert ours == pytest.approx([10_000 ** (-pair / (pairs - 1)) for pair in range(pairs)], rel=1e-12)

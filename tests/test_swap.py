@@ -235,7 +235,7 @@ def test_linear_beside_power_is_gated_in_every_layer() -> None:
     assert [use.layer.mixer for use in spec.layer_uses()] == [Linear(heads=4, head_dim=8, gated=True)]
 
 
-@pytest.mark.parametrize("field", ["shared_kv", "keys_as_values", "differential"])
+@pytest.mark.parametrize("field", ["shared_kv", "uncached", "keys_as_values", "differential"])
 def test_layers_with_keys_of_their_own_keep_them(field: str) -> None:
     """A linear layer in a model whose attention shares keys has its own projections, of other dims."""
     attention = Attention(heads=4, kv_heads=4, head_dim=16, **{field: True})

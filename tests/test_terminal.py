@@ -20,7 +20,10 @@ import powerplan
 import powerplan.cli.dispatch
 from powerplan.balance import verdict_of
 from powerplan.cli import main, say
+from powerplan.doctor import Finding
+from powerplan.report.catalogue import doctor_report
 from powerplan.report.colour import colour, painted, side_of
+from powerplan.report.render import render
 from powerplan.report.tables import Column, table_of
 from powerplan.report.width import command_lines, terminal, wrapped
 
@@ -113,6 +116,49 @@ def test_output_fits_the_terminal(
         assert not [line for line in text.splitlines() if len(line) > columns]
         lost = whole - words(text)
         assert not lost, f"{columns} columns lose or divide {dict(lost)}"
+
+
+MACHINES = {
+    "nothing": [
+        Finding("defaults", "powerplan.toml"),
+        Finding("default of ctx", "1k,2k,4k,8k,16k,32k,64k,128k,256k,512k,1M"),
+        Finding("torch", "not installed", ok=False, remedy="pip install torch"),
+        Finding("triton", "not installed; it comes with torch for CUDA, for kernels on a GPU"),
+        Finding(
+            "vl-convert-python",
+            "not installed",
+            ok=False,
+            remedy="pip install vl-convert-python jinja2, for powerplan report",
+        ),
+        Finding("accelerator", "not looked for, as torch is not installed", ok=False),
+    ],
+    "hopper": [
+        Finding("accelerator 0", "NVIDIA H100 80GB HBM3, sm_90, 79.19 GiB", ok=True),
+        Finding("Hopper engine, 0", "can run p = 2 in bf16", ok=True),
+        Finding("POWERPLAN_HOPPER", "'ALL' is not known", ok=False, remedy="set it to all, or not at all"),
+        Finding(
+            "Hopper compiler",
+            "triton 3.7.0 miscompiles products whose left operand stays in registers over a loop",
+            remedy="none needed for powerplan, which has no such product; for other kernels, a triton after 3.7.0",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_doctor_fits_whatever_it_finds(machine: str) -> None:
+    """One table, and what is to be done in lines below it."""
+    with terminal(400):
+        whole = words(render(doctor_report(MACHINES[machine]), "table"))
+    for columns in (60, 80, 120):
+        with terminal(columns):
+            text = render(doctor_report(MACHINES[machine]), "table")
+        assert not [line for line in text.splitlines() if len(line) > columns]
+        assert not whole - words(text)
+        table, after = text.split("\n\n")
+        assert "found" in table
+        remedies = [f"{one.what}: {one.remedy}" for one in MACHINES[machine] if one.remedy]
+        assert after.replace("\n  ", " ").splitlines() == remedies
 
 
 def test_a_pipe_is_as_wide_as_ever(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
+def print_result(result: dict[str, Any], path: str | None) -> None:
+    """Print a result as JSON, and keep it in a file where a path is given."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if path is not None:
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
+
+
 def write(data: dict[str, Any], path: Path) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

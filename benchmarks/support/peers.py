@@ -123,6 +123,8 @@ def _decode(shape: Shape, variant: Variant) -> Run:
             _, state = power_attention(asked, k, v, gates, return_state=True, impl=impl, **settings)
         last = (q[:, 0], k[:, -1].clone(), v[:, -1].clone(), None if gates is None else gates[:, -1].clone())
         del made, k, v, asked
+        with torch.no_grad():  # All steps of a model but the first start from what a step returned.
+            _, state = power_attention_step(*last, state, impl=step_impl(variant), **settings)
 
         def step() -> Any:
             with torch.no_grad():
@@ -150,7 +152,7 @@ def step_impl(variant: Variant) -> str:
 
 
 def _power(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, *, gated: bool, settings: dict[str, Any]) -> Tensor:
-    out: Tensor = power_attention(q, k, v, log_g if gated else None, **settings)  # type: ignore[assignment]
+    out: Tensor = power_attention(q, k, v, log_g if gated else None, **settings)
     return out
 
 

@@ -126,10 +126,3 @@ def decode_bytes(shape: Shape, variant: Variant) -> int:
     if variant.impl.endswith("window"):
         kept = min(kept, window_of_equal_state(shape, variant.p or 2))
     return DTYPES[shape.dtype].itemsize * shape.batch * kept * shape.kv_heads * 2 * d
-
-
-def chunk_of(shape: Shape, variant: Variant) -> int | None:
-    """Return the chunk size that a run of the torch implementation uses; None where another may choose its own."""
-    if variant.chunk is not None or variant.p is None or variant.impl != "power-torch":
-        return variant.chunk
-    return default_chunk_size(shape.head_dim, variant.p)

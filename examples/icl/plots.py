@@ -33,12 +33,11 @@ def pyplot() -> Any:
     return pyplot
 
 
-def curve_plot(record: Mapping[str, Any], first: int = 0) -> bytes:
+def curve_plot(record: Mapping[str, Any]) -> bytes:
     """Draw one task: the measure over the position, with mean and spread over the seeds, one curve per mixer.
 
     Args:
         record: A task of a result, as `icl.result.task_record` makes it.
-        first: Bins whose centre is below this position are left out.
 
     Returns:
         The figure as a PNG.
@@ -54,7 +53,7 @@ def curve_plot(record: Mapping[str, Any], first: int = 0) -> bytes:
         points = [
             (x, mean, spread)
             for x, mean, spread in zip(centres, summary["mean"], summary["spread"], strict=True)
-            if mean is not None and x >= first
+            if mean is not None
         ]
         x, mean, spread = zip(*points, strict=True)
         colour, marker, line = STYLES[model["mixer"]]

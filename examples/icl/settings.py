@@ -54,11 +54,11 @@ class TaskSettings:
         return replace(self, **{name: value for name, value in options.items() if value is not None})
 
 
-def check_context(context: int, where: str = "--context") -> int:
+def check_context(context: int) -> int:
     """Return `context`. Raises InputError unless it is a power of two within CONTEXTS."""
     low, high = CONTEXTS
     if not low <= context <= high or context & (context - 1):
-        raise InputError(f"{context:,} is not a power of two from {low} to {high:,}", where)
+        raise InputError(f"{context:,} is not a power of two from {low} to {high:,}", "--context")
     return context
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 
 def is_matrix(transition: Tensor) -> bool:
+    """Whether a transition has a matrix of each head, and not decays."""
     return transition.shape[-1] > 1
 
 

@@ -64,6 +64,8 @@ def decode_kernel(
     V: tl.constexpr,
     P: tl.constexpr,
     BV: tl.constexpr,
+    KV_ROW: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     REPEATS: tl.constexpr,
     BLOCK: tl.constexpr,
     GATED: tl.constexpr,
@@ -71,14 +73,15 @@ def decode_kernel(
 ):
     """Update BLOCK rows of one state with a token, and query them with its REPEATS queries. Grid: state_blocks N G.
 
-    All tensors are contiguous. D = dim entries of phi, in the layout that states are passed in: no conversion.
+    All tensors but kv and key are contiguous. D = dim entries of phi, in the layout that states are passed in: no
+    conversion.
 
     q: [N, G, REPEATS, K] in.
     k: [N, G, K] in.
     v: [N, G, V] in.
     log_g: [N, G] in, where GATED.
-    kv: [N, G, D, V] float32 in.
-    key: [N, G, D] float32 in, where NORMALIZE.
+    kv: [N, G, D, V] float32 in, KV_ROW elements from row to row.
+    key: [N, G, D] float32 in, KEY_ROW elements from entry to entry, where NORMALIZE.
     table: [D] int64 in (_table).
     new_kv: [N, G, D, V] float32 out, exp(log_g) kv + phi(k) v^T.
     new_key: [N, G, D] float32 out, exp(log_g) key + phi(k), where NORMALIZE.
@@ -93,13 +96,13 @@ def decode_kernel(
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     m_kv = m_d[:, None] & m_v[None, :]
-    o_kv = (i_state * dim + o_d)[:, None] * V + o_v[None, :]
+    o_row = i_state * dim + o_d
 
     # Load, decay, add, store: 8 bytes for each of the D V values, the whole cost of a step, for 2 (1 + REPEATS) FLOPs.
     # All of the state is asked for before any of it is stored: the compiler moves no load over a store.
-    b_kv = tl.load(p_kv + o_kv, mask=m_kv, other=0.0)
+    b_kv = tl.load(p_kv + o_row[:, None] * KV_ROW + o_v[None, :], mask=m_kv, other=0.0)
     if NORMALIZE:
-        b_key = tl.load(p_key + i_state * dim + o_d, mask=m_d, other=0.0)
+        b_key = tl.load(p_key + o_row * KEY_ROW, mask=m_d, other=0.0)
     b_entry = tl.load(p_table + o_d, mask=m_d, other=0)
     b_v = tl.load(p_v + i_state * V + o_v, mask=m_v, other=0.0).to(tl.float32)
     gate = 1.0
@@ -107,10 +110,10 @@ def decode_kernel(
         gate = tl.exp(tl.load(p_log_g + i_state).to(tl.float32))
     b_phi_k = load_phi(p_k + i_state * K, b_entry, m_d, P)
     b_kv = b_kv * gate + b_phi_k[:, None] * b_v[None, :]
-    tl.store(p_new_kv + o_kv, b_kv, mask=m_kv)
+    tl.store(p_new_kv + o_row[:, None] * V + o_v[None, :], b_kv, mask=m_kv)
     if NORMALIZE:
         b_key = b_key * gate + b_phi_k
-        tl.store(p_new_key + i_state * dim + o_d, b_key, mask=m_d)
+        tl.store(p_new_key + o_row, b_key, mask=m_d)
 
     # Query the new rows while they are in registers. Every block stores a part of its own: V values for each query,
     # where it has read BLOCK V. Atomic sums would add in another order every time, and not give the same bits again.
@@ -177,6 +180,18 @@ def _table(key_dim: int, p: int, device: torch.device) -> Tensor:
     return entries.to(device)
 
 
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """Return x, [N, G, D] or [N, G, D, V], as N G D rows, and the elements from the start of one to that of the next.
+
+    A state that a prefill returned has its normaliser as the last of V + 1 columns: kv and key are views of that, and
+    to copy them would take as long as the step. A copy stands for what has no rows at even distances.
+    """
+    rows = x.flatten(0, 2)
+    if x.ndim == 4 and x.shape[3] > 1 and x.stride(3) != 1:
+        rows = rows.contiguous()
+    return rows, rows.stride(0)
+
+
 def step(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, kv: Tensor, key: Tensor, p: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,13 +206,15 @@ def step(
     new_kv, new_key = kv.new_empty(kv.shape), key.new_empty(key.shape)
     partial_out = kv.new_empty(state_blocks, count, heads, value_dim)
     partial_norm = kv.new_empty(state_blocks, count, heads) if normalize else key
+    kv_rows, kv_row = _rows(kv)
+    key_rows, key_row = _rows(key) if normalize else (key, 1)
     arguments = {
         "p_q": q.contiguous(),
         "p_k": k.contiguous(),
         "p_v": v.contiguous(),
         "p_log_g": kv if log_g is None else log_g.contiguous(),
-        "p_kv": kv.contiguous(),
-        "p_key": key.contiguous(),
+        "p_kv": kv_rows,
+        "p_key": key_rows,
         "p_table": _table(k.shape[2], p, q.device),
         "p_new_kv": new_kv,
         "p_new_key": new_key,
@@ -209,6 +226,8 @@ def step(
         "V": value_dim,
         "P": p,
         "BV": power_of_two(value_dim),
+        "KV_ROW": kv_row,
+        "KEY_ROW": key_row,
         "REPEATS": heads // groups,
         "BLOCK": block,
         "GATED": log_g is not None,

@@ -72,9 +72,9 @@ BUILT: Mapping[type[Mixer], tuple[Callable[..., nn.Module], tuple[str, ...]]] = 
 """The module class of each kind that can be built, and which of the arguments rope and impl it takes."""
 
 UNBUILT: Mapping[type[Mixer], tuple[str, ...]] = {
-    Attention: ("shared_kv", "keys_as_values", "differential"),
+    Attention: ("shared_kv", "uncached", "keys_as_values", "differential"),
     MLA: ("output_gate",),
-    Forgetting: ("sinks", "shared_kv", "keys_as_values", "differential"),
+    Forgetting: ("sinks", "shared_kv", "uncached", "keys_as_values", "differential"),
     KDA: ("full_rank",),
     DSA: ("output_gate", "shared_index"),
     Mamba1: ("shared_size",),

@@ -143,17 +143,34 @@ def _after_halo(
     q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, window: int | None, sinks: Tensor | None
 ) -> Tensor:
     """Return the attention of this rank's tokens [B, t, H, V] to their keys and to those before their fragments."""
-    halo, (k, v), before = tokens_before(cp, (window or cp.layout.longest_sequence) - 1, k, v)
-    parts = []
+    (k, v), pieces = pieces_after_halo(cp, window, k, v)
+    parts = [
+        softmax_attention(q[:, own], keys, values, window, sinks, compiled=not cp.packed)
+        for own, (keys, values) in pieces
+    ]
+    return joined_outputs(parts, (q, k, v, sinks), (*q.shape[:3], v.shape[3]), v)
+
+
+def pieces_after_halo(
+    cp: ContextParallel, window: int | None, *tensors: Tensor
+) -> tuple[list[Tensor], list[tuple[slice, list[Tensor]]]]:
+    """Return what the tokens of this rank see of tensors [B, t, ...] that lie on several ranks.
+
+    First the tensors again, by which the backward pass of a rank without tokens finds the exchange. Then, for each
+    piece of a sequence that this rank has: where it lies among the rank's tokens, and the tokens that it sees, its own
+    behind the last window - 1 before it, or all of them without a window.
+    """
+    halo, own, before = tokens_before(cp, (window or cp.layout.longest_sequence) - 1, *tensors)
+    pieces = []
     for fragment, *past in zip(cp.fragments, *(torch.split(x, halo.lengths, 1) for x in before), strict=True):
         for piece in fragment.pieces:
-            own = fragment.local(piece)
-            keys, values = (
-                x[:, own] if piece.begins else torch.cat((earlier, x[:, own]), 1)
-                for x, earlier in zip((k, v), past, strict=True)
-            )
-            parts.append(softmax_attention(q[:, own], keys, values, window, sinks, compiled=not cp.packed))
-    return joined_outputs(parts, (q, k, v, sinks), (*q.shape[:3], v.shape[3]), v)
+            at = fragment.local(piece)
+            seen = [
+                x[:, at] if piece.begins else torch.cat((earlier, x[:, at]), 1)
+                for x, earlier in zip(own, past, strict=True)
+            ]
+            pieces.append((at, seen))
+    return own, pieces
 
 
 def softmax_attention(

@@ -64,7 +64,12 @@ class SequenceMixer(nn.Module):
         state after all tokens of all ranks (or anything, if not `return_state`): what `run` would return for them, the
         same on every rank.
         """
-        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+        raise not_shared(self)
+
+
+def not_shared(module: nn.Module) -> InputError:
+    """Return the error of a mixer that does not run over several ranks."""
+    return InputError(f"cp: {type(module).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
 
 
 def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) -> None:

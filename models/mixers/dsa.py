@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from powerplan.errors import InputError
 from powerplan.mixers import DSA
 from powerplan.models.cache import GrowingBuffer
-from powerplan.models.mixers.base import RUN_SHARED
+from powerplan.models.mixers.base import not_shared
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.pieces import attend, gathered, largest, pieces, recomputed
 from powerplan.models.rope import apply_rope, rope_cos_sin
@@ -84,7 +83,7 @@ class SparseLatentAttention(LatentAttention):
         return self.o_proj(torch.einsum("bthl,hvl->bthv", summed, v_weight).flatten(-2)), state
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
-        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+        raise not_shared(self)
 
 
 class IndexedLatents(NamedTuple):

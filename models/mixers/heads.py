@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.errors import InputError
 from powerplan.mixers import FeatureAttention, GroupedHeads
-from powerplan.models.mixers.base import RUN_SHARED, SequenceMixer
+from powerplan.models.mixers.base import SequenceMixer, not_shared
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
 
@@ -110,7 +109,7 @@ class GroupedHeadsMixer(SequenceMixer):
         """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
         state after all of their tokens if `return_state`: what `mix` returns, the same on every rank.
         """
-        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+        raise not_shared(self)
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:
         """Return the output [B, T, m] from the heads' outputs `out` [B, T, H, V]; x [B, T, m] makes the output gate."""

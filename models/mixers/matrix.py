@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.errors import InputError
 from powerplan.mixers.linear import MatrixState
-from powerplan.models.mixers.base import RUN_SHARED, SequenceMixer
+from powerplan.models.mixers.base import SequenceMixer, not_shared
 from powerplan.models.mixers.convolution import ShortConvolution
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class MatrixMixer(SequenceMixer):
         """Return the heads' outputs [B, t, H, V] of this rank's tokens of sequences that lie on several ranks, and the
         heads' state after all of their tokens if `return_state`, the same on every rank.
         """
-        raise InputError(f"cp: {type(self).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+        raise not_shared(self)
 
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from powerplan.errors import InputError
 from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import MLA
 from powerplan.models.cache import GrowingBuffer
-from powerplan.models.mixers.attention import by_sequence, softmax_attention
+from powerplan.models.mixers.attention import by_sequence, pieces_after_halo, softmax_attention
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.mixers.ranks import can_share, compare_calls, heads_for_tokens, rope_of_rank, tokens_for_heads
 from powerplan.models.rope import apply_rope, rope_cos_sin
@@ -66,12 +66,13 @@ class LatentAttention(SequenceMixer):
         return self.o_proj(attend(q_nope, q_rope, entries).flatten(-2)), state
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
-        if not can_share(self.heads, self.heads, cp.ranks):
-            raise InputError(f"cp: {self.heads} heads cannot be shared by {cp.ranks} ranks: mla exchanges whole heads")
         cos_sin = None if self.rope is None else rope_of_rank(cp, self.rope_dim, x.device, self.rope)
         q_nope, q_rope, entries = self.project(x, cos_sin)
         q = torch.cat((q_nope, q_rope), -1)
         compare_calls(cp, "mla", return_state, q=q, latents=entries)
+        if not can_share(self.heads, self.heads, cp.ranks):
+            state = GrowingBuffer(gather_tokens(cp, entries)) if return_state else None
+            return self.o_proj(self.attend_after_halo(q, entries, cp).flatten(-2)), state
         q = tokens_for_heads(q, cp)
         gathers = self.gathers(cp.ranks)
         whole = gather_tokens(cp, entries) if gathers or return_state else entries
@@ -82,6 +83,16 @@ class LatentAttention(SequenceMixer):
             k, v = (tokens_for_heads(part, cp) for part in self.expand(entries, self.kv_proj))
         out = heads_for_tokens(by_sequence(q, k, v, cp), cp)
         return self.o_proj(out.flatten(-2)), GrowingBuffer(whole) if return_state else None
+
+    def attend_after_halo(self, q: Tensor, entries: Tensor, cp: ContextParallel) -> Tensor:
+        """Return the heads' outputs [B, t, H, v] of this rank's tokens, with all heads of all latents before them.
+
+        q: [B, t, H, n + r]; entries: [B, t, L + r]. A rank expands the latents before its tokens once more.
+        """
+        (entries,), pieces = pieces_after_halo(cp, None, entries)
+        outs = [softmax_attention(q[:, own], *self.expand(seen, self.kv_proj)) for own, (seen,) in pieces]
+        weight = self.kv_proj.weight
+        return joined_outputs(outs, (q, entries, weight), (*q.shape[:3], self.v_dim), entries)
 
     def gathers(self, ranks: int) -> bool:
         """Return whether each of so many ranks gets all latents and expands its own heads, and not all tokens of its

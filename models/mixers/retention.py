@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from powerplan.kernels import power_attention, power_attention_step
 from powerplan.mixers import Lightning, RetNet
 from powerplan.models.mixers.base import check_kernel_settings
 from powerplan.models.mixers.matrix import MatrixMixer
+from powerplan.models.mixers.power import attend, attend_shared
 from powerplan.models.mixers.ranks import rope_of_rank
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
@@ -33,7 +33,8 @@ class FixedDecay(MatrixMixer):
     ) -> None:
         super().__init__(mixer, hidden_size, **factory_kwargs)
         check_kernel_settings(impl)
-        self.rope, self.impl = rope, impl
+        self.rope = rope
+        self.options: dict[str, Any] = {"p": 1, "normalize": False, "chunk_size": self.chunk_size, "impl": impl}
 
     def log_decay(self, device: torch.device) -> Tensor:
         """Return the natural logarithms of the decays per token [H], float32, below 0."""
@@ -46,15 +47,7 @@ class FixedDecay(MatrixMixer):
             cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.head_dim, x.device, self.rope)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         log_g = self.log_decay(x.device).expand(*x.shape[:2], -1)
-        options: dict[str, Any] = {"p": 1, "normalize": False}
-        if state is not None and x.shape[1] == 1:
-            out, state = power_attention_step(q[:, 0], k[:, 0], v[:, 0], log_g[:, 0], state, **options)
-            return out[:, None], state
-        options |= {"chunk_size": self.chunk_size, "impl": self.impl}
-        if not return_state:
-            whole: Tensor = power_attention(q, k, v, log_g, **options)  # type: ignore[assignment]
-            return whole, None
-        return power_attention(q, k, v, log_g, initial_state=state, return_state=True, **options)  # type: ignore[return-value]
+        return attend(q, k, v, log_g, state, return_state=return_state, **self.options)
 
     def mix_shared(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
@@ -63,10 +56,7 @@ class FixedDecay(MatrixMixer):
             cos_sin = rope_of_rank(cp, self.head_dim, q.device, self.rope)
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         log_g = self.log_decay(q.device).expand(*q.shape[:2], -1)
-        options: dict[str, Any] = {"p": 1, "normalize": False, "chunk_size": self.chunk_size, "impl": self.impl}
-        if return_state:
-            return power_attention(q, k, v, log_g, cp=cp, return_state=True, **options)  # type: ignore[return-value]
-        return power_attention(q, k, v, log_g, cp=cp, **options), None  # type: ignore[return-value]
+        return attend_shared(q, k, v, log_g, cp, return_state=return_state, **self.options)
 
 
 class Retention(FixedDecay):

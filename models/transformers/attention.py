@@ -142,7 +142,7 @@ def power_attention_forward(
     if past_tokens and q.shape[1] <= MAX_DIRECT_QUERIES:
         return _attend_to_all_keys(q, k, v, **step_options), None
     all_queries = F.pad(q, (0, 0, 0, 0, past_tokens, 0))  # The kernels take as many queries as keys.
-    out: Tensor = power_attention(all_queries, k, v, log_g, **options)  # type: ignore[assignment]
+    out: Tensor = power_attention(all_queries, k, v, log_g, **options)
     return out[:, past_tokens:], None
 
 
@@ -232,8 +232,9 @@ def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor, options: dict[str, Any]
 ) -> Tensor:
     rows, tokens = q.shape[:2]
-    joined = (None if x is None else x.flatten(0, 1)[None] for x in (q, k, v, log_g))
-    out: Tensor = power_attention(*joined, cu_seqlens=cu_seqlens, **options)  # type: ignore[arg-type, assignment]
+    q, k, v = (x.flatten(0, 1)[None] for x in (q, k, v))
+    log_g = None if log_g is None else log_g.flatten(0, 1)[None]
+    out: Tensor = power_attention(q, k, v, log_g, cu_seqlens=cu_seqlens, **options)
     return out.view(rows, tokens, *out.shape[2:])
 
 

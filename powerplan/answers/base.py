@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter, shown
 from powerplan.load import LoadedModel, load_model
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
@@ -147,8 +147,8 @@ def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:
 
 def check_choice(value: str | None, allowed: Sequence[str], name: str) -> None:
     """Raise InputError unless the parameter `name` is one of `allowed`, or None."""
-    if value is not None and value not in allowed:
-        raise InputError(f"{shown(value)} is not known{allowed_values(value, allowed)}", parameter(name))
+    if value is not None:
+        check_word(value, allowed, parameter(name))
 
 
 def read_contexts(contexts: Contexts) -> list[int]:
@@ -203,6 +203,13 @@ def read_measured(measured: str | Path | MeasuredTimes | None) -> MeasuredTimes 
     if isinstance(measured, MeasuredTimes | None):
         return measured
     return read_profile(str(measured), parameter("measured"))
+
+
+def refuse_measured_documents(lengths: object, profile: MeasuredTimes | None) -> None:
+    """Raise InputError where there are documents of many lengths and measured times, which are of whole contexts."""
+    if lengths is not None and profile is not None:
+        problem = f"have no measured times: {parameter('measured')} is of whole contexts"
+        raise InputError(problem, parameter("lengths"))
 
 
 def optional(parse: Callable[..., Parsed], name: str, value: object, *more: str) -> Parsed | None:

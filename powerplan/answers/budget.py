@@ -14,7 +14,7 @@ from powerplan.answers import base
 from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, optional
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, peak_of
+from powerplan.hardware import Device, needs_device, peak_of
 from powerplan.lengths import Lengths, LengthsInput, read_lengths
 from powerplan.load import LoadedModel
 from powerplan.measured import MeasuredTimes
@@ -210,13 +210,9 @@ def budget(
     contexts = base.read_contexts(default if context is None else context)
     asked = _read(flops, tokens, gpu_hours, gpu, mfu, devices, batch_tokens, measured)
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
-    if lengths is not None and (model is None or asked.profile is not None):
-        problem = (
-            "needs a model"
-            if model is None
-            else f"have no measured times: {parameter('measured')} is of whole contexts"
-        )
-        raise InputError(problem, parameter("lengths"))
+    if lengths is not None and model is None:
+        raise InputError("needs a model", parameter("lengths"))
+    base.refuse_measured_documents(lengths, asked.profile)
     documents = None if lengths is None else read_lengths(lengths)
     if model is None:
         from powerplan.answers.sizes import sizes_answer  # The search is imported where it is needed.
@@ -296,7 +292,7 @@ def _read(
     peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
     if peak is None and (gpu_hours is not None or profile is not None or count > 1):
         name = "gpu_hours" if gpu_hours is not None else "measured" if profile is not None else "devices"
-        raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+        raise needs_device(name)
     return _Asked(
         given,
         tokens=optional(parse_count, "tokens", tokens, "a count of tokens"),

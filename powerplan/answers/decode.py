@@ -15,7 +15,7 @@ from powerplan.caches.policy import Policy, policy_of
 from powerplan.choices import Engine, Twin
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, peak_of
+from powerplan.hardware import Device, needs_device, peak_of
 from powerplan.load import LoadedModel
 from powerplan.report.decode import Served, decode_report
 from powerplan.report.render import Report
@@ -111,7 +111,7 @@ def decode(
     batches = tuple(parse_integers(base.list_text(batch), parameter("batch"), 1, MAX_BATCH))
     count = base.read_devices(devices)
     if gpu is None and count > 1:
-        raise InputError(f"{parameter('devices')} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+        raise needs_device("devices")
     device = base.read_device(gpu)
     fleet = None if device is None else Fleet(device, count)
     if device is not None:

@@ -18,6 +18,7 @@ from powerplan.answers.base import (
     read_devices,
     read_measured,
     read_model,
+    refuse_measured_documents,
     text_of,
 )
 from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
@@ -28,7 +29,7 @@ from powerplan.measured import MeasuredTimes, Unmeasured
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
 from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import MAX_DEGREE, Degrees, parse_degrees, problems
+from powerplan.run.degrees import MAX_PARALLEL, Degrees, parse_degrees, problems
 from powerplan.run.efficiency import DEFAULT, parse_efficiency
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
 from powerplan.run.links import Cluster, cluster_of
@@ -164,38 +165,24 @@ def train(
     """
     count, share = read_devices(devices), _read_efficiency(efficiency)
     dollars = optional(parse_money, "price", price)
-    phases_text = [stages] if isinstance(stages, str) else list(stages)
-    if phases_text and (context is not None or tokens is not None):
-        given = parameter("context" if context is not None else "tokens")
-        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
+    stage_texts = _read_stages(stages, context, tokens)
     at = parse_context(text_of(DEFAULT_CONTEXT if context is None else context), parameter("context"))
     wanted = optional(parse_count, "tokens", tokens, "a count of tokens")
     step = optional(parse_context, "batch_tokens", batch_tokens)
     recipe = Recipe(
         optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
     )
-    again, shards = _read_recompute(recompute), parse_integer(text_of(zero), parameter("zero"), 0, 3)
-    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
-    batches: tuple[int, ...] = MICRO_BATCHES
-    if (size := text_of(micro_batch)) != AUTO:
-        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_DEGREE),)
+    choices = _read_choices(recipe, recompute, zero, parallel, micro_batch)
     profile, device = read_measured(measured), read_device(gpu)
-    rates: Literal["bf16", "fp32"] = "fp32" if recipe.dtype == "fp32" else "bf16"
-    peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
-    if peak is None:
-        raise InputError(
-            "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
-        )
+    peak = _peak(device, profile, recipe)
 
     def joined(number: int) -> Cluster:
         return _cluster(device, number, node_devices, link_gbs, network_gbs)
 
-    if lengths is not None and profile is not None:
-        where = parameter("lengths")
-        raise InputError(f"have no measured times: {parameter('measured')} is of whole contexts", where)
+    refuse_measured_documents(lengths, profile)
     documents = None if lengths is None else read_lengths(lengths)
     cluster = joined(count)
-    phases = [_read_phase(text) for text in phases_text]
+    phases = [_read_phase(text) for text in stage_texts]
     loaded = read_model(model, mixer, [phase.context for phase in phases] or [at], trained=True)
     accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     if not phases:
@@ -207,13 +194,6 @@ def train(
     if positions is not None and positions < longest:
         notes.append(f"learned positions end at {positions:,}: a context of {longest:,} is a what-if")
     batch = Batch(step or BATCH_TOKENS, exact=step is not None)
-    choices = Choices(
-        recipe,
-        None if degrees is None else (degrees,),
-        again,
-        batches,
-        shards,
-    )
     plans: list[PhasePlan] = []
     for phase in phases:
         found, remarks = _efficiency(accounting, phase.context, peak, share, profile)
@@ -221,12 +201,40 @@ def train(
         plans += plan_training(accounting, [phase], setting, choices, dollars).phases
         notes += remarks
     plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
-    if degrees is None and not plan.fits:
+    if choices.degrees is None and not plan.fits:
         raise InfeasibleError(_what_lacks(plan, choices, joined))
-    others: list[OtherRun] = []
-    if profile is None and len(phases) == 1:
-        others = _others(plan, phases[0], choices)
+    others = _others(plan, phases[0], choices) if profile is None and len(phases) == 1 else []
     return TrainAnswer(plan=plan, others=tuple(others), notes=tuple(dict.fromkeys(notes)))
+
+
+def _read_stages(stages: Sequence[str], context: Whole | None, tokens: Whole | float | None) -> list[str]:
+    """Return the texts of stages; raises InputError where there are some and a context or tokens beside them."""
+    texts = [stages] if isinstance(stages, str) else list(stages)
+    if texts and (context is not None or tokens is not None):
+        given = parameter("context" if context is not None else "tokens")
+        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
+    return texts
+
+
+def _read_choices(recipe: Recipe, recompute: str, zero: Whole, parallel: str | Degrees, micro_batch: Whole) -> Choices:
+    """Return what the plan may choose: one value of what is given, and of what is "auto" all that there are."""
+    again, shards = _read_recompute(recompute), parse_integer(text_of(zero), parameter("zero"), 0, 3)
+    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
+    batches: tuple[int, ...] = MICRO_BATCHES
+    if (size := text_of(micro_batch)) != AUTO:
+        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_PARALLEL),)
+    return Choices(recipe, None if degrees is None else (degrees,), again, batches, shards)
+
+
+def _peak(device: Device | None, profile: MeasuredTimes | None, recipe: Recipe) -> Peak:
+    """Return the rates of the device, or of the one that was measured; raises InputError where there is neither."""
+    rates: Literal["bf16", "fp32"] = "fp32" if recipe.dtype == "fp32" else "bf16"
+    peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
+    if peak is None:
+        raise InputError(
+            "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
+        )
+    return peak
 
 
 def _read_degrees(text: str, zero: int) -> Degrees | None:
@@ -259,9 +267,9 @@ def _cluster(
     link_gbs: float | str | None,
     network_gbs: float | str | None,
 ) -> Cluster:
-    node = (
-        None if node_devices is None else parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_DEGREE)
-    )
+    node = None
+    if node_devices is not None:
+        node = parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_PARALLEL)
     rates = {
         name: optional(parse_rate, name, value)
         for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))

@@ -8,7 +8,7 @@ from typing import SupportsIndex, get_args
 
 from powerplan.accounting import Accounting
 from powerplan.choices import Engine
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import total
 from powerplan.units import context_of
@@ -70,12 +70,12 @@ def policy_of(
     cache_budget: SupportsIndex | str | None = None,
     prefill_chunk: SupportsIndex | str | None = None,
     checkpoint_every: SupportsIndex | str | None = None,
-    engine: str | None = None,
+    engine: Engine | None = None,
     page: SupportsIndex | str | None = None,
 ) -> Policy:
     """Return the policy that the parameters of `decode` describe; raises InputError, with the parameter's name."""
-    if engine is not None and engine not in get_args(Engine):
-        raise InputError(f"{shown(engine)} is not known{allowed_values(engine, get_args(Engine))}", parameter("engine"))
+    if engine is not None:
+        check_word(engine, get_args(Engine), parameter("engine"))
     words = {
         "cache_budget": (cache_budget, "a budget"),
         "prefill_chunk": (prefill_chunk, "a chunk"),
@@ -88,7 +88,7 @@ def policy_of(
     if read["checkpoint_every"] is not None and read["cache_budget"] is not None:
         problem = "a prefix cannot go on from a cache that eviction has changed since"
         raise InputError(f"{problem}; leave {parameter('cache_budget')} out", parameter("checkpoint_every"))
-    return Policy(read["cache_budget"], read["prefill_chunk"], read["checkpoint_every"], engine, read["page"])  # type: ignore[arg-type]
+    return Policy(read["cache_budget"], read["prefill_chunk"], read["checkpoint_every"], engine, read["page"])
 
 
 def prefill_state_flops(accounting: Accounting, context: int, policy: Policy) -> Fraction:

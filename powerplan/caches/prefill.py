@@ -8,7 +8,7 @@ from fractions import Fraction
 from powerplan.accounting import Accounting
 from powerplan.caches.policy import Policy, held
 from powerplan.dtypes import DTYPE_BYTES, Dtypes
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_block
 from powerplan.spec import ModelSpec

@@ -147,6 +147,7 @@ def dims(
 
 
 def set_names() -> list[str]:
+    """Return what `reproduce` takes: the names of sets of figures, and "all"."""
     from powerplan.reproduce import ALL, figure_sets
 
     return [*figure_sets(), ALL]

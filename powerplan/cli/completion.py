@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, check_word
 
 VARIABLE = "_POWERPLAN_COMPLETE"
 """What the script of `powerplan --show-completion` sets."""
@@ -58,8 +58,7 @@ def check_request(environment: Mapping[str, str]) -> None:
     """Raise InputError unless the variables are as a shell's completion script sets them."""
     request = environment[VARIABLE]
     known = [f"{action}_{shell}" for action in ACTIONS for shell in SHELLS]
-    if request not in known:
-        raise InputError(f"{shown(request)} is not known{allowed_values(request, known)}", VARIABLE)
+    check_word(request, known, VARIABLE)
     if request == "complete_bash":
         words, position = environment.get("COMP_WORDS"), environment.get("COMP_CWORD")
         if words is None or position is None or not (position.isdecimal() and len(position) < 6):

@@ -12,7 +12,7 @@ import typer
 
 from powerplan.cli import say
 from powerplan.defaults import Defaults, Value, find_defaults, listed_value, written
-from powerplan.errors import InputError, allowed_values, listed, shown
+from powerplan.errors import InputError, allowed_values, listed, unknown_word
 
 FILES = frozenset({"--write", "--plot", "--save", "--show", "--output", "--measured", "--lengths"})
 """Options that name a file, or may: none has a default."""
@@ -101,9 +101,7 @@ def take_defaults(
         values[name] = [written(one) for one in several]
         for word in values[name]:
             if name in words and word not in words[name]:
-                raise InputError(
-                    f"{shown(word)} is not known{allowed_values(word, list(words[name]))}{_of(command, table)}", where
-                )
+                raise InputError(f"{unknown_word(word, list(words[name]))}{_of(command, table)}", where)
         taken.places |= dict.fromkeys(parameter.opts, where)
         taken.texts.append(f"{key} {listed_value(value)}")
     return taken

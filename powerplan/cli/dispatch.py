@@ -12,9 +12,10 @@ import typer
 
 from powerplan.cli.app import application_for
 from powerplan.cli.completion import VARIABLE, requested
+from powerplan.cli.endings import told
 from powerplan.cli.say import error, plain
 from powerplan.cli.streams import abandon, columns
-from powerplan.errors import PowerplanError, on_command_line
+from powerplan.errors import on_command_line
 from powerplan.report.width import terminal
 
 INTERRUPTED = 130
@@ -38,22 +39,12 @@ def _exit_code(arguments: Sequence[str]) -> int:
         with plain(arguments), on_command_line(), terminal(columns()), answering:
             code = _called(arguments)
         sys.stdout.flush()
-    except PowerplanError as problem:
-        error(str(problem))
-        return problem.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # The reader (head, less) has gone, and there is nobody to tell.
-        abandon(sys.stdout)
-        return 0
-    except OSError as problem:
-        abandon(sys.stdout)
-        error(f"{problem.filename or 'cannot write the result'}: {problem.strerror or problem}")
-        return 4
-    except MemoryError:
-        error("out of memory")
-        return 4
     except Exception as problem:
+        ended = told(problem)
+        if ended is not None:
+            return ended
         usage = _usage_problem(problem)
         if usage is None:
             raise

@@ -82,6 +82,19 @@ def install() -> None:
             signal.signal(number, _handle)
 
 
+@contextmanager
+def installed() -> Iterator[None]:
+    """Take charge of both signals inside a `with` block, as `install` does, and hand them back after it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    install()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: no handler of Python's, which cannot be set again.
+                signal.signal(number, handler)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     if _kept is None:
         _end(number)

@@ -12,7 +12,7 @@ import typer
 from powerplan.choices import Causal, Dtype, Form, Format
 from powerplan.cli.completion import completer, device_names, family_names, mixer_words
 from powerplan.dtypes import CACHE_BITS
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import InputError, unknown_word
 from powerplan.load import LoadedModel, is_config, known_names, load_model, load_text
 from powerplan.mixers.formulas import Convention
 from powerplan.textfiles import STDIN, is_json, read_stdin
@@ -78,7 +78,7 @@ def choice_option(choices: Any, text: str, *names: str) -> Any:
 
     def parse(word: str) -> str:
         if word not in words:
-            raise UnknownChoice(f"{shown(word)} is not known{allowed_values(word, words)}")
+            raise UnknownChoice(unknown_word(word, words))
         return word
 
     # The words stand in the text, where a narrow terminal breaks lines between them.
@@ -117,6 +117,10 @@ DeviceOption = Annotated[
         help="The device by its exact name, such as h100-sxm. powerplan hardware lists all.",
         autocompletion=completer(device_names),
     ),
+]
+PriceOption = Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")]
+TokensOption = Annotated[
+    str | None, typer.Option(help="Training tokens, such as 300B; 20 per active parameter if not given.")
 ]
 MeasuredOption = Annotated[
     str | None,

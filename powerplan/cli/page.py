@@ -28,10 +28,8 @@ def report(
     devices: Annotated[
         str, typer.Option(metavar="INTEGER", help="Devices that train the model, and serve it together.")
     ] = "1",
-    tokens: Annotated[
-        str | None, typer.Option(help="Training tokens, such as 300B; 20 per active parameter if not given.")
-    ] = None,
-    price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
+    tokens: options.TokensOption = None,
+    price: options.PriceOption = None,
     measured: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Show the times that powerplan profile --save wrote to this file."),

@@ -92,7 +92,7 @@ def profile(
     """Time a layer here: power against attention and a window, and from where on it is faster."""
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
-    from powerplan.errors import InputError
+    from powerplan.errors import InputError, listed
     from powerplan.load import model_file
     from powerplan.output import check_targets
     from powerplan.profile import load_profile, to_json
@@ -106,8 +106,7 @@ def profile(
     figures.check_option(plot)
     if show is not None:
         if unused := _given(command, ALLOWED_WITH_SHOW):
-            names = " and ".join([", ".join(unused[:-1]), unused[-1]] if len(unused) > 1 else unused)
-            raise InputError(f"prints a saved profile: leave {names} out", "--show")
+            raise InputError(f"prints a saved profile: leave {listed(unused, 'and')} out", "--show")
         session = None
     else:
         settings = {

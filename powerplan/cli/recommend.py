@@ -42,7 +42,7 @@ def recommend(
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="Devices whose memory counts together.")] = "1",
     max_days: Annotated[str | None, typer.Option(help="Days that training may take on these devices.")] = None,
     gpu_hours: Annotated[str | None, typer.Option(help="Hours of one device that training may take in all.")] = None,
-    price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
+    price: options.PriceOption = None,
     keep: Annotated[
         Keep, choice_option(Keep, "The same weights, or width and depth resized to the same FLOPs per token.")
     ] = "weights",

@@ -70,10 +70,12 @@ def _marked(stream: TextIO, mark: str, code: str) -> str:
 
 
 def error(text: str) -> None:
+    """Print an error on stderr."""
     _tell("error:", "1;31", text)
 
 
 def note(text: str) -> None:
+    """Print a note on stderr, unless the user wants errors alone."""
     if not _quiet.get():
         _tell("note:", "36", text)
 

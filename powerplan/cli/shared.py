@@ -17,12 +17,11 @@ from typer.models import ArgumentInfo
 from powerplan.cli import say
 from powerplan.cli.defaults import take_defaults, using
 from powerplan.cli.help import ORDER, PANELS
-from powerplan.cli.options import ADDS
+from powerplan.cli.options import ADDS, ForceOption
 from powerplan.errors import InputError, listed
 
 Function = Callable[..., None]
 
-FORCE = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No notes on stderr; errors stay.")]
 NO_COLOR = Annotated[bool, typer.Option("--no-color", help="Plain text, as with NO_COLOR=1.")]
 JSON = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
@@ -101,7 +100,7 @@ def _parameters_of(function: Function) -> _Parameters:
     if not any("-o" in _spellings(hint) for hint in hints.values()):
         hints, defaults = {**hints, "output_file": OUTPUT}, {**defaults, "output_file": None}
         if "force" not in own:
-            hints["force"] = FORCE
+            hints["force"] = ForceOption
     if FORMAT in own:
         hints["json_"] = JSON
     hints |= {"quiet": QUIET, "no_color": NO_COLOR}
@@ -151,7 +150,7 @@ def _spellings(hint: Any) -> tuple[str, ...]:
 def _takes_one_value(hint: Any) -> bool:
     """Whether a parameter is an option with a value that is no list."""
     info = _info(hint)
-    if info is None or not isinstance(info, type(_info(FORCE))):
+    if info is None or not isinstance(info, type(_info(ForceOption))):
         return False
     return not {bool, list} & {get_origin(kind) or kind for kind in _kinds(hint)}
 

@@ -17,9 +17,7 @@ def train(
     ctx: Annotated[str | None, typer.Option(help="Context in tokens, such as 65536; 64k if not given.")] = None,
     gpu: options.DeviceOption = None,
     devices: Annotated[str, typer.Option(metavar="INTEGER", help="How many devices train together.")] = "1",
-    tokens: Annotated[
-        str | None, typer.Option(help="Training tokens, such as 300B; 20 per active parameter if not given.")
-    ] = None,
+    tokens: options.TokensOption = None,
     stage: Annotated[
         list[str] | None,
         typer.Option(metavar="TOKENS@CONTEXT", help="A stage of the run, such as 950B@8k; give one for each."),
@@ -63,7 +61,7 @@ def train(
         ),
         options.ADDS,
     ] = None,
-    price: Annotated[str | None, typer.Option(help="Money for an hour of one device, such as 2.50.")] = None,
+    price: options.PriceOption = None,
     node_devices: Annotated[
         str | None, typer.Option(metavar="INTEGER", help="Devices of a node, where not the catalogue's.")
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import Formulas, Term
 from powerplan.mixers.kept import Kept, kept
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from powerplan.ffn.base import FFN, Picks
-from powerplan.mixers.base import Size, problem
 from powerplan.mixers.formulas import Formulas, Term
+from powerplan.part import Size, problem
 
 
 class Memory(FFN, frozen=True, kw_only=True, tag_field="kind", tag="memory"):

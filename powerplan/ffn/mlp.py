@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from powerplan.choices import Kernels
 from powerplan.ffn.base import FFN, inner_gradients, inner_kept
-from powerplan.mixers.base import Size
 from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.kept import Kept, Moment, kept
+from powerplan.part import Size
 
 
 class MLP(FFN, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):

@@ -8,9 +8,9 @@ import msgspec
 
 from powerplan.choices import Kernels
 from powerplan.ffn.base import FFN, Picks, inner_gradients, inner_kept
-from powerplan.mixers.base import MAX_SIZE, Size, problem
 from powerplan.mixers.formulas import Formulas, Term
 from powerplan.mixers.kept import Kept, Moment, kept
+from powerplan.part import MAX_SIZE, Size, problem
 
 
 class MoE(FFN, frozen=True, kw_only=True, tag_field="kind", tag="moe"):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from powerplan.choices import Kernels
 from powerplan.ffn.base import FFN, Picks, inner_gradients, inner_kept
-from powerplan.mixers.base import Size
 from powerplan.mixers.formulas import Formulas, Term
 from powerplan.mixers.kept import Kept, Moment, kept
+from powerplan.part import Size
 
 
 class Stem(FFN, frozen=True, kw_only=True, tag_field="kind", tag="stem"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from powerplan.documents import Document, Step
 from powerplan.errors import InputError, shown
-from powerplan.mixers.base import MAX_SIZE
+from powerplan.part import MAX_SIZE
 from powerplan.spec import ModelSpec
 
 MAX_CONFIG_LAYERS = 10_000

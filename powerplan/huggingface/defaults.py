@@ -41,6 +41,8 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class Tables(NamedTuple):
+    """What defaults.json holds, by model_type: the defaults of families, and the wrappers of text decoders."""
+
     families: Mapping[str, ClassDefaults]
     wrappers: Mapping[str, Wrapper]
 

@@ -73,6 +73,7 @@ Which = Callable[[Config], list[bool]]
 
 
 def every_layer(config: Config) -> list[bool]:
+    """Return that every layer has experts."""
     return [True] * config.layer_count
 
 
@@ -115,6 +116,7 @@ Windows = Callable[[Config], Sequence[int | None]]
 
 
 def no_windows(config: Config) -> list[int | None]:
+    """Return that no layer has a window."""
     return [None] * config.layer_count
 
 
@@ -128,6 +130,7 @@ def typed_windows(config: Config, slides: Callable[[Config, int], bool]) -> list
 
 
 def typed(slides: Callable[[Config, int], bool]) -> Windows:
+    """Return what reads windows as `typed_windows` does."""
     return partial(typed_windows, slides=slides)
 
 

@@ -11,7 +11,7 @@ from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.experts import Experts, Grouped, routed_experts, sparse_layers
 from powerplan.huggingface.parts import FULL, LINEAR, SLIDING
 from powerplan.mixers import KDA, AnyMixer, Attention, GatedDeltaNet, Lightning, ShortConvolution
-from powerplan.mixers.base import MAX_SIZE
+from powerplan.part import MAX_SIZE
 from powerplan.spec import Layer, ModelSpec, Norm
 
 

@@ -79,9 +79,6 @@ def dory(config: Config, name: str) -> ModelSpec:
     runs = [loop, *[[replace(layer, tied=True) for layer in loop]] * (loops - 1)]
     if config.word("recurrent_kv_cache_mode", ("per_loop", "last_loop")) == "last_loop":
         runs[:-1] = [[_without_cache(layer) for layer in run] for run in runs[:-1]]
-        if looped and loops > 1:
-            made = "earlier runs make keys and values that no cache keeps"
-            config.note(f"dory: {made}, and a mixer in their place is counted beside these projections")
     if looped and loops > 1:
         config.note(f"dory: layers {before + 1} to {before + looped} run {loops} times; each run is a layer here")
     in_order = layers[:before] + [layer for run in runs for layer in run] + layers[before + looped :]
@@ -125,13 +122,8 @@ def _layers(config: Config, key: str, blocks: int) -> int:
 
 def _without_cache(layer: Layer) -> Layer:
     """Return a layer that makes keys and values and keeps none, and looks up those of another run."""
-    mixer = layer.mixer
-    assert isinstance(mixer, Attention)
-    made = mixer.kv_heads * (mixer.head_dim + mixer.v_head_dim)
-    extras = [Extra(name="keys and values of a run", vectors=made, matmul=True)]
-    if mixer.bias:
-        extras.append(Extra(name="their biases", elements=made))
-    return replace(layer, mixer=replace(mixer, shared_kv=True), extras=(*layer.extras, *extras))
+    assert isinstance(layer.mixer, Attention)
+    return replace(layer, mixer=replace(layer.mixer, uncached=True))
 
 
 FAMILIES: dict[str, Family] = {

@@ -150,7 +150,7 @@ def _zamba_types(config: Config, default: list[str]) -> list[str]:
     return types
 
 
-def _shared_block(config: Config, mlp: MLP, tied: bool) -> Layer:
+def _shared_block(config: Config, mlp: MLP) -> Layer:
     """Return the attention and MLP that hybrid layers share.
 
     The attention reads the stream and the first embedding, 2m in all. The projections of that other half are its
@@ -163,7 +163,7 @@ def _shared_block(config: Config, mlp: MLP, tied: bool) -> Layer:
     dim = config.optional_integer("attention_head_dim") or 2 * hidden // heads
     attention = Attention(heads=heads, kv_heads=kv_heads, head_dim=dim)
     half = Extra(name="projections of the first embedding", vectors=(heads + 2 * kv_heads) * dim, matmul=True)
-    return Layer(mixer=attention, ffn=mlp, extras=(half,), norms=3, tied=tied)
+    return Layer(mixer=attention, ffn=mlp, extras=(half,), norms=3)
 
 
 def _zamba(
@@ -195,7 +195,7 @@ def zamba(config: Config, name: str) -> ModelSpec:
     config.integer("n_mamba_heads")  # Heads split its projections of step size, B and C, and change no count.
     mamba = Layer(mixer=mamba1(config, config.integer("hidden_size"), MAMBA_KEYS), norms=1)
     mlp = MLP(intermediate_size=config.integer("intermediate_size"))
-    return _zamba(config, name, types, mamba, [_shared_block(config, mlp, tied=False)], None)
+    return _zamba(config, name, types, mamba, [_shared_block(config, mlp)], None)
 
 
 def zamba2(config: Config, name: str) -> ModelSpec:
@@ -223,7 +223,7 @@ def zamba2(config: Config, name: str) -> ModelSpec:
     width, rank = config.optional_integer("intermediate_size") or 4 * hidden, config.integer("adapter_rank")
     adapter = Extra(name="adapter", vectors=rank, elements=2 * rank * width, matmul=True)
     mlp = MLP(intermediate_size=width, bias=bias)
-    shared = [_shared_block(config, mlp, tied=False)] * config.integer("num_mem_blocks")
+    shared = [_shared_block(config, mlp)] * config.integer("num_mem_blocks")
     return _zamba(config, name, types, Layer(mixer=mixer, norms=1), shared, adapter)
 
 

@@ -41,7 +41,8 @@ class Lengths:
         if not counts:
             raise InputError("holds no lengths", where)
         if len(counts) > MAX_DIFFERENT:
-            raise InputError(_too_many(), where)
+            problem = f"has more than {MAX_DIFFERENT:,} different lengths; round them, as to multiples of 16"
+            raise InputError(problem, where)
         found = tuple(sorted(counts.items()))
         if found[0][0] < 1:
             raise InputError(f"a document has 1 token or more, and one has {found[0][0]:,}", where)
@@ -114,7 +115,3 @@ def _cut(lengths: Lengths, context: int) -> Lengths:
         if rest:
             pieces[rest] = pieces.get(rest, 0) + count
     return Lengths(tuple(sorted(pieces.items())), lengths.label)
-
-
-def _too_many() -> str:
-    return f"has more than {MAX_DIFFERENT:,} different lengths; round them, as to multiples of 16"

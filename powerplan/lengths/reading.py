@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
-from powerplan.errors import InputError, allowed_values, did_you_mean, parameter, shown
+from powerplan.errors import InputError, did_you_mean, parameter, shown, unknown_word
 from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
 from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
 from powerplan.textfiles import lines_of
@@ -92,18 +93,10 @@ def _of_text(text: str, where: str) -> Lengths:
     if _SHARES.fullmatch(text):
         return _shares(text, where)
     path = Path(text)
-    if not _is_there(path):
+    if not os.path.lexists(path):
         near = did_you_mean(name, [LOGNORMAL]) if colon else ""
         raise InputError(f"{shown(text)} is neither a file nor lengths{near or f'; write a path, {WRITE}'}", where)
     return read_file(path)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _lognormal(settings: str, label: str, where: str) -> Lengths:
@@ -113,7 +106,7 @@ def _lognormal(settings: str, label: str, where: str) -> Lengths:
         if not equals:
             raise InputError(f"{shown(pair.strip())} is no setting; write {LOGNORMAL}:mean=4k,p99=64k", where)
         if name not in SETTINGS:
-            raise InputError(f"{LOGNORMAL} {shown(name)} is not known{allowed_values(name, SETTINGS)}", where)
+            raise InputError(f"{LOGNORMAL} {unknown_word(name, SETTINGS)}", where)
         if name in known:
             raise InputError(f"{LOGNORMAL} {name} is given twice", where)
         known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")

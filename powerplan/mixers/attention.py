@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import ClassVar
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import Window, problem
 from powerplan.mixers.formulas import (
     Convention,
     Formulas,
@@ -20,6 +19,7 @@ from powerplan.mixers.formulas import (
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.state_size import StateSize
+from powerplan.part import Window, problem
 
 
 class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="attention"):
@@ -31,6 +31,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     window: keys that a query attends to at most, in tokens, its own included; all of them where left out.
     sinks: one learned logit per query head (gpt-oss), parameters outside matmuls.
     shared_kv: keys and values are those of an earlier layer (Gemma 3n): no projections m G(k + v), no cache of its own.
+    uncached: keys and values of a token are made and not kept; those of earlier tokens are another layer's (Dory's runs
+    of a loop before the last): no cache of its own.
     keys_as_values: the projection of the keys makes the values too (Gemma 4): no projection mGv.
     differential: each query head attends to the values of two heads, and pairs of heads are subtracted with a learned
     weight, 4k parameters (Ye et al. 2024, arXiv 2410.05258): 2H(k + 2v) mean_keys state FLOPs.
@@ -49,6 +51,7 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     window: Window | None = None
     sinks: bool = False
     shared_kv: bool = False
+    uncached: bool = False
     keys_as_values: bool = False
     differential: bool = False
 
@@ -56,6 +59,8 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         super().check()
         if self.keys_as_values and (self.shared_kv or self.head_dim != self.v_head_dim):
             raise problem("keys_as_values", "needs keys of this layer's own, and v_head_dim equal to head_dim")
+        if self.uncached and self.shared_kv:
+            raise problem("uncached", "is of keys and values that this layer makes, and with shared_kv it makes none")
         if self.differential and self.kv_heads % 2:
             raise problem("differential", f"needs pairs of key/value heads, and there are {self.kv_heads}")
 
@@ -70,6 +75,11 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
     @property
     def label(self) -> str:
         return self.describe().removeprefix("attention, ")
+
+    @property
+    def reads_another(self) -> bool:
+        """Whether the keys and values that a decoded token reads are another layer's."""
+        return self.shared_kv or self.uncached
 
     def kept(self, context: int) -> int:
         """Return the number of tokens whose keys and values are kept."""
@@ -96,11 +106,11 @@ class Attention(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="
         return (*formulas, ("sinks", "H" if self.sinks else ""), ("differential", "4*k" if self.differential else ""))
 
     def state_formulas(self) -> Formulas:
-        return ((self.describe(), "0" if self.shared_kv else self.state),)
+        return ((self.describe(), "0" if self.reads_another else self.state),)
 
     def state_size(self, context: int) -> StateSize:
         size = super().state_size(context)
-        if not self.shared_kv:
+        if not self.reads_another:
             return size
         read = self.kv_heads * (self.head_dim + self.v_head_dim) * self.kept(context)
         return StateSize(looked_up=read)
@@ -251,12 +261,12 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
         return (*super().mix_kept(context, kernels), *kept(("gates", "fp32", "2*H")))
 
     def state_formulas(self) -> Formulas:
-        return ((self.describe(), "H*kept" if self.shared_kv else "(G*(k + v) + H)*kept"),)
+        return ((self.describe(), "H*kept" if self.reads_another else "(G*(k + v) + H)*kept"),)
 
     def state_size(self, context: int) -> StateSize:
-        """Return keys, values and gates; with `shared_kv`, gates of its own beside keys and values that are read."""
+        """Return keys, values and gates; where another layer's keys and values are read, the gates are its own."""
         size = super().state_size(context)
-        if not self.shared_kv:
+        if not self.reads_another:
             return size
         gates = self.heads * self.kept(context)
         return StateSize(cache=gates, entry=self.heads, looked_up=(size.looked_up or 0) + gates)

@@ -1,39 +1,21 @@
-"""What every mixer and FFN answers: its parameters, state and FLOPs, and how it stands in for another kind."""
+"""What every mixer answers: its state and the FLOPs of it, its heads, and how it stands in for another kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from math import gcd
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from powerplan.errors import InputError
-from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, term
-from powerplan.mixers.kept import Keeping
+from powerplan.mixers.block import Block
+from powerplan.mixers.formulas import Convention, Formulas, Rational, Term
 from powerplan.mixers.state_size import StateSize
-from powerplan.units import MAX_CONTEXT
-
-MAX_SIZE = 10**9
-"""The largest width, count or vocabulary that a spec may have; a larger number is a mistake, not a model."""
-
-Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
-"""A width or a count."""
-
-Width = Annotated[int, msgspec.Meta(ge=0, le=1024)]
-"""The width of a short convolution in tokens; 0 stands for no convolution."""
-
-Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]
-"""A length in tokens; a spec may write it as a size such as "4k"."""
 
 RECURRENT_BYTES = 4
 """Bytes per element of recurrent state in fp32, as the kernels and the reference implementations keep it."""
-
-SAME = 0
-"""Default of a size that is the same as another field's; `Part.same_as` names that field."""
 
 
 @dataclass(frozen=True)
@@ -64,128 +46,6 @@ class Inherited(NamedTuple):
 
     fields: dict[str, Any]
     remarks: tuple[str, ...] = ()
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a spec: immutable, and validated when it is built. Types are strict and unknown keys are refused.
-
-    same_as: for fields with the default SAME, the field whose value they take; filled in this order.
-    Building a part raises InputError("field: problem"). For a file, validation.py adds file:line:column.
-    """
-
-    same_as: ClassVar[Mapping[str, str]] = {}
-
-    def __post_init__(self) -> None:
-        for name, other in self.same_as.items():
-            if getattr(self, name) == SAME:
-                msgspec.structs.force_setattr(self, name, getattr(self, other))
-        names, kinds, together = _field_types(type(self))
-        try:
-            msgspec.convert([getattr(self, name) for name in names], together)
-        except msgspec.ValidationError:
-            self._report(names, kinds)
-        self.check()
-
-    def _report(self, names: Iterable[str], kinds: Iterable[Any]) -> None:
-        """Raise InputError for the first field that is not of its type."""
-        for name, kind in zip(names, kinds, strict=True):
-            try:
-                msgspec.convert(getattr(self, name), kind)
-            except msgspec.ValidationError as error:
-                raise InputError(f"{name}: {error}") from None
-
-    def check(self) -> None:
-        """Raise a `problem` if fields contradict each other."""
-
-
-@cache
-def _field_types(part: type[Part]) -> tuple[tuple[str, ...], tuple[Any, ...], type[msgspec.Struct]]:
-    """Return the names of a part's fields, their types, and a type of them all together.
-
-    msgspec keeps what it knows of a struct's fields. What it knows of a bare type, it finds out at each call: 45 us for
-    AnyMixer, of 100,000 layers.
-    """
-    hints = get_type_hints(part, include_extras=True)
-    kinds = tuple(hints[name] for name in part.__struct_fields__)
-    fields = list(zip(part.__struct_fields__, kinds, strict=True))
-    return part.__struct_fields__, kinds, msgspec.defstruct(f"{part.__name__}Fields", fields, array_like=True)
-
-
-class Block(Keeping, Part, frozen=True, kw_only=True):
-    """A mixer or an FFN: a part of a spec that has parameters.
-
-    source: papers and code that the formulas follow, with section and equation; `--explain` prints it.
-    letters: the letters of the formulas, in the order in which `--explain` lists them, and the field that each stands
-    for. m, the hidden size of the model, has none.
-    whole_widths: the fields that grow in proportion to the hidden size and must stay whole numbers.
-    rounded_widths: the fields that grow with it to the nearest integer, at least 1.
-    """
-
-    source = ""
-    letters = ""
-    whole_widths: ClassVar[tuple[str, ...]] = ()
-    rounded_widths: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def kind(self) -> str:
-        """The word that names this class in a spec."""
-        return str(self.__struct_config__.tag)
-
-    def whole_sizes(self) -> dict[str, int]:
-        """Return the `whole_widths` and their values."""
-        return {field: getattr(self, field) for field in self.whole_widths}
-
-    def widened(self, factor: Fraction) -> Self:
-        """Return this block for a model whose hidden size is `factor` times as large."""
-        sizes = {field: int(size * factor) for field, size in self.whole_sizes().items()}
-        for field in self.rounded_widths:
-            if getattr(self, field):
-                sizes[field] = max(1, round(getattr(self, field) * factor))
-        return msgspec.structs.replace(self, **sizes)
-
-    def terms(self, formulas: Formulas, **values: Rational) -> tuple[Term, ...]:
-        """Evaluate those of `formulas` that are not empty, with `values` for letters beside or in place of fields."""
-        fields = _fields_of(self.letters).items()
-        symbols = {letter: int((field and getattr(self, field)) or 0) for letter, field in fields} | values
-        return tuple(term(component, formula, symbols) for component, formula in formulas if formula)
-
-    def matmul_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return the parameters that activations are multiplied with; each takes 2 weight FLOPs per token."""
-        return self.terms(self.matmul_formulas(), m=hidden)
-
-    def matmul_formulas(self) -> Formulas:
-        raise NotImplementedError
-
-    def matrix_formulas(self, idle: bool) -> tuple[tuple[str, str, str, str], ...]:
-        """Return component, count, rows and columns of the matrices of those components whose shapes are stated.
-
-        idle: whether experts that a token does not choose count.
-        """
-        return ()
-
-    def part_of(self, component: str) -> str:
-        """Return the part of a model, as rules of a quantization name it, that a component of the matmuls is in."""
-        return "mixers"
-
-    def other_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return the parameters that a token uses outside matrix products: norms, biases, sinks."""
-        return self.terms(self.other_formulas(), m=hidden)
-
-    def other_formulas(self) -> Formulas:
-        return ()
-
-    def idle_terms(self, hidden: int) -> tuple[Term, ...]:
-        """Return the parameters that are stored and that a token does not use: experts that are not chosen."""
-        return ()
-
-    def describe(self) -> str:
-        """Return the name that reports use, such as "attention, window 4,096"."""
-        return self.kind.replace("_", " ")
-
-
-@cache
-def _fields_of(letters: str) -> dict[str, str]:
-    return {letter: field for letter, _, field in (pair.partition("=") for pair in letters.split())}
 
 
 class Mixer(Block, frozen=True, kw_only=True):
@@ -386,8 +246,3 @@ class Mixer(Block, frozen=True, kw_only=True):
     def decode_cache_bytes(self, context: int, cache_bytes: Fraction) -> Fraction:
         """Return the part of `decode_bytes` that belongs to the cache."""
         return self.state_size(context).decode_cache_bytes(cache_bytes)
-
-
-def problem(field: str, message: str) -> InputError:
-    """Return the error that `check` raises for a field; for a file it is reported at the place of that field."""
-    return InputError(f"{field}: {message}")

@@ -7,10 +7,11 @@ from math import gcd
 from typing import ClassVar
 
 from powerplan.choices import Causal
-from powerplan.mixers.base import HeadShape, Mixer, Size, Window, problem
+from powerplan.mixers.base import HeadShape, Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys, total
 from powerplan.mixers.sparse import mean_blocks
 from powerplan.mixers.state_size import StateSize
+from powerplan.part import Size, Window, problem
 
 
 def mean_picked(context: int, causal: Causal, block: int, count: int) -> Fraction:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from powerplan.mixers.base import Inherited, Mixer, Size, Width
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Formulas
+from powerplan.part import Size, Width
 
 
 class ShortConvolution(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="short_conv"):

@@ -7,10 +7,11 @@ from math import sqrt
 from typing import ClassVar, Literal
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import SAME, Inherited, Mixer, Size, Width, problem
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Formulas, Rational
 from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.linear import ChunkedState, MatrixState, piece_values, recurrence_outputs
+from powerplan.part import SAME, Size, Width, problem
 
 
 class DeltaRule(MatrixState, frozen=True, kw_only=True):

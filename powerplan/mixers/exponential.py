@@ -6,9 +6,9 @@ from fractions import Fraction
 from typing import ClassVar
 
 from powerplan.choices import Causal
-from powerplan.mixers.base import Size, Window
 from powerplan.mixers.formulas import Convention, Rational
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.part import Size, Window
 
 
 class ExponentialSparse(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="exponential_sparse"):
@@ -55,12 +55,6 @@ def blocks_at_powers(block: int, window: int) -> int:
     powers = max(0, block.bit_length() - (window - 1).bit_length())  # Powers of two from `window` to `block`.
     first = block >= window and block & (block - 1) > 0  # The first block, if it is at no power of two.
     return min(block, window - 1) + powers + first
-
-
-def keys_at_powers(position: int, block_size: int, window: int) -> int:
-    """Return the keys that query number `position`, from 1, sees: its own block up to itself, and whole blocks."""
-    block, offset = divmod(position - 1, block_size)
-    return offset + 1 + block_size * blocks_at_powers(block, window)
 
 
 def mean_keys_at_powers(context: int, causal: Causal, block_size: int, window: int) -> Fraction:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import Inherited, Mixer, Size, Width
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.linear import MatrixState
+from powerplan.part import Size, Width
 
 
 class MLSTM(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="mlstm"):

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import SAME, HeadShape, Inherited, Mixer, Size, problem
+from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.kept import Kept, Moment, kept, norm_kept
+from powerplan.part import SAME, Size, problem
 
 
 class GroupedHeads(Mixer, frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys
 from powerplan.mixers.state_size import StateSize
+from powerplan.part import Size, Width, Window, problem
 
 
 class Hyena(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="hyena"):

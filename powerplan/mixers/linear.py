@@ -7,9 +7,10 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import SAME, Mixer, Size, Width, Window
+from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational, mean_keys_in_chunks, mean_solve
 from powerplan.mixers.kept import Kept, Moment, chunk_values, kept, norm_kept
+from powerplan.part import SAME, Size, Width, Window
 
 CHUNKS_PER_SAVED_STATE = 8
 """The torch engine of power attention keeps the state before every eighth chunk (kernels/chunked.py)."""

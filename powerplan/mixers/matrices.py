@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 
 NO_MATRIX = "short convolutions"
 """The component of matmul parameters that stand in no matrix: depthwise filters, which no method quantizes."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import ClassVar
 
-from powerplan.mixers.base import Size, Window
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys_in_chunks
 from powerplan.mixers.heads import GroupedHeads
+from powerplan.part import Size, Window
 
 
 class MemorySparse(GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="memory_sparse"):

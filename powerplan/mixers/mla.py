@@ -7,9 +7,10 @@ from math import gcd
 from typing import Any, ClassVar, Literal
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import HeadShape, Inherited, Mixer, Size
+from powerplan.mixers.base import HeadShape, Inherited, Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys, total
 from powerplan.mixers.kept import Kept, Moment, kept, norm_kept
+from powerplan.part import Size
 
 
 class MLA(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mla"):

@@ -9,12 +9,13 @@ import msgspec
 
 from powerplan.choices import Kernels
 from powerplan.dims import KERNEL_DEGREES, default_chunk_size, odd_degree, spow_dim, tiled_spow_dim
-from powerplan.mixers.base import Mixer, Size, Window
+from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import Kept, Moment, chunk_values, kept
 from powerplan.mixers.linear import CHUNKS_PER_SAVED_STATE, RecurrentState
 from powerplan.mixers.state_size import StateSize
+from powerplan.part import Size, Window
 
 MAX_DEGREE = 16
 """The highest degree that a spec may have; at d = 64 its state has 10^18 elements per head, too many for any use."""

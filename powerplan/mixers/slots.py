@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from powerplan.mixers.base import Size, problem
 from powerplan.mixers.formulas import Formulas
 from powerplan.mixers.linear import MatrixState
+from powerplan.part import Size, problem
 
 
 class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):

@@ -6,10 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 from powerplan.choices import Causal
-from powerplan.mixers.base import Inherited, Mixer, Size, Window, problem
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational, Term, mean_keys
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.mla import MLA
+from powerplan.part import Size, Window, problem
 
 
 def mean_blocks(context: int, causal: Causal, block: int, stride: int) -> Fraction:

@@ -7,10 +7,11 @@ from math import gcd
 from typing import ClassVar
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import Inherited, Mixer, Size, Width, Window, problem
+from powerplan.mixers.base import Inherited, Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.kept import Kept, Moment, kept
 from powerplan.mixers.linear import ChunkedState
+from powerplan.part import Size, Width, Window, problem
 
 SCAN_CHUNK = 2048
 """Tokens from one kept state of the selective scan to the next (mamba_ssm, csrc/selective_scan/selective_scan.cpp)."""

@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from powerplan.choices import Kernels
-from powerplan.mixers.base import Size, Width, Window
 from powerplan.mixers.formulas import Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
 from powerplan.mixers.kept import chunk_values
 from powerplan.mixers.linear import RecurrentState
+from powerplan.part import Size, Width, Window
 
 
 class Wersa(RecurrentState, GroupedHeads, frozen=True, kw_only=True, tag_field="kind", tag="wersa"):

@@ -331,8 +331,12 @@ def _fraction(limits: tuple[float, float], value: float, scale: str) -> float:
     return (value - low) / (high - low)
 
 
-def _points_in(axes: Axes, series: Sequence[Series], box: Box, steps: int = 8) -> int:
-    """Return how many points of lines, `steps` on each piece, lie in a box."""
+STEPS = 8
+"""Points on a piece of a line that are looked at, to find the place of a name that covers the fewest."""
+
+
+def _points_in(axes: Axes, series: Sequence[Series], box: Box) -> int:
+    """Return how many points of lines, STEPS on each piece, lie in a box."""
     x_scale, y_scale = (axes.get_xlim(), axes.get_xscale()), (axes.get_ylim(), axes.get_yscale())
     found = 0
     for own in series:
@@ -340,6 +344,6 @@ def _points_in(axes: Axes, series: Sequence[Series], box: Box, steps: int = 8) -
         for (x1, y1), (x2, y2) in pairwise(points):
             if max(x1, x2) < box.left or min(x1, x2) > box.right:
                 continue
-            shares = [step / steps for step in range(steps)]
+            shares = [step / STEPS for step in range(STEPS)]
             found += sum(box.holds(x1 + (x2 - x1) * share, y1 + (y2 - y1) * share) for share in shares)
     return found

@@ -174,7 +174,7 @@ def check_layer(workload: Workload, timed: TimedMixer) -> CheckResult:
         grad_out = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
         return [x.detach().double().cpu() for x in (out, *torch.autograd.grad(out, x, grad_out))]
 
-    def by_definition(dtype: Any) -> list[Tensor]:
+    def by_definition(dtype: torch.dtype) -> list[Tensor]:
         layer = layer_module(small, timed, "cpu", dtype)
         layer.load_state_dict(module.state_dict())
         if timed.is_recurrent:
@@ -201,7 +201,7 @@ def definition(timed: TimedMixer, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor
     """Return the mixer's output by its definition, with all T^2 weights: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]
     and log_g [B, T, G] or None -> [B, T, H, V]."""
     if timed.feature is not None:
-        out: Tensor = kernels.power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))  # type: ignore[assignment]
+        out: Tensor = kernels.power_attention(q, k, v, log_g, impl="reference", **kernel_settings(timed.feature))
         return out
     mixer = timed.mixer
     repeats, tokens = timed.shape.heads // timed.shape.kv_heads, q.shape[1]

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from powerplan.doctor import cores
 from powerplan.errors import InputError, MachineError, allowed_values, shown
 from powerplan.hardware import Device, Peak, find_device, si_value
 from powerplan.profile.runs import torch_dtype
@@ -141,8 +142,7 @@ def _device_name(device: str) -> str:
     """Return the GPU's name as torch has it, or the processor's cores, architecture and vector units."""
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cores()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str | None]:

@@ -136,6 +136,7 @@ def _recurrence_bytes(workload: Workload, timed: TimedMixer, point: Point) -> Fr
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory: of Python, of a GPU, or of torch on a processor."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

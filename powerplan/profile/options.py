@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 import msgspec
 
 from powerplan.accounting import positions_text
-from powerplan.dims import KERNEL_DEGREES, odd_degree
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.dims import KERNEL_DEGREES
+from powerplan.errors import InputError, check_word
 from powerplan.ffn import MLP, MoE
 from powerplan.measured import RECURRENT
 from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
@@ -140,7 +140,7 @@ def workload_of(
 def distinct_names(mixers: Sequence[Mixer]) -> dict[Mixer, str]:
     """Return a name for each mixer, "attention", "window 1,040" or "power p=2", with a suffix where two would be equal:
     times are kept and looked up by name."""
-    short = {mixer: mixer.describe().removeprefix("attention, ") for mixer in mixers}
+    short = {mixer: mixer.label for mixer in mixers}
     names = {mixer: "attention" if mixer.family == "attention" else name for mixer, name in short.items()}
     for difference in DIFFERENCES:
         for name in set(names.values()):
@@ -162,8 +162,7 @@ def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     words = (word.strip() for word in text.split(","))
     names = dict.fromkeys(_OTHER_NAMES.get(word, word) for word in words)
     for name in names:
-        if name not in allowed:
-            raise InputError(f"{shown(name)} is not known{allowed_values(name, allowed)}", where)
+        check_word(name, allowed, where)
     return list(names)
 
 
@@ -232,7 +231,7 @@ def _requested_mixers(spec: ModelSpec, degrees: str | None, mixer: str | None, n
         notes.append("no --p given: power p=2 assumed")
     powers = [2] if degrees is None else parse_integers(degrees, "--p", KERNEL_DEGREES[0], KERNEL_DEGREES[-1])
     heads = replacement_heads(spec)
-    return [_swapped_in(spec, Swap.power(p, heads, normalize=not odd_degree(p)), notes) for p in powers]
+    return [_swapped_in(spec, Swap.power(p, heads), notes) for p in powers]
 
 
 def _swapped_in(spec: ModelSpec, swap: Swap, notes: list[str]) -> GroupedHeads:

@@ -166,13 +166,13 @@ def to_json(profile: Profile) -> bytes:
     return json.dumps(msgspec.to_builtins(profile), indent=1).encode() + b"\n"
 
 
-def load_profile(path: str, where: str = "--show") -> Profile:
-    """Return the profile in a file that `--save` wrote; `where` is the option that named the file.
+def load_profile(path: str) -> Profile:
+    """Return the profile in a file that `--save` wrote, as `--show` names it.
 
     Raises:
         InputError: If the file does not exist, is no saved profile, is one of another version, or contradicts itself.
     """
-    document = document_at(path, where)
+    document = document_at(path, "--show")
     profile = saved_in(document, Profile)
     if (found := contradiction(profile)) is not None:
         raise problem_at(document, *found)

@@ -53,7 +53,9 @@ def prepare(workload: Workload, timed: TimedMixer, point: Point) -> Run:
     return _pass_of(project, [x, mixed], mixer, point)
 
 
-def layer_module(workload: Workload, timed: TimedMixer, device: str | None = None, dtype: Any = None) -> Any:
+def layer_module(
+    workload: Workload, timed: TimedMixer, device: str | None = None, dtype: torch.dtype | None = None
+) -> Any:
     """Return the layer with `timed` as its mixer, with torch's random weights."""
     torch.manual_seed(0)
     impl = "auto" if timed.feature is None else timed.impl
@@ -101,9 +103,11 @@ def _decoding_step(workload: Workload, timed: TimedMixer, context: int) -> Run:
         settings = kernel_settings(timed.feature)
         prefix = heads_of(workload, timed, min(context, PREFIX))
         with torch.no_grad():
-            _, state = kernels.power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
-        log_g = gate[0] if gate else None
-        settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
+            _, prefilled = kernels.power_attention(*prefix, return_state=True, impl=timed.impl, **settings)
+            log_g = gate[0] if gate else None
+            settings["impl"] = "triton" if timed.impl == "triton" else "recurrent"
+            # A step's state lies otherwise in memory than a prefill's, and all steps of a model but the first find one.
+            _, state = kernels.power_attention_step(q, k, v, log_g, prefilled, **settings)
         return torch.no_grad()(lambda: kernels.power_attention_step(q, k, v, log_g, state, **settings))
     shape, query = timed.shape, q[:, :, None]
     kept = min(context, timed.mixer.window_size or context)

@@ -64,7 +64,7 @@ def _changed(before: ModelSpec, after: ModelSpec) -> str:
     reshaped: set[str] = set()
     for position, mixer in new.items():
         if mixer != old[position]:
-            name, heads = _name(mixer), _heads(mixer)
+            name, heads = mixer.label, _heads(mixer)
             places.setdefault((name, heads), []).append(position)
             if heads != _heads(old[position]):
                 reshaped.add(name)
@@ -78,9 +78,9 @@ def _changed(before: ModelSpec, after: ModelSpec) -> str:
         if name in reshaped and heads:
             parts[-1] += f" with {heads}"
         if count < len(old):
-            places_text = positions_text(tuple(range(position, position + 1) for position in positions))
+            places_text = positions_text([positions])
             parts[-1] += f" ({places_text.removesuffix(f' ({count})')})"
-    stay = {_name(mixer): None for position, mixer in old.items() if mixer == new[position]}
+    stay = {mixer.label: None for position, mixer in old.items() if mixer == new[position]}
     if stay:
         count = len(old) - sum(map(len, places.values()))
         parts.append(f"{count} stay{'s' if count == 1 else ''} {listed(list(stay), 'and')}")
@@ -95,14 +95,10 @@ def _resized(before: ModelSpec, after: ModelSpec) -> str:
     ]
     counts: dict[str, int] = {}
     for mixer, count in after.mixer_counts():
-        text = f"{_name(mixer)} with {_heads(mixer)}" if _heads(mixer) else _name(mixer)
+        text = f"{mixer.label} with {_heads(mixer)}" if _heads(mixer) else mixer.label
         counts[text] = counts.get(text, 0) + count
     layers = [f"{count} layers of {text}" for text, count in counts.items()]
     return f"{listed(texts, 'and')}; {listed(layers, 'and')}"
-
-
-def _name(mixer: Mixer) -> str:
-    return mixer.describe().removeprefix("attention, ")
 
 
 def _heads(mixer: Mixer) -> str:

@@ -166,12 +166,7 @@ def _row(row: Bought, batch_tokens: int | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": budget.accounting.spec.name, "context": budget.row.context}
     entry |= size_entry(budget, batch_tokens) | {"warnings": budget.warnings()}
     if time is not None:
-        seconds = time.device_seconds(budget)
-        entry |= {
-            "gpu_hours": seconds / 3600,
-            "days": seconds / 86400 / time.throughput.devices,
-            "time_source": _source(time),
-        }
+        entry |= _time_entry(budget, time) | {"time_source": _source(time)}
     if row.masked is not None:
         entry["documents"] = _masked_entry(row, batch_tokens)
     return entry
@@ -192,8 +187,7 @@ def _masked_entry(row: Bought, batch_tokens: int | None) -> dict[str, Any]:
         **steps,
     }
     if time is not None:
-        seconds = time.device_seconds(budget)
-        entry |= {"gpu_hours": seconds / 3600, "days": seconds / 86400 / time.throughput.devices}
+        entry |= _time_entry(budget, time)
     return entry
 
 
@@ -226,7 +220,7 @@ def _masked_cells(budget: Budget | None, base: Budget | None, time: TrainingTime
         "masked_times_as_many_tokens": float(base.train_flops_per_token / budget.train_flops_per_token),
     }
     if time is not None:
-        cells["masked_days"] = time.device_seconds(budget) / 86400 / time.throughput.devices
+        cells["masked_days"] = time.days(budget)
     return cells
 
 
@@ -253,8 +247,11 @@ def device_entry(rate: Throughput) -> dict[str, Any]:
 
 def rate_text(rate: Throughput) -> str:
     """Return how fast a device is taken to be: "on h100-sxm at 40 % of the bf16 peak, 395.6 TFLOP/s"."""
-    share = f"{float(rate.mfu * 100):.4g}% of {rate.peak.kind}"
-    return f"on {rate.peak.name} at {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
+    return f"on {rate.peak.name} at {_share_text(rate)}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
+
+
+def _share_text(rate: Throughput) -> str:
+    return f"{float(rate.mfu * 100):.4g}% of {rate.peak.kind}"
 
 
 def hours_text(hours: float) -> str:
@@ -266,23 +263,24 @@ def _source(time: TrainingTime) -> str:
     return "measured" if time.measured is not None else "mfu"
 
 
+def _time_entry(budget: Budget, time: TrainingTime) -> dict[str, float]:
+    return {"gpu_hours": time.gpu_hours(budget), "days": time.days(budget)}
+
+
 def _time(budget: Budget, time: TrainingTime) -> tuple[dict[str, Any], str]:
-    seconds, rate = time.device_seconds(budget), time.throughput
-    entry = {
-        **device_entry(rate),
-        "gpu_hours": seconds / 3600,
-        "days": seconds / 86400 / rate.devices,
-        "time_source": _source(time),
-    }
+    """Return what JSON says of the time of a budget, and a line of text."""
+    rate = time.throughput
+    entry = {**device_entry(rate), **_time_entry(budget, time), "time_source": _source(time)}
     devices = f"{rate.devices:,} devices" if rate.devices > 1 else "one device"
-    share = f"at {float(rate.mfu * 100):.4g}% of {rate.peak.kind}"
+    share = f"at {_share_text(rate)}"
     if time.measured is not None:
         work = f"device hours, state part as measured in {time.source}, weights {share}"
     else:
         # A device that only a profile has is named by a description: "2 cores, x86_64, AVX512".
         unit = f"{rate.peak.name} hours" if rate.peak.name in catalogue() else f"device hours ({rate.peak.name})"
         work = f"{unit} {share}, {format_quantity(rate.flops_per_s, 'FLOP/s')}"
-    return entry, f"{hours_text(seconds / 3600)} {work}: {format_duration(seconds / rate.devices)} on {devices}"
+    duration = format_duration(time.device_seconds(budget) / rate.devices)
+    return entry, f"{hours_text(time.gpu_hours(budget))} {work}: {duration} on {devices}"
 
 
 def _alternative(other: Alternative, base: Budget, dtypes: Dtypes) -> dict[str, Any]:

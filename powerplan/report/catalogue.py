@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -16,6 +17,7 @@ from powerplan.huggingface.listing import Listed
 from powerplan.report.parts import model_entry
 from powerplan.report.render import Report
 from powerplan.report.tables import Column, grouped, plain
+from powerplan.report.width import wrapped
 from powerplan.spec import ModelSpec
 from powerplan.units import format_count, format_parameters
 
@@ -120,7 +122,7 @@ def _positions(spec: ModelSpec) -> list[tuple[str, str]]:
     for rope in settings:
         place = ", in the other layers" if len(settings) > 1 else ""
         if rope.in_layers is not None:
-            place = f", in {positions_text(tuple(range(layer, layer + 1) for layer in rope.in_layers))}"
+            place = f", in {positions_text([rope.in_layers])}"
         facts.append(("RoPE", f"{rope.describe()}{place}"))
     if spec.trained_context is not None:
         facts.append(("trained for", f"{spec.trained_context:,} tokens"))
@@ -209,12 +211,15 @@ def _source(device: Device, field: str) -> str:
 
 
 def doctor_report(findings: Sequence[Finding]) -> Report:
-    """Return the examination of this machine."""
+    """Return the examination of this machine; what is missing and how to get it stands below the table."""
     rows: list[dict[str, Any]] = [asdict(finding) for finding in findings]
     columns = [
         Column("what", "", left=True),
-        Column("found", "found", left=True),
+        # The default of an option may be a list, such as 8k,64k, and lines end at spaces only.
+        Column("found", "found", lambda value: re.sub(r",(?! )", ", ", value), left=True),
         Column("ok", "", lambda value: {None: "", True: "ok", False: "missing"}[value], left=True),
-        Column("remedy", "remedy", left=True),
+        Column("remedy", "remedy", raw=True),
     ]
-    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows)
+    remedies = [f"{finding.what}: {finding.remedy}" for finding in findings if finding.remedy]
+    after = [line for remedy in remedies for line in wrapped(remedy, indent=2)]
+    return Report("powerplan.doctor/1", {"findings": rows}, columns, rows, after=after)

@@ -87,13 +87,13 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
     legend = [""]
     if fleet is not None:
-        legend += _lines(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        legend += wrapped(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
             kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
-            legend += _lines(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
+            legend += wrapped(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
     states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
-    legend += _lines(_meaning(models, states, dtypes))
-    legend += [line for remark in policy_remarks(policy) for line in _lines(remark)]
+    legend += wrapped(_meaning(models, states, dtypes))
+    legend += [line for remark in policy_remarks(policy) for line in wrapped(remark)]
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
@@ -108,7 +108,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     reason = "no state grows there" if policy.budget is None else "the budget bounds every cache that grows"
     for context, others in repeated.items():
         longer = listed([f"{other:,}" for other in others], "and")
-        legend += _lines(f"The rows of {longer} tokens are those of {context:,}: {reason}.")
+        legend += wrapped(f"The rows of {longer} tokens are those of {context:,}: {reason}.")
     table = Report(SCHEMA, payload, shown, told, before=before, legend=legend, after=after)
     return Report(SCHEMA, payload, columns, rows, sections=[table])
 
@@ -202,16 +202,11 @@ def _place(fleet: Fleet) -> str:
     return fleet.device.name if fleet.count == 1 else f"{fleet.count:,} {fleet.device.name}"
 
 
-def _lines(text: str, indent: str = "") -> list[str]:
-    """Return the lines of a text that names models, which are not divided."""
-    return wrapped(text, indent)
-
-
 def _facts(model: Served) -> list[str]:
     """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
     name, first = model.accounting.spec.name, model.servings[0]
     size, formats = parameters_text(model.accounting), weights_text(model.accounting.spec, first.dtypes)
-    lines = _lines(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}{_on_host(first)}")
+    lines = wrapped(f"{name}: {size}; weights {format_bytes(first.stored_bytes)} in {formats}{_on_host(first)}")
     for serving in model.servings:
         state = " + ".join(_sizes(serving))
         prompt = f"prefill {format_quantity(serving.prefill_flops, 'FLOPs')}"
@@ -221,7 +216,7 @@ def _facts(model: Served) -> list[str]:
             facts = [_largest(serving, serving.fleet), *facts]
             facts[-1] += f", {format_duration(float(serving.prefill_seconds))}"
         text = f"at {serving.context:,} tokens: {'; '.join(facts)}"
-        lines += [*_lines(text, "  "), *policy_lines(serving, "    ")]
+        lines += [*wrapped(text, "  "), *policy_lines(serving, "    ")]
     return lines
 
 
@@ -276,7 +271,7 @@ def _twin_lines(entry: dict[str, Any]) -> list[str]:
     key = "time_times" if entry["steps"][0]["time_times"] is not None else "bytes_times"
     word = "time" if key == "time_times" else "bytes moved"
     decode = ", ".join(f"{step[key]:.2f}x at batch {step['batch']:,}" for step in entry["steps"])
-    return _lines(
+    return wrapped(
         f"{entry['model']} at {entry['context']:,} against {entry['twin']}: cache {entry['cache_change']:+.1%}; "
         f"the twin takes {entry['state_times']:.2f}x the state, {entry['prefill_times']:.2f}x the FLOPs of a prompt, "
         f"and per decoded token the {word} {decode}."

@@ -93,6 +93,7 @@ def on_host(accounting: Accounting) -> str:
 
 
 def json_float(value: Fraction | None) -> float | None:
+    """Return a number as JSON has it: the nearest float, or null."""
     return None if value is None else float(value)
 
 

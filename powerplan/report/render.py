@@ -66,8 +66,7 @@ def _text(report: Report, form: Literal["table", "markdown"]) -> str:
     else:
         parts = ["\n".join(filter(None, (*parts, legend)))]
     if report.rows:
-        tablefmt = "pipe" if form == "markdown" else "simple"
-        parts.append(table_of(report.columns, report.rows, tablefmt, report.strong))
+        parts.append(table_of(report.columns, report.rows, form == "markdown", report.strong))
     parts += [_lines(report.after), _lines(report.verdict, "strong")]
     return "\n\n".join(filter(None, parts))
 

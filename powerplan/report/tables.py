@@ -63,10 +63,10 @@ class _Cells:
 def table_of(
     columns: Sequence[Column],
     rows: Sequence[dict[str, Any]],
-    tablefmt: str = "simple",
+    markdown: bool = False,
     strong: Callable[[dict[str, Any]], bool] = lambda row: False,
 ) -> str:
-    """Return the text of a table. Headings and texts have several lines where tablefmt is "simple", else one.
+    """Return the text of a table. Headings and texts of one in markdown have one line, those of a simple one several.
 
     A simple table fits the terminal, if there is one: texts are folded, columns move together, texts are wrapped at
     words, and columns that still have no room stand below in a table of their own, beside the first columns again.
@@ -83,10 +83,10 @@ def table_of(
         for column in columns
         if not column.raw
     ]
-    if tablefmt != "simple":  # Words that a line break divides become whole.
+    if markdown:  # Words that a line break divides become whole.
         for own in cells:
             own.heading = own.heading.replace("-\n", "").replace("\n", " ")
-        return _text(cells, tablefmt)
+        return _text(cells, markdown=True)
     terminal = table_width()
     _fold(cells, TABLE if terminal is None else terminal)
     if terminal is None:
@@ -98,9 +98,9 @@ def table_of(
     return "\n\n".join(_painted(part, margin) for part in _parts(cells, terminal, margin))
 
 
-def _painted(cells: Sequence[_Cells], margin: int = MARGIN) -> str:
+def _painted(cells: Sequence[_Cells], margin: int) -> str:
     """Return a simple table: its text, and colour where there is some."""
-    text = _text(cells, "simple", margin)
+    text = _text(cells, margin)
     if not in_colour():
         return text
     lines = text.split("\n")
@@ -123,14 +123,14 @@ def _painted_line(line: str, spans: Sequence[tuple[int, int]], roles: Sequence[t
     return line
 
 
-def _text(cells: Sequence[_Cells], tablefmt: str, margin: int = MARGIN) -> str:
+def _text(cells: Sequence[_Cells], margin: int = MARGIN, markdown: bool = False) -> str:
     headings, texts = [own.heading for own in cells], [own.texts for own in cells]
-    return grid(headings, texts, [own.column.left for own in cells], tablefmt == "pipe", margin)
+    return grid(headings, texts, [own.column.left for own in cells], markdown, margin)
 
 
 def _width(cells: Sequence[_Cells], margin: int = MARGIN) -> int:
     """Return the characters of the longest line; with the gaps between columns."""
-    return max(map(len, _text(cells, "simple", margin).splitlines()))
+    return max(map(len, _text(cells, margin).splitlines()))
 
 
 def _fold(cells: Sequence[_Cells], most: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from powerplan.errors import InputError, allowed_values, shown
+from powerplan.errors import check_word
 from powerplan.reproduce.field import field, memory_remark
 from powerplan.reproduce.figures import Figure, FigureSet, figure_sets
 from powerplan.reproduce.hybrids import hybrids, kimi, kimi_state
@@ -91,8 +91,7 @@ class SetResult:
 def reproduce(name: str = ALL) -> list[SetResult]:
     """Compare one set of powerplan/published.yaml, or "all" in the order of the file, with what powerplan computes."""
     sets = figure_sets()
-    if name != ALL and name not in sets:
-        raise InputError(f"{shown(name)} is not known{allowed_values(name, [*sets, ALL])}")
+    check_word(name, [*sets, ALL])
     return [
         SetResult(figures, tuple(Comparison(figure, _COMPUTE[figures.name](figure)) for figure in figures.figures))
         for figures in (sets.values() if name == ALL else [sets[name]])

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.typed import packaged_rows
 from powerplan.units import parse_ratio
 

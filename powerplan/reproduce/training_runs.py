@@ -10,7 +10,7 @@ from powerplan.accounting import Accounting
 from powerplan.choices import Recompute
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
-from powerplan.mixers.base import Part
+from powerplan.part import Part
 from powerplan.spec import ModelSpec
 from powerplan.typed import packaged_rows
 from powerplan.units import parse_count

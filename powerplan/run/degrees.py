@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter, shown
 from powerplan.spec import ModelSpec
 from powerplan.units import parse_integer
 
-MAX_DEGREE = 10**6
+MAX_PARALLEL = 10**6
 """The largest degree, node or micro-batch that is accepted: more than any cluster has devices."""
 
 
@@ -65,7 +65,7 @@ class Degrees:
         return ", ".join(words) + sharing if words else "one device"
 
 
-DEGREES = tuple(field.name for field in fields(Degrees) if field.name != "zero")
+PARALLEL = tuple(field.name for field in fields(Degrees) if field.name != "zero")
 """The words of --parallel, such as fsdp=8,cp=8."""
 
 
@@ -76,11 +76,10 @@ def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise InputError(f"{shown(pair.strip())} is not a degree; write fsdp=8,cp=8, or auto", where)
-        if name not in DEGREES:
-            raise InputError(f"{shown(name)} is not known{allowed_values(name, DEGREES)}", where)
+        check_word(name, PARALLEL, where)
         if name in values:
             raise InputError(f"{name} is given twice", where)
-        values[name] = parse_integer(value, f"{where} {name}", 1, MAX_DEGREE)
+        values[name] = parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL)
     return Degrees(**values, zero=zero)
 
 
@@ -121,7 +120,7 @@ def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int)
     """Raise InputError unless `degrees` are whole numbers in range, make up `devices` and suit the model."""
     where = parameter("parallel")
     for name, value in asdict(degrees).items():
-        least, most = (0, 3) if name == "zero" else (1, MAX_DEGREE)
+        least, most = (0, 3) if name == "zero" else (1, MAX_PARALLEL)
         parse_integer(str(value), f"{where} {name}", least, most)
     if degrees.devices != devices:
         apart = ("ep", "interleave", "zero")

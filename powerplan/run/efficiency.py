@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, check_word, parameter
 from powerplan.run.step import Efficiency
 from powerplan.units import parse_share
 
@@ -34,8 +34,7 @@ def parse_efficiency(text: str) -> Efficiency:
     values: dict[str, float] = {}
     for pair in text.split(","):
         name, _, value = (part.strip() for part in pair.partition("="))
-        if name not in PARTS:
-            raise InputError(f"{shown(name)} is not known{allowed_values(name, PARTS)}", where)
+        check_word(name, PARTS, where)
         if name in values:
             raise InputError(f"{name} is given twice", where)
         values[name] = float(parse_share(value, where))

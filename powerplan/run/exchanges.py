@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd
-from typing import Any
 
 from powerplan.mixers.base import HeadShape
 from powerplan.run.loads import LayerLoad
@@ -64,15 +63,14 @@ def _passed_on(load: LayerLoad, context: int) -> list[Exchange]:
     if mixer is None:
         return []
     name, passed = mixer.describe(), []
-    shape: Any = {"kv_heads": load.kv_heads, "heads": load.heads}
     if load.recent_bytes:
         passed.append(Exchange(name, INPUTS, 0, float(load.recent_bytes)))
     if load.entry_bytes:
         entry = float(load.entry_bytes)
         if load.window is None or load.window >= context:
-            passed.append(Exchange(name, KEYS, 0, entry, latent=load.latent, **shape))
+            passed.append(Exchange(name, KEYS, 0, entry, kv_heads=load.kv_heads, heads=load.heads, latent=load.latent))
         elif load.window > 1:
-            passed.append(Exchange(name, WINDOW, 0, entry, load.window - 1, **shape))
+            passed.append(Exchange(name, WINDOW, 0, entry, load.window - 1, kv_heads=load.kv_heads, heads=load.heads))
     elif load.state_bytes:
-        passed.append(Exchange(name, STATE, 0, float(load.state_bytes), **shape))
+        passed.append(Exchange(name, STATE, 0, float(load.state_bytes), kv_heads=load.kv_heads, heads=load.heads))
     return passed

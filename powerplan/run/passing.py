@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd, lcm
 
+from powerplan.longest import first_that
 from powerplan.run.exchanges import INPUTS, KEYS, STATE, Exchange
 from powerplan.run.links import START_S, Link, all_gather_s, all_to_all_s, send_s
 
@@ -271,15 +272,8 @@ def crossover(passing: Passing, split: Split) -> Crossover | None:
     def attention(tokens: int) -> Passing:
         return min(ways_of(keys, replace(split, tokens=tokens)), key=lambda way: way.passes_s)
 
-    low, high = 0, 1
-    while attention(high).passes_s < passing.passes_s:
-        low, high = high, 2 * high
-        if high > MOST_TOKENS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if attention(middle).passes_s < passing.passes_s else (low, middle)
-    return Crossover(high, attention(high).way)
+    first = first_that(lambda tokens: tokens > MOST_TOKENS or attention(tokens).passes_s >= passing.passes_s)
+    return None if first > MOST_TOKENS else Crossover(first, attention(first).way)
 
 
 def break_even(exchange: Exchange, split: Split) -> int | None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from powerplan.choices import Kernels, Loss, Master, Optimizer, Recompute, TrainingDtype
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import check_word, parameter
 
 LOSS_CHUNK = 4096
 """Tokens whose logits exist at once where the loss is chunked."""
@@ -55,8 +55,8 @@ class Recipe:
         optional = ("gradients_dtype", "moments_dtype")
         for name, kind in words.items():
             value = getattr(self, name)
-            if value not in get_args(kind) and not (value is None and name in optional):
-                raise InputError(f"{shown(value)} is not known{allowed_values(value, get_args(kind))}", parameter(name))
+            if value is not None or name not in optional:
+                check_word(value, get_args(kind), parameter(name))
 
     @property
     def activation_bytes(self) -> Fraction:

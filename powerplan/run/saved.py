@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from powerplan.choices import Recompute
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.run.recipe import Recipe
 from powerplan.spec import Layer, ModelSpec
 

@@ -48,19 +48,19 @@ def find_layouts(
     """
     kept: dict[Degrees, Layout] = {}
     tried = 0
-    for split in degrees:
+    for way in degrees:
         for micro_batch in micro_batches:
-            sequences = layouts.sequences_for(split, micro_batch)
+            sequences = layouts.sequences_for(way, micro_batch)
             if sequences is None:
                 continue
             for again in recompute:
-                layout = layouts.layout(split, replace(recipe, recompute=again, micro_batch=micro_batch), sequences)
+                layout = layouts.layout(way, replace(recipe, recompute=again, micro_batch=micro_batch), sequences)
                 tried += 1
-                if split not in kept or _order(layout) < _order(kept[split]):
-                    kept[split] = layout
+                if way not in kept or _order(layout) < _order(kept[way]):
+                    kept[way] = layout
                 if layout.fits:
                     break  # Recomputing more only takes longer.
-            if not kept[split].fits:
+            if not kept[way].fits:
                 break
     if not kept:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from powerplan.hardware import Peak
 from powerplan.run.degrees import Degrees
@@ -106,17 +107,24 @@ def step_of(
     return max(times, key=lambda time: time.seconds)
 
 
-def _stage_time(
-    model: ModelLoad,
-    load: StageLoad,
-    degrees: Degrees,
-    micro_batches: int,
-    rates: Rates,
-    passings: tuple[Passing, ...],
-) -> StepTime:
-    recipe, efficiency = model.recipe, rates.efficiency
-    tokens = recipe.micro_batch * model.context / (degrees.cp * degrees.tp)
-    peak, bandwidth = float(rates.peak.flops_per_s), float(rates.peak.bytes_per_s)
+class _Work(NamedTuple):
+    """Seconds of compute of one micro-batch in a stage: of a forward pass, and of both passes of the cross entropy."""
+
+    weights: float
+    attention: float
+    recurrent: float
+    head: float
+    loss: float
+
+    @property
+    def layers(self) -> float:
+        return self.weights + self.attention + self.recurrent
+
+
+def _work(model: ModelLoad, load: StageLoad, degrees: Degrees, rates: Rates, passings: tuple[Passing, ...]) -> _Work:
+    """Return the compute of a device of a stage: FLOPs at the shares of the peak, or mixers as they were measured."""
+    efficiency, peak = rates.efficiency, float(rates.peak.flops_per_s)
+    tokens = model.recipe.micro_batch * model.context / (degrees.cp * degrees.tp)
     weights = load.weight_flops * tokens / (peak * efficiency.weights)
     attention = load.attention_flops * tokens / (peak * efficiency.attention)
     recurrent = load.recurrent_flops * tokens / (peak * efficiency.recurrent)
@@ -126,13 +134,23 @@ def _stage_time(
     recurrent += sum(way.exchange.again_flops for way in passings) * tokens / (peak * efficiency.recurrent)
     head = load.head_flops * tokens / (peak * efficiency.weights)
     logits = model.spec.vocab_size * tokens if load.last else 0.0
-    loss = LOSS_PASSES_BYTES * logits / bandwidth
-    traffic = traffic_of(model, load, degrees, rates.links)
-    layers = weights + attention + recurrent
-    again = layers if recipe.recompute == "full" else 0.0
-    forward, backward = layers + head, 2 * (layers + head) + again
-    forwards = 2 if recipe.recompute == "full" else 1
-    behind = traffic.gather_s + traffic.reduce_s
+    return _Work(weights, attention, recurrent, head, LOSS_PASSES_BYTES * logits / float(rates.peak.bytes_per_s))
+
+
+def _stage_time(
+    model: ModelLoad,
+    load: StageLoad,
+    degrees: Degrees,
+    micro_batches: int,
+    rates: Rates,
+    passings: tuple[Passing, ...],
+) -> StepTime:
+    """Return the time of a step if all stages were as slow as this one."""
+    work, traffic = _work(model, load, degrees, rates, passings), traffic_of(model, load, degrees, rates.links)
+    recomputes = model.recipe.recompute == "full"
+    again, forwards = (work.layers, 2) if recomputes else (0.0, 1)
+    forward = work.layers + work.head
+    backward, behind = 2 * forward + again, traffic.gather_s + traffic.reduce_s
     exposed = {
         "weights": max(0.0, traffic.gather_s - forward),
         "gradients": max(0.0, behind - backward) if degrees.zero >= 2 else 0.0,
@@ -141,25 +159,24 @@ def _stage_time(
         "experts": (forwards + 1) * traffic.experts_s,
         "stages": 2 * traffic.stage_s * degrees.interleave if degrees.pp > 1 else 0.0,
     }
-    first = _first_layer(load, traffic.gather_s)
-    batch = forward + backward + loss + sum(exposed.values())
     # The last backward pass hides what is reduced once a step: FSDP2 and DDP add up replicas layer by layer behind it.
     once = {
-        "weights": first + traffic.update_s,
+        "weights": _first_layer(load, traffic.gather_s) + traffic.update_s,
         "gradients": max(0.0, behind + traffic.replicas_s - backward) - exposed["gradients"],
     }
+    batch = forward + backward + work.loss + sum(exposed.values())
     updated = load.all_parameters / degrees.shards if degrees.zero else load.stored_parameters(degrees.ep)
     names = dict.fromkeys((*exposed, *once))
     return StepTime(
         micro_batches=micro_batches,
-        weights_s=micro_batches * TRAINING_PASSES * weights,
-        attention_s=micro_batches * TRAINING_PASSES * attention,
-        recurrent_s=micro_batches * TRAINING_PASSES * recurrent,
-        head_s=micro_batches * (TRAINING_PASSES * head + loss),
+        weights_s=micro_batches * TRAINING_PASSES * work.weights,
+        attention_s=micro_batches * TRAINING_PASSES * work.attention,
+        recurrent_s=micro_batches * TRAINING_PASSES * work.recurrent,
+        head_s=micro_batches * (TRAINING_PASSES * work.head + work.loss),
         recompute_s=micro_batches * again,
         traffic=tuple((name, micro_batches * exposed.get(name, 0.0) + once.get(name, 0.0)) for name in names),
         bubble_s=(degrees.pp - 1) * batch / degrees.interleave,
-        update_s=UPDATE_BYTES * updated / degrees.tp / bandwidth,
+        update_s=UPDATE_BYTES * updated / degrees.tp / float(rates.peak.bytes_per_s),
         passings=passings,
     )
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from powerplan.dims import KERNEL_DEGREES, odd_degree
-from powerplan.mixers import MIXERS, HeadShape, Mixer
+from powerplan.dims import KERNEL_DEGREES
+from powerplan.mixers import MIXERS, Mixer
 from powerplan.spec import Layer, ModelSpec
 from powerplan.swap import Swap, first_relative, rebuilt, swap_text
 from powerplan.swap.shapes import common_shape, fewer_kv_heads, replacement_heads, same_weights
@@ -212,15 +212,15 @@ def uniform_choices(spec: ModelSpec, scope: Scope, windows: Iterable[int]) -> li
     """Return the choices for all layers of a scope at once: every family, every degree, every shape of the heads."""
     distinct, heads = scope.distinct, replacement_heads(spec)
     swaps = [Swap.attention(heads), *(Swap.attention(heads, window) for window in windows), Swap.of("linear", heads)]
-    swaps += [_power(p, heads) for p in DEGREES]
+    swaps += [Swap.power(p, heads) for p in DEGREES]
     choices = [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
     for shape in (own, *same_weights(own)) if own else ():
         reshaped = shape != own
-        choices += [choice_of(spec, _power(p, shape), distinct, reshaped=True) for p in DEGREES if reshaped]
+        choices += [choice_of(spec, Swap.power(p, shape), distinct, reshaped=True) for p in DEGREES if reshaped]
         for shared in fewer_kv_heads(shape):
             marks = {"reshaped": reshaped, "fewer_kv_heads": True}
-            choices += [choice_of(spec, _power(p, shared), distinct, **marks) for p in DEGREES]
+            choices += [choice_of(spec, Swap.power(p, shared), distinct, **marks) for p in DEGREES]
     return _distinct(choices)
 
 
@@ -231,12 +231,12 @@ def mix_choices(spec: ModelSpec, scope: Scope, context: int) -> list[Choice]:
     swaps = [Swap.attention()] if heads is None else []
     swaps += [Swap.attention(heads, window) for window in WINDOWS if window < context]
     degrees = [p for p in KERNEL_DEGREES if p > 1]
-    swaps += [Swap.of("linear", heads), *(_power(p, heads) for p in degrees)]
+    swaps += [Swap.of("linear", heads), *(Swap.power(p, heads) for p in degrees)]
     choices = [staying(distinct)] if stays else []
     choices += [choice_of(spec, swap, distinct) for swap in swaps]
     own = common_shape(distinct, spec.hidden_size)
     shapes = same_weights(own) if own else []
-    choices += [choice_of(spec, _power(p, shape), distinct, reshaped=True) for shape in shapes for p in degrees]
+    choices += [choice_of(spec, Swap.power(p, shape), distinct, reshaped=True) for shape in shapes for p in degrees]
     return _distinct(choices)
 
 
@@ -245,11 +245,6 @@ def keeping_every_key(spec: ModelSpec, distinct: tuple[Mixer, ...]) -> Choice:
     full = choice_of(spec, Swap.attention(replacement_heads(spec)), distinct).mixers
     mixers = tuple(mixer if mixer.keeps_every_key else other for mixer, other in zip(distinct, full, strict=True))
     return Choice(None, mixers, "attention")
-
-
-def _power(p: int, shape: HeadShape | None) -> Swap:
-    """Return power attention as kernels run it: odd degrees have weights of both signs, whose sum may be 0."""
-    return Swap.power(p, shape, normalize=not odd_degree(p))
 
 
 def _distinct(choices: list[Choice]) -> list[Choice]:

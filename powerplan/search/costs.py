@@ -14,8 +14,8 @@ from powerplan.accounting import Accounting
 from powerplan.dtypes import Dtypes
 from powerplan.ffn import multiplied_terms
 from powerplan.mixers import Convention, Mixer
-from powerplan.mixers.base import Block
-from powerplan.mixers.formulas import Rational, total
+from powerplan.mixers.block import Block
+from powerplan.mixers.formulas import Rational, exact_integer, integer_if_whole, total
 from powerplan.search.choices import Choice, Scope, staying
 
 
@@ -99,7 +99,7 @@ class CostBasis:
         matmul = int(total(block.matmul_terms(hidden)))
         outside = total((*block.other_terms(hidden), *block.idle_terms(hidden)))
         weights, parameters = 2 * int(total(multiplied_terms(block, hidden))), matmul + int(outside)
-        bits = _plain(8 * accounting.block_bytes(block, self.dtypes))
+        bits = integer_if_whole(8 * accounting.block_bytes(block, self.dtypes))
         if not isinstance(block, Mixer):
             return Cost(weights, parameters, bits, 0, 0, 0, (0,) * len(self.contexts))
         widths, size = (self.dtypes.cache_bytes, self.dtypes.state_bytes), block.state_size(self.longest)
@@ -109,9 +109,9 @@ class CostBasis:
             parameters=parameters,
             weight_bits=bits,
             state_elements=size.elements,
-            state_half_bytes=_whole(2 * size.bytes(*widths)),
-            decode_half_bytes=_whole(2 * size.decode_bytes(*widths)),
-            scaled_state_flops=tuple(map(_whole, flops)),
+            state_half_bytes=exact_integer(2 * size.bytes(*widths)),
+            decode_half_bytes=exact_integer(2 * size.decode_bytes(*widths)),
+            scaled_state_flops=tuple(map(exact_integer, flops)),
         )
 
     def scaled_block_flops(self, block: Block, hidden: int) -> int:
@@ -119,7 +119,7 @@ class CostBasis:
         flops = 2 * total(multiplied_terms(block, hidden))
         if isinstance(block, Mixer):
             flops += total(block.state_flops_terms(self.longest, self.convention))
-        return _whole(2 * self.longest * flops)
+        return exact_integer(2 * self.longest * flops)
 
     def of_frame(self, accounting: Accounting, norms: int) -> Cost:
         """Return the cost of what a model has besides its blocks: embeddings, extras, LM head, and norms.
@@ -140,7 +140,7 @@ class CostBasis:
         parameters += matmul + int(total(term for extra in spec.extras for term in extra.other_terms(spec.hidden_size)))
         weights = 2 * (matmul + (head if self.convention.lm_head else 0))
         stored = parameters * self.dtypes.weight_bytes + accounting.tables_beyond(self.dtypes, stored=True)
-        return Cost(weights, parameters, _plain(8 * stored), 0, 0, 0, (0,) * len(self.contexts))
+        return Cost(weights, parameters, integer_if_whole(8 * stored), 0, 0, 0, (0,) * len(self.contexts))
 
     def of_model(self, accounting: Accounting) -> Cost:
         """Return the cost of a whole model."""
@@ -149,23 +149,12 @@ class CostBasis:
         return Cost(
             weight_flops_per_token=last.weight_flops_per_token,
             parameters=accounting.total_parameters.with_embeddings,
-            weight_bits=_plain(8 * accounting.stored_bytes(self.dtypes)),
+            weight_bits=integer_if_whole(8 * accounting.stored_bytes(self.dtypes)),
             state_elements=last.state_elements,
-            state_half_bytes=_whole(2 * last.state_bytes),
-            decode_half_bytes=_whole(2 * last.decode_state_bytes_per_token),
-            scaled_state_flops=tuple(_whole(2 * row.context * row.state_flops_per_token) for row in rows),
+            state_half_bytes=exact_integer(2 * last.state_bytes),
+            decode_half_bytes=exact_integer(2 * last.decode_state_bytes_per_token),
+            scaled_state_flops=tuple(exact_integer(2 * row.context * row.state_flops_per_token) for row in rows),
         )
-
-
-def _whole(value: int | Fraction) -> int:
-    exact = Fraction(value)
-    assert exact.denominator == 1, f"{value} is not whole"
-    return exact.numerator
-
-
-def _plain(value: Fraction) -> Rational:
-    """Return a whole number as an int: sums of ints take a tenth of the time of sums of fractions."""
-    return value.numerator if value.denominator == 1 else value
 
 
 class ScopeCosts:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Unknown
-from powerplan.dims import odd_degree
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.longest import last_at_most
@@ -17,7 +16,7 @@ from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, rebuilt, swap_text, swapped
 from powerplan.swap.shapes import replacement_heads
-from powerplan.swap.windows import can_swap, held_elements
+from powerplan.swap.windows import check_swappable, held_elements
 from powerplan.units import MAX_CONTEXT
 
 Size = Callable[[Mixer, int], Rational]
@@ -118,9 +117,7 @@ class _Question:
     dtypes: Dtypes
 
     def __post_init__(self) -> None:
-        if self.unknown != "context" and not can_swap(self.spec):
-            problem = f"{self.spec.name} has mixers that no other can take the place of"
-            raise InputError(problem, f"{parameter('solve')} {self.unknown}")
+        check_swappable(self.spec, self.unknown)
         self.heads = replacement_heads(self.spec)
         self.windows = swapped(self.spec, Swap.attention(self.heads, 1))[0] if self.unknown == "window" else self.spec
 
@@ -136,11 +133,7 @@ class _Question:
         return total
 
     def swap(self, value: int) -> Swap | None:
-        if self.unknown == "context":
-            return None
-        if self.unknown == "window":
-            return Swap.attention(self.heads, value)
-        return Swap.power(value, self.heads, normalize=not odd_degree(value))
+        return Swap.solving(self.unknown, value, self.heads)
 
     def model(self, value: int) -> ModelSpec:
         """Return the model with a window or degree in every layer, or as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
@@ -55,66 +55,13 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         raise InputError(f"no candidate is left of {spec.name}", " ".join(options) or None)
     roofline = request.roofline()
     ranking = Ranking(search, request.prefer, request.keep, _training_time(search, roofline))
-    checker, miss = Checker(request.limits, base, basis), None
     runs, unplanned = runs_of(base, basis, request.limits)
+    study = _Study(base, request, basis, roofline, runs)
     if request.keep == "flops":
-        models, search, ranking = _resized(search, ranking, trials, request)
+        built, shown, miss, ranking = _of_same_flops(study, trials, ranking)
     else:
-        unmet = {id(trial): checker.unmet(trial) for trial in trials}
-        if all(unmet.values()):
-            raise checker.infeasible(trials)
-        keys = {id(trial): ranking.key(trial) for trial in trials}
-
-        def in_order(some: Iterable[Trial]) -> list[Trial]:
-            return sorted(some, key=lambda trial: (bool(unmet[id(trial)]), keys[id(trial)]))
-
-        ordered, build = in_order(trials), cache(lambda trial: trial.plan.build(spec))
-        if runs is not None and request.limits.on_training:
-            allowed = [trial for trial in ordered if not unmet[id(trial)]]
-            within = within_limits(allowed, runs, ranking, build, request.top)
-            for trial in _selection([*within, *ordered], request.top, ranking):
-                runs.plan(trial, build(trial))
-            unmet = {id(trial): (*unmet[id(trial)], *runs.unmet(trial)) for trial in trials}
-            ordered = in_order(trial for trial in ordered if unmet[id(trial)] or runs.has(trial))
-        miss = miss_of(ordered, ranking, lambda trial: unmet[id(trial)])
-        named = {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
-        best = {id(trial) for trial in _selection(ordered, request.top, ranking)} | named
-        shown = _shown([trial for trial in ordered if id(trial) in best], request.top, miss)
-        models = {trial: build(trial) for trial in ordered if id(trial) in named | set(map(id, shown))}
-
-    def candidate(trial: Trial, model: ModelSpec) -> Candidate:
-        plan, budget, own = trial.plan, request.limits.flops, model
-        label = plan.label() if request.keep == "weights" else plan.resized_label(model)
-        if not plan.unchanged:
-            text = label if plan.is_mix or plan.scope.partial else plan.text()
-            model = renamed(model, spec.name, text if request.keep == "weights" else f"{label}, resized")
-        accounting = Accounting(model, request.convention)
-        rows = tuple(accounting.row(context, request.dtypes) for context in basis.contexts)
-        return Candidate(
-            plan=plan,
-            label=label,
-            spec=model,
-            rows=rows,
-            parameters=accounting.total_parameters.with_embeddings,
-            unmet=(*Checker(request.limits, accounting, basis).unmet(trial), *(runs.unmet(trial, own) if runs else ())),
-            balanced=ranking.balanced(trial),
-            near=ranking.near(trial),
-            wasteful=trial.wasteful,
-            excess=() if plan.unchanged else tuple(search.excess(plan.scope, choice) for choice in plan.choices),
-            times=roofline.times(model, rows[-1]) if roofline else None,
-            tokens=None if budget is None else int(budget // train_flops(rows[-1])),
-            run=runs.plan_of(trial, own) if runs else None,
-        )
-
-    built = {trial: candidate(trial, model) for trial, model in models.items()}
-    if request.keep == "flops":  # Limits are those of each model, so only what is shown is compared.
-        order = sorted(built, key=lambda trial: not built[trial].feasible)
-        if not built[order[0]].feasible:
-            over = {id(trial): built[trial] for trial in order}
-            raise no_candidate(order, lambda trial: _demands(over[id(trial)], trial, request, basis, runs))
-        miss = miss_of(order, ranking, lambda trial: built[trial].unmet)
-        shown = _shown(order, request.top, miss)
-    candidates = tuple(built[trial] for trial in shown)
+        built, shown, miss = _of_same_weights(study, trials, ranking)
+    search, candidates = ranking.search, tuple(built[trial] for trial in shown)
     window = search.balanced_window(search.scopes[0]) if search.scopes else None
     return Recommendation(
         base=base,
@@ -130,6 +77,101 @@ def recommend(spec: ModelSpec, request: Request) -> Recommendation:
         runs=runs,
         unplanned=unplanned,
     )
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What all candidates share. base: the model as it is. roofline, runs: None where no device is named."""
+
+    base: Accounting
+    request: Request
+    basis: CostBasis
+    roofline: Roofline | None
+    runs: Runs | None
+
+    def candidate(self, trial: Trial, model: ModelSpec, ranking: Ranking) -> Candidate:
+        """Return the candidate that a trial becomes with its model, which gets a name."""
+        plan, request, runs, own = trial.plan, self.request, self.runs, model
+        search = ranking.search
+        label = plan.label() if request.keep == "weights" else plan.resized_label(model)
+        if not plan.unchanged:
+            text = label if plan.is_mix or plan.scope.partial else plan.text()
+            name = text if request.keep == "weights" else f"{label}, resized"
+            model = renamed(model, self.base.spec.name, name)
+        accounting = Accounting(model, request.convention)
+        rows = tuple(accounting.row(context, request.dtypes) for context in self.basis.contexts)
+        checker, flops = Checker(request.limits, accounting, self.basis), request.limits.flops
+        return Candidate(
+            plan=plan,
+            label=label,
+            spec=model,
+            rows=rows,
+            parameters=accounting.total_parameters.with_embeddings,
+            unmet=(*checker.unmet(trial), *(runs.unmet(trial, own) if runs else ())),
+            balanced=ranking.balanced(trial),
+            near=ranking.near(trial),
+            wasteful=trial.wasteful,
+            excess=() if plan.unchanged else tuple(search.excess(plan.scope, choice) for choice in plan.choices),
+            times=self.roofline.times(model, rows[-1]) if self.roofline else None,
+            tokens=None if flops is None else int(flops // train_flops(rows[-1])),
+            run=runs.plan_of(trial, own) if runs else None,
+        )
+
+    def demands(self, candidate: Candidate, trial: Trial) -> list[Demand]:
+        """Return what a candidate needs of every constraint, by its own model."""
+        accounting = Accounting(candidate.spec, self.request.convention)
+        demands = Checker(self.request.limits, accounting, self.basis).demands(trial)
+        return [*demands, *(self.runs.demands(candidate.run) if self.runs and candidate.run else ())]
+
+
+def _of_same_weights(
+    study: _Study, trials: list[Trial], ranking: Ranking
+) -> tuple[dict[Trial, Candidate], list[Trial], Miss | None]:
+    """Return candidates of the width, depth and FFN of the model as it is, and of their trials those that are shown.
+
+    Only what is shown, or named where the first is off the target, is built. Last comes what there is besides then.
+    """
+    request, runs = study.request, study.runs
+    checker = Checker(request.limits, study.base, study.basis)
+    unmet = {id(trial): checker.unmet(trial) for trial in trials}
+    if all(unmet.values()):
+        raise checker.infeasible(trials)
+    keys = {id(trial): ranking.key(trial) for trial in trials}
+
+    def in_order(some: Iterable[Trial]) -> list[Trial]:
+        return sorted(some, key=lambda trial: (bool(unmet[id(trial)]), keys[id(trial)]))
+
+    ordered, build = in_order(trials), cache(lambda trial: trial.plan.build(study.base.spec))
+    if runs is not None and request.limits.on_training:
+        allowed = [trial for trial in ordered if not unmet[id(trial)]]
+        within = within_limits(allowed, runs, ranking, build, request.top)
+        for trial in _selection([*within, *ordered], request.top, ranking):
+            runs.plan(trial, build(trial))
+        unmet = {id(trial): (*unmet[id(trial)], *runs.unmet(trial)) for trial in trials}
+        ordered = in_order(trial for trial in ordered if unmet[id(trial)] or runs.has(trial))
+    miss = miss_of(ordered, ranking, lambda trial: unmet[id(trial)])
+    named = {id(trial) for trial in (miss.closest, miss.meets) if trial} if miss else set()
+    best = {id(trial) for trial in _selection(ordered, request.top, ranking)} | named
+    shown = _shown([trial for trial in ordered if id(trial) in best], request.top, miss)
+    kept = [trial for trial in ordered if id(trial) in named | set(map(id, shown))]
+    return {trial: study.candidate(trial, build(trial), ranking) for trial in kept}, shown, miss
+
+
+def _of_same_flops(
+    study: _Study, trials: list[Trial], ranking: Ranking
+) -> tuple[dict[Trial, Candidate], list[Trial], Miss | None, Ranking]:
+    """Return the same of candidates resized to the FLOPs of the model as it is, and the ranking of their new sizes.
+
+    Limits are those of each model, so only what is built is compared.
+    """
+    models, ranking = _resized(study.request, trials, ranking)
+    built = {trial: study.candidate(trial, model, ranking) for trial, model in models.items()}
+    order = sorted(built, key=lambda trial: not built[trial].feasible)
+    if not built[order[0]].feasible:
+        over = {id(trial): built[trial] for trial in order}
+        raise no_candidate(order, lambda trial: study.demands(over[id(trial)], trial))
+    miss = miss_of(order, ranking, lambda trial: built[trial].unmet)
+    return built, _shown(order, study.request.top, miss), miss, ranking
 
 
 def _off_target(miss: Miss, built: dict[Trial, Candidate]) -> OffTarget:
@@ -163,12 +205,6 @@ def _plain(trial: Trial) -> bool:
     return not trial.plan.is_mix and not trial.plan.scope.partial and trial.plan.main.plain
 
 
-def _demands(candidate: Candidate, trial: Trial, request: Request, basis: CostBasis, runs: Runs | None) -> list[Demand]:
-    """Return what a candidate needs of every constraint, by its own model."""
-    demands = Checker(request.limits, Accounting(candidate.spec, request.convention), basis).demands(trial)
-    return [*demands, *(runs.demands(candidate.run) if runs and candidate.run else ())]
-
-
 def _always_built(trial: Trial, ranking: Ranking) -> bool:
     """Whether a candidate may be shown however it ranks: the model as it is, windows, plain power of degree 2 and 3."""
     plan, main = trial.plan, trial.plan.main
@@ -187,16 +223,15 @@ def _selection(ordered: list[Trial], top: int, ranking: Ranking) -> list[Trial]:
     return [trial for place, trial in enumerate(best.values()) if place < top or _always_built(trial, ranking)]
 
 
-def _resized(
-    search: Search, ranking: Ranking, trials: list[Trial], request: Request
-) -> tuple[dict[Trial, ModelSpec], Search, Ranking]:
+def _resized(request: Request, trials: list[Trial], ranking: Ranking) -> tuple[dict[Trial, ModelSpec], Ranking]:
     """Return the best candidates, each resized to the FLOPs of the model as it is, ranked by their new numbers.
 
     What balances a model of one size does not quite balance one of another. So the search is repeated at the size that
-    the first winner has, and that search and its ranking are returned too.
+    the first winner has, and the ranking of that search is returned too.
     """
+    search = ranking.search
     spec, goal = search.spec, search.accounting.row(search.basis.longest).flops_per_token
-    sizes = _all_resized(search, ranking, trials, goal)
+    sizes = _all_resized(ranking, trials, goal)
     if not sizes:
         raise InputError(f"{spec.name}: its heads do not allow another width", f"{parameter('keep')} flops")
     winner = sizes[min(sizes, key=ranking.key)]
@@ -205,12 +240,12 @@ def _resized(
         accounting = Accounting(alike, request.convention)
         again = Search(accounting, search.basis, request.target, request.admits, request.only)
         order = replace(ranking, search=again)
-        resized_again = _all_resized(again, order, [t for t in again.trials() if not t.plan.unchanged], goal)
+        resized_again = _all_resized(order, [trial for trial in again.trials() if not trial.plan.unchanged], goal)
         if resized_again:
             unchanged = {trial: own for trial, own in sizes.items() if trial.plan.unchanged}
-            search, ranking, sizes = again, order, resized_again | unchanged
+            ranking, sizes = order, resized_again | unchanged
     shown = _selection(sorted(sizes, key=ranking.key), request.top, ranking)
-    return {trial: own.build(trial.plan) if (own := sizes[trial]) else spec for trial in shown}, search, ranking
+    return {trial: own.build(trial.plan) if (own := sizes[trial]) else spec for trial in shown}, ranking
 
 
 class _Resized(NamedTuple):
@@ -223,12 +258,12 @@ class _Resized(NamedTuple):
         return self.resizer.build(plan, self.size)
 
 
-def _all_resized(search: Search, ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, _Resized | None]:
+def _all_resized(ranking: Ranking, trials: list[Trial], goal: Fraction) -> dict[Trial, _Resized | None]:
     """Return the best of `trials` and the best of each sort, with their sizes of `goal` FLOPs per token.
 
     The size of the model as it is stays: None.
     """
-    ordered = sorted(trials, key=ranking.key)
+    search, ordered = ranking.search, sorted(trials, key=ranking.key)
     resizers = {scope: Resizer(search.spec, scope, search.basis, goal) for scope in search.scopes}
     sizes: dict[Trial, _Resized | None] = {}
     for trial in dict.fromkeys([*ordered[:RESIZED], *_selection(ordered, len(ordered), ranking)]):

@@ -9,7 +9,7 @@ from fractions import Fraction
 from powerplan.choices import Keep, Side
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import peak_of
+from powerplan.hardware import needs_device, peak_of
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers import Convention
 from powerplan.roofline import Roofline
@@ -68,7 +68,7 @@ class Request:
             runs = ("max_days", "gpu_hours", "price")
             given = [name for name in runs if getattr(limits, name) is not None]
             for name in [*given, *(["devices"] if limits.devices > 1 else [])]:
-                raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+                raise needs_device(name)
             if limits.tokens is not None and limits.flops is None:
                 raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
 

@@ -19,8 +19,9 @@ import msgspec
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
+from powerplan.longest import first_that
 from powerplan.mixers import Mixer
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.rope import Rope
 from powerplan.search.choices import Choice, Scope, groups_of, scope_of
 from powerplan.search.costs import Columns, Cost, CostBasis
@@ -236,10 +237,10 @@ def resized_to(base: ModelSpec, measure: Callable[[ModelSpec], Fraction], goal: 
         model = sized(heads, max(1, layers))
         return model is None or model[1] >= 1
 
-    middle = _first(lambda heads: reaches(heads, round(Fraction(depth * heads, parts))))
+    middle = first_that(lambda heads: reaches(heads, round(Fraction(depth * heads, parts))))
     found: list[tuple[bool, float, float, ModelSpec]] = []
     for heads in range(max(1, middle - 2), middle + 3):
-        layers = _first(partial(reaches, heads))
+        layers = first_that(partial(reaches, heads))
         for model in filter(None, (sized(heads, count) for count in (layers - 1, layers) if count)):
             spec, reached = model
             miss, aspect = abs(log(reached)), abs(log(heads / parts / (spec.layer_count / depth)))
@@ -247,18 +248,6 @@ def resized_to(base: ModelSpec, measure: Callable[[ModelSpec], Fraction], goal: 
                 far = miss > log(1 + MEASURE_TOLERANCE)
                 found.append((far, miss if far else aspect, miss, spec))
     return min(found, key=lambda size: size[:3])[3] if found else None
-
-
-def _first(holds: Callable[[int], bool]) -> int:
-    """Return the smallest number from 1 on that `holds`; whatever is larger holds too."""
-    high = 1
-    while not holds(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def _repeats(repeat: int, factor: Fraction) -> int:

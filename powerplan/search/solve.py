@@ -7,7 +7,6 @@ from fractions import Fraction
 
 from powerplan.accounting import Accounting, Row
 from powerplan.choices import Unknown
-from powerplan.dims import odd_degree
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError, parameter
 from powerplan.mixers import Convention
@@ -15,7 +14,7 @@ from powerplan.mixers.power import MAX_DEGREE
 from powerplan.spec import ModelSpec
 from powerplan.swap import Swap, swapped
 from powerplan.swap.shapes import replacement_heads
-from powerplan.swap.windows import balanced_window, can_swap
+from powerplan.swap.windows import balanced_window, check_swappable
 from powerplan.units import MAX_CONTEXT, format_ratio
 
 
@@ -51,16 +50,10 @@ def solve(
         InputError: the question does not fit this model or form.
     """
     accounting, heads = Accounting(spec, convention), replacement_heads(spec)
-
-    def swap_of(value: int) -> Swap | None:
-        if unknown == "context":
-            return None
-        if unknown == "window":
-            return Swap.attention(heads, value)
-        return Swap.power(value, heads, normalize=not odd_degree(value))
+    check_swappable(spec, unknown)
 
     def row(value: int) -> Row:
-        swap = swap_of(value)
+        swap = Swap.solving(unknown, value, heads)
         if swap is None:
             return accounting.row(value, dtypes)
         return Accounting(swapped(spec, swap)[0], convention).row(context, dtypes)
@@ -74,9 +67,6 @@ def solve(
             raise InputError(_not_computed(accounting), f"{parameter('solve')} {unknown}")
         value, last = accounting.balanced_context(target), MAX_CONTEXT
         at_first, at_last = "a context of one token", "a context of 2^50 tokens"
-    elif not can_swap(spec):
-        problem = f"{spec.name} has mixers that no other can take the place of"
-        raise InputError(problem, f"{parameter('solve')} {unknown}")
     elif unknown == "window":
         value, last = balanced_window(spec, context, convention, target), context
         at_first, at_last = "a window of one token", f"a window of the whole {context:,} tokens"
@@ -86,7 +76,7 @@ def solve(
     if not value:
         end, place = (last, at_last) if light(1) else (1, at_first)
         raise InfeasibleError(_never("degree" if unknown == "p" else unknown, place, row(end), target))
-    return Solution(unknown, value, swap_of(value), row(value), row(value + 1))
+    return Solution(unknown, value, Swap.solving(unknown, value, heads), row(value), row(value + 1))
 
 
 def _not_computed(accounting: Accounting) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from powerplan.accounting import Accounting, Row
-from powerplan.dims import odd_degree
 from powerplan.errors import InputError, parameter
 from powerplan.mixers import Convention, Power
 from powerplan.spec import ModelSpec
@@ -45,7 +44,7 @@ def with_degrees(spec: ModelSpec, degrees: Sequence[int], context: int, conventi
     heads = replacement_heads(spec)
     results = []
     for p in degrees:
-        swap = Swap.power(p, heads, normalize=not odd_degree(p))
+        swap = Swap.power(p, heads)
         changed, remarks = swapped(spec, swap)
         mixers = tuple((mixer, count) for mixer, count in changed.mixer_counts() if isinstance(mixer, Power))
         row, window = Accounting(changed, convention).row(context), same_state_window(changed)

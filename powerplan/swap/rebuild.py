@@ -58,7 +58,7 @@ def rebuilt(
     return changed, inherited.remarks
 
 
-OWN_PROJECTIONS = frozenset({"shared_kv", "keys_as_values", "differential"})
+OWN_PROJECTIONS = frozenset({"shared_kv", "uncached", "keys_as_values", "differential"})
 """Fields that say what a layer's keys and values are: another layer with projections of its own does not take them."""
 
 

@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from powerplan.choices import Unknown
+from powerplan.dims import odd_degree
 from powerplan.errors import InputError, allowed_values, parameter, shown
 from powerplan.mixers import MIXERS, HeadShape, allowed_kinds
 from powerplan.spec import LENGTHS
@@ -41,9 +43,16 @@ class Swap:
         return cls.of("attention", shape) if window is None else cls.of("attention", shape, window=window)
 
     @classmethod
-    def power(cls, p: int, shape: HeadShape | None = None, normalize: bool = True) -> Swap:
-        """Return the swap to power attention of degree p."""
-        return cls.of("power", shape, p=p) if normalize else cls.of("power", shape, p=p, normalize=False)
+    def power(cls, p: int, shape: HeadShape | None = None) -> Swap:
+        """Return the swap to power attention of degree p as kernels run it: without the normaliser where p is odd."""
+        return cls.of("power", shape, p=p, normalize=False) if odd_degree(p) else cls.of("power", shape, p=p)
+
+    @classmethod
+    def solving(cls, unknown: Unknown, value: int, shape: HeadShape | None = None) -> Swap | None:
+        """Return the swap that a window or degree `value` in every layer means; None for a context, which is none."""
+        if unknown == "context":
+            return None
+        return cls.attention(shape, value) if unknown == "window" else cls.power(value, shape)
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from fractions import Fraction
 import msgspec
 
 from powerplan.accounting import Accounting
+from powerplan.choices import Unknown
+from powerplan.errors import InputError, parameter
 from powerplan.longest import last_at_most
 from powerplan.mixers import AnyMixer, Convention, Mixer
 from powerplan.mixers.formulas import Rational, total
@@ -24,6 +26,13 @@ def can_swap(spec: ModelSpec) -> bool:
     return bool(mixers) and all(mixer.swappable for mixer in mixers)
 
 
+def check_swappable(spec: ModelSpec, unknown: Unknown) -> None:
+    """Raise InputError where a window or a degree is asked for and not every mixer of a model can be swapped."""
+    if unknown != "context" and not can_swap(spec):
+        problem = f"{spec.name} has mixers that no other can take the place of"
+        raise InputError(problem, f"{parameter('solve')} {unknown}")
+
+
 def balanced_window(
     spec: ModelSpec, context: int, convention: Convention, target: Fraction = Fraction(1), only_growing: bool = False
 ) -> int | None:
@@ -37,9 +46,8 @@ def balanced_window(
         return None
     shape, relative, hidden = replacement_heads(spec), first_relative(spec, "attention"), spec.hidden_size
     weights, stays = Fraction(Accounting(spec, convention).weight_flops_per_token), Fraction(0)
-    counts: Counter[AnyMixer] = (
-        Counter()
-    )  # Layers of one window with these heads: their weights are those of any other.
+    # Layers of one window with these heads: their weights are those of any other.
+    counts: Counter[AnyMixer] = Counter()
     for old, count in spec.mixer_counts():
         if old.grows or not only_growing:
             new = rebuilt(old, Swap.attention(shape, 1), hidden, relative)[0]

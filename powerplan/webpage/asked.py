@@ -13,8 +13,8 @@ from powerplan.answers.decode import DecodeAnswer, decode
 from powerplan.answers.recommend import RecommendAnswer, recommend
 from powerplan.answers.train import TrainAnswer, train
 from powerplan.answers.wsfr import WsfrAnswer, wsfr
-from powerplan.errors import InfeasibleError, InputError, PowerplanError, parameter
-from powerplan.hardware import Device, peak_of
+from powerplan.errors import InfeasibleError, InputError, PowerplanError
+from powerplan.hardware import Device, needs_device, peak_of
 from powerplan.load import LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
@@ -82,7 +82,7 @@ def ask(
     if device is None:
         given = {"devices": count > 1, "tokens": tokens is not None, "price": price is not None}
         for name in (name for name, is_given in given.items() if is_given):
-            raise InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+            raise needs_device(name)
     else:
         peak_of(device)  # A device without the rates that times need is refused here.
     loaded = base.read_model(model, mixer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor, log2, log10
 from typing import Any, Literal
@@ -282,7 +283,7 @@ def _lines_upright(marks: Sequence[Mark], axis: dict[str, Any], places: Sequence
     return layers
 
 
-def ratio_mark(target: Any) -> Mark:
+def ratio_mark(target: Fraction) -> Mark:
     """Return the line of the wanted ratio."""
     text = format_ratio(target)
     return Mark(float(target), "1:1, as many state as weight FLOPs" if target == 1 else f"target {text}")

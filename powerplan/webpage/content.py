@@ -153,13 +153,13 @@ def table_from(caption: str, columns: Sequence[Column], rows: Sequence[dict[str,
     )
 
 
-def curves_table(caption: str, axis: str, curves: Sequence[Curve]) -> Table:
-    """Return the points of curves: one row for each value of the lower axis, one column for each curve."""
+def curves_table(caption: str, curves: Sequence[Curve]) -> Table:
+    """Return the points of curves over the context: one row for each context, one column for each curve."""
     texts = [{point.x: point.text for point in curve.points} for curve in curves]
     places = sorted({x for own in texts for x in own})
     return Table(
         caption=caption,
-        head=(axis, *(curve.name for curve in curves)),
+        head=("context", *(curve.name for curve in curves)),
         rows=tuple((f"{x:,}", *(own.get(x, "-") for own in texts)) for x in places),
         left=(False,) * (len(curves) + 1),
     )

@@ -87,6 +87,6 @@ def measured_charts(times: MeasuredTimes) -> tuple[list[Key], list[Chart]]:
         if any(len(curve.points) > 1 for curve in curves):
             about = f"Times of mixers over the context, {direction} pass, measured and predicted, axes logarithmic"
             spec = curves_chart(about, curves, CONTEXTS, ("time", "seconds"), height=260)
-            table = curves_table(f"Times, {direction}", "context", curves)
+            table = curves_table(f"Times, {direction}", curves)
             charts.append(Chart(f"chart-measured-{number}", direction, spec, table))
     return [Key(colour, name) for name, colour in colours.items()], charts

@@ -202,7 +202,7 @@ def context_charts(asked: Asked) -> tuple[list[Curve], list[Chart]]:
                 "chart-wsfr",
                 "WSFR over context",
                 curves_chart(about, ratios, CONTEXTS, ("weight : state FLOPs", "ratio"), [ratio_mark(target)], marks),
-                curves_table("Weight-state FLOP ratio", "context", ratios),
+                curves_table("Weight-state FLOP ratio", ratios),
             )
         )
     if any(curve.points for curve in states):
@@ -212,7 +212,7 @@ def context_charts(asked: Asked) -> tuple[list[Curve], list[Chart]]:
                 "chart-state",
                 "State per sequence over context",
                 curves_chart(about, states, CONTEXTS, ("state per sequence", "bytes"), (), marks),
-                curves_table("State per sequence", "context", states),
+                curves_table("State per sequence", states),
             )
         )
     return ratios, charts

@@ -52,8 +52,8 @@ rope: {scaling: {kind: yarn, factor: 2, original_context: 4k, beta_fast: 0.5}}
     4:74: rope.scaling.beta_fast: 0.5 is less than beta_slow 1
 rope: {scaling: {kind: yarn, factor: 2, original_context: 4k, betafast: 2}}
     4:63: rope.scaling.betafast: unknown key; did you mean beta_fast? allowed are ...
-rope: {scaling: {kind: llama3, factor: 8, original_context: 8k, high_freq_factor: 1}}
-    4:83: rope.scaling.high_freq_factor: 1 is not more than low_freq_factor 1
+rope: {scaling: {kind: llama3, factor: 8, original_context: 8k, high_freq_factor: 0.5}}
+    4:83: rope.scaling.high_freq_factor: 0.5 is less than low_freq_factor 1
 rope: {scaling: {kind: longrope, factor: 8, short_factor: [1], long_factor: []}}
     4:77: rope.scaling.long_factor: is empty; at least one is needed
 trained_context: 8kk

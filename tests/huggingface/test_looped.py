@@ -17,6 +17,7 @@ from powerplan.errors import InputError
 from powerplan.load import LoadedModel
 from powerplan.mixers import Attention, Convention
 from powerplan.spec import ModelSpec
+from powerplan.swap import with_mixer
 
 Read = Callable[[Settings], LoadedModel]
 
@@ -124,13 +125,26 @@ def test_a_cache_of_the_last_loop_alone_is_a_third(read: Read) -> None:
     """Full layers of the loop keep once what they keep three times; FLOPs and parameters stay."""
     each = read({"model_type": "dory"} | DORY).spec
     loaded = read({"model_type": "dory", "recurrent_kv_cache_mode": "last_loop"} | DORY)
-    assert any("earlier runs make keys and values that no cache keeps" in note for note in loaded.notes)
     last = loaded.spec
     rows = [Accounting(spec).row(4096) for spec in (each, last)]
     assert rows[0].state_elements - rows[1].state_elements == 2 * (4096 + 3 * 5) * 2 * 2 * 20
     assert rows[0].state_flops_per_token == rows[1].state_flops_per_token
     assert Accounting(each).total_parameters == Accounting(last).total_parameters
     assert Accounting(each).weight_flops_per_token == Accounting(last).weight_flops_per_token
+
+
+@pytest.mark.parametrize("mixer", ["power:p=2", "linear", "mla:kv_lora_rank=8,qk_nope_head_dim=8,qk_rope_head_dim=4"])
+def test_another_mixer_in_a_loop_keeps_no_projections_of_attention(read: Read, mixer: str) -> None:
+    """What attention keeps of its earlier runs is no matter of another mixer: each run has a state of its own."""
+    config = {"model_type": "dory", "attention_bias": True} | DORY
+    each, last = (
+        with_mixer(read(config | {"recurrent_kv_cache_mode": mode}).spec, mixer)[0]
+        for mode in ("per_loop", "last_loop")
+    )
+    rows = [Accounting(spec, Convention(form="chunked")).row(4096) for spec in (each, last)]
+    assert rows[0] == rows[1]
+    assert mixers_by_layer(each) == mixers_by_layer(last)
+    assert Accounting(each).total_parameters == Accounting(last).total_parameters
 
 
 PAIRS = [word for kind in TYPES for word in (kind, "mlp")]

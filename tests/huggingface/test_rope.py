@@ -317,7 +317,7 @@ def test_what_a_file_says(read: Read, file: Settings, rope: Any, context: int | 
         ),
         (
             {"rope_scaling": LLAMA3 | {"low_freq_factor": 8.0}},
-            "rope_scaling.high_freq_factor: 4 is not more than low_freq_factor 8",
+            "rope_scaling.high_freq_factor: 4 is less than low_freq_factor 8",
         ),
         (
             {"rope_scaling": YARN | {"original_max_position_embeddings": "4k"}},

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.errors import InputError
 from powerplan.mixers import Attention, Convention, ExponentialSparse, Hyena, MemorySparse, Mixer, SpanSearch, Wersa
-from powerplan.mixers.exponential import blocks_at_powers, keys_at_powers, mean_keys_at_powers
+from powerplan.mixers.exponential import blocks_at_powers, mean_keys_at_powers
 from powerplan.mixers.formulas import total
 from powerplan.mixers.spans import ceil_root, sum_of_ceil_roots
 from powerplan.units import MAX_CONTEXT
@@ -60,6 +60,12 @@ def test_exponential_sparse_token_by_token() -> None:
         for token in range(TOKENS):
             attend(q[token], k[:, mask[token]], v[:, mask[token]])
     assert flops(mixer, TOKENS) == counter.get_total_flops()
+
+
+def keys_at_powers(position: int, block_size: int, window: int) -> int:
+    """Return the keys that query number `position`, from 1, sees: its own block up to itself, and whole blocks."""
+    block, offset = divmod(position - 1, block_size)
+    return offset + 1 + block_size * blocks_at_powers(block, window)
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 12))

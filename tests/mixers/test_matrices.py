@@ -16,7 +16,7 @@ from powerplan.dtypes import DTYPE_BYTES, Dtypes
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import DSA, KDA, MIXERS, MLA, RGLRU, Attention, Compressed
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import total
 from powerplan.mixers.matrices import NO_MATRIX, Matrix, matrices_of
 from powerplan.quantization import Quantization, Rule

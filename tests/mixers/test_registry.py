@@ -14,7 +14,7 @@ from powerplan.choices import Kernels
 from powerplan.extras import Extra
 from powerplan.ffn import FFNS, multiplied_terms
 from powerplan.mixers import MIXERS, Mixer
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.mixers.formulas import SYMBOLS, Convention, Term, term
 from powerplan.spec import Layer, LayerGroup, ModelSpec, Norm
 

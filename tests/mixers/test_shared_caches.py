@@ -1,8 +1,9 @@
-"""Layers that read the cache of an earlier one: Gemma 3n, cross-layer attention, YOCO."""
+"""Layers that read the cache of another one: Gemma 3n, cross-layer attention, YOCO, Dory's loops."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from mixer_fields import head_fields
 from torch.utils.flop_counter import FlopCounterMode
 
 from powerplan.accounting import Accounting
+from powerplan.errors import InputError
+from powerplan.load import load_model
 from powerplan.mixers import Attention, ChunkedAttention, Convention, Forgetting
 from powerplan.mixers.formulas import total
 from powerplan.spec import LayerGroup, ModelSpec
@@ -99,3 +102,20 @@ def test_every_kind_of_attention_can_share(heads: dict[str, Any], window: int | 
         assert flops[0] == flops[1]
         entry = own.heads if kind is Forgetting else 0
         assert shared.decode_bytes(context, Fraction(2)) == 2 * (read + entry)
+        made = kind(**fields, uncached=True)
+        assert made.state_size(context) == size
+        assert made.matmul_formulas() == own.matmul_formulas()
+        assert made.matrix_formulas(idle=False) == own.matrix_formulas(idle=False)
+        assert made.other_formulas() == own.other_formulas()
+        assert total(made.state_flops_terms(context, Convention())) == flops[0]
+        assert made.mix_kept(context, "fused") == own.mix_kept(context, "fused"), "training keeps its own keys"
+
+
+def test_keys_are_not_both_of_another_layer_and_made(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    mixer = "{kind: attention, heads: 2, head_dim: 8, shared_kv: true, uncached: true}"
+    path.write_text(f"name: x\nvocab_size: 9\nhidden_size: 16\nlayers:\n  - mixer: {mixer}\n", encoding="utf-8")
+    problem = "uncached: is of keys and values that this layer makes, and with shared_kv it makes none"
+    with pytest.raises(InputError, match=problem) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(f"{path}:5:")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import MIXERS, spec_of
 from msgspec.structs import replace
+from recurrences import check_float32, check_gradients
 from torch import Tensor
 
 from powerplan.errors import InputError
@@ -54,12 +55,7 @@ def test_chunks_equal_the_definition(tokens: int, chunk_size: int) -> None:
 
 
 def test_gradients_equal_those_of_the_definition() -> None:
-    given = {name: part.requires_grad_() for name, part in inputs(45).items()}
-    out, expected = scan(given, 8)[0], by_pairs(given)
-    grad = torch.randn_like(out)
-    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
-    for name, left, right in zip(given, own, other, strict=True):
-        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+    check_gradients(inputs(45), lambda given: scan(given, 8)[0], by_pairs)
 
 
 @settings(max_examples=25)
@@ -95,18 +91,8 @@ def test_steps_equal_the_definition() -> None:
 @pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
 def test_strong_decays_stay_finite_in_float32(strongest: float) -> None:
     """Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two."""
-    given = {name: part.requires_grad_() for name, part in inputs(200, torch.float32, strongest).items()}
-    exact = {name: part.detach().double().requires_grad_() for name, part in given.items()}
-    out, expected = (scan(part, 64)[0] for part in (given, exact))
-    allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
-    assert (out - expected).abs().max() <= allowed * expected.abs().max()
-    grads = [
-        torch.autograd.grad(result.square().sum(), list(parts.values()))
-        for result, parts in ((out, given), (expected, exact))
-    ]
-    for name, own, other in zip(NAMES, *grads, strict=True):
-        assert own.isfinite().all(), name
-        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+    narrow, allowed = inputs(200, torch.float32, strongest), 4 * 64 * min(strongest, 20.0) * 2**-24
+    check_float32(narrow, lambda given: scan(given, 64)[0], allowed)
 
 
 def test_what_log_linear_refuses() -> None:

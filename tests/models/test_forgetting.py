@@ -121,7 +121,7 @@ def test_a_cache_in_half_precision_stays_near_the_whole() -> None:
     assert error < 2**-7
 
 
-@pytest.mark.parametrize("field", ["sinks", "shared_kv", "keys_as_values", "differential"])
+@pytest.mark.parametrize("field", ["sinks", "shared_kv", "uncached", "keys_as_values", "differential"])
 def test_fields_that_no_published_layer_has(field: str) -> None:
     heads = HEADS | ({"v_head_dim": HEADS["head_dim"]} if field == "keys_as_values" else {})
     with pytest.raises(InputError, match=f"forgetting layers with {field} are not built"):

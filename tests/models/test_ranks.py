@@ -115,7 +115,6 @@ REFUSED = {
     "packed cache": "cp: a cache takes no packed sequences: plan with tokens",
     "prompt": "prompt: 8 tokens a row, and the plan has 32",
     "tokens": "tokens: 7 a row, and rank {} of the plan has 8",
-    "latent heads": "cp: 6 heads cannot be shared by 4 ranks: mla exchanges whole heads",
     "no plan": "cp must be a ContextParallel or None, and is int",
     "no plan of a prompt": "cp must be a ContextParallel or None, and is Started",
     **{

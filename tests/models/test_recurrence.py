@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrences import check_float32, check_gradients, check_pieces
 from torch import Tensor
 
 from powerplan.models.mixers import recurrence
@@ -122,54 +123,27 @@ def test_a_state_alone_is_the_same_without_its_transition() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_those_of_the_recurrence(kind: str) -> None:
-    given = {name: x.requires_grad_() for name, x in inputs(kind, 45).items()}
-    out, expected = chunked(given, 20)[0], by_steps(given)
-    grad = torch.randn_like(out)
-    names = list(given)
-    for name, own, other in zip(
-        names,
-        torch.autograd.grad(out, [given[name] for name in names], grad),
-        torch.autograd.grad(expected, [given[name] for name in names], grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, other, msg=lambda text, name=name: f"{name}: {text}")
+    check_gradients(inputs(kind, 45), lambda given: chunked(given, 20)[0], by_steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_go_on_in_pieces_and_steps(kind: str) -> None:
-    given = inputs(kind, 60)
-    whole, last = chunked(given, 16)
-    outs: list[Tensor] = []
-    state: Tensor | None = None
-    for start, stop in ((0, 1), (1, 18), (18, 57)):
-        out, state = chunked({name: x[:, start:stop] for name, x in given.items()}, 16, state)
-        outs.append(out)
-    for index in range(57, 60):
-        assert state is not None
-        one = {name: x[:, index] for name, x in given.items()}
-        out, state = recurrent_step(**{"beta": None, "log_g": None, **one}, state=state)  # type: ignore[arg-type]
-        outs.append(out[:, None])
-    torch.testing.assert_close(torch.cat(outs, 1), whole)
-    torch.testing.assert_close(state, last)
+    def step(**one: Any) -> tuple[Tensor, Tensor]:
+        return recurrent_step(**{"beta": None, "log_g": None, **one})
+
+    check_pieces(inputs(kind, 60), lambda given, state: chunked(given, 16, state), step)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
 def test_strong_decays_stay_finite_in_float32(kind: str, strongest: float) -> None:
-    """Decays of up to exp(-300) a token count as exp(-20): zero beside anything in float32."""
-    given = {name: x.requires_grad_() for name, x in inputs(kind, 200, torch.float32, strongest).items()}
-    exact = {name: x.detach().double().requires_grad_() for name, x in given.items()}
-    narrow, expected = chunked(given, 64)[0], chunked(exact, 64)[0]
-    # Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two.
-    allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
-    assert (narrow - expected).abs().max() <= allowed * expected.abs().max()
-    grads = [
-        torch.autograd.grad(out.square().sum(), list(x.values())) for out, x in ((narrow, given), (expected, exact))
-    ]
-    for name, own, other in zip(given, *grads, strict=True):
-        assert own.isfinite().all(), name
-        # The strongest decays are clamped: nothing depends on them, in float64 not to within its own clamp of exp(-80).
-        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+    """Decays of up to exp(-300) a token count as exp(-20): zero beside anything in float32.
+
+    Sums of 64 log decays of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two. The strongest
+    decays are clamped: nothing depends on them, in float64 not to within its own clamp of exp(-80).
+    """
+    narrow, allowed = inputs(kind, 200, torch.float32, strongest), 4 * 64 * min(strongest, 20.0) * 2**-24
+    check_float32(narrow, lambda given: chunked(given, 64)[0], allowed)
 
 
 @pytest.mark.parametrize("kind", KINDS)

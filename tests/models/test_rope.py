@@ -56,6 +56,10 @@ LATENT: dict[str, Any] = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("llama", {"rope_theta": 500_000.0}),
     "llama3": ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}}),
+    "llama3, none mixed": (
+        "llama",
+        {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 32}},
+    ),
     "linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
     "yarn": (
         "llama",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import MIXERS, spec_of
 from msgspec.structs import replace
+from recurrences import check_float32, check_gradients, check_pieces
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -55,29 +56,11 @@ def test_chunks_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
 
 
 def test_gradients_equal_those_of_the_recurrence() -> None:
-    given = {name: part.requires_grad_() for name, part in inputs(45).items()}
-    out, expected = rank_one_rule(**given, state=None, chunk_size=20)[0], by_steps(given)
-    grad = torch.randn_like(out)
-    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
-    for name, left, right in zip(given, own, other, strict=True):
-        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+    check_gradients(inputs(45), lambda given: rank_one_rule(**given, state=None, chunk_size=20)[0], by_steps)
 
 
 def test_states_go_on_in_pieces_and_steps() -> None:
-    given = inputs(60)
-    whole, last = rank_one_rule(**given, state=None, chunk_size=16)
-    outs: list[Tensor] = []
-    state: Tensor | None = None
-    for start, stop in ((0, 1), (1, 18), (18, 57)):
-        part = {name: x[:, start:stop] for name, x in given.items()}
-        out, state = rank_one_rule(**part, state=state, chunk_size=16)
-        outs.append(out)
-    for index in range(57, 60):
-        assert state is not None
-        out, state = rank_one_step(**{name: x[:, index] for name, x in given.items()}, state=state)
-        outs.append(out[:, None])
-    torch.testing.assert_close(torch.cat(outs, 1), whole)
-    torch.testing.assert_close(state, last)
+    check_pieces(inputs(60), lambda given, state: rank_one_rule(**given, state=state, chunk_size=16), rank_one_step)
 
 
 @pytest.mark.parametrize("chunk_size", [16, 64, 200])
@@ -85,18 +68,8 @@ def test_float32_follows_float64(chunk_size: int) -> None:
     """At the strongest decays of RWKV-7, in chunks that would overflow without anchors: exp(200 x 0.61)."""
     narrow = inputs(200, torch.float32)
     narrow["log_g"] = torch.full_like(narrow["log_g"], STRONGEST_LOG_G)
-    given = {name: part.requires_grad_() for name, part in narrow.items()}
-    exact = {name: part.detach().double().requires_grad_() for name, part in narrow.items()}
-    out, expected = (rank_one_rule(**part, state=None, chunk_size=chunk_size)[0] for part in (given, exact))
-    allowed = 4 * chunk_size * 2**-24
-    assert (out - expected).abs().max() <= allowed * expected.abs().max()
-    grads = [
-        torch.autograd.grad(result.square().sum(), list(parts.values()))
-        for result, parts in ((out, given), (expected, exact))
-    ]
-    for name, own, other in zip(NAMES, *grads, strict=True):
-        assert own.isfinite().all(), name
-        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+    run = partial(rank_one_rule, state=None, chunk_size=chunk_size)
+    check_float32(narrow, lambda given: run(**given)[0], 4 * chunk_size * 2**-24)
 
 
 def layer_by_tokens(mixer: RWKV7Mixer, x: Tensor, first_values: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recurrences import check_float32, check_gradients, check_pieces
 from torch import Tensor
 
 from powerplan.models.mixers.scans import (
@@ -58,17 +59,6 @@ def selective_by_steps(given: dict[str, Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def pieces_of(given: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    return {name: part if name == "rate" else part[:, start:stop] for name, part in given.items()}
-
-
-def check_gradients(given: dict[str, Tensor], out: Tensor, expected: Tensor) -> None:
-    grad = torch.randn_like(out)
-    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
-    for name, left, right in zip(given, own, other, strict=True):
-        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
-
-
 @settings(max_examples=10)
 @given(tokens=st.integers(1, 70), chunk_size=st.sampled_from([1, 5, 8, 20, 64, 200]))
 def test_chunks_of_mamba2_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
@@ -83,56 +73,30 @@ def test_the_selective_scan_equals_the_recurrence(tokens: int) -> None:
 
 
 def test_gradients_equal_those_of_the_recurrences() -> None:
-    grouped = {name: part.requires_grad_() for name, part in grouped_inputs(45).items()}
-    check_gradients(grouped, grouped_scan(**grouped, state=None, chunk_size=20)[0], grouped_by_steps(grouped))
-    selective = {name: part.requires_grad_() for name, part in selective_inputs(45).items()}
-    check_gradients(selective, selective_scan(**selective, state=None)[0], selective_by_steps(selective))
+    grouped, selective = grouped_inputs(45), selective_inputs(45)
+    check_gradients(grouped, lambda given: grouped_scan(**given, state=None, chunk_size=20)[0], grouped_by_steps)
+    check_gradients(selective, lambda given: selective_scan(**given, state=None)[0], selective_by_steps)
 
 
-@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
-def test_states_go_on_in_pieces_and_steps(kind: str) -> None:
-    given = grouped_inputs(60) if kind == "mamba2" else selective_inputs(60)
+def test_states_of_mamba2_go_on_in_pieces_and_steps() -> None:
+    check_pieces(
+        grouped_inputs(60), lambda given, state: grouped_scan(**given, state=state, chunk_size=16), grouped_step
+    )
 
-    def scan(part: dict[str, Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
-        if kind == "mamba2":
-            return grouped_scan(**part, state=state, chunk_size=16)
-        return selective_scan(**part, state=state)
 
-    whole, last = scan(given, None)
-    outs: list[Tensor] = []
-    state: Tensor | None = None
-    for start, stop in ((0, 1), (1, 18), (18, 57)):
-        out, state = scan(pieces_of(given, start, stop), state)
-        outs.append(out)
-    step = grouped_step if kind == "mamba2" else selective_step
-    for index in range(57, 60):
-        assert state is not None
-        one = {name: part if name == "rate" else part[:, index] for name, part in given.items()}
-        out, state = step(**one, state=state)  # type: ignore[operator]
-        outs.append(out[:, None])
-    torch.testing.assert_close(torch.cat(outs, 1), whole)
-    torch.testing.assert_close(state, last)
+def test_states_of_mamba1_go_on_in_pieces_and_steps() -> None:
+    check_pieces(
+        selective_inputs(60), lambda given, state: selective_scan(**given, state=state), selective_step, ("rate",)
+    )
 
 
 @pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
 def test_strong_decays_stay_finite_in_float32(strongest: float) -> None:
     """Of 128 log decays of up to 20 a sum is rounded to 2^-24 of 2,560; the selective scan adds up 16 of any size."""
-    for narrow, run in (
-        (grouped_inputs(200, torch.float32, strongest), lambda part: grouped_scan(**part, state=None, chunk_size=128)),
-        (selective_inputs(200, torch.float32, strongest), lambda part: selective_scan(**part, state=None)),
-    ):
-        given = {name: part.requires_grad_() for name, part in narrow.items()}
-        exact = {name: part.detach().double().requires_grad_() for name, part in narrow.items()}
-        out, expected = run(given)[0], run(exact)[0]  # type: ignore[no-untyped-call]
-        allowed = 4 * 128 * min(strongest, 20.0) * 2**-24
-        assert (out - expected).abs().max() <= allowed * expected.abs().max()
-        grads = [
-            torch.autograd.grad(result.square().sum(), list(parts.values()))
-            for result, parts in ((out, given), (expected, exact))
-        ]
-        for name, own, other in zip(given, *grads, strict=True):
-            assert own.isfinite().all(), name
-            assert (own - other).abs().max() <= allowed * other.abs().max(), name
+    grouped, selective = (make(200, torch.float32, strongest) for make in (grouped_inputs, selective_inputs))
+    allowed = 4 * 128 * min(strongest, 20.0) * 2**-24
+    check_float32(grouped, lambda given: grouped_scan(**given, state=None, chunk_size=128)[0], allowed)
+    check_float32(selective, lambda given: selective_scan(**given, state=None)[0], allowed)
 
 
 def test_half_precision_goes_through_float32() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import MIXERS, spec_of
+from recurrences import check_float32, check_gradients, check_pieces
 from torch import Tensor
 
 from powerplan.errors import InputError
@@ -44,46 +45,18 @@ def test_chunks_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
 
 
 def test_gradients_equal_those_of_the_recurrence() -> None:
-    given = {name: part.requires_grad_() for name, part in inputs(45).items()}
-    out, expected = slot_attention(**given, state=None, chunk_size=20)[0], by_steps(given)
-    grad = torch.randn_like(out)
-    own, other = (torch.autograd.grad(result, list(given.values()), grad) for result in (out, expected))
-    for name, left, right in zip(given, own, other, strict=True):
-        torch.testing.assert_close(left, right, msg=lambda text, name=name: f"{name}: {text}")
+    check_gradients(inputs(45), lambda given: slot_attention(**given, state=None, chunk_size=20)[0], by_steps)
 
 
 def test_states_go_on_in_pieces_and_steps() -> None:
-    given = inputs(60)
-    whole, last = slot_attention(**given, state=None, chunk_size=16)
-    outs: list[Tensor] = []
-    state: Tensor | None = None
-    for start, stop in ((0, 1), (1, 18), (18, 57)):
-        part = {name: x[:, start:stop] for name, x in given.items()}
-        out, state = slot_attention(**part, state=state, chunk_size=16)
-        outs.append(out)
-    for index in range(57, 60):
-        assert state is not None
-        out, state = slot_step(**{name: x[:, index] for name, x in given.items()}, state=state)
-        outs.append(out[:, None])
-    torch.testing.assert_close(torch.cat(outs, 1), whole)
-    torch.testing.assert_close(state, last)
+    check_pieces(inputs(60), lambda given, state: slot_attention(**given, state=state, chunk_size=16), slot_step)
 
 
 @pytest.mark.parametrize("strongest", [1.0, 19.0, 300.0])
 def test_strong_gates_stay_finite_in_float32(strongest: float) -> None:
     """Sums of 64 log gates of up to 20 are rounded to 2^-24 of 1,280, and exponents are differences of two."""
-    given = {name: part.requires_grad_() for name, part in inputs(200, torch.float32, strongest).items()}
-    exact = {name: part.detach().double().requires_grad_() for name, part in given.items()}
-    out, expected = (slot_attention(**part, state=None, chunk_size=64)[0] for part in (given, exact))
-    allowed = 4 * 64 * min(strongest, 20.0) * 2**-24
-    assert (out - expected).abs().max() <= allowed * expected.abs().max()
-    grads = [
-        torch.autograd.grad(result.square().sum(), list(parts.values()))
-        for result, parts in ((out, given), (expected, exact))
-    ]
-    for name, own, other in zip(NAMES, *grads, strict=True):
-        assert own.isfinite().all(), name
-        assert (own - other).abs().max() <= allowed * other.abs().max(), name
+    narrow, allowed = inputs(200, torch.float32, strongest), 4 * 64 * min(strongest, 20.0) * 2**-24
+    check_float32(narrow, lambda given: slot_attention(**given, state=None, chunk_size=64)[0], allowed)
 
 
 def test_half_precision_goes_through_float32() -> None:

@@ -383,7 +383,18 @@ def test_csv_is_raw(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(lines[1].split(",")[-2]) == pytest.approx(0.007, rel=0.05)
 
 
-def test_the_planner_knows_what_the_kernels_have() -> None:
-    from powerplan.kernels.checks import DEGREES
+@pytest.mark.parametrize("p", range(1, 7))
+def test_the_planner_knows_what_the_kernels_have(p: int) -> None:
+    import torch
 
-    assert KERNEL_DEGREES == DEGREES
+    from powerplan.kernels import power_attention
+
+    mixer = Power(p=p, heads=1, head_dim=4, normalize=False)
+    x = torch.ones(1, 3, 1, 4)
+    assert (mixer.kernel_problem is None) == (p in KERNEL_DEGREES)
+    if p in KERNEL_DEGREES:
+        # Scores are 4 / sqrt(4), and a token sees those before it too.
+        assert torch.allclose(power_attention(x, x, x, p=p, normalize=False)[0, :, 0, 0], 2.0**p * torch.arange(1, 4))
+    else:
+        with pytest.raises(ValueError, match="p must be 1, 2, 3 or 4"):
+            power_attention(x, x, x, p=p, normalize=False)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from children import HUNG_S
 
 from powerplan.cli.progress import at_work
 
@@ -24,8 +25,10 @@ def test_a_terminal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stderr", stream)
     with at_work("comparing candidates", after=0):
-        while "comparing candidates" not in stream.getvalue():
+        hung = time.monotonic() + HUNG_S
+        while "comparing candidates" not in stream.getvalue() and time.monotonic() < hung:
             time.sleep(0.01)
+    assert "comparing candidates" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("terminal", "after"), [(False, 0.0), (True, 1000.0)])

@@ -226,4 +226,4 @@ def test_a_wide_table_is_folded() -> None:
     lines = table_of(columns, rows).splitlines()
     assert max(map(len, lines)) <= TABLE
     assert [line.split()[:2] for line in lines[2:]] == [["x" * 40, "b" * 40], ["+", "y" * 30], ["short", "+"]]
-    assert f"{'x' * 40} + {'y' * 30} + z" in table_of(columns, rows, "pipe")
+    assert f"{'x' * 40} + {'y' * 30} + z" in table_of(columns, rows, markdown=True)

@@ -275,6 +275,15 @@ def test_a_state_that_costs_more_than_every_key_is_wasteful() -> None:
     assert short["power:p=2"]
 
 
+def test_a_state_of_more_bytes_than_every_key_is_wasteful() -> None:
+    """At 16k tokens p = 2 takes fewer FLOPs than attention; a state in fp32 has more bytes than keys in int4."""
+    search = search_of(catalogue_spec("llama-3-8b"), (16_384,), dtype="int4")
+    (trial,) = (trial for trial in search.trials() if trial.plan.text() == "power:p=2")
+    excess = search.excess(trial.plan.scope, trial.plan.main)
+    assert excess.flops < 1 < excess.bytes
+    assert trial.wasteful
+
+
 def test_families() -> None:
     assert Attention(heads=1, head_dim=1).family == "attention"
     assert Attention(heads=1, head_dim=1, window=8).family == "window"

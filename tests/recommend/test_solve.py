@@ -154,7 +154,7 @@ def test_equal_states(
 @given(specs, st.sampled_from(["context", "window", "p"]), st.integers(1, 3), st.integers(2, 700))
 def test_equal_states_hold_no_more_and_one_more_does(spec: ModelSpec, unknown: str, p: int, context: int) -> None:
     """The sizes again, from models that are built: keys, values and features, the normaliser left out."""
-    other, dtypes = Swap.power(p, replacement_heads(spec)), Dtypes("bf16")
+    other, dtypes = Swap.of("power", replacement_heads(spec), p=p), Dtypes("bf16")
     try:
         found = equal_state(spec, unknown, context, other, Convention(), dtypes)  # type: ignore[arg-type]
     except (InfeasibleError, InputError):

@@ -253,6 +253,7 @@ def two(first: dict[str, Any], second: dict[str, Any]) -> ModelSpec:
         (two({"window": 5}, {"window": 7}), "a second window, of 5 keys: it has one size"),
         (two({"v_head_dim": 4}, {"v_head_dim": 4}), "value heads of 4 beside key heads of 8 (all layers)"),
         (two({"qk_norm": "full"}, {"qk_norm": "full"}), "a norm over all heads of queries and keys (all layers)"),
+        (two({"uncached": True}, {"uncached": True}), "keys and values that no cache keeps (all layers)"),
         (two({"shared_kv": True}, {"shared_kv": True}), "keys and values of an earlier layer (all layers)"),
         (catalogue_spec("gemma-2-2b"), "4 norms in a layer, which has 2: one before each part (all layers)"),
         (catalogue_spec("gpt2-small"), "1,024 learned positions for 4,096 tokens: it has one for each"),

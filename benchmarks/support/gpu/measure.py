@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from support.checks import Checked, compared
 from support.gpu import targets
 from support.gpu.plan import Cell, Plan, check_case, plan
 from support.gpu.results import ResultFile
-from support.gpu.roles import launches, role_flops, role_records, roles_of
+from support.gpu.roles import OTHER, launches, role_flops, role_records, roles_of
 from support.gpu.steps import DEVICE_LOST
 from support.gpu.untried import untried
 from support.peers import prepare
@@ -46,6 +47,9 @@ MOST_REPEATS = 25
 
 HOST_CALLS = 50
 """Calls whose host time is taken."""
+
+CALLS_BEFORE_CAPTURE = 3
+"""Calls on the capturing stream before a CUDA graph: the third repeats a tape, which is what is captured."""
 
 QUEUED_FLUSHES = 12
 """Buffers of 256 MB written before a run on the device clock: 1 ms at 3 TB/s, in which the host gets ahead."""
@@ -170,6 +174,9 @@ class Measure:
                     checked = self._check(shape, variant, cell.untried)
                 run = prepare(shape, variant)
                 run()
+                if cell.captured and self.gpu:
+                    run = _graph(run)
+                    run()
                 expected[variant], runs[variant] = clock(run), run
             except Exception as error:
                 rows.append(Row(shape, variant, skipped=reason(error)))
@@ -202,7 +209,8 @@ class Measure:
         return clock
 
     def _record(self, cell: Cell, rows: list[Row]) -> None:
-        marks = {"cell": cell.name, "clock": "device" if cell.on_device else "call"}
+        clock = "device" if cell.on_device else "graph" if cell.captured else "call"
+        marks = {"cell": cell.name, "clock": clock}
         self.file.add("rows", *(marks | row.as_json(self.matmul, self.copy) for row in rows))
         for row in rows:
             record = row.as_json(self.matmul, self.copy)
@@ -259,8 +267,10 @@ class Measure:
             name = launch.kernel if len(launch.kernel) <= 40 else f"{launch.kernel[:37]}..."
             self.say(f"{cell.name}  {format_seconds(launch.seconds):>8}  {name} #{launch.index}: {own}")
         for role in roles:
-            if role["share_of_matmul"] is not None:
-                shown = f"{format_seconds(role['seconds']):>8}, {role['share_of_matmul']:.0%} of the matrix product"
+            if role["role"] != OTHER:  # Its kernels have names of a line each.
+                share = role["share_of_matmul"]
+                shown = f"{format_seconds(role['seconds']):>8}"
+                shown += "" if share is None else f", {share:.0%} of the matrix product"
                 self.say(f"{cell.name}  {role['role']}: {shown} ({', '.join(role['kernels'])})")
         if self.gpu:
             torch.cuda.empty_cache()
@@ -273,7 +283,27 @@ def _head_dim(cell: Cell) -> int:
 
 def _is_crossover(cell: Cell, like: Cell) -> bool:
     """Whether a cell is a training call of one sequence and eight heads, with the head dim of another."""
-    return cell.name.startswith("train B1") and cell.power.p == 2 and _head_dim(cell) == _head_dim(like)
+    alone = cell.name.startswith("train B1") and not cell.captured
+    return alone and cell.power.p == 2 and _head_dim(cell) == _head_dim(like)
+
+
+def _graph(run: Run) -> Run:
+    """Return a run that replays what `run` does from a CUDA graph; both write to the same outputs each time."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    # Autograd starts a backward pass on the stream of its forward pass, and the first calls on a new one allocate.
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(CALLS_BEFORE_CAPTURE):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        kept = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def main() -> int:

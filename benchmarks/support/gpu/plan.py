@@ -35,6 +35,7 @@ class Cell:
         peers: Implementations of softmax attention beside it.
         on_device: Whether the host's time is left out, by queueing work ahead of each run.
         untried: Whether power attention takes the Hopper kernels that no GPU has run (POWERPLAN_HOPPER=all).
+        captured: Whether each call is captured in a CUDA graph, which is then timed: the host starts one thing a call.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Cell:
     peers: tuple[str, ...] = ()
     on_device: bool = False
     untried: bool = False
+    captured: bool = False
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -67,6 +69,11 @@ def other_degree(kind: str, p: int, head_dim: int) -> Cell:
 def untried(cell: Cell) -> Cell:
     """Return a cell with the Hopper kernels that no GPU has run, to be read beside it."""
     return replace(cell, name=f"{cell.name}, untried", peers=(), untried=True)
+
+
+def captured(cell: Cell) -> Cell:
+    """Return a cell whose calls are replayed from a CUDA graph, to be read beside it."""
+    return replace(cell, name=f"{cell.name}, captured", captured=True)
 
 
 def decoding(head_dim: int, batch: int) -> Cell:
@@ -94,7 +101,15 @@ DECODING = (decoding(64, 64), decoding(128, 16))
 
 DEGREES = tuple(other_degree(kind, p, d) for p, d in ((3, 64), (4, 32), (1, 64)) for kind in ("forward", "train"))
 
+CAPTURED = tuple(
+    captured(training(tokens, head_dim))
+    for head_dim, contexts in ((64, (4 * K, 2 * K, 8 * K)), (128, (8 * K, 4 * K, 16 * K)))
+    for tokens in contexts
+)
+"""Contexts at which the host's time decides."""
+
 OTHERS = (
+    *CAPTURED,
     training(4 * K, 64, batch=8, heads=12),
     training(16 * K, 64, batch=4, heads=12),
     *DEGREES,

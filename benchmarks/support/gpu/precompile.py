@@ -132,7 +132,7 @@ def _run_check(cell: Cell) -> None:
     inputs = case.inputs(DTYPES[cell.shape.dtype], cell.shape.device)
     settings = {"p": case.p, "normalize": case.normalize, "chunk_size": chunk, "return_state": True}
     impl = cell.power.impl.removeprefix("power-")
-    out, state = power_attention(*arguments(inputs), inputs["log_g"], impl=impl, **settings)  # type: ignore[arg-type]
+    out, state = power_attention(*arguments(inputs), inputs["log_g"], impl=impl, **settings)
     results(out, state, inputs)
 
 

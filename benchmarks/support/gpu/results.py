@@ -10,13 +10,14 @@ checks     variant, share_of_budget (at most 1), against: of power attention aga
 rows       one for each implementation at a shape: cell (name of the comparison), pass, context, batch, heads,
            kv_heads, head_dim, dtype, impl, p, gated; seconds (median, p20, p80, repeats), flops, share_of_matmul,
            over_fastest_sdpa; or `skipped`, with the reason. clock is "call", from the host's call to the end of its
-           work, or "device", with the work queued ahead. Rows of other packages have state_per_head, the numbers
+           work; "graph", the same for a call that is replayed from a CUDA graph ("captured" in a cell); or "device",
+           with the work queued ahead. Rows of other packages have state_per_head, the numbers
            of their state.
 kernels    one for each launch of a training call in its order: cell, kernel, index (of this kernel's launches,
            from 0), role, seconds
-roles      cell, role (output, states, dq, ..., and "states, states_kernel alone"), flops (useful: phi with the rows of
-           the kernels' layout, the masked half not counted), seconds, share_of_matmul, kernels (names of those whose
-           time it is)
+roles      cell, role (prepare, output, states, dq, ..., and "states, states_kernel alone"), flops (useful: phi with the
+           rows of the kernels' layout, the masked half not counted; None where there are none), seconds,
+           share_of_matmul, kernels (names of those whose time it is)
 host       cell, seconds (median, p20, p80, repeats) of a call until it returns, cpu_seconds in all threads, launches
 crossovers head_dim, context where power attention overtakes the fastest SDPA (None: nowhere), slower_at and
            faster_at (measured contexts on either side), contexts (SDPA's time over power attention's, by context)

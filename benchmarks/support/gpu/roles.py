@@ -22,13 +22,14 @@ TILE = 8
 PROFILED_RUNS = 3
 """A launch's time is the median of as many runs."""
 
-STATES, OUTPUT, DQ, DK_DV = ("states", "states backward"), ("output",), ("dq",), ("dk, dv",)
+PREPARE, STATES = ("prepare", "prepare backward"), ("states", "states backward")
+OUTPUT, DQ, DK_DV = ("output",), ("dq",), ("dk, dv",)
 
 ROLES: dict[str, tuple[str, ...]] = {
+    "prepare_kernel": PREPARE,
     "scan_kernel": STATES,
     "states_kernel": STATES,
     "running_kernel": STATES,
-    "prepare_kernel": STATES,
     "output_kernel": OUTPUT,
     "expand_kernel": OUTPUT + DK_DV,
     "queries_kernel": DQ,
@@ -40,8 +41,9 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 """Roles of a kernel by its name, in the order of its launches in a training call: each role has as many launches.
 
-What several kernels do together has one role, whose time is the sum of theirs. Most of what prepare_kernel does is for
-the states: copies, and sums of k k^T. Names are whole: torch has kernels of such names, too.
+What several kernels do together has one role, whose time is the sum of theirs. prepare_kernel is a role alone: states,
+output and gradients use what it makes (sums of gates, copies, sums of k k^T). Names are whole: torch has kernels of
+such names, too.
 """
 
 WITH_NORMALISER = {("fixed_expand_kernel", 5): OUTPUT + OUTPUT + DQ + DK_DV + DK_DV}
@@ -111,7 +113,7 @@ def roles_of(found: Sequence[Launch]) -> list[str]:
 
 def role_flops(shape: Shape, variant: Variant) -> dict[str, int]:
     """Return the useful FLOPs of each role in a training call: products that no kernel can do without, 2 a
-    multiply-add.
+    multiply-add. Preparing has none: what it multiplies is for the normaliser.
 
     phi has the rows of the kernels' layout in tiles of 8 features: 2,304 for the 2,080 distinct entries at head dim 64.
     Causal pairs only, the first chunk queries no state and the last adds to none, and the normaliser is left out. The
@@ -140,6 +142,8 @@ def role_records(
     found: Sequence[Launch], useful: Mapping[str, int], matmul_rate: float, cell: str
 ) -> list[dict[str, Any]]:
     """Return seconds and share of the matrix product by role, for the result file, of roles that had a launch.
+
+    The share is None for roles without useful FLOPs.
 
     `kernels` says whose time it is. Those of ALONE have a record of their own after that of their role.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from powerplan.accounting import positions_text
@@ -76,6 +76,12 @@ class Lacks:
     def add(self, what: str, uses: Iterable[LayerUse] = ()) -> None:
         """Add a clause; `uses` are the layers that it is about, none where it is about the model."""
         self._found.setdefault(what, []).extend(uses)
+
+    def add_those(self, clauses: Mapping[str, bool], uses: Iterable[LayerUse] = ()) -> None:
+        """Add the clauses that are true, in their order, all about the same layers."""
+        for what, is_so in clauses.items():
+            if is_so:
+                self.add(what, uses)
 
     def lines(self) -> list[str]:
         """Return a line for each clause."""

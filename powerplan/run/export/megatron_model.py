@@ -9,7 +9,7 @@ from typing import Any
 
 from powerplan.ffn import MLP, MoE
 from powerplan.mixers import DSA, MLA, Attention, GatedDeltaNet, Mamba2
-from powerplan.mixers.base import Block
+from powerplan.mixers.block import Block
 from powerplan.rope import Llama3Scaling, Rope
 from powerplan.run.export.job import Lacks
 from powerplan.run.stages import stage_spans
@@ -187,11 +187,11 @@ def _attention(spec: ModelSpec, known: list[LayerUse], found: ModelArguments) ->
         "a norm over all heads of queries and keys": mixer.qk_norm == "full",
         "one output gate for each head": mixer.output_gate == "head",
         "keys and values of an earlier layer": mixer.shared_kv,
+        "keys and values that no cache keeps": mixer.uncached,
         "values made by the projection of the keys": mixer.keys_as_values,
         "differential attention": mixer.differential,
     }
-    for what in (what for what, is_so in lacking.items() if is_so):
-        found.lacks.add(what, uses)
+    found.lacks.add_those(lacking, uses)
     windows = sorted({window for use in uses if (window := _window(use.layer)) is not None})
     for window in windows[:-1]:
         found.lacks.add(f"a second window, of {window:,} keys: it has one size")

@@ -131,7 +131,7 @@ def _parts(job: Job) -> list[list[str]]:
     return parts
 
 
-def _recomputed(job: Job, missing: list[str]) -> Mapping[str, Any]:
+def _recomputed(job: Job, missing: list[str]) -> Mapping[str, str]:
     if job.recipe.recompute == "selective":
         missing.append("recomputing norms and activation functions alone: op keeps attention and every second product")
         return {"mode": "selective", "selective_ac_option": "op"}

@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
-from powerplan.ffn import MLP, MoE
+from powerplan.ffn import FFN, MLP, MoE
 from powerplan.load import catalogue_spec
-from powerplan.mixers import MLA, Attention
+from powerplan.mixers import MLA, Attention, Mixer
 from powerplan.run.export.job import Lacks
 from powerplan.spec import Layer, ModelSpec
+
+Own = TypeVar("Own")
 
 FLAVORS = {
     "llama-3-8b": "8B",
@@ -123,14 +125,14 @@ def _reasons(spec: ModelSpec, lacks: Lacks) -> None:
         "an LM head tied to the embedding, with mla": spec.tie_embeddings and MLA in map(type, spec.mixers()),
         **{f"{extra.describe()}, parameters of the whole model": True for extra in spec.extras},
     }
-    for what in (what for what, is_so in around.items() if is_so):
-        lacks.add(what)
+    lacks.add_those(around)
     if not lacks.lines():
         lacks.add(f"in one model, {'; '.join(use.layer.describe() for use in spec.layer_uses())}")
 
 
 SPECIAL = (
-    *("window", "bias", "qk_norm", "output_gate", "sinks", "shared_kv", "keys_as_values", "differential"),
+    *("window", "bias", "qk_norm", "output_gate", "sinks", "shared_kv", "uncached"),
+    *("keys_as_values", "differential"),
     *("shared_gate", "latent_size", "zero_experts"),
 )
 """Fields that make attention, latent attention, MLPs and experts other than torchtitan has them."""
@@ -166,13 +168,13 @@ def _plain(spec: ModelSpec) -> bool:
     )
 
 
-def _same(spec: ModelSpec, part: Callable[[Layer], Any]) -> Any:
+def _same(spec: ModelSpec, part: Callable[[Layer], Own]) -> Own | None:
     """Return what all layers have alike; None where they differ."""
     found = {part(use.layer) for use in spec.layer_uses()}
     return found.pop() if len(found) == 1 else None
 
 
-def _softmax(mixer: Any) -> bool:
+def _softmax(mixer: Mixer | None) -> TypeGuard[Attention]:
     """Whether a mixer is attention with nothing but heads and perhaps norms of queries and keys."""
     if type(mixer) is not Attention:
         return False
@@ -180,11 +182,11 @@ def _softmax(mixer: Any) -> bool:
     return mixer == plain and mixer.qk_norm != "full"
 
 
-def _swiglu(ffn: Any) -> bool:
+def _swiglu(ffn: FFN | None) -> TypeGuard[MLP]:
     return isinstance(ffn, MLP) and ffn.gated and not ffn.bias
 
 
-def _mixture(ffn: Any, shared: bool) -> bool:
+def _mixture(ffn: FFN | None, shared: bool) -> TypeGuard[MoE]:
     """Whether experts are as in torchtitan: gated, without biases; all shared ones as wide as so many experts."""
     if not isinstance(ffn, MoE):
         return False
@@ -246,14 +248,14 @@ def _qwen3(spec: ModelSpec) -> dict[str, Any] | None:
 
 def _deepseek_v3(spec: ModelSpec) -> dict[str, Any] | None:
     mixer = _same(spec, lambda layer: layer.mixer)
-    plain = _plain(spec) and not spec.tie_embeddings and type(mixer) is MLA and not mixer.bias and not mixer.output_gate
-    uses = spec.layer_uses()
-    ffns = [use.layer.ffn for use in uses]
-    if not plain or len(uses) != 2 or not _swiglu(ffns[0]) or not _mixture(ffns[1], shared=True):
+    if type(mixer) is not MLA or mixer.bias or mixer.output_gate or not _plain(spec) or spec.tie_embeddings:
         return None
-    dense, moe = ffns
+    uses = spec.layer_uses()
+    if len(uses) != 2:
+        return None
+    dense, moe = (use.layer.ffn for use in uses)
     first = uses[0].count
-    if uses[0].positions != (range(first),) or not isinstance(dense, MLP) or not isinstance(moe, MoE):
+    if not (_swiglu(dense) and _mixture(moe, shared=True)) or uses[0].positions != (range(first),):
         return None
     return {
         "vocab_size": spec.vocab_size,
