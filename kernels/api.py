@@ -111,7 +111,8 @@ def power_attention(
     torch.compile traces the chunked implementations whole. There are no second derivatives.
 
     Args:
-        q: [B, T, H, K] queries, float64, float32, bfloat16 or float16.
+        q: [B, T, H, K] queries, float64, float32, bfloat16 or float16. Time comes before heads, unlike in
+            scaled_dot_product_attention.
         k: [B, T, G, K] keys, of q's dtype. H is a multiple of G; query head h uses key/value head h // (H / G).
         v: [B, T, G, V] values, of q's dtype.
         log_g: [B, T, G], the natural logarithm of the gates, at most 0; None for no gates. Values below -100, -inf

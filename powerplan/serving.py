@@ -64,9 +64,14 @@ class Fleet:
     count: int = 1
 
     @property
+    def memory_of_one(self) -> int:
+        """Bytes of one device."""
+        return int(si_value(self.device, "memory_gb") or 0)
+
+    @property
     def memory(self) -> int:
         """Bytes of all of them."""
-        return self.count * int(si_value(self.device, "memory_gb") or 0)
+        return self.count * self.memory_of_one
 
     def seconds(self, flops: Fraction, moved: Fraction | int) -> Fraction:
         """Return the roofline time of work that is shared evenly."""
@@ -230,6 +235,13 @@ class Serving:
     def largest_batch(self) -> int | None:
         """Sequences whose state fits beside the weights, if any; None without a device, or without a state."""
         return self._fitting(self.sequence_bytes)
+
+    @property
+    def least_devices(self) -> int | None:
+        """Devices of the fleet's kind that hold the weights and one sequence together; None without a device."""
+        if self.fleet is None:
+            return None
+        return -int(-(self.device_bytes + self.sequence_bytes) // self.fleet.memory_of_one)
 
     @property
     def largest_allocated_batch(self) -> int | None:

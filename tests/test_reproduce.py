@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from fractions import Fraction
 from typing import Any
@@ -266,3 +267,19 @@ def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tabel2"]) == 2
     message = "error: 'tabel2' is not known; did you mean table2? allowed are table2, table3, figure2, table4, "
     assert capsys.readouterr().err == f"{message}power-speed, kimi, hybrids, field, training, training-time, all\n"
+
+
+def test_all_sets_begin_with_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce"]) == 0
+    head = capsys.readouterr().out.partition("\ntable2: ")[0]
+    told = {
+        name: (int(agree), int(figures)) for name, agree, figures in re.findall(r"^(\S+) +(\d+) +(\d+) ", head, re.M)
+    }
+    assert main(["reproduce", "--json"]) == 0
+    sets = json.loads(capsys.readouterr().out)["sets"]
+    assert told == {
+        own["name"]: (sum(bool(figure["agrees"]) for figure in own["figures"]), len(own["figures"])) for own in sets
+    }
+    assert told["table2"] == (11, 12)
+    assert main(["reproduce", "table2"]) == 0
+    assert capsys.readouterr().out.startswith("table2: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from itertools import combinations, product
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import contexts, specs, untied
 
+import powerplan
 from powerplan.accounting import Accounting
 from powerplan.cli import main
 from powerplan.dtypes import DTYPE_BYTES
@@ -235,6 +237,7 @@ def test_a_table_has_the_states_that_there_are(capsys: pytest.CaptureFixture[str
     assert "weights, recurrent: bytes" in " ".join(said["mamba2-130m"].split())
     assert "weights, cache, recurrent: bytes" in " ".join(said[KIMI].split())
     assert [model for model, text in said.items() if "Experts" in text] == [KIMI]
+    assert all("\n--gpu DEVICE adds times, and how many sequences fit.\n" in text for text in said.values())
 
 
 def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,18 +245,40 @@ def test_what_fits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["decode", *arguments, "--hardware", "h100-sxm"]) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    assert "the weights do not fit in the 74.51 GiB of h100-sxm" in said(KIMI)
+    whole = "the weights do not fit in the 74.51 GiB of h100-sxm (--devices 2 holds them and a sequence)"
+    assert whole in said(KIMI)
     assert "26 sequences fit on 4 h100-sxm" in said(KIMI, "--ctx", "1M", "--devices", "4")
     assert "1 sequence fits on 3 h100-sxm" in said("llama-3-8b", "--ctx", "1M", "--devices", "3")
-    assert "not one sequence fits on h100-sxm" in said("llama-3-8b", "--ctx", "1M")
+    assert "not one sequence fits on h100-sxm (--devices 2 holds one)" in said("llama-3-8b", "--ctx", "1M")
+
+
+@pytest.mark.parametrize("context", ["1k", "1M", "4M"])
+def test_the_least_devices_hold_one_sequence_and_one_fewer_does_not(context: str) -> None:
+    def fits(count: int) -> bool | None:
+        (model,) = powerplan.decode("llama-3-8b", context, batch=1, gpu="h100-sxm", devices=count).models
+        return model.servings[0].step(1).fits
+
+    (model,) = powerplan.decode("llama-3-8b", context, gpu="h100-sxm").models
+    least = model.servings[0].least_devices
+    assert least is not None
+    assert fits(least)
+    assert least == 1 or not fits(least - 1)
+
+
+def test_tokens_per_second_stand_in_every_table_with_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in ("128k", "8k,128k"):
+        assert main(["decode", KIMI, "--ctx", asked, "--gpu", "h200-sxm", "--batch", "1"]) == 0
+        out = capsys.readouterr().out
+        assert "tokens" in out.split("Experts read")[1]
+        assert KIMI not in out.split("Times are")[1], "one model is not named in every row"
 
 
 def test_what_does_not_fit_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["decode", "llama-3-8b", "--batch", "1,8,64", "--hardware", "h100-sxm"]
     assert main([*arguments, "--ctx", "128k"]) == 0
     out = capsys.readouterr().out
-    rows = [line.split() for line in out.splitlines() if line.startswith("llama-3-8b  ")]
-    assert [row[1] for row in rows if row[-1] == "no"] == ["8", "64"]
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d+  ", line)]
+    assert [row[0] for row in rows if row[-1] == "no"] == ["8", "64"]
     assert "fits: no where weights and state exceed the 74.51 GiB there are." in out
     assert main([*arguments, "--ctx", "1k"]) == 0
     assert "fits:" not in capsys.readouterr().out

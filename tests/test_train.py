@@ -145,7 +145,9 @@ def test_stages_are_summed(capsys: pytest.CaptureFixture[str]) -> None:
     assert both["gpu_hours"] == pytest.approx(short["gpu_hours"] + long["gpu_hours"])
     assert both["parallel"] == short["parallel"], "the stage that takes longest stands for the run"
     assert main(["train", *common, "--stage", "95B@8k", "--stage", "5B@128k"]) == 0
-    assert "\nin all: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("llama-3-8b in 2 stages on 64 h100-sxm: ")
+    assert out.count("allowance: libraries") == 1
 
 
 def test_given_degrees_are_taken_and_may_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +263,7 @@ def test_exports_print_or_save(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 MESSAGES = {
-    "": "--gpu: a training run needs a device; such as h100-sxm",
+    "": "--gpu: a training run needs a device, such as h100-sxm",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,tp=2": "--parallel: fsdp 8 * tp 2 * pp 1 * cp 1 * replicas 1 is 16",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,tq=2": "--parallel: 'tq' is not known; allowed are fsdp, tp, pp,",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,fsdp=8": "--parallel: fsdp is given twice",

@@ -60,12 +60,26 @@ def launch(
     launcher(programs, arguments, warps, stages, options)
 
 
+class Compiled(NamedTuple):
+    """A kernel that the JIT compiled, and what a launch reads of it.
+
+    kernel: as Triton has it
+    run: its launcher
+    function, packed_metadata: what that takes
+    """
+
+    kernel: Any
+    run: Callable[..., Any]
+    function: Any
+    packed_metadata: Any
+
+
 class Launch(NamedTuple):
     """A launch that was made.
 
     launcher, programs, warps, stages, options: what started it.
     arguments: the values of all parameters, in their order
-    start: run, function and packed metadata of the compiled kernel; None where there is no way but the JIT
+    start: what starts the compiled kernel; None where there is no way but the JIT
     """
 
     launcher: Launcher
@@ -74,7 +88,7 @@ class Launch(NamedTuple):
     warps: int
     stages: int
     options: dict[str, Any] | None
-    start: tuple[Any, Any, Any] | None
+    start: Compiled | None
 
     def start_on(self, stream: int, values: Sequence[Any]) -> None:
         """Start the compiled kernel with the values of all parameters, or addresses in place of tensors."""
@@ -87,12 +101,12 @@ class Launch(NamedTuple):
         self.launcher.by_the_jit(self.programs, arguments, self.warps, self.stages, self.options)
 
 
-def _run(start: tuple[Any, Any, Any], programs: int, stream: int, values: Sequence[Any]) -> None:
+def _run(start: Compiled, programs: int, stream: int, values: Sequence[Any]) -> None:
     """Do what ends every launch of Triton's JIT, without metadata and hooks.
 
     A pointer may be an integer, and then nobody asks the driver what kind of pointer it is.
     """
-    run, function, metadata = start
+    _, run, function, metadata = start
     run(programs, 1, 1, stream, function, metadata, None, None, None, *values)
 
 
@@ -155,7 +169,7 @@ class Launcher:
 
     def _start(
         self, programs: int, arguments: dict[str, Any], warps: int, stages: int, options: dict[str, Any] | None
-    ) -> tuple[Any, Any, Any] | None:
+    ) -> Compiled | None:
         """Start the kernel, and return what starts it without the JIT, if anything does."""
         if not self.direct or self.kernel.pre_run_hooks or is_listened_to():
             self.by_the_jit(programs, arguments, warps, stages, options)
@@ -187,7 +201,8 @@ class Launcher:
                 return None
             if len(bound.starts) >= MOST_BOUND:
                 bound.starts.clear()
-            start = bound.starts[key] = compiled.run, compiled.function, compiled.packed_metadata
+            start = Compiled(compiled, compiled.run, compiled.function, compiled.packed_metadata)
+            bound.starts[key] = start
             return start
         _run(start, programs, active.get_current_stream(device), bound.in_order(addresses + others))
         return start
@@ -232,7 +247,7 @@ class Bound:
         self.described = bool(descriptors)
         shuffled = [*tensors, *others]
         self.in_order = picker([shuffled.index(place) for place in places])
-        self.starts: dict[Any, tuple[Any, Any, Any]] = {}
+        self.starts: dict[Any, Compiled] = {}
 
 
 def picker(places: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:

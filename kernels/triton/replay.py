@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from powerplan.kernels.triton.entry import Entry, Maps, entry_of, with_base
 from powerplan.kernels.triton.launching import ALIGNMENT, Launch, is_descriptor, is_listened_to, listening, picker
 from powerplan.kernels.triton.tape import (
     Again,
     At,
     Describe,
+    Encode,
+    Enter,
     Operate,
     Optional,
     Part,
@@ -32,7 +35,6 @@ from powerplan.kernels.triton.tape import (
     Step,
     Tape,
     Temporary,
-    without_base,
 )
 from powerplan.kernels.triton.workspace import Use, packed
 
@@ -144,6 +146,8 @@ class _Writer:
 
     def __init__(self, inputs: list[Tensor], watch: Watch, returned: Optional) -> None:
         self.events = watch.events
+        # All or none: a tape that launches through the JIT anywhere asks for no stream.
+        self.direct = all(event.start is not None for event in self.events if isinstance(event, Launch))
         self.returned = returned
         new = [event.result for event in self.events if isinstance(event, Call) and event.is_empty]
         outlive = {_storage(x) for x in returned if x is not None and x.numel()}
@@ -173,17 +177,13 @@ class _Writer:
     def tape(self) -> Tape:
         for index, event in enumerate(self.events):
             self.now = index
-            if isinstance(event, Call):
-                if not event.is_empty:
-                    self.operate(event)
-                continue
-            pick = picker([self.place(value) for value in event.arguments])
-            kept = event._replace(arguments=())
-            self.steps.append(Again(kept, pick) if event.start is None else Start(kept, pick))
+            if isinstance(event, Launch):
+                self.launch(event)
+            elif not event.is_empty:
+                self.operate(event)
         results = tuple([None if x is None else self.result(x) for x in self.returned])
         self.fixed.reverse()
-        direct = not any(isinstance(step, Again) for step in self.steps)
-        workspace, temporaries = self.workspace(direct)
+        workspace, temporaries = self.workspace()
         return Tape(
             new=tuple(self.layouts),
             workspace=workspace,
@@ -193,10 +193,10 @@ class _Writer:
             fixed_addresses=tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in self.fixed),
             steps=tuple(self.steps),
             results=results,
-            direct=direct,
+            direct=self.direct,
         )
 
-    def workspace(self, direct: bool) -> tuple[dict[str, Any] | None, tuple[Temporary, ...]]:
+    def workspace(self) -> tuple[dict[str, Any] | None, tuple[Temporary, ...]]:
         """Return the allocation that holds the temporary tensors, and where they lie in it."""
         if not self.temporary:
             return None, ()
@@ -207,7 +207,7 @@ class _Writer:
             uses.append(Use(used[0], used[-1], _span(x) * x.itemsize) if used else Use(0, 0, 0))
         offsets, total = packed(uses)
         layouts = [
-            (tuple(x.shape), x.stride(), x.dtype) if place in self.taken or not direct else None
+            (tuple(x.shape), x.stride(), x.dtype) if place in self.taken or not self.direct else None
             for place, x in zip(places, self.temporary, strict=True)
         ]
         whole = {"size": (total,), "dtype": torch.uint8, "device": self.temporary[0].device}
@@ -242,7 +242,7 @@ class _Writer:
         if is_descriptor(value):
             base = self.place(value.base)
             own = self.own(None)
-            self.steps.append(Describe(own, without_base(value), base))
+            self.steps.append(Describe(own, with_base(value, None), base))
             return own
         place = self.root(value) if isinstance(value, Tensor) and value.numel() else None
         if place is None:
@@ -259,6 +259,31 @@ class _Writer:
         if whole:
             self.whole.add(place)
         return place
+
+    def launch(self, launch: Launch) -> None:
+        """Write steps for a launch."""
+        entry = entry_of(launch.start.kernel) if self.direct and launch.start is not None else None
+        if entry is not None and len(entry.expand) == sum(map(is_descriptor, launch.arguments)):
+            self.steps.append(Enter(entry, launch.programs, picker(self.expanded(launch.arguments, entry))))
+            return
+        pick = picker([self.place(value) for value in launch.arguments])
+        kept = launch._replace(arguments=())
+        self.steps.append(Start(kept, pick) if self.direct else Again(kept, pick))
+
+    def expanded(self, values: tuple[Any, ...], entry: Entry) -> list[int]:
+        """Return the places of what a compiled kernel takes, with the steps that encode tensor maps written."""
+        places = []
+        expand = iter(entry.expand)
+        for value in values:
+            if not is_descriptor(value):
+                places.append(self.place(value))
+                continue
+            maps = Maps(value, next(expand))
+            base, own = self.place(value.base), self.own(None)
+            self.steps.append(Encode(own, maps, base))
+            _, *layout = maps.expand(value)
+            places += [own, *map(self.keep, layout)]
+        return places
 
     def operate(self, call: Call) -> None:
         """Write a step for an operator, unless what it returns are views of what is there."""

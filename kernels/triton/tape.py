@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
+from powerplan.kernels.triton.entry import Address, Entry, Maps, with_base
 from powerplan.kernels.triton.launching import Launch
 
 Optional = tuple[Tensor | None, ...]
@@ -43,6 +44,17 @@ class Start(NamedTuple):
         self.launch.start_on(row.stream, self.pick(row.taken))
 
 
+class Enter(NamedTuple):
+    """Starts a compiled kernel by its function in C: in place of a descriptor its map, sizes and strides are picked."""
+
+    entry: Entry
+    programs: int
+    pick: Callable[[Any], tuple[Any, ...]]
+
+    def run(self, row: Row) -> None:
+        self.entry.start(self.programs, row.stream, self.pick(row.taken))
+
+
 class Again(NamedTuple):
     """Launches a kernel through the JIT, or in the interpreter."""
 
@@ -67,43 +79,28 @@ class Part(NamedTuple):
         row.put(self.own, whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset))
 
 
-class Address:
-    """Stands for a tensor that a descriptor describes: a launch asks it for its address and for nothing else."""
-
-    __slots__ = ("address",)
-
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def data_ptr(self) -> int:
-        """Return the address."""
-        return self.address
-
-
 class Describe(NamedTuple):
-    """Makes the tensor descriptor of what is at a place. A new one would check the layout again: 5 us.
-
-    descriptor: What `without_base` returned of one for the same layout.
-    """
+    """Makes the tensor descriptor of what is at a place; descriptor: one for the same layout, without its tensor."""
 
     own: int
     descriptor: Any
     place: int
 
     def run(self, row: Row) -> None:
-        same = object.__new__(type(self.descriptor))
-        same.__dict__.update(self.descriptor.__dict__)
         base = row.tensors[self.place]
-        same.base = Address(row.taken[self.place]) if base is None else base
+        same = with_base(self.descriptor, Address(row.taken[self.place]) if base is None else base)
         row.tensors[self.own] = row.taken[self.own] = same
 
 
-def without_base(descriptor: Any) -> Any:
-    """Return a copy of a tensor descriptor that does not hold the tensor: a tape outlives the call that it is of."""
-    bare = object.__new__(type(descriptor))
-    bare.__dict__.update(descriptor.__dict__)
-    bare.base = None
-    return bare
+class Encode(NamedTuple):
+    """Puts the tensor map of what is at a place into another one."""
+
+    own: int
+    maps: Maps
+    place: int
+
+    def run(self, row: Row) -> None:
+        row.taken[self.own] = self.maps[row.taken[self.place]]
 
 
 class At(NamedTuple):
@@ -135,7 +132,7 @@ def _filled(value: Any, tensors: list[Any]) -> Any:
     return [_filled(each, tensors) for each in value] if type(value) is list else value
 
 
-Step = Start | Again | Part | Describe | Operate
+Step = Start | Enter | Again | Part | Describe | Encode | Operate
 
 
 class Temporary(NamedTuple):
@@ -175,7 +172,9 @@ class Tape(NamedTuple):
     def run(self, inputs: list[Tensor], addresses: tuple[int, ...]) -> Optional:
         """Return what the pass returns for these inputs, which lie at these addresses."""
         new = [torch.empty_strided(**layout) for layout in self.new]
-        temporary, temporary_addresses = self._temporaries()
+        # Held until all steps have run: some know its address alone, and operators among them take memory that is free.
+        workspace = None if self.workspace is None else torch.empty(**self.workspace)
+        temporary, temporary_addresses = self._temporaries(workspace)
         to_make = [None] * self.made
         tensors = [*inputs, *new, *temporary, *to_make, *self.fixed]
         taken = [*addresses, *map(Tensor.data_ptr, new), *temporary_addresses, *to_make, *self.fixed_addresses]
@@ -188,11 +187,10 @@ class Tape(NamedTuple):
             step.run(row)
         return tuple([None if place is None else tensors[place] for place in self.results])
 
-    def _temporaries(self) -> tuple[list[Tensor | None], list[int]]:
-        """Return the temporary tensors, in one new allocation, where steps take them, and the addresses of all."""
-        if self.workspace is None:
+    def _temporaries(self, workspace: Tensor | None) -> tuple[list[Tensor | None], list[int]]:
+        """Return the temporary tensors, where steps take them, and the addresses of all."""
+        if workspace is None:
             return [], []
-        workspace = torch.empty(**self.workspace)
         base = workspace.data_ptr()
         typed: dict[torch.dtype, Tensor] = {}
         tensors: list[Tensor | None] = []

@@ -232,7 +232,7 @@ def _peak(device: Device | None, profile: MeasuredTimes | None, recipe: Recipe) 
     peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
     if peak is None:
         raise InputError(
-            "a training run needs a device; such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
+            "a training run needs a device, such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
         )
     return peak
 

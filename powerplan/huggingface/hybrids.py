@@ -269,6 +269,14 @@ def lfm3(config: Config, name: str) -> ModelSpec:
 LATENT = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads", "mla_use_nope"})
 """Keys of files with latent attention that change no count."""
 
+MINIMAX = frozenset(
+    f"layernorm_{part}_{factor}"
+    for part in ("full_attention", "linear_attention", "mlp")
+    for factor in ("alpha", "beta")
+) | {"postnorm", "shared_moe_mode"}
+"""Keys of MiniMax's own files: scales of residuals, which of two inputs is the residual, and a mode of shared experts
+that no published model has."""
+
 FAMILIES: dict[str, Family] = {
     "bailing_hybrid": Family(bailing_hybrid, inert=LATENT),
     "kimi_linear": Family(kimi_linear, inert=LATENT),
@@ -276,9 +284,9 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family(lfm2),
     "lfm2_moe": Family(lfm2_moe),
     "lfm3": Family(lfm3),
-    "minimax": Family(minimax),
-    "minimax_m1": Family(minimax, like="minimax"),
-    "minimax_text_01": Family(minimax, like="minimax"),
+    "minimax": Family(minimax, inert=MINIMAX),
+    "minimax_m1": Family(minimax, like="minimax", inert=MINIMAX),
+    "minimax_text_01": Family(minimax, like="minimax", inert=MINIMAX),
     "olmo_hybrid": Family(olmo_hybrid),
     "qwen3_5_moe_text": Family(qwen3_next),
     "qwen3_5_text": Family(qwen3_5),

@@ -124,6 +124,14 @@ class Convention:
                 raise InputError(f"{name} must be {' or '.join(allowed)}, and is {value!r}")
 
 
+def exact_text(value: Rational) -> str:
+    """Return a number without rounding: 65,536, 32,768.5 or (1/3)."""
+    if value.denominator == 1:
+        return f"{int(value):,}"
+    text = f"{float(value):,.10g}"
+    return text if Fraction(text.replace(",", "")) == value else f"({value.numerator:,}/{value.denominator:,})"
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand: the component that it belongs to, its formula, the values of the letters, and its own value."""
@@ -140,10 +148,7 @@ class Term:
             value = self.symbols.get(match[0])
             if value is None:
                 return match[0]
-            if isinstance(value, int) or value.denominator == 1:
-                return f"{int(value):,}"
-            text = f"{float(value):,.10g}"
-            return text if Fraction(text.replace(",", "")) == value else f"({value.numerator:,}/{value.denominator:,})"
+            return exact_text(value)
 
         return re.sub(r"[A-Za-z_]+", number, self.formula).replace("*", "·")
 

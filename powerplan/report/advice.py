@@ -21,10 +21,8 @@ HYPOTHESIS = (
     "1:1 is a hypothesis of arXiv 2507.04239, which our own runs of small models (docs/icl.md) do not show: power p=2 "
     "recalled what a window of equal state forgot, and on code it was no better."
 )
-SPEED = (
-    "p=2 trains more slowly than attention below about 14k tokens (heads of 64) or 23k (128) on an H100 "
-    "(docs/kernels.md)"
-)
+OVERTAKES = {64: "14k", 128: "23k"}
+"""Tokens from which p = 2 trained faster than attention on an H100, by head dim (docs/kernels.md)."""
 
 Advice = list[tuple[str, str | list[str]]]
 """Labels, and what is said of each: a sentence, or commands."""
@@ -139,10 +137,30 @@ def _costs(answer: Recommendation) -> list[str]:
     else:
         parts.append("training, as weights give another output with new mixers")
     new = [mixer for mixer in winner.spec.mixers() if mixer not in set(answer.base.spec.mixers())]
-    if any(mixer.degree == 2 for mixer in new):
-        parts.append(SPEED)
+    parts += filter(None, [speed_of(new)])
     parts += dict.fromkeys(mixer.kernel_problem for mixer in new if mixer.kernel_problem)
     return [*parts, *dict.fromkeys(text for mixer in new if (text := _without_gpu_kernel(mixer)))]
+
+
+def speed_of(new: Sequence[Mixer]) -> str | None:
+    """Return below which context p = 2 was slower than attention, in the heads that the new mixers have.
+
+    None where no new mixer of degree 2 runs on a GPU.
+    """
+    shapes = [heads for mixer in new if mixer.degree == 2 and (heads := mixer.own_heads()) is not None]
+    dims = {heads.head_dim for heads in shapes if "triton" in kernels_for(2, heads.head_dim, heads.v_head_dim)}
+    if not dims:
+        return None
+    first, *rest = sorted(dims & OVERTAKES.keys()) or OVERTAKES
+    below = " or ".join(
+        [f"{OVERTAKES[first]} tokens (heads of {first})", *(f"{OVERTAKES[dim]} ({dim})" for dim in rest)]
+    )
+    text = f"p=2 trains more slowly than attention below about {below} on an H100 (docs/kernels.md)"
+    return (
+        text
+        if dims & OVERTAKES.keys()
+        else f"{text}; heads of {listed([str(dim) for dim in sorted(dims)], 'and')} were not timed"
+    )
 
 
 def _without_gpu_kernel(mixer: Mixer) -> str | None:

@@ -105,6 +105,7 @@ def model_report(accounting: Accounting) -> Report:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}{', tied' if spec.tie_embeddings else ''}"),
         *((kind["layers"], kind["layer"]) for kind in payload["layer_kinds"]),
+        *_shapes(spec),
         *([("quantization", payload["quantization"])] if payload["quantization"] else []),
         *_positions(spec),
         ("balanced at", grouped(payload["balanced_context"]) or none),
@@ -113,6 +114,16 @@ def model_report(accounting: Accounting) -> Report:
     ]
     columns = [Column("key", spec.name, left=True), Column("value", "", left=True)]
     return Report("powerplan.model/1", payload, columns, [{"key": key, "value": value} for key, value in facts])
+
+
+def _shapes(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Return the heads of the mixers that have any in the sense of softmax attention, of each shape once."""
+    shapes: dict[str, list[str]] = {}
+    for mixer in spec.mixers():
+        if (heads := mixer.own_heads()) is not None:
+            shapes.setdefault(heads.describe(), []).append(mixer.describe())
+    only = len(spec.mixers()) == sum(map(len, shapes.values())) and len(shapes) == 1
+    return [("heads" if only else f"heads of {' and '.join(names)}", shape) for shape, names in shapes.items()]
 
 
 def _positions(spec: ModelSpec) -> list[tuple[str, str]]:

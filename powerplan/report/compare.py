@@ -12,8 +12,8 @@ from powerplan.report.parts import (
     RATIOS,
     balance_text,
     convention_entry,
-    dtypes_text,
     model_entry,
+    moved_text,
     parameters_text,
     row_entry,
 )
@@ -45,7 +45,7 @@ def compare_report(accountings: Sequence[Accounting], rows: Sequence[Sequence[Ro
         spec = accounting.spec
         size = f"{parameters_text(accounting)}, {spec.layer_count} layers of {spec.hidden_size:,}"
         before.append(f"{spec.name}: {size}; {balance_text(accounting)}")
-    formats = dtypes_text([accounting.spec for accounting in accountings], dtypes)
+    formats = moved_text([accounting.spec for accounting in accountings], dtypes)
     legend = wrapped(f"FLOPs forward, per token; decode: bytes for one token at batch 1; {formats}.")
     columns = [CONTEXT, Column("name", "model", left=True), *RATIOS]
     return Report("powerplan.compare/1", payload, columns, table, before=before, legend=legend)

@@ -94,12 +94,19 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
     legend += wrapped(_meaning(models, states, dtypes))
     legend += [line for remark in policy_remarks(policy) for line in wrapped(remark)]
+    if fleet is None:
+        legend += wrapped("--gpu DEVICE adds times, and how many sequences fit.")
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
     # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
     left_out = {"cache_bytes", "recurrent_bytes"}.difference(states)
-    left_out.add("tokens_per_s" if len(contexts) > 1 else "context")
+    if len(models) == 1:
+        left_out.add("name")
+    if len(contexts) == 1:
+        left_out.add("context")
+    elif fleet:
+        left_out.add("bytes_per_token")
     if all(row.get("fits") for row in rows):
         left_out.add("fits")
     shown = [column for column in columns if column.key not in left_out]
@@ -170,6 +177,7 @@ def _context(serving: Serving, batches: Sequence[int]) -> dict[str, Any]:
         "recurrent_bytes": json_number(serving.recurrent_bytes),
         "state_bytes": json_number(serving.state_bytes),
         "largest_batch": serving.largest_batch,
+        "least_devices": serving.least_devices,
         "prefill_flops": json_number(serving.prefill_flops),
         "prefill_s": json_float(serving.prefill_seconds),
         "steps": [_step(serving.step(batch)) for batch in batches],
@@ -237,12 +245,14 @@ def _sizes(serving: Serving) -> list[str]:
 
 
 def _largest(serving: Serving, fleet: Fleet) -> str:
+    least, most = serving.least_devices, serving.largest_batch
     if serving.device_bytes > fleet.memory:
-        return f"the weights do not fit in the {format_bytes(fleet.memory)} of {_place(fleet)}"
-    most = serving.largest_batch
+        held = f"--devices {least} holds them{' and a sequence' if serving.sequence_bytes else ''}"
+        return f"the weights do not fit in the {format_bytes(fleet.memory)} of {_place(fleet)} ({held})"
     if most is None:
         return "any batch fits"
-    return f"{fitting(most)} on {_place(fleet)}"
+    more = "" if most else f" (--devices {least} holds one)"
+    return f"{fitting(most)} on {_place(fleet)}{more}"
 
 
 def _against_twin(serving: Serving, twin: Serving, batches: Sequence[int]) -> dict[str, Any]:

@@ -134,6 +134,10 @@ def _legend(degrees: Sequence[Degree]) -> list[str]:
     chosen = [degree.p for degree in degrees]
     where = " where p is even" if any(map(odd_degree, chosen)) else ""
     return [
+        *wrapped(
+            "spow: C(d+p-1, p) in heads of d, the products of p entries of a key that differ: the state has a row for "
+            "each."
+        ),
         *wrapped(f"state: fp32, normaliser included{where}. FLOPs: forward, per token."),
         *wrapped("window of same state: tokens whose keys and values, in the same heads, have as many elements."),
         *kernels_lines(kernels, chosen),

@@ -35,6 +35,10 @@ def dims_report(head_dims: Sequence[int], degrees: Sequence[int], tile: int, v_h
         Column("kernels", "kernels", left=True),
     ]
     legend = [
+        *wrapped(
+            "tpow: d^p, all products of p entries of a key in heads of d. spow: C(d+p-1, p), those that differ, which "
+            "the state has a row for. tiled spow: what chunked kernels multiply with."
+        ),
         *wrapped(f"savings: 1 - spow/tpow. state per head: fp32, {_state_text(degrees)}."),
         "window of same state: tokens whose keys and values have as many elements as spow x v.",
         *kernels_lines([row["kernels"] for row in rows], degrees),

@@ -137,6 +137,15 @@ def dtypes_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
     return ", ".join([*parts, *([f"recurrent state in {dtypes.state}"] if dtypes.state != STATE_DTYPE else [])])
 
 
+def moved_text(specs: Sequence[ModelSpec], dtypes: Dtypes) -> str:
+    """Return `dtypes_text`, and that decoding a token reads and writes recurrent state, where there is any."""
+    text = dtypes_text(specs, dtypes)
+    if not any(mixer.state_size(1).recurrent for spec in specs for mixer in spec.mixers()):
+        return text
+    named = "" if dtypes.state != STATE_DTYPE else f", recurrent state in {dtypes.state}"
+    return f"{text}{named}, read and written"
+
+
 def context_remark(spec: ModelSpec, context: int, *, trained: bool = False) -> str | None:
     """Return a remark on a context in tokens that is longer than those that a model was trained for, None if it is not.
 

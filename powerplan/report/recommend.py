@@ -189,7 +189,7 @@ def _looks_back(answer: Recommendation) -> str:
     if reaches - {None, answer.contexts[-1]}:
         words.append("stacked windows pass on more")
     if None in reaches:
-        words.append("state: none")
+        words.append("state: none, only its state")
     return "; ".join(words) + "."
 
 
@@ -263,7 +263,7 @@ def _columns(answer: Recommendation) -> list[Column]:
     if timed and request.profile is not None:
         columns.append(Column("time_source", "train:", left=True))
     if not all(candidate.feasible for candidate in answer.candidates):
-        columns.append(Column("feasible", "", lambda value: "" if value else "no", left=True))
+        columns.append(Column("feasible", "allowed", lambda value: "" if value else "no", left=True))
     return columns
 
 
@@ -273,6 +273,10 @@ def _as_it_is(label: str) -> Role | None:
 
 def _show_reach(context: int, tokens: int | None) -> str:
     return "state" if tokens is None else "all" if tokens == context else grouped(tokens)
+
+
+def _whole(value: int | float) -> str:
+    return f"{round(value):,}"
 
 
 def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:
@@ -299,8 +303,9 @@ def solve_report(solution: Solution, name: str, context: int, target: Fraction) 
     columns = [
         Column("value", solution.unknown, grouped),
         Column("wsfr", "WSFR", show_ratio, role=partial(side_of, target=target)),
-        Column("weight_flops_per_token", "weight\nFLOPs", show_flops),
-        Column("state_flops_per_token", "state\nFLOPs", show_flops),
+        # Rounded FLOPs of the two rows are mostly the same.
+        Column("weight_flops_per_token", "weight\nFLOPs", _whole),
+        Column("state_flops_per_token", "state\nFLOPs", _whole),
         Column("state_bytes", "state per\nsequence", show_bytes),
     ]
     return Report(SOLVE_SCHEMA, payload, columns, rows, title=wrapped(line))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from powerplan.report.render import Report
-from powerplan.report.tables import Column
+from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
 from powerplan.reproduce import Comparison, Figure, SetResult
 from powerplan.units import json_number
@@ -39,7 +40,32 @@ def reproduce_report(results: Sequence[SetResult]) -> Report:
         for name, value in comparison.computed.items()
     ]
     columns = [Column(key, key) for key in ("set", "figure", "unit", "published", "convention", "computed", "agrees")]
-    return Report(SCHEMA, payload, columns, rows, sections=[_section(result) for result in results])
+    sections = [*([_overview(results)] if len(results) > 1 else []), *map(_section, results)]
+    return Report(SCHEMA, payload, columns, rows, sections=sections)
+
+
+def _overview(results: Sequence[SetResult]) -> Report:
+    """Return a line for each set: how many of its figures some convention prints as published."""
+    columns = [
+        Column("set", "set", left=True),
+        Column("agree", "agree", grouped),
+        Column("figures", "figures", grouped),
+        Column("title", "what is published", left=True),
+    ]
+    rows = [
+        {
+            "set": result.figures.name,
+            "agree": sum(bool(comparison.agrees) for comparison in result.comparisons),
+            "figures": len(result.comparisons),
+            "title": re.split(r"[:,;]| \(", result.figures.title)[0],
+        }
+        for result in results
+    ]
+    legend = wrapped(
+        "agree: figures that a convention of their set prints as published; the gaps of others stand below. powerplan "
+        "reproduce SET has one alone."
+    )
+    return Report(SCHEMA, {}, columns, rows, legend=legend)
 
 
 def _set(result: SetResult) -> dict[str, Any]:

@@ -46,12 +46,14 @@ ACCURACY = (
 )
 """What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
 
-LEGEND = (
-    "gathered layers: whole weights and gradients of layers at work; kept: from the forward to the backward pass; "
-    "working: logits, or one layer's backward pass; allowance: libraries and fragmentation; exposed: communication "
-    "that no compute hides."
-)
-"""What the parts of memory and time mean."""
+MEANING = {
+    "gathered layers": "gathered layers: whole weights and gradients of layers at work",
+    "kept activations": "kept: from the forward to the backward pass",
+    "working memory": "working: logits, or one layer's backward pass",
+    "allowance": "allowance: libraries and fragmentation",
+    "exposed": "exposed: communication that no compute hides",
+}
+"""What the parts of memory and time mean that do not say it."""
 
 UNSURE = 0.15
 """The share of activations and working memory by which their estimate may be off."""
@@ -105,14 +107,17 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     rows = [row for number, phase in enumerate(plan.phases, 1) for row in _part_rows(phase.layout, number)]
     columns = [Column("stage", "stage"), Column("of", "of"), Column("part", "part"), Column("value", "value")]
     sections: list[Report] = []
+    if len(plan.phases) > 1:
+        costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
+        devices = _devices(plan.setting.cluster.devices, plan)
+        place = f"{plan.accounting.spec.name} in {len(plan.phases)} stages on {devices}"
+        sections.append(Report(SCHEMA, {}, [], [], title=wrapped(f"{place}: {costs}")))
+    told: set[str] = set()
     for phase in plan.phases:
-        sections.append(_phase_section(phase, plan))
+        sections.append(_phase_section(phase, plan, told))
         if shared_by := exchange_section(SCHEMA, phase.layout):
             sections.append(shared_by)
         sections += documents_sections(phase, plan)
-    if len(plan.phases) > 1:
-        costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
-        sections.append(Report(SCHEMA, {}, [], [], before=wrapped(f"in all: {costs}")))
     if others:
         sections.append(_others_section(plan, others, payload["alternatives"]))
     sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
@@ -244,7 +249,8 @@ def _part_rows(layout: Layout, stage: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
+def _phase_section(phase: PhasePlan, plan: TrainingPlan, told: set[str]) -> Report:
+    """Return memory and time of a stage. told: the parts whose meaning an earlier stage gave; this one's are added."""
     layout, devices = phase.layout, plan.setting.cluster.devices
     name, peak = plan.accounting.spec.name, layout.memory.peak / 1e9
     place = f"{name} at {layout.context:,} tokens on {_devices(devices, plan)}"
@@ -267,6 +273,10 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
     lines += wrapped(
         f"layout: {_layout(layout)}; the best of {phase.tried:,}" if phase.tried > 1 else f"layout: {_layout(layout)}"
     )
+    rows = _table(layout)
+    named = {text.partition(":")[0] for row in rows for text in (row["memory"], row["time"])}
+    meanings = "; ".join(meaning for part, meaning in MEANING.items() if part in named - told)
+    told |= named
     columns = [
         Column("memory", "memory per device", left=True),
         Column("gb", "GB"),
@@ -277,10 +287,10 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan) -> Report:
         SCHEMA,
         {},
         columns,
-        _table(layout),
+        rows,
         title=wrapped(f"{place}: {verdict}"),
         before=lines,
-        legend=wrapped(LEGEND),
+        legend=wrapped(f"{meanings}.") if meanings else [""],
         after=[*_kept_lines(_activations(layout, plan)), *_hints(layout)],
     )
 

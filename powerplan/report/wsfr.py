@@ -12,6 +12,7 @@ from powerplan.balance import verdict_of
 from powerplan.choices import By
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
+from powerplan.explanation import ELEMENTS, STATE, WEIGHTS, Derived, Explained
 from powerplan.explanation import explain as explained_terms
 from powerplan.mixers.formulas import SYMBOLS
 from powerplan.report.parts import (
@@ -20,8 +21,8 @@ from powerplan.report.parts import (
     RATIOS,
     context_remark,
     convention_entry,
-    dtypes_text,
     model_entry,
+    moved_text,
     parameters_text,
     row_entry,
 )
@@ -61,7 +62,7 @@ def wsfr_report(accounting: Accounting, rows: Sequence[Row], dtypes: Dtypes, by:
         after, payload["explain"] = _explanation(accounting, rows[-1].context)
     legend = convention_lines(accounting, max(row.context for row in rows))
     if by is None:
-        formats = dtypes_text([accounting.spec], dtypes)
+        formats = moved_text([accounting.spec], dtypes)
         legend += wrapped(f"decode: bytes moved for the last token at batch 1, LM head included; {formats}")
     return Report(
         "powerplan.wsfr/1",
@@ -162,8 +163,10 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
     lines = [f"How the numbers at {context:,} tokens come about"]
     entries: list[dict[str, Any]] = []
     used: set[str] = set()
+    told: set[tuple[str, Derived]] = set()
     scope = source = ""
-    for line in explained_terms(accounting.spec, context, accounting.convention):
+    explained = explained_terms(accounting.spec, context, accounting.convention)
+    for line in explained:
         term = line.term
         letters = set(re.findall(r"[A-Za-z_]+", term.formula))
         values = {letter: json_number(value) for letter, value in term.symbols.items() if letter in letters}
@@ -181,6 +184,11 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
         lines.append(f"  {line.quantity}, {term.component}")
         steps = dict.fromkeys((formula.replace("*", "·"), numbers, _exact(line.value)))  # "m = 768", and not twice.
         lines.append(f"    {' = '.join(steps)}{per_model}")
+        for own in line.derived:
+            used.update(letter for letter in re.findall(r"[a-z]+", own.formula) if letter in LETTERS)
+            if (scope, own) not in told:
+                told.add((scope, own))
+                lines.append(f"    with {own.letter} = {own.formula} = {own.numbers}")
         entry = {
             "scope": line.scope,
             "quantity": line.quantity,
@@ -190,11 +198,34 @@ def _explanation(accounting: Accounting, context: int) -> tuple[list[str], list[
             "value": json_number(line.value),
             "layers": line.count,
             "source": line.source or None,
+            "derived": {own.letter: own.formula for own in line.derived},
         }
         entries.append(entry)
-    meanings = "; ".join(f"{letter} = {meaning}" for letter, meaning in SYMBOLS.items() if letter in used)
+    meanings = "; ".join(f"{letter} = {meaning}" for letter, meaning in LETTERS.items() if letter in used)
     lines[1:1] = wrapped(meanings, "  ")
-    return lines, entries
+    return [*lines, *_sums(explained, accounting.row(context))], entries
+
+
+LETTERS = SYMBOLS | {"w": "window", "p": "degree", "b": "features of a tile"}
+"""Letters of formulas, and of what their values are derived from."""
+
+
+def _sums(explained: Sequence[Explained], row: Row) -> list[str]:
+    """Return the sums over all layers, from which the ratio comes."""
+    lines = ["", f"All of the model at {row.context:,} tokens"]
+    for quantity, whole in (
+        (ELEMENTS, row.state_elements),
+        (WEIGHTS, row.weight_flops_per_token),
+        (STATE, row.state_flops_per_token),
+    ):
+        parts = [_exact(line.value * line.count) for line in explained if line.quantity == quantity and line.value]
+        total = [_exact(whole)] if len(parts) != 1 else []
+        words = f"{quantity} of a sequence" if quantity == ELEMENTS else quantity
+        lines += [f"  {words}", f"    {' = '.join([' + '.join(parts), *total] if parts else ['0'])}"]
+    if row.wsfr is not None:
+        ratio = f"{_exact(row.weight_flops_per_token)} / {_exact(row.state_flops_per_token)}"
+        lines += ["  WSFR, weight over state FLOPs", f"    {ratio} = {float(row.wsfr):.4g} = {format_ratio(row.wsfr)}"]
+    return lines
 
 
 def _exact(value: int | Fraction) -> str:

@@ -12,6 +12,7 @@ from powerplan.documents import parse_json
 from powerplan.errors import InputError
 from powerplan.huggingface import read_config
 from powerplan.huggingface.defaults import class_defaults
+from powerplan.load import load_model
 
 Settings = dict[str, Any]
 
@@ -63,3 +64,39 @@ def test_names_of_older_nemotron_files() -> None:
         return Accounting(read_config(parse_json(text, "config.json"), "x")[0]).total_parameters.with_embeddings
 
     assert read(old) == read(new)
+
+
+@pytest.mark.parametrize("family", ["minimax_text_01", "minimax_m1"])
+def test_a_whole_file_of_minimax(family: str) -> None:
+    """Of the keys of MiniMax-Text-01's config.json none is refused, and none gets a remark."""
+    layers, parts = 80, ("full_attention", "linear_attention", "mlp")
+    scales = {f"layernorm_{part}_{name}": value for part in parts for name, value in (("alpha", 3.56), ("beta", 1.0))}
+    data = scales | {
+        "model_type": family,
+        "attn_type_list": [int(index % 8 == 7) for index in range(layers)],
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 6144,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 10_240_000,
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 8,
+        "num_local_experts": 32,
+        "postnorm": True,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10_000_000,
+        "rotary_dim": 64,
+        "router_aux_loss_coef": 0.001,
+        "router_jitter_noise": 0.0,
+        "shared_intermediate_size": 0,
+        "shared_moe_mode": "sigmoid",
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 200_064,
+    }
+    spec, notes = read_config(parse_json(json.dumps(data), "config.json"), "x")
+    assert notes == ()
+    assert spec.layers == load_model("minimax-text-01").spec.layers
+    assert Accounting(spec).total_parameters == Accounting(load_model("minimax-text-01").spec).total_parameters

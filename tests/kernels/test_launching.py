@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +11,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from children import HUNG_S
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -27,8 +22,6 @@ from powerplan.kernels.triton import launching, shapes
 from powerplan.kernels.triton.launching import launch
 from powerplan.kernels.triton.replay import MOST_ATTEMPTS, repeat
 from powerplan.kernels.triton.tape import Tape
-
-HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "host_time.py"
 
 
 def copy_kernel(p_from, p_to, scale, count, block: tl.constexpr, flag: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -262,6 +255,62 @@ def test_a_tape_describes_the_tensors_of_each_call(compiled: list[Compiled], ker
         assert (one.shape, one.block_shape, other.block_shape) == ((64, 32), [16, 32], [8, 32])
 
 
+def test_a_tape_with_a_launch_for_the_jit_leaves_all_to_it(compiled: list[Compiled], kernel: Any) -> None:
+    """Who starts kernels without the JIT must say on which stream, and who asks for that has a GPU."""
+    other = JITFunction(copy_kernel)
+    other.add_pre_run_hook(lambda *_, **__: None)
+
+    def lay_out(x: Tensor) -> tuple[Tensor | None, ...]:
+        launch(kernel, 1, given(p_from=x))
+        launch(other, 1, given(p_from=x))
+        return (None,)
+
+    kept: dict[Any, Any] = {}
+    inputs = [torch.zeros(64) for _ in range(3)]
+    for x in inputs:
+        repeat(kept, "pass", (x,), lambda x=x: lay_out(x))  # type: ignore[misc]
+    (tape,) = kept.values()
+    assert isinstance(tape, Tape)
+    assert not tape.direct
+    for one in compiled:
+        assert one.started[-1][3] == 5
+        assert one.started[-1][9] is inputs[-1]
+
+
+def test_a_tape_holds_its_workspace_until_all_kernels_have_started(
+    compiled: list[Compiled], kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps know its address alone, and an operator among them takes memory that is free."""
+
+    def lay_out(x: Tensor) -> tuple[Tensor | None, ...]:
+        between, new = torch.empty(4096), torch.empty(64)
+        launch(kernel, 1, given(p_from=x, p_to=between))
+        doubled = x * 2
+        launch(kernel, 1, given(p_from=between, p_to=new))
+        return new, doubled
+
+    made: list[weakref.ref[Tensor]] = []
+    empty = torch.empty
+
+    def listen(**layout: Any) -> Tensor:
+        workspace = empty(**layout)
+        made.append(weakref.ref(workspace))
+        return workspace
+
+    kept: dict[Any, Any] = {}
+    for _ in range(2):
+        x = torch.zeros(64)
+        repeat(kept, "pass", (x,), lambda x=x: lay_out(x))  # type: ignore[misc]
+    (tape,) = kept.values()
+    assert isinstance(tape, Tape)
+    alive: list[bool] = []
+    (one,) = compiled
+    monkeypatch.setattr(one, "started", SimpleNamespace(append=lambda _: alive.append(made[-1]() is not None)))
+    monkeypatch.setattr(torch, "empty", listen)
+    repeat(kept, "pass", (torch.zeros(64),), lambda: pytest.fail("laid out again"))
+    assert alive == [True, True]
+
+
 @pytest.mark.parametrize(
     "other_work",
     [
@@ -368,25 +417,3 @@ def test_a_tape_of_other_calls_gives_the_same_bits(name: str, tapes: Callable[[]
     for tensors, settings, results in calls:
         for one, other in zip(results, laid_out(*tensors, **settings), strict=True):
             assert torch.equal(one, other)
-
-
-def test_the_work_of_a_call(tmp_path: Path) -> None:
-    """Launches and calls of functions, in Python and C, where no kernel runs: what a busy machine does not change."""
-    result = tmp_path / "host.json"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(HOST_TIME), "--repeats", "1", "--out", str(result)]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=HUNG_S)
-    data = json.loads(result.read_text(encoding="utf-8"))
-    rows = {(row["engine"], row["name"]): row for row in data["rows"]}
-    both = "forward and backward"
-    # What comes before the first product, the states of chunks, their running sums and the output: 4 forward. Backward
-    # dq, dk and dv, and log_g's gradient instead of the output. Hopper's output, dq, dk and dv have 5 launches more.
-    assert {rows["plain", name]["launches"] for name in ("forward", "no gradients, gated")} == {4}
-    assert [rows["plain", name]["launches"] for name in (both, f"{both}, gated")] == [9, 10]
-    assert {rows["hopper", name]["launches"] for name in ("forward", "no gradients, gated")} == {5}
-    assert [rows["hopper", name]["launches"] for name in (both, f"{both}, gated")] == [13, 14]
-    assert rows["hopper", f"{both}, gated, no normaliser"]["launches"] == 14
-    # 136, 345 and 448 when this was written.
-    assert rows["plain", "no gradients"]["calls"] < 150
-    assert rows["plain", f"{both}, gated"]["calls"] < 380
-    assert rows["hopper", f"{both}, gated"]["calls"] < 490

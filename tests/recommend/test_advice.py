@@ -14,7 +14,9 @@ from powerplan.answers.recommend import RecommendAnswer
 from powerplan.cli import main
 from powerplan.load import catalogue_spec, load_model
 from powerplan.mixers.formulas import Convention
+from powerplan.mixers.power import Power
 from powerplan.profile import workload_of
+from powerplan.report.advice import OVERTAKES, speed_of
 from powerplan.report.losses import losses
 from powerplan.report.reasons import change
 from powerplan.swap import with_mixer
@@ -119,6 +121,31 @@ def test_heads_without_a_gpu_kernel_are_a_cost(capsys: pytest.CaptureFixture[str
     costs = said(capsys, "gemma-3-1b", "--ctx", "128k")["costs"]
     assert "no GPU kernel for power p=2 in heads of 256 (powerplan dims)" in costs
     assert "heads of 128 (powerplan dims)" not in costs
+
+
+def test_speed_is_told_of_the_heads_that_a_plan_has(capsys: pytest.CaptureFixture[str]) -> None:
+    both = "below about 14k tokens (heads of 64) or 23k (128) on an H100 (docs/kernels.md)"
+    assert both in said(capsys, "gpt2-small", "--ctx", "64k")["costs"]
+    costs = said(capsys, "llama-3.1-8b", "--ctx", "128k")["costs"]
+    assert costs.endswith("attention below about 23k tokens (heads of 128) on an H100 (docs/kernels.md)")
+    assert speed_of([power_of(head_dim=96)]) == (
+        f"p=2 trains more slowly than attention {both}; heads of 96 were not timed"
+    )
+    assert speed_of([power_of(head_dim=96), power_of(head_dim=64)]) == (
+        "p=2 trains more slowly than attention below about 14k tokens (heads of 64) on an H100 (docs/kernels.md)"
+    )
+    assert speed_of([power_of(head_dim=256)]) is None
+
+
+def power_of(head_dim: int) -> Power:
+    return Power(p=2, heads=4, kv_heads=2, head_dim=head_dim)
+
+
+def test_the_contexts_are_those_that_were_measured() -> None:
+    """From the crossovers of benchmarks/results/gpu.json, rounded to thousands."""
+    root = Path(__file__).resolve().parent.parent.parent
+    found = json.loads((root / "benchmarks" / "results" / "gpu.json").read_text(encoding="utf-8"))["crossovers"]
+    assert {row["head_dim"]: f"{round(row['context'] / 1000)}k" for row in found} == OVERTAKES
 
 
 def test_a_model_that_stays_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
