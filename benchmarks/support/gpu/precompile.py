@@ -130,9 +130,9 @@ def _run_check(cell: Cell) -> None:
     """Run the call of the check, which returns and differentiates a state too, without the oracle."""
     case, chunk = check_case(cell.shape, cell.power)
     inputs = case.inputs(DTYPES[cell.shape.dtype], cell.shape.device)
-    settings = {"p": case.p, "normalize": case.normalize, "chunk_size": chunk, "return_state": True}
+    settings: dict[str, Any] = {"p": case.p, "normalize": case.normalize, "chunk_size": chunk}
     impl = cell.power.impl.removeprefix("power-")
-    out, state = power_attention(*arguments(inputs), inputs["log_g"], impl=impl, **settings)
+    out, state = power_attention(*arguments(inputs), inputs["log_g"], impl=impl, return_state=True, **settings)
     results(out, state, inputs)
 
 
