@@ -19,6 +19,11 @@ LinkKind = Literal["NVLink", "PCIe", "xGMI", "ICI"]
 Seconds = TypeVar("Seconds", Fraction, float)
 
 
+def several(count: int, name: str) -> str:
+    """Write how many devices of a name: "8 h100-sxm", and "h100-sxm" for one."""
+    return f"{count:,} {name}" if count > 1 else name
+
+
 class Device(Part, frozen=True, kw_only=True):
     """The published peak rates of one accelerator.
 

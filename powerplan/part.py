@@ -17,7 +17,10 @@ MAX_SIZE = 10**9
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
 """A width or a count."""
 
-Width = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+MAX_WIDTH = 1024
+"""The largest width of a short convolution."""
+
+Width = Annotated[int, msgspec.Meta(ge=0, le=MAX_WIDTH)]
 """The width of a short convolution in tokens; 0 stands for no convolution."""
 
 Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_CONTEXT)]

@@ -18,7 +18,7 @@ from powerplan.caches.prefill import PrefillMemory, prefill_memory
 from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.entries import fetched_bytes, host_bytes, touched_bytes, unread_bytes
 from powerplan.errors import InputError, parameter
-from powerplan.hardware import Device, peak_of, si_value
+from powerplan.hardware import Device, peak_of, several, si_value
 from powerplan.mixers.formulas import total
 from powerplan.swap import with_mixer
 
@@ -62,6 +62,11 @@ class Fleet:
 
     device: Device
     count: int = 1
+
+    @property
+    def name(self) -> str:
+        """The device's name, and how many there are of it."""
+        return several(self.count, self.device.name)
 
     @property
     def memory_of_one(self) -> int:

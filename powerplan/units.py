@@ -254,6 +254,11 @@ def _scaled(value: int | Fraction, base: int, suffixes: tuple[str, ...], gap: st
     raise AssertionError("the last suffix always fits")
 
 
+def format_items(count: int, item: str) -> str:
+    """Write how many there are of an item, whose plural ends in s: "1 step", "1,024 steps"."""
+    return f"{count:,} {item}{'' if count == 1 else 's'}"
+
+
 def format_figure(value: int | float | Fraction) -> str:
     """Return a number with three figures: 4.5, 0.0123, 1,230."""
     return f"{float(f'{float(value):.3g}'):,.10g}"

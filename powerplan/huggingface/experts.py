@@ -92,8 +92,7 @@ def sparse_layers(config: Config, first: int = 1) -> list[bool]:
         return [index >= start and index % step == 0 for index in range(count)]
     for key in ("first_k_dense_replace", "moe_layer_freq"):  # The list holds, whatever these say.
         config.optional_integer(key, low=0)
-    if len(types) != count or set(types) - {"dense", "sparse"}:
-        raise config.error(f"mlp_layer_types must say dense or sparse for each of {count} layers", "mlp_layer_types")
+    parts.check_words(config, "mlp_layer_types", types, "dense", "sparse")
     return [layer_type == "sparse" for layer_type in types]
 
 
@@ -184,8 +183,7 @@ class Grouped:
             width = width or config.integer(self.dense)
             by_kind[False] = Layer(ffn=MLP(intermediate_size=width, bias=bias))
         layers = [replace(by_kind[kind], mixer=mixer) for mixer, kind in zip(mixers, sparse, strict=True)]
-        head = Extra(name="lm head bias", elements=config.integer("vocab_size"))
-        extras = (head,) if _flag(config, self.head_biased) else ()
+        extras = (parts.head_bias(config),) if _flag(config, self.head_biased) else ()
         return parts.assemble(config, name, layers, norm=self.norm, extras=extras)
 
 
@@ -290,10 +288,12 @@ HEAD = {"qk_norm": "head"}
 UNUSED_WIDTH = frozenset({"intermediate_size"})
 """The width of dense MLPs, where no layer has one."""
 
-_M2_KEYS = """
+M2_KEYS = keys(
+    """
     layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta mlp_intermediate_size
     mtp_transformer_layers shared_moe_mode use_mtp
-"""
+    """
+)
 
 FAMILIES: dict[str, Family] = {
     "aria_text": Family(
@@ -355,7 +355,7 @@ FAMILIES: dict[str, Family] = {
         Grouped(sparse=partial(sparse_layers, first=0), windows=typed(lambda config, index: False), heads=HEAD),
         inert=frozenset({"mtp_layer_types", "mtp_mlp_layer_types"}),
     ),
-    "minimax_m2": Family(minimax_m2, inert=frozenset(_M2_KEYS.split())),
+    "minimax_m2": Family(minimax_m2, inert=M2_KEYS),
     "mixtral": Family(mixtral),
     "olmoe": Family(Grouped(OLMO, heads={"qk_norm": "full"})),
     "phimoe": Family(Grouped(OLMO, windows=parts.one_window, norm=LAYERNORM, head_biased="lm_head_bias")),

@@ -17,6 +17,7 @@ from powerplan.huggingface.config import Config, Family
 from powerplan.huggingface.mamba import mamba2_mixer
 from powerplan.huggingface.parts import assemble
 from powerplan.mixers import AnyMixer, Attention
+from powerplan.part import MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -48,7 +49,7 @@ def _expanded_heads(config: Config, *, reads_kv_heads: bool = False, **expansion
 
 
 def _convolution(config: Config, default: bool) -> int:
-    return config.integer("conv_size", default=4, high=1024) if config.boolean("use_short_conv", default) else 0
+    return config.integer("conv_size", default=4, high=MAX_WIDTH) if config.boolean("use_short_conv", default) else 0
 
 
 def _attention(config: Config, hidden: int) -> dict[int, Attention]:

@@ -13,16 +13,11 @@ from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
+from powerplan.huggingface.dense import LAYERNORM
 from powerplan.mixers import Attention
 from powerplan.spec import Layer, ModelSpec, Norm
 
-LAYERNORM = Norm(kind="layernorm")
 ONE_NORM = Norm(kind="layernorm", per_layer=1)
-
-
-def head_bias(config: Config) -> tuple[Extra, ...]:
-    """Return the bias of the LM head, which is there whether the head is tied or not."""
-    return (Extra(name="lm head bias", elements=config.integer("vocab_size")),)
 
 
 def heads(config: Config, kv_heads: int | None = None, **fields: Any) -> Attention:
@@ -61,7 +56,7 @@ def gpt(
     width = config.integer(*inner, default=times * hidden or None) if inner else times * hidden
     mlp = MLP(intermediate_size=width, gated=False, bias=mlp_bias)
     layer = Layer(mixer=attention or heads(config, bias=bias), ffn=mlp, extras=extras)
-    fields: dict[str, Any] = {"norm": norm, "tie": True, "extras": head_bias(config) if lm_head_bias else ()}
+    fields: dict[str, Any] = {"norm": norm, "tie": True, "extras": (parts.head_bias(config),) if lm_head_bias else ()}
     if positions is not None:
         table = config.integer("n_positions", "max_position_embeddings", "n_ctx", default=1024)
         fields["position_embeddings"] = table + positions

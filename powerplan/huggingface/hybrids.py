@@ -8,11 +8,16 @@ from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family
-from powerplan.huggingface.experts import Experts, Grouped, routed_experts, sparse_layers
+from powerplan.huggingface.dense import layered
+from powerplan.huggingface.experts import Experts, Grouped, listed, routed_experts, sparse_layers
+from powerplan.huggingface.latent import MLA_KEYS
 from powerplan.huggingface.parts import FULL, LINEAR, SLIDING
 from powerplan.mixers import KDA, AnyMixer, Attention, GatedDeltaNet, Lightning, ShortConvolution
-from powerplan.part import MAX_SIZE
+from powerplan.part import MAX_SIZE, MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec, Norm
+
+ROUTED, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
+"""Keys of how many experts Kimi Linear and Ling have: both spellings, its own first."""
 
 
 def kimi_linear(config: Config, name: str) -> ModelSpec:
@@ -33,24 +38,21 @@ def kimi_linear(config: Config, name: str) -> ModelSpec:
         heads=_kimi_size(config, linear, "linear_num_heads", "num_heads"),
         head_dim=dim,
         gate_rank=dim,
-        conv_size=_kimi_size(config, linear, "linear_conv_kernel_dim", "short_conv_kernel_size", high=1024),
+        conv_size=_kimi_size(config, linear, "linear_conv_kernel_dim", "short_conv_kernel_size", high=MAX_WIDTH),
         full_rank="gate" if (linear or config).boolean("use_full_rank_gate", False) else "none",
     )
     latent = replace(parts.mla(config), output_gate=config.boolean("mla_use_output_gate", False))
-    dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    routed, shared = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
+    dense = Layer(ffn=MLP(intermediate_size=config.integer("intermediate_size")))
     moe = replace(
-        routed_experts(config, routed, shared, router_bias=True),
+        routed_experts(config, ROUTED, SHARED, router_bias=True),
         latent_size=config.optional_integer("routed_expert_hidden_size"),
     )
     norm = moe.latent_size if config.boolean("latent_moe_use_norm", False) else None
-    extras = (Extra(name="latent norm", elements=norm),) if norm else ()
+    sparse = Layer(ffn=moe, extras=(Extra(name="latent norm", elements=norm),) if norm else ())
     if config.optional_integer("attn_res_block_size"):
         config.note("attention over residuals (attn_res_block_size) has a few vectors in each layer; not counted")
     layers = [
-        Layer(mixer=latent if layer_type == FULL else kda, ffn=moe, extras=extras)
-        if has_experts
-        else Layer(mixer=latent if layer_type == FULL else kda, ffn=dense)
+        replace(sparse if has_experts else dense, mixer=latent if layer_type == FULL else kda)
         for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
     ]
     return parts.assemble(config, name, layers, ties=False)
@@ -83,7 +85,7 @@ def gated_delta_net(config: Config) -> GatedDeltaNet:
         key_heads=keys,
         head_dim=config.integer("linear_key_head_dim", default=128),
         v_head_dim=config.integer("linear_value_head_dim", default=128),
-        conv_size=config.integer("linear_conv_kernel_dim", default=4, high=1024),
+        conv_size=config.integer("linear_conv_kernel_dim", default=4, high=MAX_WIDTH),
     )
 
 
@@ -111,8 +113,7 @@ def qwen3_next(config: Config, name: str) -> ModelSpec:
 def qwen3_5(config: Config, name: str) -> ModelSpec:
     """Qwen3.5: as Qwen3-Next, with a dense MLP in every layer."""
     parts.note_prediction_layers(config, "mtp_num_hidden_layers")
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"))
-    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=mlp) for mixer in _qwen_mixers(config)])
+    return layered(config, name, _qwen_mixers(config))
 
 
 def olmo_hybrid(config: Config, name: str) -> ModelSpec:
@@ -128,9 +129,7 @@ def olmo_hybrid(config: Config, name: str) -> ModelSpec:
     types = parts.layer_types(config, default, (FULL, LINEAR))
     delta = gated_delta_net(config)
     attention = parts.attention(config, bias=config.boolean("attention_bias", False), qk_norm="full")
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"))
-    mixers = [attention if layer_type == FULL else delta for layer_type in types]
-    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=mlp) for mixer in mixers])
+    return layered(config, name, [attention if layer_type == FULL else delta for layer_type in types])
 
 
 def bailing_hybrid(config: Config, name: str) -> ModelSpec:
@@ -139,17 +138,16 @@ def bailing_hybrid(config: Config, name: str) -> ModelSpec:
     default = [LINEAR if (index + 1) % group else FULL for index in range(count)]
     types = parts.layer_types(config, default, (FULL, LINEAR))
     heads, dim = config.integer("num_attention_heads"), config.integer("head_dim")
-    width = config.integer("short_conv_kernel_size", high=1024)
+    width = config.integer("short_conv_kernel_size", high=MAX_WIDTH)
     kda = KDA(
         heads=config.optional_integer("linear_num_heads") or heads,
         head_dim=config.optional_integer("linear_head_dim") or dim,
-        conv_size=config.optional_integer("linear_conv_kernel_dim", high=1024) or width,
+        conv_size=config.optional_integer("linear_conv_kernel_dim", high=MAX_WIDTH) or width,
         full_rank="both",
     )
     latent = replace(parts.mla(config), output_gate="head")
     dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    routed, shared = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
-    moe = routed_experts(config, routed, shared, router_bias=True)
+    moe = routed_experts(config, ROUTED, SHARED, router_bias=True)
     parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
     layers = [
         Layer(mixer=latent if layer_type == FULL else kda, ffn=moe if has_experts else dense)
@@ -167,12 +165,11 @@ def minimax(config: Config, name: str) -> ModelSpec:
     config.refuse("shared_intermediate_size", "no published MiniMax has a shared expert")
     count = config.layer_count
     default = [LINEAR if index % 2 else FULL for index in range(count)]
-    listed = config.integers("attn_type_list")
-    if config.family != "minimax" and not listed:
+    if config.integers("attn_type_list"):
+        default = [FULL if softmax else LINEAR for softmax in listed(config, "attn_type_list", count)]
+    elif config.family != "minimax":
         raise config.error(f"{config.family} needs attn_type_list, and the file has none")
-    if listed and (len(listed) != count or not set(listed) <= {0, 1}):
-        raise config.error(f"attn_type_list must have 0 or 1 for each of {count} layers", "attn_type_list")
-    types = parts.layer_types(config, [FULL if kind else LINEAR for kind in listed] or default, (FULL, LINEAR))
+    types = parts.layer_types(config, default, (FULL, LINEAR))
     attention = parts.attention(config)
     chunk_size = config.integer("block_size", default=256)
     lightning = Lightning(heads=attention.heads, head_dim=attention.head_dim, chunk_size=chunk_size)
@@ -204,7 +201,7 @@ CONV = "conv"
 def _lfm_mixers(config: Config, default: list[str], attention: Attention) -> list[AnyMixer]:
     """Return short convolutions, and attention where layer_types says so; a window in its sliding layers."""
     bias = config.boolean("conv_bias", False)
-    hidden, width = config.integer("hidden_size"), config.integer("conv_L_cache", default=3, high=1024)
+    hidden, width = config.integer("hidden_size"), config.integer("conv_L_cache", default=3, high=MAX_WIDTH)
     convolution = ShortConvolution(inner_size=hidden, conv_size=width, bias=bias)
     types = parts.layer_types(config, default, (CONV, FULL, SLIDING))
     window = config.optional_integer("sliding_window")
@@ -261,12 +258,10 @@ def lfm3(config: Config, name: str) -> ModelSpec:
     gate = "head" if config.boolean("use_attention_gate", True) else False
     bias = config.boolean("attention_bias", False)
     mixers = _lfm_mixers(config, default, parts.attention(config, qk_norm="head", output_gate=gate, bias=bias))
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"))
-    norm = Norm(per_layer=4 if config.boolean("use_sandwich_norm", True) else 2)
-    return parts.assemble(config, name, [Layer(mixer=mixer, ffn=mlp) for mixer in mixers], norm=norm)
+    return layered(config, name, mixers, norm=Norm(per_layer=4 if config.boolean("use_sandwich_norm", True) else 2))
 
 
-LATENT = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads", "mla_use_nope"})
+LATENT = MLA_KEYS | {"mla_use_nope"}
 """Keys of files with latent attention that change no count."""
 
 MINIMAX = frozenset(

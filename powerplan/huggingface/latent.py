@@ -9,7 +9,7 @@ from msgspec.structs import asdict, replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.experts import Experts, Grouped, routed_experts, shared_biases, sparse_layers
 from powerplan.huggingface.parts import SLIDING
 from powerplan.mixers import DSA, MLA, AnyMixer, Compressed
@@ -178,8 +178,7 @@ def _hashed(config: Config, count: int) -> list[bool]:
     """Return which layers of DeepSeek-V4 choose experts by a hash of the token."""
     first = config.integer("num_hash_layers", default=3, low=0)
     types = config.strings("mlp_layer_types") or ["hash_moe" if index < first else "moe" for index in range(count)]
-    if len(types) != count or set(types) - {"hash_moe", "moe"}:
-        raise config.error(f"mlp_layer_types must say hash_moe or moe for each of {count} layers", "mlp_layer_types")
+    parts.check_words(config, "mlp_layer_types", types, "hash_moe", "moe")
     return [layer_type == "hash_moe" for layer_type in types]
 
 
@@ -267,7 +266,7 @@ MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
 DSA_KEYS = MLA_KEYS | {"indexer_rope_interleave", "layer_types"}
 """layer_types names the cache, which is the same in all layers."""
 
-_V4_KEYS = "attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim"
+V4_KEYS = keys("attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim")
 
 FAMILIES: dict[str, Family] = {
     "axk1": Family(axk1, inert=MLA_KEYS),
@@ -275,7 +274,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
     "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
     "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
-    "deepseek_v4": Family(deepseek_v4, inert=frozenset(_V4_KEYS.split())),
+    "deepseek_v4": Family(deepseek_v4, inert=V4_KEYS),
     "glm4_moe_lite": Family(glm4_moe_lite, inert=MLA_KEYS),
     "glm_moe_dsa": Family(glm_moe_dsa, inert=DSA_KEYS | {"mlp_bias"}, aliases={"num_experts": "n_routed_experts"}),
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),

@@ -33,8 +33,7 @@ def hrm_text(config: Config, name: str) -> ModelSpec:
     if config.boolean("prefix_lm", True):
         config.note("hrm_text: tokens of a prompt see each other both ways; causal attention is counted")
     attention = parts.attention(config, bias=config.boolean("attention_bias", False), output_gate=True)
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
-    first = Layer(mixer=attention, ffn=mlp)
+    first = Layer(mixer=attention, ffn=parts.mlp(config))
     stack, again = [first] * per_stack, [replace(first, tied=True)] * per_stack
     cycle = again * low + again
     layers = stack + again * (low - 1) + stack + cycle * (high - 1)

@@ -5,30 +5,33 @@ from __future__ import annotations
 from powerplan.errors import shown
 from powerplan.extras import Extra
 from powerplan.ffn import MLP, MoE
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.parts import assemble, attention, experts_chosen, look_up, note_prediction_layers
 from powerplan.mixers import AnyMixer, Mamba1, Mamba2
+from powerplan.part import MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
 def mamba1(
     config: Config, hidden: int, keys: tuple[str, ...], inner_norms: bool = False, inner_key: str | None = None
 ) -> Mamba1:
-    """Return the mixer from `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias.
-
-    The rank may be "auto", which is a sixteenth of the hidden size, rounded up.
-    """
+    """Return the mixer of `keys`: expansion, rank of the step size, state, convolution, its bias, projections' bias."""
     expand, rank, state, conv, conv_bias, bias = keys
     inner = config.multiple(expand, default=2, of=hidden)
     return Mamba1(
         inner_size=inner if inner_key is None else config.integer(inner_key, default=inner),
-        dt_rank=-(-hidden // 16) if config.data.get(rank, "auto") == "auto" else config.integer(rank),
+        dt_rank=step_rank(config, rank, hidden),
         state_dim=config.integer(state, default=16),
-        conv_size=config.integer(conv, default=4, high=1024),
+        conv_size=config.integer(conv, default=4, high=MAX_WIDTH),
         conv_bias=config.boolean(conv_bias, True),
         bias=config.boolean(bias, False),
         inner_norms=inner_norms,
     )
+
+
+def step_rank(config: Config, key: str, hidden: int) -> int:
+    """Return the rank of Mamba's step size; "auto" is a sixteenth of the hidden size, rounded up."""
+    return -(-hidden // 16) if config.data.get(key, "auto") == "auto" else config.integer(key)
 
 
 def mamba(config: Config, name: str) -> ModelSpec:
@@ -57,7 +60,7 @@ def _mamba2(
         head_dim=head_dim,
         state_dim=state_dim,
         groups=groups,
-        conv_size=config.integer(conv, default=4, high=1024),
+        conv_size=config.integer(conv, default=4, high=MAX_WIDTH),
         conv_bias=config.boolean(conv_bias, True),
         bias=config.boolean(bias, False),
         gated_norm=gated_norm,
@@ -231,11 +234,13 @@ def _note_other_count(config: Config, count: int) -> None:
         config.note(f"num_hidden_layers {stated} is not read: the file names {count} layers")
 
 
-_NEMOTRON_KEYS = """
+NEMOTRON_KEYS = keys(
+    """
     attention_bias intermediate_size mamba_head_dim mamba_num_heads moe_intermediate_size moe_latent_size
     moe_shared_expert_intermediate_size mtp_hybrid_override_pattern mtp_layers_block_type n_routed_experts
     n_shared_experts num_experts_per_tok time_step_rank
-"""
+    """
+)
 """Keys of blocks that a file may have none of, and attention_bias, which no code reads."""
 
 FAMILIES: dict[str, Family] = {
@@ -243,8 +248,6 @@ FAMILIES: dict[str, Family] = {
     "jamba": Family(jamba),
     "mamba": Family(mamba),
     "mamba2": Family(mamba2, inert=frozenset({"time_step_rank"})),
-    "nemotron_h": Family(
-        nemotron_h, inert=frozenset(_NEMOTRON_KEYS.split()), aliases={"head_dim": "attention_head_dim"}
-    ),
+    "nemotron_h": Family(nemotron_h, inert=NEMOTRON_KEYS, aliases={"head_dim": "attention_head_dim"}),
 }
 """Reader by model_type."""

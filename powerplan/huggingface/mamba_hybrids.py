@@ -8,13 +8,25 @@ from powerplan.extras import Extra
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import Config, Family, keys
-from powerplan.huggingface.mamba import MAMBA_KEYS, mamba1
+from powerplan.huggingface.mamba import MAMBA_KEYS, mamba1, step_rank
 from powerplan.huggingface.parts import FULL, LINEAR
 from powerplan.mixers import Attention, Mamba1, Mamba2
+from powerplan.part import MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec
 
-REMAPPED = {"mamba": LINEAR, "attention": FULL, "multihead_attention": FULL}
-"""Older words for kinds of layers, which transformers still reads."""
+MAMBA, ATTENTION, HYBRID = "mamba", "attention", "hybrid"
+"""Words of files for kinds of layers."""
+
+OTHER_WORDS = {LINEAR: MAMBA, FULL: ATTENTION, "multihead_attention": ATTENTION}
+"""Other words that transformers reads for them."""
+
+
+def _types(config: Config, key: str, default: list[str], *allowed: str) -> list[str]:
+    """Return the kind of each layer, one of the words `allowed`: those under `key`, else `default`."""
+    words = config.strings(key)
+    types = default if words is None else [OTHER_WORDS.get(word, word) for word in words]
+    parts.check_words(config, key, types, *allowed)
+    return types
 
 
 def _mamba2(config: Config, *, width: int | None = None, gated_norm: bool = True, bias: bool | None = None) -> Mamba2:
@@ -32,7 +44,7 @@ def _mamba2(config: Config, *, width: int | None = None, gated_norm: bool = True
         head_dim=head_dim,
         state_dim=config.integer("mamba_d_state"),
         groups=groups,
-        conv_size=config.integer("mamba_d_conv", high=1024),
+        conv_size=config.integer("mamba_d_conv", high=MAX_WIDTH),
         conv_bias=config.boolean("mamba_conv_bias", True),
         bias=config.boolean("mamba_proj_bias", False) if bias is None else bias,
         gated_norm=gated_norm,
@@ -40,24 +52,18 @@ def _mamba2(config: Config, *, width: int | None = None, gated_norm: bool = True
     )
 
 
-def _mlp(config: Config) -> MLP:
-    return MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
-
-
 def bamba(config: Config, name: str) -> ModelSpec:
     """Bamba: Mamba-2, attention in the layers that attn_layer_indices names, and a gated MLP in every layer."""
     attends = set(config.integers("attn_layer_indices"))
-    softmax = Layer(mixer=parts.attention(config, bias=config.boolean("attention_bias", False)), ffn=_mlp(config))
-    mamba = Layer(mixer=_mamba2(config), ffn=_mlp(config))
+    softmax = Layer(mixer=parts.attention(config, bias=config.boolean("attention_bias", False)), ffn=parts.mlp(config))
+    mamba = Layer(mixer=_mamba2(config), ffn=parts.mlp(config))
     return parts.assemble(config, name, [softmax if i in attends else mamba for i in range(config.layer_count)])
 
 
 def granite_hybrid(config: Config, name: str) -> ModelSpec:
     """Granite 4: Mamba-2 or attention in each layer; a shared MLP, and experts beside it if there are any."""
-    words = config.strings("layer_types") or config.strings("layers_block_type") or [LINEAR] * config.layer_count
-    types = [REMAPPED.get(word, word) for word in words]
-    if len(types) != config.layer_count or set(types) - {FULL, LINEAR}:
-        raise config.error(f"layer_types must say mamba or attention for each of {config.layer_count} layers")
+    key = "layer_types" if config.has("layer_types") else "layers_block_type"
+    types = _types(config, key, [MAMBA] * config.layer_count, MAMBA, ATTENTION)
     experts, shared = config.integer("num_local_experts", low=0), config.integer("shared_intermediate_size")
     ffn: AnyFFN = MLP(intermediate_size=shared)
     if experts:
@@ -69,7 +75,7 @@ def granite_hybrid(config: Config, name: str) -> ModelSpec:
         )
     softmax = Layer(mixer=parts.attention(config, bias=config.boolean("attention_bias", False)), ffn=ffn)
     mamba = Layer(mixer=_mamba2(config), ffn=ffn)
-    return parts.assemble(config, name, [softmax if kind == FULL else mamba for kind in types])
+    return parts.assemble(config, name, [softmax if kind == ATTENTION else mamba for kind in types])
 
 
 def falcon_h1(config: Config, name: str) -> ModelSpec:
@@ -88,7 +94,7 @@ def falcon_h1(config: Config, name: str) -> ModelSpec:
         extras.append(Extra(name="biases", vectors=1))
     pair = (
         Layer(mixer=mamba, norms=0, extras=tuple(extras)),
-        Layer(mixer=parts.attention(config, bias=config.boolean("attention_bias", False)), ffn=_mlp(config)),
+        Layer(mixer=parts.attention(config, bias=config.boolean("attention_bias", False)), ffn=parts.mlp(config)),
     )
     config.note("each layer of the file is two here: Mamba-2, and attention beside it with the MLP")
     return parts.assemble(config, name, list(pair) * config.layer_count)
@@ -126,28 +132,15 @@ def _apriel_mamba(config: Config) -> Mamba1:
     for key in ("repeat_kv_before_conv", "dt_proj_bias"):
         if not own.boolean(key, True):
             raise own.error(f"{key} false is not supported: no published Apriel-H1 has it", key)
-    rank = own.data.get("dt_rank", "auto")
     return Mamba1(
         inner_size=own.integer("d_inner"),
-        dt_rank=-(-hidden // 16) if rank == "auto" else own.integer("dt_rank"),
+        dt_rank=step_rank(own, "dt_rank", hidden),
         state_dim=own.integer("d_state"),
-        conv_size=own.integer("d_conv", high=1024),
+        conv_size=own.integer("d_conv", high=MAX_WIDTH),
         conv_bias=own.boolean("conv_bias", True),
         bias=own.boolean("bias", False),
         shared_size=own.integer("d_xb", default=hidden),
     )
-
-
-HYBRID = "hybrid"
-
-
-def _zamba_types(config: Config, default: list[str]) -> list[str]:
-    words = config.strings("layers_block_type")
-    types = default if words is None else [REMAPPED.get(word, word) for word in words]
-    if len(types) != config.layer_count or set(types) - {HYBRID, LINEAR}:
-        problem = f"layers_block_type must say mamba or hybrid for each of {config.layer_count} layers"
-        raise config.error(problem, config.key("layers_block_type"))
-    return types
 
 
 def _shared_block(config: Config, mlp: MLP) -> Layer:
@@ -190,8 +183,8 @@ def _zamba(
 def zamba(config: Config, name: str) -> ModelSpec:
     """Zamba: Mamba, and one block of attention and MLP before some of its layers, the same weights each time."""
     period, offset = config.integer("attn_layer_period"), config.integer("attn_layer_offset", low=0)
-    later = [HYBRID if index % period == offset else LINEAR for index in range(config.layer_count - 3)]
-    types = _zamba_types(config, [LINEAR, LINEAR, HYBRID, *later])
+    later = [HYBRID if index % period == offset else MAMBA for index in range(config.layer_count - 3)]
+    types = _types(config, "layers_block_type", [MAMBA, MAMBA, HYBRID, *later], MAMBA, HYBRID)
     config.integer("n_mamba_heads")  # Heads split its projections of step size, B and C, and change no count.
     mamba = Layer(mixer=mamba1(config, config.integer("hidden_size"), MAMBA_KEYS), norms=1)
     mlp = MLP(intermediate_size=config.integer("intermediate_size"))
@@ -202,8 +195,8 @@ def zamba2(config: Config, name: str) -> ModelSpec:
     """Zamba 2: Mamba-2, and num_mem_blocks shared blocks in turn, each time with adapters of its own for the MLP."""
     config.refuse("use_shared_attention_adapter", "adapters of the shared attention are not read")
     hidden = config.integer("hidden_size")
-    default = [LINEAR, *[*[LINEAR] * 5, HYBRID] * 7, *[LINEAR] * 4, HYBRID, *[LINEAR] * 3, HYBRID, *[LINEAR] * 2]
-    types = _zamba_types(config, default)
+    default = [MAMBA, *[*[MAMBA] * 5, HYBRID] * 7, *[MAMBA] * 4, HYBRID, *[MAMBA] * 3, HYBRID, *[MAMBA] * 2]
+    types = _types(config, "layers_block_type", default, MAMBA, HYBRID)
     hybrid = [index for index, kind in enumerate(types) if kind == HYBRID]
     config.derived("hybrid_layer_ids", hybrid, "layers_block_type")
     heads, groups = config.integer("n_mamba_heads"), config.integer("mamba_ngroups")
@@ -216,7 +209,7 @@ def zamba2(config: Config, name: str) -> ModelSpec:
         head_dim=inner // heads,
         state_dim=config.integer("mamba_d_state"),
         groups=groups,
-        conv_size=config.integer("mamba_d_conv", high=1024),
+        conv_size=config.integer("mamba_d_conv", high=MAX_WIDTH),
         bias=bias,
         chunk_size=config.integer("chunk_size", default=256),
     )

@@ -10,7 +10,7 @@ from powerplan.errors import shown
 from powerplan.extras import Extra
 from powerplan.ffn import MoE
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.experts import Experts, Grouped, listed, moe_of, sparse_layers, typed_windows
 from powerplan.huggingface.parts import FULL, SLIDING
 from powerplan.huggingface.rope_styles import rotated_layers
@@ -305,20 +305,26 @@ def minimax_m3(config: Config, name: str) -> ModelSpec:
 
 M3_SPARSE = "minimax_m3_sparse"
 
-_DBRX_KEYS = """
+DBRX_KEYS = keys(
+    """
     clip_qkv ffn_act_fn hidden_size moe_jitter_eps moe_loss_weight moe_normalize_expert_weights num_key_value_heads
     rope_theta uniform_expert_assignment
-"""
+    """
+)
 
-_HUNYUAN_KEYS = """
+HUNYUAN_KEYS = keys(
+    """
     cla_share_factor dense_list im_end_id im_newline_id im_start_id mask_init_id norm_type num_media_embeds
     org_vocab_size pad_id pool_type text_end_id text_start_id use_rotary_pos_emb video_end_id video_start_id
-"""
+    """
+)
 
-_M3_KEYS = """
+M3_KEYS = keys(
+    """
     first_k_dense_replace index_local_blocks moe_intermediate_size n_shared_experts qk_norm_type sparse_attention_config
     sparse_local_block sparse_score_type use_gemma_norm use_qk_norm use_routing_bias use_sparse_attention
-"""
+    """
+)
 """Keys of MiniMax-M3 that its code does not read, or that say again what others say."""
 
 FAMILIES: dict[str, Family] = {
@@ -326,14 +332,14 @@ FAMILIES: dict[str, Family] = {
     "bailing_moe": Family(bailing_moe, inert=frozenset({"max_window_layers", "use_rmsnorm"})),
     "bailing_moe_v2": Family(bailing_moe, inert=frozenset({"max_window_layers", "use_rmsnorm"})),
     "cohere2_moe": Family(cohere2_moe),
-    "dbrx": Family(dbrx, inert=frozenset(_DBRX_KEYS.split())),
+    "dbrx": Family(dbrx, inert=DBRX_KEYS),
     "ernie4_5_moe": Family(ernie4_5_moe, inert=frozenset({"moe_capacity", "moe_gate", "moe_use_aux_free"})),
     "ernie4_5_vl_moe_text": Family(ernie4_5_vl_moe),
-    "hunyuan_v1_moe": Family(hunyuan_moe, inert=frozenset(_HUNYUAN_KEYS.split())),
+    "hunyuan_v1_moe": Family(hunyuan_moe, inert=HUNYUAN_KEYS),
     "laguna": Family(laguna),
     "llama4_text": Family(llama4, inert=frozenset({"for_llm_compressor", "use_qk_norm"})),
     "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size", "layernorm_epsilon"})),
-    "minimax_m3": Family(minimax_m3, like="minimax_m3_vl_text", inert=frozenset(_M3_KEYS.split())),
-    "minimax_m3_vl_text": Family(minimax_m3, inert=frozenset(_M3_KEYS.split())),
+    "minimax_m3": Family(minimax_m3, like="minimax_m3_vl_text", inert=M3_KEYS),
+    "minimax_m3_vl_text": Family(minimax_m3, inert=M3_KEYS),
 }
 """Reader by model_type."""

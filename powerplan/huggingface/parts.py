@@ -8,8 +8,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from powerplan.errors import shown
+from powerplan.extras import Extra
 from powerplan.ffn import MLP, AnyFFN, MoE
-from powerplan.huggingface.config import MAX_CONFIG_LAYERS as MAX_CONFIG_LAYERS
 from powerplan.huggingface.config import Config
 from powerplan.mixers import MLA, AnyMixer, Attention
 from powerplan.spec import Layer, ModelSpec, group_layers
@@ -57,6 +57,13 @@ def layer_types(config: Config, default: Sequence[str], allowed: Sequence[str]) 
             problem = f"layer_types[{index}] {shown(layer_type)} is not supported for {config.family}"
             raise config.error(problem, "layer_types", index)
     return types
+
+
+def check_words(config: Config, key: str, words: Sequence[str], *allowed: str) -> None:
+    """Raise InputError unless `words`, which the file has under `key`, say one of `allowed` for each layer."""
+    count = config.layer_count
+    if len(words) != count or set(words) - set(allowed):
+        raise config.error(f"{key} must say {' or '.join(allowed)} for each of {count} layers", config.key(key))
 
 
 def windows_of(config: Config, window: int | None, default_types: list[str], applied: bool = True) -> list[int | None]:
@@ -112,6 +119,11 @@ def alike(config: Config, *names: str) -> int:
         problem = f"{name} must be the same in each of {config.layer_count} layers, and is {shown(entries)}"
         raise config.error(problem, name)
     return entries[0]
+
+
+def mlp(config: Config) -> MLP:
+    """Return the gated MLP of intermediate_size, with biases where mlp_bias says so."""
+    return MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
 
 
 def look_up(config: Config, *names: str) -> None:
@@ -172,6 +184,11 @@ def note_prediction_layers(config: Config, *names: str) -> None:
     """Remark that the layers which predict further tokens are left out, where one of the keys `names` counts any."""
     if config.has(config.key(*names)) and config.optional_integer(*names, low=0):
         config.note("multi-token-prediction layers (num_nextn_predict_layers) are not counted")
+
+
+def head_bias(config: Config) -> Extra:
+    """Return the bias of the LM head, which is there whether the head is tied or not."""
+    return Extra(name="lm head bias", elements=config.integer("vocab_size"))
 
 
 def assemble(

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
-from powerplan.huggingface.config import Config, Family
+from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
 from powerplan.mixers import MLSTM, RGLRU, RWKV4, AnyMixer
+from powerplan.part import MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec, Norm
 
 
@@ -39,7 +40,7 @@ def xlstm(config: Config, name: str) -> ModelSpec:
     width = -(-int(hidden * _factor(config, "ffn_proj_factor", 2.667)) // multiple) * multiple
     extras = (Extra(name="biases of the norms", vectors=2),) if bias else ()
     layer = Layer(mixer=mixer, ffn=MLP(intermediate_size=width, bias=bias), extras=extras)
-    count = config.integer("num_hidden_layers", "num_blocks", high=parts.MAX_CONFIG_LAYERS)
+    count = config.integer("num_hidden_layers", "num_blocks", high=MAX_CONFIG_LAYERS)
     config.derived("num_blocks", count, "num_hidden_layers")
     spec = parts.assemble(config, name, [layer] * count, ties=False)
     return replace(spec, hidden_size=hidden)
@@ -62,7 +63,9 @@ def recurrent_gemma(config: Config, name: str) -> ModelSpec:
     window = config.integer("attention_window_size")
     softmax = parts.attention(config, bias=True if config.boolean("attention_bias", False) else "output")
     kinds: dict[str, AnyMixer] = {
-        "recurrent": RGLRU(heads=heads, head_dim=width // heads, conv_size=config.integer("conv1d_width", high=1024)),
+        "recurrent": RGLRU(
+            heads=heads, head_dim=width // heads, conv_size=config.integer("conv1d_width", high=MAX_WIDTH)
+        ),
         "attention": replace(softmax, window=window),
     }
     types = config.strings("block_types") or config.strings("_block_types") or ["recurrent", "recurrent", "attention"]

@@ -84,8 +84,7 @@ def latent(config: Config, name: str) -> ModelSpec:
     """MiniCPM 3 and Youtu: latent attention and dense MLPs; v_head_dim is that of plain heads where left out."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     config.defaults = {**config.defaults, "v_head_dim": config.default("v_head_dim") or hidden // heads}
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
-    layer = Layer(mixer=parts.mla(config), ffn=mlp)
+    layer = Layer(mixer=parts.mla(config), ffn=parts.mlp(config))
     return parts.assemble(config, name, [layer] * config.layer_count)
 
 
@@ -99,14 +98,14 @@ def modernbert_decoder(config: Config, name: str) -> ModelSpec:
     window = (config.integer("local_attention", default=128, low=2)) // 2
     windows = parts.windows_of(config, window, types)
     mixers = parts.attention_layers(config, windows, bias=config.boolean("attention_bias", False))
-    mlp = MLP(intermediate_size=config.integer("intermediate_size"), bias=config.boolean("mlp_bias", False))
+    mlp = parts.mlp(config)
     layers = [Layer(mixer=mixer, ffn=mlp) for mixer in mixers]
     layers[0] = replace(layers[0], norms=1)
     hidden, norm_bias = config.integer("hidden_size"), config.boolean("norm_bias", False)
     vectors = 1 + norm_bias + config.boolean("classifier_bias", False)
     extras = [Extra(name="lm head layer", elements=hidden**2, matmul=True), Extra(name="lm head norm", vectors=vectors)]
     if config.boolean("decoder_bias", True):
-        extras.append(Extra(name="lm head bias", elements=config.integer("vocab_size")))
+        extras.append(parts.head_bias(config))
     norm = Norm(kind="layernorm", bias=norm_bias, embedding=True)
     return parts.assemble(config, name, layers, norm=norm, extras=tuple(extras), tie=True)
 

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
 from powerplan.plots.figure import legend_below, name_of, panels, styled, titled
-from powerplan.plots.lines import Look, Series, alike_remarks, bytes_axis, draw, handles, level, log_axis, look, upright
+from powerplan.plots.lines import (
+    Look,
+    Series,
+    alike_remarks,
+    bytes_axis,
+    draw,
+    handles,
+    level,
+    log_axis,
+    look,
+    set_ticks,
+    upright,
+)
 from powerplan.report.decode import Served
 from powerplan.report.parts import dtypes_text, show_bytes
 from powerplan.report.policies import policy_text
@@ -65,7 +77,7 @@ def decode_figure(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     memory = grid[-1][0]
     if fleet is not None:
         whole = [Series(tuple((float(batch), _memory(step)) for batch, step in own.items())) for own in steps]
-        level(memory, fleet.memory, f"memory of {_place(fleet)}: {format_bytes(fleet.memory)}", whole)
+        level(memory, fleet.memory, f"memory of {fleet.name}: {format_bytes(fleet.memory)}", whole)
     titled(figure, _title(models, fleet), _below(models, dtypes, fleet))
     labels = [_label(model, serving, models) for model, serving in shown]
     names = [label.partition(": ")[0] for label in labels]
@@ -132,13 +144,9 @@ def _draw_rest(axes: Axes, steps: dict[int, Step], panel: _Panel, style: Look) -
 
 
 def _batch_axis(axes: Axes, sizes: Sequence[int], *, below: bool) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axes.set_xscale("log", base=2)
     axes.set_xlim(sizes[0] / 1.08, sizes[-1] * 1.08)
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=18))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
+    set_ticks(axes.xaxis, lambda batch: f"{round(batch):,}", base=2, most=18)
     axes.set_xlabel("batch, sequences decoded together" if below else "")
 
 
@@ -172,12 +180,8 @@ _PANELS: dict[str, list[_Panel]] = {
 def _title(models: Sequence[Served], fleet: Fleet | None) -> str:
     names = [name_of(model.accounting.spec) for model in models if model.twin_of is None]
     contexts = listed([f"{serving.context:,}" for serving in models[0].servings], "and")
-    place = f" on {_place(fleet)}" if fleet else ""
+    place = f" on {fleet.name}" if fleet else ""
     return f"{names[0] if len(names) == 1 else 'Decoding'} at {contexts} tokens{place}, over the batch"
-
-
-def _place(fleet: Fleet) -> str:
-    return fleet.device.name if fleet.count == 1 else f"{fleet.count:,} {fleet.device.name}"
 
 
 def _below(models: Sequence[Served], dtypes: Dtypes, fleet: Fleet | None) -> str:

@@ -14,6 +14,7 @@ from powerplan.units import format_bytes, format_ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.lines import Line2D
 
 WEIGHTS, STATE = "#0072B2", "#D55E00"
@@ -157,29 +158,30 @@ def alike_remarks(names: Sequence[str], upper: Sequence[Series], lower: Sequence
     return remarks
 
 
-def context_axis(axes: Axes, contexts: Sequence[float]) -> None:
-    """Make the lower axis one of contexts, on a logarithmic scale."""
+def set_ticks(axis: Axis, show: Callable[[float], str], base: int, most: int, steps: Sequence[float] = (1.0,)) -> None:
+    """Give a logarithmic axis at most so many ticks, at `steps` times the powers of `base`, that `show` writes."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    axis.set_major_locator(LogLocator(base=base, subs=steps, numticks=most))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: show(value))
+
+
+def context_axis(axes: Axes, contexts: Sequence[float]) -> None:
+    """Make the lower axis one of contexts, on a logarithmic scale."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(contexts), max(contexts))
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=13))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: short_context(round(value)))
+    set_ticks(axes.xaxis, lambda context: short_context(round(context)), base=2, most=13)
     axes.set_xlabel("context, tokens")
 
 
 def log_axis(axes: Axes, show: Callable[[float], str], label: str) -> None:
     """Make the upright axis logarithmic, with as many ticks as its range needs."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     _log_scale(axes, 10)
     low, high = axes.get_ylim()
     decades = log10(high / low) if low > 0 else 10
     steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=12))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: show(value))
+    set_ticks(axes.yaxis, show, 10, 12, steps)
     axes.set_ylabel(label)
 
 
@@ -196,12 +198,8 @@ def ratio_axis(axes: Axes) -> None:
 
 def bytes_axis(axes: Axes, label: str) -> None:
     """Make the upright axis one of bytes, with ticks at binary sizes."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     _log_scale(axes, 2)
-    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=9))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: format_bytes(Fraction(value)))
+    set_ticks(axes.yaxis, lambda size: format_bytes(Fraction(size)), base=2, most=9)
     axes.set_ylabel(label)
 
 

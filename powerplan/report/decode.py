@@ -87,7 +87,7 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
     legend = [""]
     if fleet is not None:
-        legend += wrapped(f"Times are rooflines on {_place(fleet)} at the bf16 rate, with nothing for communication.")
+        legend += wrapped(f"Times are rooflines on {fleet.name} at the bf16 rate, with nothing for communication.")
         if not all(row["fits"] for row in rows):
             kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
             legend += wrapped(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
@@ -206,10 +206,6 @@ def _step(step: Step) -> dict[str, Any]:
     return entry
 
 
-def _place(fleet: Fleet) -> str:
-    return fleet.device.name if fleet.count == 1 else f"{fleet.count:,} {fleet.device.name}"
-
-
 def _facts(model: Served) -> list[str]:
     """Return what is true of a model at any batch: its size, its state at each context, the prompt, who fits."""
     name, first = model.accounting.spec.name, model.servings[0]
@@ -248,11 +244,11 @@ def _largest(serving: Serving, fleet: Fleet) -> str:
     least, most = serving.least_devices, serving.largest_batch
     if serving.device_bytes > fleet.memory:
         held = f"--devices {least} holds them{' and a sequence' if serving.sequence_bytes else ''}"
-        return f"the weights do not fit in the {format_bytes(fleet.memory)} of {_place(fleet)} ({held})"
+        return f"the weights do not fit in the {format_bytes(fleet.memory)} of {fleet.name} ({held})"
     if most is None:
         return "any batch fits"
     more = "" if most else f" (--devices {least} holds one)"
-    return f"{fitting(most)} on {_place(fleet)}{more}"
+    return f"{fitting(most)} on {fleet.name}{more}"
 
 
 def _against_twin(serving: Serving, twin: Serving, batches: Sequence[int]) -> dict[str, Any]:

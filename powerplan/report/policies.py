@@ -8,7 +8,7 @@ from powerplan.caches.policy import Policy
 from powerplan.report.parts import json_float
 from powerplan.report.width import wrapped
 from powerplan.serving import Serving
-from powerplan.units import format_bytes, format_quantity, json_number
+from powerplan.units import format_bytes, format_items, format_quantity, json_number
 
 CHUNK = 8_192
 """Tokens of the chunks that are proposed for a prompt that does not fit whole."""
@@ -136,7 +136,7 @@ def _checkpoints(serving: Serving) -> str:
     if not checkpoints.each:
         start = "no state of fixed size: checkpoints take nothing, and a prefix of any length can be resumed"
     else:
-        count = f"{checkpoints.count:,} checkpoint{'' if checkpoints.count == 1 else 's'}"
+        count = format_items(checkpoints.count, "checkpoint")
         sizes = f"{format_bytes(checkpoints.each)} = {format_bytes(checkpoints.bytes)} per sequence"
         take = "takes" if checkpoints.count == 1 else "take"
         start = f"{count}, one every {checkpoints.every:,} tokens, {take} {checkpoints.count:,} x {sizes}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from powerplan.hardware import several
 from powerplan.report.tables import Column
 from powerplan.report.train import run_costs
 from powerplan.report.width import wrapped
@@ -20,8 +21,8 @@ def run_lines(answer: Recommendation) -> list[str]:
     if run is None:
         return []
     layout, capacity = run.layout, run.setting.capacity_bytes
-    devices, name = run.setting.cluster.devices, run.setting.peak.name
-    place = f"{format_parameters(run.tokens)} tokens on {f'{devices:,} ' if devices > 1 else ''}{name}"
+    devices = several(run.setting.cluster.devices, run.setting.peak.name)
+    place = f"{format_parameters(run.tokens)} tokens on {devices}"
     if capacity is None:
         return wrapped(f"{place}: {run_costs(run)}", "training: ")
     peak = f"{format_figure(layout.memory.peak / 1e9)} of {format_figure(capacity / 1e9)} GB at the peak"

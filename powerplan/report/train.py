@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
+from powerplan.hardware import several
 from powerplan.report.colour import side_of
 from powerplan.report.documents import lengths_entry
 from powerplan.report.exchanges import exchange_entries, exchange_section
@@ -20,7 +21,7 @@ from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_layer
-from powerplan.units import format_duration, format_figure, format_parameters
+from powerplan.units import format_duration, format_figure, format_items, format_parameters
 
 SCHEMA = "powerplan.train/1"
 
@@ -109,7 +110,7 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
     sections: list[Report] = []
     if len(plan.phases) > 1:
         costs = run_costs(plan) if plan.fits else "no hours, as not every stage fits"
-        devices = _devices(plan.setting.cluster.devices, plan)
+        devices = several(plan.setting.cluster.devices, plan.setting.peak.name)
         place = f"{plan.accounting.spec.name} in {len(plan.phases)} stages on {devices}"
         sections.append(Report(SCHEMA, {}, [], [], title=wrapped(f"{place}: {costs}")))
     told: set[str] = set()
@@ -253,7 +254,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan, told: set[str]) -> Repo
     """Return memory and time of a stage. told: the parts whose meaning an earlier stage gave; this one's are added."""
     layout, devices = phase.layout, plan.setting.cluster.devices
     name, peak = plan.accounting.spec.name, layout.memory.peak / 1e9
-    place = f"{name} at {layout.context:,} tokens on {_devices(devices, plan)}"
+    place = f"{name} at {layout.context:,} tokens on {several(devices, plan.setting.peak.name)}"
     if plan.setting.capacity_bytes is None:
         verdict = f"{format_figure(peak)} GB at the peak"
     else:
@@ -267,12 +268,11 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan, told: set[str]) -> Repo
     batch = f"{layout.sequences:,} sequences, {format_parameters(layout.batch_tokens)} tokens"
     lines = wrapped(f"{format_parameters(phase.phase.tokens)} tokens: {costs}")
     lines += wrapped(
-        f"{phase.steps:,} step{'s' if phase.steps > 1 else ''} of {batch}, {format_duration(layout.step_s)} each: "
+        f"{format_items(phase.steps, 'step')} of {batch}, {format_duration(layout.step_s)} each: "
         f"{format_parameters(round(layout.tokens_per_s))} tokens/s, MFU {layout.mfu:.0%}{_hfu(layout)}"
     )
-    lines += wrapped(
-        f"layout: {_layout(layout)}; the best of {phase.tried:,}" if phase.tried > 1 else f"layout: {_layout(layout)}"
-    )
+    best = f"; the best of {phase.tried:,}" if phase.tried > 1 else ""
+    lines += wrapped(f"layout: {layout_text(layout)}{best}")
     rows = _table(layout)
     named = {text.partition(":")[0] for row in rows for text in (row["memory"], row["time"])}
     meanings = "; ".join(meaning for part, meaning in MEANING.items() if part in named - told)
@@ -299,16 +299,12 @@ def _hfu(layout: Layout) -> str:
     return f", HFU {layout.hfu:.0%}" if layout.recipe.recompute == "full" else ""
 
 
-def _layout(layout: Layout) -> str:
+def layout_text(layout: Layout) -> str:
+    """Return how a model is laid out on devices, in words."""
     recipe = layout.recipe
     rounds = layout.step.micro_batches
     batches = f"{rounds:,} micro-batch{'es' if rounds > 1 else ''} of {recipe.micro_batch:,}"
     return f"{layout.degrees.describe()}; {batches}; recompute {recipe.recompute}"
-
-
-def _devices(count: int, plan: TrainingPlan) -> str:
-    name = plan.setting.peak.name
-    return f"{count:,} {name}" if count > 1 else name
 
 
 def run_costs(plan: TrainingPlan) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from powerplan.errors import InputError, check_word, parameter, shown
 from powerplan.spec import ModelSpec
-from powerplan.units import parse_integer
+from powerplan.units import format_items, parse_integer
 
 MAX_PARALLEL = 10**6
 """The largest degree, node or micro-batch that is accepted: more than any cluster has devices."""
@@ -125,7 +125,6 @@ def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int)
     if degrees.devices != devices:
         apart = ("ep", "interleave", "zero")
         factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in apart)
-        count = f"{degrees.devices:,} device{'s' if degrees.devices > 1 else ''}"
-        raise InputError(f"{factors} is {count}, and there are {devices:,}", where)
+        raise InputError(f"{factors} is {format_items(degrees.devices, 'device')}, and there are {devices:,}", where)
     for problem in problems(degrees, spec, context):
         raise InputError(problem, where)

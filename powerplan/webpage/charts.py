@@ -21,7 +21,6 @@ CONTEXTS: Axis = ("context, tokens", "context")
 _THOUSANDS = ((2**30, "G"), (2**20, "M"), (2**10, "k"))
 _BYTES = ((2**50, " PiB"), (2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
 _DECIMAL = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
-_SECONDS: tuple[tuple[float, str, float], ...] = ((1, " s", 1), (1e-3, " ms", 1e-3), (1e-6, " µs", 1e-6))
 
 
 def _scaled(steps: Sequence[tuple[int, str]], last: str = "") -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from powerplan.answers.decode import DecodeAnswer
 from powerplan.answers.train import TrainAnswer
+from powerplan.hardware import several
 from powerplan.report.parts import show_bytes
 from powerplan.report.tables import Column, grouped
-from powerplan.report.train import MEMORY, TIME, run_costs
+from powerplan.report.train import MEMORY, TIME, layout_text, run_costs
 from powerplan.run.layouts import Layout
 from powerplan.serving import Serving, Step
 from powerplan.units import (
@@ -16,6 +17,7 @@ from powerplan.units import (
     format_count,
     format_duration,
     format_figure,
+    format_items,
     format_parameters,
 )
 from powerplan.webpage.asked import Asked
@@ -61,8 +63,7 @@ def decode_charts(asked: Asked) -> list[Chart]:
     memory = decode_curves(answer, lambda step: float(step.memory_bytes), lambda step: show_bytes(step.memory_bytes))
     limit = []
     if fleet is not None:
-        count = f"{fleet.count:,} {fleet.device.name}" if fleet.count > 1 else fleet.device.name
-        limit = [Mark(fleet.memory, f"memory of {count}: {format_bytes(fleet.memory)}")]
+        limit = [Mark(fleet.memory, f"memory of {fleet.name}: {format_bytes(fleet.memory)}")]
     about = f"Memory for weights and state of {name} over the batch at {asked.context:,} tokens, both axes logarithmic"
     spec = curves_chart(about, memory, BATCHES, ("weights and state", "bytes"), limit, height=280)
     charts = [Chart("chart-memory", "Memory over batch", spec, _steps_table(asked))]
@@ -167,17 +168,14 @@ def training_words(answer: TrainAnswer) -> list[str]:
     """Return the run and its layout in sentences."""
     plan, layout = answer.plan, answer.plan.layout
     (phase,) = plan.phases
-    recipe, rounds = layout.recipe, layout.step.micro_batches
     share = plan.setting.efficiency
-    devices = plan.setting.cluster.devices
-    place = f"{devices:,} {plan.setting.peak.name}" if devices > 1 else plan.setting.peak.name
-    batches = f"{rounds:,} micro-batch{'es' if rounds > 1 else ''} of {recipe.micro_batch:,}"
+    place = several(plan.setting.cluster.devices, plan.setting.peak.name)
     costs = f": {run_costs(plan)}" if plan.fits else ""
     return [
         f"{format_parameters(plan.tokens)} tokens at {layout.context:,} on {place}{costs}.",
-        f"{phase.steps:,} step{'s' if phase.steps > 1 else ''} of {layout.sequences:,} sequences, "
+        f"{format_items(phase.steps, 'step')} of {layout.sequences:,} sequences, "
         f"{format_parameters(layout.batch_tokens)} tokens.",
-        f"Layout: {layout.degrees.describe()}; {batches}; recompute {recipe.recompute}; the best of {phase.tried:,}.",
+        f"Layout: {layout_text(layout)}; the best of {phase.tried:,}.",
         (
             f"Assumed: {share.weights:.0%} of the peak in matmuls with weights, {share.attention:.0%} in attention, "
             f"{share.recurrent:.0%} in recurrent state."

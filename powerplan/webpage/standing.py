@@ -16,7 +16,7 @@ from powerplan.report.parts import parameters_text, show_bytes, show_flops, show
 from powerplan.report.target import shortfall, verdict
 from powerplan.search import Candidate
 from powerplan.spec import ModelSpec
-from powerplan.units import format_bytes, format_duration
+from powerplan.units import format_bytes, format_duration, format_items
 from powerplan.webpage.asked import Asked, recommended
 from powerplan.webpage.charts import CONTEXTS, curves_chart, ratio_mark
 from powerplan.webpage.content import (
@@ -45,7 +45,7 @@ def facts(asked: Asked) -> str:
     """Return the size of the model in one line."""
     accounting = asked.wsfr.accounting
     spec = accounting.spec
-    layers = f"{spec.layer_count:,} layer{'s' if spec.layer_count > 1 else ''}"
+    layers = format_items(spec.layer_count, "layer")
     return f"{parameters_text(accounting)} · {layers} · hidden size {spec.hidden_size:,}"
 
 
@@ -100,12 +100,11 @@ def figures(asked: Asked) -> list[Figure]:
     serving = asked.decode.models[0].servings[0]
     if asked.decode.fleet is not None:
         most, fleet = serving.largest_batch, asked.decode.fleet
-        count = f"{fleet.count:,} " if fleet.count > 1 else ""
         found.append(
             Figure(
                 "Largest batch",
                 "any" if most is None else f"{most:,}",
-                f"sequences whose state fits beside the weights on {count}{fleet.device.name}",
+                f"sequences whose state fits beside the weights on {fleet.name}",
             )
         )
     else:

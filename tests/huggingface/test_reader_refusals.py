@@ -168,6 +168,18 @@ def test_a_boolean_is_no_integer(read: Read) -> None:
         ("llama", {"layer_types": FULL}, "layer_types", "must be a list of words, and is 'full_attention'"),
         ("llama", {"layer_types": [1]}, "layer_types", "must be a list of words, and is [1]"),
         ("deepseek_v3", {"moe_layer_freq": [0, 1]}, "moe_layer_freq", "must have 0 or 1 for each of 4 layers"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["mamba"]},
+            "layer_types",
+            "must say mamba or attention for each of 4 layers",
+        ),
+        (
+            "zamba",
+            {"layers_block_type": ["mlp"] * 4},
+            "layers_block_type",
+            "must say mamba or hybrid for each of 4 layers",
+        ),
         ("llama", {"num_hidden_layers": 10_001}, "num_hidden_layers", "10001 is out of range; allowed are 1 to 10,000"),
         (
             "gemma3_text",

@@ -10,6 +10,7 @@ from powerplan.errors import InputError, one_line, parameter
 from powerplan.run.degrees import Degrees
 from powerplan.run.recipe import Recipe
 from powerplan.spec import LayerUse, ModelSpec
+from powerplan.units import format_items
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Job:
 
     def title(self) -> str:
         """Return what is trained, and on what, in a line."""
-        devices = "1 device" if self.degrees.devices == 1 else f"{self.degrees.devices:,} devices"
+        devices = format_items(self.degrees.devices, "device")
         split = "" if self.degrees.devices == 1 else f" ({self.degrees.describe()})"
         return f"{self.spec.name}: {self.tokens:,} tokens in sequences of {self.context:,} on {devices}{split}"
 
