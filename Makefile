@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP_FLAGS ?=
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) --constraint constraints.txt
 
 # An editable install links the files that it finds (pyproject.toml says why): a new file needs a new install. A folder's
 # time changes when a file in it comes or goes.

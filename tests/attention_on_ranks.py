@@ -268,24 +268,22 @@ TIMEOUT = timedelta(seconds=5)
 def failures(rank: int, device: str) -> list[str]:
     """Return the messages of this rank, forward and backward: one of each two ranks waits for one that never calls.
 
-    The first two ranks gather, and the others scan.
+    The first two ranks gather, and the others scan. States go on in the sequence, and gradients back; who only sends
+    does not wait. So the second rank of a pair waits forward, in one group, while the first waits backward, in another.
     """
     pairs = [[0, 1], [2, 3]]
     groups = [[dist.new_group(pair, timeout=TIMEOUT) for pair in pairs] for _ in range(2)]
-    said = []
-    for backward in (False, True):
-        group = groups[backward][rank // 2]
-        plan = ContextParallel(group, tokens=20, exchange="gather" if rank < 2 else "scan")
-        x = torch.ones(1, 10, 1, 4, device=device, requires_grad=True)
-        power_attention(x, x, x, cp=plan).sum().backward()  # type: ignore[union-attr]
-        waits = int(not backward)  # States go on in the sequence, and gradients back: one who only sends does not wait.
-        if backward:
-            out = power_attention(x, x, x, cp=plan)
-            assert isinstance(out, Tensor)
-            said.append(message(out.sum().backward) if plan.rank == waits else "silent")
-        else:
-            said.append(message(partial(power_attention, x, x, x, cp=plan)) if plan.rank == waits else "silent")
-        dist.barrier()
+    x = torch.ones(1, 10, 1, 4, device=device, requires_grad=True)
+    calls = []
+    for group in groups:
+        plan = ContextParallel(group[rank // 2], tokens=20, exchange="gather" if rank < 2 else "scan")
+        calls.append(partial(power_attention, x, x, x, cp=plan))
+        calls[-1]().sum().backward()  # type: ignore[union-attr]
+    forward, backward = calls
+    out = backward()
+    assert isinstance(out, Tensor)
+    said = ["silent", message(out.sum().backward)] if rank % 2 == 0 else [message(forward), "silent"]
+    dist.barrier()
     return said
 
 

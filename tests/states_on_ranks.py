@@ -80,7 +80,7 @@ def all_work(rank: int, folder: Path) -> None:
     found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
     found["through a cache"] = through_a_cache(*KINDS.values(), HYBRID[1])
     found["curve"] = curve(model_of(*HYBRID), STEPS)
-    found["compiled"] = compiled(groups[4])
+    found["compiled"] = compiled(groups[2]) if rank in GROUPS[2] else None
     found["refusals"] = refusals(groups[4])
     (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

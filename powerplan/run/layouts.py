@@ -120,6 +120,7 @@ class Layouts:
         self.accounting, self.context, self.setting = accounting, context, setting
         self._timed = Accounting(accounting.spec)
         self._models: dict[Recipe, ModelLoad] = {}
+        self._with_recipe: dict[Recipe, tuple[Recipe, ModelLoad]] = {}
         self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
         self._links: dict[Degrees, Links] = {}
         self._exchanges: dict[Recipe, tuple[Exchange, ...]] = {}
@@ -165,14 +166,11 @@ class Layouts:
 
     def layout(self, degrees: Degrees, recipe: Recipe, sequences: int) -> Layout:
         """Return memory and time of one layout."""
-        single = replace(recipe, micro_batch=1)
-        model = self._models.get(single)
-        if model is None:
-            model = self._models[single] = model_load(self._timed, self.context, single, self.setting.lengths)
+        single, model = self._loaded(recipe)
         key = single, degrees.pp
         if key not in self._stages:
-            self._stages[key] = _unlike(stage_loads(model, degrees.pp))
-        stages, model = self._stages[key], replace(model, recipe=recipe)
+            self._stages[key] = _unlike(stage_loads(self._models[single], degrees.pp))
+        stages = self._stages[key]
         links = self._links.get(degrees)
         if links is None:
             links = self._links[degrees] = links_of(self.setting.cluster, degrees)
@@ -193,6 +191,15 @@ class Layouts:
             split=split,
             filled=self.filled,
         )
+
+    def _loaded(self, recipe: Recipe) -> tuple[Recipe, ModelLoad]:
+        """Return the recipe with one sequence in a micro-batch, and what layers ask for with the recipe as it is."""
+        if recipe not in self._with_recipe:
+            single = replace(recipe, micro_batch=1)
+            if single not in self._models:
+                self._models[single] = model_load(self._timed, self.context, single, self.setting.lengths)
+            self._with_recipe[recipe] = single, replace(self._models[single], recipe=recipe)
+        return self._with_recipe[recipe]
 
     def _split(self, model: ModelLoad, single: Recipe, degrees: Degrees, links: Links) -> Split | None:
         """Return how a sequence lies on devices; `single` is the recipe with one sequence in a micro-batch."""

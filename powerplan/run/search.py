@@ -47,6 +47,11 @@ def find_layouts(
     micro_batches: from the smallest on; bigger ones take more memory.
     """
     kept: dict[Degrees, Layout] = {}
+    recipes = {
+        (again, micro_batch): replace(recipe, recompute=again, micro_batch=micro_batch)
+        for again in recompute
+        for micro_batch in micro_batches
+    }
     tried = 0
     for way in degrees:
         for micro_batch in micro_batches:
@@ -54,7 +59,7 @@ def find_layouts(
             if sequences is None:
                 continue
             for again in recompute:
-                layout = layouts.layout(way, replace(recipe, recompute=again, micro_batch=micro_batch), sequences)
+                layout = layouts.layout(way, recipes[again, micro_batch], sequences)
                 tried += 1
                 if way not in kept or _order(layout) < _order(kept[way]):
                     kept[way] = layout

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hf_decoders import mixers_by_layer
+from hf_meta import on_meta
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
@@ -323,7 +324,7 @@ def test_text_decoders_of_wrappers(transformers: Any, torch: Any, read: Read, fa
     config_class = transformers.CONFIG_MAPPING[family]
     text = config_class().text_config.__class__(**SIZES, **settings, pad_token_id=0)
     config = config_class(text_config=text.to_dict())
-    with torch.device("meta"):
+    with on_meta():
         model = getattr(transformers, class_name)(config.text_config if family == "emu3" else config)
     names = (
         "model.language_model.",

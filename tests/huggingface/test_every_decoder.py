@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hf_decoders import NEEDED, Settings, odd_settings, require, stored_elements, written
+from hf_meta import on_meta
 
 from powerplan.accounting import Accounting
 from powerplan.errors import InputError
@@ -49,7 +50,7 @@ def built(transformers: Any, torch: Any, model_type: str, kind: str) -> tuple[An
     config = config_class(**settings)
     names = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     model_class = getattr(transformers, names if isinstance(names, str) else names[0])
-    with torch.device("meta"):
+    with on_meta():
         return config, model_class(config)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hf_decoders import require, stored_elements
+from hf_meta import on_meta
 from msgspec.structs import replace
 
 from powerplan.accounting import Accounting
@@ -187,7 +188,7 @@ def test_text_decoder_of_hy_v4_vl(transformers: Any, torch: Any, read: Read, tie
     }
     vision = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "out_hidden_size": 48}
     config = transformers.HYV4VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-    with torch.device("meta"):
+    with on_meta():
         model = transformers.HYV4VLForConditionalGeneration(config)
     head = 0 if tied else model.lm_head.weight.numel()
     for file in (config.to_json_string(use_diff=False), config.to_json_string(use_diff=True)):

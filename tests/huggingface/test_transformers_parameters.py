@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hf_meta import on_meta
 
 from powerplan.accounting import Accounting
 from powerplan.huggingface import supported_families
@@ -314,7 +315,7 @@ def built(transformers: Any, torch: Any, family: str, settings: Settings) -> tup
         config = make(text_config=settings, tie_word_embeddings=settings.get("tie_word_embeddings", True))
     else:
         config = make(**settings)
-    with torch.device("meta"):
+    with on_meta():
         if family == "gemma3":
             return config, transformers.Gemma3ForCausalLM(config.text_config)
         return config, transformers.AutoModelForCausalLM.from_config(config)
@@ -383,7 +384,7 @@ def test_wrapper_decides_on_the_tie(
     text = GROUPED | {"head_dim": 20} | ({} if inside is None else {"tie_word_embeddings": inside})
     vision = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
     data = {"text_config": text, "vision_config": vision, "tie_word_embeddings": outside}
-    with torch.device("meta"):
+    with on_meta():
         model = transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(**data))
     decoder = [
         parameter.numel()

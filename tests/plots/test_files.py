@@ -38,6 +38,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_draws(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In each format, and the same bytes again: in one format for each command, in turns."""
+    drawn_again = list(MAGIC)[COMMANDS.index(command) % len(MAGIC)]
     assert main(command.split()) == 0
     plain = capsys.readouterr()
     for suffix, magic in MAGIC.items():
@@ -50,9 +52,10 @@ def test_every_command_draws(command: str, capsys: pytest.CaptureFixture[str]) -
         assert first.startswith(magic)
         assert main([*command.split(), "--plot", str(path)]) == 2
         assert capsys.readouterr().err == f"error: --plot: out.{suffix} exists; --force overwrites it\n"
-        assert main([*command.split(), "--plot", str(path), "--force"]) == 0
-        assert path.read_bytes() == first
-        capsys.readouterr()
+        if suffix == drawn_again:
+            assert main([*command.split(), "--plot", str(path), "--force"]) == 0
+            assert path.read_bytes() == first
+            capsys.readouterr()
     assert sorted(path.name for path in Path().iterdir()) == ["out.pdf", "out.png", "out.svg"]
 
 

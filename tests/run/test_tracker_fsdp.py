@@ -30,9 +30,9 @@ MIXERS: dict[str, Mixer] = {
     "linear": Linear(**HEADS, gated=True, chunk_size=32),
     "retnet": RetNet(**STATES, chunk_size=32),
     "gla": GLA(**STATES, gate_rank=8),
-    "deltanet": DeltaNet(**STATES, chunk_size=32),
-    "gated_deltanet": GatedDeltaNet(**STATES, chunk_size=32),
-    "kda": KDA(**STATES, chunk_size=32),
+    "deltanet": DeltaNet(**STATES, chunk_size=64),
+    "gated_deltanet": GatedDeltaNet(**STATES, chunk_size=64),
+    "kda": KDA(**STATES, chunk_size=64),
 }
 BOTH_WAYS = {"attention", "power", "gla"}
 RUNS = [
