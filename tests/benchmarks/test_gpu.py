@@ -93,7 +93,8 @@ def test_targets_are_answered_from_the_rows(dry: tuple[dict[str, Any], str, Path
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = run("--out", tmp_path / "gpu.json", "--only", "bench", CUDA_VISIBLE_DEVICES="")
+    # The budget is that of a busy machine.
+    done = run("--out", tmp_path / "gpu.json", "--only", "bench", "--budget", HUNG_S, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     assert "finds no CUDA device here; --dry goes through all steps on a CPU" in done.stdout
     assert "failed: machine" in done.stdout
@@ -301,8 +302,8 @@ def test_every_launch_of_the_other_engine_has_its_role() -> None:
 
 
 def test_steps_run_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
-    limits = "bench=1,precompile=1"  # They need not do their work.
-    done = run("--dry", "--only", "bench,precompile", "--limits", limits, "--workers", 1, "--out", tmp_path / "a.json")
+    asked = ("--only", "bench,precompile", "--limits", "bench=1,precompile=1")  # They need not do their work.
+    done = run("--dry", *asked, "--budget", HUNG_S, "--workers", 1, "--out", tmp_path / "a.json")
     data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [step["name"] for step in data["steps"]] == ["machine", "bench", "precompile"], done.stdout
     assert data["steps"][1]["limit_s"] == pytest.approx(1, abs=0.01)
