@@ -154,7 +154,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
         Column("name", "device", left=True),
         *(Column(f"{dtype}_flops", f"{dtype} TFLOP/s", tera) for dtype in ("bf16", "fp8", "fp32")),
         Column("memory_bytes", "memory GB", lambda value: f"{value / 1e9:g}"),
-        Column("usable_bytes", "usable GB", lambda value: "-" if value is None else f"{value / 1e9:.1f}"),
+        Column("usable_bytes", "usable GiB", lambda value: "-" if value is None else f"{value / 2**30:.1f}"),
         Column("memory_bytes_per_s", "GB/s", lambda value: f"{value / 1e9:,g}"),
         Column("link_bytes_per_s", "link GB/s", giga),
         Column("node_devices", "node", grouped),
@@ -164,7 +164,7 @@ def devices_report(devices: Sequence[Device]) -> Report:
     ]
     after = [
         "dense rates, no structured sparsity; verify: sources disagree or are second-hand.",
-        "usable: what a program is given of the memory, to which plans are held.",
+        "memory: as datasheets have it, whose GB is nearly a GiB; usable: what a program is given, to which plans are held.",
         "link: within a node of so many devices; network: between nodes; per device and direction. W: board power.",
         "powerplan hardware NAME gives unit and source of every value.",
     ]
@@ -210,6 +210,8 @@ def device_report(device: Device) -> Report:
         "measured": device.measured,
         "verify": "the sources disagree or are second-hand" if device.verify else "",
     }
+    if device.usable_mib is not None:
+        remarks = {"memory": "a datasheet's GB is nearly a GiB; plans are held to what a program is given"} | remarks
     after = [f"{name}: {remark}" for name, remark in remarks.items() if remark]
     columns = [
         Column("quantity", device.name, left=True),
