@@ -164,7 +164,8 @@ def devices_report(devices: Sequence[Device]) -> Report:
     ]
     after = [
         "dense rates, no structured sparsity; verify: sources disagree or are second-hand.",
-        "memory: as datasheets have it, whose GB is nearly a GiB; usable: what a program is given, to which plans are held.",
+        "memory: as datasheets have it, whose GB is nearly a GiB.",
+        "usable: what a program is given of the memory, to which plans are held.",
         "link: within a node of so many devices; network: between nodes; per device and direction. W: board power.",
         "powerplan hardware NAME gives unit and source of every value.",
     ]
