@@ -205,14 +205,14 @@ def device_report(device: Device) -> Report:
         for field, (label, unit, _) in QUANTITIES.items()
         if (value := si_value(device, field)) is not None
     ]
+    given = device.usable_mib is not None
     remarks = {
+        "memory": "a datasheet's GB is nearly a GiB; plans are held to what a program is given" if given else "",
         "aliases": ", ".join(device.aliases),
         "link": device.link,
         "measured": device.measured,
         "verify": "the sources disagree or are second-hand" if device.verify else "",
     }
-    if device.usable_mib is not None:
-        remarks = {"memory": "a datasheet's GB is nearly a GiB; plans are held to what a program is given"} | remarks
     after = [f"{name}: {remark}" for name, remark in remarks.items() if remark]
     columns = [
         Column("quantity", device.name, left=True),
