@@ -107,7 +107,7 @@ def test_tables_name_the_formats(capsys: pytest.CaptureFixture[str], tmp_path: P
         capsys, "wsfr", name, "--weights-dtype", "fp8", "--dtype", "fp8"
     )
     text = table(capsys, "wsfr", KIMI, "--cache-dtype", "fp8", "--state-dtype", "bf16")
-    assert "weights in bf16, cache in fp8, recurrent state in bf16 " in text
+    assert "weights in bf16, cache in fp8, recurrent state in bf16, read and written " in text
     text = table(capsys, "compare", "gpt2-small", name)
     assert "batch 1; weights and cache in bf16, weights of small in int4 and bf16." in text
     text = table(capsys, "decode", "gpt2-small", name, "--cache-dtype", "fp8")
