@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 Causal = Literal["exact", "full"]
 Form = Literal["recurrent", "chunked"]
@@ -21,3 +21,6 @@ Master = Literal["fp32", "none"]
 Kernels = Literal["fused", "torch"]
 TrainingDtype = Literal["bf16", "fp16", "fp32"]
 Trainer = Literal["torchtitan", "megatron"]
+
+LM_HEAD: Final = "lm-head"
+"""The word of `exclude` for the FLOPs of the LM head."""

@@ -120,13 +120,22 @@ WRONG = {
     ("decode", "--cache-dtype", "fp6"): "--cache-dtype: 'fp6' is not known; did you mean ...",
     ("wsfr", "--cache-dtype", "int5"): "--cache-dtype: 'int5' is not known; did you mean int8? allowed are fp32, ...",
     ("decode", "--cache-dtype", "int4:64"): "--cache-dtype: '64' is not a setting; write int4:group=64,scale=...",
-    ("decode", "--cache-dtype", "int4:group=x"): "--cache-dtype: 'x' is not an integer; write one from 1 to 65,536",
-    ("decode", "--cache-dtype", "int4:group=0"): "--cache-dtype: 0 is out of range; allowed are 1 to 65,536",
+    (
+        "decode",
+        "--cache-dtype",
+        "int4:group=x",
+    ): "--cache-dtype group: 'x' is not an integer; write one from 1 ...",
+    ("decode", "--cache-dtype", "int4:group=0"): "--cache-dtype group: 0 is out of range; allowed are 1 to 65,536",
+    (
+        "wsfr",
+        "--cache-dtype",
+        "int4:grp=8",
+    ): "--cache-dtype: 'grp' is not a setting; did you mean group? ...",
     ("wsfr", "--cache-dtype", "bf16:group=8"): "--cache-dtype: bf16 has no scales; groups are for fp8, int8, ...",
-    ("wsfr", "--cache-dtype", "int4:group=8,group=9"): "--cache-dtype: 'group=9' is there twice",
+    ("wsfr", "--cache-dtype", "int4:group=8,group=9"): "--cache-dtype: group is given twice",
     ("wsfr", "--cache-dtype", "int4:scale=fp16"): "--cache-dtype: 'int4:scale=fp16' has no group; write int4:...",
-    ("wsfr", "--cache-dtype", "int4:group=8,scale=no"): "--cache-dtype: scale='no' is not known; allowed are fp32...",
-    ("wsfr", "--cache-dtype", "int4:group=8,zero=nil"): "--cache-dtype: zero='nil' is not known; allowed are fp32...",
+    ("wsfr", "--cache-dtype", "int4:group=8,scale=no"): "--cache-dtype scale: 'no' is not known; allowed are fp32...",
+    ("wsfr", "--cache-dtype", "int4:group=8,zero=nil"): "--cache-dtype zero: 'nil' is not known; allowed are fp32...",
     ("budget", "--state-dtype", ""): "--state-dtype: '' is not known; allowed are fp32, bf16, fp16, fp8, int4",
 }
 
@@ -271,7 +280,7 @@ def test_large_json_is_read_and_large_yaml_is_not(capsys: pytest.CaptureFixture[
     refused = {
         text.replace(
             '"n_layer": 12', '"n_layer": 12, "n_layer": 12'
-        ): ":1:54: key 'n_layer' stands twice; first at line 1",
+        ): ":1:54: key 'n_layer' is given twice; first at line 1",
         text.replace('"n_layer": 12', '"n_layer": "many"'): ":1:50: n_layer must be an integer, and is 'many'",
         text[:-1]: f":1:{len(text)}: is not valid JSON: Expecting ',' delimiter",
         text[:-1]

@@ -298,9 +298,12 @@ def test_too_many_different_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("lognorml:mean=4k", "'lognorml:mean=4k' is neither a file nor lengths; did you mean lognormal?"),
         ("lognormal:", "lognormal takes two of mean, median, p99 and sigma, and has none"),
         ("lognormal:mean=4k", "lognormal takes two of mean, median, p99 and sigma, and has mean"),
-        ("lognormal:4k", "'4k' is no setting; write lognormal:mean=4k,p99=64k"),
-        ("lognormal:mean=4k,p9=8k", "lognormal 'p9' is not known; did you mean p99? allowed are mean, median, ..."),
-        ("lognormal:mean=4k,mean=8k", "lognormal mean is given twice"),
+        ("lognormal:4k", "'4k' is not a setting of lognormal; write lognormal:mean=4k,p99=64k"),
+        (
+            "lognormal:mean=4k,p9=8k",
+            "'p9' is not a setting of lognormal; did you mean p99? allowed are ...",
+        ),
+        ("lognormal:mean=4k,mean=8k", "mean is given twice"),
         ("lognormal:mean=4k,p99=2k", "the p99 must be more than the mean, and they are mean 4,096 and p99 2,048"),
         (
             "lognormal:mean=1k,median=2k",

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 import powerplan
-from powerplan.choices import Keep, Side, Unknown
+from powerplan.choices import LM_HEAD, Keep, Side, Unknown
 from powerplan.cli import figures, options, say
 from powerplan.cli.completion import excludable_kinds, list_completer, selectable_kinds
 from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
+from powerplan.lists import split_words
 
 DEFAULT_CONTEXT = "64k"
 TOP = "6"
@@ -89,7 +90,6 @@ def recommend(
     output: options.FormatOption = "table",
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
-    from powerplan.answers.recommend import LM_HEAD
     from powerplan.answers.solve import solve as solve_for
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
@@ -100,7 +100,7 @@ def recommend(
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
     place = parse_integer(pick, "--pick", 1, 1000)
-    excluded = [word.strip() for word in exclude.split(",")] if exclude is not None else []
+    excluded = split_words(exclude) if exclude is not None else []
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})

@@ -13,9 +13,10 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
-from powerplan.errors import InputError, did_you_mean, parameter, shown, unknown_word
+from powerplan.errors import InputError, did_you_mean, parameter, shown
 from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
 from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
+from powerplan.lists import parse_settings, split_words
 from powerplan.textfiles import lines_of
 from powerplan.units import MAX_CONTEXT, context_text, integer_of, parse_context
 
@@ -100,16 +101,12 @@ def _of_text(text: str, where: str) -> Lengths:
 
 
 def _lognormal(settings: str, label: str, where: str) -> Lengths:
-    known: dict[str, float] = {}
-    for pair in settings.split(",") if settings else ():
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals:
-            raise InputError(f"{shown(pair.strip())} is no setting; write {LOGNORMAL}:mean=4k,p99=64k", where)
-        if name not in SETTINGS:
-            raise InputError(f"{LOGNORMAL} {unknown_word(name, SETTINGS)}", where)
-        if name in known:
-            raise InputError(f"{LOGNORMAL} {name} is given twice", where)
-        known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")
+    write, of = f"{LOGNORMAL}:mean=4k,p99=64k", f"a setting of {LOGNORMAL}"
+    texts = parse_settings(settings, SETTINGS, where, write, of=of) if settings else {}
+    known = {
+        name: _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")
+        for name, value in texts.items()
+    }
     longest = int(known.pop("max", LONGEST))
     if len(known) != 2:
         given = f"has {' and '.join(known)}" if known else "has none"
@@ -184,7 +181,7 @@ class _Columns:
 
     @classmethod
     def of(cls, header: str, where: str) -> _Columns:
-        names = [name.strip().strip('"').lower() for name in header.split(",")]
+        names = [name.strip('"').lower() for name in split_words(header)]
         if "length" not in names:
             wanted = _renamed(names) or "; write a length in each line, or name the column length"
             raise InputError(f"{shown(header)} has no column length{wanted}", where)

@@ -10,8 +10,9 @@ import msgspec
 
 from powerplan.accounting import positions_text
 from powerplan.dims import KERNEL_DEGREES
-from powerplan.errors import InputError, check_word
+from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
+from powerplan.lists import parse_words, split_words
 from powerplan.measured import RECURRENT
 from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
 from powerplan.mixers.delta import DeltaRule
@@ -159,11 +160,7 @@ def distinct_names(mixers: Sequence[Mixer]) -> dict[Mixer, str]:
 
 def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     """Return the names in a list such as "attention,window"; raises InputError for a name that is not allowed."""
-    words = (word.strip() for word in text.split(","))
-    names = dict.fromkeys(_OTHER_NAMES.get(word, word) for word in words)
-    for name in names:
-        check_word(name, allowed, where)
-    return list(names)
+    return parse_words([_OTHER_NAMES.get(word, word) for word in split_words(text)], allowed, where)
 
 
 def parse_chunk_sizes(text: str) -> tuple[int, ...]:

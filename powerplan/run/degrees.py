@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
-from powerplan.errors import InputError, check_word, parameter, shown
+from powerplan.errors import InputError, parameter
+from powerplan.lists import parse_settings
 from powerplan.spec import ModelSpec
 from powerplan.units import format_items, parse_integer
 
@@ -71,15 +72,8 @@ PARALLEL = tuple(field.name for field in fields(Degrees) if field.name != "zero"
 
 def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
     """Return what a text such as "fsdp=8,tp=4" says; raises InputError for one that says something else."""
-    values: dict[str, int] = {}
-    for pair in text.split(","):
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals:
-            raise InputError(f"{shown(pair.strip())} is not a degree; write fsdp=8,cp=8, or auto", where)
-        check_word(name, PARALLEL, where)
-        if name in values:
-            raise InputError(f"{name} is given twice", where)
-        values[name] = parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL)
+    texts = parse_settings(text, PARALLEL, where, "fsdp=8,cp=8, or auto", of="a degree")
+    values = {name: parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL) for name, value in texts.items()}
     return Degrees(**values, zero=zero)
 
 

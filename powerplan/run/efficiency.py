@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from powerplan.errors import InputError, check_word, parameter
+from powerplan.errors import parameter
+from powerplan.lists import parse_settings
 from powerplan.run.step import Efficiency
 from powerplan.units import parse_share
 
@@ -31,11 +32,5 @@ def parse_efficiency(text: str) -> Efficiency:
     if "=" not in text:
         share = float(parse_share(text.strip(), where))
         return Efficiency(share, share, share)
-    values: dict[str, float] = {}
-    for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition("="))
-        check_word(name, PARTS, where)
-        if name in values:
-            raise InputError(f"{name} is given twice", where)
-        values[name] = float(parse_share(value, where))
-    return replace(DEFAULT, **values)
+    texts = parse_settings(text, PARTS, where, "0.5 or weights=0.6,attention=0.5")
+    return replace(DEFAULT, **{name: float(parse_share(value, where)) for name, value in texts.items()})

@@ -148,7 +148,7 @@ def test_a_profile_that_says_a_thing_twice(
     monkeypatch.chdir(tmp_path)
     Path("p.json").write_text(json.dumps(saved()).replace('"head_dim"', '"heads": 2, "head_dim"'))
     expect_refusal(
-        ["recommend", "gpt2-small", "--measured", "p.json"], "p.json:1:189: key 'heads' stands twice; first at line 1"
+        ["recommend", "gpt2-small", "--measured", "p.json"], "p.json:1:189: key 'heads' is given twice; first at line 1"
     )
 
 
