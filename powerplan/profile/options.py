@@ -9,12 +9,12 @@ from typing import Any, TypeGuard
 import msgspec
 
 from powerplan.accounting import positions_text
-from powerplan.dims import KERNEL_DEGREES
+from powerplan.dims import KERNEL_DEGREES, odd_degree
 from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
 from powerplan.lists import parse_words, split_words
 from powerplan.measured import RECURRENT
-from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
+from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer, Power
 from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
@@ -250,11 +250,11 @@ def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
     """Return `mixer` without what no implementation has: sinks, and the normaliser of an odd degree."""
     if getattr(mixer, "sinks", False):
         return msgspec.structs.replace(mixer, sinks=False)
-    if mixer.kernel_problem is None:
-        return mixer
-    if mixer.degree not in KERNEL_DEGREES:
+    if mixer.degree is not None and mixer.degree not in KERNEL_DEGREES:
         degrees = f"degrees {KERNEL_DEGREES[0]} to {KERNEL_DEGREES[-1]}"
         raise InputError(f"p={mixer.degree}: the kernels run {degrees}", "--mixer")
+    if not (isinstance(mixer, Power) and mixer.normalize and odd_degree(mixer.p)):
+        return mixer
     note = f"p={mixer.degree} is measured without the normaliser: weights of odd degrees have both signs"
     notes += [note] if note not in notes else []
     return msgspec.structs.replace(mixer, normalize=False)

@@ -85,7 +85,7 @@ def test_the_head_has_the_answers_figures(whole: Page, parsed: Any) -> None:
         f"weights {show_flops(row.weight_flops_per_token)}, state {show_flops(row.state_flops_per_token)}",
     ):
         assert figure in parsed.text
-    assert "state-heavy 2.3x more state than weight FLOPs" in parsed.text
+    assert "state-heavy 2.3x as many state as weight FLOPs" in parsed.text
 
 
 def test_candidates_are_those_of_recommend(whole: Page, parsed: Any) -> None:

@@ -46,7 +46,7 @@ def test_smaller_weights_are_the_price() -> None:
     assert "Saves: 4.89x fewer FLOPs per token, 64x less state" in text
     assert (
         "target: no plan of the same weights within --max-state 512 MiB meets it; none comes closer; #4, power p=4 "
-        "128x32/1, 1.02:1, meets it: weight FLOPs -3.5%, 1.68x more FLOPs per token, 2.43x less state" in text
+        "128x32/1, 1.02:1, meets it: weight FLOPs -3.5%, 1.68x the FLOPs per token, 2.43x less state" in text
     )
     entry = said.to_dict()["meets_target"]
     assert (entry["rank"], entry["label"], entry["feasible"]) == (4, "power p=4 128x32/1", True)
