@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -93,7 +94,6 @@ def recommend(
     from powerplan.answers.solve import solve as solve_for
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
-    from powerplan.dump import check_name
     from powerplan.load import model_file
     from powerplan.output import check_targets
     from powerplan.units import parse_contexts, parse_integer
@@ -108,31 +108,30 @@ def recommend(
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
-        unused = {
-            "--max-state": max_state,
-            "--max-decode-bytes": max_decode_bytes,
-            "--flops": flops,
-            "--tokens": tokens,
-            "--gpu": gpu,
-            "--devices": devices != "1",
-            "--max-days": max_days,
-            "--gpu-hours": gpu_hours,
-            "--price": price,
-            "--keep": keep != "weights",
-            "--only": only,
-            "kinds of --exclude": set(excluded) - {LM_HEAD},
-            "--weights-vs-state": weights_vs_state,
-            "--measured": measured,
-            "--top": top != TOP,
-            "--pick": place > 1,
-            "--write": write,
-            "--name": name,
-            "--plot": plot,
-            "lists of contexts": len(contexts) > 1,
-        }
-        given = [option for option, value in unused.items() if value and not is_default(option)]
-        if given:
-            raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
+        _refuse_beside_solve(
+            {
+                "--max-state": max_state,
+                "--max-decode-bytes": max_decode_bytes,
+                "--flops": flops,
+                "--tokens": tokens,
+                "--gpu": gpu,
+                "--devices": devices != "1",
+                "--max-days": max_days,
+                "--gpu-hours": gpu_hours,
+                "--price": price,
+                "--keep": keep != "weights",
+                "--only": only,
+                "kinds of --exclude": set(excluded) - {LM_HEAD},
+                "--weights-vs-state": weights_vs_state,
+                "--measured": measured,
+                "--top": top != TOP,
+                "--pick": place > 1,
+                "--write": write,
+                "--name": name,
+                "--plot": plot,
+                "lists of contexts": len(contexts) > 1,
+            }
+        )
         solved = solve_for(
             options.as_family(model, like),
             solve,
@@ -148,15 +147,7 @@ def recommend(
         )
         say.answer(solved, output, notes)
         return
-    if equal_state is not None:
-        problem = f"says what --solve looks for; such as --solve window --equal-state {equal_state}"
-        raise InputError(problem, "--equal-state")
-    if place > 1 and write is None:
-        raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    if name is not None and write is None:
-        raise InputError("names the model that --write saves; such as --write model.yaml --name my-model", "--name")
-    if name is not None:
-        check_name(name, "--name")
+    _check_alone(equal_state, place, name, write)
     with at_work("comparing candidates"):
         answer = powerplan.recommend(
             options.as_family(model, like),
@@ -195,3 +186,28 @@ def recommend(
     ]
     with kept() as signals:
         deliver(lambda: say.answer(answer, output, notes), files, force, signals)
+
+
+def _refuse_beside_solve(unused: Mapping[str, object]) -> None:
+    """Raise InputError where an option is given that --solve does not take; those of a file of defaults do not count.
+
+    unused: the values of these options by name; one that is not given is false.
+    """
+    given = [option for option, value in unused.items() if value and not is_default(option)]
+    if given:
+        raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
+
+
+def _check_alone(equal_state: str | None, place: int, name: str | None, write: str | None) -> None:
+    """Raise InputError where an option is given without the one that it belongs to. place: the number of --pick."""
+    from powerplan.dump import check_name
+
+    if equal_state is not None:
+        problem = f"says what --solve looks for; such as --solve window --equal-state {equal_state}"
+        raise InputError(problem, "--equal-state")
+    if place > 1 and write is None:
+        raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
+    if name is not None and write is None:
+        raise InputError("names the model that --write saves; such as --write model.yaml --name my-model", "--name")
+    if name is not None:
+        check_name(name, "--name")
