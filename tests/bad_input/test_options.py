@@ -160,6 +160,7 @@ COMMANDS = {
     "dims --model gpt2-small --ctx 64q": f"--ctx: '64q' {SIZE}",
     "dims --model gpt2-small --ctx 1k,2k": f"--ctx: '1k,2k' {SIZE}",
     "dims --model gpt2-small --head-dim 64": f"--head-dim: {OWN_HEADS}",
+    "dims --kind kda --tile 8": "--tile: has no place beside --kind, as a state has no tiles; leave one out",
     "dims --model gpt2-small --kind all": f"--kind: {OWN_HEADS}",
     "dims --ctx 64k": "--ctx: is for a model; such as --model llama-3-8b",
     "dims --like llama": "--like: is for a model; such as --model llama-3-8b",
@@ -169,6 +170,8 @@ COMMANDS = {
     "--name mine",
     "models gpt2-xl --yaml --name ümlaut!": "--name: 'ümlaut!' holds '!'; a name has letters, digits and . _ -, and "
     "begins with a letter or digit",
+    "models --like llama": "--like: is for a config.json, and there is no MODEL",
+    "models --families --like llama": "--families: lists what is read; leave the other options and MODEL out",
     "models --yaml": "--yaml is for one model; such as powerplan models gpt2-small --yaml",
     "models gpt2 --yaml --format json": "--yaml is a format itself; leave --format out",
     "wsfr gpt2 --explain --format csv": "--format csv: --explain has no place in a table of numbers; "
