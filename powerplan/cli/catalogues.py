@@ -87,7 +87,7 @@ def hardware(
 
 def dims(
     head_dim: Annotated[
-        str | None, typer.Option(help="Head dims: 64 (if not given), or a list such as 32,64,128."), ADDS
+        str | None, typer.Option(help="Head dims: 64, or a list such as 32,64,128; 64 if not given."), ADDS
     ] = None,
     p: Annotated[
         str | None,
@@ -98,7 +98,7 @@ def dims(
         str | None, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding; 8 if not given.")
     ] = None,
     v_head_dim: Annotated[
-        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim if not given.")
     ] = None,
     kind: Annotated[
         str | None,
@@ -117,7 +117,7 @@ def dims(
         ),
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Context in tokens at which --model is counted: 65536 or 64k (if not given).")
+        str | None, typer.Option(help="Context in tokens at which --model is counted, such as 65536; 64k if not given.")
     ] = None,
     like: LikeOption = None,
     output: FormatOption = "table",

@@ -26,13 +26,11 @@ def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
         str | None,
-        typer.Option(
-            help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
-        ),
+        typer.Option(help="Contexts in tokens, 64k if not given; of a list, the one furthest from the target decides."),
         options.ADDS,
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 where not given.")
+        str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 if not given.")
     ] = None,
     max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,
     max_decode_bytes: Annotated[
@@ -176,7 +174,7 @@ def recommend(
             state_dtype=state_dtype,
         )
     if place > len(answer.candidates):
-        raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
+        raise InputError(f"{place} is out of range; allowed are 1 to {len(answer.candidates)}", "--pick")
     if place == 1:
         answer = replace(answer, written=write)
     chosen = answer.candidates[place - 1].label

@@ -205,7 +205,7 @@ RECOMMEND = {
     "--exclude lm_head": f"--exclude: 'lm_head' is not known; did you mean lm-head? {KINDS}, lm-head",
     "--only mla": "--only mla: no candidate is left of gpt2-small",
     "--top 0": "--top: 0 is out of range; allowed are 1 to 1,000",
-    "--pick 99 --write x.yaml": "--pick: 99 is out of range; there are 6 candidates",
+    "--pick 99 --write x.yaml": "--pick: 99 is out of range; allowed are 1 to 6",
     "--solve heads": "--solve: 'heads' is not known; allowed are context, window, p (powerplan recommend --help)",
     "--pick 2": "--pick: says which candidate --write saves; such as --pick 2 --write model.yaml",
     "--solve window --ctx 1k,2k": "--solve: answers with one number: leave lists of contexts out",

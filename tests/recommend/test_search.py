@@ -26,7 +26,7 @@ from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
 from powerplan.search.costs import CostBasis
 from powerplan.search.layer_plan import LayerPlan, exception_places, pattern_period
-from powerplan.search.limits import Checker, Limits
+from powerplan.search.limits import Checker, Demand, Limits, no_candidate
 from powerplan.search.ranking import Ranking
 from powerplan.search.trials import Search, Trial
 from powerplan.spec import LayerGroup, ModelSpec
@@ -316,8 +316,24 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
     assert isinstance(error, InfeasibleError)
     assert str(error) == (
         "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
-        "194.1 MiB, 1.14 times the 170 MiB allowed; without --max-state there are 1 candidates"
+        "194.1 MiB, 1.14 times the 170 MiB allowed; 1 of 2 candidates would do without --max-state"
     )
+
+
+def test_the_nearest_is_the_one_whose_worst_constraint_is_missed_by_least() -> None:
+    trials = search_of(catalogue_spec("gpt2-small"), (65_536,)).trials()[:3]
+    needed = {id(trial): own for trial, own in zip(trials, [(30, 5), (15, 14), (5, 40)], strict=True)}
+
+    def demands(trial: Trial) -> list[Demand]:
+        first, second = needed[id(trial)]
+        return [
+            Demand("x", Fraction(first), Fraction(10), "hours"),
+            Demand("y", Fraction(second), Fraction(10), "hours"),
+        ]
+
+    error = str(no_candidate(trials, demands))
+    assert f"the nearest, {trials[1].plan.text()}, needs 15 hours, 1.5 times the 10 allowed; " in error
+    assert error.endswith("; 1 of 3 candidates would do without x")
 
 
 def test_a_layer_without_keys_of_its_own_is_no_measure_of_state() -> None:
