@@ -160,8 +160,8 @@ def test_places_are_spread_evenly(layers: int, data: st.DataObject) -> None:
     assert all(0 <= place < layers for place in places)
     gaps = {later - earlier for earlier, later in pairwise(places)}
     assert not gaps or max(gaps) - min(gaps) <= 1
-    regular = pattern_period(layers, count)
-    assert layers // regular * regular <= layers
+    period = pattern_period(layers, count)
+    assert all((place in places) == (place + period in places) for place in range(layers - period))
 
 
 def test_patterns_as_people_write_them() -> None:
@@ -169,6 +169,10 @@ def test_patterns_as_people_write_them() -> None:
     assert exception_places(61, 12) == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
     assert exception_places(12, 1) == [11]
     assert (pattern_period(12, 3), pattern_period(32, 12), pattern_period(32, 13)) == (4, 8, 32)
+    mixes = [trial.plan for trial in search_of(catalogue_spec("llama-3-8b"), (65_536,)).trials() if trial.plan.is_mix]
+    regular = {plan.count for plan in mixes if plan.regular}
+    # Every 8th to every 2nd layer, and 3 of 8; every 9th and 10th are not regular.
+    assert regular == {count for count in range(1, 17) if pattern_period(32, count) <= 8} == {4, 5, 6, 8, 10, 12, 16}
 
 
 def test_a_hybrid_may_change_only_the_layers_whose_state_grows() -> None:
