@@ -23,7 +23,7 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Attention, ChunkedAttention, GatedDeltaNet
+from powerplan.mixers import RWKV7, Attention, ChunkedAttention, GatedDeltaNet
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_block
 from powerplan.serving import Fleet, Serving
@@ -129,6 +129,14 @@ def test_states_before_chunks_are_there_while_a_prompt_is_read() -> None:
     saved = saved_block(delta, spec, 8192, Recipe()).bytes
     assert memory.activation_bytes == 8192 * (2 * 256 + saved) + 127 * 32 * 128 * 128 * 2
     assert (memory.place, memory.is_estimate) == ("gated_deltanet", False)
+
+
+def test_states_that_training_keeps_too_count_once() -> None:
+    rwkv = RWKV7(heads=4, head_dim=64, decay_rank=8, rate_rank=8, gate_rank=8)
+    spec = model((rwkv, 1))
+    saved = saved_block(rwkv, spec, 8192, Recipe())
+    assert "states" in dict(saved.components)
+    assert served(spec, 8192).prefill_memory.activation_bytes == 8192 * (2 * 256 + saved.bytes)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

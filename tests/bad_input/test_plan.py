@@ -27,6 +27,7 @@ COMMANDS = {
     "budget gpt2-small --gpu-hours x --gpu h100-sxm": "--gpu-hours: 'x' is not a number of hours; ...",
     "budget gpt2-small --gpu-hours 0 --gpu h100-sxm": "--gpu-hours: '0' is out of range; allowed are 1 to 1e40",
     "budget gpt2-small --gpu-hours 1e39 --gpu h100-sxm": "--gpu-hours: more FLOPs than 1e40",
+    "budget gpt2-small --mfu 0.5": "--mfu needs the device; such as --gpu h100-sxm",
     "budget gpt2-small --devices 8": "--devices needs the device; such as --gpu h100-sxm",
     "budget gpt2-small --devices 0 --gpu h100-sxm": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
     "budget gpt2-small --gpu h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
