@@ -100,6 +100,11 @@ def test_what_gpt2_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ("asked", "said_of", "words"),
     [
         ("llama-3.1-8b --ctx 128k", 1, "20 of fixed state to 12 of full attention here, 1.7:1, are below that range."),
+        (
+            "llama-3-8b --ctx 256k --only kda,attention",
+            1,
+            "8 of full attention here, 3.0:1, are within that range.",
+        ),
         ("gpt2-small --ctx 64k", 0, ""),  # No layer keeps full attention: the finding is of hybrids.
         ("gpt2-small --ctx 64k --keep flops", 1, "larger and sparser models beat smaller and dense ones at equal cost"),
         ("llama-3.1-8b --ctx 128k --only moba", 1, "without training, 7B to 72B parameters, 16k to 128k tokens"),
