@@ -92,7 +92,7 @@ class Dtypes:
     def __post_init__(self) -> None:
         if self.cache_dtype is not None:
             if not isinstance(self.cache_dtype, str):
-                raise InputError(f"{shown(self.cache_dtype)} is no text", parameter("cache_dtype"))
+                raise InputError(f"{shown(self.cache_dtype)} is not a text", parameter("cache_dtype"))
             cache_element_bits(self.cache_dtype)
         for name, value in vars(self).items():
             if name != "cache_dtype" and value not in DTYPE_BYTES and not (value is None and name != "dtype"):

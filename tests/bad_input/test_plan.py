@@ -232,7 +232,7 @@ RECOMMEND = {
     "--name mine": "--name: names the model that --write saves; such as --write model.yaml --name my-model",
     "--solve p --name mine": "--solve: answers with one number: leave --name out",
     "--write x.yaml --name a/b": f"--name: 'a/b' holds '/'; {NAMES}",
-    "--write x.yaml --name -": f"--name: '-' is no name; {NAMES}",
+    "--write x.yaml --name -": f"--name: '-' is not a name; {NAMES}",
     f"--write x.yaml --name {'x' * 201}": f"--name: '{'x' * 55}...' has 201 characters; allowed are up to 200",
     "--weights-vs-state both": "--weights-vs-state: 'both' is not known; allowed are weights, state ...",
     "--plot out.gif": "--plot: out.gif must end in .png, .svg, .pdf",
