@@ -136,7 +136,7 @@ def test_notes_of_several_models_name_them() -> None:
         ("decode", {"models": []}, "models: decode needs one model or more"),
         ("decode", {"models": "gpt2", "batch": 0}, "batch: 0 is out of range; allowed are 1 to 65,536"),
         ("decode", {"models": "gpt2", "batch": [1, 2.0]}, "batch: '2.0' is not an integer; .*"),
-        ("decode", {"models": "gpt2", "devices": 2}, "devices needs the device; such as gpu='h100-sxm'"),
+        ("decode", {"models": "gpt2", "devices": 2}, "devices: needs the device; such as gpu='h100-sxm'"),
         ("decode", {"models": "gpt2", "gpu": "h10"}, "'h10' is not a known device.*"),
         ("decode", {"models": "gpt2", "twin": "kda"}, "twin: 'kda' is not known; allowed are mla, attention"),
         ("decode", {"models": "gpt2", "twin": "attention"}, "twin attention: gpt2-small has attention in every .*"),

@@ -52,12 +52,12 @@ def models(
         if like is not None:
             raise InputError("is for a config.json, and there is no MODEL", "--like")
         if yaml or mixer is not None:
-            option = "--yaml" if yaml else f"--mixer {mixer}"
-            raise InputError(f"{option.split()[0]} is for one model; such as powerplan models gpt2-small {option}")
+            option, value = ("--yaml", "") if yaml else ("--mixer", f" {mixer}")
+            raise InputError(f"is for one model; such as powerplan models gpt2-small {option}{value}", option)
         say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
         return
     if yaml and output != "table":
-        raise InputError("--yaml is a format itself; leave --format out")
+        raise InputError("is a format itself; leave --format out", "--yaml")
     loaded = read_model(as_family(model, like), mixer)
     spec = loaded.spec
     for note in loaded.notes:

@@ -275,9 +275,9 @@ def test_what_devices_do_not_allow_is_a_sentence(parse: Parse) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"devices": 8}, "devices needs the device; such as gpu='h100-sxm'"),
-        ({"tokens": "1B"}, "tokens needs the device; such as gpu='h100-sxm'"),
-        ({"price": 2.5}, "price needs the device; such as gpu='h100-sxm'"),
+        ({"devices": 8}, "devices: needs the device; such as gpu='h100-sxm'"),
+        ({"tokens": "1B"}, "tokens: needs the device; such as gpu='h100-sxm'"),
+        ({"price": 2.5}, "price: needs the device; such as gpu='h100-sxm'"),
         ({"target": "4"}, "target: '4' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)"),
         ({"gpu": "h100-sxm", "price": "cheap"}, "price: 'cheap' is not an amount of money; write 2.50"),
         ({"context": "64q"}, "context: '64q' is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)"),

@@ -214,7 +214,7 @@ def test_without_rates_of_links_there_are_no_hours(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name", ["max_days", "gpu_hours", "price"])
 def test_limits_on_training_need_a_device(name: str) -> None:
-    with pytest.raises(InputError, match=rf"^{name} needs the device; such as gpu='h100-sxm'$"):
+    with pytest.raises(InputError, match=rf"^{name}: needs the device; such as gpu='h100-sxm'$"):
         powerplan.recommend("gpt2-small", "64k", **{name: 1})
     with pytest.raises(InputError, match=rf"^{name}: '-1' is not a"):
         powerplan.recommend("gpt2-small", "64k", gpu="h100-sxm", **{name: -1})
