@@ -95,8 +95,8 @@ class Dtypes:
                 raise InputError(f"{shown(self.cache_dtype)} is not a text", parameter("cache_dtype"))
             cache_element_bits(self.cache_dtype)
         for name, value in vars(self).items():
-            if name != "cache_dtype" and value not in DTYPE_BYTES and not (value is None and name != "dtype"):
-                raise InputError(f"{name} must be {', '.join(DTYPE_BYTES)}, and is {shown(value)}")
+            if name == "dtype" or (name != "cache_dtype" and value is not None):
+                check_word(value, list(DTYPE_BYTES), parameter(name))
 
     @property
     def weights(self) -> str:

@@ -130,7 +130,7 @@ def test_notes_of_several_models_name_them() -> None:
         ("wsfr", {"model": "gpt2", "context": 0}, "context: a context is 1 to [0-9,]+ tokens, and is 0"),
         ("wsfr", {"model": "gpt2", "mixer": "kdb"}, "mixer: 'kdb' is not a mixer; did you mean kda.*"),
         ("wsfr", {"model": "gpt2", "by": "layers"}, "by: 'layers' is not known; did you mean layer.*"),
-        ("wsfr", {"model": "gpt2", "dtype": "int2"}, "dtype must be fp32, bf16, fp16, fp8, int4, and is 'int2'"),
+        ("wsfr", {"model": "gpt2", "dtype": "int2"}, "dtype: 'int2' is not known; did you mean int4.*"),
         ("compare", {"models": ["gpt2"]}, "models: compare needs a list of two models or more, or of one with a mixer"),
         ("compare", {"models": "gpt2"}, "models: compare needs a list of two models or more, or of one with a mixer"),
         ("decode", {"models": []}, "models: decode needs one model or more"),

@@ -151,11 +151,8 @@ def test_words_that_are_no_dtype(command: str, option: str, value: str, capsys: 
 
 @pytest.mark.parametrize("name", ["dtype", "weights_dtype", "cache_dtype", "state_dtype"])
 def test_from_python(name: str) -> None:
-    problem = f"{name} must be fp32, bf16, fp16, fp8, int4, and is 'bf61'"
-    if name == "cache_dtype":
-        problem = (
-            "cache_dtype: 'bf61' is not known; did you mean bf16. allowed are fp32, bf16, fp16, fp8, int8, int4, fp4"
-        )
+    allowed = "fp8, int8, int4, fp4" if name == "cache_dtype" else "fp8, int4$"
+    problem = rf"^{name}: 'bf61' is not known; did you mean bf16\? allowed are fp32, bf16, fp16, {allowed}"
     for answer in (powerplan.wsfr, powerplan.decode, powerplan.budget, powerplan.recommend):
         with pytest.raises(InputError, match=problem):
             answer("gpt2-small", "1k", **{name: "bf61"})  # type: ignore[operator]
@@ -212,6 +209,11 @@ def test_a_spec_keeps_its_quantization() -> None:
     assert "- {parts: [mlp], bits: 4, block: 32, scale_bits: 16, in_layers: [1]}" in text
     assert validate(parse_yaml(text, "again.yaml")) == spec
     accounting = Accounting(spec)
+    (mlp,) = {use.layer.ffn for use in accounting.uses}
+    assert mlp is not None
+    assert accounting.block_bytes(mlp, Dtypes()) == MLP * (2 - Fraction(23, 32)), (
+        "the mean of a wide and a narrow layer"
+    )
     assert accounting.stored_bytes(Dtypes()) == 2 * accounting.total_parameters.with_embeddings - MLP * Fraction(23, 16)
     assert "quantization" in spec_schema()["$defs"]["ModelSpec"]["properties"]
 
