@@ -24,8 +24,8 @@ UPDATE_BYTES = 28
 them written."""
 
 FP8_SHARE = 0.5
-"""The share of the dense fp8 peak: with it NVIDIA's fp8 runs of Llama 3 8B, 70B and 405B are planned 2 % fast, 10 % slow
-and as published (reproduce training-time)."""
+"""The share of the dense fp8 peak: with it NVIDIA's fp8 runs of Llama 3 8B, 70B and 405B are planned 2 % fast, 10 %
+slow and as published (reproduce training-time)."""
 
 SENDING_MULTIPROCESSORS = 20
 """Multiprocessors that send rows to experts with DualPipe, and compute nothing (DeepSeek-V3, arXiv 2412.19437, section
