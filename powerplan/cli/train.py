@@ -61,7 +61,8 @@ def train(
         str | None,
         typer.Option(
             metavar="SHARES",
-            help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention, recurrent and fp8.",
+            help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention, recurrent, "
+            "experts (matmuls of routed ones) and fp8 (of the fp8 peak).",
         ),
         options.ADDS,
     ] = None,

@@ -77,7 +77,7 @@ def speed_lines(plan: TrainingPlan, others: Sequence[OtherRun]) -> list[str]:
     whole = [spec for spec in compared if spec is not own and all(mixer.degree == 2 for mixer in spec.mixers())]
     if whole:
         planned = planned_crossover(own, whole[0], share)
-    here = "" if planned is None else f"; at the shares of this plan below about {_thousands(planned)} tokens"
+    here = "" if planned is None else f"; at the shares of this plan below about {_thousands(planned)}"
     return wrapped(f"measured: {text}{here}.")
 
 
