@@ -41,6 +41,8 @@ def read_choices(
     """Return what the plan may choose: one value of what is given, and of what is "auto" all that there are."""
     again, shards = read_recompute(recompute), parse_integer(text_of(zero), parameter("zero"), 0, 3)
     check_choice(schedule, get_args(Schedule), "schedule")
+    if isinstance(parallel, Degrees) and schedule != parallel.schedule == "1f1b":
+        parallel = replace(parallel, schedule=schedule)
     if schedule == "dualpipe" and shards > 1 and not isinstance(parallel, Degrees):
         problem = f"dualpipe keeps weights and gradients whole within a step; give {parameter('zero', '1')}"
         raise InputError(problem, parameter("schedule"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import powerplan
 from powerplan.accounting import Accounting
+from powerplan.cli import main
 from powerplan.errors import InputError
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
@@ -220,3 +222,38 @@ def test_from_where_on_a_mixer_is_planned_faster() -> None:
     assert planned_crossover(spec, power, DEFAULT) == pytest.approx(needed, abs=2)
     assert planned_crossover(power, power, DEFAULT) is None
     assert planned_crossover(with_mixer(spec, "linear")[0], power, DEFAULT) is None
+
+
+DEEPSEEK = ("train", "deepseek-v3", "--ctx", "4k", "--gpu", "h800-sxm", "--devices", "512", "--zero", "1")
+
+
+def test_the_report_says_what_is_assumed(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ("--parallel", "fsdp=64,pp=8,ep=64", "--schedule", "dualpipe", "--matmuls-dtype", "fp8")
+    assert main([*DEEPSEEK, *layout, "--batch-tokens", "16M"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "layout: fsdp 64, pp 8, ep 64, dualpipe, zero 1; " in text
+    assert "adamw in bf16, matmuls in fp8, with an fp32 copy of the weights" in text
+    assert ", and 50% of the fp8 peak in layers' matmuls (--efficiency); DeepSeek-V3's own run implies 25%" in text
+    assert "what experts get and give behind other micro-batches (--overlap)" in text
+    assert "A token goes to experts on at most 4 of 8 nodes, and once to each." in text
+
+
+def test_shares_of_the_users_own_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ("--parallel", "fsdp=64,pp=8,ep=64", "--batch-tokens", "16M", "--recompute", "full")
+    shares = ("--efficiency", "experts=0.25", "--overlap", "experts=0.6,tensor=0.7")
+    assert main([*DEEPSEEK, *layout, *shares]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "58% in matmuls with weights, 25% in those of routed experts, 35% in attention" in text
+    assert "implies 25%" not in text
+    assert "70% of tensor parallelism behind matmuls, 60% of what experts get and give behind other" in text
+    assert main([*DEEPSEEK, *layout, *shares, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["overlap"] == {"tensor": 0.7, "experts": 0.6}
+    assert (result["efficiency"]["experts"], result["efficiency"]["fp8"]) == (0.25, 0.5)
+    assert (result["parallel"]["schedule"], result["recipe"]["matmuls_dtype"]) == ("1f1b", None)
+
+
+def test_wrong_settings_end_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--schedule", "dualpip"], ["--overlap", "1"], ["--matmuls-dtype", "fp4"], ["--zero", "3"]):
+        assert main([*DEEPSEEK, "--schedule", "dualpipe", *arguments]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
