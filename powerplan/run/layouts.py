@@ -196,7 +196,6 @@ class Layouts:
             links,
             setting.overlap,
             setting.fp8_flops_per_s,
-            None if setting.cluster.device is None else setting.cluster.device.multiprocessors,
         )
         split = self._split(model, single, degrees, links)
         passings = [passings_of(stage.exchanges, split) if split else () for _, stage in stages]

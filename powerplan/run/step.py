@@ -27,9 +27,9 @@ FP8_SHARE = 0.5
 """The share of the dense fp8 peak: with it NVIDIA's fp8 runs of Llama 3 8B, 70B and 405B are planned 2 % fast, 10 %
 slow and as published (reproduce training-time)."""
 
-SENDING_MULTIPROCESSORS = 20
-"""Multiprocessors that send rows to experts with DualPipe, and compute nothing (DeepSeek-V3, arXiv 2412.19437, section
-3.2.2: 20 of an H800's 132)."""
+SENDING_SHARE = 20 / 132
+"""The share of multiprocessors that send rows to experts with DualPipe, and compute nothing: 20 of an H800's 132
+(DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,6 @@ class Rates:
     """What the time of a step rests on: peak rates, the shares of them that are reached, the links, what hides.
 
     fp8_flops_per_s: the dense fp8 peak; None where the device has none, or it is not known.
-    multiprocessors: of the device; None where they are not known.
     """
 
     peak: Peak
@@ -124,13 +123,6 @@ class Rates:
     links: Links
     overlap: Overlap = DEFAULT_OVERLAP
     fp8_flops_per_s: float | None = None
-    multiprocessors: int | None = None
-
-    def free_share(self, degrees: Degrees) -> float:
-        """Return the share of a device's multiprocessors that compute: those that do not send rows to experts."""
-        if degrees.schedule != "dualpipe" or degrees.ep == 1 or self.multiprocessors is None:
-            return 1.0
-        return 1 - min(SENDING_MULTIPROCESSORS / self.multiprocessors, 0.5)
 
 
 def step_of(
@@ -175,12 +167,13 @@ class _Work(NamedTuple):
 def _work(model: ModelLoad, load: StageLoad, degrees: Degrees, rates: Rates, passings: tuple[Passing, ...]) -> _Work:
     """Return the compute of a device of a stage: FLOPs at the shares of the peak, or mixers as they were measured."""
     efficiency = rates.efficiency
-    peak = float(rates.peak.flops_per_s) * rates.free_share(degrees)
+    free = 1 - SENDING_SHARE if degrees.schedule == "dualpipe" and degrees.ep > 1 else 1.0
+    peak = float(rates.peak.flops_per_s) * free
     tokens = model.recipe.micro_batch * model.context / (degrees.cp * degrees.tp)
     rate = fast = peak * efficiency.weights
     if model.recipe.matmuls_dtype is not None:
         assert rates.fp8_flops_per_s is not None, "refused where no rate is known"
-        fast = rates.fp8_flops_per_s * rates.free_share(degrees) * efficiency.fp8
+        fast = rates.fp8_flops_per_s * free * efficiency.fp8
     linear = load.linear_flops + load.expert_flops * (efficiency.expert_slowdown - 1)
     weights = (load.weight_flops - load.linear_flops) * tokens / rate + linear * tokens / fast
     attention = load.attention_flops * tokens / (peak * efficiency.attention)

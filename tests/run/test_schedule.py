@@ -18,6 +18,7 @@ from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
 from powerplan.report.train_remarks import planned_crossover
 from powerplan.run.degrees import Degrees, problems
+from powerplan.run.documents import seconds_waited
 from powerplan.run.efficiency import DEFAULT, parse_overlap
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
 from powerplan.run.links import cluster_of
@@ -257,3 +258,10 @@ def test_wrong_settings_end_with_2_and_one_line(capsys: pytest.CaptureFixture[st
     for arguments in (["--schedule", "dualpip"], ["--overlap", "1"], ["--matmuls-dtype", "fp4"], ["--zero", "3"]):
         assert main([*DEEPSEEK, "--schedule", "dualpipe", *arguments]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_documents_make_the_bubble_of_dualpipe_longer() -> None:
+    layout = layout_of(DUAL)
+    assert seconds_waited(layout, 1.0, 1.0) == pytest.approx(0)
+    assert seconds_waited(layout, 1.0, 1.5) == pytest.approx(layout.step.bubble_s / 2)
+    assert seconds_waited(layout, 1.25, 1.0) == pytest.approx(layout.step.compute_s / 4)
