@@ -20,6 +20,8 @@ Loss = Literal["whole", "chunked"]
 Master = Literal["fp32", "none"]
 Kernels = Literal["fused", "torch"]
 TrainingDtype = Literal["bf16", "fp16", "fp32"]
+MatmulsDtype = Literal["fp8"]
+Schedule = Literal["1f1b", "dualpipe"]
 Trainer = Literal["torchtitan", "megatron"]
 
 LM_HEAD: Final = "lm-head"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
 
-from powerplan.choices import Recompute
+from powerplan.choices import Recompute, Schedule
 from powerplan.run.degrees import Degrees, problems
 from powerplan.run.layouts import Layout, Layouts
 from powerplan.run.recipe import Recipe
@@ -94,7 +94,7 @@ def _complexity(degrees: Degrees) -> int:
     return sum(value > 1 for value in (degrees.tp, degrees.pp, degrees.cp, degrees.ep, degrees.replicas))
 
 
-def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
+def all_degrees(layouts: Layouts, zero: int = 3, schedule: Schedule = "1f1b") -> list[Degrees]:
     """Return the ways to split a model over the devices of the cluster, simple ones first.
 
     Tensor parallelism stays within a node, as half of its traffic hides behind nothing. Replicas are whole nodes or
@@ -103,7 +103,7 @@ def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
     spec, cluster = layouts.accounting.spec, layouts.setting.cluster
     experts = [ffn.experts for ffn in spec.mixtures()]
     ways = (
-        Degrees(groups // replicas, tp, pp, cp, ep, replicas, parts, zero)
+        Degrees(groups // replicas, tp, pp, cp, ep, replicas, parts, zero, schedule)
         for tp, pp, cp, groups in _splits(cluster.devices, cluster.node_devices)
         for replicas in _replicas(groups, tp * cp, cluster.node_devices)
         for ep in _experts(groups // replicas * cp, experts)

@@ -151,8 +151,9 @@ def test_no_layout_is_faster_than_its_compute(fsdp: int, tp: int, cp: int, zero:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0.4", Efficiency(0.4, 0.4, 0.4)),
-        ("40%", Efficiency(0.4, 0.4, 0.4)),
+        ("0.4", Efficiency(0.4, 0.4, 0.4, 0.4)),
+        ("40%", Efficiency(0.4, 0.4, 0.4, 0.4)),
+        ("experts=0.25,fp8=0.6", replace(DEFAULT, experts=0.25, fp8=0.6)),
         ("weights=0.6, attention=0.7", replace(DEFAULT, weights=0.6, attention=0.7)),
     ],
 )
@@ -165,8 +166,8 @@ def test_efficiency_is_read(text: str, expected: Efficiency) -> None:
     [
         ("2", "efficiency: '2' is out of range"),
         ("", "efficiency: '' is not a share"),
-        ("weigths=0.5", "efficiency: 'weigths' is not a setting; did you mean weights"),
-        ("weights=0.5,0.6", "efficiency: '0.6' is not a setting; write 0.5 or weights=0.6,attention=0.5"),
+        ("weigths=0.5", "efficiency: 'weigths' is not a share; did you mean weights"),
+        ("weights=0.5,0.6", "efficiency: '0.6' is not a share; write weights=0.5"),
         ("weights=0.5,weights=0.6", "efficiency: weights is given twice"),
         ("weights=", "efficiency: '' is not a share"),
     ],
