@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from specs import by_kind, contexts, untied_specs
 
 from powerplan.accounting import Accounting
+from powerplan.dims import kernels_for
 from powerplan.documents import parse_yaml
 from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
@@ -150,6 +152,36 @@ def test_the_order_of_the_trials_changes_nothing() -> None:
     assert len(set(keys)) == len(keys)
     backwards = list(reversed(trials))
     assert sorted(trials, key=ranking.key) == sorted(backwards, key=ranking.key)
+
+
+def criteria(ranking: Ranking, trial: Trial) -> tuple[object, ...]:
+    """Return the first criteria of docs/recommend.md, "How they are ranked", of a plan for gpt2-small at 64k."""
+    plan, times = trial.plan, math.exp(ranking.distance(trial))
+    level = 0 if times <= 20 / 19 or (plan.unchanged and times <= 5 / 4) else 1
+    if times > 5 / 4:
+        level = 2 + int(2 * math.log2(times / (5 / 4)))
+    mixers = [choice.mixers[0] for choice in plan.choices]
+    families = [2 if mixer.degree == 1 else int(mixer.family == "window") for mixer in mixers]
+    degrees = [mixer.degree or 0 for mixer in mixers if mixer.family == "power"]
+    kernels = [kernels_for(degree, mixer.head_dim, mixer.v_head_dim) for mixer in mixers if (degree := mixer.degree)]  # type: ignore[attr-defined]
+    return (
+        trial.wasteful,
+        any(choice.fewer_kv_heads for choice in plan.choices),
+        level,
+        not plan.unchanged,
+        max((2 - len({"torch", "triton"} & set(own)) for own in kernels), default=0),
+        max(families),
+        max((2 if degree % 2 else int(degree > 2) for degree in degrees), default=0),
+        any(not 32 <= mixer.head_dim <= 128 for mixer in mixers),  # type: ignore[attr-defined]
+    )
+
+
+def test_the_first_criteria_are_those_of_the_page() -> None:
+    search = search_of(catalogue_spec("gpt2-small"), (65_536,))
+    ranking = Ranking(search)
+    ordered = [criteria(ranking, trial) for trial in sorted(search.trials(), key=ranking.key)]
+    assert ordered == sorted(ordered)
+    assert len(set(ordered)) > 50
 
 
 @given(st.integers(2, 300), st.data())
