@@ -31,6 +31,7 @@ APRIEL: Settings = {"num_hidden_layers": 2, "hybrid_block_layout": ["t", "m2"], 
 STATED: dict[str, Settings] = {
     **dict.fromkeys(("apriel_hybrid_ssm", "apriel_ssm_thinker_hybrid"), APRIEL),
     **dict.fromkeys(("bailing_moe", "bailing_moe_v2", "deepseek"), EXPERTS),
+    "bailing_moe_linear": EXPERTS | {"layer_group_size": 2},
     "deci": {"num_key_value_heads_per_layer": [2, 3]},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "kimi_linear": {"first_k_dense_replace": 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from powerplan.huggingface import (
+    bailing,
     dense,
     experts,
     fla,
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     **latent.FAMILIES,
     **sarvam.FAMILIES,
     **mixed.FAMILIES,
+    **bailing.FAMILIES,
     **hybrids.FAMILIES,
     **gemma.FAMILIES,
     **mamba.FAMILIES,
