@@ -33,6 +33,7 @@ STATED: dict[str, Settings] = {
     **dict.fromkeys(("bailing_moe", "bailing_moe_v2", "deepseek"), EXPERTS),
     "bailing_moe_linear": EXPERTS | {"layer_group_size": 2},
     "deci": {"num_key_value_heads_per_layer": [2, 3]},
+    "deepseek_ocr2_text": {"num_experts_per_tok": 2},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "kimi_linear": {"first_k_dense_replace": 1},
     "minimax_m1": {"num_hidden_layers": 2, "attn_type_list": [0, 1]},

@@ -72,6 +72,11 @@ def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
     return _deepseek(config, name, mixers, router_bias=True)
 
 
+def mistral4(config: Config, name: str) -> ModelSpec:
+    """Mistral Small 4: as DeepSeek-V3, experts in every layer, and no bias of the router."""
+    return _deepseek(config, name, _mla(config), router_bias=False)
+
+
 def axk1(config: Config, name: str) -> ModelSpec:
     """A.X K1: DeepSeek-V3 with a norm after the experts."""
     spec = _deepseek(config, name, _mla(config), router_bias=True)
@@ -271,7 +276,7 @@ V4_KEYS = keys("attention_bias expert_dtype intermediate_size num_key_value_head
 FAMILIES: dict[str, Family] = {
     "axk1": Family(axk1, inert=MLA_KEYS),
     "axk2": Family(axk2, inert=DSA_KEYS),
-    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
+    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS | {"lm_head", "rm_head"}),
     "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
     "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
     "deepseek_v4": Family(deepseek_v4, inert=V4_KEYS),
@@ -280,6 +285,7 @@ FAMILIES: dict[str, Family] = {
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),
     "hy_v4_vl_text": Family(hy_v4, inert=DSA_KEYS),
     "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
+    "mistral4": Family(mistral4, inert=MLA_KEYS),
     "longcat_flash": Family(
         longcat_flash,
         inert=MLA_KEYS

@@ -43,8 +43,9 @@ class Style:
 OWN_KEYS = keys(
     """
     compress_rope_theta global_rope_theta layer_rope_theta local_rope_theta no_rope_layer_interval no_rope_layers
-    original_max_position_embeddings partial_rotary_factor rope_local_base_freq rope_parameters rope_ratio rope_scaling
-    rope_theta rotary rotary_dim rotary_emb_base rotary_pct swa_rope_theta use_mem_rope
+    original_max_position_embeddings partial_rotary_factor partial_rotary_factors rope_local_base_freq
+    rope_parameters rope_ratio rope_scaling rope_theta rotary rotary_dim rotary_emb_base rotary_pct swa_rope_theta
+    use_mem_rope yarn_only_types
     """
 )
 """Keys that are read here, in some family."""
@@ -101,7 +102,7 @@ _EMB_BASE = Style(bases={"": "rotary_emb_base"})
 STYLES: dict[str, Style] = {
     **dict.fromkeys(("bloom", "cpmant", "ctrl", "jamba", "kimi_linear"), Style(rotates=_never)),
     **dict.fromkeys(("mpt", "nemotron_h", "xglm", "zamba"), Style(rotates=_never)),
-    **dict.fromkeys(("afmoe", "cohere2", "flint", "lara_mini"), _SLIDING_ALONE),
+    **dict.fromkeys(("afmoe", "cohere2", "flint", "lara_mini", "muse_glimmer_text", "muse_spark_text"), _SLIDING_ALONE),
     **dict.fromkeys(("exaone4", "exaone_moe", "kolibri1"), Style(rotates=_sliding_if_any)),
     **dict.fromkeys(("llama4_text", "smollm3"), Style(rotates=_listed)),
     **dict.fromkeys(("gemma3_text", "gemma3n_text"), _layered("rope_theta", "rope_local_base_freq", FULL)),
