@@ -42,6 +42,8 @@ STATED: dict[str, Settings] = {
         "block_configs": [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.5}}] * 2,
         "intermediate_size": None,
     },
+    "qwen3_omni_moe_text": {"head_dim": 128},
+    "step3p5": {"num_local_experts": 288},
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "mlp"]},
 }
 """What a file of a family must state, as its config class has no default that can be read."""

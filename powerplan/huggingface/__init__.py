@@ -72,6 +72,8 @@ def _text_config(document: Document) -> tuple[Config, Family]:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):
         raise outer.error(f"model_type must be a word, and is {shown(family)}", "model_type")
+    if family == "git" and "Grok1ForCausalLM" in (outer.data.get("architectures") or ()):  # Grok 2's file.
+        return Config(document, changes={"model_type": "grok-1"}), FAMILIES["grok-1"]
     wrapper = tables().wrappers.get(family, Wrapper(text=""))
     inner, name = wrapper.within(outer.data), ".".join(wrapper.path)
     if inner is not None and not isinstance(inner, dict):

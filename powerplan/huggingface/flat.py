@@ -70,8 +70,9 @@ def flat_family(outer: Config, model_type: str) -> tuple[str, frozenset[str]]:
     if version is None and model_type == "minicpmv":  # The first two have none, and the first is the narrow one.
         first = outer.data.get("hidden_size") == 2304 and outer.data.get("query_num") == 64
         return versions["2.0" if first else "2.5"], flat.inert
+    listed = ", ".join(sorted(versions))
+    if version is None:
+        raise outer.error(f"{model_type} needs version, and the file has none; known are {listed}", "model_type")
     if str(version) not in versions:
-        listed = ", ".join(sorted(versions))
-        key = ("version",) if version is not None else ("model_type",)
-        raise outer.error(f"version {shown(version)} of {model_type} is not known; known are {listed}", *key)
+        raise outer.error(f"version {shown(version)} of {model_type} is not known; known are {listed}", "version")
     return versions[str(version)], flat.inert

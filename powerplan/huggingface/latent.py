@@ -271,6 +271,8 @@ MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
 DSA_KEYS = MLA_KEYS | {"indexer_rope_interleave", "layer_types"}
 """layer_types names the cache, which is the same in all layers."""
 
+LONGCAT = MLA_KEYS | keys("attention_method mla_scale_kv_lora mla_scale_q_lora num_hidden_layers zero_expert_type")
+
 V4_KEYS = keys("attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim")
 
 FAMILIES: dict[str, Family] = {
@@ -286,10 +288,6 @@ FAMILIES: dict[str, Family] = {
     "hy_v4_vl_text": Family(hy_v4, inert=DSA_KEYS),
     "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
     "mistral4": Family(mistral4, inert=MLA_KEYS),
-    "longcat_flash": Family(
-        longcat_flash,
-        inert=MLA_KEYS
-        | {"attention_method", "mla_scale_kv_lora", "mla_scale_q_lora", "num_hidden_layers", "zero_expert_type"},
-    ),
+    "longcat_flash": Family(longcat_flash, inert=LONGCAT),
 }
 """Reader by model_type."""

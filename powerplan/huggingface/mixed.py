@@ -286,6 +286,8 @@ DBRX_KEYS = keys(
     """
 )
 
+MIMO = keys("attention_chunk_size attention_projection_layout attention_value_scale layernorm_epsilon")
+
 HUNYUAN_KEYS = keys(
     """
     cla_share_factor dense_list im_end_id im_newline_id im_start_id mask_init_id norm_type num_media_embeds
@@ -310,7 +312,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": Family(hunyuan_moe, inert=HUNYUAN_KEYS),
     "laguna": Family(laguna),
     "llama4_text": Family(llama4, inert=frozenset({"for_llm_compressor", "use_qk_norm"})),
-    "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size", "layernorm_epsilon"})),
+    "mimo_v2_flash": Family(mimo_v2_flash, inert=MIMO),
     "minimax_m3": Family(minimax_m3, like="minimax_m3_vl_text", inert=M3_KEYS),
     "minimax_m3_vl_text": Family(minimax_m3, inert=M3_KEYS),
 }
