@@ -23,6 +23,9 @@ from powerplan.huggingface.defaults import STATED, Wrapper, class_defaults, tabl
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
 from powerplan.huggingface.flat import FLAT, flat_family
 from powerplan.huggingface.mamba import mamba_ssm
+from powerplan.huggingface.mistral_native import FAMILY as MISTRAL_FAMILY
+from powerplan.huggingface.mistral_native import NAME as MISTRAL_NATIVE
+from powerplan.huggingface.mistral_native import is_mistral_native
 from powerplan.huggingface.quantization import with_quantization
 from powerplan.huggingface.rope import with_rope
 from powerplan.spec import ModelSpec
@@ -68,6 +71,8 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     family = outer.data.get("model_type")
     if family is None and outer.has("d_model") and outer.has("n_layer"):
         return outer, Family(mamba_ssm, defaults={"ngroups": 1})
+    if family is None and is_mistral_native(document.data):
+        return Config(document, changes={"model_type": MISTRAL_NATIVE}), MISTRAL_FAMILY
     if family is None:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):
@@ -155,7 +160,9 @@ def _tied(text: Config, around: Config, wrapper: Wrapper, defaults: Mapping[str,
         return None
     key = "tie_word_embeddings"
     inside = text.boolean(key, False) if text.has(key) else None
-    within = inside if inside is not None else bool(defaults.get(key, False))
+    within = (
+        inside if inside is not None else bool(defaults.get(key, wrapper.tied))
+    )  # Some decoders' classes have none.
     if around.has(key):
         stated = around.boolean(key, False)
         tied = stated or (wrapper.either and within)

@@ -122,10 +122,8 @@ def _lightning(config: Config) -> Lightning:
     dim = config.optional_integer("head_dim") or hidden // heads
     stated = config.optional_integer(KV_HEADS, low=0)
     if stated not in (None, 0, heads):
-        problem = f"num_kv_heads_for_linear_attn {shown(stated)} is not num_attention_heads {heads}"
-        raise config.error(
-            f"{problem}, and heads of the linear attention share no keys", "num_kv_heads_for_linear_attn"
-        )
+        problem = f"{KV_HEADS} {shown(stated)} is not num_attention_heads {heads}, and linear attention shares no keys"
+        raise config.error(problem, KV_HEADS)
     groups = config.optional_integer("group_norm_size") or 1
     config.check_divides("group_norm_size", groups, "num_attention_heads", heads)
     return Lightning(heads=heads, head_dim=dim, output_norm="full", chunk_size=FLA_CHUNK)

@@ -99,6 +99,9 @@ def _layered(full: str, sliding: str, *flat: str, **fields: Any) -> Style:
 _SLIDING_ALONE = Style(rotates=_sliding)
 _EMB_BASE = Style(bases={"": "rotary_emb_base"})
 
+_NATIVE = ("max_position_embeddings", "max_seq_len", "model_max_length")
+"""Keys of the longest context in Mistral's params.json."""
+
 STYLES: dict[str, Style] = {
     **dict.fromkeys(("bloom", "cpmant", "ctrl", "jamba", "kimi_linear"), Style(rotates=_never)),
     **dict.fromkeys(("mpt", "nemotron_h", "xglm", "zamba"), Style(rotates=_never)),
@@ -120,6 +123,7 @@ STYLES: dict[str, Style] = {
     "mimo_v2_flash": _layered("rope_theta", "swa_rope_theta"),
     "modernbert-decoder": _layered("global_rope_theta", "local_rope_theta"),
     "olmo3": _layered("rope_theta", "", FULL),
+    "params.json": Style(rotates=lambda config, index, layer: not config.has("yarn"), contexts=_NATIVE),
     "qwen": Style(bases={"": "rotary_emb_base"}, contexts=("seq_length", "max_position_embeddings")),
     "zamba2": Style(rotates=_flag("use_mem_rope", True, False)),
 }
