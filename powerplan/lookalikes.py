@@ -95,7 +95,7 @@ def folder_hint(folder: Path) -> str:
     except OSError:
         return ""
     kinds = {name: _BY_NAME.get(name.lower()) or _BY_SUFFIX.get(Path(name).suffix.lower()) for name in found}
-    for wanted in ((_ADAPTER, _BY_SUFFIX[".gguf"]), (_INDEX, _WEIGHTS)):
+    for wanted in ((_ADAPTER, _BY_SUFFIX[".gguf"]), (_INDEX,), (_WEIGHTS,)):
         for name, kind in kinds.items():
             if kind is not None and kind in wanted:
                 return f"; it has {name}, {kind.what}: {_ELSEWHERE if kind in _SIZELESS else kind.give}"

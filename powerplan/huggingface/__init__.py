@@ -77,9 +77,9 @@ def _text_config(document: Document) -> tuple[Config, Family]:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):
         raise outer.error(f"model_type must be a word, and is {shown(family)}", "model_type")
-    if family == "git" and "Grok1ForCausalLM" in (outer.data.get("architectures") or ()):  # Grok 2's file.
+    if family == "git" and outer.data.get("architectures") == ["Grok1ForCausalLM"]:  # Grok 2's file.
         return Config(document, changes={"model_type": "grok-1"}), FAMILIES["grok-1"]
-    wrapper = tables().wrappers.get(family, Wrapper(text=""))
+    wrapper = tables().wrappers.get(family, Wrapper(text="")).of(outer.data)
     inner, name = wrapper.within(outer.data), ".".join(wrapper.path)
     if inner is not None and not isinstance(inner, dict):
         raise outer.error(f"{name} must be an object, and is {shown(inner)}", *wrapper.path)
@@ -88,7 +88,7 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     if family in REFUSED:
         raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
     if family in tables().wrappers and inner is not None:
-        return _wrapped(document, outer, family, inner)
+        return _wrapped(document, outer, family, wrapper)
     if family in FLAT and inner is None:
         return _flat(document, outer, family)
     if family in wrapped_families():
@@ -115,17 +115,16 @@ def _read_like(document: Document, like: str) -> tuple[Config, Family]:
     if like not in FAMILIES:
         hint = did_you_mean(like, FAMILIES) or ";"
         raise InputError(f"{shown(like)} is not a family that is read{hint} {LISTED}", parameter("like"))
-    wrapper = tables().wrappers.get(str(document.data.get("model_type")), Wrapper(text=""))
+    wrapper = tables().wrappers.get(str(document.data.get("model_type")), Wrapper(text="")).of(document.data)
     inner = isinstance(wrapper.within(document.data), dict)
     config = Config(document, wrapper.path if inner else (), {"model_type": like})
     config.note(f"read like {like}, as --like says")
     return config, FAMILIES[like]
 
 
-def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, Any]) -> tuple[Config, Family]:
+def _wrapped(document: Document, outer: Config, family: str, wrapper: Wrapper) -> tuple[Config, Family]:
     """Return the text decoder within a wrapper."""
-    wrapper = tables().wrappers[family]
-    place = ".".join(wrapper.path)
+    inner, place = wrapper.within(document.data), ".".join(wrapper.path)
     text = inner.get("model_type") or wrapper.text
     if not text:
         raise outer.error(f"{place} needs model_type, and the file has none", *wrapper.path)
@@ -156,13 +155,11 @@ def _tied(text: Config, around: Config, wrapper: Wrapper, defaults: Mapping[str,
     both say so, and in older files where the decoder's config states it. Code outside transformers knows the decoder's
     config alone.
     """
-    if wrapper.path[0] not in ("text_config", "thinker_config"):
+    if wrapper.alone:
         return None
     key = "tie_word_embeddings"
     inside = text.boolean(key, False) if text.has(key) else None
-    within = (
-        inside if inside is not None else bool(defaults.get(key, wrapper.tied))
-    )  # Some decoders' classes have none.
+    within = bool(defaults.get(key, wrapper.tied)) if inside is None else inside  # Some decoders' classes have none.
     if around.has(key):
         stated = around.boolean(key, False)
         tied = stated or (wrapper.either and within)

@@ -18,13 +18,21 @@ class Wrapper(msgspec.Struct, frozen=True):
 
     text: the model_type of a decoder's config that names none; empty where it must name one. tied: the class's
     tie_word_embeddings, None if it has none. either: whether embeddings are tied where the decoder's config says so and
-    the one around it says no. path: where the decoder's config is.
+    the one around it says no. path: where the decoder's config is; older: where files have it that lack that. alone:
+    whether the decoder's config alone says if embeddings are tied, as in code outside transformers.
     """
 
     text: str
     tied: bool | None = None
     either: bool = False
     path: tuple[str, ...] = ("text_config",)
+    older: tuple[str, ...] = ()
+    alone: bool = False
+
+    def of(self, data: Any) -> Wrapper:
+        """Return the wrapper with the path that a file has."""
+        older = msgspec.structs.replace(self, path=self.older, older=())
+        return older if self.older and self.within(data) is None and older.within(data) is not None else self
 
     def within(self, data: Any) -> Any:
         """Return the decoder's config in a file; None where it has none."""
@@ -65,14 +73,14 @@ def tables() -> Tables:
     return Tables(read.families, read.wrappers | WRAPPERS)
 
 
-_IN_LLM = Wrapper(text="", path=("llm_config",))
-_IN_LANGUAGE = Wrapper(text="", path=("language_config",))
+_IN_LLM = Wrapper(text="", path=("llm_config",), alone=True)
+_IN_LANGUAGE = Wrapper(text="", path=("language_config",), alone=True)
 _IN_THINKER = ("thinker_config", "text_config")
 
 WRAPPERS = {
     "NVLM_D": _IN_LLM,
     "NemotronH_Nano_VL_V2": _IN_LLM,
-    "deepseek_vl_v2": Wrapper(text="deepseek_v2", path=("language_config",)),
+    "deepseek_vl_v2": Wrapper(text="deepseek_v2", path=("language_config",), alone=True),
     "emu3": Wrapper(text="emu3_text_model", tied=False),
     "h2ovl_chat": _IN_LLM,
     "internvl_chat": _IN_LLM,
@@ -89,8 +97,12 @@ WRAPPERS = {
     "qwen3_omni_moe": Wrapper(text="qwen3_omni_moe_text", tied=False, path=_IN_THINKER),
     "skywork_chat": _IN_LLM,
     "ultravox": Wrapper(text=""),
+    "vibevoice": Wrapper(text="qwen2", older=("decoder_config",), alone=True),
 }
-"""Wrappers that transformers does not have, whose text decoder has another reader here, or is not in text_config."""
+"""Wrappers that transformers does not have, whose text decoder has another reader here, or is not in text_config.
+
+VibeVoice is in transformers, where its class follows the text_config alone; Microsoft's files have a decoder_config.
+"""
 
 STATED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 """Sizes that every published file states: they have no default but in a text_config."""

@@ -5,7 +5,6 @@ Counted by their public code; OpenELM, Baichuan-M1, PLaMo and TeleChat 3 against
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,12 +16,18 @@ from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.huggingface.dense import LAYERNORM, dense, layered, llama
 from powerplan.mixers import Attention
-from powerplan.spec import Layer, ModelSpec, Norm
+from powerplan.spec import Layer, ModelSpec, Norm, group_layers
 
 
 def xverse(config: Config, name: str) -> ModelSpec:
     """XVERSE: Llama. XVERSE-13B of 100,278 tokens has 13,715,031,040 parameters."""
     return llama(config, name, refused=[("num_experts", "experts of XVERSE-MoE are not read")])
+
+
+def orion(config: Config, name: str) -> ModelSpec:
+    """Orion: Llama with LayerNorms. Orion-14B has 14,498,703,360 parameters."""
+    config.refuse("attention_bias", "no published Orion has biases")
+    return dense(config, name, bias=False, norm=LAYERNORM)
 
 
 def pangu_embedded(config: Config, name: str) -> ModelSpec:
@@ -86,7 +91,7 @@ def openelm(config: Config, name: str) -> ModelSpec:
         vocab_size=config.integer("vocab_size"),
         hidden_size=model,
         tie_embeddings=True,
-        layers=parts.group_layers(layers),
+        layers=group_layers(layers),
     )
 
 
@@ -172,7 +177,7 @@ FAMILIES: dict[str, Family] = {
     "baichuan_m1": Family(baichuan_m1),
     "jais": Family(jais, aliases=GPT_NAMES, inert=JAIS),
     "openelm": Family(openelm, inert=OPENELM),
-    "orion": Family(partial(dense, bias=False, norm=LAYERNORM)),
+    "orion": Family(orion),
     "plamo": Family(plamo, inert=keys("n_shared_head")),
     "solar": Family(llama, inert=SOLAR),
     "telechat": Family(

@@ -6,7 +6,7 @@ from powerplan.ffn import MLP, MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
 from powerplan.mixers import AnyMixer, Attention
-from powerplan.spec import Layer, ModelSpec
+from powerplan.spec import Layer, ModelSpec, group_layers
 
 NAME = "params.json"
 """What messages call the family, whose files have no model_type."""
@@ -50,7 +50,7 @@ def mistral_native(config: Config, name: str) -> ModelSpec:
         vocab_size=config.integer("vocab_size"),
         hidden_size=config.integer("dim"),
         tie_embeddings=config.boolean("tied_embeddings", False),
-        layers=parts.group_layers(layers),
+        layers=group_layers(layers),
     )
 
 
