@@ -95,6 +95,8 @@ LING_3: Settings = {
     "num_hidden_layers": 42,
     "layer_group_size": 6,
     "first_k_dense_replace": 2,
+    "n_group": 8,
+    "topk_group": 4,
     "hidden_size": 2560,
     "vocab_size": 157_184,
     "num_attention_heads": 32,
