@@ -221,8 +221,10 @@ COMMANDS = {
 EXPORTS = [
     "Accounting",
     "Convention",
+    "InfeasibleError",
     "InputError",
     "LoadedModel",
+    "MachineError",
     "ModelSpec",
     "Parameters",
     "PowerplanError",

@@ -11,7 +11,7 @@ from powerplan.accounting import Accounting
 from powerplan.answers.base import Model, Whole, read_model, text_of
 from powerplan.errors import InputError, parameter
 from powerplan.lengths import counted
-from powerplan.mixers.formulas import Convention, Rational, integer_if_whole
+from powerplan.mixers.formulas import Convention, Rational, convention_of, integer_if_whole
 from powerplan.spec import ModelSpec
 from powerplan.training import document_flops
 from powerplan.units import MAX_COUNT, context_of, parse_integer
@@ -66,7 +66,7 @@ def flops_per_step(
         documents = {longest: count}
     else:
         documents = _documents(lengths, longest)
-    accounting = _accounting(read_model(model).spec, mixer, convention)
+    accounting = _accounting(read_model(model).spec, mixer, convention_of(convention))
     flops: Rational = sum(document_flops(accounting, tokens) * count for tokens, count in documents.items())
     return integer_if_whole(flops)
 

@@ -52,7 +52,7 @@ MOST_NEAR = 60
 """Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainAnswer(Answer):
     """A training run.
 
@@ -78,9 +78,9 @@ class TrainAnswer(Answer):
         """
         from powerplan.run.export import EXPORTS, Job  # Most plans are not exported.
 
-        check_choice(trainer, get_args(Trainer), "export")
+        check_choice(trainer, get_args(Trainer), "trainer")
         if len(self.plan.phases) > 1:
-            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("export"))
+            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("trainer"))
         (phase,) = self.plan.phases
         layout = phase.layout
         sizes = layout.batch_tokens, phase.phase.tokens
@@ -212,7 +212,7 @@ def _read_stages(stages: Sequence[str], context: Whole | None, tokens: Whole | f
     texts = [stages] if isinstance(stages, str) else list(stages)
     if texts and (context is not None or tokens is not None):
         given = parameter("context" if context is not None else "tokens")
-        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
+        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stages"))
     return texts
 
 
@@ -253,7 +253,7 @@ def _read_efficiency(given: str | float | None) -> Efficiency | None:
 
 def _read_phase(text: str) -> Phase:
     """Return the tokens and the context of a stage such as "950B@8k"."""
-    where = parameter("stage")
+    where = parameter("stages")
     tokens, at, context = text.partition("@")
     if not at:
         raise InputError(f"{shown(text)} is not a stage; write tokens@context, as 950B@8k", where)
@@ -348,11 +348,13 @@ def _what_lacks(
     worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
     setting, name = plan.setting, plan.accounting.spec.name
     assert setting.capacity_bytes is not None
-    need, has = worst.memory.peak / 1e9, setting.capacity_bytes / 1e9
+    need, has = (
+        f"{size / 1e9:{',.0f' if size >= 1e12 else '.4g'}}" for size in (worst.memory.peak, setting.capacity_bytes)
+    )
     devices = setting.cluster.devices
     text = (
-        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need:,.4g} GB at the "
-        f"peak in each, which has {has:,.4g} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
+        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need} GB at the "
+        f"peak in each, which has {has} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
     )
     phases = [phase.phase for phase in plan.phases]
     if choices.recipe.loss == "whole":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from powerplan.lengths.flops import DocumentRow
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WsfrAnswer(DrawnAnswer):
     """The weight-state FLOP ratios of one model.
 
