@@ -31,7 +31,7 @@ class PowerState(NamedTuple):
             rows: [M] int64 on the states' device, in any order and with repeats: sequence i of the answer is sequence
                 rows[i] here.
         """
-        return PowerState(*(None if part is None else part.index_select(0, rows) for part in self))
+        return PowerState(self.kv.index_select(0, rows), None if self.key is None else self.key.index_select(0, rows))
 
 
 def vanishes(norm: Tensor) -> Tensor:

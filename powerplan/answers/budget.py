@@ -170,7 +170,7 @@ def budget(
     20 tokens per parameter use the budget up, and what balances them.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec; or a list of them; None asks which.
+        model: a catalogue name, a path to a YAML or a config.json, a spec or a config; a list of them; None asks which.
         context: tokens of a sequence, as 65536, "64k" or "8k,64k", or a list of them; "64k" where None, and
             "8k,32k,128k" without a model.
         flops: training FLOPs in all, as 1e21 or "1e21".

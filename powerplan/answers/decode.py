@@ -71,7 +71,7 @@ def decode(
     """Return what serving one model or more takes, as `powerplan decode` prints it.
 
     Args:
-        models: a catalogue name, a path or a spec, as for wsfr, or a list of them.
+        models: a catalogue name, a path, a spec or a config, as for wsfr, or a list of them.
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
         batch: how many sequences are decoded together, 1 to 65,536, or a list of such numbers.
         gpu: the exact name of a device, such as "h100-sxm"; no times and no limits of memory where None.

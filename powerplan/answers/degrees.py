@@ -51,7 +51,7 @@ def degrees(
     """Return what a model carries with power attention of each degree, as `powerplan dims --model` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens at which FLOPs are counted, as 65536 or "64k".
         p: degrees, as 2, "1,2,3" or [1, 2, 3].
         tile: features in a tile of the tiled embedding.

@@ -36,7 +36,7 @@ def flops_per_step(
     more for each length that is new. A path is read again at each call.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 65536 or "64k".
         sequences: how many sequences of `context` tokens the step trains on; 1 where neither this nor lengths is given.
         lengths: the tokens of every document of the step, where documents are packed into sequences and attend only

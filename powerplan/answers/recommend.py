@@ -125,7 +125,7 @@ def recommend(
     """Return which mixers, windows, heads or layer mix balance a model, as `powerplan recommend` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens, as 65536, "64k" or a list of them; of several the worst decides.
         target: the weight-state FLOP ratio that is wanted, as "3:1" or 3.
         max_state: bytes of state per sequence at most, as "512MiB".

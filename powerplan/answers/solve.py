@@ -118,7 +118,7 @@ def solve(
     """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         unknown: "context", "window" or "p", of every layer.
         context: tokens at which windows and degrees are judged.
         target: the weight-state FLOP ratio to keep, as "3:1" or 3; 1:1 where None.

@@ -122,7 +122,7 @@ def train(
     """Return how a model is trained, as `powerplan train` prints it: memory, layout, step time, hours, money.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 131072 or "128k"; "64k" where neither it nor `stages` is given.
         gpu: the exact name of a device, such as "h100-sxm"; may be left out where `measured` has rates of one.
         devices: how many there are.
