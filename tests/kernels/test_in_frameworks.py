@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F  # noqa: N812
+from children import HUNG_S
 from torch import Tensor, nn
 
-from powerplan.kernels import PowerState, power_attention, power_attention_step
+from powerplan.kernels import PowerState, power_attention, power_attention_step, spow
 from powerplan.kernels.testing import Case, arguments
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "kernels.md"
@@ -81,6 +85,20 @@ def test_beams_go_on_from_their_own_states(normalize: bool) -> None:
     whole = power_attention(q, k, v, log_g, normalize=normalize, impl="reference")
     torch.testing.assert_close(out, whole[rows, 19])
     assert state.kv.shape[0] == 3
+
+
+def test_nothing_of_torch_compile_is_imported_before_it_is_asked_for() -> None:
+    """It takes as long as torch itself."""
+    code = "import sys; from powerplan.kernels import power_attention; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HUNG_S)
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_features_are_constants_of_a_trace(p: int) -> None:
+    """By the mark of torch.compiler.assume_constant_result, which `multisets` has without its import."""
+    torch._dynamo.reset()
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(torch.compile(spow, fullgraph=True, backend="eager")(x, p), spow(x, p))
 
 
 def test_the_page_names_what_is_tested_here() -> None:
