@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import json
+import pickle
 import re
 from importlib import import_module
 from pathlib import Path
@@ -195,12 +197,15 @@ def test_the_export_of_a_run_names_its_argument() -> None:
 
 
 @pytest.mark.parametrize("command", ANSWERS)
-def test_an_answer_is_one_short_line_in_a_session(command: str) -> None:
+def test_an_answer_is_one_short_line_in_a_session_and_can_be_pickled(command: str) -> None:
     name, arguments = ANSWERS[command]
     answer = getattr(powerplan, name)(**arguments)
     first = str(answer).splitlines()[0].strip()
     assert re.fullmatch(r"<\w+Answer: .{5,150}>", repr(answer))
     assert first[:30] in repr(answer)
+    again = pickle.loads(pickle.dumps(answer))
+    assert (again.to_json(), again.notes) == (answer.to_json(), answer.notes)
+    assert copy.deepcopy(answer).to_json() == answer.to_json()
 
 
 def test_an_unknown_form_is_refused() -> None:

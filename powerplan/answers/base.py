@@ -56,6 +56,10 @@ class Answer:
     def _report(self) -> Report:
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps: all but the report, which has functions in it and is made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "report"}
+
     def __repr__(self) -> str:
         """Return the class and the first line of the answer; all numbers of a training run would be a megabyte."""
         line = self.to_markdown().partition("\n")[0]
