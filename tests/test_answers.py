@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import inspect
 import json
 import pickle
 import re
@@ -162,6 +163,17 @@ def test_notes_of_several_models_name_them() -> None:
 def test_an_error_names_the_parameter(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         getattr(powerplan, name)(**arguments)
+
+
+def test_messages_name_arguments_that_there_are() -> None:
+    """What the source hands to `parameter` is an argument of a function, or of a method of an answer."""
+    names = ("wsfr", "compare", "decode", "budget", "recommend", "train", "solve", "degrees", "page", "flops_per_step")
+    functions = [getattr(powerplan, name) for name in (*names, "load_model", "Convention")]
+    known = {name for function in functions for name in inspect.signature(function).parameters}
+    known |= {"trainer", "name", "plot"}  # TrainAnswer.export, RecommendAnswer.name, --plot
+    for file in (PAGE.parent.parent / "powerplan").rglob("*.py"):
+        found = re.findall(r"parameter\(\s*[\"'](\w+)[\"']", file.read_text(encoding="utf-8"))
+        assert set(found) <= known, file
 
 
 @pytest.mark.parametrize(
