@@ -29,11 +29,11 @@ class SequenceMixer(nn.Module):
         With a plan, x has this rank's tokens of sequences that lie on several ranks. A slot, which must be empty then,
         holds all their tokens afterwards, on every rank. Raises InputError where the mixer cannot do that, and where
         activation checkpointing calls again with a slot, which holds these tokens by then.
-        more: what `run` of this kind takes besides.
+        more: what `run` and `run_shared` of this kind take besides.
         """
         if slot is None:
             if cp is not None:
-                return self.run_shared(x, cp, return_state=False)[0]
+                return self.run_shared(x, cp, return_state=False, **more)[0]
             return self.run(x, 0, None, return_state=False, **more)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
@@ -47,7 +47,7 @@ class SequenceMixer(nn.Module):
             )
         if cp.packed:
             raise InputError("cp: a cache takes no packed sequences: plan with tokens")
-        out, slot.state = self.run_shared(x, cp, return_state=True)
+        out, slot.state = self.run_shared(x, cp, return_state=True, **more)
         slot.tokens = cp.layout.tokens
         return out
 
