@@ -23,7 +23,7 @@ from two_processes import HEADS, MIXERS, OVER_RANKS, loss_of, small_model, some_
 
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import MLA, Attention, Forgetting, GatedDeltaNet, Lightning, RetNet
+from powerplan.mixers import DSA, MLA, NSA, Attention, Forgetting, GatedDeltaNet, Lightning, MoBA, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
 from powerplan.models.cache import _tensors
 from powerplan.models.mixers.attention import by_halo
@@ -54,13 +54,23 @@ ATTENTION: dict[str, Any] = {
     "mla of odd heads": MLA(heads=5, q_lora_rank=12, kv_lora_rank=10, **LATENT),
 }
 LATENTS = ("mla", "mla of large latents", "mla of odd heads")
-CACHED = ("softmax", "window", "forgetting", "forgetting window", "mla", "power", "retnet")
-KINDS: dict[str, Any] = ATTENTION | {
-    "power": MIXERS["power"],
-    "linear": MIXERS["linear"],
-    "retnet": RetNet(heads=4, head_dim=8),
-    "lightning": Lightning(heads=4, head_dim=8),
+PICKED: dict[str, Any] = {
+    "moba": MoBA(**HEADS, block_size=4, top_k=3),
+    "nsa": NSA(**HEADS, compress_size=4, compress_stride=2, select_size=4, select_count=4, window=7),
+    "dsa": DSA(heads=4, q_lora_rank=12, kv_lora_rank=10, index_heads=2, index_head_dim=6, top_k=9, **LATENT),
 }
+"""Kinds whose queries pick keys. Where these are rounded, a rank and one process may pick others."""
+CACHED = ("softmax", "window", "forgetting", "forgetting window", *PICKED, "mla", "power", "retnet")
+KINDS: dict[str, Any] = (
+    ATTENTION
+    | PICKED
+    | {
+        "power": MIXERS["power"],
+        "linear": MIXERS["linear"],
+        "retnet": RetNet(heads=4, head_dim=8),
+        "lightning": Lightning(heads=4, head_dim=8),
+    }
+)
 LAYOUTS: dict[str, Any] = {
     "contiguous": "contiguous",
     "zigzag": "zigzag",
