@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,12 @@ def _size(tensor: Any) -> int:
 
 
 def cases() -> Iterator[tuple[str, str, str, int]]:
-    """Yield mixer, exchange, layout and tokens of each case."""
-    for name, setting in product(CASES, SETTINGS):
-        yield name, *setting
+    """Yield mixer, exchange, layout and tokens of each case; of further choices of a kind, two for each."""
+    seen: set[str] = set()
+    for name, mixer in CASES.items():
+        for setting in SETTINGS[1:3] if mixer.kind in seen else SETTINGS:
+            yield name, *setting
+        seen.add(mixer.kind)
 
 
 def all_work(rank: int, folder: Path) -> None:

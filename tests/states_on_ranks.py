@@ -14,6 +14,7 @@ import torch.distributed as dist
 from attention_on_ranks import CountBytes, message
 from kinds import MIXERS, STATES
 from models_on_ranks import continued, curve, difference, model_of, through_a_cache
+from msgspec.structs import replace
 from shared_calls import GROUPS, UNEVEN
 from torch import Tensor, nn
 
@@ -33,9 +34,7 @@ EVERY_WAY: dict[str, Any] = {
 RANKS: dict[str, Any] = {"decay_rank": 3, "rate_rank": 2, "gate_rank": 4}
 KINDS: dict[str, Any] = EVERY_WAY | {
     "mamba1": MIXERS["mamba1"],
-    "mamba1, bare": MIXERS["mamba1, norms, biases"],
-    "mamba2": MIXERS["mamba2"],
-    "mamba2, groups": MIXERS["mamba2, groups, biases"],
+    "mamba2": MIXERS["mamba2, groups, biases"],
     "rwkv7": MIXERS["rwkv7"],
     "gsa": MIXERS["gsa, convolution"],
     "sse": MIXERS["sse, convolution"],
@@ -230,9 +229,9 @@ def planned(kind: str, plan: ContextParallel, backward: bool) -> dict[str, int]:
 def states_of(kind: str, plan: ContextParallel) -> tuple[Any, ...]:
     """Return the transition of a kind, and the heads, features of keys and values that its states are those of."""
     mixer = KINDS[kind]
-    if kind.startswith("mamba1"):
+    if kind == "mamba1":
         return "feature", mixer.inner_size, mixer.state_dim, 1
-    if kind.startswith("mamba2"):
+    if kind == "mamba2":
         return "head", mixer.heads, mixer.state_dim, mixer.head_dim
     if kind == "log_linear":
         return "matrix", mixer.heads, plan.layout.tokens.bit_length(), mixer.state_dim * mixer.head_dim
@@ -248,9 +247,9 @@ def inputs_before(kind: str) -> tuple[int, int]:
     mixer = KINDS[kind]
     if kind == "rwkv7":
         return 1, HIDDEN
-    if kind.startswith("mamba1"):
+    if kind == "mamba1":
         channels = mixer.inner_size
-    elif kind.startswith("mamba2") or kind == "log_linear":
+    elif kind in ("mamba2", "log_linear"):
         channels = mixer.inner_size + 2 * mixer.groups * mixer.state_dim
     else:
         keys = getattr(mixer, "key_heads", mixer.heads)
@@ -266,7 +265,7 @@ def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
         for layout, way, wire, tokens in (
             ("contiguous", "gather", None, 40),
             ("contiguous", "gather", None, 80),
-            ("zigzag", "scan", torch.bfloat16, 64),
+            *([("zigzag", "scan", torch.bfloat16, 64)] if kind in ROUNDED else ()),
         ):
             plan = ContextParallel(group, tokens=tokens, layout=layout, exchange=way, exchange_dtype=wire)
             x = plan.shard(inputs_of(tokens, 2, "float32")[0]).requires_grad_()
@@ -315,6 +314,9 @@ def refusals(group: dist.ProcessGroup) -> dict[str, str]:
         "tokens": lambda: call(tokens=9 if rank == 1 else 10),
         "convolved": lambda: call("kda", tokens=9 if rank == 1 else 10),
         "packed": lambda: call(plan=packed),
+        "levels": lambda: build_mixer(replace(KINDS["log_linear"], max_levels=4), HIDDEN, rope=None)(
+            torch.ones(2, 10, HIDDEN), cp=one
+        ),
         "forward mode": tangent,
         "transition": lambda: one.exchanged_bytes(1, 4, transition="vector"),
     }

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
-RUN_SHARED = "attention, mla, power, linear, retnet, lightning, gla and delta rules"
-"""The kinds whose mixers run over several ranks, as a message names them."""
-
-
 class SequenceMixer(nn.Module):
     """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
@@ -69,7 +65,9 @@ class SequenceMixer(nn.Module):
 
 def not_shared(module: nn.Module) -> InputError:
     """Return the error of a mixer that does not run over several ranks."""
-    return InputError(f"cp: {type(module).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+    return InputError(
+        f"cp: {type(module).__name__} does not run over several ranks: it does not say what they exchange (run_shared)"
+    )
 
 
 def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) -> None:

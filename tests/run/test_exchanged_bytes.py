@@ -74,7 +74,9 @@ def test_a_pass_sends_what_is_planned(found: list[Found], name: str) -> None:
                 sent *= 1 - kind.index_head_dim / (kind.kv_lora_rank + kind.qk_rope_head_dim + kind.index_head_dim)
             each = [own["|".join(map(str, case))][backward] for own in found]
             most = {kind: max(own[kind] for own in each) for kind in each[0]}
-            assert sum(most.values()) == pytest.approx(sent, rel=1e-12), f"{case} {'backward' if backward else 'forward'}"
+            assert sum(most.values()) == pytest.approx(sent, rel=1e-12), (
+                f"{case} {'backward' if backward else 'forward'}"
+            )
             states = [way.way for way in ways if way.exchange.what == STATE]
             assert all(most[{"gather": "gather", "scan": "send"}[way]] for way in states)
 
