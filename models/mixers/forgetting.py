@@ -101,15 +101,16 @@ def forgetting_over_ranks(
         (k, v), seen = pieces_after_halo(cp, window, k, v)
         (log_g,), gates = pieces_after_halo(cp, window, log_g)  # a halo has one dtype
         outs = [
-            forgetting_attention(q[:, own], *key_values, *sums, window)
-            for (own, key_values), (_, sums) in zip(seen, gates, strict=True)
+            forgetting_attention(q[:, own], keys, values, log_gates, window)
+            for (own, (keys, values)), (_, (log_gates,)) in zip(seen, gates, strict=True)
         ]
         return joined_outputs(outs, (q, k, v, log_g), (*q.shape[:3], v.shape[3]), v)
     k, v = heads_for_ranks(k, cp.ranks), heads_for_ranks(v, cp.ranks)
     q, k, v, log_g = (tokens_for_heads(x, cp) for x in (q, k, v, log_g[..., None]))
     own = [slice(*bounds) for bounds in pairwise(cp.layout.bounds)]
     outs = [forgetting_attention(q[:, at], k[:, at], v[:, at], log_g[:, at, :, 0], window) for at in own]
-    return heads_for_tokens(torch.cat(outs, 1), cp)
+    out: Tensor = heads_for_tokens(torch.cat(outs, 1), cp)
+    return out
 
 
 def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, window: int | None = None) -> Tensor:

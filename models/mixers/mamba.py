@@ -255,8 +255,8 @@ class LogLinearMixer(Mamba2Mixer):
 
         def run(own: Any, first: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
             before = None if state is None else from_wire(state, first.bit_length())
-            tensors = (own[name] for name in ("c", "b", "v", "log_g", "weight"))
-            out, after = log_linear_scan(*tensors, before, first, self.chunk_size)
+            given = {"x" if name == "v" else name: part for name, part in own.items()}
+            out, after = log_linear_scan(**given, state=before, past_tokens=first, chunk_size=self.chunk_size)
             return out, to_wire(after)
 
         state_size = (self.heads, levels, b.shape[-1] * x.shape[-1])

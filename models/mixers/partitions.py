@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, m hidden size, H heads, K key head dim, V value head 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,6 +24,15 @@ from powerplan.models.mixers.recurrence import gated_linear_attention, gated_lin
 
 if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
+
+
+class Gated(NamedTuple):
+    """What gated linear attention takes: q, k and log decays [B, T, H, K], and v [B, T, H, V]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_g: Tensor
 
 
 class PartitionedAttention(MatrixMixer):
@@ -67,13 +76,12 @@ class PartitionedAttention(MatrixMixer):
         """To the exchange, the heads of the shared state and of all partitions are (1 + P) H heads."""
         shared, own, shares, chosen = self.prepare(x, q, k, v)
         count = 1 + self.router.out_features
-        names = ("q", "k", "v", "log_g")
-        tensors = dict(zip(names, shared, strict=True)) | {"shares": shares, "chosen": chosen}
-        tensors |= {f"{name} of partitions": part for name, part in zip(names, own, strict=True) if name != "v"}
+        tensors = shared._asdict() | {"shares": shares, "chosen": chosen}
+        tensors |= {"own_q": own.q, "own_k": own.k, "own_log_g": own.log_g}
 
-        def parts(given: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor]:
-            shared = tuple(given[name] for name in names)
-            own = tuple(given[name if name == "v" else f"{name} of partitions"] for name in names)
+        def parts(given: Any) -> tuple[Gated, Gated, Tensor, Tensor]:
+            shared = Gated(given["q"], given["k"], given["v"], given["log_g"])
+            own = Gated(given["own_q"], given["own_k"], given["v"], given["own_log_g"])
             return shared, own, given["shares"], given["chosen"]
 
         def state_of(given: Any, _: int, __: bool) -> tuple[Tensor, Tensor]:
@@ -90,9 +98,7 @@ class PartitionedAttention(MatrixMixer):
         out, final = recur(cp, recurrence, tensors, return_state=return_state)
         return out, None if final is None else torch.unflatten(final, 1, (count, -1))
 
-    def prepare(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor]:
+    def prepare(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Gated, Gated, Tensor, Tensor]:
         """Return q, k, v and log decays of the shared state and of partitions, and the router's shares and choices.
 
         Those are [B, T, top_k] each.
@@ -100,20 +106,20 @@ class PartitionedAttention(MatrixMixer):
         shares, chosen = self.router(x).to(torch.promote_types(x.dtype, torch.float32)).softmax(-1).topk(self.top_k)
         more_q, more_k = (part(x).view_as(q) for part in (self.more_q, self.more_k))
         v = F.silu(v)
-        shared = (*_activated(q, k, v.dtype), v, self._log_decays(self.shared_decay, x))
-        own = (*_activated(q + more_q, k + more_k, v.dtype), v, self._log_decays(self.decay, x))
+        shared = Gated(*_activated(q, k, v.dtype), v, self._log_decays(self.shared_decay, x))
+        own = Gated(*_activated(q + more_q, k + more_k, v.dtype), v, self._log_decays(self.decay, x))
         return shared, own, shares, chosen
 
     def run_states(
         self,
-        shared: tuple[Tensor, ...],
-        own: tuple[Tensor, ...],
+        shared: Gated,
+        own: Gated,
         shares: Tensor,
         chosen: Tensor,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the heads' outputs [B, T, H, V], and the states [B, 1 + P, H, K, V], from those before the tokens."""
-        v = shared[2]
+        v = shared.v
         outs, shared_state = gated_linear_attention(*shared, None if state is None else state[:, 0], self.chunk_size)
         if state is None:
             state = shared_state.new_zeros(v.shape[0], 1 + self.router.out_features, *shared_state.shape[1:])
@@ -127,17 +133,14 @@ class PartitionedAttention(MatrixMixer):
             states.append(torch.stack(last))
         return outs.to(v.dtype), torch.stack(states, 1)
 
-    def states_left_behind(
-        self, shared: tuple[Tensor, ...], own: tuple[Tensor, ...], shares: Tensor, chosen: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def states_left_behind(self, shared: Gated, own: Gated, shares: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Return the states [B, 1 + P, H, K, V] that tokens leave behind, without queries, and what they multiply those
         before by, [B, 1 + P, H, K, 1]: the decays of the tokens that chose a partition, 1 where none did."""
-        _, *of_shared = shared
-        found = [gated_linear_state(*of_shared, self.chunk_size)]
+        found = [gated_linear_state(*shared[1:], self.chunk_size)]
         for partition in range(self.router.out_features):
             state, transition = (list(torch.full_like(part, fill)) for part, fill in zip(found[0], (0, 1), strict=True))
-            for row, _, (_, *parts) in _choices(own, shares, chosen == partition):
-                (state[row],), (transition[row],) = gated_linear_state(*parts, self.chunk_size)
+            for row, _, parts in _choices(own, shares, chosen == partition):
+                (state[row],), (transition[row],) = gated_linear_state(*parts[1:], self.chunk_size)
             found.append((torch.stack(state), torch.stack(transition)))
         states, transitions = zip(*found, strict=True)
         return torch.stack(states, 1), torch.stack(transitions, 1)
@@ -147,9 +150,7 @@ class PartitionedAttention(MatrixMixer):
         return F.logsigmoid(gate.to(torch.promote_types(gate.dtype, torch.float32))) / GatedLinearAttention.temperature
 
 
-def _choices(
-    own: tuple[Tensor, ...], shares: Tensor, is_chosen: Tensor
-) -> Iterator[tuple[int, Tensor, tuple[Tensor, ...]]]:
+def _choices(own: Gated, shares: Tensor, is_chosen: Tensor) -> Iterator[tuple[int, Tensor, Gated]]:
     """Yield the rows of the batch in which tokens chose a partition: the row, the tokens, and what they give to it.
 
     own: q, k, v and log decays of partitions, [B, T, ...]. shares: [B, T, top_k]. is_chosen: where the partition is the
@@ -162,7 +163,7 @@ def _choices(
         if len(tokens):
             q, k, v, log_g = (part[row : row + 1, tokens] for part in own)
             weight = share[row, tokens].to(q.dtype)[:, None, None]
-            yield row, tokens, (q * weight, k * weight, v, log_g)
+            yield row, tokens, Gated(q * weight, k * weight, v, log_g)
 
 
 def _activated(q: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -170,9 +171,7 @@ def _activated(q: Tensor, k: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return (F.silu(q) * q.shape[-1] ** -0.5).to(dtype), k.softmax(-1).to(dtype)
 
 
-def _step(
-    shared: tuple[Tensor, ...], own: tuple[Tensor, ...], shares: Tensor, chosen: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _step(shared: Gated, own: Gated, shares: Tensor, chosen: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Process one more token, by the shared state and the chosen ones at once: all others stay as they are."""
     weight = shares[:, 0, :, None, None].to(own[0].dtype)  # [B, top_k, 1, 1]
     index = torch.cat((torch.zeros_like(chosen[:, 0, :1]), chosen[:, 0] + 1), 1)  # [B, 1 + top_k]

@@ -234,7 +234,8 @@ class RWKV7Mixer(SequenceMixer):
         heads_state, last_input = (None, None) if state is None else state
         tensors, first_values, for_gate = self.prepare(x, shifted(x, last_input), first_values)
         if heads_state is not None and x.shape[1] == 1:
-            out, heads_state = rank_one_step(*(part[:, 0] for part in tensors), heads_state)
+            token = {name: part[:, 0] for name, part in tensors._asdict().items()}
+            out, heads_state = rank_one_step(**token, state=heads_state)
             out = out[:, None]
         else:
             out, heads_state = rank_one_rule(*tensors, heads_state, self.chunk_size)
@@ -256,8 +257,8 @@ class RWKV7Mixer(SequenceMixer):
         tensors, first_values, for_gate = self.prepare(x, before, first_values)
 
         def state_of(own: Any, _: int, wanted: bool) -> tuple[Tensor, Tensor | None]:
-            given = (own[name] for name in ("k", "v", "a", "b", "log_g"))
-            return rank_one_state(*given, self.chunk_size, with_transition=wanted)
+            given = {name: x for name, x in own.items() if name != "q"}
+            return rank_one_state(**given, chunk_size=self.chunk_size, with_transition=wanted)
 
         def run(own: Any, _: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
             return rank_one_rule(**own, state=state, chunk_size=self.chunk_size)
