@@ -29,6 +29,7 @@ from powerplan.run.passing import (
     parts_of,
     passings_of,
     scan_rounds,
+    ways_of,
 )
 from powerplan.run.recipe import Recipe
 from powerplan.run.step import Efficiency
@@ -91,14 +92,34 @@ TRANSITIONS = {
     "deltanet": 32 * (128 * 128 + 128 * 128),
     "gated_deltanet": 32 * (128 * 128 + 128 * 128),
     "kda": 32 * (128 * 128 + 128 * 128),
+    "rwkv7": 64 * (64 * 64 + 64 * 64),
+    "mamba1": 8192 * (16 + 16),
+    "mamba2": 128 * (64 * 128 + 1),
+    "gsa": 32 * (64 * (128 + 128) + 64),
+    "sse": 5 * 32 * (128 * 128 + 128),
+    "log_linear": 128 * (18 * 64 * 128 + 18 * 18),
 }
 
 
 @pytest.mark.parametrize("mixer", TRANSITIONS)
 def test_what_a_part_multiplies_the_state_by_is_passed_beside_it(mixer: str) -> None:
-    """Decays of heads or key channels, and for delta rules a matrix for each head; numbers in fp32."""
+    """Decays of heads or key channels, and for delta rules a matrix for each head; numbers in fp32.
+
+    131,072 has 18 bits, and log_linear a state for each.
+    """
     (state,) = (way for way in passings(Degrees(cp=2), mixer) if way.exchange.what == STATE)
     assert state.bytes_sent == TRANSITIONS[mixer] * 4
+
+
+def test_gates_go_with_the_heads_that_have_them() -> None:
+    """Forgetting attention on llama-3-8b, cp 4, tp 2: 16 query heads, each with a gate, and 4 key/value heads."""
+    (exchange,) = (way.exchange for way in passings(Degrees(cp=2), "forgetting"))
+    split = split_of(4, tp=2, attention_flops_per_s=1.0)
+    ring, swapped = ways_of(exchange, split)
+    gates = 16 * 4 * 4096
+    assert (ring.way, swapped.way) == ("ring", "all-to-all")
+    assert ring.bytes_sent == 3 * (4 * 256 * 2 * 4096 + gates)
+    assert swapped.bytes_sent == 3 / 4 * ((2 * 16 * 128 + 4 * 256) * 2 * 4096 + gates)
 
 
 def test_short_convolutions_pass_their_last_inputs() -> None:
@@ -339,6 +360,11 @@ def test_more_bytes_are_never_passed_on_faster(
         ("retnet", 2 * 32 * 128 * 128),
         ("gla", 2 * 32 * 128 * 128),
         ("kda", 4 * 32 * 128 * (128 + 128)),
+        ("rwkv7", 4 * 64 * 64 * (64 + 64)),
+        ("mamba1", 4 * 8192 * 16),
+        ("mamba2", 2 * 8192 * 128),
+        ("gsa", 2 * 32 * 64 * (128 + 128)),
+        ("sse", 2 * 2 * 32 * 128 * 128),
     ],
 )
 def test_a_state_that_is_computed_once_more_takes_time(mixer: str, again: int) -> None:
