@@ -107,6 +107,7 @@ def all_work(rank: int, folder: Path) -> None:
             found[str(number)] = beyond(job, groups[job.ranks])
     found["rounding"] = {kind: rounding(kind, groups[4]) for kind in ROUNDED}
     found["traffic"] = traffic(groups[4])
+    found["rates alone"] = rates_alone(groups[4])
     found["continued"] = {kind: continued(model_of(mixer), "zigzag") for kind, mixer in KINDS.items()}
     found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
     found["continued"]["values"] = continued(model_of(*VALUES), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
@@ -280,6 +281,22 @@ def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
             row["planned"] = {name: planned(kind, plan, name == "backward") for name in ("forward", "backward")}
             found.append(row)
     return found
+
+
+def rates_alone(group: dist.ProcessGroup) -> float:
+    """Return the error of the gradient of the rates of mamba1 where no other weight has one: they are no token's."""
+    plan, found = ContextParallel(group, tokens=TOKENS, layout=UNEVEN[4]), []
+    for own in (plan, None):
+        module = mixer_of("mamba1", "float64").requires_grad_(False)
+        rates: Any = module.a_log
+        rates.requires_grad_()
+        x, weights = inputs_of(TOKENS, 2, "float64")
+        out = module(x) * weights if own is None else module(own.shard(x), cp=own) * own.shard(weights)
+        out.sum().backward()
+        if own is not None:
+            dist.all_reduce(rates.grad, group=group)
+        found.append(rates.grad)
+    return largest(*found) / found[1].abs().max().item()
 
 
 def compiled(group: dist.ProcessGroup) -> dict[str, bool]:

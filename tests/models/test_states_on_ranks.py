@@ -68,6 +68,10 @@ def test_a_state_and_its_transition_are_as_many_numbers_as_documented(found: lis
             }
 
 
+def test_rates_have_their_gradient_without_any_other(found: list[Found]) -> None:
+    assert all(own["rates alone"] < 1e-12 for own in found)
+
+
 def test_values_of_the_first_layer_are_those_of_one_process(found: list[Found]) -> None:
     """Two layers of rwkv7, the second with a token shift before its FFN; ranks with one token, and without any."""
     assert all(max(own["values"]) < 1e-12 for own in found)
