@@ -140,7 +140,7 @@ def _floats(pair: tuple[Fraction, Fraction]) -> tuple[float, float]:
 def _entry(mixer: Mixer, context: int) -> int:
     """Return the elements of keys and values of a token, whether this layer keeps them or an earlier one does."""
     made = mixer.terms((("keys and values", mixer.entry),), **mixer.state_values(context)) if mixer.entry else ()
-    return mixer.state_size(context).entry or int(total(made))
+    return max(mixer.state_size(context).entry, int(total(made)))
 
 
 def has_keys(mixer: Mixer, context: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import lcm
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from powerplan.accounting import Accounting
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Attention, Power
+from powerplan.mixers import Attention, Forgetting, Power
 from powerplan.mixers.base import HeadShape
 from powerplan.run.degrees import Degrees
 from powerplan.run.exchanges import INPUTS, KEYS, STATE, WINDOW, Exchange
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
 from powerplan.run.links import START_S, Link, all_gather_s, all_to_all_s, cluster_of, send_s
+from powerplan.run.loads import model_load
 from powerplan.run.passing import (
     Passing,
     Split,
@@ -120,6 +122,16 @@ def test_gates_go_with_the_heads_that_have_them() -> None:
     assert (ring.way, swapped.way) == ("ring", "all-to-all")
     assert ring.bytes_sent == 3 * (4 * 256 * 2 * 4096 + gates)
     assert swapped.bytes_sent == 3 / 4 * ((2 * 16 * 128 + 4 * 256) * 2 * 4096 + gates)
+
+
+def test_keys_that_an_earlier_layer_made_are_passed_on_with_the_gates_of_each() -> None:
+    """Forgetting attention that takes the keys and values of the layer before: its gates are its own."""
+    first = Forgetting(heads=4, kv_heads=2, head_dim=8)
+    layers = [LayerGroup(mixer=mixer) for mixer in (first, msgspec.structs.replace(first, shared_kv=True))]
+    spec = ModelSpec(name="x", vocab_size=9, hidden_size=32, layers=tuple(layers))
+    one, two = model_load(Accounting(spec), 4096, Recipe()).layers
+    assert one.entry_bytes == two.entry_bytes == 2 * 16 * 2 + 4 * 4
+    assert one.gate_bytes == two.gate_bytes == 4 * 4
 
 
 def test_short_convolutions_pass_their_last_inputs() -> None:
