@@ -49,7 +49,13 @@ VALUES = (
 )
 """Layers of one model: the second takes values of the first, and its FFN has a token shift."""
 WINDOW = Attention(heads=2, head_dim=4, window=3)
-HYBRID = KINDS["gated_deltanet"], Attention(heads=4, kv_heads=2, head_dim=8)
+HYBRID = (
+    KINDS["gated_deltanet"],
+    Attention(heads=4, kv_heads=2, head_dim=8),
+    KINDS["mamba2"],
+    RWKV7(heads=2, head_dim=8, chunk_size=8, **RANKS),
+    RWKV7(heads=2, head_dim=8, chunk_size=8, value_rank=2, **RANKS),
+)
 
 
 @dataclass(frozen=True)

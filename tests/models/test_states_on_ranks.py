@@ -91,7 +91,7 @@ def test_gradients_of_a_cache_are_those_of_one_process(found: list[Found]) -> No
 
 
 def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list[Found]) -> None:
-    """Gated DeltaNet with its convolutions, and attention: rows over two ranks, tokens over two, weights over four."""
+    """Convolutions, token shifts, values of another layer: rows over two ranks, tokens over two, weights over four."""
     losses = curve_alone(model_of(*HYBRID), STEPS)
     for own in found:
         assert own["curve"] == pytest.approx(losses, rel=1e-9)
