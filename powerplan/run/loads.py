@@ -20,6 +20,10 @@ from powerplan.run.recipe import Recipe
 from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import LayerUse, ModelSpec
 
+KEPT_PRECISE = frozenset({"router", "routers", "short convolutions"})
+"""Components of weights whose products stay in bf16 with fp8 matmuls: DeepSeek-V3 keeps the gating of its experts
+(arXiv 2412.19437, section 3.3.1), and convolutions are no matrix products."""
+
 
 @dataclass(frozen=True)
 class LayerLoad:
@@ -29,6 +33,8 @@ class LayerLoad:
     parameters: all but those of routed experts and those on the host; none where the layer is tied. expert_parameters:
     all routed experts. matrix_parameters: those of them that are in matrices, which Muon keeps one moment of.
     weight_flops, state_flops: forward FLOPs per token, as `Row` counts them.
+    linear_flops: those of weight_flops that fp8 matmuls take: all but routers and short convolutions.
+    expert_flops: those of weight_flops in routed experts.
     kept_bytes: bytes per token that stay from the forward to the backward pass, under the recipe.
     peak_bytes: bytes per token that exist beside what other layers keep, at most, while this layer's backward pass
     runs: what it computes again, and gradients of activations.
@@ -52,6 +58,8 @@ class LayerLoad:
     expert_parameters: int
     matrix_parameters: int
     weight_flops: int
+    linear_flops: int
+    expert_flops: int
     state_flops: Fraction
     kept_bytes: Fraction
     peak_bytes: Fraction
@@ -192,6 +200,7 @@ def _layer_load(
     table = ffn is not None and ffn.is_table
     experts = 0 if table else active + idle
     host = int(total(ffn.host_terms(hidden))) if ffn is not None else 0
+    multiplied = [term for block in layer.blocks for term in multiplied_terms(block, hidden)]
     size = mixer.state_size(context) if mixer is not None else None
     entry = _entry(mixer, context) if mixer is not None else 0
     heads = mixer.own_heads() if mixer is not None else None
@@ -209,7 +218,9 @@ def _layer_load(
         parameters=0 if layer.tied else own + int(total(others)) + int(total(spec.norm_terms(layer))),
         expert_parameters=0 if layer.tied else experts,
         matrix_parameters=0 if layer.tied else matrices,
-        weight_flops=2 * sum(int(total(multiplied_terms(block, hidden))) for block in layer.blocks),
+        weight_flops=2 * int(total(multiplied)),
+        linear_flops=2 * int(total([term for term in multiplied if term.component not in KEPT_PRECISE])),
+        expert_flops=0 if table else 2 * active,
         state_flops=flops,
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,
