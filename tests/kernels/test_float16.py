@@ -18,9 +18,11 @@ from torch import Tensor
 
 from hopper_on_cpu import hopper_on_cpu
 from powerplan.kernels import power_attention, power_state
-from powerplan.kernels.call import Inputs
+from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.state import PowerState
-from powerplan.kernels.testing import Case, arguments, largest_error, plain, widened
+from powerplan.kernels.testing import Case, arguments, largest_error, plain, state_of, widened
+from powerplan.kernels.triton.shapes import launch_shape
+from powerplan.kernels.triton.tape import Operate, Tape
 
 # Triton's interpreter computes with numpy, which warns of what a GPU does without a word.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -271,3 +273,27 @@ def test_sums_of_a_long_sequence_stay_in_range() -> None:
         assert values.norm(dim=-1).max() <= 1
         assert keys.square().sum() * max(1, 2 ** (SUM - 2) / tokens) >= 2 ** (SUM - 4)
         assert keys.square().sum() <= 2**SUM
+
+
+def test_repeated_calls_run_by_a_tape() -> None:
+    """Some operators give a value to Python, and then nothing is written down: a call would be laid out every time."""
+    case = replace(SMALL, tokens=140)  # which no other test here has
+    inputs = case.inputs(torch.float16)
+    q, k, v = arguments(inputs)
+    shape = launch_shape(CallShape.of(q.shape, k.shape, v.shape, 2, case.scale, 64, True), Inputs(q, k, v))
+    for _ in range(3):
+        out, end = power_attention(
+            q,
+            k,
+            v,
+            inputs["log_g"],
+            p=2,
+            chunk_size=64,
+            initial_state=state_of(inputs),
+            return_state=True,
+            impl="triton",
+        )
+        torch.autograd.grad(out.float().sum() + end.kv.sum(), (q, k, v))
+    tapes = list(shape.tapes.values())
+    assert [type(tape) for tape in tapes] == [Tape, Tape]
+    assert sum(isinstance(step, Operate) for tape in tapes for step in tape.steps) < 300
