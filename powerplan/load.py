@@ -84,12 +84,28 @@ def load_model(model: str | Path | Mapping[str, Any] | ConfigObject, like: str |
 
 
 def model_file(model: str | Path) -> Path | None:
-    """Return the file that `load_model` reads for MODEL: itself, or the config.json in it; None where it is no file."""
+    """Return the file that `load_model` reads for MODEL, or None where there is none.
+
+    That is MODEL itself, or in a folder its config.json, else its params.json; in a folder of the Hugging Face cache,
+    models--organisation--name, those of the snapshot that refs/main names, or of the only one.
+    """
     path = Path(model)
     mode = _mode(path)
-    if stat.S_ISDIR(mode):
-        return path / "config.json" if _mode(path / "config.json") else None
-    return path if mode else None
+    if not stat.S_ISDIR(mode):
+        return path if mode else None
+    folder = path if _mode(path / "config.json") else _snapshot(path) or path
+    return next((folder / name for name in ("config.json", "params.json") if _mode(folder / name)), None)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """Return the snapshot that a folder of the Hugging Face cache stands for; None where that is not clear."""
+    try:
+        snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+        named = (folder / "refs" / "main").read_text(encoding="utf-8").strip() if len(snapshots) > 1 else ""
+    except (OSError, ValueError):
+        return None
+    chosen = [path for path in snapshots if path.name == named] or snapshots
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def is_config(model: str | Path) -> bool:
@@ -134,29 +150,38 @@ def _load_data(model: Mapping[str, Any] | ConfigObject, like: str | None) -> Loa
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"holds what JSON cannot: {error}", where) from None
     document = Document(where, parse_json(text, where).data, None)
-    data = document.data
+    data = document.data if isinstance(document.data, dict) else {}
     if "layers" in data and "model_type" not in data:  # A spec of powerplan.
         if like is not None:
             raise InputError("is for a config.json, and the model is a powerplan spec", parameter("like"))
         return LoadedModel(validate(document), where)
+    refuse_by_keys(document)
     from powerplan.huggingface import read_config  # As below.
 
-    family = data.get("model_type") if like is None else like
-    spec, notes = read_config(document, str(family), like)
+    family = like or data.get("model_type") or "model"
+    spec, notes = read_config(document, one_line(str(family)), like)
     return LoadedModel(spec, "config.json", notes, like)
 
 
 def _from_huggingface(document: Document, path: Path, like: str | None) -> LoadedModel:
     from powerplan.huggingface import read_config  # Names of the catalogue need none of it.
 
-    parent = path.resolve().parent.name
-    fallback = parent if path.name == "config.json" and parent else path.stem.strip("<>")  # <stdin>
+    fallback = _folder_name(path) if path.name in ("config.json", "params.json") else path.stem.strip("<>")  # <stdin>
+    fallback = fallback or path.stem
     spec, notes = read_config(document, one_line(fallback), like)
     if like is not None:
         from powerplan.huggingface.meta import meta_note  # torch is imported where transformers builds the model.
 
         notes = (*notes, *meta_note(document, spec))
     return LoadedModel(spec, str(path), notes, like)
+
+
+def _folder_name(path: Path) -> str:
+    """Return the name of the folder that a file is in; of a snapshot in the Hugging Face cache that of its model."""
+    parent = path.parent.resolve()  # The file itself is a link in a snapshot, to a folder of blobs.
+    model = parent.parent.parent.name
+    cached = parent.parent.name == "snapshots" and model.startswith("models--")
+    return model.rpartition("--")[2] if cached else parent.name
 
 
 @cache

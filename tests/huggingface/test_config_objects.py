@@ -27,8 +27,11 @@ LLAMA: dict[str, Any] = {
 class Written:
     """What writes itself as a config.json."""
 
+    def __init__(self, data: Any = LLAMA) -> None:
+        self.data = data
+
     def to_json_string(self) -> str:
-        return json.dumps(LLAMA)
+        return json.dumps(self.data)
 
 
 @pytest.mark.parametrize("config", [LLAMA, Written()], ids=["dict", "object"])
@@ -67,6 +70,8 @@ def test_a_spec_as_a_dict(name: str) -> None:
         ({"name": "a", "vocab_size": 8, "layers": [{"mixr": 3}]}, "model: "),
         (LLAMA | {"torch_dtype": object()}, "model: holds what JSON cannot: Object of type object is not JSON"),
         (LLAMA | {3: object}, "model: holds what JSON cannot"),
+        (Written([LLAMA]), "model: a config.json is an object, and this is not one"),
+        ({"peft_type": "LORA", "target_modules": []}, "model: is "),
     ],
 )
 def test_mistakes_are_named_without_a_place(data: dict[Any, Any], message: str) -> None:
