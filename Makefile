@@ -37,7 +37,7 @@ $(TRITON_36): | $(VENV)/bin/python
 compiled: RESULTS = benchmarks/results/compiled
 compiled: $(VENV)/.installed-dev $(TRITON_36)
 	$(BIN)/python benchmarks/compiled.py --arch 80 90 --kept $(RESULTS).json --out $(RESULTS).json
-	-PYTHONPATH=$(TRITON_36) $(BIN)/python benchmarks/compiled.py --arch 90 --dtype bf16 \
+	-PYTHONPATH=$(TRITON_36) $(BIN)/python benchmarks/compiled.py --arch 90 --dtype bf16 fp16 \
 	  --kept $(RESULTS)-triton-3.6.json --out $(RESULTS)-triton-3.6.json
 
 lint: $(VENV)/.installed-dev

@@ -118,18 +118,25 @@ def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[C
             yield Configuration(dtype, p, key_dim, value_dim, False, False)
         for dim in (16, 32) if thorough else ():
             yield Configuration(dtype, p, dim, dim, True, norm)
+    for dtype in ("bf16", "fp16"):
+        if dtype in dtypes and 2 in degrees:
+            yield from of_hopper(dtype, thorough)
     if "bf16" in dtypes:
-        yield from of_hopper(degrees, thorough)
+        yield from of_untried(degrees, thorough)
 
 
-def of_hopper(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
-    """Yield what is compiled of the Hopper engine: every setting is a constant of its kernels."""
-    for key_dim, value_dim in (product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS) if 2 in degrees else ():
-        yield Configuration("bf16", 2, key_dim, value_dim, True, True, carried=True, hopper=True)
+def of_hopper(dtype: str, thorough: bool) -> Iterator[Configuration]:
+    """Yield what is compiled of the Hopper engine for p = 2: every setting is a constant of its kernels."""
+    for key_dim, value_dim in product((32, 64, 128), repeat=2) if thorough else HOPPER_DIMS:
+        yield Configuration(dtype, 2, key_dim, value_dim, True, True, carried=True, hopper=True)
         if thorough or (key_dim == value_dim and key_dim >= 64):
-            yield Configuration("bf16", 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
+            yield Configuration(dtype, 2, key_dim, value_dim, True, True, repeats=4, hopper=True)
         if thorough or key_dim == value_dim:
-            yield Configuration("bf16", 2, key_dim, value_dim, False, False, hopper=True)
+            yield Configuration(dtype, 2, key_dim, value_dim, False, False, hopper=True)
+
+
+def of_untried(degrees: list[int], thorough: bool) -> Iterator[Configuration]:
+    """Yield what is compiled of its kernels for other degrees."""
     for p in sorted(UNTRIED_DIMS.keys() & set(degrees)):
         norm = not odd_degree(p)
         for key_dim, value_dim in UNTRIED_DIMS[p] if thorough else UNTRIED_DIMS[p][:1]:

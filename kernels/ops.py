@@ -20,6 +20,7 @@ from powerplan.kernels import engines, packed
 from powerplan.kernels.call import CallShape, Gradients, Inputs, Outputs
 
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class ForwardArguments(NamedTuple):
@@ -60,6 +61,7 @@ class BackwardArguments(NamedTuple):
     final_state: Tensor
     saved_states: Tensor
     saved_keys: Tensor
+    scales: Tensor
     p: int
     scale: float
     chunk_size: int
@@ -73,8 +75,8 @@ class BackwardArguments(NamedTuple):
 
     @property
     def outputs(self) -> Outputs:
-        final_state = self.final_state if self.final_state.numel() else None
-        return Outputs(self.out, self.norm, final_state, self.saved_states, self.saved_keys)
+        final_state, scales = (x if x.numel() else None for x in (self.final_state, self.scales))
+        return Outputs(self.out, self.norm, final_state, self.saved_states, self.saved_keys, scales)
 
 
 def _shape(arguments: ForwardArguments | BackwardArguments) -> CallShape:
@@ -104,7 +106,7 @@ def chunked_power(
     save_states: bool,
     return_state: bool,
     engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Chunked power attention.
 
     Args:
@@ -124,13 +126,13 @@ def chunked_power(
 
     Returns:
         out [B, T, H, V]; the final state [N, G, D, W], the normaliser its last column; for the backward pass the sums
-        of weights [B, T, H], and the saved states with their keys, in the engine's own layout.
+        of weights [B, T, H], the saved states with their keys, in the engine's own layout, and their scales [N, G, 2].
     """
     settings = (p, scale, chunk_size, normalize, save_states, return_state, engine)
     arguments = ForwardArguments(q, k, v, log_g, initial_state, cu_seqlens, *settings)
     shape = _shape(arguments)
     outputs = engines.forward(engine, arguments.inputs, initial_state, shape, save_states, return_state)
-    out, norm, final_state, states, keys = outputs
+    out, norm, final_state, states, keys, scales = outputs
     # Outputs may not share memory: each that nobody wants is an empty tensor of its own.
     high = torch.promote_types(q.dtype, torch.float32)
     return (
@@ -139,16 +141,17 @@ def chunked_power(
         norm,
         states if save_states else states.new_empty(0),
         keys if save_states and normalize and keys is not None else q.new_empty(0, dtype=high),
+        q.new_empty(0, dtype=high) if scales is None or not save_states else scales,
     )
 
 
 @chunked_power.register_fake
-def _(*flat: Any) -> Five:
+def _(*flat: Any) -> Six:
     arguments = ForwardArguments(*flat)
     inputs, shape = arguments.inputs, _shape(arguments)
     sequences, has_initial_state = inputs.sequences, arguments.initial_state is not None
     high = inputs.q.new_empty(0, dtype=torch.promote_types(inputs.q.dtype, torch.float32))
-    states, keys = high.new_empty(0), high.new_empty(0)
+    states, keys, scales = high.new_empty(0), high.new_empty(0), high.new_empty(0)
     if arguments.engine == "torch":
         if arguments.save_states:
             is_packed = inputs.cu_seqlens is not None
@@ -156,8 +159,10 @@ def _(*flat: Any) -> Five:
     else:
         from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 
-        ends = has_initial_state, arguments.return_state
-        states, keys = saved_states(LaunchShape.of(shape, inputs), arguments.save_states, *ends, inputs.q)
+        launched, ends = LaunchShape.of(shape, inputs), (has_initial_state, arguments.return_state)
+        states, keys = saved_states(launched, arguments.save_states, *ends, inputs.q)
+        if launched.needs_scales and arguments.save_states:
+            scales = high.new_empty(sequences, shape.kv_heads, 2)
     final_size = (sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
     return (
         inputs.v.new_empty(shape.batch, shape.tokens, shape.heads, shape.v_head_dim),
@@ -165,6 +170,7 @@ def _(*flat: Any) -> Five:
         high.new_empty(shape.batch, shape.tokens, shape.heads if shape.normalize else 0),
         states,
         keys,
+        scales,
     )
 
 
@@ -182,6 +188,7 @@ def chunked_power_backward(
     final_state: Tensor,
     saved_states: Tensor,
     saved_keys: Tensor,
+    scales: Tensor,
     p: int,
     scale: float,
     chunk_size: int,
@@ -195,13 +202,14 @@ def chunked_power_backward(
         grad_out: [B, T, H, V], the gradient of the output.
         grad_state: [N, G, D, W], that of the final state; None where there is none.
         q, k, v, log_g, cu_seqlens, p, scale, chunk_size, normalize, engine: as `chunked_power` took them.
-        out, norm, final_state, saved_states, saved_keys: what it returned.
+        out, norm, final_state, saved_states, saved_keys, scales: what it returned.
         has_initial_state: Whether it had an initial state.
 
     Returns:
         The gradients of q, k, v, log_g and the initial state; empty for what there was not.
     """
-    tensors = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, out, norm, final_state, saved_states, saved_keys)
+    saved = (out, norm, final_state, saved_states, saved_keys, scales)
+    tensors = (grad_out, grad_state, q, k, v, log_g, cu_seqlens, *saved)
     settings = (p, scale, chunk_size, normalize, has_initial_state, engine)
     arguments = BackwardArguments(*tensors, *settings)
     inputs, outputs, shape = arguments.inputs, arguments.outputs, _shape(arguments)
@@ -263,33 +271,32 @@ def backward_operator(
 ) -> Gradients:
     """Do what engines.backward does, by the operator `chunked_power_backward`."""
     nobody_wants = outputs.norm.new_empty(0)
-    final_state, saved_keys = (nobody_wants if x is None else x for x in (outputs.final_state, outputs.saved_keys))
-    tensors = (grad_out, grad_state, *inputs, outputs.out, outputs.norm, final_state, outputs.saved_states, saved_keys)
+    saved = [nobody_wants if x is None else x for x in outputs]
     settings = (shape.p, shape.scale, shape.chunk_size, shape.normalize, has_initial_state, engine)
-    q, k, v, log_g, initial_state = chunked_power_backward(*BackwardArguments(*tensors, *settings))
+    arguments: tuple[Any, ...] = (grad_out, grad_state, *inputs, *saved, *settings)
+    q, k, v, log_g, initial_state = chunked_power_backward(*arguments)
     gated = inputs.log_g is not None
     return Gradients(q, k, v, log_g if gated else None, initial_state if has_initial_state else None)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Five) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Six) -> None:
     arguments = ForwardArguments(*inputs)
     ctx.settings = arguments[6:]  # from p on
     ctx.has_initial_state = arguments.initial_state is not None
-    out, final_state, norm, saved_states, saved_keys = output
-    ctx.mark_non_differentiable(norm, saved_states, saved_keys)
+    out, final_state, norm, *own = output
+    ctx.mark_non_differentiable(norm, *own)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*arguments.inputs, out, norm, final_state, saved_states, saved_keys)
+    ctx.save_for_backward(*arguments.inputs, out, norm, final_state, *own)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
     if not torch.compiler.is_compiling():
         refuse_batch(grad_out, grad_state)
     saved = ctx.saved_tensors
-    inputs, (out, norm, final_state, saved_states, saved_keys) = Inputs(*saved[:5]), saved[5:]
+    inputs, outputs = Inputs(*saved[:5]), Outputs(*saved[5:])
     p, scale, chunk_size, normalize, save_states, return_state, engine = ctx.settings
     assert save_states, "the forward pass was run without what its gradient needs"
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    outputs = Outputs(out, norm, final_state, saved_states, saved_keys)
+    grad_out = torch.zeros_like(outputs.out) if grad_out is None else grad_out
     shape = CallShape.of(inputs.q.shape, inputs.k.shape, inputs.v.shape, p, scale, chunk_size, normalize)
     grad_state = grad_state if return_state else None
     grads = backward_operator(engine, grad_out, grad_state, inputs, outputs, shape, ctx.has_initial_state)

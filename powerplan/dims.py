@@ -30,15 +30,20 @@ HOPPER_HEAD_DIMS = {2: 128}
 UNTRIED_HOPPER_HEAD_DIMS = {1: 128, 3: 64, 4: 32}
 """The same for kernels of that engine that no GPU has run yet: POWERPLAN_HOPPER=all asks for them."""
 
+UNTRIED_HOPPER_FP16_HEAD_DIMS = {2: 128}
+"""The same in fp16, which takes the kernels of bf16 with scaled operands (kernels/triton/hopper/float16.py)."""
+
 
 def odd_degree(p: int) -> bool:
     """Whether the weights (q.k)^p have both signs: their sum may be 0 or negative, and divides nothing."""
     return p % 2 == 1
 
 
-def hopper_takes(p: int, head_dim: int, v_head_dim: int, untried: bool = False) -> bool:
-    """Whether the engine for Hopper GPUs takes a degree and head dims in bf16; untried: in kernels no GPU has run."""
-    largest = HOPPER_HEAD_DIMS | (UNTRIED_HOPPER_HEAD_DIMS if untried else {})
+def hopper_takes(p: int, head_dim: int, v_head_dim: int, untried: bool = False, dtype: str = "bf16") -> bool:
+    """Whether the engine for Hopper GPUs takes a degree and head dims in a dtype; untried: as no GPU has run it."""
+    tables = {"bf16": (HOPPER_HEAD_DIMS, UNTRIED_HOPPER_HEAD_DIMS), "fp16": ({}, UNTRIED_HOPPER_FP16_HEAD_DIMS)}
+    tried, others = tables.get(dtype, ({}, {}))
+    largest = tried | others if untried else tried
     return head_dim <= largest.get(p, 0) and v_head_dim <= TRITON_V_HEAD_DIM
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from powerplan.defaults import OWN_FILE, PROJECT_FILE, TABLE, find_defaults
-from powerplan.dims import HOPPER_HEAD_DIMS, UNTRIED_HOPPER_HEAD_DIMS
+from powerplan.dims import HOPPER_HEAD_DIMS, UNTRIED_HOPPER_FP16_HEAD_DIMS, UNTRIED_HOPPER_HEAD_DIMS
 from powerplan.errors import listed
 from powerplan.units import format_bytes
 from powerplan.version import __version__
@@ -112,10 +112,11 @@ def _hopper(indices: list[int]) -> list[Finding]:
 
 
 def _untried() -> Finding:
-    """Return whether that engine takes degrees whose kernels no GPU has run, which is for the user to say."""
+    """Return whether that engine takes calls whose kernels no GPU has run, which is for the user to say."""
     from powerplan.kernels.triton.support import UNTRIED_VARIABLE, takes_untried
 
-    untried = f"{_degrees(UNTRIED_HOPPER_HEAD_DIMS)}, which no GPU has run"
+    degrees, in_fp16 = _degrees(UNTRIED_HOPPER_HEAD_DIMS), _degrees(UNTRIED_HOPPER_FP16_HEAD_DIMS)
+    untried = f"{degrees} in bf16 and {in_fp16} in fp16, which no GPU has run"
     try:
         return Finding(UNTRIED_VARIABLE, f"all: also {untried}" if takes_untried() else f"not set; all adds {untried}")
     except ValueError as error:

@@ -224,8 +224,10 @@ COMMANDS = {
 EXPORTS = [
     "Accounting",
     "Convention",
+    "InfeasibleError",
     "InputError",
     "LoadedModel",
+    "MachineError",
     "ModelSpec",
     "Parameters",
     "PowerplanError",

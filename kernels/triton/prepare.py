@@ -297,7 +297,7 @@ def _prepare(
     if output is not None:
         grad_norm = torch.empty_like(output.norm)
         if divide:
-            divided = torch.empty_like(output.out)
+            divided = torch.empty_like(output.out, dtype=x.dtype)
         else:
             inverse_norm = torch.empty_like(output.norm)
     if copy:

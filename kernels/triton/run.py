@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from powerplan.kernels.call import Gradients, Inputs, Outputs
-from powerplan.kernels.triton.config import operand
 from powerplan.kernels.triton.launches import Launches, StatePair
 from powerplan.kernels.triton.layout import squares, step_conversion
 from powerplan.kernels.triton.normaliser import key_rows
@@ -76,6 +75,10 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
         shape: Shape and settings of the call, and what the kernels need beside them.
         return_state: Whether the final state is wanted.
     """
+    if shape.needs_scales:  # This comes back here, with scaled operands.
+        from powerplan.kernels.triton.hopper import float16
+
+        return float16.forward(inputs, initial_state, shape, return_state)
     calls = launches(shape, inputs)
     start = None if initial_state is None else _to_rows(initial_state, shape)
     states, final_state = _no_states(calls), None
@@ -95,7 +98,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
 def _no_states(calls: Launches) -> StatePair:
     """Return what stands for states that nobody reads."""
     shape, groups = calls.shape, calls.shape.call.kv_heads
-    states = calls.q.new_empty(0, groups, shape.rows, shape.stored_columns, dtype=operand(shape.dtype)[2])
+    states = calls.q.new_empty(0, groups, shape.rows, shape.stored_columns, dtype=shape.state_dtype)
     return states, calls.q.new_empty((0, groups, *shape.key_size), dtype=shape.key_dtype)
 
 
@@ -117,6 +120,10 @@ def backward(
         shape: Shape and settings of the call, and what the kernels need beside them.
         has_initial_state: Whether the call had an initial state.
     """
+    if shape.needs_scales:  # This comes back here, with scaled operands.
+        from powerplan.kernels.triton.hopper import float16
+
+        return float16.backward(grad_out, grad_state, inputs, outputs, shape, has_initial_state)
     calls = launches(shape, inputs)
     grad = tokens_first(grad_out)
     norm = outputs.norm.flatten(0, 1) if shape.call.normalize else outputs.norm
@@ -155,6 +162,10 @@ def state(inputs: Inputs, shape: LaunchShape) -> Tensor:
         inputs: The tensors of the call. q is a tensor of k's size that is not read.
         shape: Shape and settings of the call, with as many query heads as key/value heads.
     """
+    if shape.needs_scales:  # This comes back here, with scaled operands.
+        from powerplan.kernels.triton.hopper import float16
+
+        return float16.state(inputs, shape)
     calls = launches(shape, inputs)
     _, end, _ = scan(calls, calls.k, calls.v, prepare(calls, True), None, True)
     return _from_rows(end, shape)
@@ -165,6 +176,10 @@ def state_backward(grad_state: Tensor, inputs: Inputs, shape: LaunchShape) -> tu
 
     These are the kernels of a whole backward pass, for queries of 0 whose outputs have gradients of 0.
     """
+    if shape.needs_scales:  # This comes back here, with scaled operands.
+        from powerplan.kernels.triton.hopper import float16
+
+        return float16.state_backward(grad_state, inputs, shape)
     call = shape.call
     silent = inputs._replace(q=torch.zeros_like(inputs.k))
     calls = launches(shape, silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -26,6 +27,7 @@ class LaunchShape:
         dtype: That of q, k and v.
         arch: Family of GPUs, 80 or 90, as `config.family` returns it.
         hopper: Whether the kernels of hopper/ compute what has to do with states.
+        scaled: Whether the operands are scaled already (hopper/float16.py).
     """
 
     call: CallShape
@@ -33,6 +35,7 @@ class LaunchShape:
     dtype: torch.dtype
     arch: int
     hopper: bool = False
+    scaled: bool = False
 
     @property
     def phi_width(self) -> int:
@@ -85,6 +88,27 @@ class LaunchShape:
     def key_dtype(self) -> torch.dtype:
         """Dtype of a state's normaliser: a right operand of the kernels of hopper/, else float32."""
         return self.dtype if self.hopper else torch.float32
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Dtype of the states that are stored between kernels."""
+        return self.dtype if self.hopper else operand(self.dtype)[2]
+
+    @property
+    def needs_scales(self) -> bool:
+        """Whether operands have to be scaled: fp16 has not the range for powers of scores (hopper/float16.py)."""
+        return self.hopper and self.dtype == torch.float16 and self.call.p == 2 and not self.scaled
+
+    @cached_property
+    def scale_exponent(self) -> int:
+        """How many times the scale of scores is doubled for it to be from 0.5 to 1, where operands are scaled."""
+        return -math.frexp(self.call.scale)[1]
+
+    @cached_property
+    def scaled_shape(self) -> LaunchShape:
+        """The shape of the same call over scaled operands."""
+        call = replace(self.call, scale=math.ldexp(self.call.scale, self.scale_exponent))
+        return replace(self, call=call, scaled=True)
 
     @staticmethod
     def of(call: CallShape, inputs: Inputs) -> LaunchShape:
@@ -157,12 +181,13 @@ class LaunchShape:
 
 
 def uses_hopper(call: CallShape, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of hopper/ take a call: its degree and head dims, in bfloat16, on a GPU that runs them.
+    """Whether the kernels of hopper/ take a call: its dtype, degree and head dims, on a GPU that runs them.
 
     Those that no GPU has run are taken under POWERPLAN_HOPPER=all only.
     """
     untried = takes_untried()
-    fits = dtype == torch.bfloat16 and hopper_takes(call.p, call.head_dim, call.v_head_dim, untried)
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "")
+    fits = hopper_takes(call.p, call.head_dim, call.v_head_dim, untried, name)
     return fits and hopper_lacking(device) is None
 
 
@@ -225,10 +250,9 @@ def saved_states(
     shape: LaunchShape, save_states: bool, has_start: bool, want_end: bool, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return tensors of the sizes of the states and keys saved for the backward pass; empty if they are not saved."""
-    _, _, stored = operand(shape.dtype)
     slots = shape.chunk_slots if shape.has_states(has_start, want_end) else 0
     size = (slots, shape.call.kv_heads)
-    states = like.new_empty((*size, shape.rows, shape.stored_columns) if save_states else (0,), dtype=stored)
+    states = like.new_empty((*size, shape.rows, shape.stored_columns) if save_states else (0,), dtype=shape.state_dtype)
     keys = (*size, *shape.key_size) if save_states and shape.call.normalize else (0,)
     return states, like.new_empty(keys, dtype=shape.key_dtype)
 

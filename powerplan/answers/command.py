@@ -11,7 +11,7 @@ from powerplan.answers.base import Model, list_text, text_of
 from powerplan.choices import LM_HEAD
 from powerplan.hardware import Device
 from powerplan.lists import split_words
-from powerplan.load import LoadedModel
+from powerplan.load import ConfigObject, LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.spec import ModelSpec
@@ -45,6 +45,8 @@ def command_of(function: Callable[..., Any], given: Mapping[str, Any], contexts:
 def _model_text(model: Model) -> str:
     if isinstance(model, ModelSpec):
         return model.name
+    if isinstance(model, (Mapping, ConfigObject)):
+        return "config.json"
     return model.origin.removeprefix("catalogue: ") if isinstance(model, LoadedModel) else str(model)
 
 

@@ -60,7 +60,7 @@ MOST_NEAR = 60
 """Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainAnswer(Answer):
     """A training run.
 
@@ -86,9 +86,9 @@ class TrainAnswer(Answer):
         """
         from powerplan.run.export import EXPORTS, Job  # Most plans are not exported.
 
-        check_choice(trainer, get_args(Trainer), "export")
+        check_choice(trainer, get_args(Trainer), "trainer")
         if len(self.plan.phases) > 1:
-            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("export"))
+            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("trainer"))
         (phase,) = self.plan.phases
         layout = phase.layout
         sizes = layout.batch_tokens, phase.phase.tokens
@@ -133,7 +133,7 @@ def train(
     """Return how a model is trained, as `powerplan train` prints it: memory, layout, step time, hours, money.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 131072 or "128k"; "64k" where neither it nor `stages` is given.
         gpu: the exact name of a device, such as "h100-sxm"; may be left out where `measured` has rates of one.
         devices: how many there are.
@@ -280,11 +280,13 @@ def _what_lacks(
     worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
     setting, name = plan.setting, plan.accounting.spec.name
     assert setting.capacity_bytes is not None
-    need, has = worst.memory.peak / 1e9, setting.capacity_bytes / 1e9
+    need, has = (
+        f"{size / 1e9:{',.0f' if size >= 1e12 else '.4g'}}" for size in (worst.memory.peak, setting.capacity_bytes)
+    )
     devices = setting.cluster.devices
     text = (
-        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need:,.4g} GB at the "
-        f"peak in each, which has {has:,.4g} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
+        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need} GB at the "
+        f"peak in each, which has {has} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
     )
     phases = [phase.phase for phase in plan.phases]
     if choices.recipe.loss == "whole":

@@ -31,7 +31,7 @@ def read_stages(stages: Sequence[str], context: Whole | None, tokens: Whole | fl
     texts = [stages] if isinstance(stages, str) else list(stages)
     if texts and (context is not None or tokens is not None):
         given = parameter("context" if context is not None else "tokens")
-        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
+        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stages"))
     return texts
 
 
@@ -92,7 +92,7 @@ def read_efficiency(given: str | float | None) -> Efficiency | None:
 
 def read_phase(text: str) -> Phase:
     """Return the tokens and the context of a stage such as "950B@8k"."""
-    where = parameter("stage")
+    where = parameter("stages")
     tokens, at, context = text.partition("@")
     if not at:
         raise InputError(f"{shown(text)} is not a stage; write tokens@context, as 950B@8k", where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
@@ -50,7 +50,7 @@ class PhasePlan:
 
     phase: Phase
     layout: Layout
-    others: tuple[Layout, ...]
+    others: tuple[Layout, ...] = field(repr=False)  # Hundreds of layouts: half a megabyte of text.
     tried: int
     documents: DocumentPlan | None = None
 

@@ -17,7 +17,7 @@ from children import HUNG_S
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from powerplan.dims import UNTRIED_HOPPER_HEAD_DIMS, default_chunk_size  # noqa: E402
+from powerplan.dims import UNTRIED_HOPPER_FP16_HEAD_DIMS, UNTRIED_HOPPER_HEAD_DIMS, default_chunk_size  # noqa: E402
 from powerplan.kernels.triton.support import takes_untried  # noqa: E402
 from support.gpu import targets  # noqa: E402
 from support.gpu.others import OTHERS  # noqa: E402
@@ -194,7 +194,11 @@ def test_a_crossover_that_is_nowhere_is_a_missed_target() -> None:
 def test_what_no_gpu_has_run_is_timed_beside_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POWERPLAN_HOPPER", "all")
     beside = {cell.name.removesuffix(", untried") for cell in CELLS if cell.untried}
-    assert {cell.power.p for cell in CELLS if cell.untried} == UNTRIED_HOPPER_HEAD_DIMS.keys()
+    of_dtypes = {
+        dtype: {cell.power.p for cell in CELLS if cell.untried and cell.shape.dtype == dtype}
+        for dtype in ("bf16", "fp16")
+    }
+    assert of_dtypes == {"bf16": UNTRIED_HOPPER_HEAD_DIMS.keys(), "fp16": UNTRIED_HOPPER_FP16_HEAD_DIMS.keys()}
     assert beside <= {cell.name for cell in CELLS if not cell.untried}
     for wanted in (False, True):
         with untried(wanted):

@@ -109,12 +109,11 @@ def test_sixteen_bit_operands_in_triton(p: int, normalize: bool, monkeypatch: py
     """bf16 inputs take another way through the kernels than float32 ones: here with fp16 in its place."""
     import triton.language as tl
 
-    from powerplan.kernels.triton import run, shapes
+    from powerplan.kernels.triton import shapes
 
     def narrow(dtype: torch.dtype) -> tuple[object, str, torch.dtype]:
         return tl.float16, "ieee", torch.float16
 
-    monkeypatch.setattr(run, "operand", narrow)
     monkeypatch.setattr(shapes, "operand", narrow)
     case = Case(p=p, normalize=normalize, tokens=34, key_dim=10, batch=1, groups=1, with_state=True)
     shapes._launch_shape.cache_clear()  # A shape keeps its constants, operands among them.

@@ -132,6 +132,8 @@ def test_kernels_that_no_gpu_has_run_are_asked_for(monkeypatch: pytest.MonkeyPat
         assert not takes(4, 33, 64)
         assert not takes(1, 64, 129)
         assert not takes(1, 64, 64, torch.float16)
+        assert takes(2, 128, 128, torch.float16) == asked
+        assert not takes(2, 64, 64, torch.float32)
         assert not takes(5, 16, 16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     hopper_lacking.cache_clear()
@@ -163,7 +165,7 @@ def test_doctor_says_what_no_gpu_has_run(monkeypatch: pytest.MonkeyPatch) -> Non
         takes_untried.cache_clear()
         return {finding.what: finding for finding in doctor.examine()}["POWERPLAN_HOPPER"]
 
-    degrees = "p = 1, 3 and 4, which no GPU has run"
+    degrees = "p = 1, 3 and 4 in bf16 and p = 2 in fp16, which no GPU has run"
     assert found() == doctor.Finding("POWERPLAN_HOPPER", f"not set; all adds {degrees}")
     monkeypatch.setenv("POWERPLAN_HOPPER", "all")
     assert found() == doctor.Finding("POWERPLAN_HOPPER", f"all: also {degrees}")

@@ -99,7 +99,7 @@ def test_a_pass_takes_no_more_memory_than_its_largest_moment(monkeypatch: pytest
 
     monkeypatch.setattr(replay, "packed", listen)
     case = Case(tokens=200, batch=1, groups=1, repeats=1, key_dim=32, value_dim=32)
-    inputs = case.inputs(torch.float16)
+    inputs = case.inputs(torch.bfloat16)
     tensors = [x for x in inputs.values() if x is not None]
     made = []
     with hopper_on_cpu():

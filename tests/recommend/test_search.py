@@ -351,8 +351,8 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
     error = Checker(limits, search.accounting, search.basis).infeasible(trials)
     assert isinstance(error, InfeasibleError)
     assert str(error) == (
-        "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
-        "194.1 MiB, 1.14 times the 170 MiB allowed; 1 of 2 candidates would do without --max-state"
+        "max_state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
+        "194.1 MiB, 1.14 times the 170 MiB allowed; 1 of 2 candidates would do without max_state"
     )
 
 

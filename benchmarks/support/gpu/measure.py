@@ -66,7 +66,7 @@ class Measure:
         self.gpu = planned.device == "cuda"
         self.clock = clock_of(planned.device)
         self.wrong: dict[Variant, str] = {}
-        self.checked: dict[tuple[Variant, int, bool], Checked | str] = {}
+        self.checked: dict[tuple[Variant, int, str, bool], Checked | str] = {}
         self.failed: list[str] = []
 
     def say(self, line: str) -> None:
@@ -137,7 +137,7 @@ class Measure:
 
     def _check(self, shape: Shape, variant: Variant, untried: bool) -> Checked:
         """Return how far power attention is from float64 at this head dim. Raises ValueError where it is wrong."""
-        key = (variant, shape.head_dim, untried)
+        key = (variant, shape.head_dim, shape.dtype, untried)
         if key not in self.checked:
             self.checked[key] = self._compare(shape, variant, untried)
         found = self.checked[key]
@@ -148,7 +148,7 @@ class Measure:
     def _compare(self, shape: Shape, variant: Variant, untried: bool) -> Checked | str:
         d, (case, chunk) = shape.head_dim, check_case(shape, variant)
         found = compared(case, variant, DTYPES[shape.dtype], shape.device, chunk, shape.device)
-        name = f"{variant} untried" if untried else str(variant)
+        name = " ".join([str(variant), *(["untried"] if untried else []), *(["fp16"] if shape.dtype == "fp16" else [])])
         record = {"variant": name, "head_dim": d, "passed": found.passed} | asdict(found)
         # JSON has no infinity, which stands for a value that is not finite.
         finite = found.share_of_budget if found.share_of_budget < float("inf") else None

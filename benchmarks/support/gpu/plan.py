@@ -51,8 +51,8 @@ class Cell:
         return (self.power, *map(Variant, self.peers))
 
 
-def training(tokens: int, head_dim: int, batch: int = 1, heads: int = 8) -> Cell:
-    shape = Shape("train", tokens, batch, heads, heads, head_dim, "bf16", "cuda")
+def training(tokens: int, head_dim: int, batch: int = 1, heads: int = 8, dtype: str = "bf16") -> Cell:
+    shape = Shape("train", tokens, batch, heads, heads, head_dim, dtype, "cuda")
     return Cell(f"{_place(shape)} gated", shape, Variant("power-triton", 2, gated=True), SDPA)
 
 
@@ -84,7 +84,8 @@ def decoding(head_dim: int, batch: int) -> Cell:
 
 def _place(shape: Shape) -> str:
     tokens = f"T{shape.tokens // K}k" if shape.tokens >= K else f"T{shape.tokens}"
-    return f"{shape.kind} B{shape.batch} {tokens} H{shape.heads} d{shape.head_dim}"
+    place = f"{shape.kind} B{shape.batch} {tokens} H{shape.heads} d{shape.head_dim}"
+    return place if shape.dtype == "bf16" else f"{place} {shape.dtype}"
 
 
 LONGEST = {64: training(64 * K, 64), 128: training(64 * K, 128)}
@@ -101,6 +102,9 @@ DECODING = (decoding(64, 64), decoding(128, 16))
 
 DEGREES = tuple(other_degree(kind, p, d) for p, d in ((3, 64), (4, 32), (1, 64)) for kind in ("forward", "train"))
 
+HALF = training(64 * K, 64, dtype="fp16")
+"""In fp16 the Hopper engine's operands are scaled, which no GPU has run either."""
+
 CAPTURED = tuple(
     captured(training(tokens, head_dim))
     for head_dim, contexts in ((64, (4 * K, 2 * K, 8 * K)), (128, (8 * K, 4 * K, 16 * K)))
@@ -114,6 +118,8 @@ OTHERS = (
     training(16 * K, 64, batch=4, heads=12),
     *DEGREES,
     *(untried(cell) for cell in DEGREES if cell.power.p in UNTRIED_HOPPER_HEAD_DIMS),
+    HALF,
+    untried(HALF),
 )
 
 CELLS = (*LONG, *CROSSOVERS, *DECODING, *OTHERS)

@@ -43,11 +43,13 @@ def calls(dry: bool) -> None:
     with untried(True):
         for p, head_dim in UNTRIED_HOPPER_HEAD_DIMS.items():
             _call(p, head_dim // 8 if dry else head_dim, dry)
+        _call(2, HEAD_DIMS[0], dry, "float16")
     if not dry:
         torch.cuda.synchronize()
 
 
-def _call(p: int, head_dim: int, dry: bool) -> None:
+def _call(p: int, head_dim: int, dry: bool, name: str = "bfloat16") -> None:
+    """Run one call; name: that of its dtype on a GPU."""
     import torch
 
     from powerplan.dims import odd_degree
@@ -55,7 +57,7 @@ def _call(p: int, head_dim: int, dry: bool) -> None:
     from powerplan.kernels.api import power_attention
     from powerplan.kernels.testing import Case, arguments
 
-    device, impl, dtype = ("cpu", "torch", torch.float32) if dry else ("cuda", "triton", torch.bfloat16)
+    device, impl, dtype = ("cpu", "torch", torch.float32) if dry else ("cuda", "triton", getattr(torch, name))
     case = Case(p, not odd_degree(p), True, False, 1, TOKENS, 2, 2, head_dim, head_dim)
     inputs = case.inputs(dtype, device)
     q, k, v = arguments(inputs)

@@ -22,9 +22,12 @@ FIRST = (
 )
 """Tests that come first, as pytest -k takes it: p = 2 in bfloat16, which is the first dtype of each list of dtypes."""
 
-UNTRIED_FILES = [TESTS / "test_gpu_shapes.py", TESTS / "test_against_oracle.py"]
-UNTRIED = "(test_other_degrees or (test_low_precision and triton)) and not dtype1"
-"""Tests that run once more, with the Hopper kernels that no GPU has run: degrees other than 2, in bfloat16."""
+UNTRIED_FILES = [TESTS / "test_gpu_shapes.py", TESTS / "test_against_oracle.py", TESTS / "test_float16.py"]
+UNTRIED = (
+    "(test_other_degrees and not dtype1) or (test_second_degree and dtype1) or (test_low_precision and triton) "
+    "or test_float16"
+)
+"""Tests that run once more, with what no GPU has run in the Hopper engine: other degrees in bfloat16, and float16."""
 
 NO_TESTS = 5
 """pytest's exit status where a file has no test that was asked for."""

@@ -159,6 +159,10 @@ class HopperLaunches(Launches):
         """Return phi(x) Z for the normaliser's state Z of one degree less, [tokens, heads, K] in float32."""
         return self.lower._through_states(expand_kernel, x, None, keys, of_keys, has_edge, fine=True)
 
+    def _result(self, like: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return a new tensor for a result: float32 where operands are scaled, and the result is to be scaled back."""
+        return like.new_empty(size, dtype=torch.float32 if self.shape.scaled else like.dtype)
+
     def _rows(self, x: Tensor, rows: int) -> TensorDescriptor:
         """Return the descriptor of x [tokens, heads, dim] as [tokens, heads dim], read in tiles of `rows` of a head.
 
@@ -196,7 +200,7 @@ class HopperLaunches(Launches):
         shape, call = self.shape, self.shape.call
         dim = call.v_head_dim if y is None else call.head_dim
         # The gates' gradients are differences of q.dq and k.dk, which 16 bits would not keep apart.
-        fine = fine or (y is not None and self.gated)
+        fine = fine or self.shape.scaled or (y is not None and self.gated)
         part = x.new_empty(*x.shape[:2], dim, dtype=torch.float32 if fine else x.dtype)
         name = "expand" if y is None else "contract"
         own = blocks(name, shape) if call.p == 2 else fixed_blocks(name, shape)
@@ -272,7 +276,7 @@ class HopperLaunches(Launches):
     def output(self, states: StatePair, has_start: bool) -> tuple[Tensor, Tensor]:
         call = self.shape.call
         tokens, heads = self.q.shape[:2]
-        out = self.v.new_empty(tokens, heads, call.v_head_dim)
+        out = self._result(self.v, (tokens, heads, call.v_head_dim))
         norm = self.float((tokens, heads), call.normalize)
         part = norm_part = self.placeholder
         if states[0].shape[0] and call.p > 1:
@@ -299,7 +303,7 @@ class HopperLaunches(Launches):
         self, grad: Tensor, norm_grads: NormGrads, states: StatePair, has_start: bool
     ) -> tuple[Tensor, Tensor]:
         call = self.shape.call
-        dq = self.q.new_empty(self.q.shape)
+        dq = self._result(self.q, self.q.shape)
         q_dot_dq = self.float(tuple(self.q.shape[:2]), self.gated)
         part = self.placeholder
         if states[0].shape[0] and call.p > 1:
@@ -328,7 +332,7 @@ class HopperLaunches(Launches):
         self, grad: Tensor, norm_grads: NormGrads, grad_states: StatePair, has_end: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         call = self.shape.call
-        dk, dv = self.k.new_empty(self.k.shape), self.v.new_empty(self.v.shape)
+        dk, dv = self._result(self.k, self.k.shape), self._result(self.v, self.v.shape)
         k_dot_dk = self.float(tuple(self.k.shape[:2]), self.gated)
         part_k = part_v = self.placeholder
         if grad_states[0].shape[0] and call.p > 1:
