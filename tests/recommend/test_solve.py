@@ -253,7 +253,7 @@ def test_equal_states_from_python_name_their_parameters() -> None:
         powerplan.solve("gpt2-small", "window", equal_state="powr")
     with pytest.raises(InputError, match=r"^equal_state: asks for a state, and target for a ratio; leave one out"):
         powerplan.solve("gpt2-small", "window", equal_state="power:p=2", target=2)
-    with pytest.raises(InputError, match=r"^solve: 'heads' is not known; allowed are context, window, p"):
+    with pytest.raises(InputError, match=r"^unknown: 'heads' is not known; allowed are context, window, p"):
         powerplan.solve("gpt2-small", "heads")  # type: ignore[arg-type]
 
 
