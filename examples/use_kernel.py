@@ -41,7 +41,6 @@ class PowerLayer(nn.Module):
         q, k, v = (part.unflatten(-1, (HEADS, HEAD_DIM)) for part in self.qkv(x).chunk(3, -1))  # [B, T, H, d] each
         log_g = F.logsigmoid(self.gate(x))  # [B, T, H], at most 0
         attended = power_attention(q, k, v, log_g, p=2)
-        assert isinstance(attended, Tensor)  # With return_state=True it would be a tuple.
         out: Tensor = self.out(attended.flatten(-2))
         return out
 

@@ -248,9 +248,16 @@ def check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, p: int, sequ
                 raise ValueError("the state comes from normalize=False and has no key part, which normalize=True needs")
             continue
         if list(x.shape) != shape:
-            raise ValueError(f"the state's {name} must be {shape}, and is {list(x.shape)}")
+            raise ValueError(f"the state's {name} must be {shape}, and is {list(x.shape)}{_degree_of(x, k, p)}")
         if x.dtype != dtype or x.device != q.device:
             raise ValueError(f"the state's {name} must be {dtype} on {q.device}, and is {x.dtype} on {x.device}")
+
+
+def _degree_of(state: Tensor, k: Tensor, p: int) -> str:
+    """Return the end of a message where a state has the size of another degree: ", which is one of p=2"."""
+    others = (degree for degree in KERNEL_DEGREES if degree != p and state.ndim > 2)
+    other = next((degree for degree in others if spow_dim(int(k.shape[3]), degree) == state.shape[2]), None)
+    return "" if other is None else f", which is one of p={other}"
 
 
 def check_packing(cu_seqlens: Tensor, q: Tensor, name: str = "q") -> None:

@@ -24,6 +24,15 @@ class PowerState(NamedTuple):
     kv: Tensor
     key: Tensor | None = None
 
+    def select(self, rows: Tensor) -> PowerState:
+        """Return the states of these sequences, as beam search reorders them.
+
+        Args:
+            rows: [M] int64 on the states' device, in any order and with repeats: sequence i of the answer is sequence
+                rows[i] here.
+        """
+        return PowerState(self.kv.index_select(0, rows), None if self.key is None else self.key.index_select(0, rows))
+
 
 def vanishes(norm: Tensor) -> Tensor:
     """Return which sums of weights count as 0: those below the least normal number of float32, or float64 in float64.

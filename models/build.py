@@ -19,7 +19,7 @@ from powerplan.models.layers import DenseMLP, ResidualLayer, ValueResidualLayer
 from powerplan.models.mixers import build_mixer
 from powerplan.models.shift import ShiftedFFN
 from powerplan.rope import Rope
-from powerplan.spec import Layer, ModelSpec
+from powerplan.spec import Layer, ModelSpec, check_spec
 
 
 def build_layer(
@@ -49,6 +49,7 @@ def build_layer(
         InputError: The model has no such position, the mixer or the number of norms cannot be built, or there is no
             such implementation.
     """
+    check_spec(spec)
     if not isinstance(layer, Layer):
         if isinstance(layer, bool) or not hasattr(layer, "__index__"):
             raise InputError(f"layer must be a Layer or the position of one, and is {shown(layer)}")
@@ -108,6 +109,7 @@ def build_model(
     Raises:
         InputError: A layer cannot be built, as in `build_layer`.
     """
+    check_spec(spec)
     if spec.extras:
         raise InputError(f"{spec.name} has extras ({spec.extras[0].name}), which are not built")
     factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}

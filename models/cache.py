@@ -54,7 +54,7 @@ class GrowingBuffer:
             self.buffer, self.start, self.stop = self.entries.clone(), 0, self.stop - self.start
 
 
-@dataclass
+@dataclass(repr=False)
 class Slot:
     """The memory of one mixer.
 
@@ -68,8 +68,11 @@ class Slot:
     state: Any = None
     ffn: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"<Slot of {self.tokens:,} tokens, {type(self.state).__name__}>"
 
-@dataclass
+
+@dataclass(repr=False)
 class Cache:
     """The memory of a model over B sequences of equal length.
 
@@ -82,6 +85,27 @@ class Cache:
 
     slots: list[Slot] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<Cache of {self.tokens:,} tokens in {len(self.slots):,} layers, {self.nbytes:,} bytes>"
+
+    def select(self, rows: Tensor) -> Cache:
+        """Return a cache of these rows of the batch, as beam search reorders them, or copies of one prompt's.
+
+        Args:
+            rows: The rows [N], int64 on the cache's device, in any order and with repeats: sequence i of the new cache
+                is sequence rows[i] of this one.
+
+        Returns:
+            A cache of N sequences. This one does not change, and they share no memory.
+
+        Raises:
+            InputError: `rows` is no list of rows.
+        """
+        if not isinstance(rows, Tensor) or rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32):
+            given = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+            raise InputError(f"rows must be a tensor [N] of int64, and is {given}")
+        return Cache([Slot(slot.tokens, _selected(slot.state, rows), _selected(slot.ffn, rows)) for slot in self.slots])
+
     @property
     def tokens(self) -> int:
         """Tokens of each sequence so far."""
@@ -91,6 +115,18 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes of all tensors in the slots, without the free space of buffers."""
         return sum(x.numel() * x.element_size() for slot in self.slots for x in _tensors((slot.state, slot.ffn)))
+
+
+def _selected(state: Any, rows: Tensor) -> Any:
+    """Return what a slot holds, for these rows of the batch."""
+    if isinstance(state, Tensor):
+        return state.index_select(0, rows)
+    if isinstance(state, GrowingBuffer):
+        return GrowingBuffer(state.entries.index_select(0, rows))
+    if isinstance(state, tuple):
+        parts = [_selected(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -63,10 +63,11 @@ class Decoder(nn.Module):
             Logits [B, T, V].
 
         Raises:
-            InputError: There are more tokens than learned positions; a mixer does not run over several ranks; or with a
-                plan the cache is not empty, or the plan has packed sequences.
+            InputError: `tokens` are no token ids [B, T]; there are more of them than learned positions; a mixer does
+                not run over several ranks; or with a plan the cache is not empty, or the plan has packed sequences.
         """
         check_plan(cp)
+        _check_tokens(tokens)
         slots: list[Slot | None] = [None] * len(self.layers)
         past_tokens = 0
         if cache is not None:
@@ -119,6 +120,9 @@ class Decoder(nn.Module):
             Cross entropies [B, T - 1] in nats, float32; with a plan those of this rank's tokens.
         """
         check_plan(cp)
+        _check_tokens(tokens)
+        if tokens.shape[1] < 2:
+            raise InputError(f"tokens: a loss needs at least 2 a row, and these have {tokens.shape[1]}")
         if cp is None:
             logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
         else:
@@ -150,3 +154,10 @@ class Decoder(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith(("o_proj.weight", ".down.weight", "experts.down")):
                 weight.mul_(branch_scale)
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    """Raise InputError unless these are token ids [B, T]."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
+        given = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+        raise InputError(f"tokens must be token ids [B, T], int64, and are {given}")

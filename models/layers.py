@@ -88,11 +88,13 @@ class ResidualLayer(nn.Module):
         tokens of sequences that lie on several ranks.
         """
         mixer = None if self.mixer is None else partial(self.mixer, slot=slot, **({} if cp is None else {"cp": cp}))
-        return self._add(x, mixer, slot)
+        return self._add(x, mixer, slot, cp)
 
-    def _add(self, x: Tensor, mixer: Callable[[Tensor], Tensor] | None, slot: Slot | None) -> Tensor:
+    def _add(
+        self, x: Tensor, mixer: Callable[[Tensor], Tensor] | None, slot: Slot | None, cp: ContextParallel | None
+    ) -> Tensor:
         """Return the stream after `mixer`, which stands for the layer's own, and the FFN."""
-        ffn = partial(self.ffn, slot=slot) if isinstance(self.ffn, ShiftedFFN) else self.ffn
+        ffn = partial(self.ffn, slot=slot, cp=cp) if isinstance(self.ffn, ShiftedFFN) else self.ffn
         parts = [part for part in (mixer, ffn) if part is not None]
         if self.is_parallel:
             normed = self.before[0](x)
@@ -127,4 +129,4 @@ class ValueResidualLayer(ResidualLayer):
             values.append(found)
             return out  # type: ignore[no-any-return]
 
-        return self._add(x, mixer, slot), values[0]
+        return self._add(x, mixer, slot, cp), values[0]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from powerplan.answers.train import train
     from powerplan.answers.wsfr import wsfr
     from powerplan.dims import spow_dim, tiled_spow_dim, tpow_dim
-    from powerplan.errors import InputError, PowerplanError
+    from powerplan.errors import InfeasibleError, InputError, MachineError, PowerplanError
     from powerplan.load import LoadedModel, load_model
     from powerplan.mixers.formulas import Convention
     from powerplan.spec import ModelSpec
@@ -38,8 +38,10 @@ if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):  # noq
 __all__ = [
     "Accounting",
     "Convention",
+    "InfeasibleError",
     "InputError",
     "LoadedModel",
+    "MachineError",
     "ModelSpec",
     "Parameters",
     "PowerplanError",
@@ -73,7 +75,7 @@ _MODULES = {
     "answers.train": ("train",),
     "answers.wsfr": ("wsfr",),
     "dims": ("spow_dim", "tiled_spow_dim", "tpow_dim"),
-    "errors": ("InputError", "PowerplanError"),
+    "errors": ("InfeasibleError", "InputError", "MachineError", "PowerplanError"),
     "load": ("LoadedModel", "load_model"),
     "mixers.formulas": ("Convention",),
     "spec": ("ModelSpec",),

@@ -18,9 +18,9 @@ from powerplan.dtypes import Dtypes, dtypes_of
 from powerplan.ffn import multiplied_terms
 from powerplan.longest import last_at_most, last_at_most_in_periods
 from powerplan.mixers.block import Block
-from powerplan.mixers.formulas import Convention, Rational, Term, exact_integer, total
+from powerplan.mixers.formulas import Convention, Rational, Term, convention_of, exact_integer, total
 from powerplan.quantization import PartName, WeightFormats
-from powerplan.spec import LayerUse, ModelSpec
+from powerplan.spec import LayerUse, ModelSpec, check_spec
 from powerplan.units import MAX_CONTEXT, context_of
 
 
@@ -94,11 +94,15 @@ class Accounting:
     """
 
     def __init__(self, spec: ModelSpec, convention: Convention | None = None) -> None:
+        check_spec(spec)
         self.spec = spec
-        self.convention = convention or Convention()
+        self.convention = convention_of(convention)
         self.uses = spec.layer_uses()
         self._balanced: dict[Fraction, int | None] = {}
         self._beyond: dict[tuple[Dtypes, bool], Fraction] = {}
+
+    def __repr__(self) -> str:
+        return f"<Accounting of {self.spec.name}, {self.convention}>"
 
     @cached_property
     def total_parameters(self) -> Parameters:

@@ -57,14 +57,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Document:
-    """The data of a file, and the places of all values. name: the file, as errors name it. locate: finds the places."""
+    """The data of a file, and the places of all values. name: the file, as errors name it.
+
+    locate: finds the places; None for data that no file holds, where errors have the name alone.
+    """
 
     name: str
     data: Any
-    locate: Callable[[], Node]
+    locate: Callable[[], Node] | None
 
     @cached_property
     def root(self) -> Node:
+        assert self.locate is not None, "a file holds the data"
         return self.locate()
 
     def where(self, path: Sequence[Step] = (), at_key: bool = False) -> str:
@@ -72,6 +76,8 @@ class Document:
 
         at_key: return the place of the last step's key instead of its value.
         """
+        if self.locate is None:
+            return self.name
         node, place = self.root, self.root.place
         for index, step in enumerate(path):
             if at_key and index == len(path) - 1 and step in node.keys:

@@ -52,7 +52,7 @@ class MachineError(PowerplanError):
 
 _on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 
-_OPTIONS = {"context": "--ctx", "model": "MODEL"}
+_OPTIONS = {"context": "--ctx", "model": "MODEL", "stages": "--stage", "trainer": "--export", "unknown": "--solve"}
 """How the command line spells parameters that its options do not have the names of."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from powerplan.documents import Document, parse_json, parse_yaml
 from powerplan.errors import InputError, did_you_mean, one_line, parameter, shown
@@ -15,6 +18,14 @@ from powerplan.lookalikes import folder_hint, refuse_by_keys, refuse_by_name
 from powerplan.spec import ModelSpec
 from powerplan.textfiles import YAML_SUFFIXES, is_json, read_text
 from powerplan.validation import validate
+
+
+@runtime_checkable
+class ConfigObject(Protocol):
+    """A config of the transformers package, or what writes itself as one."""
+
+    def to_json_string(self) -> str:
+        """Return the text of its config.json."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +41,23 @@ class LoadedModel:
     like: str | None = None
 
 
-def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
+def load_model(model: str | Path | Mapping[str, Any] | ConfigObject, like: str | None = None) -> LoadedModel:
     """Read a model.
 
     Args:
         model: the path of a powerplan YAML, of a config.json or of the folder that holds it; or a catalogue name or
-            alias. A file that exists is preferred to a name.
+            alias. A file that exists is preferred to a name. Or what such a file holds, as a dict; or a config of the
+            transformers package, as `model.config`.
         like: for a config.json, the family to read it as, by its model_type, such as "llama"; its own where left out.
 
     Raises:
         InputError: the model is not known, cannot be read, or is wrong in itself.
     """
+    if isinstance(model, (Mapping, ConfigObject)):
+        return _load_data(model, like)
+    if not isinstance(model, (str, Path)):
+        problem = "must be a catalogue name, a path, a spec or a config, and is"
+        raise InputError(f"{problem} {shown(model)}", parameter("model"))
     text = str(model)
     if not text.strip():
         raise InputError("is empty; give a file, a folder with a config.json, or a catalogue name", parameter("model"))
@@ -67,12 +84,28 @@ def load_model(model: str | Path, like: str | None = None) -> LoadedModel:
 
 
 def model_file(model: str | Path) -> Path | None:
-    """Return the file that `load_model` reads for MODEL: itself, or the config.json in it; None where it is no file."""
+    """Return the file that `load_model` reads for MODEL, or None where there is none.
+
+    That is MODEL itself, or in a folder its config.json, else its params.json; in a folder of the Hugging Face cache,
+    models--organisation--name, those of the snapshot that refs/main names, or of the only one.
+    """
     path = Path(model)
     mode = _mode(path)
-    if stat.S_ISDIR(mode):
-        return path / "config.json" if _mode(path / "config.json") else None
-    return path if mode else None
+    if not stat.S_ISDIR(mode):
+        return path if mode else None
+    folder = path if _mode(path / "config.json") else _snapshot(path) or path
+    return next((folder / name for name in ("config.json", "params.json") if _mode(folder / name)), None)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """Return the snapshot that a folder of the Hugging Face cache stands for; None where that is not clear."""
+    try:
+        snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+        named = (folder / "refs" / "main").read_text(encoding="utf-8").strip() if len(snapshots) > 1 else ""
+    except (OSError, ValueError):
+        return None
+    chosen = [path for path in snapshots if path.name == named] or snapshots
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def is_config(model: str | Path) -> bool:
@@ -109,17 +142,46 @@ def load_text(text: str, path: Path, like: str | None = None) -> LoadedModel:
     return LoadedModel(validate(parse_yaml(text, str(path))), str(path))
 
 
-def _from_huggingface(document: Document, path: Path, like: str | None) -> LoadedModel:
-    from powerplan.huggingface import read_config
+def _load_data(model: Mapping[str, Any] | ConfigObject, like: str | None) -> LoadedModel:
+    """Return the model of a config, or of what a config.json or a powerplan YAML holds."""
+    where = parameter("model")
+    try:
+        text = json.dumps(dict(model)) if isinstance(model, Mapping) else model.to_json_string()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"holds what JSON cannot: {error}", where) from None
+    document = Document(where, parse_json(text, where).data, None)
+    data = document.data if isinstance(document.data, dict) else {}
+    if "layers" in data and "model_type" not in data:  # A spec of powerplan.
+        if like is not None:
+            raise InputError("is for a config.json, and the model is a powerplan spec", parameter("like"))
+        return LoadedModel(validate(document), where)
+    refuse_by_keys(document)
+    from powerplan.huggingface import read_config  # As below.
 
-    parent = path.resolve().parent.name
-    fallback = parent if path.name == "config.json" and parent else path.stem.strip("<>")  # <stdin>
+    family = like or data.get("model_type") or "model"
+    spec, notes = read_config(document, one_line(str(family)), like)
+    return LoadedModel(spec, "config.json", notes, like)
+
+
+def _from_huggingface(document: Document, path: Path, like: str | None) -> LoadedModel:
+    from powerplan.huggingface import read_config  # Names of the catalogue need none of it.
+
+    fallback = _folder_name(path) if path.name in ("config.json", "params.json") else path.stem.strip("<>")  # <stdin>
+    fallback = fallback or path.stem
     spec, notes = read_config(document, one_line(fallback), like)
     if like is not None:
         from powerplan.huggingface.meta import meta_note  # torch is imported where transformers builds the model.
 
         notes = (*notes, *meta_note(document, spec))
     return LoadedModel(spec, str(path), notes, like)
+
+
+def _folder_name(path: Path) -> str:
+    """Return the name of the folder that a file is in; of a snapshot in the Hugging Face cache that of its model."""
+    parent = path.parent.resolve()  # The file itself is a link in a snapshot, to a folder of blobs.
+    model = parent.parent.parent.name
+    cached = parent.parent.name == "snapshots" and model.startswith("models--")
+    return model.rpartition("--")[2] if cached else parent.name
 
 
 @cache

@@ -19,7 +19,7 @@ class _Kind(NamedTuple):
 
 _BESIDE = "give the config.json beside it, or the folder that holds both"
 _ORIGINAL = _Kind(
-    "the params.json of an original checkpoint (Llama, Mistral), which leaves sizes to its code",
+    "the params.json of an original checkpoint (Llama), which leaves sizes to its code",
     "give the config.json of the same model as transformers has it",
     frozenset({"dim", "n_layers", "n_heads"}),
 )
@@ -47,12 +47,14 @@ _BY_NAME = {
     "preprocessor_config.json": _Kind("settings of an image or audio processor", _BESIDE),
     "hf_quant_config.json": _QUANTIZATION,
 }
+_WEIGHTS = _Kind("a file of weights", _BESIDE)
+_ELSEWHERE = "give the config.json of the same checkpoint, which has the sizes"
+_SIZELESS = (_INDEX, _WEIGHTS)
+"""What says nothing of sizes, where there is no config.json beside it."""
+
 _BY_SUFFIX = {
     ".gguf": _Kind("a GGUF checkpoint", "give the config.json of the model that it was converted from"),
-    ".safetensors": _Kind("a file of weights", _BESIDE),
-    ".bin": _Kind("a file of weights", _BESIDE),
-    ".pt": _Kind("a file of weights", _BESIDE),
-    ".pth": _Kind("a file of weights", _BESIDE),
+    **dict.fromkeys((".safetensors", ".bin", ".pt", ".pth"), _WEIGHTS),
 }
 _BY_KEYS = (
     _ADAPTER,
@@ -78,7 +80,7 @@ def refuse_by_keys(document: Document) -> None:
         return
     sizes = {"hidden_size", "n_embd", "d_model", "text_config", "layers"} & data.keys()
     kind = next((kind for kind in _BY_KEYS if kind.keys <= data.keys()), None)
-    if kind is None or sizes:
+    if kind is None or sizes or (kind is _ORIGINAL and "hidden_dim" in data):  # Mistral's has all sizes.
         return
     base = data.get("base_model_name_or_path")
     if kind is _ADAPTER and isinstance(base, str) and base:
@@ -89,14 +91,26 @@ def refuse_by_keys(document: Document) -> None:
 def folder_hint(folder: Path) -> str:
     """Return the end of a message about a folder without a config.json: what else it has, and which file to give."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        found = {path.name: path for path in sorted(folder.iterdir())}
     except OSError:
         return ""
-    for name in names:
-        kind = _BY_NAME.get(name.lower()) or _BY_SUFFIX.get(Path(name).suffix.lower())
-        if kind in (_ORIGINAL, _ADAPTER, _BY_SUFFIX[".gguf"]):
-            return f"; it has {name}, {kind.what}: {kind.give}"
-    return ""
+    kinds = {name: _BY_NAME.get(name.lower()) or _BY_SUFFIX.get(Path(name).suffix.lower()) for name in found}
+    for wanted in ((_ADAPTER, _BY_SUFFIX[".gguf"]), (_INDEX,), (_WEIGHTS,)):
+        for name, kind in kinds.items():
+            if kind is not None and kind in wanted:
+                return f"; it has {name}, {kind.what}: {_ELSEWHERE if kind in _SIZELESS else kind.give}"
+    inner = [name for name, path in found.items() if _is_file(path / "config.json")]
+    if inner:
+        return f"; {inner[0]} in it has one"
+    cached = [name for name in found if name.startswith("models--")]
+    return f"; it has the folders of {len(cached)} cached models: give one of these" if cached else ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _error(kind: _Kind, where: str) -> InputError:

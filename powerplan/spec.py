@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from powerplan.errors import hostile_characters, shown
+from powerplan.errors import InputError, hostile_characters, shown
 from powerplan.extras import Extra
 from powerplan.ffn import AnyFFN, MoE, Stem
 from powerplan.mixers import AnyMixer, Mixer
@@ -366,3 +366,10 @@ def _repeats(kinds: list[int], start: int, period: int) -> int:
     while stop < len(kinds) and kinds[stop] == kinds[stop - period]:
         stop += 1
     return (stop - start) // period
+
+
+def check_spec(spec: object) -> None:
+    """Raise InputError unless this is a ModelSpec; a name or what load_model returned is none."""
+    if not isinstance(spec, ModelSpec):
+        problem = "must be a ModelSpec, such as load_model('gpt2-small').spec, and is"
+        raise InputError(f"{problem} {type(spec).__name__}", "spec")

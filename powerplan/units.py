@@ -184,12 +184,13 @@ def parse_ratio(text: str, where: str | None = None) -> Fraction:
 _SHARE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(%?)")
 
 
-def parse_share(text: str, where: str | None = None) -> Fraction:
-    """Return a share from "0.4" or "40%", more than 0 and at most 1."""
+def parse_share(text: str, where: str | None = None, *, or_none: bool = False) -> Fraction:
+    """Return a share from "0.4" or "40%", more than 0 and at most 1; with `or_none` 0 is one too."""
     match = _matched(_SHARE, text, where, "a share; write 0.4 or 40%")
     share = Fraction(match[1]) / (100 if match[2] else 1)
-    if not 0 < share <= 1:
-        raise InputError(f"{shown(text)} is out of range; a share is more than 0 and at most 1 (100%)", where)
+    if not 0 <= share <= 1 or not (share or or_none):
+        allowed = "from 0 to 1 (100%)" if or_none else "more than 0 and at most 1 (100%)"
+        raise InputError(f"{shown(text)} is out of range; a share is {allowed}", where)
     return share
 
 

@@ -34,9 +34,11 @@ def families_page() -> str:
         lines.append(textwrap.fill(f"- **{name}**: {keys}", 120, subsequent_indent="  ", break_on_hyphens=False))
     lines += [
         f"\n## Wrappers ({len(wrapped)})\n",
-        "The text decoder in `text_config` is read, of this family where it names",
+        "The text decoder is read, of the family in brackets where its config names none; where that is `any`,",
+        "the file must name it, or its version does. Its config is `text_config`, or `llm_config`, `language_config`,",
+        "`decoder_config` or `thinker_config`, or its keys are at the top. Other towers and projectors are not",
+        "counted, and a note says so.\n",
     ]
-    lines += ["none; other towers and projectors are not counted, and a note says so.\n"]
     text = ", ".join(f"{row.model_type} ({row.detail})" for row in wrapped)
     lines.append(textwrap.fill(text, 120, break_on_hyphens=False))
     lines += [f"\n## Refused ({len(refused)})\n"]

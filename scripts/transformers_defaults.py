@@ -6,7 +6,8 @@ A config.json may leave out what its class has a default for. The file has for e
 `defaults`, the values of the class's fields before its __post_init__ derives any; `aliases`, other names of keys. Keys
 that change no count (inert.py) are left out, but for `positions`: the RoPE and the longest context of a config that
 says nothing of them. For each of `wrappers`, which hold a text decoder beside other towers:
-`text`, the model_type of its text_config where the file names none, and `tied`, its tie_word_embeddings.
+`text`, the model_type of its text_config where the file names none, `tied`, its tie_word_embeddings, and `either`,
+where that of the text_config ties too.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def main() -> None:
         if "text_config" in (config_class.sub_configs or {}):
             text = text_type_of(config_class)
             if text in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or text in TEXT_TYPES:
-                wrappers[model_type] = {"text": text, "tied": getattr(config_class, "tie_word_embeddings", None)}
+                tied = getattr(config_class, "tie_word_embeddings", None)
+                either = {"either": True} if ties_either(config_class) else {}
+                wrappers[model_type] = {"text": text, "tied": tied, **either}
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model_type in TEXT_TYPES:
             aliases = {alias: key for alias, key in config_class.attribute_map.items() if alias not in INERT}
             families[model_type] = {"defaults": defaults_of(config_class), "aliases": aliases}
@@ -54,10 +57,22 @@ def main() -> None:
 
 
 TEXT_TYPES = (
-    *("ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text", "hy_v4_vl_text", "mllama_text_model", "qwen2_5_vl_text"),
-    *("qwen2_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text"),
+    *("chameleon", "cosmos3_edge_text", "deepseek_ocr2_text", "ernie4_5_vl_moe_text", "glm4v_moe_text", "glm4v_text"),
+    *("glm_ocr_text", "granite4_vision_text", "granite_docling_text", "hunyuan_vl_text", "hy_v4_vl_text", "mistral4"),
+    *("mllama_text_model", "molmo2_text", "muse_glimmer_text", "muse_spark_text", "paddleocr_vl_text"),
+    *("qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text"),
+    *("qwen3_vl_text", "step3p5", "voxtral_realtime_text"),
 )
 """Text decoders that exist in wrappers alone, and have no causal language model of their own."""
+
+
+def ties_either(config_class: Any) -> bool:
+    """Return whether the class ties embeddings where its text_config says so, and the file around it says no."""
+    try:
+        text = config_class().get_text_config().to_dict() | {"tie_word_embeddings": True}
+        return bool(config_class(text_config=text, tie_word_embeddings=False).tie_word_embeddings)
+    except Exception:  # Some classes cannot be built without arguments.
+        return False
 
 
 def text_type_of(config_class: Any) -> str | None:

@@ -23,7 +23,7 @@ from two_processes import HEADS, MIXERS, OVER_RANKS, loss_of, small_model, some_
 
 from powerplan.ffn import MLP, AnyFFN, MoE
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import MLA, Attention, GatedDeltaNet, Lightning, RetNet
+from powerplan.mixers import DSA, MLA, NSA, Attention, Forgetting, GatedDeltaNet, Lightning, MoBA, RetNet
 from powerplan.models import Cache, Decoder, build_model, generate
 from powerplan.models.cache import _tensors
 from powerplan.models.mixers.attention import by_halo
@@ -45,19 +45,32 @@ ATTENTION: dict[str, Any] = {
     "odd heads": Attention(heads=5, kv_heads=1, head_dim=8),
     "odd heads and sinks": Attention(heads=6, kv_heads=2, head_dim=8, sinks=True),
     "window of odd heads": Attention(heads=5, kv_heads=1, head_dim=8, window=8),
+    "forgetting": MIXERS["forgetting"],
+    "forgetting window": Forgetting(**HEADS, window=8),
+    "forgetting of odd heads": Forgetting(heads=5, kv_heads=1, head_dim=8),
     # Latents are gathered where they are small; else tokens are swapped for heads.
     "mla": MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, **LATENT),
     "mla of large latents": MLA(heads=4, kv_lora_rank=40, **LATENT),
     "mla of odd heads": MLA(heads=5, q_lora_rank=12, kv_lora_rank=10, **LATENT),
 }
 LATENTS = ("mla", "mla of large latents", "mla of odd heads")
-CACHED = ("softmax", "window", "mla", "power", "retnet")
-KINDS: dict[str, Any] = ATTENTION | {
-    "power": MIXERS["power"],
-    "linear": MIXERS["linear"],
-    "retnet": RetNet(heads=4, head_dim=8),
-    "lightning": Lightning(heads=4, head_dim=8),
+PICKED: dict[str, Any] = {
+    "moba": MoBA(**HEADS, block_size=4, top_k=3),
+    "nsa": NSA(**HEADS, compress_size=4, compress_stride=2, select_size=4, select_count=4, window=7),
+    "dsa": DSA(heads=4, q_lora_rank=12, kv_lora_rank=10, index_heads=2, index_head_dim=6, top_k=9, **LATENT),
 }
+"""Kinds whose queries pick keys. Where these are rounded, a rank and one process may pick others."""
+CACHED = ("softmax", "window", "forgetting", "forgetting window", *PICKED, "mla", "power", "retnet")
+KINDS: dict[str, Any] = (
+    ATTENTION
+    | PICKED
+    | {
+        "power": MIXERS["power"],
+        "linear": MIXERS["linear"],
+        "retnet": RetNet(heads=4, head_dim=8),
+        "lightning": Lightning(heads=4, head_dim=8),
+    }
+)
 LAYOUTS: dict[str, Any] = {
     "contiguous": "contiguous",
     "zigzag": "zigzag",
@@ -185,7 +198,9 @@ def continued(model: Decoder, layout: Any) -> dict[str, Any]:
         "tokens": generate(model, prompt, 5, cache=caches[""], cp=plan).tolist(),
         "alone": generate(model, prompt, 5, cache=caches[" alone"]).tolist(),
         # A model of one layer may repeat itself: what it remembers says more.
-        "cache": largest(*([x for slot in cache.slots for x in _tensors(slot.state)] for cache in caches.values())),
+        "cache": largest(
+            *([x for slot in cache.slots for x in _tensors((slot.state, slot.ffn))] for cache in caches.values())
+        ),
     }
     return found | {f"bytes{name}": cache.nbytes for name, cache in caches.items()}
 

@@ -302,11 +302,13 @@ mlps = st.builds(MLP, intermediate_size=sizes, gated=st.booleans(), bias=st.bool
 
 @st.composite
 def moes(draw: st.DrawFn) -> MoE:
-    experts = draw(st.integers(1, 12))
+    groups = draw(st.integers(1, 3))
+    experts = groups * draw(st.integers(1, 4))
     shared = draw(st.integers(0, 32))
+    chosen = draw(st.none() | st.integers(1, groups))
     return MoE(
         experts=experts,
-        top_k=draw(st.integers(1, experts)),
+        top_k=draw(st.integers(1, experts if chosen is None else experts // groups * chosen)),
         intermediate_size=draw(sizes),
         shared_intermediate_size=shared,
         gated=draw(st.booleans()),
@@ -315,6 +317,8 @@ def moes(draw: st.DrawFn) -> MoE:
         shared_gate=shared > 0 and draw(st.booleans()),
         latent_size=draw(st.none() | sizes),
         zero_experts=draw(st.integers(0, 4)),
+        groups=groups,
+        top_groups=chosen,
     )
 
 

@@ -1,4 +1,4 @@
-"""Work for four processes: delta rules, gated linear attention and short convolutions over several ranks."""
+"""Work for four processes: mixers with a recurrent state over several ranks, their convolutions and token shifts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,50 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attention_on_ranks import CountBytes, message
-from kinds import STATES
-from models_on_ranks import continued, curve, model_of, through_a_cache
+from kinds import MIXERS, STATES
+from models_on_ranks import continued, curve, difference, model_of, through_a_cache
+from msgspec.structs import replace
 from shared_calls import GROUPS, UNEVEN
 from torch import Tensor, nn
 
 from powerplan.kernels import ContextParallel
-from powerplan.mixers import GLA, KDA, Attention, DeltaNet, GatedDeltaNet, RetNet
+from powerplan.mixers import GLA, KDA, RWKV7, Attention, DeltaNet, GatedDeltaNet, LogLinear, RetNet
 from powerplan.models.mixers import build_mixer
 
 HIDDEN, TOKENS, STEPS = 16, 41, 8
 
-KINDS: dict[str, Any] = {
+EVERY_WAY: dict[str, Any] = {
     "deltanet": DeltaNet(**STATES, conv_size=0),
     "gated_deltanet": GatedDeltaNet(**STATES | {"heads": 4}, key_heads=2),
     "kda": KDA(**STATES, gate_rank=3, conv_bias=True),
     "gla": GLA(**STATES, gate_rank=3),
     "retnet": RetNet(**STATES, conv_size=3, conv_bias=True),
 }
+RANKS: dict[str, Any] = {"decay_rank": 3, "rate_rank": 2, "gate_rank": 4}
+KINDS: dict[str, Any] = EVERY_WAY | {
+    "mamba1": MIXERS["mamba1"],
+    "mamba2": MIXERS["mamba2, groups, biases"],
+    "rwkv7": MIXERS["rwkv7"],
+    "gsa": MIXERS["gsa, convolution"],
+    "sse": MIXERS["sse, convolution"],
+    "log_linear": LogLinear(heads=4, head_dim=3, state_dim=5, groups=2, chunk_size=8, max_levels=9),
+}
+"""The kinds that go all ways, and those of which some are enough: their exchanges are the same."""
+ROUNDED = (*EVERY_WAY, "rwkv7", "gsa")
+"""Kinds whose states are a large part of their outputs with the first weights, so that rounding shows."""
+VALUES = (
+    RWKV7(heads=4, head_dim=8, chunk_size=8, channel_mix=False, **RANKS),
+    RWKV7(heads=2, head_dim=8, v_head_dim=16, chunk_size=8, value_rank=2, **RANKS),
+)
+"""Layers of one model: the second takes values of the first, and its FFN has a token shift."""
 WINDOW = Attention(heads=2, head_dim=4, window=3)
-HYBRID = KINDS["gated_deltanet"], Attention(heads=4, kv_heads=2, head_dim=8)
+HYBRID = (
+    KINDS["gated_deltanet"],
+    Attention(heads=4, kv_heads=2, head_dim=8),
+    KINDS["mamba2"],
+    RWKV7(heads=2, head_dim=8, chunk_size=8, **RANKS),
+    RWKV7(heads=2, head_dim=8, chunk_size=8, value_rank=2, **RANKS),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ WAYS = ("gather", "scan")
 JOBS = [
     *(
         Job(kind, ranks, layout, way)
-        for kind in KINDS
+        for kind in EVERY_WAY
         for ranks in GROUPS
         for layout in ("contiguous", "zigzag", "uneven")
         for way in WAYS
@@ -63,7 +87,20 @@ JOBS = [
     *(Job(kind, 4, "uneven", lengths=(2, 38, 1)) for kind in KINDS),
     # Fragments shorter than the convolutions, and ranks without tokens.
     *(Job(kind, 4, "zigzag", "scan", lengths=(tokens,)) for kind in KINDS for tokens in (1, 6, 9)),
-    *(Job(kind, 3, "zigzag", way, dtype) for kind in KINDS for dtype in ("float32", "bfloat16") for way in WAYS),
+    *(Job(kind, 3, "zigzag", way, dtype) for kind in EVERY_WAY for dtype in ("float32", "bfloat16") for way in WAYS),
+    *(
+        Job(kind, *setting)
+        for kind in KINDS
+        if kind not in EVERY_WAY
+        for setting in (
+            (2, "contiguous"),
+            (2, "uneven", "scan"),
+            (3, "uneven"),
+            (4, "zigzag", "scan"),
+            (3, "zigzag", "gather", "float32"),
+            (3, "contiguous", "scan", "bfloat16"),
+        )
+    ),
 ]
 
 
@@ -74,10 +111,15 @@ def all_work(rank: int, folder: Path) -> None:
     for number, job in enumerate(JOBS):
         if rank in GROUPS[job.ranks]:
             found[str(number)] = beyond(job, groups[job.ranks])
-    found["rounding"] = {kind: rounding(kind, groups[4]) for kind in KINDS}
+    found["rounding"] = {kind: rounding(kind, groups[4]) for kind in ROUNDED}
     found["traffic"] = traffic(groups[4])
+    found["rates alone"] = rates_alone(groups[4])
     found["continued"] = {kind: continued(model_of(mixer), "zigzag") for kind, mixer in KINDS.items()}
     found["continued"]["hybrid"] = continued(model_of(*HYBRID), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
+    found["continued"]["values"] = continued(model_of(*VALUES), [[(0, 30)], [], [(31, 32)], [(30, 31)]])
+    found["values"] = [
+        difference(model_of(*VALUES), layout) for layout in ("zigzag", [[(0, 1)], [], [(1, 2)], [(2, 32)]])
+    ]
     found["through a cache"] = through_a_cache(*KINDS.values(), HYBRID[1])
     found["curve"] = curve(model_of(*HYBRID), STEPS)
     found["compiled"] = compiled(groups[2]) if rank in GROUPS[2] else None
@@ -181,17 +223,45 @@ def rounding(kind: str, group: dist.ProcessGroup) -> dict[str, float]:
 
 
 def planned(kind: str, plan: ContextParallel, backward: bool) -> dict[str, int]:
-    """Return the bytes of a pass of two rows in float32: those of states, and those of convolutions."""
-    mixer = KINDS[kind]
-    transition = {"gla": "feature", "retnet": "head"}.get(kind, "matrix")
+    """Return the bytes of a pass of two rows in float32: those of states, and those of last inputs."""
+    transition, *state = states_of(kind, plan)
     settings: dict[str, Any] = {"p": 1, "normalize": False, "batch": 2, "backward": backward, "transition": transition}
-    keys = getattr(mixer, "key_heads", mixer.heads)
-    channels = 2 * keys * mixer.head_dim + mixer.heads * mixer.v_head_dim
-    halo = plan.halo(max(mixer.conv_size - 1, 0))
+    tokens, channels = inputs_before(kind)
     return {
-        "states": plan.exchanged_bytes(mixer.heads, mixer.head_dim, mixer.v_head_dim, **settings),
-        "inputs": halo.sent_bytes(channels, 4, batch=2, backward=backward),
+        "states": plan.exchanged_bytes(*state, **settings),
+        "inputs": plan.halo(tokens).sent_bytes(channels, 4, batch=2, backward=backward),
     }
+
+
+def states_of(kind: str, plan: ContextParallel) -> tuple[Any, ...]:
+    """Return the transition of a kind, and the heads, features of keys and values that its states are those of."""
+    mixer = KINDS[kind]
+    if kind == "mamba1":
+        return "feature", mixer.inner_size, mixer.state_dim, 1
+    if kind == "mamba2":
+        return "head", mixer.heads, mixer.state_dim, mixer.head_dim
+    if kind == "log_linear":
+        return "matrix", mixer.heads, plan.layout.tokens.bit_length(), mixer.state_dim * mixer.head_dim
+    if kind == "gsa":
+        return "feature", mixer.heads, mixer.slots, mixer.head_dim + mixer.v_head_dim
+    heads = mixer.heads * (1 + mixer.partitions if kind == "sse" else 1)
+    transition = {"gla": "feature", "sse": "feature", "retnet": "head"}.get(kind, "matrix")
+    return transition, heads, mixer.head_dim, mixer.v_head_dim
+
+
+def inputs_before(kind: str) -> tuple[int, int]:
+    """Return how many tokens before its own a mixer of this kind sees, and the features of each."""
+    mixer = KINDS[kind]
+    if kind == "rwkv7":
+        return 1, HIDDEN
+    if kind == "mamba1":
+        channels = mixer.inner_size
+    elif kind in ("mamba2", "log_linear"):
+        channels = mixer.inner_size + 2 * mixer.groups * mixer.state_dim
+    else:
+        keys = getattr(mixer, "key_heads", mixer.heads)
+        channels = 2 * keys * mixer.head_dim + mixer.heads * mixer.v_head_dim
+    return max(mixer.conv_size - 1, 0), channels
 
 
 def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
@@ -202,10 +272,10 @@ def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
         for layout, way, wire, tokens in (
             ("contiguous", "gather", None, 40),
             ("contiguous", "gather", None, 80),
-            ("zigzag", "scan", torch.bfloat16, 64),
+            *([("zigzag", "scan", torch.bfloat16, 64)] if kind in ROUNDED else ()),
         ):
             plan = ContextParallel(group, tokens=tokens, layout=layout, exchange=way, exchange_dtype=wire)
-            x = plan.shard(inputs_of(tokens, 2, "float32")[0])
+            x = plan.shard(inputs_of(tokens, 2, "float32")[0]).requires_grad_()
             module(x, cp=plan).sum().backward()  # compares arguments, once
             row: dict[str, Any] = {"kind": kind, "what": f"{layout} {way} {wire}", "tokens": tokens}
             with CountBytes() as count:
@@ -217,6 +287,22 @@ def traffic(group: dist.ProcessGroup) -> list[dict[str, Any]]:
             row["planned"] = {name: planned(kind, plan, name == "backward") for name in ("forward", "backward")}
             found.append(row)
     return found
+
+
+def rates_alone(group: dist.ProcessGroup) -> float:
+    """Return the error of the gradient of the rates of mamba1 where no other weight has one: they are no token's."""
+    plan, found = ContextParallel(group, tokens=TOKENS, layout=UNEVEN[4]), []
+    for own in (plan, None):
+        module = mixer_of("mamba1", "float64").requires_grad_(False)
+        rates: Any = module.a_log
+        rates.requires_grad_()
+        x, weights = inputs_of(TOKENS, 2, "float64")
+        out = module(x) * weights if own is None else module(own.shard(x), cp=own) * own.shard(weights)
+        out.sum().backward()
+        if own is not None:
+            dist.all_reduce(rates.grad, group=group)
+        found.append(rates.grad)
+    return largest(*found) / found[1].abs().max().item()
 
 
 def compiled(group: dist.ProcessGroup) -> dict[str, bool]:
@@ -251,6 +337,9 @@ def refusals(group: dist.ProcessGroup) -> dict[str, str]:
         "tokens": lambda: call(tokens=9 if rank == 1 else 10),
         "convolved": lambda: call("kda", tokens=9 if rank == 1 else 10),
         "packed": lambda: call(plan=packed),
+        "levels": lambda: build_mixer(replace(KINDS["log_linear"], max_levels=4), HIDDEN, rope=None)(
+            torch.ones(2, 10, HIDDEN), cp=one
+        ),
         "forward mode": tangent,
         "transition": lambda: one.exchanged_bytes(1, 4, transition="vector"),
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import inspect
 import json
+import pickle
 import re
 from importlib import import_module
 from pathlib import Path
@@ -123,6 +126,21 @@ def test_notes_of_several_models_name_them() -> None:
     ("name", "arguments", "message"),
     [
         ("wsfr", {"model": ""}, "model: is empty; give a file, a folder with a config.json, or a catalogue name"),
+        ("wsfr", {"model": None}, "model: must be a catalogue name, a path, a spec or a config, and is null"),
+        ("wsfr", {"model": 3}, "model: must be a catalogue name, a path, a spec or a config, and is 3"),
+        ("wsfr", {"model": "gpt2", "convention": {}}, "convention: must be a Convention, such as .*, and is dict"),
+        ("degrees", {"model": "gpt2", "convention": 1}, "convention: must be a Convention, such as .*, and is int"),
+        ("flops_per_step", {"model": "gpt2", "context": 8, "convention": []}, "convention: must be .*, and is list"),
+        ("Accounting", {"spec": "gpt2"}, "spec: must be a ModelSpec, such as .*, and is str"),
+        ("Accounting", {"spec": load_model("gpt2")}, "spec: must be a ModelSpec, such as .*, and is LoadedModel"),
+        ("compare", {"models": {"model_type": "llama"}}, "models: compare needs a list of two models or more, or .*"),
+        ("solve", {"model": "gpt2", "unknown": "ctx"}, "unknown: 'ctx' is not known; .*allowed are context, window, p"),
+        ("train", {"model": "gpt2", "gpu": "h100-sxm", "stages": ["9B"]}, "stages: '9B' is not a stage; .*"),
+        (
+            "train",
+            {"model": "gpt2", "gpu": "h100-sxm", "stages": ["9B@1k"], "tokens": "1B"},
+            "stages: has tokens and contexts of its own: leave tokens out",
+        ),
         ("wsfr", {"model": "gpt2", "context": "64q"}, "context: '64q' is not a size in tokens; write 65536, .*"),
         ("wsfr", {"model": "gpt2", "context": 1.5}, "context: 1.5 is not a context; write tokens, as 65536 or '64k'"),
         ("wsfr", {"model": "gpt2", "context": [True]}, "context: true is not a context; .*"),
@@ -145,6 +163,61 @@ def test_notes_of_several_models_name_them() -> None:
 def test_an_error_names_the_parameter(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         getattr(powerplan, name)(**arguments)
+
+
+def test_messages_name_arguments_that_there_are() -> None:
+    """What the source hands to `parameter` is an argument of a function, or of a method of an answer."""
+    names = ("wsfr", "compare", "decode", "budget", "recommend", "train", "solve", "degrees", "page", "flops_per_step")
+    functions = [getattr(powerplan, name) for name in (*names, "load_model", "Convention")]
+    known = {name for function in functions for name in inspect.signature(function).parameters}
+    known |= {"trainer", "name", "plot"}  # TrainAnswer.export, RecommendAnswer.name, --plot
+    for file in (PAGE.parent.parent / "powerplan").rglob("*.py"):
+        found = re.findall(r"parameter\(\s*[\"'](\w+)[\"']", file.read_text(encoding="utf-8"))
+        assert set(found) <= known, file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_state": "1KiB"}, "max_state: even the least of 3,473 candidates needs 36 KiB, .*"),
+        (
+            {"gpu": "h100-sxm", "devices": 2, "max_days": 1, "tokens": "1T", "only": "attention"},
+            "max_days: the only candidate needs .* days, .*",
+        ),
+        (
+            {"gpu": "rtx-4090", "price": 1, "only": "attention", "model": "llama-3-8b"},
+            "gpu in training: the only candidate needs .*; more devices share it",
+        ),
+    ],
+)
+def test_a_limit_that_binds_has_its_name_in_python(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(powerplan.InfeasibleError, match=f"^{message}$"):
+        powerplan.recommend(**{"model": "gpt2-small", "context": "64k"} | arguments)
+
+
+def test_what_does_not_fit_has_bytes_in_full() -> None:
+    message = r"does not fit 1 x h100-sxm: [1-9]\d,\d{3} GB at the peak in each, which has 85\.\d\d GB"
+    with pytest.raises(powerplan.InfeasibleError, match=message):
+        powerplan.train("deepseek-v3", "8k", gpu="h100-sxm")
+
+
+def test_the_export_of_a_run_names_its_argument() -> None:
+    run = powerplan.train("gpt2-small", "1k", gpu="h100-sxm", tokens="1B")
+    with pytest.raises(InputError, match=r"^trainer: 'deepspeed' is not known"):
+        run.export("deepspeed")  # type: ignore[arg-type]
+    assert len(repr(run.plan)) < 10_000, "hundreds of other layouts are not in it"
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_an_answer_is_one_short_line_in_a_session_and_can_be_pickled(command: str) -> None:
+    name, arguments = ANSWERS[command]
+    answer = getattr(powerplan, name)(**arguments)
+    first = str(answer).splitlines()[0].strip()
+    assert re.fullmatch(r"<\w+Answer: .{5,150}>", repr(answer))
+    assert first[:30] in repr(answer)
+    again = pickle.loads(pickle.dumps(answer))
+    assert (again.to_json(), again.notes) == (answer.to_json(), answer.notes)
+    assert copy.deepcopy(answer).to_json() == answer.to_json()
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -41,6 +41,9 @@ def test_the_site_builds_without_a_warning_and_takes_nothing_from_another_host(t
     assert (tmp_path / "benchmarks" / "results" / "recommend.json").is_file()
     assert (tmp_path / "search" / "search_index.js").is_file()
     assert 'id="powerplan.kernels.power_attention"' in pages["reference/kernels.html"]
+    returned = re.findall(r"Returns:</span></p>\s*<ul>(.*?)</ul>", pages["reference/kernels.html"], re.DOTALL)
+    assert len(returned) >= 4
+    assert all(items.count("<li") == 1 for items in returned), "its lines are one text"
 
 
 def test_the_gallery_shows_what_the_commands_print() -> None:

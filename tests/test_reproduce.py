@@ -240,7 +240,7 @@ def test_json_has_every_figure_with_its_source(capsys: pytest.CaptureFixture[str
     result: dict[str, Any] = json.loads(run(capsys, "all", "--format", "json"))
     assert result["schema"] == "powerplan.reproduce/1"
     figures = [figure for one in result["sets"] for figure in one["figures"]]
-    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 129
+    assert len(figures) == sum(len(one.figures) for one in figure_sets().values()) == 140
     for one in result["sets"]:
         assert one["why"]
         for figure in one["figures"]:

@@ -134,6 +134,12 @@ def test_no_count_depends_on_it() -> None:
         (Rope(theta=77), Rope(theta=77), Rope(theta=77)),
         ((), (), ()),
         (
+            Rope(theta=77, in_layers=(2, 5)),
+            Rope(theta=77, in_layers=(2, 5, 8, 11)),
+            Rope(theta=77, in_layers=(2,)),
+        ),
+        (Rope(theta=77, in_layers=(3,)), Rope(theta=77, in_layers=(3, 6, 9)), ()),
+        (
             (Rope(theta=77, in_layers=(2, 5)), Rope()),
             (Rope(theta=77, in_layers=(2, 5, 8, 11)), Rope()),
             (Rope(theta=77, in_layers=(2,)), Rope()),

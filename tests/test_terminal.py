@@ -46,6 +46,7 @@ COMMANDS = [
     "train deepseek-v3 --gpu h200-sxm --devices 256 --stage 1T@4k --stage 100B@8k --parallel fsdp=32,ep=8,pp=8",
     "budget llama-3-8b --ctx 64k --lengths 1k:0.9,64k:0.1 --gpu h100-sxm",
     "budget llama-3-8b gpt2-small --ctx 8k,64k --lengths 4k --gpu h100-sxm --devices 8",
+    "train deepseek-v3 --ctx 4k --gpu h800-sxm --devices 512 --zero 1 --schedule dualpipe --matmuls-dtype fp8",
     "train llama-3-8b --ctx 64k --gpu h100-sxm --devices 64 --lengths 1k:0.9,64k:0.1 --parallel fsdp=8,cp=8",
     "train qwen3-next-80b-a3b --ctx 256k --gpu h100-sxm --devices 128 --parallel fsdp=8,cp=16",
     "decode kimi-linear-48b-a3b --twin mla --gpu h100-sxm --devices 8",

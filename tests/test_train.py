@@ -74,7 +74,8 @@ def test_the_text_has_the_verdict_the_hours_and_what_to_change(capsys: pytest.Ca
     assert re.search(r"\n32 attention +keys, values: ring +503 +503 +[0-9.]+ +0\n", out)
     assert re.search(r", at most [0-9.]+ MWh at the board power ", " ".join(out.split()))
     assert re.search(r"\nchange: 20 power p=2 \+ 12 attention trains the same tokens in [0-9,]+ device hours", out)
-    assert len(out.splitlines()) <= 52
+    assert "\nmeasured: p=2 trains more slowly than attention below about 23k tokens (heads of 128)" in out
+    assert len(out.splitlines()) <= 54
 
 
 def test_what_layers_pass_on_is_told(capsys: pytest.CaptureFixture[str]) -> None:

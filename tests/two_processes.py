@@ -33,7 +33,7 @@ MIXERS: dict[str, AnyMixer] = {
 
 
 OVER_RANKS = ("softmax", "window", "power", "linear")
-"""Those of them that make the hybrid model over ranks, which the others cannot."""
+"""Those of them that make the hybrid model over ranks."""
 
 
 def small_spec(*kinds: str) -> ModelSpec:

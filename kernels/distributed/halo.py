@@ -1,4 +1,4 @@
-"""The tokens before a rank's fragments, from the ranks that have them: for windows and short convolutions.
+"""The tokens before a rank's fragments, from the ranks that have them: for windows, short convolutions, token shifts.
 
 A mixer that sees the last n tokens needs n tokens of each fragment's sequence from before the fragment. They may lie in
 one earlier fragment or, where those are shorter, in several; a sequence that begins within them has fewer. One

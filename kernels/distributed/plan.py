@@ -220,7 +220,8 @@ class ContextParallel:
             normalize: Whether the attention is normalised.
             gated: Whether there are gates, or other transitions.
             transition: What tokens multiply a state by: "head", one number a head (power attention); "feature", one for
-                each feature of its keys (GLA); or "matrix", K x K numbers (delta rules).
+                each feature of its keys (GLA); or "matrix", K x K numbers (delta rules). docs/distributed.md says what
+                heads and features are those of other kinds.
             batch: B, rows of the batch.
             return_state: Whether final states are wanted, or in the backward pass have gradients.
             backward: Whether to count the backward pass instead of the forward pass.

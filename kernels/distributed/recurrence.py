@@ -1,7 +1,7 @@
-"""Recurrences with a matrix of state per head, over sequences that lie on several ranks: gated linear attention, delta
-rules.
+"""Recurrences that are affine in their state, over sequences that lie on several ranks: gated linear attention, delta
+rules, state space models, slots.
 
-They are affine in the state, H' = A H + S, but A is more than one number a head. So each rank computes A and S of its
+They are H' = A H + S, but A may be more than one number a head. So each rank computes A and S of its
 tokens, as if nothing stood before them; ranks hand them on (exchange.py); and each runs over its tokens from the state
 that came in. Gradients of A and S come back by the reverse scan (passage.py). This is how flash-linear-attention does
 it, too (fla/ops/cp).
@@ -32,23 +32,26 @@ Tensors = dict[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A recurrence over tensors of tokens, `v` [B, T, H, V] among them.
+    """A recurrence over tensors of tokens, `v` [B, T, ...] among them, whose outputs have the size of `v`.
 
     Attributes:
         kind: Its name: ranks must agree on it.
-        key_dim: K, of a state [B, H, K, V].
-        has_matrix: Whether the transition of a head is a matrix [K, K]. Else it is one number for each of K features.
-        state_of: Takes tensors, and whether the transition is wanted. Returns the state that the tokens leave behind
-            where nothing stands before them, and their transition [B, H, K, 1] or [B, H, K, K], or None.
-        run: Takes tensors, and the state before them or None. Returns the outputs [B, T, H, V], and the state after
-            them.
+        state: (H, D, W), the sizes of a state [B, H, D, W].
+        transition: That of a head: (1, 1), one decay; (D, 1), one for each of D features; or (D, D), a matrix.
+        state_of: Takes tensors, the place of their first token in its sequence, and whether the transition is wanted.
+            Returns the state that the tokens leave behind where nothing stands before them, and their transition
+            [B, H, ...], or None.
+        run: Takes tensors, the place of their first token in its sequence, and the state before them or None. Returns
+            the outputs, and the state after them.
+        weights: What it reads besides, the same for all tokens.
     """
 
     kind: str
-    key_dim: int
-    has_matrix: bool
-    state_of: Callable[[Tensors, bool], tuple[Tensor, Tensor | None]]
-    run: Callable[[Tensors, Tensor | None], tuple[Tensor, Tensor]]
+    state: tuple[int, int, int]
+    transition: tuple[int, int]
+    state_of: Callable[[Tensors, int, bool], tuple[Tensor, Tensor | None]]
+    run: Callable[[Tensors, int, Tensor | None], tuple[Tensor, Tensor]]
+    weights: tuple[Tensor, ...] = ()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -68,8 +71,8 @@ def recur(
         return_state: Whether the final states are wanted.
 
     Returns:
-        The outputs of this rank's tokens, [B, t, H, V]; and the final states of all sequences, [B, H, K, V] (or [N, H,
-        K, V] where N are packed) on every rank, or None.
+        The outputs of this rank's tokens, [B, t, ...]; and the final states of all sequences, [B, H, D, W] (or [N, H,
+        D, W] where N are packed) on every rank, or None.
 
     Raises:
         ValueError: Tensors have not this rank's tokens, or ranks differ. It says which.
@@ -77,28 +80,29 @@ def recur(
     """
     v = tensors["v"]
     assert v is not None, "a recurrence has values"
-    inputs = list(tensors.values())
+    inputs = [*tensors.values(), *recurrence.weights]
     check_derivatives(*inputs)
     with plan.agreement.of_errors("the calls"):
         check_tokens(plan, **tensors)
     values = {
         "mixers": recurrence.kind,
         "rows": v.shape[0],
-        "heads": v.shape[2],
-        "head dims": (recurrence.key_dim, v.shape[3]),
+        "states (heads and their dims)": recurrence.state,
         "dtype": str(v.dtype),
         "return_state": return_state,
         "gradients (recorded or not)": requires_gradient(*inputs),
     }
     plan.agreement.on("the calls", values)
 
-    def state_of(_: Piece, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        return recurrence.state_of(_at(tensors, tokens), wanted)
+    def place(piece: Piece) -> int:
+        return piece.start - plan.layout.bounds[piece.sequence]
 
-    size = (v.shape[0], v.shape[2], recurrence.key_dim, v.shape[3])
-    transition = (recurrence.key_dim, recurrence.key_dim if recurrence.has_matrix else 1)
+    def state_of(piece: Piece, tokens: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        return recurrence.state_of(_at(tensors, tokens), place(piece), wanted)
+
+    size = (v.shape[0], *recurrence.state)
     like = v.new_empty(0, dtype=torch.promote_types(v.dtype, torch.float32))
-    states, transitions = left_behind(plan, state_of, size, transition, like)
+    states, transitions = left_behind(plan, state_of, size, recurrence.transition, like)
     passage = Passage(plan)
     used = [bool(plan.fragments)] * len(inputs)
     token = Begin.apply(passage, states, transitions, used, *inputs)  # type: ignore[no-untyped-call]
@@ -108,7 +112,8 @@ def recur(
         first = stretch.tokens.start - stretch.pieces[0].start
         for piece in stretch.pieces:
             state = None if stretch.entry is None else entries[stretch.entry]
-            out, end = recurrence.run(_at(tensors, slice(first + piece.start, first + piece.stop)), state)
+            own = _at(tensors, slice(first + piece.start, first + piece.stop))
+            out, end = recurrence.run(own, place(piece), state)
             outs.append(out)
             if piece.ends:
                 rows.append(end)

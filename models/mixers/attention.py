@@ -114,18 +114,27 @@ def attention_over_ranks(
     return out
 
 
-def by_halo(cp: ContextParallel, window: int | None, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> bool:
+def by_halo(
+    cp: ContextParallel,
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    v_head_dim: int,
+    gates: int = 0,
+) -> bool:
     """Return whether ranks send the keys and values before their fragments, and not tokens for heads: where they cannot
     share the heads, and with a window where all of them together send fewer numbers that way.
 
-    Without a window that could be fewer, too. But the work of a rank would grow with the tokens before it.
+    Without a window that could be fewer, too. But the work of a rank would grow with the tokens before it. `gates` are
+    further numbers of a token that go with keys and values, in both ways.
     """
     if not can_share(heads, kv_heads, cp.ranks):
         return True
     if window is None:
         return False
-    halo = cp.halo(window - 1).all_tokens * kv_heads * (head_dim + v_head_dim)
-    return halo <= swapped_numbers(cp, heads, kv_heads, head_dim, v_head_dim)
+    halo = cp.halo(window - 1).all_tokens * (kv_heads * (head_dim + v_head_dim) + gates)
+    return halo <= swapped_numbers(cp, heads, kv_heads, head_dim, v_head_dim, gates)
 
 
 def by_sequence(

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from powerplan.kernels import ContextParallel
 
 
-RUN_SHARED = "attention, mla, power, linear, retnet, lightning, gla and delta rules"
-"""The kinds whose mixers run over several ranks, as a message names them."""
-
-
 class SequenceMixer(nn.Module):
     """[B, T, m] -> [B, T, m]. A subclass defines `run`: how tokens are mixed, and what state is kept of them."""
 
@@ -29,11 +25,11 @@ class SequenceMixer(nn.Module):
         With a plan, x has this rank's tokens of sequences that lie on several ranks. A slot, which must be empty then,
         holds all their tokens afterwards, on every rank. Raises InputError where the mixer cannot do that, and where
         activation checkpointing calls again with a slot, which holds these tokens by then.
-        more: what `run` of this kind takes besides.
+        more: what `run` and `run_shared` of this kind take besides.
         """
         if slot is None:
             if cp is not None:
-                return self.run_shared(x, cp, return_state=False)[0]
+                return self.run_shared(x, cp, return_state=False, **more)[0]
             return self.run(x, 0, None, return_state=False, **more)[0]
         if not torch.compiler.is_compiling() and _in_backward_pass():
             raise InputError("a cache cannot be filled again in a backward pass: checkpoint layers without a cache")
@@ -47,7 +43,7 @@ class SequenceMixer(nn.Module):
             )
         if cp.packed:
             raise InputError("cp: a cache takes no packed sequences: plan with tokens")
-        out, slot.state = self.run_shared(x, cp, return_state=True)
+        out, slot.state = self.run_shared(x, cp, return_state=True, **more)
         slot.tokens = cp.layout.tokens
         return out
 
@@ -69,7 +65,9 @@ class SequenceMixer(nn.Module):
 
 def not_shared(module: nn.Module) -> InputError:
     """Return the error of a mixer that does not run over several ranks."""
-    return InputError(f"cp: {type(module).__name__} does not run over several ranks yet ({RUN_SHARED} do)")
+    return InputError(
+        f"cp: {type(module).__name__} does not run over several ranks: it does not say what they exchange (run_shared)"
+    )
 
 
 def check_kernel_settings(impl: str, chunk_size: int | None = None, p: int = 1) -> None:

@@ -108,15 +108,21 @@ class DeltaNetMixer(MatrixMixer):
     ) -> tuple[Tensor, Any]:
         q, k, beta, log_g = self.prepare(x, q, k, v)
 
-        def state_of(own: Any, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        def state_of(own: Any, _: int, wanted: bool) -> tuple[Tensor, Tensor | None]:
             return delta_rule_state(
                 own["k"], own["v"], own["beta"], own["log_g"], self.chunk_size, with_transition=wanted
             )
 
-        def run(own: Any, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        def run(own: Any, _: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
             return delta_rule(**own, state=state, chunk_size=self.chunk_size)
 
-        recurrence = Recurrence(type(self).__name__, self.head_dim, True, state_of, run)
+        recurrence = Recurrence(
+            type(self).__name__,
+            (self.heads, self.head_dim, self.v_head_dim),
+            (self.head_dim, self.head_dim),
+            state_of,
+            run,
+        )
         tensors = {"q": q, "k": k, "v": v, "beta": beta, "log_g": log_g}
         out, final = recur(cp, recurrence, tensors, return_state=return_state)
         return out, final
@@ -179,13 +185,15 @@ class GatedLinearAttention(MatrixMixer):
     def mix_shared(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        def state_of(own: Any, _: bool) -> tuple[Tensor, Tensor | None]:
+        def state_of(own: Any, _: int, __: bool) -> tuple[Tensor, Tensor | None]:
             return gated_linear_state(own["k"], own["v"], own["log_g"], self.chunk_size)
 
-        def run(own: Any, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        def run(own: Any, _: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
             return gated_linear_attention(**own, state=state, chunk_size=self.chunk_size)
 
-        recurrence = Recurrence(type(self).__name__, self.head_dim, False, state_of, run)
+        recurrence = Recurrence(
+            type(self).__name__, (self.heads, self.head_dim, self.v_head_dim), (self.head_dim, 1), state_of, run
+        )
         tensors = {"q": q * self.head_dim**-0.5, "k": k, "v": v, "log_g": self.log_decays(x)}
         out, final = recur(cp, recurrence, tensors, return_state=return_state)
         return out, final

@@ -6,17 +6,21 @@ features with RoPE, v value features; X indexer heads of x features, P picked ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import DSA
 from powerplan.models.cache import GrowingBuffer
-from powerplan.models.mixers.base import not_shared
+from powerplan.models.mixers.attention import pieces_after_halo
 from powerplan.models.mixers.mla import LatentAttention
 from powerplan.models.mixers.pieces import attend, gathered, largest, pieces, recomputed
+from powerplan.models.mixers.ranks import compare_calls, rope_of_rank
 from powerplan.models.rope import apply_rope, rope_cos_sin
 from powerplan.rope import Rope
 
@@ -43,16 +47,16 @@ class Indexer(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, x: Tensor, query_input: Tensor, past_tokens: int, rope: Rope | None
+        self, x: Tensor, query_input: Tensor, cos_sin: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, T, X, x], keys [B, T, x] and weights [B, T, X] of x [B, T, m].
 
-        query_input: latents [B, T, q] that the queries are made of. The first features are rotated, as many as MLA's.
+        query_input: latents [B, T, q] that the queries are made of. The first features are rotated, as many as MLA's,
+        by the cosines and sines of their positions.
         """
         q = self.q_proj(query_input).unflatten(-1, (self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(x)).to(q.dtype)
-        if rope is not None:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.rope_dim, x.device, rope)
+        if cos_sin is not None:
             q, k = apply_rope(q, *cos_sin), apply_rope(k[:, :, None], *cos_sin)[:, :, 0]
         return q, k, self.head_weights(x) * (self.heads * self.head_dim) ** -0.5
 
@@ -66,24 +70,59 @@ class SparseLatentAttention(LatentAttention):
         self.indexer = Indexer(mixer, hidden_size, **factory_kwargs)
 
     def run(self, x: Tensor, past_tokens: int, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
-        cos_sin = None
-        if self.rope is not None:
-            cos_sin = rope_cos_sin(past_tokens, x.shape[1], self.rope_dim, x.device, self.rope)
-        query_input = self.query_input(x)
-        q_nope, q_rope, entries = self.project(x, cos_sin, query_input)
-        index_q, index_k, index_weights = self.indexer(x, query_input, past_tokens, self.rope)
+        def rotation(features: int, rope: Rope) -> tuple[Tensor, Tensor]:
+            return rope_cos_sin(past_tokens, x.shape[1], features, x.device, rope)
+
+        q, entries, (index_q, index_k, index_weights) = self.prepare(x, rotation)
         if state is not None:
             entries, index_k = state.entries.append(entries), state.index_keys.append(index_k)
         elif return_state:
             state = IndexedLatents(GrowingBuffer(entries), GrowingBuffer(index_k))
-        k_weight, v_weight = self.expansions()
-        q = torch.cat((torch.einsum("bthn,hnl->bthl", q_nope, k_weight), q_rope), -1)
-        scale = (self.nope_dim + self.rope_dim) ** -0.5
-        summed = sparse_latents(q, entries, self.latent_dim, (index_q, index_k, index_weights), self.top_k, scale)
-        return self.o_proj(torch.einsum("bthl,hvl->bthv", summed, v_weight).flatten(-2)), state
+        return self.expanded(self.attend_picked(q, entries, (index_q, index_k, index_weights))), state
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
-        raise not_shared(self)
+        """A query may pick any key before it: each rank gets all latents and indexer's keys before its fragments."""
+
+        def rotation(features: int, rope: Rope) -> tuple[Tensor, Tensor]:
+            return rope_of_rank(cp, features, x.device, rope)
+
+        q, entries, (index_q, index_k, index_weights) = self.prepare(x, rotation)
+        compare_calls(cp, "dsa", return_state, q=q, latents=entries, index_keys=index_k)
+        state = None
+        if return_state:
+            state = IndexedLatents(*(GrowingBuffer(gather_tokens(cp, part)) for part in (entries, index_k)))
+        (entries,), seen = pieces_after_halo(cp, None, entries)
+        _, index_keys = pieces_after_halo(cp, None, index_k)  # no gradient goes back to them
+        outs = [
+            self.attend_picked(q[:, own], latents, (index_q[:, own], keys, index_weights[:, own]))
+            for (own, (latents,)), (_, (keys,)) in zip(seen, index_keys, strict=True)
+        ]
+        return self.expanded(joined_outputs(outs, (q, entries), (*q.shape[:3], self.latent_dim), entries)), state
+
+    def prepare(
+        self, x: Tensor, rotation: Callable[[int, Rope], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Return the queries in absorbed form [B, T, H, L + r], the entries [B, T, L + r], and what the indexer makes.
+
+        rotation: takes how many features are rotated, and returns cosines and sines of the positions of x [B, T, m].
+        """
+        rope, query_input = self.rope, self.query_input(x)
+        cos_sin = None if rope is None else rotation(self.rope_dim, rope)
+        q_nope, q_rope, entries = self.project(x, cos_sin, query_input)
+        index = self.indexer(x, query_input, None if rope is None else rotation(self.indexer.rope_dim, rope))
+        k_weight, _ = self.expansions()
+        return torch.cat((torch.einsum("bthn,hnl->bthl", q_nope, k_weight), q_rope), -1), entries, index
+
+    def attend_picked(self, q: Tensor, entries: Tensor, index: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Return the sums of latents [B, T, H, L] that `sparse_latents` does of its arguments."""
+        scale = (self.nope_dim + self.rope_dim) ** -0.5
+        return sparse_latents(q, entries, self.latent_dim, index, self.top_k, scale)
+
+    def expanded(self, summed: Tensor) -> Tensor:
+        """Return sums of latents [B, T, H, L] as values of the heads, back in the hidden size."""
+        _, v_weight = self.expansions()
+        result: Tensor = self.o_proj(torch.einsum("bthl,hvl->bthv", summed, v_weight).flatten(-2))
+        return result
 
 
 class IndexedLatents(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from powerplan.models.mixers.recurrence import MIN_LOG_G, no_autocast
-from powerplan.models.mixers.scans import chunk_products
+from powerplan.models.mixers.scans import chunk_products, faded_to_end
 
 States = dict[int, Tensor]
 """States [B, G, K, R, V] of the buckets, by their bits."""
@@ -150,6 +150,38 @@ def _merged(states: States, start: int, end: int) -> States:
         bucket = max(bit, _highest_bit(start, end))
         merged[bucket] = merged[bucket] + state if bucket in merged else state
     return merged
+
+
+def log_linear_state(b: Tensor, x: Tensor, log_g: Tensor, first: int, levels: int) -> tuple[Tensor, Tensor]:
+    """Return the states that tokens leave behind in log-linear attention, without queries.
+
+    The states after tokens that follow others are their own states plus their transition times the states before, with
+    the levels in the place of features.
+
+    Args:
+        b: [B, T, G, K].
+        x: [B, T, H, V].
+        log_g: Natural logarithms of the decays [B, T, H], at most 0.
+        first: The index of the first token in its sequence.
+        levels: L, at least as many as the index of the token after the last one has bits.
+
+    Returns:
+        The states [B, L, G, K, R, V] of the buckets after the last token, by their bits, of these tokens alone; and the
+        transition of each head [B, H, L, L]: the decay where a bit's state becomes a part of another bit's, else 0.
+    """
+    faded, decay = faded_to_end(x, log_g, b.shape[2])
+    end = first + x.shape[1]
+    keys = b.to(faded.dtype).permute(0, 2, 3, 1)
+    some = faded.new_zeros(*keys.shape[:3], *faded.shape[-2:])
+    found = [some] * levels
+    with no_autocast(x):
+        for bit, own in _buckets(first, x.shape[1]):
+            found[bit] = torch.unflatten(keys[..., own] @ faded[:, :, own].flatten(-2), -1, faded.shape[-2:])
+    merges = decay.new_zeros(levels, levels)
+    for bit in range(first.bit_length()):
+        if first >> bit & 1:
+            merges[max(bit, _highest_bit(first, end)), bit] = 1
+    return torch.stack(found, 1), decay[..., None, None] * merges
 
 
 def log_linear_step(

@@ -6,17 +6,25 @@ Shapes: B batch, T queries, S keys, m hidden size, H query heads, G key/value he
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import Forgetting
 from powerplan.models.cache import GrowingBuffer
+from powerplan.models.mixers.attention import by_halo, pieces_after_halo
 from powerplan.models.mixers.fla import MAX_FORGETTING_TOKENS, fla_supports, forgetting_by_fla
 from powerplan.models.mixers.heads import GroupedHeadsMixer, Projected
 from powerplan.models.mixers.pieces import pieces, recomputed
+from powerplan.models.mixers.ranks import compare_calls, heads_for_ranks, heads_for_tokens, tokens_for_heads
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class ForgettingAttention(GroupedHeadsMixer):
@@ -47,6 +55,18 @@ class ForgettingAttention(GroupedHeadsMixer):
                 buffer.keep_last(self.window)
         return out, state
 
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        assert log_g is not None
+        compare_calls(cp, "forgetting", return_state, q=q, k=k, v=v, log_g=log_g)
+        state = None
+        if return_state:
+            first = 0 if self.window is None else max(0, cp.layout.tokens - self.window)
+            kept = (k, v, log_g.to(v.dtype))
+            state = GatedKeyValues(*(GrowingBuffer(gather_tokens(cp, x, first)) for x in kept))
+        return forgetting_over_ranks(q, k, v, log_g, cp, self.window), state
+
 
 class GatedKeyValues(NamedTuple):
     """Keys [B, S, G, K], values [B, S, G, V] and log gates [B, S, H] of the last S tokens, or of those in the window.
@@ -57,6 +77,40 @@ class GatedKeyValues(NamedTuple):
     k: GrowingBuffer
     v: GrowingBuffer
     log_g: GrowingBuffer
+
+
+def forgetting_over_ranks(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, cp: ContextParallel, window: int | None = None
+) -> Tensor:
+    """Compute forgetting attention of sequences that lie on several ranks, by the ways of `attention_over_ranks`.
+
+    Log gates go with keys and values, in float32: a rank sums those that its queries meet.
+
+    Args:
+        q: [B, t, H, K], this rank's tokens.
+        k: [B, t, G, K].
+        v: [B, t, G, V].
+        log_g: Natural logarithms of the forget gates [B, t, H], at most 0.
+        cp: Which rank has which tokens.
+        window: Keys that a query sees, its own included. None stands for all.
+
+    Returns:
+        Outputs [B, t, H, V] of this rank's tokens.
+    """
+    if by_halo(cp, window, q.shape[2], k.shape[2], k.shape[3], v.shape[3], log_g.shape[2]):
+        (k, v), seen = pieces_after_halo(cp, window, k, v)
+        (log_g,), gates = pieces_after_halo(cp, window, log_g)  # a halo has one dtype
+        outs = [
+            forgetting_attention(q[:, own], keys, values, log_gates, window)
+            for (own, (keys, values)), (_, (log_gates,)) in zip(seen, gates, strict=True)
+        ]
+        return joined_outputs(outs, (q, k, v, log_g), (*q.shape[:3], v.shape[3]), v)
+    k, v = heads_for_ranks(k, cp.ranks), heads_for_ranks(v, cp.ranks)
+    q, k, v, log_g = (tokens_for_heads(x, cp) for x in (q, k, v, log_g[..., None]))
+    own = [slice(*bounds) for bounds in pairwise(cp.layout.bounds)]
+    outs = [forgetting_attention(q[:, at], k[:, at], v[:, at], log_g[:, at, :, 0], window) for at in own]
+    out: Tensor = heads_for_tokens(torch.cat(outs, 1), cp)
+    return out
 
 
 def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, window: int | None = None) -> Tensor:

@@ -65,13 +65,16 @@ class GroupedHeadsMixer(SequenceMixer):
         return self.merge(x, out), state
 
     def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        out, state = self.mix_shared(*self.project_shared(x, cp), cp, return_state=return_state)
+        return self.merge(x, out), state
+
+    def project_shared(self, x: Tensor, cp: ContextParallel) -> Projected:
+        """Return what `project` does of this rank's tokens x [B, t, m] of sequences that lie on several ranks."""
         # Positions are those within a sequence, of which this rank may have several parts.
         parts = [self.project(x[:, own], first, context) for own, first, context in cp.parts()] or [self.project(x)]
         q, k, v = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in list(zip(*parts, strict=True))[:3])
         gates = [log_g for *_, log_g in parts if log_g is not None]
-        log_g = torch.cat(gates, 1) if gates else None
-        out, state = self.mix_shared(q, k, v, log_g, cp, return_state=return_state)
-        return self.merge(x, out), state
+        return q, k, v, torch.cat(gates, 1) if gates else None
 
     def project(self, x: Tensor, past_tokens: int = 0, context: int | None = None) -> Projected:
         """Return queries, keys, values and log gates of x [B, T, m], with qk-norm and positions applied.

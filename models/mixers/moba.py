@@ -9,16 +9,23 @@ Shapes: B batch, T queries, S keys, n blocks, H query heads, G key/value heads, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import MoBA
 from powerplan.models.cache import GrowingBuffer
+from powerplan.models.mixers.attention import pieces_after_halo
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.models.mixers.pieces import largest, pieces, recomputed
+from powerplan.models.mixers.ranks import compare_calls
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 class MixtureOfBlocks(GroupedHeadsMixer):
@@ -41,6 +48,22 @@ class MixtureOfBlocks(GroupedHeadsMixer):
             if return_state:
                 state = BlockState(GrowingBuffer(k), GrowingBuffer(v), GrowingBuffer(means))
         return block_attention(q, k, v, means, self.block_size, self.top_k), state
+
+    def mix_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        """A query may pick any block before it: each rank gets all keys and values before its fragments."""
+        compare_calls(cp, "moba", return_state, q=q, k=k, v=v)
+        state = None
+        if return_state:
+            keys, values = (gather_tokens(cp, x) for x in (k, v))
+            state = BlockState(*map(GrowingBuffer, (keys, values, block_means(keys, self.block_size))))
+        (k, v), seen = pieces_after_halo(cp, None, k, v)
+        outs = []
+        for own, (keys, values) in seen:
+            means = block_means(keys, self.block_size)
+            outs.append(block_attention(q[:, own], keys, values, means, self.block_size, self.top_k))
+        return joined_outputs(outs, (q, k, v), (*q.shape[:3], v.shape[3]), v), state
 
     def merge(self, x: Tensor, out: Tensor) -> Tensor:
         return super().merge(x, out if self.output_norm is None else self.output_norm(out))

@@ -11,17 +11,23 @@ value head dim.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.gather import gather_tokens
+from powerplan.kernels.distributed.stretches import joined_outputs
 from powerplan.mixers import NSA
 from powerplan.models.cache import GrowingBuffer
-from powerplan.models.mixers.attention import softmax_attention
+from powerplan.models.mixers.attention import pieces_after_halo, softmax_attention
 from powerplan.models.mixers.heads import GroupedHeadsMixer
 from powerplan.models.mixers.pieces import attend, gathered, largest, pieces, recomputed
+from powerplan.models.mixers.ranks import compare_calls
 from powerplan.rope import Rope
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 FIRST, BEFORE = 2e30, 1e30
 """Scores of the first block and of the one before a query's own: above all sums of weights, below the own block's."""
@@ -39,7 +45,7 @@ class NativeSparseAttention(GroupedHeadsMixer):
         q, k, v, _ = self.project(x, past_tokens)
         size, stride = self.settings.compress_size, self.settings.compress_stride
         if state is None:
-            means = block_means(k, size, stride), block_means(v, size, stride)
+            means = self.means_of(k, v)
             if return_state:
                 state = SparseState(*map(GrowingBuffer, (k, v, *means)))
         else:
@@ -48,11 +54,43 @@ class NativeSparseAttention(GroupedHeadsMixer):
                 state.k_means.append(block_means(k[:, known:], size, stride)),
                 state.v_means.append(block_means(v[:, known:], size, stride)),
             )
-        compressed, picked = sparse_attention(q, k, v, means, self.settings)
-        window = softmax_attention(q, k, v, self.settings.window)
+        return self.merge(x, self.weighted(x, *self.branches(q, k, v, means))), state
+
+    def run_shared(self, x: Tensor, cp: ContextParallel, *, return_state: bool) -> tuple[Tensor, Any]:
+        """A query may pick any block before it: each rank gets all keys and values before its fragments."""
+        q, k, v, _ = self.project_shared(x, cp)
+        compare_calls(cp, "nsa", return_state, q=q, k=k, v=v)
+        state = None
+        if return_state:
+            keys, values = (gather_tokens(cp, part) for part in (k, v))
+            state = SparseState(*map(GrowingBuffer, (keys, values, *self.means_of(keys, values))))
+        (k, v), seen = pieces_after_halo(cp, None, k, v)
+        outs = [
+            torch.stack(self.branches(q[:, own], keys, values, self.means_of(keys, values), packed=cp.packed), 3)
+            for own, (keys, values) in seen
+        ]
+        out = joined_outputs(outs, (q, k, v), (*q.shape[:3], 3, v.shape[3]), v)
+        return self.merge(x, self.weighted(x, *out.unbind(3))), state
+
+    def means_of(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means of keys and of values over compressed blocks."""
+        size, stride = self.settings.compress_size, self.settings.compress_stride
+        return block_means(k, size, stride), block_means(v, size, stride)
+
+    def branches(
+        self, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor], *, packed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs [B, T, H, V] of all three branches.
+
+        packed: whether sequences have lengths of their own in every batch.
+        """
+        window = softmax_attention(q, k, v, self.settings.window, compiled=not packed)
+        return *sparse_attention(q, k, v, means, self.settings), window
+
+    def weighted(self, x: Tensor, compressed: Tensor, picked: Tensor, window: Tensor) -> Tensor:
+        """Return the sum of the branches, each weighted by its gate."""
         gates = torch.unflatten(self.branch_gates(x).sigmoid(), -1, (self.heads, 3))
-        out = gates[..., :1] * compressed + gates[..., 1:2] * picked + gates[..., 2:] * window
-        return self.merge(x, out), state
+        return gates[..., :1] * compressed + gates[..., 1:2] * picked + gates[..., 2:] * window
 
 
 class SparseState(NamedTuple):

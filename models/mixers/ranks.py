@@ -76,11 +76,13 @@ def can_share(heads: int, kv_heads: int, ranks: int) -> bool:
     return heads % lcm(kv_heads, ranks) == 0
 
 
-def swapped_numbers(cp: ContextParallel, heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> int:
+def swapped_numbers(
+    cp: ContextParallel, heads: int, kv_heads: int, head_dim: int, v_head_dim: int, gates: int = 0
+) -> int:
     """Return how many numbers all ranks together send each other for a row: queries, keys, values and outputs, of which
-    each rank keeps those of its own heads."""
+    each rank keeps those of its own heads, and the gates of heads."""
     shared = lcm(kv_heads, cp.ranks)
-    each = heads * (head_dim + v_head_dim) + shared * (head_dim + v_head_dim)
+    each = heads * (head_dim + v_head_dim) + shared * (head_dim + v_head_dim) + gates
     return cp.layout.tokens * each * (cp.ranks - 1) // cp.ranks
 
 

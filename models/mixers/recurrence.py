@@ -94,15 +94,27 @@ def delta_rule_state(
     """
     columns, state = v.shape[-1], None
     if with_transition:
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        eye = torch.eye(k.shape[-1], dtype=dtype, device=k.device).expand(k.shape[0], k.shape[2], -1, -1)
-        state = torch.cat((eye.new_zeros(*eye.shape[:3], columns), eye), -1)
-        v = F.pad(v, (0, k.shape[-1]))
+        v, state = beside_identity(k, v)
     if fla_supports(k, v):
         _, state = delta_rule_by_fla(k, k, v, beta, log_g, state)
     else:
         _, state = _run_in_chunks((None, k, v, _channels(log_g, beta)), beta, state, chunk_size)
     return state[..., :columns], state[..., columns:] if with_transition else None
+
+
+def beside_identity(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a rule that is linear in values and state needs to compute its transition as K more columns.
+
+    k: [B, T, H, K]. v: [B, T, H, V].
+
+    Returns:
+        The values [B, T, H, V + K], 0 in the new columns; and the state [B, H, K, V + K] before them, which is the
+        identity there and 0 elsewhere.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    eye = torch.eye(k.shape[-1], dtype=dtype, device=k.device).expand(k.shape[0], k.shape[2], -1, -1)
+    before = torch.cat((eye.new_zeros(*eye.shape[:3], v.shape[-1]), eye), -1)
+    return F.pad(v, (0, k.shape[-1])), before
 
 
 def delta_rule(

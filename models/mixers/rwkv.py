@@ -9,18 +9,22 @@ recurrence is computed in float32, or in float64 for float64 inputs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.recurrence import Recurrence, recur
 from powerplan.mixers import RWKV7
 from powerplan.models.mixers.base import SequenceMixer
 from powerplan.models.mixers.delta import low_rank_projection
 from powerplan.models.mixers.fla import fla_supports, rank_one_by_fla
-from powerplan.models.mixers.recurrence import DecayedProducts, full_and_rest, no_autocast
-from powerplan.models.shift import shifted
+from powerplan.models.mixers.recurrence import DecayedProducts, beside_identity, full_and_rest, no_autocast
+from powerplan.models.shift import shifted, shifted_over_ranks
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 STRONGEST_LOG_G = -0.6065306597126334
 """-exp(-0.5): log decays lie between this and 0 (arXiv 2503.14456, section 4.1)."""
@@ -51,21 +55,57 @@ def rank_one_rule(
     """
     if fla_supports(q, v):
         return rank_one_by_fla(q, k, v, a, b, log_g, state, STRONGEST_LOG_G)
-    dtype, length = torch.promote_types(q.dtype, torch.float32), q.shape[1]
-    inputs = [x.transpose(1, 2).to(dtype) for x in (q, k, v, a, b, log_g)]
-    outs = []
-    with no_autocast(q):
+    out, state = _run_in_chunks(q, (k, v, a, b, log_g), state, chunk_size)
+    assert out is not None, "there are queries"
+    return out, state
+
+
+def rank_one_state(
+    k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_g: Tensor, chunk_size: int, *, with_transition: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the state that tokens leave behind in the recurrence of RWKV-7, without queries.
+
+    The state after tokens that follow others is their own state plus their transition times the state before. The
+    transition is computed as K more columns of the state, as that of delta rules.
+
+    Args:
+        k, v, a, b, log_g, chunk_size: As `rank_one_rule` takes them.
+        with_transition: Whether the transition is wanted.
+
+    Returns:
+        The state [B, H, K, V], and the transition [B, H, K, K], or None.
+    """
+    columns, state = v.shape[-1], None
+    if with_transition:
+        v, state = beside_identity(k, v)
+    if fla_supports(k, v):
+        _, state = rank_one_by_fla(k, k, v, a, b, log_g, state, STRONGEST_LOG_G)
+    else:
+        _, state = _run_in_chunks(None, (k, v, a, b, log_g), state, chunk_size)
+    return state[..., :columns], state[..., columns:] if with_transition else None
+
+
+def _run_in_chunks(
+    q: Tensor | None, tensors: tuple[Tensor, ...], state: Tensor | None, chunk_size: int
+) -> tuple[Tensor | None, Tensor]:
+    """Return the outputs [B, T, H, V], None without queries, and the last state; tensors: k, v, a, b and log_g."""
+    k, v, *_ = tensors
+    dtype, length = torch.promote_types(k.dtype, torch.float32), k.shape[1]
+    inputs = [None if x is None else x.transpose(1, 2).to(dtype) for x in (q, *tensors)]
+    outs: list[Tensor] = []
+    with no_autocast(k):
         for start, stop, size in full_and_rest(length, min(chunk_size, length)):
-            out, state = _chunks(*(torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs), state=state)
-            outs.append(out.flatten(2, 3))
+            chunks: Any = [None if x is None else torch.unflatten(x[:, :, start:stop], 2, (-1, size)) for x in inputs]
+            out, state = _chunks(*chunks, state=state)
+            outs += [] if out is None else [out.flatten(2, 3)]
     assert state is not None
-    return torch.cat(outs, 2).transpose(1, 2).to(v.dtype), state
+    return torch.cat(outs, 2).transpose(1, 2).to(v.dtype) if outs else None, state
 
 
 def _chunks(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_g: Tensor, *, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs [B, H, n, C, V] of n chunks, and the last state.
+    q: Tensor | None, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_g: Tensor, *, state: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Return the outputs [B, H, n, C, V] of n chunks, None without queries, and the last state.
 
     Token i reads r_i = a_i . S. With A_ij = a_i . b_j and D_ij = a_i . k_j for j < i, decayed from j to before i, and S
     the state before the chunk, r = (I - A)^-1 (D v + a S).
@@ -92,6 +132,8 @@ def _chunks(
         update = updates[:, :, index] + b_to_end[:, :, index] @ read
         state = update if state is None else chunk_decay[:, :, index] * state + update
     assert state is not None
+    if q is None:
+        return None, state
     out = by_k.with_keys(q).tril() @ v + by_b.with_keys(q).tril() @ torch.stack(reads, 2)
     if states:
         first = k.shape[2] - len(states)  # 1 where no state came before the first chunk, else 0
@@ -123,6 +165,17 @@ def rank_one_step(
     with no_autocast(state):
         state = decay * state + b.mT @ (a @ state) + k.mT @ v
         return (q @ state).squeeze(-2).to(out_dtype), state
+
+
+class RankOneTensors(NamedTuple):
+    """What the recurrence takes, [B, T, H, K] each, v [B, T, H, V], as `rank_one_rule` has them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    log_g: Tensor
 
 
 class RWKV7State(NamedTuple):
@@ -179,7 +232,50 @@ class RWKV7Mixer(SequenceMixer):
         first_values: the values [B, T, H V] of the model's first layer; None where this is that layer.
         """
         heads_state, last_input = (None, None) if state is None else state
-        delta = shifted(x, last_input) - x
+        tensors, first_values, for_gate = self.prepare(x, shifted(x, last_input), first_values)
+        if heads_state is not None and x.shape[1] == 1:
+            token = {name: part[:, 0] for name, part in tensors._asdict().items()}
+            out, heads_state = rank_one_step(**token, state=heads_state)
+            out = out[:, None]
+        else:
+            out, heads_state = rank_one_rule(*tensors, heads_state, self.chunk_size)
+        out = self.merge(out, tensors, for_gate)
+        kept = RWKV7State(heads_state, x[:, -1:].clone()) if return_state else None
+        return ((out, first_values) if return_values else out), kept
+
+    def run_shared(
+        self,
+        x: Tensor,
+        cp: ContextParallel,
+        *,
+        return_state: bool,
+        first_values: Tensor | None = None,
+        return_values: bool = False,
+    ) -> tuple[Any, Any]:
+        """Return the same of this rank's tokens of sequences that lie on several ranks; first_values are of these."""
+        x, before, last_input = shifted_over_ranks(x, cp, return_state=return_state)
+        tensors, first_values, for_gate = self.prepare(x, before, first_values)
+
+        def state_of(own: Any, _: int, wanted: bool) -> tuple[Tensor, Tensor | None]:
+            given = {name: x for name, x in own.items() if name != "q"}
+            return rank_one_state(**given, chunk_size=self.chunk_size, with_transition=wanted)
+
+        def run(own: Any, _: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            return rank_one_rule(**own, state=state, chunk_size=self.chunk_size)
+
+        state_size = (self.heads, self.head_dim, tensors.v.shape[-1])
+        recurrence = Recurrence(type(self).__name__, state_size, (self.head_dim, self.head_dim), state_of, run)
+        out, final = recur(cp, recurrence, tensors._asdict(), return_state=return_state)
+        out = self.merge(out, tensors, for_gate)
+        kept = None if final is None or last_input is None else RWKV7State(final, last_input)
+        return ((out, first_values) if return_values else out), kept
+
+    def prepare(self, x: Tensor, before: Tensor, first_values: Tensor | None) -> tuple[RankOneTensors, Tensor, Tensor]:
+        """Return what the recurrence takes, the values of the first layer, and the input of the output gate.
+
+        before: the token before each token of x [B, T, m].
+        """
+        delta = before - x
         for_q, for_decay, for_k, for_v, for_rate, for_gate = (x + delta * share for share in self.shift)
         q, k = (
             project(part).unflatten(-1, (self.heads, self.head_dim))
@@ -195,18 +291,15 @@ class RWKV7Mixer(SequenceMixer):
         rate = self.rate(for_rate).sigmoid().unflatten(-1, (self.heads, self.head_dim))
         removed = F.normalize(k * self.removal, dim=-1)
         k = k * (1 + (rate - 1) * self.kept_key)
-        a, b = -removed, removed * rate
-        if heads_state is not None and x.shape[1] == 1:
-            token = (q[:, 0], k[:, 0], v[:, 0], a[:, 0], b[:, 0], log_g[:, 0])
-            out, heads_state = rank_one_step(*token, heads_state)
-            out = out[:, None]
-        else:
-            out, heads_state = rank_one_rule(q, k, v, a, b, log_g, heads_state, self.chunk_size)
-        normed = self.output_norm(out.flatten(0, 1).flatten(1)).unflatten(0, x.shape[:2]).to(v.dtype)
+        return RankOneTensors(q, k, v, -removed, removed * rate, log_g), first_values, for_gate
+
+    def merge(self, out: Tensor, tensors: RankOneTensors, for_gate: Tensor) -> Tensor:
+        """Return the heads' outputs [B, T, H, V] normalised, with the bonus, gated and back in the hidden size."""
+        q, k, v, *_ = tensors
+        normed = self.output_norm(out.flatten(0, 1).flatten(1)).unflatten(0, out.shape[:2]).to(v.dtype)
         out = normed + ((q * k * self.bonus).sum(-1, keepdim=True) * v).flatten(-2)
-        out = self.o_proj(out.to(v.dtype) * self.output_gate(for_gate))
-        kept = RWKV7State(heads_state, x[:, -1:].clone()) if return_state else None
-        return ((out, first_values) if return_values else out), kept
+        result: Tensor = self.o_proj(out.to(v.dtype) * self.output_gate(for_gate))
+        return result
 
     @torch.no_grad()
     def init_weights(self, _std: float) -> None:

@@ -58,6 +58,41 @@ def grouped_scan(
     return torch.cat(outs, 2).transpose(1, 2).flatten(2, 3).to(out_dtype), state
 
 
+def grouped_state(b: Tensor, x: Tensor, log_g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state that tokens leave behind in the scan of Mamba-2, without queries.
+
+    The state after tokens that follow others is their own state plus their transition times the state before.
+
+    Args:
+        b: [B, T, G, K].
+        x: [B, T, H, V].
+        log_g: Natural logarithms of the decays [B, T, H], at most 0.
+
+    Returns:
+        The state [B, G, K, R, V], and the transition of each head [B, H]: the product of the decays.
+    """
+    faded, decay = faded_to_end(x, log_g, b.shape[2])
+    with no_autocast(x):
+        state = b.to(faded.dtype).permute(0, 2, 3, 1) @ faded.flatten(-2)
+    return torch.unflatten(state, -1, faded.shape[-2:]), decay
+
+
+def faded_to_end(x: Tensor, log_g: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return x [B, T, H, V] as the decays after each token leave it, [B, G, T, R, V], and all decays' product [B, H].
+
+    log_g: [B, T, H]. No exponential is larger than 1.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    log_g = log_g.to(dtype).clamp(min=MIN_LOG_G[dtype]).double()  # sums of a long stretch lose digits in float32
+    faded = x.to(dtype) * sums_after(log_g).exp().to(dtype)[..., None]
+    return torch.unflatten(faded, 2, (groups, -1)).transpose(1, 2), log_g.sum(1).exp().to(dtype)
+
+
+def sums_after(x: Tensor) -> Tensor:
+    """Return the sums of all tokens after each token of x [B, T, ...]."""
+    return torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), 1).flip(1).cumsum(1).flip(1)
+
+
 def _chunks(c: Tensor, b: Tensor, x: Tensor, log_g: Tensor, *, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the outputs [B, G, n, C, R, V] of n chunks, and the last state; c, b [B, G, n, C, K]."""
     cumsum = log_g.clamp(min=MIN_LOG_G[log_g.dtype]).cumsum(-2)  # [B, G, n, C, R]
@@ -147,6 +182,31 @@ def selective_scan(
                 outs.append((states @ c_[..., None]).squeeze(-1).flatten(1, 2))
     assert state is not None
     return torch.cat(outs, 1).to(out_dtype), state
+
+
+def selective_state(x: Tensor, step: Tensor, rate: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state that tokens leave behind in the selective scan, without outputs.
+
+    The state after tokens that follow others is their own state plus their transition times the state before, element
+    by element.
+
+    Args:
+        x: [B, T, I].
+        step: Step sizes [B, T, I], at least 0.
+        rate: [I, N], below 0.
+        b: [B, T, N].
+
+    Returns:
+        The state and the transition, [B, I, N] each.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, step, rate, b = (part.to(dtype) for part in (x, step, rate, b))
+    state, transition = x.new_zeros(x.shape[0], *rate.shape), (step.sum(1)[..., None] * rate).exp()
+    for x_, step_, b_ in zip(*(torch.split(part, TOKENS_PER_SCAN, 1) for part in (x, step, b)), strict=True):
+        weights = (sums_after(step_)[..., None] * rate).exp()
+        update = (weights * (step_ * x_)[..., None] * b_[..., None, :]).sum(1)
+        state = (step_.sum(1)[..., None] * rate).exp() * state + update
+    return state, transition
 
 
 def _scan(log_decay: Tensor, update: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,26 @@ slots are computed in float32, or in float64 for float64 inputs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from powerplan.kernels.distributed.recurrence import Recurrence, recur
 from powerplan.mixers import GSA
 from powerplan.models.mixers.fla import fla_supports, slots_by_fla
 from powerplan.models.mixers.matrix import MatrixMixer
-from powerplan.models.mixers.recurrence import MIN_LOG_G, DecayedProducts, full_and_rest, no_autocast
+from powerplan.models.mixers.recurrence import (
+    MIN_LOG_G,
+    DecayedProducts,
+    full_and_rest,
+    gated_linear_state,
+    no_autocast,
+)
+
+if TYPE_CHECKING:
+    from powerplan.kernels import ContextParallel
 
 
 def slot_attention(
@@ -82,6 +92,25 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, *, state: Tensor | N
     return out, state
 
 
+def slots_left_behind(k: Tensor, v: Tensor, log_f: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Return the slots that tokens leave behind, without queries.
+
+    They are gated linear attention, whose keys are what a token writes to each slot. The slots after tokens that follow
+    others are their own plus their transition times the slots before.
+
+    Args:
+        k: [B, T, H, K].
+        v: [B, T, H, V].
+        log_f: Natural logarithms of what each slot keeps [B, T, H, M], at most 0.
+        chunk_size: Tokens per chunk.
+
+    Returns:
+        The slots [B, H, M, K + V], and the transition [B, H, M, 1].
+    """
+    log_f = log_f.clamp(min=MIN_LOG_G[log_f.dtype])
+    return gated_linear_state(-torch.expm1(log_f), torch.cat((k, v), -1), log_f, chunk_size)
+
+
 def slot_step(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Process one more token.
 
@@ -118,11 +147,31 @@ class GatedSlotAttention(MatrixMixer):
     def mix(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, past_tokens: int, state: Any, *, return_state: bool
     ) -> tuple[Tensor, Any]:
-        forget = self.forget(x).unflatten(-1, (self.heads, -1))
-        log_f = F.logsigmoid(forget.to(torch.promote_types(forget.dtype, torch.float32))) / self.temperature
+        log_f = self.log_kept(x)
         if state is not None and x.shape[1] == 1:
             out, state = slot_step(q[:, 0], k[:, 0], v[:, 0], log_f[:, 0], state)
             out = out[:, None]
         else:
             out, state = slot_attention(q, k, v, log_f, state, self.chunk_size)
         return F.silu(out), state
+
+    def log_kept(self, x: Tensor) -> Tensor:
+        """Return the natural logarithms of what each slot keeps, [B, T, H, M]."""
+        forget = self.forget(x).unflatten(-1, (self.heads, -1))
+        return F.logsigmoid(forget.to(torch.promote_types(forget.dtype, torch.float32))) / self.temperature
+
+    def mix_shared(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel, *, return_state: bool
+    ) -> tuple[Tensor, Any]:
+        def state_of(own: Any, _: int, __: bool) -> tuple[Tensor, Tensor]:
+            return slots_left_behind(own["k"], own["v"], own["log_f"], self.chunk_size)
+
+        def run(own: Any, _: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            return slot_attention(**own, state=state, chunk_size=self.chunk_size)
+
+        log_f = self.log_kept(x)
+        state_size = (self.heads, log_f.shape[-1], self.head_dim + self.v_head_dim)
+        recurrence = Recurrence(type(self).__name__, state_size, (log_f.shape[-1], 1), state_of, run)
+        tensors = {"q": q, "k": k, "v": v, "log_f": log_f}
+        out, final = recur(cp, recurrence, tensors, return_state=return_state)
+        return F.silu(out), final

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from powerplan.errors import InputError, check_word, parameter, shown
-from powerplan.load import LoadedModel, load_model
+from powerplan.load import ConfigObject, LoadedModel, load_model
 from powerplan.report.render import Report, render
 from powerplan.spec import ModelSpec
 from powerplan.units import context_of, integer_of, parse_contexts, parse_integer, parse_ratio
@@ -28,8 +28,9 @@ Parsed = TypeVar("Parsed")
 LONGEST_TEXT = 5000
 """The most digits of an integer that becomes a text: Python writes up to 4,300."""
 
-Model = str | Path | ModelSpec | LoadedModel
-"""A catalogue name, a path as on the command line, a spec, or what load_model returned."""
+Model = str | Path | ModelSpec | LoadedModel | Mapping[str, Any] | ConfigObject
+"""A catalogue name, a path as on the command line, a spec, what load_model returned, or a config: as a dict that holds
+what a config.json or a powerplan YAML does, or an object of the transformers package."""
 
 Whole = SupportsIndex | str
 """An integer of any type, numpy's among them, or its text."""
@@ -38,14 +39,14 @@ Contexts = Whole | Iterable[Whole]
 """Contexts in tokens: 65536, "64k", "1k,64k", or a list or an array of either."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Answer:
     """An answer, with its numbers as attributes, that prints as the command line prints it.
 
     notes: remarks on how the input was read; the command line prints them on stderr.
     """
 
-    notes: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def report(self) -> Report:
@@ -54,6 +55,15 @@ class Answer:
 
     def _report(self) -> Report:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps: all but the report, which has functions in it and is made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "report"}
+
+    def __repr__(self) -> str:
+        """Return the class and the first line of the answer; all numbers of a training run would be a megabyte."""
+        line = self.to_markdown().partition("\n")[0]
+        return f"<{type(self).__name__}: {line}>"
 
     def __str__(self) -> str:
         """Return the table that the command line prints."""
@@ -81,7 +91,7 @@ class Answer:
         return re.sub(r"(?<=[^\n|])\n(?=[^\n|])", "  \n", self.to_markdown())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DrawnAnswer(Answer):
     """An answer that can be drawn too. matplotlib is an extra, and is imported only then."""
 
@@ -138,6 +148,11 @@ def read_model(
         remark = context_remark(spec, max(contexts), trained=trained)
         notes = (*notes, *([remark] if remark else []))
     return LoadedModel(spec, loaded.origin, notes)
+
+
+def several_models(models: Model | Sequence[Model]) -> Sequence[Model]:
+    """Return models; one of them as a list of one."""
+    return [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel, Mapping, ConfigObject)) else models
 
 
 def named_notes(spec: ModelSpec, notes: Iterable[str]) -> list[str]:

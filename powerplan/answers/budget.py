@@ -16,7 +16,6 @@ from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, needs_device, peak_of
 from powerplan.lengths import Lengths, LengthsInput, read_lengths
-from powerplan.load import LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.budget import budget_report, budgets_report
@@ -37,7 +36,7 @@ MAX_ROWS = 1000
 """The most models times contexts of one question."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BudgetAnswer(DrawnAnswer):
     """What a training budget buys.
 
@@ -171,7 +170,7 @@ def budget(
     20 tokens per parameter use the budget up, and what balances them.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec; or a list of them; None asks which.
+        model: a catalogue name, a path to a YAML or a config.json, a spec or a config; a list of them; None asks which.
         context: tokens of a sequence, as 65536, "64k" or "8k,64k", or a list of them; "64k" where None, and
             "8k,32k,128k" without a model.
         flops: training FLOPs in all, as 1e21 or "1e21".
@@ -226,7 +225,7 @@ def budget(
             batch_tokens=asked.batch_tokens,
             throughput=asked.throughput,
         )
-    models = [model] if isinstance(model, (str, Path, ModelSpec, LoadedModel)) else model
+    models = base.several_models(model)
     if not models:
         raise InputError("is an empty list; give one model or more, or None to ask which", parameter("model"))
     if len(models) * len(contexts) > MAX_ROWS:

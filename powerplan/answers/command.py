@@ -9,7 +9,7 @@ from typing import Any
 
 from powerplan.answers.base import Model, list_text, text_of
 from powerplan.hardware import Device
-from powerplan.load import LoadedModel
+from powerplan.load import ConfigObject, LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.spec import ModelSpec
@@ -43,6 +43,8 @@ def command_of(function: Callable[..., Any], given: Mapping[str, Any], contexts:
 def _model_text(model: Model) -> str:
     if isinstance(model, ModelSpec):
         return model.name
+    if isinstance(model, (Mapping, ConfigObject)):
+        return "config.json"
     return model.origin.removeprefix("catalogue: ") if isinstance(model, LoadedModel) else str(model)
 
 

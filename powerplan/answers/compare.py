@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from powerplan.accounting import Accounting, Row
-from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes, read_contexts, read_model
+from powerplan.answers.base import Contexts, DrawnAnswer, Model, named_notes, read_contexts, read_model, several_models
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CompareAnswer(DrawnAnswer):
     """Several models at the same contexts.
 
@@ -75,8 +75,9 @@ def compare(
         ['0.102', '0.437']
     """
     contexts = read_contexts(context)
-    alone = mixer is not None and not isinstance(models, str) and len(models) == 1
-    if isinstance(models, str) or (len(models) < 2 and not alone):
+    listed = several_models(models) is models
+    alone = mixer is not None and listed and len(models) == 1
+    if not listed or (len(models) < 2 and not alone):
         raise InputError("compare needs a list of two models or more, or of one with a mixer", parameter("models"))
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     loaded = [read_model(model, None, contexts) for model in models] if alone else []

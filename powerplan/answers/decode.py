@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsIndex, get_args
 
 from powerplan.accounting import Accounting
@@ -16,19 +15,17 @@ from powerplan.choices import Engine, Twin
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.hardware import Device, needs_device, peak_of
-from powerplan.load import LoadedModel
 from powerplan.report.decode import Served, decode_report
 from powerplan.report.render import Report
 from powerplan.serving import MAX_BATCH, Fleet, Serving
 from powerplan.serving import twin as twin_of
-from powerplan.spec import ModelSpec
 from powerplan.units import parse_integers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DecodeAnswer(DrawnAnswer):
     """What serving models takes.
 
@@ -74,7 +71,7 @@ def decode(
     """Return what serving one model or more takes, as `powerplan decode` prints it.
 
     Args:
-        models: a catalogue name, a path or a spec, as for wsfr, or a list of them.
+        models: a catalogue name, a path, a spec or a config, as for wsfr, or a list of them.
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
         batch: how many sequences are decoded together, 1 to 65,536, or a list of such numbers.
         gpu: the exact name of a device, such as "h100-sxm"; no times and no limits of memory where None.
@@ -104,7 +101,7 @@ def decode(
         4
     """
     contexts = base.read_contexts(context)
-    several = [models] if isinstance(models, (str, Path, ModelSpec, LoadedModel)) else models
+    several = base.several_models(models)
     if not several:
         raise InputError("decode needs one model or more", "models")
     base.check_choice(twin, get_args(Twin), "twin")

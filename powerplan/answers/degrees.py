@@ -9,7 +9,7 @@ from typing import SupportsIndex
 from powerplan.accounting import Accounting, Row
 from powerplan.answers.base import Answer, Model, Whole, list_text, read_model, text_of
 from powerplan.errors import parameter
-from powerplan.mixers.formulas import Convention
+from powerplan.mixers.formulas import Convention, convention_of
 from powerplan.mixers.power import MAX_DEGREE
 from powerplan.report.degrees import degrees_report
 from powerplan.report.render import Report
@@ -17,7 +17,7 @@ from powerplan.swap.degrees import Degree, with_degrees
 from powerplan.units import context_of, parse_integer, parse_integers
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DegreesAnswer(Answer):
     """A model with power attention of several degrees in every layer.
 
@@ -51,7 +51,7 @@ def degrees(
     """Return what a model carries with power attention of each degree, as `powerplan dims --model` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens at which FLOPs are counted, as 65536 or "64k".
         p: degrees, as 2, "1,2,3" or [1, 2, 3].
         tile: features in a tile of the tiled embedding.
@@ -68,7 +68,7 @@ def degrees(
     chosen = parse_integers(list_text(p), parameter("p"), 1, MAX_DEGREE)
     at, width = context_of(context, parameter("context")), parse_integer(text_of(tile), parameter("tile"), 1, 4096)
     loaded = read_model(model)
-    convention = convention or Convention()
+    convention = convention_of(convention)
     found = with_degrees(loaded.spec, chosen, at, convention)
     accounting = Accounting(loaded.spec, convention)
     remarks = dict.fromkeys(remark for degree in found for remark in degree.remarks)

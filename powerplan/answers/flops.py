@@ -11,7 +11,7 @@ from powerplan.accounting import Accounting
 from powerplan.answers.base import Model, Whole, read_model, text_of
 from powerplan.errors import InputError, parameter
 from powerplan.lengths import counted
-from powerplan.mixers.formulas import Convention, Rational, integer_if_whole
+from powerplan.mixers.formulas import Convention, Rational, convention_of, integer_if_whole
 from powerplan.spec import ModelSpec
 from powerplan.training import document_flops
 from powerplan.units import MAX_COUNT, context_of, parse_integer
@@ -36,7 +36,7 @@ def flops_per_step(
     more for each length that is new. A path is read again at each call.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 65536 or "64k".
         sequences: how many sequences of `context` tokens the step trains on; 1 where neither this nor lengths is given.
         lengths: the tokens of every document of the step, where documents are packed into sequences and attend only
@@ -66,7 +66,7 @@ def flops_per_step(
         documents = {longest: count}
     else:
         documents = _documents(lengths, longest)
-    accounting = _accounting(read_model(model).spec, mixer, convention)
+    accounting = _accounting(read_model(model).spec, mixer, convention_of(convention))
     flops: Rational = sum(document_flops(accounting, tokens) * count for tokens, count in documents.items())
     return integer_if_whole(flops)
 

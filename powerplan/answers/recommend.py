@@ -16,7 +16,7 @@ from powerplan.dump import check_name, short_name, spec_to_yaml
 from powerplan.errors import parameter
 from powerplan.hardware import Device
 from powerplan.measured import MeasuredTimes
-from powerplan.mixers.formulas import Convention
+from powerplan.mixers.formulas import Convention, convention_of
 from powerplan.report.reasons import why
 from powerplan.report.recommend import recommend_report
 from powerplan.report.render import Report
@@ -38,7 +38,7 @@ LM_HEAD = "lm-head"
 """The word of `exclude` for the FLOPs of the LM head."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecommendAnswer(DrawnAnswer):
     """What to train, the recommended candidate first.
 
@@ -125,7 +125,7 @@ def recommend(
     """Return which mixers, windows, heads or layer mix balance a model, as `powerplan recommend` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens, as 65536, "64k" or a list of them; of several the worst decides.
         target: the weight-state FLOP ratio that is wanted, as "3:1" or 3.
         max_state: bytes of state per sequence at most, as "512MiB".
@@ -178,7 +178,7 @@ def recommend(
     selected, excluded = _read_kinds(only, "only"), _read_kinds(exclude, "exclude", LM_HEAD)
     loaded = base.read_model(model, mixer, contexts)
     profile = base.read_measured(measured)
-    convention = convention or Convention()
+    convention = convention_of(convention)
     dtypes = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype)
     request = Request(
         contexts=contexts,

@@ -24,7 +24,7 @@ MAX_CONTEXTS = 16
 """The most contexts of one question: each is a search that takes 0.1 to 1 s."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SizesAnswer(DrawnAnswer):
     """Which models a budget supports.
 

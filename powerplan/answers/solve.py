@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import get_args
+from typing import get_args, overload
 
 from powerplan.answers.base import Answer, Model, Whole, check_choice, read_model, read_ratio
 from powerplan.choices import Unknown
 from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
-from powerplan.mixers.formulas import Convention
+from powerplan.mixers.formulas import Convention, convention_of
 from powerplan.report.equal_state import equal_state_report
 from powerplan.report.recommend import solve_report
 from powerplan.report.render import Report
@@ -23,7 +23,7 @@ from powerplan.swap import parse_swap
 from powerplan.units import context_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SolveAnswer(Answer):
     """The largest context, window or degree that keeps a ratio.
 
@@ -45,7 +45,7 @@ class SolveAnswer(Answer):
         return solve_report(self.solution, self.name, self.context, self.target)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EqualStateAnswer(Answer):
     """The largest context, window or degree that holds no more than another mixer in every layer.
 
@@ -67,6 +67,40 @@ class EqualStateAnswer(Answer):
         return equal_state_report(self.solution, self.name, self.context, self.dtypes)
 
 
+@overload
+def solve(
+    model: Model,
+    unknown: Unknown,
+    context: Whole = "64k",
+    *,
+    target: str | float | None = None,
+    equal_state: None = None,
+    mixer: str | None = None,
+    convention: Convention | None = None,
+    dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
+) -> SolveAnswer: ...
+
+
+@overload
+def solve(
+    model: Model,
+    unknown: Unknown,
+    context: Whole = "64k",
+    *,
+    target: str | float | None = None,
+    equal_state: str,
+    mixer: str | None = None,
+    convention: Convention | None = None,
+    dtype: str = "bf16",
+    weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
+    state_dtype: str | None = None,
+) -> EqualStateAnswer: ...
+
+
 def solve(
     model: Model,
     unknown: Unknown,
@@ -84,7 +118,7 @@ def solve(
     """Return the largest context, window or degree that keeps a ratio, as `powerplan recommend --solve` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         unknown: "context", "window" or "p", of every layer.
         context: tokens at which windows and degrees are judged.
         target: the weight-state FLOP ratio to keep, as "3:1" or 3; 1:1 where None.
@@ -103,14 +137,14 @@ def solve(
         >>> solve("gpt2-small", "window", equal_state="power:p=2").value
         1040
     """
-    check_choice(unknown, get_args(Unknown), "solve")
+    check_choice(unknown, get_args(Unknown), "unknown")
     at, ratio = context_of(context, parameter("context")), read_ratio("1:1" if target is None else target)
     if equal_state is not None and target is not None:
         raise InputError(
             f"asks for a state, and {parameter('target')} for a ratio; leave one out", parameter("equal_state")
         )
     loaded = read_model(model, mixer)
-    dtypes, convention = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype), convention or Convention()
+    dtypes, convention = Dtypes(dtype, weights_dtype, cache_dtype, state_dtype), convention_of(convention)
     name = loaded.spec.name
     if equal_state is None:
         solution = search_ratio(loaded.spec, unknown, at, ratio, convention, dtypes)

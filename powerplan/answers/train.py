@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from powerplan.accounting import Accounting
 from powerplan.answers.base import (
@@ -21,30 +21,38 @@ from powerplan.answers.base import (
     refuse_measured_documents,
     text_of,
 )
-from powerplan.choices import Loss, Master, Optimizer, Recompute, Trainer, TrainingDtype
-from powerplan.errors import InfeasibleError, InputError, parameter, shown
-from powerplan.hardware import Device, Peak, peak_of
+from powerplan.answers.train_inputs import (
+    AUTO,
+    check_matmuls,
+    efficiency_of,
+    read_choices,
+    read_cluster,
+    read_efficiency,
+    read_peak,
+    read_phase,
+    read_stages,
+)
+from powerplan.choices import Loss, Master, MatmulsDtype, Optimizer, Schedule, Trainer, TrainingDtype
+from powerplan.errors import InfeasibleError, InputError, parameter
+from powerplan.hardware import Device
 from powerplan.lengths import LengthsInput, read_lengths
-from powerplan.measured import MeasuredTimes, Unmeasured
+from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
 from powerplan.report.render import Report
-from powerplan.report.train import OtherRun, train_report
-from powerplan.run.degrees import MAX_PARALLEL, Degrees, parse_degrees, problems
-from powerplan.run.efficiency import DEFAULT, parse_efficiency
+from powerplan.report.train import train_report
+from powerplan.report.train_remarks import OtherRun
+from powerplan.run.degrees import Degrees, problems
+from powerplan.run.efficiency import parse_overlap
 from powerplan.run.layouts import BATCH_TOKENS, Batch, Setting
-from powerplan.run.links import Cluster, cluster_of
+from powerplan.run.links import Cluster
 from powerplan.run.plan import Choices, Phase, PhasePlan, TrainingPlan, plan_training
 from powerplan.run.recipe import Recipe
-from powerplan.run.search import MICRO_BATCHES, RECOMPUTE
-from powerplan.run.step import Efficiency
+from powerplan.run.step import DEFAULT_OVERLAP
 from powerplan.search import Request
 from powerplan.search import recommend as search
 from powerplan.swap import swap_text
 from powerplan.training import TOKENS_PER_PARAMETER, alternatives, budget_of
-from powerplan.units import parse_context, parse_count, parse_integer, parse_money, parse_rate
-
-AUTO = "auto"
-"""The word for a degree, a recomputation or a micro-batch that the plan may choose."""
+from powerplan.units import parse_context, parse_count, parse_money
 
 DEFAULT_CONTEXT = "64k"
 
@@ -52,7 +60,7 @@ MOST_NEAR = 60
 """Layouts of the model as it is that are tried again with other mixers: the fastest ones, of up to 6,000."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainAnswer(Answer):
     """A training run.
 
@@ -78,9 +86,9 @@ class TrainAnswer(Answer):
         """
         from powerplan.run.export import EXPORTS, Job  # Most plans are not exported.
 
-        check_choice(trainer, get_args(Trainer), "export")
+        check_choice(trainer, get_args(Trainer), "trainer")
         if len(self.plan.phases) > 1:
-            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("export"))
+            raise InputError(f"writes one stage, and the run has {len(self.plan.phases)}", parameter("trainer"))
         (phase,) = self.plan.phases
         layout = phase.layout
         sizes = layout.batch_tokens, phase.phase.tokens
@@ -103,11 +111,13 @@ def train(
     micro_batch: Whole = AUTO,
     parallel: str | Degrees = AUTO,
     zero: Whole = 3,
+    schedule: Schedule = "1f1b",
     recompute: str = AUTO,
     optimizer: Optimizer = "adamw",
     master: Master = "fp32",
     loss: Loss = "whole",
     efficiency: str | float | None = None,
+    overlap: str | None = None,
     measured: str | Path | MeasuredTimes | None = None,
     price: float | str | None = None,
     node_devices: Whole | None = None,
@@ -116,13 +126,14 @@ def train(
     mixer: str | None = None,
     convention: Convention | None = None,
     dtype: TrainingDtype = "bf16",
+    matmuls_dtype: MatmulsDtype | None = None,
     gradients_dtype: TrainingDtype | None = None,
     moments_dtype: TrainingDtype | None = None,
 ) -> TrainAnswer:
     """Return how a model is trained, as `powerplan train` prints it: memory, layout, step time, hours, money.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 131072 or "128k"; "64k" where neither it nor `stages` is given.
         gpu: the exact name of a device, such as "h100-sxm"; may be left out where `measured` has rates of one.
         devices: how many there are.
@@ -135,12 +146,14 @@ def train(
         parallel: degrees such as "fsdp=8,cp=8", or "auto" for the fastest that fit.
         zero: what devices that see different tokens share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
             too (FSDP).
+        schedule: "1f1b", or "dualpipe": a pipeline that is fed from both ends and hides the traffic of experts.
         recompute: "none", "selective" or "full", or "auto" for the least that fits.
         optimizer: "adamw", "adamw-8bit" or "muon".
         master: "fp32" for a copy of the weights in fp32 that the optimizer works on; "none" for none.
         loss: "whole" for the logits of all tokens at once, or "chunked".
-        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3", of FLOPs as
-            Convention() counts them.
+        efficiency: shares of the device's dense peak, as 0.5 or "weights=0.6,attention=0.5,recurrent=0.3,fp8=0.5", of
+            FLOPs as Convention() counts them.
+        overlap: shares of traffic that hide behind compute, as "experts=0.9,tensor=0.5".
         measured: a file of `powerplan profile --save`: measured times of mixers and matmuls in place of shares.
         price: money for an hour of one device.
         node_devices, link_gbs, network_gbs: devices of a node, and GB/s per device and direction within and between
@@ -148,6 +161,7 @@ def train(
         mixer: the mixer to put into every layer first, such as "power:p=2".
         convention: how FLOPs are counted in MFU and HFU; Convention() where None. Times do not depend on it.
         dtype: the number format of weights in matmuls and of activations: bf16, fp16 or fp32.
+        matmuls_dtype: "fp8" for layers' products with weights in fp8, and tokens that are sent to experts so.
         gradients_dtype, moments_dtype: that of gradients and of the optimizer's moments: fp32 with a master copy, else
             `dtype`, where left out.
 
@@ -163,26 +177,35 @@ def train(
         >>> answer.fits
         True
     """
-    count, share = read_devices(devices), _read_efficiency(efficiency)
+    count, share = read_devices(devices), read_efficiency(efficiency)
     dollars = optional(parse_money, "price", price)
-    stage_texts = _read_stages(stages, context, tokens)
+    stage_texts = read_stages(stages, context, tokens)
     at = parse_context(text_of(DEFAULT_CONTEXT if context is None else context), parameter("context"))
     wanted = optional(parse_count, "tokens", tokens, "a count of tokens")
     step = optional(parse_context, "batch_tokens", batch_tokens)
     recipe = Recipe(
-        optimizer, dtype, master, "none", loss, gradients_dtype=gradients_dtype, moments_dtype=moments_dtype
+        optimizer,
+        dtype,
+        master,
+        "none",
+        loss,
+        gradients_dtype=gradients_dtype,
+        moments_dtype=moments_dtype,
+        matmuls_dtype=matmuls_dtype,
     )
-    choices = _read_choices(recipe, recompute, zero, parallel, micro_batch)
+    hidden = DEFAULT_OVERLAP if overlap is None else parse_overlap(str(overlap))
+    choices = read_choices(recipe, recompute, zero, schedule, parallel, micro_batch)
     profile, device = read_measured(measured), read_device(gpu)
-    peak = _peak(device, profile, recipe)
+    peak = read_peak(device, profile, recipe)
+    check_matmuls(device, recipe)
 
     def joined(number: int) -> Cluster:
-        return _cluster(device, number, node_devices, link_gbs, network_gbs)
+        return read_cluster(device, number, node_devices, link_gbs, network_gbs)
 
     refuse_measured_documents(lengths, profile)
     documents = None if lengths is None else read_lengths(lengths)
     cluster = joined(count)
-    phases = [_read_phase(text) for text in stage_texts]
+    phases = [read_phase(text) for text in stage_texts]
     loaded = read_model(model, mixer, [phase.context for phase in phases] or [at], trained=True)
     accounting, notes = Accounting(loaded.spec, convention), list(loaded.notes)
     if not phases:
@@ -196,8 +219,8 @@ def train(
     batch = Batch(step or BATCH_TOKENS, exact=step is not None)
     plans: list[PhasePlan] = []
     for phase in phases:
-        found, remarks = _efficiency(accounting, phase.context, peak, share, profile)
-        setting = replace(Setting.of(cluster, peak, found, batch), lengths=documents)
+        found, remarks = efficiency_of(accounting, phase.context, peak, share, profile)
+        setting = replace(Setting.of(cluster, peak, found, batch), lengths=documents, overlap=hidden)
         plans += plan_training(accounting, [phase], setting, choices, dollars).phases
         notes += remarks
     plan = TrainingPlan(accounting, tuple(plans), plans[-1].layout.setting, dollars)
@@ -205,97 +228,6 @@ def train(
         raise InfeasibleError(_what_lacks(plan, choices, joined))
     others = _others(plan, phases[0], choices) if profile is None and len(phases) == 1 else []
     return TrainAnswer(plan=plan, others=tuple(others), notes=tuple(dict.fromkeys(notes)))
-
-
-def _read_stages(stages: Sequence[str], context: Whole | None, tokens: Whole | float | None) -> list[str]:
-    """Return the texts of stages; raises InputError where there are some and a context or tokens beside them."""
-    texts = [stages] if isinstance(stages, str) else list(stages)
-    if texts and (context is not None or tokens is not None):
-        given = parameter("context" if context is not None else "tokens")
-        raise InputError(f"has tokens and contexts of its own: leave {given} out", parameter("stage"))
-    return texts
-
-
-def _read_choices(recipe: Recipe, recompute: str, zero: Whole, parallel: str | Degrees, micro_batch: Whole) -> Choices:
-    """Return what the plan may choose: one value of what is given, and of what is "auto" all that there are."""
-    again, shards = _read_recompute(recompute), parse_integer(text_of(zero), parameter("zero"), 0, 3)
-    degrees = parallel if isinstance(parallel, Degrees) else _read_degrees(str(parallel), shards)
-    batches: tuple[int, ...] = MICRO_BATCHES
-    if (size := text_of(micro_batch)) != AUTO:
-        batches = (parse_integer(size, parameter("micro_batch"), 1, MAX_PARALLEL),)
-    return Choices(recipe, None if degrees is None else (degrees,), again, batches, shards)
-
-
-def _peak(device: Device | None, profile: MeasuredTimes | None, recipe: Recipe) -> Peak:
-    """Return the rates of the device, or of the one that was measured; raises InputError where there is neither."""
-    rates: Literal["bf16", "fp32"] = "fp32" if recipe.dtype == "fp32" else "bf16"
-    peak = peak_of(device, rates) if device is not None else profile.peak() if profile is not None else None
-    if peak is None:
-        raise InputError(
-            "a training run needs a device, such as h100-sxm (powerplan hardware lists them)", parameter("gpu")
-        )
-    return peak
-
-
-def _read_degrees(text: str, zero: int) -> Degrees | None:
-    return None if text == AUTO else parse_degrees(text, parameter("parallel"), zero)
-
-
-def _read_recompute(text: str) -> tuple[Recompute, ...]:
-    """Return what may be computed again: one of the words, or all of them for "auto"."""
-    check_choice(text, (*RECOMPUTE, AUTO), "recompute")
-    return tuple(word for word in RECOMPUTE if text in (word, AUTO))
-
-
-def _read_efficiency(given: str | float | None) -> Efficiency | None:
-    return None if given is None else parse_efficiency(str(given))
-
-
-def _read_phase(text: str) -> Phase:
-    """Return the tokens and the context of a stage such as "950B@8k"."""
-    where = parameter("stage")
-    tokens, at, context = text.partition("@")
-    if not at:
-        raise InputError(f"{shown(text)} is not a stage; write tokens@context, as 950B@8k", where)
-    return Phase(parse_count(tokens.strip(), where, "a count of tokens"), parse_context(context.strip(), where))
-
-
-def _cluster(
-    device: Device | None,
-    devices: int,
-    node_devices: Whole | None,
-    link_gbs: float | str | None,
-    network_gbs: float | str | None,
-) -> Cluster:
-    node = None
-    if node_devices is not None:
-        node = parse_integer(text_of(node_devices), parameter("node_devices"), 1, MAX_PARALLEL)
-    rates = {
-        name: optional(parse_rate, name, value)
-        for name, value in (("link_gbs", link_gbs), ("network_gbs", network_gbs))
-    }
-    if device is None:
-        if devices > 1:
-            raise InputError("several devices need one of the catalogue, for its links", parameter("gpu"))
-        return Cluster(None, 1, 1, None, None)
-    return cluster_of(device, devices, node_devices=node, **rates)
-
-
-def _efficiency(
-    accounting: Accounting, context: int, peak: Peak, given: Efficiency | None, profile: MeasuredTimes | None
-) -> tuple[Efficiency, list[str]]:
-    """Return the shares of the peak that work reaches, with what a profile measured in place of them, and remarks."""
-    share = given or DEFAULT
-    if profile is None:
-        return share, []
-    remarks = [remark] if (remark := profile.elsewhere(peak.name)) else []
-    rate = profile.weight_flops_per_s()
-    if rate is not None and given is None:
-        share = replace(share, weights=min(1.0, rate / float(peak.flops_per_s)))
-    mixers = profile.model_training_time(accounting.spec, context)
-    if isinstance(mixers, Unmeasured):
-        return share, [*remarks, f"{mixers.describe()}: its share of the peak is counted instead"]
-    return replace(share, measured_s=mixers), remarks
 
 
 def _others(plan: TrainingPlan, phase: Phase, choices: Choices) -> list[OtherRun]:
@@ -348,11 +280,13 @@ def _what_lacks(
     worst = max((phase.layout for phase in plan.phases), key=lambda layout: layout.memory.peak)
     setting, name = plan.setting, plan.accounting.spec.name
     assert setting.capacity_bytes is not None
-    need, has = worst.memory.peak / 1e9, setting.capacity_bytes / 1e9
+    need, has = (
+        f"{size / 1e9:{',.0f' if size >= 1e12 else '.4g'}}" for size in (worst.memory.peak, setting.capacity_bytes)
+    )
     devices = setting.cluster.devices
     text = (
-        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need:,.4g} GB at the "
-        f"peak in each, which has {has:,.4g} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
+        f"{name} at {worst.context:,} tokens does not fit {devices:,} x {setting.peak.name}: {need} GB at the "
+        f"peak in each, which has {has} GB ({worst.degrees.describe()}, recompute {worst.recipe.recompute})"
     )
     phases = [phase.phase for phase in plan.phases]
     if choices.recipe.loss == "whole":

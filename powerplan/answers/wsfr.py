@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from powerplan.lengths.flops import DocumentRow
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WsfrAnswer(DrawnAnswer):
     """The weight-state FLOP ratios of one model.
 
@@ -96,7 +96,7 @@ def wsfr(
     """Return the weight-state FLOP ratio of a model at each context, as `powerplan wsfr` prints it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens, as 65536, "64k" or "1k,64k", or a list of them.
         lengths: documents of many lengths, packed into sequences of `context` tokens: a file, as a path, with one
             length a line; "lognormal:mean=4k,p99=64k"; shares, as "4k:0.9,64k:0.1"; numbers of documents by length, as

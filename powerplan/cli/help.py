@@ -22,7 +22,8 @@ PANELS = {
     **dict.fromkeys(["like", "mixer", "measured"], MODEL),
     **dict.fromkeys(["form", "causal", "exclude"], CONVENTION),
     **dict.fromkeys(
-        ["dtype", "weights_dtype", "cache_dtype", "state_dtype", "gradients_dtype", "moments_dtype"], FORMATS
+        ["dtype", "weights_dtype", "cache_dtype", "state_dtype", "gradients_dtype", "moments_dtype", "matmuls_dtype"],
+        FORMATS,
     ),
     **dict.fromkeys(["cache_budget", "prefill_chunk", "checkpoint_every", "engine", "page"], CACHES),
     **dict.fromkeys(

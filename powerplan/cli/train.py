@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import powerplan
-from powerplan.choices import Loss, Master, Optimizer, Trainer, TrainingDtype
+from powerplan.choices import Loss, Master, MatmulsDtype, Optimizer, Schedule, Trainer, TrainingDtype
 from powerplan.cli import options, say
 from powerplan.cli.options import choice_option
 
@@ -45,6 +45,10 @@ def train(
             help="What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too (FSDP).",
         ),
     ] = "3",
+    schedule: Annotated[
+        Schedule,
+        choice_option(Schedule, "Order of micro-batches in a pipeline; dualpipe hides the traffic of experts."),
+    ] = "1f1b",
     recompute: Annotated[
         str, typer.Option(metavar="HOW|auto", help="Activations that are computed again: none, selective or full.")
     ] = "auto",
@@ -57,7 +61,15 @@ def train(
         str | None,
         typer.Option(
             metavar="SHARES",
-            help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention and recurrent.",
+            help="Shares of the dense peak: 0.5 of all, or a list of weights=0.6, attention, recurrent, "
+            "experts (matmuls of routed ones) and fp8 (of the fp8 peak).",
+        ),
+        options.ADDS,
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES", help="Shares of traffic that hide behind compute: a list of experts=0.9 and tensor=0.5."
         ),
         options.ADDS,
     ] = None,
@@ -80,6 +92,9 @@ def train(
     dtype: Annotated[
         TrainingDtype, choice_option(TrainingDtype, "Number format of weights in matmuls and of activations.")
     ] = "bf16",
+    matmuls_dtype: Annotated[
+        MatmulsDtype | None, choice_option(MatmulsDtype, "Of layers' products with weights, if not --dtype.")
+    ] = None,
     gradients_dtype: Annotated[
         TrainingDtype | None,
         choice_option(TrainingDtype, "Of gradients; if not given fp32 with a master copy, else --dtype."),
@@ -118,11 +133,13 @@ def train(
         micro_batch=micro_batch,
         parallel=parallel,
         zero=zero,
+        schedule=schedule,
         recompute=recompute,
         optimizer=optimizer,
         master=master,
         loss=loss,
         efficiency=efficiency,
+        overlap=overlap,
         measured=measured,
         price=price,
         node_devices=node_devices,
@@ -131,6 +148,7 @@ def train(
         mixer=mixer,
         convention=options.convention(form, causal, exclude),
         dtype=dtype,
+        matmuls_dtype=matmuls_dtype,
         gradients_dtype=gradients_dtype,
         moments_dtype=moments_dtype,
     )

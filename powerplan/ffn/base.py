@@ -43,6 +43,10 @@ class FFN(Block, frozen=True, kw_only=True):
         """Return the elements that a token sends to its experts, one way; 0 where there are no experts."""
         return 0
 
+    def nodes_sent_to(self, nodes: int) -> int | None:
+        """Return how many of `nodes` nodes that share the experts a token is sent to at most; None without a limit."""
+        return None
+
 
 def multiplied_terms(block: Block, hidden: int) -> tuple[Term, ...]:
     """Return the parameters that a token multiplies in a mixer or an FFN, once for each time: 2 weight FLOPs each.

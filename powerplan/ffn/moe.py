@@ -32,6 +32,9 @@ class MoE(FFN, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     where left out.
     zero_experts: more choices of the router that compute nothing (LongCat); `top_k` stands for the most that a token
     can use, as no more than that many of its choices are experts.
+    groups: equal parts of the routed experts, for routers that pick groups first (node-limited routing).
+    top_groups: groups that a token's experts are of; all of them where left out. Both change no count of weights or
+    FLOPs, only where a token is sent to in training.
     """
 
     source = "Shazeer et al. 2017, arXiv 1701.06538, section 2; DeepSeekMoE, arXiv 2401.06066 (shared)"
@@ -49,12 +52,22 @@ class MoE(FFN, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     shared_gate: bool = False
     latent_size: Size | None = None
     zero_experts: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)] = 0
+    groups: Size = 1
+    top_groups: Size | None = None
 
     def check(self) -> None:
         if self.top_k > self.experts:
             raise problem("top_k", f"top_k {self.top_k} is more than the {self.experts} experts there are")
         if self.shared_gate and not self.shared_intermediate_size:
             raise problem("shared_gate", "shared_gate is set, and there is no shared expert to gate")
+        if self.experts % self.groups:
+            raise problem("groups", f"groups {self.groups} does not divide the {self.experts} experts")
+        chosen = self.groups if self.top_groups is None else self.top_groups
+        if chosen > self.groups:
+            raise problem("top_groups", f"top_groups {chosen} is more than the {self.groups} groups there are")
+        if self.top_k > chosen * (self.experts // self.groups):
+            within = chosen * (self.experts // self.groups)
+            raise problem("top_groups", f"top_groups {chosen} have {within} experts, less than the top_k {self.top_k}")
 
     def matmul_formulas(self) -> Formulas:
         return (
@@ -97,6 +110,16 @@ class MoE(FFN, frozen=True, kw_only=True, tag_field="kind", tag="moe"):
     def dispatched(self, hidden: int) -> int:
         """Return the elements that a token sends to its experts, one way: one input for each of them."""
         return self.top_k * (self.latent_size or hidden)
+
+    def nodes_sent_to(self, nodes: int) -> int | None:
+        """Return how many of `nodes` nodes that share the experts a token is sent to at most; None without a limit.
+
+        Groups lie whole on nodes, or on several where there are more nodes than groups (DeepSeek-V3, arXiv 2412.19437,
+        section 2.1.2).
+        """
+        if self.top_groups is None or self.top_groups == self.groups:
+            return None
+        return min(self.top_groups * -(-nodes // self.groups), self.top_k, nodes)
 
     def own_kept(self, context: int, kernels: Kernels) -> tuple[Kept, ...]:
         """Return the input, the router's numbers, the buffers of rows sent to experts, and what these keep.

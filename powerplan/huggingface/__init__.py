@@ -10,6 +10,7 @@ the default of its family. A number or a word beside these gets a note; anything
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,9 +19,13 @@ from powerplan.documents import Document
 from powerplan.errors import InputError, did_you_mean, parameter, shown
 from powerplan.huggingface.audit import audit, nearest_family
 from powerplan.huggingface.config import Config, Family
-from powerplan.huggingface.defaults import FLAT_WRAPPERS, STATED, class_defaults, tables
+from powerplan.huggingface.defaults import STATED, Wrapper, class_defaults, tables
 from powerplan.huggingface.families import FAMILIES, REFUSED, supported_families, wrapped_families
+from powerplan.huggingface.flat import FLAT, flat_family
 from powerplan.huggingface.mamba import mamba_ssm
+from powerplan.huggingface.mistral_native import FAMILY as MISTRAL_FAMILY
+from powerplan.huggingface.mistral_native import NAME as MISTRAL_NATIVE
+from powerplan.huggingface.mistral_native import is_mistral_native
 from powerplan.huggingface.quantization import with_quantization
 from powerplan.huggingface.rope import with_rope
 from powerplan.spec import ModelSpec
@@ -66,23 +71,28 @@ def _text_config(document: Document) -> tuple[Config, Family]:
     family = outer.data.get("model_type")
     if family is None and outer.has("d_model") and outer.has("n_layer"):
         return outer, Family(mamba_ssm, defaults={"ngroups": 1})
+    if family is None and is_mistral_native(document.data):
+        return Config(document, changes={"model_type": MISTRAL_NATIVE}), MISTRAL_FAMILY
     if family is None:
         raise outer.error("has no model_type, so its family is unknown; a powerplan spec is YAML, with a .yaml suffix")
     if not isinstance(family, str):
         raise outer.error(f"model_type must be a word, and is {shown(family)}", "model_type")
-    inner = outer.data.get("text_config")
+    if family == "git" and outer.data.get("architectures") == ["Grok1ForCausalLM"]:  # Grok 2's file.
+        return Config(document, changes={"model_type": "grok-1"}), FAMILIES["grok-1"]
+    wrapper = tables().wrappers.get(family, Wrapper(text="")).of(outer.data)
+    inner, name = wrapper.within(outer.data), ".".join(wrapper.path)
     if inner is not None and not isinstance(inner, dict):
-        raise outer.error(f"text_config must be an object, and is {shown(inner)}", "text_config")
+        raise outer.error(f"{name} must be an object, and is {shown(inner)}", *wrapper.path)
     if family in FAMILIES:
         return outer, FAMILIES[family]
     if family in REFUSED:
         raise outer.error(f"model_type {shown(family)} is not supported: {REFUSED[family]}", "model_type")
     if family in tables().wrappers and inner is not None:
-        return _wrapped(document, outer, family, inner)
-    if family in FLAT_WRAPPERS and inner is None:
-        return _flat(document, family)
+        return _wrapped(document, outer, family, wrapper)
+    if family in FLAT and inner is None:
+        return _flat(document, outer, family)
     if family in wrapped_families():
-        raise outer.error(f"{family} needs text_config, and the file has none", "model_type")
+        raise outer.error(f"{family} needs {name}, and the file has none", "model_type")
     if inner is not None:
         problem = f"model_type {shown(family)} is not supported, a wrapper whose text_config may mean something else"
         raise outer.error(f"{problem}{_nearest(inner)}", "model_type")
@@ -101,49 +111,76 @@ def _nearest(data: dict[str, Any]) -> str:
 
 
 def _read_like(document: Document, like: str) -> tuple[Config, Family]:
-    """Return the config, or the text_config in it, to be read as the family `like`."""
+    """Return the config, or the text decoder's in it, to be read as the family `like`."""
     if like not in FAMILIES:
         hint = did_you_mean(like, FAMILIES) or ";"
         raise InputError(f"{shown(like)} is not a family that is read{hint} {LISTED}", parameter("like"))
-    inner = isinstance(document.data.get("text_config"), dict)
-    config = Config(document, ("text_config",) if inner else (), {"model_type": like})
+    wrapper = tables().wrappers.get(str(document.data.get("model_type")), Wrapper(text="")).of(document.data)
+    inner = isinstance(wrapper.within(document.data), dict)
+    config = Config(document, wrapper.path if inner else (), {"model_type": like})
     config.note(f"read like {like}, as --like says")
     return config, FAMILIES[like]
 
 
-def _wrapped(document: Document, outer: Config, family: str, inner: dict[str, Any]) -> tuple[Config, Family]:
-    """Return the text decoder within a wrapper, whose tie_word_embeddings is the one that transformers follows."""
-    wrapper = tables().wrappers[family]
-    text = inner.get("model_type", wrapper.text)
+def _wrapped(document: Document, outer: Config, family: str, wrapper: Wrapper) -> tuple[Config, Family]:
+    """Return the text decoder within a wrapper."""
+    inner, place = wrapper.within(document.data), ".".join(wrapper.path)
+    text = inner.get("model_type") or wrapper.text
+    if not text:
+        raise outer.error(f"{place} needs model_type, and the file has none", *wrapper.path)
     if not isinstance(text, str) or text not in FAMILIES:
-        problem = f"model_type {shown(family)} with text_config of {shown(text)} is not supported"
+        problem = f"model_type {shown(family)} with {place} of {shown(text)} is not supported"
         raise outer.error(f"{problem}; {LISTED}", "model_type")
-    changes: dict[str, Any] = {"model_type": text}
-    stated = outer.boolean("tie_word_embeddings", False) if outer.has("tie_word_embeddings") else None
-    if stated is not None:
-        changes["tie_word_embeddings"] = stated
-    config = Config(document, ("text_config",), changes)
-    config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
-    inside = inner.get("tie_word_embeddings")
-    if stated is not None and isinstance(inside, bool) and inside != stated:
-        said = f"tie_word_embeddings is {str(stated).lower()} in the file and {str(inside).lower()} in its text_config"
-        config.note(f"{said}; the first holds, as in transformers")
     known = class_defaults(FAMILIES[text].like or text, nested=True)
+    changes: dict[str, Any] = {"model_type": text}
+    config = Config(document, wrapper.path, changes)
+    config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
+    tied = _tied(config, outer if len(wrapper.path) == 1 else outer.part(*wrapper.path[:-1]), wrapper, known.defaults)
+    if tied is not None:
+        config = Config(document, wrapper.path, changes | {"tie_word_embeddings": tied}, config.notes)
     left_out = [name for name in STATED if name not in inner and known.aliases.get(name, name) not in inner]
     if left_out:
         sizes = {name: known.defaults.get(known.aliases.get(name, name)) for name in left_out}
         texts = [f"{name} {size:,}" for name, size in sizes.items() if isinstance(size, int)]
         if texts:
-            config.note(f"text_config leaves out sizes, which are transformers' defaults of {text}: {', '.join(texts)}")
+            config.note(f"{place} leaves out sizes, which are transformers' defaults of {text}: {', '.join(texts)}")
     return config, FAMILIES[text]
 
 
-def _flat(document: Document, family: str) -> tuple[Config, Family]:
+def _tied(text: Config, around: Config, wrapper: Wrapper, defaults: Mapping[str, Any]) -> bool | None:
+    """Return whether a wrapper ties its decoder's embeddings, None where the decoder's own config alone says it.
+
+    What is stated around the decoder's config holds, but for the classes that tie where either says so. Where nothing
+    is, transformers 5 follows the wrapper's class and older versions the decoder's config: embeddings are tied where
+    both say so, and in older files where the decoder's config states it. Code outside transformers knows the decoder's
+    config alone.
+    """
+    if wrapper.alone:
+        return None
+    key = "tie_word_embeddings"
+    inside = text.boolean(key, False) if text.has(key) else None
+    within = bool(defaults.get(key, wrapper.tied)) if inside is None else inside  # Some decoders' classes have none.
+    if around.has(key):
+        stated = around.boolean(key, False)
+        tied = stated or (wrapper.either and within)
+        if inside is not None and inside != stated:
+            said = f"{key} is {str(stated).lower()} in the file and {str(inside).lower()} in its text_config"
+            text.note(f"{said}; the {'first' if tied == stated else 'second'} holds, as in transformers")
+        return tied
+    version = around.document.data.get("transformers_version")
+    by_class = wrapper.tied is not False or (wrapper.either and within)
+    if inside and not by_class and isinstance(version, str) and version.startswith("5"):
+        text.note(f"{key} of the text_config is not heeded: transformers 5, which wrote the file, follows its class")
+        return False
+    return within and (by_class or bool(inside))
+
+
+def _flat(document: Document, outer: Config, family: str) -> tuple[Config, Family]:
     """Return the text decoder of a wrapper whose files have its keys beside those of the other towers."""
-    text = tables().wrappers[family].text
+    text, inert = flat_family(outer, family)
     config = Config(document, changes={"model_type": text})
     config.note(f"{family}: the text decoder alone is counted, other towers and projectors are not")
-    return config, replace(FAMILIES[text], inert=FAMILIES[text].inert | FLAT_WRAPPERS[family])
+    return config, replace(FAMILIES[text], inert=FAMILIES[text].inert | inert)
 
 
 def _name(document: Document, fallback: str) -> str:

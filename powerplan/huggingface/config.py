@@ -82,7 +82,11 @@ class Config:
     """
 
     def __init__(
-        self, document: Document, prefix: tuple[Step, ...] = (), changes: Mapping[str, Any] | None = None
+        self,
+        document: Document,
+        prefix: tuple[Step, ...] = (),
+        changes: Mapping[str, Any] | None = None,
+        notes: list[str] | None = None,
     ) -> None:
         self.document = document
         self.prefix = prefix
@@ -90,7 +94,7 @@ class Config:
         for step in prefix:
             data = data[step]
         self.data = Keys(data | changes if changes else data)
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if notes is None else notes
         self.defaults: Mapping[str, Any] = {}
         self.aliases: Mapping[str, str] = {}
         self.parts: list[Config] = []

@@ -24,6 +24,9 @@ RMSNORMS = Norm()
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 """Keys of how many routed experts there are."""
 
+GROUPS = ("n_group", "num_expert_group")
+"""Keys of the groups that they are in, where routers pick groups first."""
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -45,12 +48,16 @@ def moe_of(config: Config, keys: Experts) -> MoE:
     shared = config.optional_integer(keys.shared_width, low=0) if keys.shared_width else 0
     if keys.shared:
         shared = width * (config.optional_integer(keys.shared, low=0) or 0)
+    chosen = parts.experts_chosen(config, experts)
+    groups, top_groups = groups_chosen(config, experts, chosen)
     return MoE(
         experts=experts,
-        top_k=parts.experts_chosen(config, experts),
+        top_k=chosen,
         intermediate_size=width,
         shared_intermediate_size=shared or 0,
         router_bias=keys.router_bias,
+        groups=groups,
+        top_groups=top_groups,
     )
 
 
@@ -59,13 +66,31 @@ def routed_experts(config: Config, routed: Sequence[str], shared: Sequence[str],
     experts = config.integer(*routed)
     width = config.integer("moe_intermediate_size")
     shared_count = config.optional_integer(*shared, low=0) or 0
+    chosen = parts.experts_chosen(config, experts)
+    groups, top_groups = groups_chosen(config, experts, chosen)
     return MoE(
         experts=experts,
-        top_k=parts.experts_chosen(config, experts),
+        top_k=chosen,
         intermediate_size=width,
         shared_intermediate_size=shared_count * width,
         router_bias=router_bias,
+        groups=groups,
+        top_groups=top_groups,
     )
+
+
+def groups_chosen(config: Config, experts: int, chosen: int) -> tuple[int, int | None]:
+    """Return the groups of experts, and of how many of them a token's experts are: 1 and None without a limit.
+
+    They say where tokens go and change no count, so that a file is not refused for values that fit nothing here: a
+    router of all experts has 1 group, or the topk_method greedy, and picks out of all.
+    """
+    stated = next((value for key in GROUPS if (value := config.data.get(key)) is not None), None)
+    limit = config.data.get("topk_group")
+    if config.data.get("topk_method") == "greedy" or type(stated) is not int or type(limit) is not int:
+        return 1, None
+    fits = 0 < limit < stated and experts % stated == 0 and chosen <= limit * (experts // stated)
+    return (stated, limit) if fits else (1, None)
 
 
 Which = Callable[[Config], list[bool]]

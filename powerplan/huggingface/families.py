@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from powerplan.huggingface import (
+    bailing,
     dense,
     experts,
     fla,
     gemma,
     gpt,
+    hub,
     hybrids,
     latent,
     looped,
@@ -16,22 +18,29 @@ from powerplan.huggingface import (
     mixed,
     recurrent,
     remote,
+    remote_experts,
     sarvam,
     special,
+    towers,
 )
 from powerplan.huggingface.config import Family
 from powerplan.huggingface.defaults import tables
+from powerplan.huggingface.flat import FLAT
 
 FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
     **gpt.FAMILIES,
     **remote.FAMILIES,
+    **hub.FAMILIES,
     **special.FAMILIES,
+    **towers.FAMILIES,
     **looped.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
     **sarvam.FAMILIES,
     **mixed.FAMILIES,
+    **bailing.FAMILIES,
+    **remote_experts.FAMILIES,
     **hybrids.FAMILIES,
     **gemma.FAMILIES,
     **mamba.FAMILIES,
@@ -42,11 +51,13 @@ FAMILIES: dict[str, Family] = {
 """The reader of each model_type. Wrappers (mistral3 ...) are read through their text_config."""
 
 _ENCODERS = """
-    bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta
-    roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod
+    albert bert bert-generation big_bird camembert data2vec-text deberta deberta-v2 distilbert electra ernie longformer
+    megatron-bert mobilebert modernbert mpnet rembert roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta
+    xlm-roberta-xl xmod
 """
 _WITH_ENCODERS = """
-    bart bigbird_pegasus blenderbot blenderbot-small git marian mbart mvp pegasus plbart prophetnet trocr whisper
+    bart bigbird_pegasus blenderbot blenderbot-small fsmt git led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus
+    pegasus_x plbart prophetnet switch_transformers t5 t5gemma t5gemma2 trocr umt5 whisper
 """
 
 REFUSED: dict[str, str] = {
@@ -69,16 +80,33 @@ REFUSED: dict[str, str] = {
     ),
     "jetmoe": "its queries come from a mixture of experts, and which of them a batch uses is not counted",
     "zaya": "its keys and values are made by convolutions over time in a compressed space, which is not counted",
+    "iquestloopcoder": "its second pass attends to keys of the first as well, which is not counted",
+    "phi3small": "its block-sparse attention is not counted",
+    "plamo2": "its Mamba layers have the states of Mamba-2 and the steps of Mamba-1, which is not counted",
+    **dict.fromkeys(("step3_text", "step3_vl"), "its queries alone come from a latent, which is not counted"),
     "reformer": "its attention hashes keys into buckets, which is not counted",
+    **dict.fromkeys(
+        ("glm5_next", "glm5_next_text"), "it has several residual streams, and pools the keys of its indexer"
+    ),
+    **dict.fromkeys(
+        ("mistral_large4", "mistral_large4_text"),
+        "its attention has scales of each head's own and an indexer without latents",
+    ),
+    **dict.fromkeys(("unlimited_ocr", "unlimited_ocr_text"), "its window keeps all tokens of the prompt"),
+    **dict.fromkeys(
+        ("diffusion_gemma", "diffusion_gemma_text", "llada", "llada2_moe", "dream", "Dream"),
+        "it denoises blocks of tokens, and powerplan plans decoders that go token by token",
+    ),
     "xlnet": "its attention is over two streams, which is not counted",
 }
 """Language models of transformers that are not read, and why."""
 
 
 def wrapped_families() -> dict[str, str]:
-    """Return the wrappers whose text decoder is read, and the model_type of a text_config that names none."""
+    """Return the wrappers whose text decoder is read, and its model_type if none is named; empty if one must be."""
     wrappers = {name: wrapper.text for name, wrapper in tables().wrappers.items() if name not in FAMILIES}
-    return {name: text for name, text in wrappers.items() if text in FAMILIES and name not in REFUSED}
+    wrappers |= {name: flat.text for name, flat in FLAT.items()}
+    return {name: text for name, text in wrappers.items() if text in ("", *FAMILIES) and name not in REFUSED}
 
 
 def supported_families() -> list[str]:

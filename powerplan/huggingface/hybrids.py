@@ -17,7 +17,7 @@ from powerplan.part import MAX_SIZE, MAX_WIDTH
 from powerplan.spec import Layer, ModelSpec, Norm
 
 ROUTED, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
-"""Keys of how many experts Kimi Linear and Ling have: both spellings, its own first."""
+"""Keys of how many experts Kimi Linear has: both spellings, its own first."""
 
 
 def kimi_linear(config: Config, name: str) -> ModelSpec:
@@ -130,30 +130,6 @@ def olmo_hybrid(config: Config, name: str) -> ModelSpec:
     delta = gated_delta_net(config)
     attention = parts.attention(config, bias=config.boolean("attention_bias", False), qk_norm="full")
     return layered(config, name, [attention if layer_type == FULL else delta for layer_type in types])
-
-
-def bailing_hybrid(config: Config, name: str) -> ModelSpec:
-    """Ling and Ring 2.5: KDA with full-rank gates, and MLA with one gate per head in the last layer of each group."""
-    count, group = config.layer_count, config.integer("layer_group_size")
-    default = [LINEAR if (index + 1) % group else FULL for index in range(count)]
-    types = parts.layer_types(config, default, (FULL, LINEAR))
-    heads, dim = config.integer("num_attention_heads"), config.integer("head_dim")
-    width = config.integer("short_conv_kernel_size", high=MAX_WIDTH)
-    kda = KDA(
-        heads=config.optional_integer("linear_num_heads") or heads,
-        head_dim=config.optional_integer("linear_head_dim") or dim,
-        conv_size=config.optional_integer("linear_conv_kernel_dim", high=MAX_WIDTH) or width,
-        full_rank="both",
-    )
-    latent = replace(parts.mla(config), output_gate="head")
-    dense = MLP(intermediate_size=config.integer("intermediate_size"))
-    moe = routed_experts(config, ROUTED, SHARED, router_bias=True)
-    parts.note_prediction_layers(config, "num_nextn_predict_layers", "num_mtp_layers")
-    layers = [
-        Layer(mixer=latent if layer_type == FULL else kda, ffn=moe if has_experts else dense)
-        for layer_type, has_experts in zip(types, sparse_layers(config), strict=True)
-    ]
-    return parts.assemble(config, name, layers, ties=False)
 
 
 def minimax(config: Config, name: str) -> ModelSpec:
@@ -273,7 +249,6 @@ MINIMAX = frozenset(
 that no published model has."""
 
 FAMILIES: dict[str, Family] = {
-    "bailing_hybrid": Family(bailing_hybrid, inert=LATENT),
     "kimi_linear": Family(kimi_linear, inert=LATENT),
     "lara_mini": Family(lara_mini),
     "lfm2": Family(lfm2),

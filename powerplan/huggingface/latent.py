@@ -72,6 +72,11 @@ def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
     return _deepseek(config, name, mixers, router_bias=True)
 
 
+def mistral4(config: Config, name: str) -> ModelSpec:
+    """Mistral Small 4: as DeepSeek-V3, experts in every layer, and no bias of the router."""
+    return _deepseek(config, name, _mla(config), router_bias=False)
+
+
 def axk1(config: Config, name: str) -> ModelSpec:
     """A.X K1: DeepSeek-V3 with a norm after the experts."""
     spec = _deepseek(config, name, _mla(config), router_bias=True)
@@ -266,12 +271,14 @@ MLA_KEYS = frozenset({"head_dim", "qk_head_dim", "num_key_value_heads"})
 DSA_KEYS = MLA_KEYS | {"indexer_rope_interleave", "layer_types"}
 """layer_types names the cache, which is the same in all layers."""
 
+LONGCAT = MLA_KEYS | keys("attention_method mla_scale_kv_lora mla_scale_q_lora num_hidden_layers zero_expert_type")
+
 V4_KEYS = keys("attention_bias expert_dtype intermediate_size num_key_value_heads qk_rope_head_dim")
 
 FAMILIES: dict[str, Family] = {
     "axk1": Family(axk1, inert=MLA_KEYS),
     "axk2": Family(axk2, inert=DSA_KEYS),
-    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS),
+    "deepseek_v2": Family(deepseek_v2, inert=MLA_KEYS | {"lm_head", "rm_head"}),
     "deepseek_v3": Family(deepseek_v3, inert=MLA_KEYS),
     "deepseek_v32": Family(deepseek_v32, inert=DSA_KEYS | {"mlp_bias"}),
     "deepseek_v4": Family(deepseek_v4, inert=V4_KEYS),
@@ -280,10 +287,7 @@ FAMILIES: dict[str, Family] = {
     "hy_v4": Family(hy_v4, inert=DSA_KEYS),
     "hy_v4_vl_text": Family(hy_v4, inert=DSA_KEYS),
     "kimi_k2": Family(deepseek_v3, like="deepseek_v3", inert=MLA_KEYS),
-    "longcat_flash": Family(
-        longcat_flash,
-        inert=MLA_KEYS
-        | {"attention_method", "mla_scale_kv_lora", "mla_scale_q_lora", "num_hidden_layers", "zero_expert_type"},
-    ),
+    "mistral4": Family(mistral4, inert=MLA_KEYS),
+    "longcat_flash": Family(longcat_flash, inert=LONGCAT),
 }
 """Reader by model_type."""

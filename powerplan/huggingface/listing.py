@@ -15,7 +15,11 @@ from powerplan.huggingface.inert import INERT
 
 
 class Listed(NamedTuple):
-    """A model_type. detail: of a wrapper the model_type of its text_config, and why another is refused."""
+    """A model_type.
+
+    detail: of a wrapper the model_type of its text decoder where the file names none, or "any" where it must; and why
+    another is refused.
+    """
 
     model_type: str
     status: Literal["read", "wrapper", "refused"]
@@ -25,7 +29,7 @@ class Listed(NamedTuple):
 def listed_families() -> list[Listed]:
     """Return every model_type that is known, sorted."""
     rows = [Listed(name, "read", "") for name in FAMILIES]
-    rows += [Listed(name, "wrapper", text) for name, text in wrapped_families().items()]
+    rows += [Listed(name, "wrapper", text or "any") for name, text in wrapped_families().items()]
     rows += [Listed(name, "refused", reason) for name, reason in REFUSED.items()]
     return sorted(rows)
 

@@ -9,6 +9,7 @@ from powerplan.extras import Extra
 from powerplan.ffn import MLP
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family
+from powerplan.huggingface.dense import qwen_windows
 from powerplan.huggingface.mixed import gates_without_bias
 from powerplan.huggingface.parts import FULL, SLIDING
 from powerplan.mixers import Attention
@@ -39,6 +40,24 @@ def hrm_text(config: Config, name: str) -> ModelSpec:
     layers = stack + again * (low - 1) + stack + cycle * (high - 1)
     extras = (Extra(name="first low state", vectors=1),)
     return parts.assemble(config, name, layers, norm=Norm(kind="none"), extras=extras)
+
+
+def ouro(config: Config, name: str) -> ModelSpec:
+    """Ouro: all layers run total_ut_steps times, each run with a cache of its own; four norms a layer.
+
+    A gate reads the state after each run, and says whether to stop: all runs are counted, and the gate once. vLLM,
+    model_executor/models/ouro.py.
+    """
+    runs = config.integer("total_ut_steps", default=4, high=1000)
+    _check_runs(config, "total_ut_steps", runs * config.layer_count)
+    if runs > 1:
+        config.note(f"ouro: all layers run {runs} times; each run is a layer here")
+    mixers = parts.attention_layers(config, qwen_windows(config))
+    mlp = MLP(intermediate_size=config.integer("intermediate_size"))
+    first = [Layer(mixer=mixer, ffn=mlp) for mixer in mixers]
+    again = [replace(layer, tied=True) for layer in first]
+    extras = (Extra(name="early exit gate", vectors=1, matmul=True), Extra(name="early exit bias", elements=1))
+    return parts.assemble(config, name, first + again * (runs - 1), norm=Norm(per_layer=4), extras=extras)
 
 
 def _check_runs(config: Config, key: str, total: int) -> None:
@@ -127,6 +146,7 @@ def _without_cache(layer: Layer) -> Layer:
 
 FAMILIES: dict[str, Family] = {
     "dory": Family(dory, inert=frozenset({"ngpt_alpha_init"})),
+    "ouro": Family(ouro, like="qwen2", inert=frozenset({"early_exit_threshold", "early_exit_step"})),
     "hrm_text": Family(hrm_text, inert=frozenset({"L_bp_cycles"})),
 }
 """Reader by model_type."""

@@ -11,7 +11,7 @@ from powerplan.extras import Extra
 from powerplan.ffn import MoE
 from powerplan.huggingface import parts
 from powerplan.huggingface.config import MAX_CONFIG_LAYERS, Config, Family, keys
-from powerplan.huggingface.experts import Experts, Grouped, listed, moe_of, sparse_layers, typed_windows
+from powerplan.huggingface.experts import Experts, Grouped, listed, sparse_layers, typed_windows
 from powerplan.huggingface.parts import FULL, SLIDING
 from powerplan.huggingface.rope_styles import rotated_layers
 from powerplan.mixers import Attention, ChunkedAttention, IndexedBlocks
@@ -217,32 +217,6 @@ def hunyuan_moe(config: Config, name: str) -> ModelSpec:
 HUNYUAN = Experts(width="intermediate_size", shared_width="intermediate_size")
 
 
-def bailing_moe(config: Config, name: str) -> ModelSpec:
-    """Ling and Ring (BailingMoe and BailingMoeV2, code beside the weights): flags for qk-norm and a router bias.
-
-    use_bias is for all projections but the experts', use_qkv_bias for query, key and value alone.
-    """
-    shared = config.optional_integer("num_shared_experts", low=0) or 0
-    width = config.optional_integer("moe_shared_expert_intermediate_size", "moe_intermediate_size") or 0
-    bias = config.boolean("use_bias", False)
-
-    def moe(config: Config, keys: Experts) -> MoE:
-        return replace(moe_of(config, keys), shared_intermediate_size=shared * width)
-
-    read = Grouped(
-        Experts(router_bias=config.boolean("moe_router_enable_expert_bias", False)),
-        sparse=lambda config: sparse_layers(config, first=0),
-        mlp_biased="use_bias",
-    )
-    mixers = parts.attention_layers(
-        config,
-        [None] * config.layer_count,
-        bias=bias or ("qkv" if config.boolean("use_qkv_bias", False) else False),
-        qk_norm="head" if config.boolean("use_qk_norm", False) else "none",
-    )
-    return read.model(config, name, mixers, moe)
-
-
 def dbrx(config: Config, name: str) -> ModelSpec:
     """DBRX: sizes in attn_config and ffn_config; layernorms without biases; all layers have experts."""
     attn, ffn = config.nested("attn_config") or config, config.nested("ffn_config") or config
@@ -312,6 +286,8 @@ DBRX_KEYS = keys(
     """
 )
 
+MIMO = keys("attention_chunk_size attention_projection_layout attention_value_scale layernorm_epsilon")
+
 HUNYUAN_KEYS = keys(
     """
     cla_share_factor dense_list im_end_id im_newline_id im_start_id mask_init_id norm_type num_media_embeds
@@ -329,8 +305,6 @@ M3_KEYS = keys(
 
 FAMILIES: dict[str, Family] = {
     "afmoe": Family(afmoe, inert=frozenset({"global_attn_every_n_layers", "num_expert_groups", "use_grouped_mm"})),
-    "bailing_moe": Family(bailing_moe, inert=frozenset({"max_window_layers", "use_rmsnorm"})),
-    "bailing_moe_v2": Family(bailing_moe, inert=frozenset({"max_window_layers", "use_rmsnorm"})),
     "cohere2_moe": Family(cohere2_moe),
     "dbrx": Family(dbrx, inert=DBRX_KEYS),
     "ernie4_5_moe": Family(ernie4_5_moe, inert=frozenset({"moe_capacity", "moe_gate", "moe_use_aux_free"})),
@@ -338,7 +312,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": Family(hunyuan_moe, inert=HUNYUAN_KEYS),
     "laguna": Family(laguna),
     "llama4_text": Family(llama4, inert=frozenset({"for_llm_compressor", "use_qk_norm"})),
-    "mimo_v2_flash": Family(mimo_v2_flash, inert=frozenset({"attention_chunk_size", "layernorm_epsilon"})),
+    "mimo_v2_flash": Family(mimo_v2_flash, inert=MIMO),
     "minimax_m3": Family(minimax_m3, like="minimax_m3_vl_text", inert=M3_KEYS),
     "minimax_m3_vl_text": Family(minimax_m3, inert=M3_KEYS),
 }

@@ -175,10 +175,17 @@ class _Reader:
         stated = top.number("partial_rotary_factor") or top.number("rotary_pct")
         if not values.path or not LABELS & set(self.default):  # A kind of layer that is stated has no share by default.
             stated = stated or default.get("partial_rotary_factor")
+        if isinstance(self.config.data.get("partial_rotary_factors"), list):
+            stated = self._of_layer("partial_rotary_factors", position, 0)
         partial = partial or stated or self._rotary_dim(mixer) or self.style.partial
         if partial > 1:
             raise top.error(f"must be a share up to 1, and is {partial:g}", "partial_rotary_factor")
-        theta, scaling = self._scaling(values, theta, mixer)
+        scaled = self.config.data.get("yarn_only_types")  # Step: the kinds of layers that are scaled.
+        kind = FULL if mixer.window_size is None else SLIDING
+        if isinstance(scaled, list) and scaled and kind not in scaled:
+            scaling = None
+        else:
+            theta, scaling = self._scaling(values, theta, mixer)
         return Rope(theta=theta, partial=1 if isinstance(mixer, MLA) else partial, scaling=scaling)
 
     def _label(self, mixer: Mixer) -> str:
@@ -210,15 +217,11 @@ class _Reader:
         self, values: _Values, default: Mapping[str, Any], label: str, position: int, mixer: Mixer
     ) -> float | None:
         """Return the base of a layer; None where the file says that it has none."""
-        by_layer = self.config.data.get("layer_rope_theta")
+        stated = self.config.data.get("rope_theta")
+        key = "rope_theta" if isinstance(stated, list) else "layer_rope_theta"
+        by_layer = self.config.data.get(key)
         if by_layer is not None:
-            entries = _Values(self.config, {}, ()) if not isinstance(by_layer, list) else None
-            if entries is not None or len(by_layer) <= position:
-                raise self.config.error(
-                    "layer_rope_theta must be a list with a base for each layer", "layer_rope_theta"
-                )
-            one = _Values(self.config, {"layer_rope_theta": by_layer[position] or None}, ())
-            return one.number("layer_rope_theta", 1)
+            return self._of_layer(key, position, 1)
         if values.path and values.values.get("rope_theta", 0) is None and "rope_theta" not in self.config.data:
             return None
         key = self.style.bases.get(label, "rope_theta")
@@ -226,6 +229,13 @@ class _Reader:
         stated = values.number("rope_theta", 1) if values.path else None
         stated = stated or (top.number(key, 1) if key else None) or self._own_base(position)
         return (stated or default.get("rope_theta") or self.style.base) * (top.number("rope_ratio") or 1)
+
+    def _of_layer(self, key: str, position: int, low: float) -> float | None:
+        """Return the entry of a list for the layer at `position`, a number above `low`; None where it is 0 or null."""
+        entries = self.config.data[key]
+        if not isinstance(entries, list) or len(entries) <= position:
+            raise self.config.error(f"{key} must be a list with a number for each layer", key)
+        return _Values(self.config, {key: entries[position] or None}, ()).number(key, low)
 
     def _own_base(self, position: int) -> float | None:
         """Return the base that objects of a family's own hold: attn_config (DBRX), rotary (InternLM), attn (fla)."""

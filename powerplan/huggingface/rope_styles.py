@@ -43,8 +43,9 @@ class Style:
 OWN_KEYS = keys(
     """
     compress_rope_theta global_rope_theta layer_rope_theta local_rope_theta no_rope_layer_interval no_rope_layers
-    original_max_position_embeddings partial_rotary_factor rope_local_base_freq rope_parameters rope_ratio rope_scaling
-    rope_theta rotary rotary_dim rotary_emb_base rotary_pct swa_rope_theta use_mem_rope
+    original_max_position_embeddings partial_rotary_factor partial_rotary_factors rope_local_base_freq
+    rope_parameters rope_ratio rope_scaling rope_theta rotary rotary_dim rotary_emb_base rotary_pct swa_rope_theta
+    use_mem_rope yarn_only_types
     """
 )
 """Keys that are read here, in some family."""
@@ -98,10 +99,13 @@ def _layered(full: str, sliding: str, *flat: str, **fields: Any) -> Style:
 _SLIDING_ALONE = Style(rotates=_sliding)
 _EMB_BASE = Style(bases={"": "rotary_emb_base"})
 
+_NATIVE = ("max_position_embeddings", "max_seq_len", "model_max_length")
+"""Keys of the longest context in Mistral's params.json."""
+
 STYLES: dict[str, Style] = {
     **dict.fromkeys(("bloom", "cpmant", "ctrl", "jamba", "kimi_linear"), Style(rotates=_never)),
     **dict.fromkeys(("mpt", "nemotron_h", "xglm", "zamba"), Style(rotates=_never)),
-    **dict.fromkeys(("afmoe", "cohere2", "flint", "lara_mini"), _SLIDING_ALONE),
+    **dict.fromkeys(("afmoe", "cohere2", "flint", "lara_mini", "muse_glimmer_text", "muse_spark_text"), _SLIDING_ALONE),
     **dict.fromkeys(("exaone4", "exaone_moe", "kolibri1"), Style(rotates=_sliding_if_any)),
     **dict.fromkeys(("llama4_text", "smollm3"), Style(rotates=_listed)),
     **dict.fromkeys(("gemma3_text", "gemma3n_text"), _layered("rope_theta", "rope_local_base_freq", FULL)),
@@ -119,6 +123,7 @@ STYLES: dict[str, Style] = {
     "mimo_v2_flash": _layered("rope_theta", "swa_rope_theta"),
     "modernbert-decoder": _layered("global_rope_theta", "local_rope_theta"),
     "olmo3": _layered("rope_theta", "", FULL),
+    "params.json": Style(rotates=lambda config, index, layer: not config.has("yarn"), contexts=_NATIVE),
     "qwen": Style(bases={"": "rotary_emb_base"}, contexts=("seq_length", "max_position_embeddings")),
     "zamba2": Style(rotates=_flag("use_mem_rope", True, False)),
 }

@@ -246,6 +246,7 @@ class Forgetting(Attention, frozen=True, kw_only=True, tag_field="kind", tag="fo
     source = "Lin et al. 2025, arXiv 2503.02130, section 3; flash-linear-attention, layers/forgetting_attn.py"
     saved_source = "flash-linear-attention, ops/attn/parallel.py, ParallelAttentionFunction.forward"
     entry = "G*(k + v) + H"
+    entry_gates = "H"
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("forget gate", "m*H"))

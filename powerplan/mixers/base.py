@@ -53,6 +53,7 @@ class Mixer(Block, frozen=True, kw_only=True):
 
     state, flops: formulas of the state and of its FLOPs, where they have no parts.
     entry: formula of what a token appends to the cache; empty where the state is recurrent.
+    entry_gates: formula of the part of `entry` that are gates of query heads; devices pass them on in fp32.
     looked_up, touched: formulas of what a token reads of the cache, or reads and writes of the state; empty for all.
     transition: formula of what a part of a sequence multiplies the state by, where devices pass it on beside the state.
     state_again: formula of the FLOPs per token of a part's own state, where kernels compute it before its outputs.
@@ -67,7 +68,7 @@ class Mixer(Block, frozen=True, kw_only=True):
     whole_widths: ClassVar[tuple[str, ...]] = ("heads",)
     state = ""
     flops = ""
-    entry = ""
+    entry = entry_gates = ""
     looked_up = touched = transition = state_again = ""
     chunked_differs = False
     steady = True

@@ -239,6 +239,7 @@ class RWKV7(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="rwkv
     update = "4*H*k*v"
     within = "2*H*((2*k + v)*earlier + 3*(k + v)*keys) + H*solve"
     transition = "H*k*k"
+    state_again = "4*H*k*(k + v)"  # As of delta rules.
     same_as: ClassVar[Mapping[str, str]] = {"v_head_dim": "head_dim"}
     rounded_widths: ClassVar[tuple[str, ...]] = ("decay_rank", "rate_rank", "value_rank", "gate_rank")
 

@@ -16,7 +16,7 @@ from types import CodeType
 from typing import get_args
 
 from powerplan.choices import Causal, Form
-from powerplan.errors import InputError
+from powerplan.errors import InputError, parameter
 
 Rational = int | Fraction
 
@@ -122,6 +122,14 @@ class Convention:
         for name, value, allowed in (("causal", self.causal, get_args(Causal)), ("form", self.form, get_args(Form))):
             if value not in allowed:
                 raise InputError(f"{name} must be {' or '.join(allowed)}, and is {value!r}")
+
+
+def convention_of(given: Convention | None) -> Convention:
+    """Return a convention that is given, or the default one; raises InputError for anything else."""
+    if given is not None and not isinstance(given, Convention):
+        problem = "must be a Convention, such as Convention(form='chunked'), and is"
+        raise InputError(f"{problem} {type(given).__name__}", parameter("convention"))
+    return given or Convention()
 
 
 def exact_text(value: Rational) -> str:

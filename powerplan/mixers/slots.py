@@ -27,6 +27,7 @@ class GSA(MatrixState, frozen=True, kw_only=True, tag_field="kind", tag="gsa"):
     transition = "H*M"
     query = "2*H*M*(k + v)"
     update = "2*H*M*(k + v)"
+    state_again = update
     within = "2*H*(k + 2*M + v)*keys"
 
     slots: Size = 64
@@ -68,6 +69,7 @@ class SparseStateExpansion(MatrixState, frozen=True, kw_only=True, tag_field="ki
     transition = "(1 + B)*H*k"
     query = "2*(1 + chosen)*H*k*v"
     update = "2*(1 + chosen)*H*k*v"
+    state_again = update
     within = "2*(1 + chosen)*H*(k + v)*keys"
     gate = "m*v + v*H*v"
     gate_shapes: ClassVar[tuple[tuple[str, str], ...]] = (("v", "m"), ("H*v", "v"))

@@ -46,6 +46,7 @@ class Mamba1(Mixer, frozen=True, kw_only=True, tag_field="kind", tag="mamba1"):
     saved_source = "mamba_ssm, ops/selective_scan_interface.py, MambaInnerFn.forward"
     letters = "I=inner_size N=state_dim R=dt_rank W=conv_size shared=shared_size m"
     transition = "I*N"
+    state_again = "4*I*N"  # As the scan: decays, and what the token adds.
     whole_widths: ClassVar[tuple[str, ...]] = ("inner_size",)
     rounded_widths: ClassVar[tuple[str, ...]] = ("dt_rank",)
 
@@ -175,6 +176,7 @@ class Mamba2(ChunkedState, frozen=True, kw_only=True, tag_field="kind", tag="mam
     decay = "I*N"
     query = "2*I*N"
     update = "2*I*N"
+    state_again = update
     within = "2*(g*N + I)*keys"
     projected = "2*I + 2*g*N + H"
 
@@ -266,6 +268,7 @@ class LogLinear(Mamba2, frozen=True, kw_only=True, tag_field="kind", tag="log_li
     letters = Mamba2.letters + " levels=max_levels"
     state = "levels*I*N"
     query = "2*I*N*asked"
+    transition = "H*levels*levels"  # Which levels merge over the tokens of a part, times the decay.
     projected = Mamba2.projected + " + H*levels"
 
     chunk_size: Window = 64

@@ -246,6 +246,8 @@ def reduced(workload: Workload, timed: TimedMixer) -> tuple[Workload, TimedMixer
     if isinstance(ffn, MoE):
         # Every token takes all experts: rounding could change the choice of one between two of equal score.
         shared = min(ffn.shared_intermediate_size, MAX_WIDTH)
-        ffn = msgspec.structs.replace(ffn, experts=4, top_k=4, shared_intermediate_size=shared)
+        ffn = msgspec.structs.replace(
+            ffn, experts=4, top_k=4, shared_intermediate_size=shared, groups=1, top_groups=None
+        )
     spec = msgspec.structs.replace(workload.spec, hidden_size=min(workload.spec.hidden_size, MAX_WIDTH))
     return replace(workload, batch=1, spec=spec, layer=Layer(mixer=mixer, ffn=ffn)), replace(timed, mixer=mixer)

@@ -17,7 +17,7 @@ from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, Lo
 from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
-from powerplan.spec import Layer, ModelSpec
+from powerplan.spec import Layer, ModelSpec, check_spec
 from powerplan.swap import Swap, parse_swap, swapped
 from powerplan.swap.shapes import replacement_heads
 from powerplan.swap.windows import can_swap, same_state_window
@@ -87,6 +87,7 @@ def workload_of(
     Raises:
         InputError: If an option is unknown, out of range or contradicts another, or the model's mixers have no heads.
     """
+    check_spec(spec)
     if degrees is not None and mixer is not None:
         raise InputError("--p and --mixer both say which mixer to measure; give one of them")
     if not can_swap(spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
@@ -12,10 +12,11 @@ from powerplan.hardware import several
 from powerplan.report.colour import side_of
 from powerplan.report.documents import lengths_entry
 from powerplan.report.exchanges import exchange_entries, exchange_section
-from powerplan.report.parts import json_float, model_entry, on_host, show_ratio
+from powerplan.report.parts import json_float, model_entry, show_ratio
 from powerplan.report.render import Report
 from powerplan.report.tables import Column
 from powerplan.report.train_documents import documents_sections, run_documents_entry
+from powerplan.report.train_remarks import OtherRun, assumptions, hints, speed_lines
 from powerplan.report.width import wrapped
 from powerplan.run.layouts import Layout
 from powerplan.run.plan import PhasePlan, TrainingPlan
@@ -26,27 +27,6 @@ from powerplan.units import format_duration, format_figure, format_items, format
 SCHEMA = "powerplan.train/1"
 
 
-@dataclass(frozen=True)
-class OtherRun:
-    """The same tokens with other mixers.
-
-    name: what is other. mixer: as --mixer takes it, where it is in every layer. recommended: whether `recommend` puts
-    it first.
-    """
-
-    name: str
-    mixer: str
-    plan: TrainingPlan
-    recommended: bool = False
-
-
-ACCURACY = (
-    "How near: memory is within 1% (weights, gradients, optimizer) and 7% (activations) of torch's FSDP2 tracker, "
-    "and within 26% of the peaks that torchtitan publishes; steps are within 15% of published ones of Llama 3 8B to "
-    "405B on H100s, and -10 to +76% of others (docs/training.md)."
-)
-"""What estimates were checked against; tests/run/test_tracker_fsdp.py and published.yaml have the figures."""
-
 MEANING = {
     "gathered layers": "gathered layers: whole weights and gradients of layers at work",
     "kept activations": "kept: from the forward to the backward pass",
@@ -55,9 +35,6 @@ MEANING = {
     "exposed": "exposed: communication that no compute hides",
 }
 """What the parts of memory and time mean that do not say it."""
-
-UNSURE = 0.15
-"""The share of activations and working memory by which their estimate may be off."""
 
 MEMORY = {
     "weights": "weights",
@@ -99,6 +76,10 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
         "recipe": _recipe_entry(plan.phases[0].layout.recipe),
         **({} if plan.setting.lengths is None else {"lengths": lengths_entry(plan.setting.lengths)}),
         "efficiency": asdict(plan.setting.efficiency),
+        "overlap": {
+            "tensor": plan.setting.overlap.tensor,
+            "experts": plan.setting.overlap.of_experts(plan.layout.degrees.schedule),
+        },
         "stages": stages,
         "alternatives": [
             {"name": other.name, "mixer": other.mixer, "recommended": other.recommended, **_figures(other.plan, plan)}
@@ -121,7 +102,7 @@ def train_report(plan: TrainingPlan, others: Sequence[OtherRun]) -> Report:
         sections += documents_sections(phase, plan)
     if others:
         sections.append(_others_section(plan, others, payload["alternatives"]))
-    sections.append(Report(SCHEMA, {}, [], [], before=_assumptions(plan)))
+    sections.append(Report(SCHEMA, {}, [], [], before=[*speed_lines(plan, others), *assumptions(plan)]))
     return Report(SCHEMA, payload, columns, rows, sections=sections)
 
 
@@ -213,6 +194,7 @@ def _recipe_entry(recipe: Recipe) -> dict[str, Any]:
         "loss": recipe.loss,
         "gradients_dtype": recipe.gradients_dtype,
         "moments_dtype": recipe.moments_dtype,
+        "matmuls_dtype": recipe.matmuls_dtype,
     }
 
 
@@ -291,7 +273,7 @@ def _phase_section(phase: PhasePlan, plan: TrainingPlan, told: set[str]) -> Repo
         title=wrapped(f"{place}: {verdict}"),
         before=lines,
         legend=wrapped(f"{meanings}.") if meanings else [""],
-        after=[*_kept_lines(_activations(layout, plan)), *_hints(layout)],
+        after=[*_kept_lines(_activations(layout, plan)), *hints(layout)],
     )
 
 
@@ -336,22 +318,6 @@ def _seconds(part: tuple[str, float]) -> str:
     return format_figure(part[1]) if part[0] else ""
 
 
-def _hints(layout: Layout) -> list[str]:
-    """Return what would make room or time, where one part stands out."""
-    hints = []
-    memory, recipe = layout.memory, layout.recipe
-    if recipe.loss == "whole" and memory.place == "the loss" and memory.working > memory.peak / 5:
-        hints.append(f"--loss chunked would not hold all logits at once: they take {memory.working / 1e9:,.3g} GB here")
-    capacity, unsure = layout.setting.capacity_bytes, UNSURE * (memory.activations + memory.working)
-    if capacity is not None and 0 <= capacity - memory.peak < unsure:
-        free = (capacity - memory.peak) / 1e9
-        hints.append(f"tight: {free:,.3g} GB stay free, and activations are known to within {unsure / 1e9:,.3g} GB")
-    worst = max(layout.step.traffic, key=lambda part: part[1], default=("", 0.0))
-    if worst[1] > layout.step_s / 5:
-        hints.append(f"{worst[1] / layout.step_s:.0%} of a step waits for communication ({worst[0]})")
-    return [line for hint in hints for line in wrapped(hint)]
-
-
 def _others_section(plan: TrainingPlan, others: Sequence[OtherRun], entries: Sequence[dict[str, Any]]) -> Report:
     rows = [{"name": "as it is", **_figures(plan, plan)}, *entries]
     columns = [
@@ -375,24 +341,4 @@ def _change(plan: TrainingPlan, other: OtherRun) -> list[str]:
     return wrapped(
         f"change: {other.name} trains the same tokens in {other.plan.gpu_hours:,.0f} device hours instead of "
         f"{plan.gpu_hours:,.0f}, at {ratio}; powerplan recommend says why and writes the model"
-    )
-
-
-def _assumptions(plan: TrainingPlan) -> list[str]:
-    share, recipe = plan.setting.efficiency, plan.phases[0].layout.recipe
-    if share.measured_s is not None:
-        rates = f"mixers as measured, matmuls with weights at {share.weights:.0%} of {plan.setting.peak.kind}"
-    else:
-        rates = (
-            f"assumed of {plan.setting.peak.kind}: {share.weights:.0%} in matmuls with weights, "
-            f"{share.attention:.0%} in attention, {share.recurrent:.0%} in recurrent state (--efficiency)"
-        )
-    checked = [] if share.measured_s is not None else wrapped(ACCURACY)
-    copy = "with an fp32 copy of the weights" if recipe.master == "fp32" else "with no other copy of the weights"
-    logits = "the logits of all tokens" if recipe.loss == "whole" else "the logits of some tokens"
-    return checked + wrapped(
-        f"{recipe.optimizer} in {recipe.dtype} {copy}, {logits} at once; {rates}. Communication is taken to "
-        "hide: gathers of weights and sums of gradients behind all compute, rings behind attention, half of tensor "
-        "parallelism behind matmuls."
-        f"{on_host(plan.accounting)}"
     )

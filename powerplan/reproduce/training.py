@@ -8,6 +8,11 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache
 
+from msgspec.structs import replace
+
+from powerplan.accounting import Accounting
+from powerplan.choices import MatmulsDtype
+from powerplan.ffn import MoE
 from powerplan.hardware import find_device, peak_of
 from powerplan.reproduce.figures import Figure
 from powerplan.reproduce.power import Computed
@@ -17,6 +22,7 @@ from powerplan.run.efficiency import DEFAULT
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
 from powerplan.run.links import cluster_of
 from powerplan.run.recipe import Recipe
+from powerplan.spec import ModelSpec
 from powerplan.training import TRAINING_PASSES, train_flops
 
 BUDGET_MFU = Fraction(2, 5)
@@ -90,15 +96,29 @@ def planned(run: TrainingRun) -> Layout:
     device = find_device(run.device)
     batch = Batch(run.sequences * run.context, exact=True)
     setting = Setting.of(cluster_of(device, run.devices), peak_of(device), DEFAULT, batch)
-    degrees = parse_degrees(run.parallel, f"{run.name}: parallel", run.zero)
-    recipe = Recipe(recompute=run.recompute, micro_batch=run.micro_batch)
-    return Layouts(run.accounting(), run.context, setting).layout(degrees, recipe, run.sequences)
+    degrees = parse_degrees(run.parallel, f"{run.name}: parallel", run.zero, run.schedule)
+    matmuls: MatmulsDtype | None = "fp8" if run.matmuls == "fp8" else None
+    recipe = Recipe(recompute=run.recompute, micro_batch=run.micro_batch, matmuls_dtype=matmuls)
+    accounting = run.accounting()
+    if run.any_node:
+        accounting = Accounting(to_any_node(run.model_spec))
+    return Layouts(accounting, run.context, setting).layout(degrees, recipe, run.sequences)
+
+
+def to_any_node(spec: ModelSpec) -> ModelSpec:
+    """Return a model whose tokens may go to all groups of experts, where its groups of layers have no patterns."""
+    groups = [
+        replace(group, ffn=replace(group.ffn, top_groups=None)) if isinstance(group.ffn, MoE) else group
+        for group in spec.layers
+    ]
+    return replace(spec, layers=tuple(groups))
 
 
 def training_time(figure: Figure) -> Computed:
     """Return a figure about the time or the memory of a run as planned, in its unit.
 
-    "tokens": tokens per second and device; "step": seconds; "tflops": TFLOP/s and device; "memory": GiB.
+    "tokens": tokens per second and device; "step": seconds; "tflops": TFLOP/s and device; "memory": GiB; "hours":
+    millions of device hours of the whole run.
     """
     run = run_of(figure)
     layout = planned(run)
@@ -107,5 +127,8 @@ def training_time(figure: Figure) -> Computed:
         "step": layout.step_s,
         "tflops": layout.tokens_per_s / run.devices * layout.flops_per_token / 1e12,
         "memory": layout.memory.peak / 2**30,
+        "hours": run.devices / layout.tokens_per_s / 3600 / 1e6,
     }[figure.quantity]
+    if figure.quantity == "hours":
+        value *= run.token_count
     return {"planned": Fraction(value)}

@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 from powerplan.accounting import Accounting
-from powerplan.choices import Recompute
+from powerplan.choices import Recompute, Schedule
 from powerplan.load import catalogue_spec
 from powerplan.mixers import Convention
 from powerplan.part import Part
@@ -24,6 +24,7 @@ class TrainingRun(Part, frozen=True, kw_only=True, dict=True):
     zero: what fsdp * cp devices share, as `Degrees` has it.
     sequences: of one step, over all devices. micro_batch: of one group of devices at once.
     recompute: what is nearest to what was recomputed. matmuls: the format that the matmuls of layers ran in.
+    schedule: of the pipeline. any_node: whether a stand-in for the router sent tokens to any node.
     tokens_per_s: tokens per second and device. step_s: seconds of a step, where these are published instead.
     tokens, device_hours: of the whole run. tflops: TFLOP/s and device.
     source: where it was read. note: what powerplan does not model of it.
@@ -41,6 +42,8 @@ class TrainingRun(Part, frozen=True, kw_only=True, dict=True):
     micro_batch: int = 1
     recompute: Recompute = "none"
     matmuls: Literal["bf16", "fp8"] = "bf16"
+    schedule: Schedule = "1f1b"
+    any_node: bool = False
     tokens_per_s: int = 0
     step_s: float = 0
     tokens: str = ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from typing import get_args
 
+from powerplan.choices import Schedule
 from powerplan.errors import InputError, check_word, parameter, shown
 from powerplan.spec import ModelSpec
 from powerplan.units import format_items, parse_integer
@@ -24,6 +26,8 @@ class Degrees:
     cp: devices that share one sequence (context parallel).
     ep: groups of experts (expert parallel), out of the fsdp * cp devices that share weights.
     zero: what fsdp * cp devices share: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too (FSDP).
+    schedule: the order of a pipeline's micro-batches: "1f1b", or "dualpipe", which feeds them from both ends, so that a
+    device holds two stages (DeepSeek-V3, arXiv 2412.19437, section 3.2.1).
     """
 
     fsdp: int = 1
@@ -34,6 +38,7 @@ class Degrees:
     replicas: int = 1
     interleave: int = 1
     zero: int = 3
+    schedule: Schedule = "1f1b"
 
     @property
     def devices(self) -> int:
@@ -54,22 +59,31 @@ class Degrees:
     def round(self) -> int:
         """Micro-batches that come together: pp for interleaved stages (arXiv 2104.04473, section 2.2).
 
-        With fewer a stage would wait in each of its parts, not in one, and Megatron-Core refuses the run.
+        With fewer a stage would wait in each of its parts, not in one, and Megatron-Core refuses the run. DualPipe has
+        one from each end.
         """
+        if self.schedule == "dualpipe":
+            return 2
         return self.pp if self.interleave > 1 else 1
+
+    @property
+    def fewest(self) -> int:
+        """The least micro-batches: DualPipe fills its pipeline from both ends (2 pp in deepseek-ai/DualPipe)."""
+        return 2 * self.pp if self.schedule == "dualpipe" else self.round
 
     def describe(self) -> str:
         """Return the degrees above 1 in words: "fsdp 8, cp 8"; "one device" where there are none."""
-        words = [f"{name} {value}" for name, value in asdict(self).items() if name != "zero" and value > 1]
+        words = [f"{name} {getattr(self, name)}" for name in PARALLEL if getattr(self, name) > 1]
+        words += [self.schedule] if self.schedule != "1f1b" else []
         sharing = f", zero {self.zero}" if self.shards > 1 and self.zero < 3 else ""
         return ", ".join(words) + sharing if words else "one device"
 
 
-PARALLEL = tuple(field.name for field in fields(Degrees) if field.name != "zero")
+PARALLEL = tuple(field.name for field in fields(Degrees) if field.name not in ("zero", "schedule"))
 """The words of --parallel, such as fsdp=8,cp=8."""
 
 
-def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
+def parse_degrees(text: str, where: str, zero: int = 3, schedule: Schedule = "1f1b") -> Degrees:
     """Return what a text such as "fsdp=8,tp=4" says; raises InputError for one that says something else."""
     values: dict[str, int] = {}
     for pair in text.split(","):
@@ -80,7 +94,7 @@ def parse_degrees(text: str, where: str, zero: int = 3) -> Degrees:
         if name in values:
             raise InputError(f"{name} is given twice", where)
         values[name] = parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL)
-    return Degrees(**values, zero=zero)
+    return Degrees(**values, zero=zero, schedule=schedule)
 
 
 def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
@@ -92,6 +106,8 @@ def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
         yield f"pp {degrees.pp} * interleave {degrees.interleave} is {parts} parts, more than {spec.layer_count} layers"
     if degrees.interleave > 1 and degrees.pp == 1:
         yield f"interleave {degrees.interleave} needs pipeline stages, and pp is 1"
+    if degrees.schedule == "dualpipe":
+        yield from _dualpipe_problems(degrees)
     for mixer in spec.mixers():
         heads = mixer.whole_sizes().get("heads")
         if heads is not None and heads % degrees.tp:
@@ -116,15 +132,28 @@ def problems(degrees: Degrees, spec: ModelSpec, context: int) -> Iterator[str]:
         yield f"ep {degrees.ep} does not divide fsdp * cp, {degrees.shards}"
 
 
+def _dualpipe_problems(degrees: Degrees) -> Iterator[str]:
+    """Yield what DualPipe does not go with: it is published with two stages on a device, and with zero 1."""
+    if degrees.pp == 1 or degrees.pp % 2:
+        yield f"dualpipe needs an even number of pipeline stages, and pp is {degrees.pp}"
+    if degrees.interleave > 1:
+        yield f"dualpipe has no parts of stages, and interleave is {degrees.interleave}"
+    if degrees.cp > 1:
+        yield f"dualpipe is planned with whole sequences, and cp is {degrees.cp}"
+    if degrees.zero > 1:
+        yield f"dualpipe keeps weights and gradients whole within a step, and zero is {degrees.zero}; give 0 or 1"
+
+
 def check_degrees(degrees: Degrees, devices: int, spec: ModelSpec, context: int) -> None:
     """Raise InputError unless `degrees` are whole numbers in range, make up `devices` and suit the model."""
     where = parameter("parallel")
-    for name, value in asdict(degrees).items():
+    check_word(degrees.schedule, get_args(Schedule), parameter("schedule"))
+    for name in (*PARALLEL, "zero"):
         least, most = (0, 3) if name == "zero" else (1, MAX_PARALLEL)
-        parse_integer(str(value), f"{where} {name}", least, most)
+        parse_integer(str(getattr(degrees, name)), f"{where} {name}", least, most)
     if degrees.devices != devices:
-        apart = ("ep", "interleave", "zero")
-        factors = " * ".join(f"{name} {value}" for name, value in asdict(degrees).items() if name not in apart)
+        apart = ("ep", "interleave")
+        factors = " * ".join(f"{name} {getattr(degrees, name)}" for name in PARALLEL if name not in apart)
         raise InputError(f"{factors} is {format_items(degrees.devices, 'device')}, and there are {devices:,}", where)
     for problem in problems(degrees, spec, context):
         raise InputError(problem, where)

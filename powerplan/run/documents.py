@@ -103,8 +103,11 @@ def seconds_waited(layout: Layout, slowest: float, longest: float) -> float:
         slowest: the time of the slowest devices over the mean, where devices meet.
         longest: the longest micro-batch over the mean one. In a pipeline of p stages that take the same times, n
             micro-batches take the sum of their times and p - 1 times the longest one (a proportionate flow shop:
-            Pinedo, Scheduling, section 6.1); the bubble of the step has p - 1 times the mean one.
+            Pinedo, Scheduling, section 6.1); the bubble of the step has p - 1 times the mean one. DualPipe's bubble is
+            taken to grow likewise, for which no formula is published.
     """
     degrees, step = layout.degrees, layout.step
     behind = (degrees.pp - 1) / degrees.interleave * (longest - 1) / step.micro_batches
+    if degrees.schedule == "dualpipe":
+        behind = step.bubble_s * (longest - 1) / step.compute_s
     return step.compute_s * (slowest - 1 + behind)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from powerplan.errors import InputError, check_word, parameter
-from powerplan.run.step import Efficiency
+from powerplan.errors import InputError, check_word, parameter, shown
+from powerplan.run.step import Efficiency, Overlap
 from powerplan.units import parse_share
 
 DEFAULT = Efficiency(weights=0.58, attention=0.35, recurrent=0.3)
@@ -17,8 +17,11 @@ recurrent: power attention of degree 2 by powerplan.kernels trains at 0.18 of th
 0.39 at head dim 128 (benchmarks/results/gpu.json, 64k tokens, 8 heads, recurrent FLOPs).
 """
 
-PARTS = ("weights", "attention", "recurrent")
+PARTS = ("weights", "attention", "recurrent", "experts", "fp8")
 """What `efficiency` may name."""
+
+HIDDEN = ("tensor", "experts")
+"""What `overlap` may name."""
 
 
 def parse_efficiency(text: str) -> Efficiency:
@@ -30,12 +33,27 @@ def parse_efficiency(text: str) -> Efficiency:
     where = parameter("efficiency")
     if "=" not in text:
         share = float(parse_share(text.strip(), where))
-        return Efficiency(share, share, share)
+        return Efficiency(share, share, share, share)
+    return replace(DEFAULT, **_shares(text, PARTS, where, or_none=False))
+
+
+def parse_overlap(text: str) -> Overlap:
+    """Return which shares of traffic hide behind compute, as "experts=0.9,tensor=0.5" says; others are the default.
+
+    Raises:
+        InputError: for traffic that is none, traffic twice, or a share that is not from 0 to 1.
+    """
+    return Overlap(**_shares(text, HIDDEN, parameter("overlap"), or_none=True))
+
+
+def _shares(text: str, names: tuple[str, ...], where: str, *, or_none: bool) -> dict[str, float]:
     values: dict[str, float] = {}
     for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition("="))
-        check_word(name, PARTS, where)
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise InputError(f"{shown(pair.strip())} is not a share; write {names[-1]}=0.5", where)
+        check_word(name, names, where)
         if name in values:
             raise InputError(f"{name} is given twice", where)
-        values[name] = float(parse_share(value, where))
-    return replace(DEFAULT, **values)
+        values[name] = float(parse_share(value, where, or_none=or_none))
+    return values

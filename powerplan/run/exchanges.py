@@ -21,6 +21,7 @@ class Exchange:
 
     mixer: what the layers have. what: KEYS, WINDOW, STATE or INPUTS. layers: how many.
     payload_bytes: of a token for KEYS and WINDOW, and of a sequence for the others.
+    gate_bytes: of the payload of a token, gates of query heads: each device has those of its own heads.
     reach: for WINDOW, the tokens before its own that a query meets; 0 for others.
     flops: forward FLOPs per token of attention, of all these layers. again_flops: likewise of states that a device
     computes once more than one device alone would.
@@ -31,6 +32,7 @@ class Exchange:
     what: str
     layers: int
     payload_bytes: float
+    gate_bytes: float = 0.0
     reach: int = 0
     flops: float = 0.0
     again_flops: float = 0.0
@@ -40,7 +42,8 @@ class Exchange:
 
     def device_bytes(self, tp: int) -> float:
         """Return the payload of one of `tp` devices that share the heads: where heads are fewer, several have one."""
-        return self.payload_bytes / (tp if self.kv_heads is None else gcd(tp, self.kv_heads))
+        shared = self.payload_bytes - self.gate_bytes
+        return shared / (tp if self.kv_heads is None else gcd(tp, self.kv_heads)) + self.gate_bytes / tp
 
 
 def exchanges_of(counted: Sequence[tuple[LayerLoad, int]], context: int) -> tuple[Exchange, ...]:
@@ -66,11 +69,13 @@ def _passed_on(load: LayerLoad, context: int) -> list[Exchange]:
     if load.recent_bytes:
         passed.append(Exchange(name, INPUTS, 0, float(load.recent_bytes)))
     if load.entry_bytes:
-        entry = float(load.entry_bytes)
+        entry = Exchange(
+            name, KEYS, 0, float(load.entry_bytes), float(load.gate_bytes), kv_heads=load.kv_heads, heads=load.heads
+        )
         if load.window is None or load.window >= context:
-            passed.append(Exchange(name, KEYS, 0, entry, kv_heads=load.kv_heads, heads=load.heads, latent=load.latent))
+            passed.append(replace(entry, latent=load.latent))
         elif load.window > 1:
-            passed.append(Exchange(name, WINDOW, 0, entry, load.window - 1, kv_heads=load.kv_heads, heads=load.heads))
+            passed.append(replace(entry, what=WINDOW, reach=load.window - 1))
     elif load.state_bytes:
         passed.append(Exchange(name, STATE, 0, float(load.state_bytes), kv_heads=load.kv_heads, heads=load.heads))
     return passed

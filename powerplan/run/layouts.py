@@ -7,7 +7,8 @@ from fractions import Fraction
 from functools import cached_property
 
 from powerplan.accounting import Accounting
-from powerplan.hardware import Peak
+from powerplan.choices import Schedule
+from powerplan.hardware import Peak, si_value
 from powerplan.lengths import Lengths
 from powerplan.lengths.flops import DocumentRow
 from powerplan.lengths.packing import filled_share
@@ -18,8 +19,8 @@ from powerplan.run.loads import ModelLoad, model_load
 from powerplan.run.memory import Memory, memory_of
 from powerplan.run.passing import Split, parts_of, passings_of
 from powerplan.run.recipe import Recipe
-from powerplan.run.stages import StageLoad, stage_loads
-from powerplan.run.step import Efficiency, Rates, StepTime, step_of
+from powerplan.run.stages import StageLoad, stage_loads, stage_pairs
+from powerplan.run.step import DEFAULT_OVERLAP, Efficiency, Overlap, Rates, StepTime, step_of
 from powerplan.run.traffic import Links, links_of
 from powerplan.training import TRAINING_PASSES
 
@@ -41,6 +42,7 @@ class Setting:
 
     capacity_bytes: memory of one device; None where it is not known, as of a device that only a profile has.
     lengths: documents that are packed whole into sequences and attend to themselves alone; None for one document each.
+    overlap: which traffic hides behind compute.
     """
 
     cluster: Cluster
@@ -49,6 +51,14 @@ class Setting:
     batch: Batch
     capacity_bytes: int | None
     lengths: Lengths | None = None
+    overlap: Overlap = DEFAULT_OVERLAP
+
+    @property
+    def fp8_flops_per_s(self) -> float | None:
+        """The dense fp8 peak of a device; None where the catalogue has none."""
+        device = self.cluster.device
+        rate = None if device is None else si_value(device, "fp8_tflops")
+        return None if rate is None else float(rate)
 
     @classmethod
     def of(cls, cluster: Cluster, peak: Peak, efficiency: Efficiency, batch: Batch) -> Setting:
@@ -121,7 +131,7 @@ class Layouts:
         self._timed = Accounting(accounting.spec)
         self._models: dict[Recipe, ModelLoad] = {}
         self._with_recipe: dict[Recipe, tuple[Recipe, ModelLoad]] = {}
-        self._stages: dict[tuple[Recipe, int], list[tuple[int, StageLoad]]] = {}
+        self._stages: dict[tuple[Recipe, int, Schedule], list[tuple[int, StageLoad]]] = {}
         self._links: dict[Degrees, Links] = {}
         self._exchanges: dict[Recipe, tuple[Exchange, ...]] = {}
 
@@ -160,22 +170,33 @@ class Layouts:
         at_once, batch = degrees.sequences_at_once * micro_batch * degrees.round, self.setting.batch
         if batch.exact:
             sequences, rest = divmod(batch.tokens, self.context)
-            return None if rest or sequences % at_once else sequences
+            few = sequences // at_once * degrees.round < degrees.fewest
+            return None if rest or sequences % at_once or few else sequences
         rounds = batch.tokens // (at_once * self.context)
-        return rounds * at_once if rounds else (at_once if at_once == 1 else None)
+        if rounds * degrees.round < degrees.fewest:
+            return at_once if at_once == 1 else None
+        return rounds * at_once
 
     def layout(self, degrees: Degrees, recipe: Recipe, sequences: int) -> Layout:
         """Return memory and time of one layout."""
         single, model = self._loaded(recipe)
-        key = single, degrees.pp
+        key = single, degrees.pp, degrees.schedule
         if key not in self._stages:
-            self._stages[key] = _unlike(stage_loads(self._models[single], degrees.pp))
+            loads = stage_loads(self._models[single], degrees.pp)
+            self._stages[key] = _unlike(stage_pairs(loads) if degrees.schedule == "dualpipe" else loads)
         stages = self._stages[key]
         links = self._links.get(degrees)
         if links is None:
             links = self._links[degrees] = links_of(self.setting.cluster, degrees)
         rounds = sequences // (degrees.sequences_at_once * recipe.micro_batch)
-        rates = Rates(self.setting.peak, self.setting.efficiency, links)
+        setting = self.setting
+        rates = Rates(
+            setting.peak,
+            setting.efficiency,
+            links,
+            setting.overlap,
+            setting.fp8_flops_per_s,
+        )
         split = self._split(model, single, degrees, links)
         passings = [passings_of(stage.exchanges, split) if split else () for _, stage in stages]
         return Layout(

@@ -49,6 +49,7 @@ class Link:
     name: what it is, such as "NVLink", "network" or "NVLink and network".
     across: how a device of the group sends to another node by itself; None where the group lies in one node.
     members: how many devices of the group each node holds; 0 where the group lies in one node.
+    within: how a device sends to another of the group in its node, where the group has several nodes and such devices.
     """
 
     bytes_per_s: float
@@ -56,6 +57,7 @@ class Link:
     name: str
     across: Link | None = None
     members: int = 0
+    within: Link | None = None
 
 
 NO_LINK = Link(inf, 0.0, "none")
@@ -156,7 +158,7 @@ def link_for(cluster: Cluster, ranks: int, stride: int = 1) -> Link:
     inside, crossings = cluster.inside, -(-ranks // members) - 1
     latency = ((ranks - 1 - crossings) * inside.latency_s + crossings * between.latency_s) / (ranks - 1)
     rate = min(inside.bytes_per_s, members * between.bytes_per_s)
-    return Link(rate, latency, f"{inside.name} and {between.name}", between, members)
+    return Link(rate, latency, f"{inside.name} and {between.name}", between, members, inside)
 
 
 def all_gather_s(link: Link, ranks: int, bytes_in_all: float) -> float:
@@ -188,6 +190,31 @@ def all_to_all_s(link: Link, ranks: int, bytes_per_rank: float) -> float:
     if link.across is not None:
         far, rate = ranks - link.members, min(rate, link.across.bytes_per_s)
     return START_S + (ranks - 1) * link.latency_s + far / ranks * bytes_per_rank / rate
+
+
+def routed_s(link: Link, ranks: int, row_bytes: float, copies: int, nodes: int) -> float:
+    """Return the seconds until rows of a device are at `copies` of `ranks` devices each, on at most `nodes` nodes.
+
+    A row crosses the network once for each node that it is for, to the device of that node with the same number, and
+    goes on from there to its devices within the node (DeepSeek-V3, arXiv 2412.19437, section 3.2.2; results come back
+    the same way, summed within the node). The devices of a row are even over the nodes, so that its own node is one of
+    them as often as any. Both ways are in use at once: the slower one counts.
+
+    Args:
+        link: What joins the devices, over several nodes.
+        ranks: Devices that share the experts.
+        row_bytes: Of all rows of a device, one copy of each.
+        copies: Devices that each row is for.
+        nodes: Nodes that they lie on, at most.
+    """
+    assert link.across is not None, "one node has no network"
+    groups = -(-ranks // link.members)
+    far = nodes * (groups - 1) / groups * row_bytes / link.across.bytes_per_s
+    latency = START_S + (groups - 1) * link.across.latency_s
+    if link.within is None or link.members == 1:
+        return latency + far
+    near = copies * (link.members - 1) / link.members * row_bytes / link.within.bytes_per_s
+    return latency + (link.members - 1) * link.within.latency_s + max(far, near)
 
 
 def send_s(link: Link, bytes_sent: float) -> float:

@@ -20,6 +20,10 @@ from powerplan.run.recipe import Recipe
 from powerplan.run.saved import ends_bytes, loss_bytes, saved_layer
 from powerplan.spec import LayerUse, ModelSpec
 
+KEPT_PRECISE = frozenset({"router", "routers", "short convolutions"})
+"""Components of weights whose products stay in bf16 with fp8 matmuls: DeepSeek-V3 keeps the gating of its experts
+(arXiv 2412.19437, section 3.3.1), and convolutions are no matrix products."""
+
 
 @dataclass(frozen=True)
 class LayerLoad:
@@ -29,11 +33,14 @@ class LayerLoad:
     parameters: all but those of routed experts and those on the host; none where the layer is tied. expert_parameters:
     all routed experts. matrix_parameters: those of them that are in matrices, which Muon keeps one moment of.
     weight_flops, state_flops: forward FLOPs per token, as `Row` counts them.
+    linear_flops: those of weight_flops that fp8 matmuls take: all but routers and short convolutions.
+    expert_flops: those of weight_flops in routed experts.
     kept_bytes: bytes per token that stay from the forward to the backward pass, under the recipe.
     peak_bytes: bytes per token that exist beside what other layers keep, at most, while this layer's backward pass
     runs: what it computes again, and gradients of activations.
     entry_bytes: keys and values of a token, which ring attention passes on, also where an earlier layer made them; 0
     for recurrent state.
+    gate_bytes: those of them that are gates of query heads, in fp32.
     window: keys that a query meets at most; None without a window.
     state_bytes: recurrent state of one sequence, which is passed on once, with what a part of the sequence multiplies
     it by (the matrices of delta rules, the decays of heads or channels); 0 where there is none.
@@ -51,10 +58,13 @@ class LayerLoad:
     expert_parameters: int
     matrix_parameters: int
     weight_flops: int
+    linear_flops: int
+    expert_flops: int
     state_flops: Fraction
     kept_bytes: Fraction
     peak_bytes: Fraction
     entry_bytes: Fraction
+    gate_bytes: Fraction
     window: int | None
     state_bytes: Fraction
     recent_bytes: Fraction
@@ -138,7 +148,7 @@ def _floats(pair: tuple[Fraction, Fraction]) -> tuple[float, float]:
 def _entry(mixer: Mixer, context: int) -> int:
     """Return the elements of keys and values of a token, whether this layer keeps them or an earlier one does."""
     made = mixer.terms((("keys and values", mixer.entry),), **mixer.state_values(context)) if mixer.entry else ()
-    return mixer.state_size(context).entry or int(total(made))
+    return max(mixer.state_size(context).entry, int(total(made)))
 
 
 def has_keys(mixer: Mixer, context: int) -> bool:
@@ -146,14 +156,14 @@ def has_keys(mixer: Mixer, context: int) -> bool:
     return _entry(mixer, context) > 0
 
 
-def _passed_state_bytes(mixer: Mixer, size: StateSize) -> Fraction:
+def _passed_state_bytes(mixer: Mixer, size: StateSize, context: int) -> Fraction:
     """Return the bytes that a device passes on of a recurrent state: the state and its transition, in fp32.
 
     Every device merges the states of those before it. What its own part of the sequence multiplies a state by is passed
     beside it: the decays of heads in powerplan.kernels (ContextParallel.exchanged_bytes), the matrices of a delta rule
     in flash-linear-attention (ops/cp/README.md).
     """
-    transition = total(mixer.terms((("transition", mixer.transition),)))
+    transition = total(mixer.terms((("transition", mixer.transition),), **mixer.state_values(context)))
     return Fraction((size.recurrent + transition) * RECURRENT_BYTES)
 
 
@@ -190,10 +200,14 @@ def _layer_load(
     table = ffn is not None and ffn.is_table
     experts = 0 if table else active + idle
     host = int(total(ffn.host_terms(hidden))) if ffn is not None else 0
+    multiplied = [term for block in layer.blocks for term in multiplied_terms(block, hidden)]
     size = mixer.state_size(context) if mixer is not None else None
     entry = _entry(mixer, context) if mixer is not None else 0
     heads = mixer.own_heads() if mixer is not None else None
-    state = _passed_state_bytes(mixer, size) if mixer is not None and size is not None and not entry else Fraction(0)
+    gates = int(total(mixer.terms((("gates", mixer.entry_gates),)))) if mixer is not None else 0
+    state = Fraction(0)
+    if mixer is not None and size is not None and not entry:
+        state = _passed_state_bytes(mixer, size, context)
     flops = state_flops(mixer, context, accounting.convention, lengths) if mixer is not None else Fraction(0)
     # Tables and values are looked up: like the embedding they are no matrices to Muon.
     matrices = sum(int(term.value) for term in matmuls if term.component != "values") if table else used + idle
@@ -204,11 +218,14 @@ def _layer_load(
         parameters=0 if layer.tied else own + int(total(others)) + int(total(spec.norm_terms(layer))),
         expert_parameters=0 if layer.tied else experts,
         matrix_parameters=0 if layer.tied else matrices,
-        weight_flops=2 * sum(int(total(multiplied_terms(block, hidden))) for block in layer.blocks),
+        weight_flops=2 * int(total(multiplied)),
+        linear_flops=2 * int(total([term for term in multiplied if term.component not in KEPT_PRECISE])),
+        expert_flops=0 if table else 2 * active,
         state_flops=flops,
         kept_bytes=saved.kept_bytes,
         peak_bytes=saved.peak_bytes,
-        entry_bytes=entry * recipe.activation_bytes,
+        entry_bytes=(entry - gates) * recipe.activation_bytes + gates * Fraction(RECURRENT_BYTES),
+        gate_bytes=gates * Fraction(RECURRENT_BYTES),
         window=mixer.window_size if mixer is not None else None,
         state_bytes=state,
         recent_bytes=(size.recent if size is not None else 0) * recipe.activation_bytes,

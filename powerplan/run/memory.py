@@ -29,6 +29,11 @@ FRAGMENTATION = 0.05
 GATHERED_LAYERS = 2
 """Layers whose weights FSDP2 holds whole at once: the one at work and the next, which is gathered meanwhile."""
 
+SPLIT_LOGIT_BYTES = 4
+"""Bytes of a logit beside those of `loss_bytes` where the vocabulary is split over devices: the cross entropy of
+torch.distributed.tensor.parallel.loss_parallel has one more fp32 tensor in its backward pass, 16 bytes a logit in all.
+torch's allocator finds them (tests/run/test_split_loss.py)."""
+
 BLOCK_OF_SCALES = 256
 """Parameters that share an fp32 scale in 8-bit optimizer states (Dettmers et al. 2021, arXiv 2110.02861: 2,048; the
 libraries bitsandbytes and torchao take 256 today)."""
@@ -116,8 +121,11 @@ def in_flight(degrees: Degrees, stage: int, micro_batches: int) -> float:
     """Return of how many micro-batches a pipeline stage keeps the activations of its layers at most.
 
     Interleaved, it counts parts of stages: Megatron-LM runs 2 (p - s - 1) + (v - 1) p of them ahead (megatron/core/
-    pipeline_parallel/schedules.py), and one more has just run when the first backward pass begins.
+    pipeline_parallel/schedules.py), and one more has just run when the first backward pass begins. With DualPipe the
+    two stages of a device keep those of pp + 1 together (DeepSeek-V3, arXiv 2412.19437, table 2).
     """
+    if degrees.schedule == "dualpipe":
+        return min(micro_batches, degrees.pp + 1)
     if degrees.interleave == 1:
         return min(micro_batches, degrees.pp - stage)
     ahead = 2 * (degrees.pp - stage - 1) + (degrees.interleave - 1) * degrees.pp
@@ -159,8 +167,8 @@ def _at_the_loss(model: ModelLoad, load: StageLoad, degrees: Degrees, zero: int,
     at_once = min(tokens, LOSS_CHUNK) if model.recipe.loss == "chunked" else tokens
     gathered = _root(load, model.recipe, degrees) if zero == 3 else 0.0
     working = (held * tokens + peak * at_once) / degrees.tp
-    if degrees.tp > 1:  # The LM head's input.
-        working += _stream(model, at_once)
+    if degrees.tp > 1:  # The LM head's input, and one more tensor of a device's logits.
+        working += _stream(model, at_once) + SPLIT_LOGIT_BYTES * model.spec.vocab_size * at_once / degrees.tp
     return _Moment(gathered, working, "the loss")
 
 

@@ -166,6 +166,7 @@ def _all_to_all(exchange: Exchange, split: Split) -> Passing | None:
     row = split.element_bytes * split.tokens * split.sequences
     queries, outputs = heads * shape.head_dim * row, heads * shape.v_head_dim * row
     keys, gathered = kv_heads * (shape.head_dim + shape.v_head_dim) * row, 0.0
+    keys += exchange.gate_bytes / tp * split.tokens * split.sequences
     if exchange.latent:
         own = exchange.device_bytes(tp) * split.tokens * split.sequences
         keys, gathered = (0.0, own) if ranks * own <= keys else (keys, 0.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from powerplan.accounting import Accounting
-from powerplan.choices import Recompute
+from powerplan.choices import Recompute, Schedule
 from powerplan.errors import InputError, parameter
 from powerplan.run.degrees import Degrees, check_degrees
 from powerplan.run.documents import DocumentPlan, with_documents
@@ -37,6 +37,7 @@ class Choices:
     recompute: tuple[Recompute, ...] = RECOMPUTE
     micro_batches: tuple[int, ...] = MICRO_BATCHES
     zero: int = 3
+    schedule: Schedule = "1f1b"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PhasePlan:
 
     phase: Phase
     layout: Layout
-    others: tuple[Layout, ...]
+    others: tuple[Layout, ...] = field(repr=False)  # Hundreds of layouts: half a megabyte of text.
     tried: int
     documents: DocumentPlan | None = None
 
@@ -153,7 +154,11 @@ def _found(layouts: Layouts, choices: Choices) -> Found:
             check_degrees(given, devices, layouts.accounting.spec, layouts.context)
         ways = list(choices.degrees)
     else:
-        ways = all_degrees(layouts, choices.zero)[: MAX_TRIED // len(choices.micro_batches)]
+        ways = all_degrees(layouts, choices.zero, choices.schedule)
+        if not ways and choices.schedule == "dualpipe":
+            problem = f"dualpipe needs an even number of pipeline stages, and no layout of {devices:,} devices has one"
+            raise InputError(problem, parameter("schedule"))
+        ways = ways[: MAX_TRIED // len(choices.micro_batches)]
     found = find_layouts(layouts, choices.recipe, choices.recompute, choices.micro_batches, ways)
     if found is None:
         raise InputError(_batch_problem(layouts, choices), parameter("batch_tokens"))
@@ -169,6 +174,9 @@ def _batch_problem(layouts: Layouts, choices: Choices) -> str:
         return f"{sequences}; no layout of {layouts.setting.cluster.devices:,} devices can share them evenly"
     (degrees,) = choices.degrees
     at_once = degrees.sequences_at_once * min(choices.micro_batches)
+    if degrees.schedule == "dualpipe":
+        least = at_once * degrees.fewest
+        return f"{sequences}; dualpipe takes micro-batches in pairs, at least {least:,} sequences with pp {degrees.pp}"
     if degrees.round > 1:
         turns = f"interleaved stages take {degrees.pp:,} micro-batches in turn"
         return f"{sequences}; {turns}, so that {at_once * degrees.round:,} are at work, which does not divide them"

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import get_args
 
-from powerplan.choices import Kernels, Loss, Master, Optimizer, Recompute, TrainingDtype
+from powerplan.choices import Kernels, Loss, Master, MatmulsDtype, Optimizer, Recompute, TrainingDtype
 from powerplan.dtypes import DTYPE_BYTES
-from powerplan.errors import check_word, parameter
+from powerplan.errors import InputError, check_word, parameter
 
 LOSS_CHUNK = 4096
 """Tokens whose logits exist at once where the loss is chunked."""
+
+SCALED_TOGETHER = 128
+"""Elements of an activation that share an fp32 scale in fp8 (DeepSeek-V3, arXiv 2412.19437, section 3.3.2)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Recipe:
     of 256; "muon" keeps one moment of matrices within layers, and AdamW's two of everything else.
     dtype: the format of weights in matmuls and of activations.
     master: "fp32" keeps a copy of the weights in fp32 that the optimizer works on; "none" keeps none.
+    matmuls_dtype: that of the operands of layers' products with weights, in both passes, where it is not `dtype`: "fp8"
+    as DeepSeek-V3 trains (arXiv 2412.19437, section 3.3). Routers, attention, embedding and LM head stay in `dtype`.
     gradients_dtype, moments_dtype: those of gradients that wait for the optimizer, and of its moments; fp32 with a
     master copy and `dtype` without one, where None.
     recompute: "none" keeps all that the backward pass needs; "selective" keeps it but for norms, activation functions
@@ -40,6 +45,7 @@ class Recipe:
     kernels: Kernels = "fused"
     gradients_dtype: TrainingDtype | None = None
     moments_dtype: TrainingDtype | None = None
+    matmuls_dtype: MatmulsDtype | None = None
 
     def __post_init__(self) -> None:
         words = {
@@ -51,17 +57,32 @@ class Recipe:
             "kernels": Kernels,
             "gradients_dtype": TrainingDtype,
             "moments_dtype": TrainingDtype,
+            "matmuls_dtype": MatmulsDtype,
         }
-        optional = ("gradients_dtype", "moments_dtype")
+        optional = ("gradients_dtype", "moments_dtype", "matmuls_dtype")
         for name, kind in words.items():
             value = getattr(self, name)
             if value is not None or name not in optional:
                 check_word(value, get_args(kind), parameter(name))
+        if self.matmuls_dtype is not None and self.dtype != "bf16":
+            problem = f"{self.matmuls_dtype} goes with activations in bf16, and {parameter('dtype')} is {self.dtype}"
+            raise InputError(problem, parameter("matmuls_dtype"))
 
     @property
     def activation_bytes(self) -> Fraction:
         """Bytes of an element of an activation, and of a weight in a matmul."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def sent_to_experts(self) -> Fraction:
+        """Bytes of an element that a token sends to an expert, over those that come back, which are activations.
+
+        With fp8 matmuls the inputs of experts are sent in fp8 with a scale for each 128 of them, forward, and the
+        gradients of their outputs backward; what comes back stays in bf16 (arXiv 2412.19437, section 3.3.3).
+        """
+        if self.matmuls_dtype is None:
+            return Fraction(1)
+        return (DTYPE_BYTES[self.matmuls_dtype] + DTYPE_BYTES["fp32"] / SCALED_TOGETHER) / self.activation_bytes
 
     @property
     def master_bytes(self) -> Fraction:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
 
-from powerplan.choices import Recompute
+from powerplan.choices import Recompute, Schedule
 from powerplan.run.degrees import Degrees, problems
 from powerplan.run.layouts import Layout, Layouts
 from powerplan.run.recipe import Recipe
@@ -94,7 +94,7 @@ def _complexity(degrees: Degrees) -> int:
     return sum(value > 1 for value in (degrees.tp, degrees.pp, degrees.cp, degrees.ep, degrees.replicas))
 
 
-def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
+def all_degrees(layouts: Layouts, zero: int = 3, schedule: Schedule = "1f1b") -> list[Degrees]:
     """Return the ways to split a model over the devices of the cluster, simple ones first, up to a bound.
 
     Tensor parallelism stays within a node, as half of its traffic hides behind nothing. Replicas are whole nodes or
@@ -112,7 +112,7 @@ def all_degrees(layouts: Layouts, zero: int = 3) -> list[Degrees]:
                 for replicas in _replicas(rest, tp * cp, cluster.node_devices):
                     for ep in _experts(rest // replicas * cp, experts):
                         for parts in INTERLEAVED if pp > 1 else (1,):
-                            ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, parts, zero))
+                            ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, parts, zero, schedule))
     possible = [way for way in ways if not any(problems(way, spec, layouts.context))]
     return sorted(possible, key=lambda way: (_complexity(way), way.tp * way.pp * way.cp))
 

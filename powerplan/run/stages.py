@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from powerplan.ffn import FFN
 from powerplan.run.exchanges import Exchange, exchanges_of
 from powerplan.run.loads import LayerLoad, ModelLoad
 
@@ -19,31 +20,39 @@ class StageLoad:
     They are floats from here on: thousands of ways to split a run are tried, and exact fractions would take 20 times as
     long. Sums of bytes and FLOPs stay below 2^53 or lose one part in 10^16.
 
-    layers: how many. parts: mixers and FFNs, between which tensor parallelism communicates.
+    layers: how many, of a pair of stages the mean. parts: mixers and FFNs, between which tensor parallelism
+    communicates.
     parameters: outside routed experts and `outer_parameters`. expert_parameters: of routed experts, in expert_layers.
     largest: parameters of its largest layer outside routed experts, and those of routed experts.
+    linear_flops, expert_flops: those of weight_flops that fp8 matmuls take, and those in routed experts.
     kept_bytes, peak_bytes: as in LayerLoad; the sum of the first and the largest of the second.
+    experts: the FFN of all its expert layers; None where there are none, or unlike ones.
+    losses: the share of micro-batches whose loss a device of the stage computes, where `last` is set.
     outer_parameters: embedding and LM head where they are in this stage.
     """
 
     first: bool
     last: bool
-    layers: int
-    parts: int
+    layers: float
+    parts: float
     parameters: int
     expert_parameters: int
     matrix_parameters: int
     largest: tuple[int, int]
     outer_parameters: int
-    weight_flops: int
+    weight_flops: float
+    linear_flops: float
+    expert_flops: float
     attention_flops: float
     recurrent_flops: float
-    head_flops: int
+    head_flops: float
     kept_bytes: float
     peak_bytes: float
     dispatched_bytes: float
-    expert_layers: int
+    expert_layers: float
     exchanges: tuple[Exchange, ...]
+    experts: FFN | None = None
+    losses: float = 1.0
 
     @property
     def all_parameters(self) -> int:
@@ -91,6 +100,7 @@ def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: b
     outer = (model.embedding_parameters if first else 0) + (model.head_parameters if last else 0)
     if model.tied and last and not first:
         outer += model.spec.vocab_size * model.spec.hidden_size  # The last stage needs a copy of the embedding.
+    experts = {load.use.layer.ffn for load, _ in counted if load.expert_parameters}
     return StageLoad(
         first=first,
         last=last,
@@ -102,6 +112,8 @@ def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: b
         largest=max(((load.parameters, load.expert_parameters) for load, _ in counted), key=sum, default=(0, 0)),
         outer_parameters=outer,
         weight_flops=sum(load.weight_flops * count for load, count in counted),
+        linear_flops=sum(load.linear_flops * count for load, count in counted),
+        expert_flops=sum(load.expert_flops * count for load, count in counted),
         attention_flops=_sum(load.state_flops * count for load, count in counted if load.entry_bytes),
         recurrent_flops=_sum(load.state_flops * count for load, count in counted if not load.entry_bytes),
         head_flops=model.head_flops if last else 0,
@@ -110,6 +122,44 @@ def _stage_load(model: ModelLoad, counted: list[tuple[LayerLoad, int]], first: b
         dispatched_bytes=_sum(load.dispatched_bytes * count for load, count in counted),
         expert_layers=sum(count for load, count in counted if load.expert_parameters),
         exchanges=exchanges_of(counted, model.context),
+        experts=experts.pop() if len(experts) == 1 else None,
+    )
+
+
+def stage_pairs(stages: Sequence[StageLoad]) -> list[StageLoad]:
+    """Return what two stages ask of one device, the first with the last and so on, as DualPipe puts them together.
+
+    A device holds the weights of both, and has half of the micro-batches in one and half in the other (DeepSeek-V3,
+    arXiv 2412.19437, section 3.2.1): FLOPs and bytes of activations are means of the two, parameters are sums.
+    """
+    half = len(stages) // 2
+    return [_pair(one, other) for one, other in zip(stages[:half], reversed(stages[half:]), strict=True)]
+
+
+SUMS = ("parameters", "expert_parameters", "matrix_parameters", "outer_parameters")
+"""What a device holds of both stages of a pair."""
+
+MEANS = (
+    *("layers", "parts", "weight_flops", "linear_flops", "expert_flops", "attention_flops", "recurrent_flops"),
+    *("head_flops", "kept_bytes", "dispatched_bytes", "expert_layers"),
+)
+"""What a micro-batch takes of a pair of stages, as it passes one of them."""
+
+
+def _pair(one: StageLoad, other: StageLoad) -> StageLoad:
+    held = {name: getattr(one, name) + getattr(other, name) for name in SUMS}
+    passed = {name: (getattr(one, name) + getattr(other, name)) / 2 for name in MEANS}
+    experts = {stage.experts for stage in (one, other) if stage.expert_layers}
+    return replace(
+        one,
+        **held,
+        **passed,
+        first=one.first or other.first,
+        last=one.last or other.last,
+        largest=max(one.largest, other.largest, key=sum),
+        peak_bytes=max(one.peak_bytes, other.peak_bytes),
+        experts=experts.pop() if len(experts) == 1 else None,
+        losses=0.5,
     )
 
 

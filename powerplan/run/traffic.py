@@ -18,6 +18,7 @@ from powerplan.run.links import (
     all_to_all_s,
     link_for,
     reduce_scatter_s,
+    routed_s,
     send_s,
 )
 from powerplan.run.loads import ModelLoad
@@ -100,8 +101,10 @@ def traffic_of(model: ModelLoad, load: StageLoad, degrees: Degrees, links: Links
         tensor = load.parts * both
     experts = 0.0
     if links.experts is not None and load.expert_layers:
+        to_experts = float(recipe.sent_to_experts)
         sent = load.dispatched_bytes / load.expert_layers * tokens / tp
-        experts = load.expert_layers * 2 * all_to_all_s(links.experts, degrees.ep, sent)
+        there, back = (_experts_s(load, links.experts, degrees.ep, size) for size in (sent * to_experts, sent))
+        experts = load.expert_layers * (there + back)
     stage = 0.0 if links.pp is None else send_s(links.pp, stream / tp)
     return Traffic(
         gather_s=gather if degrees.zero == 3 else 0.0,
@@ -112,6 +115,19 @@ def traffic_of(model: ModelLoad, load: StageLoad, degrees: Degrees, links: Links
         experts_s=experts,
         stage_s=stage,
     )
+
+
+def _experts_s(load: StageLoad, link: Link, ranks: int, sent: float) -> float:
+    """Return the seconds until the tokens of a device are at the experts of one layer, of which they send `sent` bytes.
+
+    Where a router limits the nodes of a token, each node gets a token once. Otherwise each expert gets its own copy.
+    """
+    picks = load.experts.picks if load.experts is not None else None
+    if picks is not None and load.experts is not None and link.across is not None:
+        nodes = load.experts.nodes_sent_to(-(-ranks // link.members))
+        if nodes is not None:
+            return routed_s(link, ranks, sent / picks.picked, picks.picked, nodes)
+    return all_to_all_s(link, ranks, sent)
 
 
 def _by_layers(

@@ -161,7 +161,7 @@ class DocumentOrder:
                 raise InputError(
                     f"sequences of {self.context:,} tokens hold about {of_one:,.0f} documents each, and "
                     f"{FEWEST_SEQUENCES} of them may have {MOST_AT_ONCE:,} at most, to simulate who waits; "
-                    f"shorten {parameter('ctx')}",
+                    f"shorten {parameter('context')}",
                     parameter("lengths"),
                 )
             return drawn_sequences(self.lengths, self.context, fewer)

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from powerplan.accounting import Accounting
 from powerplan.entries import host_bytes
-from powerplan.errors import InfeasibleError
+from powerplan.errors import InfeasibleError, parameter
 from powerplan.hardware import Device
 from powerplan.search.costs import CostBasis
 from powerplan.search.trials import Trial
@@ -71,6 +71,11 @@ class Demand:
             return f"{format_bytes(self.needed)}, {times} the {format_bytes(self.allowed)} allowed"
         return f"{_figure(self.needed)} {self.unit}, {times} the {_figure(self.allowed)} allowed"
 
+    def spelt(self) -> str:
+        """Return the option as messages name it: "--gpu in training", and "gpu in training" in Python."""
+        option, space, rest = self.option.partition(" ")
+        return f"{parameter(option.removeprefix('--').replace('-', '_'))}{space}{rest}"
+
     def limit(self) -> str:
         """Return "--max-state 512 MiB", or "--max-days 5"."""
         return f"{self.option} {format_bytes(self.allowed) if self.unit == 'bytes' else _figure(self.allowed)}"
@@ -131,11 +136,11 @@ def no_candidate(
     if not worst.met:
         least_text = f"even the least of {len(trials):,} {word}" if len(trials) > 1 else "the only candidate"
         remedy = f"; {worst.remedy}" if worst.remedy else ""
-        return InfeasibleError(f"{worst.option}: {least_text} needs {worst.amounts()}{remedy}")
+        return InfeasibleError(f"{worst.spelt()}: {least_text} needs {worst.amounts()}{remedy}")
     nearest, demands = min(checked, key=lambda pair: (max(map(excess, pair[1])), pair[0].plan.text()))
     worst = max(demands, key=excess)
     others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
     return InfeasibleError(
-        f"{worst.option}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
-        f"needs {worst.amounts()}; without {worst.option} there are {others:,} {word}"
+        f"{worst.spelt()}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
+        f"needs {worst.amounts()}; without {worst.spelt()} there are {others:,} {word}"
     )

@@ -262,7 +262,7 @@ def _deeper(spec: ModelSpec, factor: Fraction) -> ModelSpec:
 
 def _rope_of(spec: ModelSpec, groups: Sequence[LayerGroup]) -> Rope | tuple[Rope, ...] | None:
     """Return the RoPE of a spec whose groups are repeated as often as `groups` say: each layer keeps its own."""
-    if not isinstance(spec.rope, tuple) or not spec.rope:
+    if not any(rope.in_layers for rope in spec.rope_settings):
         return spec.rope
     old: list[int] = []  # The position in the spec of each layer.
     start = 0
@@ -273,13 +273,13 @@ def _rope_of(spec: ModelSpec, groups: Sequence[LayerGroup]) -> Rope | tuple[Rope
         )
         start += before.repeat * length
     kept = []
-    for rope in spec.rope:
+    for rope in spec.rope_settings:
         covered = None if rope.in_layers is None else set(rope.in_layers)
         if covered is None:
             kept.append(rope)
         elif positions := tuple(new for new, position in enumerate(old) if position in covered):
             kept.append(msgspec.structs.replace(rope, in_layers=positions))
-    return tuple(kept)
+    return kept[0] if isinstance(spec.rope, Rope) and kept else tuple(kept)
 
 
 def _width_parts(spec: ModelSpec, mixers: Iterable[Mixer]) -> int | None:

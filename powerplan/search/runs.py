@@ -159,7 +159,9 @@ class Runs:
         demands, capacity = [], self.setting.capacity_bytes
         if capacity is not None:
             peak = Fraction(plan.layout.memory.peak)
-            demands.append(Demand("--gpu in training", peak, Fraction(capacity), remedy="more --devices share it"))
+            demands.append(
+                Demand("--gpu in training", peak, Fraction(capacity), remedy=f"more {parameter('devices')} share it")
+            )
         return [*demands, *self._time_demands(plan.gpu_hours)]
 
     def _time_demands(self, gpu_hours: float) -> list[Demand]:

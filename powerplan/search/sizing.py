@@ -22,6 +22,7 @@ from powerplan.dtypes import Dtypes
 from powerplan.errors import InfeasibleError, InputError
 from powerplan.load import catalogue_names, catalogue_spec
 from powerplan.mixers import Convention
+from powerplan.mixers.formulas import convention_of
 from powerplan.search.recommendation import recommend
 from powerplan.search.request import Request
 from powerplan.search.resize import resized_to
@@ -101,7 +102,7 @@ def sizes_for(
         InputError: `mixer` is none, or suits no shape.
         InfeasibleError: no shape can be made as small or as large as the budget asks for.
     """
-    search = _Sizes(total_flops, mixer, convention or Convention(), dtypes or Dtypes())
+    search = _Sizes(total_flops, mixer, convention_of(convention), dtypes or Dtypes())
     rows = tuple(row for context in dict.fromkeys(contexts) for row in search.rows(context))
     balanced = tuple(search.balanced())
     notes = dict.fromkeys(note for row in (*balanced, *rows) for note in search.notes.get(row.shape, ()))

@@ -64,7 +64,7 @@ def solve(
 
     if unknown == "context":
         if not accounting.longest_is_found:
-            raise InputError(_not_computed(accounting), f"{parameter('solve')} {unknown}")
+            raise InputError(_not_computed(accounting), parameter("unknown", unknown))
         value, last = accounting.balanced_context(target), MAX_CONTEXT
         at_first, at_last = "a context of one token", "a context of 2^50 tokens"
     elif unknown == "window":

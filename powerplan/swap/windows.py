@@ -30,7 +30,7 @@ def check_swappable(spec: ModelSpec, unknown: Unknown) -> None:
     """Raise InputError where a window or a degree is asked for and not every mixer of a model can be swapped."""
     if unknown != "context" and not can_swap(spec):
         problem = f"{spec.name} has mixers that no other can take the place of"
-        raise InputError(problem, f"{parameter('solve')} {unknown}")
+        raise InputError(problem, parameter("unknown", unknown))
 
 
 def balanced_window(

@@ -158,7 +158,7 @@ def page(
     """Return one HTML page about a model, as `powerplan report` writes it.
 
     Args:
-        model: a catalogue name, a path to a YAML or a config.json, or a spec.
+        model: a catalogue name, a path to a YAML or a config.json, a spec, or a config (as load_model takes it).
         context: tokens of a sequence, as 131072, "128k" or a list of them; the page is about the longest, and the
             worst of them decides between candidates.
         mixer: the mixer to put into every layer first, such as "power:p=2".

@@ -15,7 +15,7 @@ Refuses = Callable[[list[str], str], None]
 
 BESIDE = "give the config.json beside it, or the folder that holds both"
 ORIGINAL = (
-    "is the params.json of an original checkpoint (Llama, Mistral), which leaves sizes to its code; "
+    "is the params.json of an original checkpoint (Llama), which leaves sizes to its code; "
     "give the config.json of the same model as transformers has it"
 )
 ADAPTER = "is the adapter_config.json of a PEFT adapter, which has no sizes; give the config.json of its base model"

@@ -89,7 +89,7 @@ def without(config: Settings, key: str) -> Settings:
             ("model_type",),
             f"model_type 'deepseek_v5' is not supported; did you mean deepseek_vl? {LISTED}",
         ),
-        (LLAMA | {"model_type": "t5"}, ("model_type",), f"model_type 't5' is not supported; {NEAREST}; {LISTED}"),
+        (LLAMA | {"model_type": "z9"}, ("model_type",), f"model_type 'z9' is not supported; {NEAREST}; {LISTED}"),
         (
             {"model_type": "llava", "text_config": {"model_type": "t5"}},
             ("model_type",),
@@ -99,6 +99,46 @@ def without(config: Settings, key: str) -> Settings:
             {"name": "x", "model_type": "gemma3"},
             ("model_type",),
             "gemma3 needs text_config, and the file has none",
+        ),
+        (
+            {"model_type": "internvl_chat", "vision_config": {}},
+            ("model_type",),
+            "internvl_chat needs llm_config, and the file has none",
+        ),
+        (
+            {"model_type": "internvl_chat", "llm_config": LLAMA | {"model_type": None}},
+            ("llm_config",),
+            "llm_config needs model_type, and the file has none",
+        ),
+        (
+            {"model_type": "internvl_chat", "llm_config": [1]},
+            ("llm_config",),
+            "llm_config must be an object, and is [1]",
+        ),
+        (
+            {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": 5}},
+            ("thinker_config", "text_config"),
+            "thinker_config.text_config must be an object, and is 5",
+        ),
+        (
+            {"model_type": "qwen3_omni_moe", "thinker_config": {}},
+            ("model_type",),
+            "qwen3_omni_moe needs thinker_config.text_config, and the file has none",
+        ),
+        (
+            LLAMA | {"model_type": "minicpmv", "version": 9},
+            ("version",),
+            "version 9 of minicpmv is not known; known are 2.0, 2.5, 2.6, 4, 4.0, 4.5",
+        ),
+        (
+            LLAMA | {"model_type": "minicpmo"},
+            ("model_type",),
+            "minicpmo needs version, and the file has none; known are 2.6, 4.5",
+        ),
+        (
+            LLAMA | {"model_type": "t5"},
+            ("model_type",),
+            "model_type 't5' is not supported: its decoder attends to an encoder, which is not counted",
         ),
     ],
 )

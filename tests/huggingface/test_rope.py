@@ -334,8 +334,8 @@ def test_what_a_file_says(read: Read, file: Settings, rope: Any, context: int | 
         ({"rotary_dim": 10**400}, "rotary_dim must be a number of features, and is 1000"),
         ({"max_position_embeddings": 4096.5}, "max_position_embeddings must be a length in tokens, and is 4096.5"),
         ({"max_position_embeddings": "4k"}, "max_position_embeddings must be a length in tokens, and is '4k'"),
-        ({"layer_rope_theta": [1e4]}, "layer_rope_theta must be a list with a base for each layer"),
-        ({"layer_rope_theta": 5}, "layer_rope_theta must be a list with a base for each layer"),
+        ({"layer_rope_theta": [1e4]}, "layer_rope_theta must be a list with a number for each layer"),
+        ({"layer_rope_theta": 5}, "layer_rope_theta must be a list with a number for each layer"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(read: Read, settings: Settings, problem: str) -> None:

@@ -157,7 +157,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"initial_state": state(kv=torch.zeros(2, 2, 36, 5))},
         ValueError,
-        r"the state's kv must be \[1, 2, 36, 5\], and is \[2, 2, 36, 5\]",
+        r"the state's kv must be \[1, 2, 36, 5\], and is \[2, 2, 36, 5\]$",
+    ),
+    (
+        {"initial_state": state(kv=torch.zeros(1, 2, 120, 5))},
+        ValueError,
+        r"the state's kv must be \[1, 2, 36, 5\], and is \[1, 2, 120, 5\], which is one of p=3$",
     ),
     ({"initial_state": state(key=torch.zeros(1, 2, 35))}, ValueError, r"the state's key must be \[1, 2, 36\]"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,35 @@ def test_a_prompt_in_inference_mode(kind: str) -> None:
         model(prompt[:, :6], cache)
         model(prompt[:, 6:7], cache)
     assert torch.equal(generate(model, prompt[:, 7:], 4, cache=cache), generate(model, prompt, 4))
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_rows_of_a_cache_go_on_as_their_sequences(kind: str) -> None:
+    """As beams do: sequences are reordered, repeated and dropped, and each goes on by itself."""
+    torch.manual_seed(0)
+    model, cache = build_model(spec_of(MIXERS[kind], EXPERTS, repeat=2), dtype=torch.float64), Cache()
+    tokens, more, rows = torch.randint(9, (3, 9)), torch.randint(9, (4, 5)), torch.tensor([2, 0, 0, 1])
+    with torch.no_grad():
+        model(tokens, cache)
+        before, selected = cache.nbytes, cache.select(rows)
+        assert (selected.tokens, selected.nbytes * 3) == (9, before * 4)
+        goes_on = torch.cat([model(more[:, :2], selected), model(more[:, 2:], selected)], 1)
+        torch.testing.assert_close(goes_on, model(torch.cat((tokens[rows], more), 1))[:, 9:])
+        assert (cache.tokens, cache.nbytes) == (9, before)
+        torch.testing.assert_close(model(more[:3], cache), model(torch.cat((tokens, more[:3]), 1))[:, 9:])
+
+
+@pytest.mark.parametrize("rows", [torch.tensor(1), torch.tensor([0.5]), torch.tensor([[0]]), [0]])
+def test_rows_that_are_none(rows: Any) -> None:
+    with pytest.raises(InputError, match=r"^rows must be a tensor \[N\] of int64, and is "):
+        Cache().select(rows)
+
+
+def test_a_cache_is_one_short_line_in_a_session() -> None:
+    model, cache = build_model(spec_of(MIXERS["power"])), Cache()
+    model(torch.zeros(2, 7, dtype=torch.long), cache)
+    assert repr(cache) == f"<Cache of 7 tokens in 1 layers, {cache.nbytes:,} bytes>"
+    assert repr(cache.slots[0]) == "<Slot of 7 tokens, PowerState>"
 
 
 @pytest.mark.parametrize("kind", MIXERS)

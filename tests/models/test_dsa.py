@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -171,9 +170,3 @@ def test_fields_that_are_not_built(field: str, value: Any) -> None:
     mixer = DSA(**LATENT, q_lora_rank=8, **{field: value})
     with pytest.raises(InputError, match=f"dsa layers with {field} are not built"):
         build_layer(spec_of(mixer))
-
-
-def test_sparse_latents_do_not_run_over_ranks() -> None:
-    """MLA does: its module must not answer for this one."""
-    with pytest.raises(InputError, match="cp: SparseLatentAttention does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["dsa"]))(torch.randn(1, 4, 16), None, SimpleNamespace(ranks=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import plain_mixers as plain
 import pytest
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from powerplan.errors import InputError
 from powerplan.models import Cache, build_layer, build_model
-from powerplan.models.mixers.fenwick import log_linear_scan, log_linear_step
+from powerplan.models.mixers.fenwick import log_linear_scan, log_linear_state, log_linear_step
 
 NAMES = ("c", "b", "x", "log_g", "weight")
 CHUNKS = st.sampled_from([1, 2, 4, 8, 32, 128])
@@ -52,6 +51,20 @@ def scan(
 def test_chunks_equal_the_definition(tokens: int, chunk_size: int) -> None:
     given = inputs(tokens)
     torch.testing.assert_close(scan(given, chunk_size)[0], by_pairs(given))
+
+
+@settings(max_examples=20)
+@given(first=st.integers(1, 70), second=st.integers(1, 70), more=st.integers(0, 2))
+def test_states_are_their_own_and_the_transition_times_those_before(first: int, second: int, more: int) -> None:
+    given, levels = inputs(first + second), (first + second).bit_length() + more
+    _, before = scan({name: x[:, :first] for name, x in given.items()}, 8)
+    before = torch.cat((before, torch.zeros(2, levels - before.shape[1], *before.shape[2:], dtype=before.dtype)), 1)
+    own, transition = log_linear_state(*(given[name][:, first:] for name in ("b", "x", "log_g")), first, levels)
+    by_head = transition.unflatten(1, (2, 2))  # groups, heads of a group
+    after = own + torch.einsum("bgrml,blgkrv->bmgkrv", by_head, before)
+    expected = scan(given, 8)[1]
+    torch.testing.assert_close(after[:, : expected.shape[1]], expected)
+    assert not after[:, expected.shape[1] :].any()
 
 
 def test_gradients_equal_those_of_the_definition() -> None:
@@ -107,5 +120,3 @@ def test_what_log_linear_refuses() -> None:
     for tokens, own in ((17, None), (1, cache)):
         with pytest.raises(InputError, match="17 tokens do not fit max_levels 5, which reach 16"):
             model(torch.zeros(1, tokens, dtype=torch.long), own)
-    with pytest.raises(InputError, match="cp: LogLinearMixer does not run over several ranks yet"):
-        build_layer(spec_of(mixer))(torch.randn(1, 4, 16), None, SimpleNamespace())

@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -27,7 +28,7 @@ from powerplan.models.cache import Slot
 from powerplan.models.mixers import fla, forgetting, recurrence, rwkv, scans, slots
 from powerplan.models.mixers.forgetting import forgetting_attention
 from powerplan.models.mixers.recurrence import delta_rule, gated_linear_attention
-from powerplan.models.mixers.rwkv import STRONGEST_LOG_G, rank_one_rule
+from powerplan.models.mixers.rwkv import STRONGEST_LOG_G, rank_one_rule, rank_one_state
 from powerplan.models.mixers.scans import grouped_scan
 from powerplan.models.mixers.slots import slot_attention
 from powerplan.profile.options import _runs_in_fla
@@ -232,6 +233,15 @@ def test_a_kernel_gives_what_torch_gives(
     grads = [torch.randn_like(part) for part in expected]
     own, other = (torch.autograd.grad(result, leaves, grads) for result in (found, expected))
     torch.testing.assert_close(own, other)
+
+
+def test_a_state_without_queries_takes_the_kernel(monkeypatch: pytest.MonkeyPatch, called: list[str]) -> None:
+    _, *inputs = cases()["rwkv7"][2]
+    run = partial(rank_one_state, *inputs, chunk_size=16, with_transition=True)
+    expected = run()
+    use_fla(monkeypatch, lambda *_: True)
+    torch.testing.assert_close(run(), expected)
+    assert called == ["chunk_rwkv7"]
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])

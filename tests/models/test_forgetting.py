@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,9 +125,3 @@ def test_fields_that_no_published_layer_has(field: str) -> None:
     heads = HEADS | ({"v_head_dim": HEADS["head_dim"]} if field == "keys_as_values" else {})
     with pytest.raises(InputError, match=f"forgetting layers with {field} are not built"):
         build_layer(spec_of(Forgetting(**heads, **{field: True})))
-
-
-def test_forgetting_does_not_run_over_ranks() -> None:
-    plan = SimpleNamespace(parts=list)
-    with pytest.raises(InputError, match="cp: ForgettingAttention does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["forgetting"]))(torch.randn(1, 4, 16), None, plan)

@@ -9,9 +9,9 @@ import torch
 from kinds import HEADS, MIXERS, SHARED, spec_of
 
 from powerplan.errors import InputError
-from powerplan.load import catalogue_spec
+from powerplan.load import catalogue_spec, load_model
 from powerplan.mixers import RGLRU, Power
-from powerplan.models import build_layer
+from powerplan.models import build_layer, build_model
 from powerplan.models.mixers.power import PowerAttention
 from powerplan.models.mixers.retention import LightningAttention, Retention
 from powerplan.models.rope import apply_rope, rope_cos_sin
@@ -88,6 +88,34 @@ def test_norms(per_layer: int) -> None:
 def test_what_is_not_built_is_refused(spec: ModelSpec, layer: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_layer(spec, layer, device="meta")
+
+
+@pytest.mark.parametrize("build", [build_layer, build_model])
+@pytest.mark.parametrize("spec", ["gpt2-small", load_model("gpt2-small")])
+def test_a_name_is_no_spec(build: Any, spec: Any) -> None:
+    with pytest.raises(InputError, match=r"^spec: must be a ModelSpec, such as .*, and is (str|LoadedModel)$"):
+        build(spec)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given"),
+    [
+        (torch.zeros(5, dtype=torch.long), r"torch.int64 \[5\]"),
+        (torch.zeros(1, 5), r"torch.float32 \[1, 5\]"),
+        ([[1, 2]], "a list"),
+    ],
+)
+def test_what_is_no_token_ids(tokens: Any, given: str) -> None:
+    model = build_model(spec_of(MIXERS["power"]))
+    for call in (model, model.loss):
+        with pytest.raises(InputError, match=rf"^tokens must be token ids \[B, T\], int64, and are {given}$"):
+            call(tokens)
+
+
+def test_a_loss_needs_a_token_after_the_first() -> None:
+    model = build_model(spec_of(MIXERS["power"]))
+    with pytest.raises(InputError, match=r"^tokens: a loss needs at least 2 a row, and these have 1$"):
+        model.loss(torch.zeros(2, 1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("kind", ["attention", "power", "linear", "retnet", "lightning"])

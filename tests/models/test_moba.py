@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import HEADS, MIXERS, spec_of
+from kinds import HEADS, spec_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from powerplan.errors import InputError
 from powerplan.mixers import MoBA
 from powerplan.models import build_layer
 from powerplan.models.mixers import pieces
@@ -136,9 +134,3 @@ def test_the_layer_equals_its_equations() -> None:
     )
     out = F.rms_norm(by_definition(q, k, v, 4, 2), (5,), layer.output_norm.weight, 1e-6).flatten(-2)
     torch.testing.assert_close(layer(x), (out * layer.output_gate(x).sigmoid()) @ layer.o_proj.weight.T)
-
-
-def test_blocks_do_not_run_over_ranks() -> None:
-    plan = SimpleNamespace(parts=list)
-    with pytest.raises(InputError, match="cp: MixtureOfBlocks does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["moba"]))(torch.randn(1, 4, 16), None, plan)

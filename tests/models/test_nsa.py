@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import HEADS, MIXERS, spec_of
+from kinds import HEADS, spec_of
 from torch import Tensor
 
-from powerplan.errors import InputError
 from powerplan.mixers import NSA
 from powerplan.models import build_layer
 from powerplan.models.mixers import nsa, pieces
@@ -154,9 +152,3 @@ def test_the_layer_is_the_gated_sum_of_its_branches() -> None:
     gates = (x @ layer.branch_gates.weight.T).sigmoid().unflatten(-1, (4, 3))
     out = sum(gates[..., at, None] * branch for at, branch in enumerate((compressed, picked, window)))
     torch.testing.assert_close(layer(x), out.flatten(-2) @ layer.o_proj.weight.T)  # type: ignore[union-attr]
-
-
-def test_native_sparse_attention_does_not_run_over_ranks() -> None:
-    plan = SimpleNamespace(parts=list)
-    with pytest.raises(InputError, match="cp: NativeSparseAttention does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["nsa"]))(torch.randn(1, 4, 16), None, plan)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from kinds import MIXERS, spec_of
+from kinds import MIXERS
 from msgspec.structs import replace
 from torch import Tensor
 
-from powerplan.errors import InputError
-from powerplan.models import Slot, build_layer
+from powerplan.models import Slot
 from powerplan.models.mixers.partitions import PartitionedAttention
 
 
@@ -88,8 +85,3 @@ def test_partitions_that_are_not_chosen_stay_as_they_are() -> None:
         changed = (slot.state.heads != before).flatten(2).any(-1)[0]
         chosen = mixer.router(x[:, at]).topk(2).indices[0] + 1
         assert set(changed.nonzero()[:, 0].tolist()) == {0, *chosen.tolist()}
-
-
-def test_partitions_do_not_run_over_ranks() -> None:
-    with pytest.raises(InputError, match="cp: PartitionedAttention does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["sse"]))(torch.randn(1, 4, 16), None, SimpleNamespace())

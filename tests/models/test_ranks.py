@@ -110,7 +110,7 @@ def test_losses_of_a_hybrid_model_in_shards_are_those_of_one_process(found: list
 
 
 REFUSED = {
-    "kind": "cp: SequenceMixer does not run over several ranks yet (attention, mla, power, linear, retnet, lightning,",
+    "kind": "cp: SequenceMixer does not run over several ranks: it does not say what they exchange (run_shared)",
     "cache": "cp: the cache must be empty, and has 8 tokens: what follows them runs without cp",
     "packed cache": "cp: a cache takes no packed sequences: plan with tokens",
     "prompt": "prompt: 8 tokens a row, and the plan has 32",

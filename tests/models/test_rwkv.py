@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import plain_mixers as plain
@@ -22,7 +21,7 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.mixers import RWKV7, Attention
 from powerplan.models import build_layer, build_model
-from powerplan.models.mixers.rwkv import STRONGEST_LOG_G, RWKV7Mixer, rank_one_rule, rank_one_step
+from powerplan.models.mixers.rwkv import STRONGEST_LOG_G, RWKV7Mixer, rank_one_rule, rank_one_state, rank_one_step
 from powerplan.spec import LayerGroup, ModelSpec
 
 NAMES = ("q", "k", "v", "a", "b", "log_g")
@@ -53,6 +52,21 @@ def by_steps(given: dict[str, Tensor]) -> Tensor:
 def test_chunks_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
     given = inputs(tokens)
     torch.testing.assert_close(rank_one_rule(**given, state=None, chunk_size=chunk_size)[0], by_steps(given))
+
+
+@settings(max_examples=8)
+@given(first=st.integers(1, 40), second=st.integers(1, 40), chunk_size=st.sampled_from([1, 8, 20, 64]))
+def test_a_state_is_its_own_and_the_transition_times_the_one_before(first: int, second: int, chunk_size: int) -> None:
+    given = inputs(first + second)
+    _, before = rank_one_rule(**{name: x[:, :first] for name, x in given.items()}, state=None, chunk_size=chunk_size)
+    after = {name: x[:, first:] for name, x in given.items() if name != "q"}
+    own, transition = rank_one_state(**after, chunk_size=chunk_size, with_transition=True)
+    assert transition is not None
+    expected = rank_one_rule(**given, state=None, chunk_size=chunk_size)[1]
+    torch.testing.assert_close(own + transition @ before, expected)
+    alone, none = rank_one_state(**after, chunk_size=chunk_size, with_transition=False)
+    assert none is None
+    torch.testing.assert_close(alone, own)
 
 
 def test_gradients_equal_those_of_the_recurrence() -> None:
@@ -192,5 +206,3 @@ def test_what_rwkv7_refuses() -> None:
         match="value_rank: layer 1 has values of 20 features, and layer 0, whose values it takes, of 16",
     ):
         build_model(spec)
-    with pytest.raises(InputError, match="cp: RWKV7Mixer does not run over several ranks yet"):
-        build_layer(spec_of(mixer))(torch.randn(1, 4, 16), None, SimpleNamespace())

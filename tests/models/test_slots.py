@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import plain_mixers as plain
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import MIXERS, spec_of
+from kinds import MIXERS
 from recurrences import check_float32, check_gradients, check_pieces
 from torch import Tensor
 
-from powerplan.errors import InputError
-from powerplan.models import build_layer
-from powerplan.models.mixers.slots import GatedSlotAttention, slot_attention, slot_step
+from powerplan.models.mixers.slots import GatedSlotAttention, slot_attention, slot_step, slots_left_behind
 
 NAMES = ("q", "k", "v", "log_f")
 
@@ -42,6 +38,16 @@ def by_steps(given: dict[str, Tensor]) -> Tensor:
 def test_chunks_equal_the_recurrence(tokens: int, chunk_size: int) -> None:
     given = inputs(tokens)
     torch.testing.assert_close(slot_attention(**given, state=None, chunk_size=chunk_size)[0], by_steps(given))
+
+
+@settings(max_examples=8)
+@given(first=st.integers(1, 40), second=st.integers(1, 40), strongest=st.sampled_from([3.0, 200.0]))
+def test_slots_are_their_own_and_the_transition_times_those_before(first: int, second: int, strongest: float) -> None:
+    given = inputs(first + second, strongest=strongest)
+    _, before = slot_attention(**{name: x[:, :first] for name, x in given.items()}, state=None, chunk_size=8)
+    own, transition = slots_left_behind(*(given[name][:, first:] for name in ("k", "v", "log_f")), chunk_size=8)
+    expected = slot_attention(**given, state=None, chunk_size=8)[1]
+    torch.testing.assert_close(own + transition * before, expected)
 
 
 def test_gradients_equal_those_of_the_recurrence() -> None:
@@ -83,8 +89,3 @@ def test_the_layer_equals_its_equations() -> None:
     out = F.silu(by_steps(dict(zip(NAMES, (q, k, v, log_f), strict=True)))).flatten(-2)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.output_norm.weight
     torch.testing.assert_close(mixer(x), out @ mixer.o_proj.weight.T)
-
-
-def test_slots_do_not_run_over_ranks() -> None:
-    with pytest.raises(InputError, match="cp: GatedSlotAttention does not run over several ranks yet"):
-        build_layer(spec_of(MIXERS["gsa"]))(torch.randn(1, 4, 16), None, SimpleNamespace())

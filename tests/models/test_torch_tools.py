@@ -186,3 +186,12 @@ def test_weights_are_drawn_in_shards(folder: Path) -> None:
         top, bottom = weight.chunk(2)
         assert top.shape != bottom.shape or not torch.equal(top, bottom)
     assert drawn["embedding.weight"].std().item() == pytest.approx(INIT_STD, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "power", "linear"])
+def test_a_model_is_exported_for_any_length(kind: str) -> None:
+    model, length = small_model(kind), torch.export.Dim("length", min=2, max=512)
+    with torch.no_grad():
+        exported = torch.export.export(model, (some_tokens(),), dynamic_shapes={"tokens": {1: length}})
+        for tokens in (some_tokens()[:, :7], torch.cat([some_tokens()] * 3, 1)):
+            torch.testing.assert_close(exported.module()(tokens), model(tokens))

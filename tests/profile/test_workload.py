@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from powerplan.errors import InputError
 from powerplan.load import catalogue_spec
 from powerplan.mixers import MIXERS, AnyMixer, Attention, Forgetting, Linear, Power
 from powerplan.profile.costs import state_flops
@@ -94,3 +95,8 @@ def test_passes_and_baselines_have_other_names() -> None:
     spec = model_of(Power(p=2, **HEADS))
     same = [workload_of(spec, against=against).baselines for against in ("softmax,window", "attention,window")]
     assert same[0] == same[1]
+
+
+def test_a_name_is_no_spec() -> None:
+    with pytest.raises(InputError, match=r"^spec: must be a ModelSpec, such as .*, and is str$"):
+        workload_of("gpt2-small")  # type: ignore[arg-type]

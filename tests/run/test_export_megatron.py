@@ -36,7 +36,8 @@ WITH_VALUE = """
     --kv-channels --kv-lora-rank --linear-attention-freq --linear-conv-kernel-dim --linear-key-head-dim
     --linear-num-key-heads --linear-num-value-heads --linear-value-head-dim --mamba-head-dim --mamba-num-groups
     --mamba-num-heads --mamba-state-dim --max-position-embeddings --micro-batch-size --moe-ffn-hidden-size
-    --moe-latent-size --moe-layer-freq --moe-router-score-function --moe-router-topk
+    --moe-latent-size --moe-layer-freq --moe-router-group-topk --moe-router-num-groups --moe-router-score-function
+    --moe-router-topk --fp8-format --fp8-recipe
     --moe-shared-expert-intermediate-size --normalization --num-attention-heads --num-distributed-optimizer-instances
     --num-experts --num-layers --num-query-groups --optimizer --pipeline-model-parallel-layout
     --pipeline-model-parallel-size --position-embedding-type --q-lora-rank --qk-head-dim --qk-pos-emb-head-dim

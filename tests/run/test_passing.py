@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import lcm
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from powerplan.accounting import Accounting
 from powerplan.hardware import find_device, peak_of
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Attention, Power
+from powerplan.mixers import Attention, Forgetting, Power
 from powerplan.mixers.base import HeadShape
 from powerplan.run.degrees import Degrees
 from powerplan.run.exchanges import INPUTS, KEYS, STATE, WINDOW, Exchange
 from powerplan.run.layouts import Batch, Layout, Layouts, Setting
 from powerplan.run.links import START_S, Link, all_gather_s, all_to_all_s, cluster_of, send_s
+from powerplan.run.loads import model_load
 from powerplan.run.passing import (
     Passing,
     Split,
@@ -29,6 +31,7 @@ from powerplan.run.passing import (
     parts_of,
     passings_of,
     scan_rounds,
+    ways_of,
 )
 from powerplan.run.recipe import Recipe
 from powerplan.run.step import Efficiency
@@ -91,14 +94,44 @@ TRANSITIONS = {
     "deltanet": 32 * (128 * 128 + 128 * 128),
     "gated_deltanet": 32 * (128 * 128 + 128 * 128),
     "kda": 32 * (128 * 128 + 128 * 128),
+    "rwkv7": 64 * (64 * 64 + 64 * 64),
+    "mamba1": 8192 * (16 + 16),
+    "mamba2": 128 * (64 * 128 + 1),
+    "gsa": 32 * (64 * (128 + 128) + 64),
+    "sse": 5 * 32 * (128 * 128 + 128),
+    "log_linear": 128 * (18 * 64 * 128 + 18 * 18),
 }
 
 
 @pytest.mark.parametrize("mixer", TRANSITIONS)
 def test_what_a_part_multiplies_the_state_by_is_passed_beside_it(mixer: str) -> None:
-    """Decays of heads or key channels, and for delta rules a matrix for each head; numbers in fp32."""
+    """Decays of heads or key channels, and for delta rules a matrix for each head; numbers in fp32.
+
+    131,072 has 18 bits, and log_linear a state for each.
+    """
     (state,) = (way for way in passings(Degrees(cp=2), mixer) if way.exchange.what == STATE)
     assert state.bytes_sent == TRANSITIONS[mixer] * 4
+
+
+def test_gates_go_with_the_heads_that_have_them() -> None:
+    """Forgetting attention on llama-3-8b, cp 4, tp 2: 16 query heads, each with a gate, and 4 key/value heads."""
+    (exchange,) = (way.exchange for way in passings(Degrees(cp=2), "forgetting"))
+    split = split_of(4, tp=2, attention_flops_per_s=1.0)
+    ring, swapped = ways_of(exchange, split)
+    gates = 16 * 4 * 4096
+    assert (ring.way, swapped.way) == ("ring", "all-to-all")
+    assert ring.bytes_sent == 3 * (4 * 256 * 2 * 4096 + gates)
+    assert swapped.bytes_sent == 3 / 4 * ((2 * 16 * 128 + 4 * 256) * 2 * 4096 + gates)
+
+
+def test_keys_that_an_earlier_layer_made_are_passed_on_with_the_gates_of_each() -> None:
+    """Forgetting attention that takes the keys and values of the layer before: its gates are its own."""
+    first = Forgetting(heads=4, kv_heads=2, head_dim=8)
+    layers = [LayerGroup(mixer=mixer) for mixer in (first, msgspec.structs.replace(first, shared_kv=True))]
+    spec = ModelSpec(name="x", vocab_size=9, hidden_size=32, layers=tuple(layers))
+    one, two = model_load(Accounting(spec), 4096, Recipe()).layers
+    assert one.entry_bytes == two.entry_bytes == 2 * 16 * 2 + 4 * 4
+    assert one.gate_bytes == two.gate_bytes == 4 * 4
 
 
 def test_short_convolutions_pass_their_last_inputs() -> None:
@@ -339,6 +372,11 @@ def test_more_bytes_are_never_passed_on_faster(
         ("retnet", 2 * 32 * 128 * 128),
         ("gla", 2 * 32 * 128 * 128),
         ("kda", 4 * 32 * 128 * (128 + 128)),
+        ("rwkv7", 4 * 64 * 64 * (64 + 64)),
+        ("mamba1", 4 * 8192 * 16),
+        ("mamba2", 2 * 8192 * 128),
+        ("gsa", 2 * 32 * 64 * (128 + 128)),
+        ("sse", 2 * 2 * 32 * 128 * 128),
     ],
 )
 def test_a_state_that_is_computed_once_more_takes_time(mixer: str, again: int) -> None:

@@ -151,8 +151,9 @@ def test_no_layout_is_faster_than_its_compute(fsdp: int, tp: int, cp: int, zero:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0.4", Efficiency(0.4, 0.4, 0.4)),
-        ("40%", Efficiency(0.4, 0.4, 0.4)),
+        ("0.4", Efficiency(0.4, 0.4, 0.4, 0.4)),
+        ("40%", Efficiency(0.4, 0.4, 0.4, 0.4)),
+        ("experts=0.25,fp8=0.6", replace(DEFAULT, experts=0.25, fp8=0.6)),
         ("weights=0.6, attention=0.7", replace(DEFAULT, weights=0.6, attention=0.7)),
     ],
 )

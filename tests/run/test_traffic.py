@@ -85,8 +85,8 @@ def test_replicas_add_up_the_shards_that_a_device_has() -> None:
 @pytest.mark.parametrize(("tp", "cp"), [(1, 1), (2, 1), (1, 2), (4, 2)])
 def test_tokens_go_to_the_experts_of_each_layer_and_back(tp: int, cp: int) -> None:
     """Each device sends its part of the tokens: tensor parallelism and context parallelism share a sequence."""
-    model, degrees = load_of(name="deepseek-v3", context=4096), Degrees(fsdp=8, ep=8, tp=tp, cp=cp)
+    model, degrees = load_of(name="qwen3-235b-a22b", context=4096), Degrees(fsdp=8, ep=8, tp=tp, cp=cp)
     links = links_of(cluster_of(find_device("h100-sxm"), degrees.devices), degrees)
     assert links.experts is not None
-    each = all_to_all_s(links.experts, 8, 4096 // (tp * cp) * 8 * 7168 * 2)
-    assert of_stage(model, degrees).experts_s == pytest.approx(58 * 2 * each)
+    each = all_to_all_s(links.experts, 8, 4096 // (tp * cp) * 8 * 4096 * 2)
+    assert of_stage(model, degrees).experts_s == pytest.approx(94 * 2 * each)

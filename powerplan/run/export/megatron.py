@@ -79,6 +79,10 @@ def _run_arguments(job: Job) -> tuple[Arguments, list[str]]:
     values |= _recomputed(job, missing)
     if recipe.dtype != "fp32":
         values[f"--{recipe.dtype}"] = ""
+    if recipe.matmuls_dtype == "fp8":
+        values |= {"--fp8-format": "e4m3", "--fp8-recipe": "blockwise"}  # As DeepSeek-V3 trained.
+    if degrees.schedule == "dualpipe":
+        missing.append("the schedule DualPipe: its pipelines run 1F1B, interleaved or not")
     if recipe.master == "none" and recipe.dtype != "fp32":
         missing.append(f"weights, gradients and moments in {recipe.dtype} alone: it keeps copies in fp32")
     if recipe.loss == "chunked":

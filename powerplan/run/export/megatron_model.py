@@ -320,6 +320,8 @@ def _feed_forward(spec: ModelSpec, known: list[LayerUse], found: ModelArguments)
         found.values["--moe-latent-size"] = str(moe.latent_size)
     if moe.router_bias and not moe.bias:  # With biases everywhere the router has one too.
         found.values |= {"--moe-router-enable-expert-bias": "", "--moe-router-score-function": "sigmoid"}
+    if moe.top_groups is not None and moe.top_groups < moe.groups:
+        found.values |= {"--moe-router-num-groups": str(moe.groups), "--moe-router-group-topk": str(moe.top_groups)}
     if moe.top_k == 1:
         found.values["--moe-router-pre-softmax"] = ""  # After the choice of one, a softmax would always be 1.
     if moe.zero_experts:

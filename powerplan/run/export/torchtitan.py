@@ -84,6 +84,8 @@ def _training(job: Job, missing: list[str]) -> Table:
     whole = recipe.dtype == "bf16" and recipe.master == "none"
     table["dtype"] = "bfloat16" if whole else "float32"
     table["mixed_precision_param"] = "float32" if recipe.dtype == "fp32" else "bfloat16"
+    if recipe.matmuls_dtype is not None:
+        missing.append(f"matmuls in {recipe.matmuls_dtype}: its converters do it, which have settings of their own")
     if recipe.loss == "chunked":
         missing.append("a loss in chunks of tokens: the logits of a micro-batch exist at once")
     return table
@@ -113,6 +115,8 @@ def _parallelism(job: Job, model: TitanModel, missing: list[str]) -> Table:
     if degrees.ep > 1:
         table["expert_tensor_parallel_degree"] = degrees.tp
     if degrees.pp > 1:
+        if degrees.schedule == "dualpipe":
+            missing.append("the schedule DualPipe: 1F1B stands for it")
         table["pipeline_parallel_schedule"] = "1F1B"
         table["pipeline_parallel_microbatch_size"] = job.recipe.micro_batch
         table["module_fqns_per_model_part"] = _parts(job)

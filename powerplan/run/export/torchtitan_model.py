@@ -198,7 +198,9 @@ def _mixture(ffn: FFN | None, shared: bool) -> TypeGuard[MoE]:
 def _moe_arguments(ffn: MoE) -> str:
     shared = ffn.shared_intermediate_size // ffn.intermediate_size
     biases = ", gate_bias=True" if ffn.bias and ffn.router_bias else ""
-    return f"MoEArgs(num_experts={ffn.experts}, num_shared_experts={shared}, top_k={ffn.top_k}{biases})"
+    limited = ffn.top_groups is not None and ffn.top_groups < ffn.groups
+    groups = f", num_expert_groups={ffn.groups}, num_limited_groups={ffn.top_groups}" if limited else ""
+    return f"MoEArgs(num_experts={ffn.experts}, num_shared_experts={shared}, top_k={ffn.top_k}{biases}{groups})"
 
 
 def _heads(spec: ModelSpec, mixer: Attention) -> dict[str, Any]:
