@@ -1,8 +1,8 @@
 """Which blocks a kernel takes: those of blocks.json, or under POWERPLAN_AUTOTUNE=1 the fastest of a list, timed once.
 
 Timing waits for the GPU and makes the first call of a shape slow: some seconds for each kernel. Its choice holds until
-the process ends. Without it a kernel takes what blocks.json says, the same blocks every time. So it does, too, on Hopper
-with a Triton that miscompiles some products (support.py): what it makes of other blocks has not been read.
+the process ends. Without it a kernel takes what blocks.json says, the same blocks every time. So it does on Hopper with
+a Triton that miscompiles some products (support.py), too: what it makes of other blocks has not been read.
 """
 
 from __future__ import annotations
