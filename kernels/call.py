@@ -149,7 +149,7 @@ class Outputs(NamedTuple):
     final_state: [N, G, D, W] in the layout of PowerState, the normaliser its last column; None where it is not wanted
     saved_states: states before some of the chunks, in the engine's own layout
     saved_keys: their normalisers, where the engine keeps these apart; None where it does not
-    scales: [N, G, 2], exponents of the scales that norm and these have (triton/hopper/float16.py); None without scales
+    scales: [N, G, 3], exponents of the scales that norm and these have (triton/hopper/float16.py); None without scales
     """
 
     out: Tensor

@@ -126,7 +126,7 @@ def chunked_power(
 
     Returns:
         out [B, T, H, V]; the final state [N, G, D, W], the normaliser its last column; for the backward pass the sums
-        of weights [B, T, H], the saved states with their keys, in the engine's own layout, and their scales [N, G, 2].
+        of weights [B, T, H], the saved states with their keys, in the engine's own layout, and their scales [N, G, 3].
     """
     settings = (p, scale, chunk_size, normalize, save_states, return_state, engine)
     arguments = ForwardArguments(q, k, v, log_g, initial_state, cu_seqlens, *settings)
@@ -160,9 +160,10 @@ def _(*flat: Any) -> Six:
         from powerplan.kernels.triton.shapes import LaunchShape, saved_states
 
         launched, ends = LaunchShape.of(shape, inputs), (has_initial_state, arguments.return_state)
-        states, keys = saved_states(launched, arguments.save_states, *ends, inputs.q)
+        states, saved_keys = saved_states(launched, arguments.save_states, *ends, inputs.q)
+        keys = saved_keys if arguments.save_states and shape.normalize else keys
         if launched.needs_scales and arguments.save_states:
-            scales = high.new_empty(sequences, shape.kv_heads, 2)
+            scales = high.new_empty(sequences, shape.kv_heads, 3)
     final_size = (sequences, shape.kv_heads, spow_dim(shape.head_dim, shape.p), shape.state_columns)
     return (
         inputs.v.new_empty(shape.batch, shape.tokens, shape.heads, shape.v_head_dim),

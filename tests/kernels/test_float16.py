@@ -19,6 +19,7 @@ from torch import Tensor
 from hopper_on_cpu import hopper_on_cpu
 from powerplan.kernels import power_attention, power_state
 from powerplan.kernels.call import CallShape, Inputs
+from powerplan.kernels.ops import chunked_power
 from powerplan.kernels.state import PowerState
 from powerplan.kernels.testing import Case, arguments, largest_error, plain, state_of, widened
 from powerplan.kernels.triton.shapes import launch_shape
@@ -193,6 +194,26 @@ def test_states_of_any_size(size: float) -> None:
         assert largest_error(grad, expected) <= 64 * eps * expected.abs().max().item(), name
 
 
+@pytest.mark.parametrize(("of_values", "of_keys"), [(2.0**15, 2.0**-6), (1.0, -32.0)], ids=["long values", "negative"])
+def test_states_of_other_tokens(of_values: float, of_keys: float) -> None:
+    """A state's values may be longer than the call's, whose outputs are then too; and its sums of weights negative."""
+    made = torch.Generator().manual_seed(1)
+    q, k, v, weights = (torch.randn((1, 320, 1, 16), generator=made, device="cpu").abs().half() for _ in range(4))
+    before = [torch.randn((1, 50, 1, 16), generator=made, device="cpu").abs() for _ in range(2)]
+    _, state = power_attention(before[0], *before, p=2, return_state=True, impl="reference")
+    assert state.key is not None
+    given = [q, k, v * 2.0**-4, state.kv * (of_values * of_keys * 2.0**-4), state.key * of_keys]
+
+    def grads(dtype: torch.dtype | None, **settings: Any) -> tuple[Tensor, ...]:
+        asked = [x.to(dtype or x.dtype).requires_grad_() for x in given]
+        out = power_attention(*asked[:3], chunk_size=64, initial_state=PowerState(*asked[3:]), **settings)
+        assert isinstance(out, Tensor)
+        return out, *torch.autograd.grad(out, asked, (weights * 2.0**-8).to(out.dtype))
+
+    for found, expected in zip(grads(None, impl="triton"), grads(torch.float64, impl="reference"), strict=True):
+        assert largest_error(found, expected) <= 16 * torch.finfo(torch.float16).eps * expected.abs().max().item()
+
+
 def test_sequences_have_scales_of_their_own() -> None:
     """Packed ones are those of each, bit for bit, though the keys of one are 2^10 times as long as another's."""
     bounds = [0, 1, 64, 128, 228]
@@ -225,6 +246,38 @@ def test_tokens_that_are_not_finite_leave_those_before_them_alone() -> None:
     assert isinstance(found, Tensor)
     assert torch.equal(found[:, :64], expected[:, :64])
     assert not found[:, 100].isfinite().any()
+
+
+def test_a_long_key_takes_no_digits_from_others() -> None:
+    """A scale that makes it 1 long would leave phi of the others 2^-16 times as large, in fp16 next to nothing."""
+    case = replace(SMALL, tokens=200, key_dim=16, value_dim=16, with_state=False)
+    inputs = {name: x if x is None else x.detach() for name, x in case.inputs(torch.float16).items()}
+    _, k, _ = arguments(inputs)
+    k[:, -1] *= 2.0**8
+    inputs = {name: x if x is None else x.requires_grad_() for name, x in inputs.items()}
+    out = power_attention(*arguments(inputs), inputs["log_g"], chunk_size=64, impl="triton")
+    wide = widened(case, inputs)
+    exact, _ = plain(case, wide)
+    assert isinstance(out, Tensor)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(out)
+    grads = torch.autograd.grad(out, [inputs[name] for name in "qkv"], weights)
+    expected = torch.autograd.grad(exact, [wide[name] for name in "qkv"], weights.double())
+    for name, found, right in zip(("out", *"qkv"), (out, *grads), (exact, *expected), strict=True):
+        error = (found - right).abs().amax(-1) / right.abs().amax(-1).clamp(min=1e-30)
+        assert error.median() <= 2 * torch.finfo(torch.float16).eps, name
+
+
+@pytest.mark.parametrize(("normalize", "save_states"), [(True, True), (False, True), (True, False)])
+def test_fake_tensors_are_like_real_ones(normalize: bool, save_states: bool) -> None:
+    """Saved keys of this engine have the inputs' dtype, and float32 where there are none."""
+    case = replace(SMALL, tokens=70, key_dim=8, value_dim=8, normalize=normalize, with_state=False)
+    inputs = {name: x if x is None else x.detach() for name, x in case.inputs(torch.float16).items()}
+    report = torch.library.opcheck(
+        chunked_power,
+        (*arguments(inputs), inputs["log_g"], None, None, 2, 0.5, 64, normalize, save_states, True, "triton"),
+        test_utils="test_faketensor",
+    )
+    assert report == {"test_faketensor": "SUCCESS"}
 
 
 def test_zeros() -> None:

@@ -16,8 +16,6 @@ Scales are held as exponents, in float32. They follow from the largest values of
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,9 +24,16 @@ from powerplan.kernels.triton import run
 from powerplan.kernels.triton.shapes import LaunchShape
 
 QUERY = 7
-"""Queries have lengths from 2^6 to 2^7 forward, and keys of at most 1, so that phi and weights are below 2^14.
+"""Forward, a query is at most 2^7 times as long as 1, or as 1 / the longest key, so that weights are below 2^14.
 
 A weight that is 2^-28 times as large is still a normal number of fp16.
+"""
+
+KEY = 5
+"""Keys are shorter than 2^5.
+
+Where one key of a sequence is 2^8 times as long as the rest, these have lengths of 2^-3, and phi of them, 2^-6 over K,
+is still of normal numbers up to K = 128 or so. Queries are as much shorter, and phi of them is 2^4 over K.
 """
 
 SUM = 14
@@ -47,6 +52,12 @@ output: for late tokens, whose sums may be 2^16 times those of early ones, as fo
 GRADIENT = 10
 """The gradient of a weighted sum has a length below 2^10, and that of a score is at most 2^5 times as large."""
 
+NARROW = 4
+"""Where sums of weights are below 1, scores are, and the gradient of the weighted sum may be 2^4 times as long."""
+
+PLAIN_SCORE = 4
+"""Backward without a normaliser, scores are below 2^4, and queries shorter than 2."""
+
 LEAST = 2.0**-25
 """Lengths of vectors of fp16 are larger, or 0."""
 
@@ -60,21 +71,16 @@ class Sequences:
     Attributes:
         index: [T], the sequence of each token; None where each row of the batch is one.
         within: [T], how many tokens of its sequence come before each token.
-        halvings: How often keys are halved for SUM, by the tokens of each sequence, [N, 1]; a number where all have as
-            many.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         self.count, tokens, bounds = inputs.sequences, inputs.k.shape[1], inputs.cu_seqlens
         self.positions = self.within = torch.arange(tokens, device=inputs.k.device)
         self.index = None
-        self.halvings: Tensor | int = max(0, math.ceil((math.frexp(tokens)[1] - SUM) / 2))
         if bounds is not None:
             bounds = bounds.long()
             self.index = torch.searchsorted(bounds[1:].contiguous(), self.positions, right=True)
             self.within = self.positions - bounds[self.index]
-            lengths = exponent((bounds[1:] - bounds[:-1]).float())[:, None]
-            self.halvings = ((lengths - SUM) / 2).ceil().clamp(min=0)
 
     def greatest(self, x: Tensor) -> Tensor:
         """Return the greatest of x [B, T, G], from 0 on, for each sequence, [N, G]."""
@@ -127,26 +133,33 @@ class Scales:
     """The scales of keys and values.
 
     Attributes:
-        both: [N, G, 2] float32, as `Outputs.scales` has them.
+        all: [N, G, 3] float32, as `Outputs.scales` has them.
         keys: [N, G], kappa is 2^-keys.
         values: [N, G], nu is 2^-values.
+        longest: [N, G], from 0 to KEY: scaled keys are shorter than 2^longest.
     """
 
-    def __init__(self, both: Tensor) -> None:
-        self.both = both
-        self.keys, self.values = both.unbind(-1)
+    def __init__(self, scales: Tensor) -> None:
+        self.all = scales
+        self.keys, self.values, self.longest = scales.unbind(-1)
 
     @staticmethod
     def of(inputs: Inputs, initial_state: Tensor | None, normalize: bool, sequences: Sequences) -> Scales:
-        """Return scales under which keys and values have lengths of at most 1, and states stay in range."""
-        keys = exponent(sequences.greatest(length(inputs.k)), LEAST) + sequences.halvings
+        """Return scales under which values have lengths of at most 1, keys of at most 2^KEY, and states stay in range.
+
+        Keys are as long as the sum of their squares allows: beside one long key the others do not vanish.
+        """
+        lengths = length(inputs.k)
+        longest = exponent(sequences.greatest(lengths), LEAST)
+        squares = exponent(sequences.total(times(lengths, -sequences.each(longest)).square()))
+        keys = longest + ((squares - SUM) / 2).ceil().clamp(min=-KEY)
         values = exponent(sequences.greatest(length(inputs.v)), LEAST)
         if initial_state is not None:
             kv, key = _largest(initial_state, normalize)
             if key is not None:
                 keys = torch.maximum(keys, ((key - EDGE) / 2).ceil())
             values = torch.maximum(values, kv - 2 * keys - EDGE)
-        return Scales(torch.stack((keys, values), -1))
+        return Scales(torch.stack((keys, values, (longest - keys).clamp(min=0)), -1))
 
     def scaled(self, state: Tensor, normalize: bool) -> Tensor:
         """Return S' and Z' for states S and Z, [N, G, D, W]."""
@@ -169,9 +182,14 @@ def times_states(state: Tensor, kv: Tensor, key: Tensor, normalize: bool) -> Ten
     return times(state, exponents[:, :, None])
 
 
-def _query_exponents(q: Tensor) -> Tensor:
-    """Return the exponents of A, [B, T, H]."""
-    return QUERY - exponent(length(q), LEAST)
+def _query_sizes(scales: Scales, shape: LaunchShape, sequences: Sequences) -> Tensor:
+    """Return the exponents of the lengths that queries have at most forward, [B, 1 or T, H]."""
+    return QUERY - _of_heads(sequences.each(scales.longest), shape)
+
+
+def _query_exponents(q: Tensor, sizes: Tensor) -> Tensor:
+    """Return the exponents of A, [B, T, H], with which queries are shorter than 2^sizes, and half as long at least."""
+    return sizes - exponent(length(q), LEAST)
 
 
 def _scaled_inputs(inputs: Inputs, queries: Tensor | None, scales: Scales, sequences: Sequences) -> Inputs:
@@ -199,7 +217,8 @@ def _of_groups(x: Tensor, shape: LaunchShape) -> Tensor:
 def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, return_state: bool) -> Outputs:
     """Do what `run.forward` does. norm and the saved states stay scaled."""
     call, sequences = shape.call, Sequences(inputs)
-    scales, queries = Scales.of(inputs, initial_state, call.normalize, sequences), _query_exponents(inputs.q)
+    scales = Scales.of(inputs, initial_state, call.normalize, sequences)
+    queries = _query_exponents(inputs.q, _query_sizes(scales, shape, sequences))
     start = None if initial_state is None else scales.scaled(initial_state, call.normalize)
     made = run.forward(_scaled_inputs(inputs, queries, scales, sequences), start, shape.scaled_shape, return_state)
     gained = -_of_heads(sequences.each(scales.values), shape)
@@ -209,7 +228,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None, shape: LaunchShape, re
     if end is not None:
         end = times_states(end, 2 * scales.keys + scales.values, 2 * scales.keys, call.normalize)
     out = times(made.out, -gained[..., None]).to(inputs.v.dtype)
-    return made._replace(out=out, final_state=end, scales=scales.both)
+    return made._replace(out=out, final_state=end, scales=scales.all)
 
 
 def _weight_exponents(queries: Tensor, scales: Scales, shape: LaunchShape, sequences: Sequences) -> Tensor:
@@ -228,19 +247,26 @@ def backward(
     """Do what `run.backward` does."""
     assert outputs.scales is not None, "the forward pass of these kernels returns its scales"
     normalize, sequences, scales = shape.call.normalize, Sequences(inputs), Scales(outputs.scales)
-    queries, norm, lengths = _query_exponents(inputs.q), outputs.norm, length(grad_out)
+    sizes, norm, lengths = _query_sizes(scales, shape, sequences), outputs.norm, length(grad_out)
+    out = times(outputs.out, -_of_heads(sequences.each(scales.values), shape)[..., None])
     if normalize:
         # Each query anew, by its sum of weights. What divides a gradient here, divides it in the kernels.
-        less = ((exponent(norm) - NORM - 1) / 2).floor().clamp(min=0)
-        queries, norm = queries - less, times(norm, -2 * less)
-        lengths = (lengths / norm).masked_fill(norm < SMALLEST_NORM, 0.0)
-        gained = torch.zeros_like(lengths)
+        less = ((exponent(norm.abs()) - NORM - 1) / 2).floor().clamp(min=0)
+        sizes, norm = sizes - less, times(norm, -2 * less)
+        sums = norm.abs()  # Those of an initial state may be negative.
+        lengths = (lengths / sums).masked_fill(sums < SMALLEST_NORM, 0.0)
+        if has_initial_state:  # Its values may be longer than 1. The gradient of norm is as much longer as the output.
+            lengths = lengths * length(out).clamp(min=1.0)
+        queries, gained = _query_exponents(inputs.q, sizes), torch.zeros_like(lengths)
     else:
-        less = torch.full_like(lengths, QUERY - 1)
-        queries = queries - less
+        sizes = (sizes - QUERY + PLAIN_SCORE).clamp(max=1)
+        queries = _query_exponents(inputs.q, sizes)
         gained = -_weight_exponents(queries, scales, shape, sequences)
         lengths = times(lengths, gained)
-    terms = times(lengths, 2 * (QUERY - less))
+    terms = times(lengths, 2 * sizes)
+    if normalize:
+        # A score is no larger than the root of its query's sum, and its gradient is as much smaller.
+        lengths = lengths * (sums.sqrt() * 2.0**-NARROW).clamp(2.0**-NARROW, 1.0)
     if inputs.log_g is not None:
         # Where gates close, a sum of weights may be one small weight. Its gradient is large, and adds to no sum.
         terms = terms * _of_heads(sequences.decays(inputs.log_g, shape.call.chunk_size), shape)
@@ -250,7 +276,7 @@ def backward(
     grad = times(grad_out, (gained + _of_heads(sequences.each(gamma), shape))[..., None])
     final = outputs.final_state
     scaled = outputs._replace(
-        out=times(outputs.out, -_of_heads(sequences.each(scales.values), shape)[..., None]),
+        out=out,
         norm=norm,
         final_state=None if final is None else scales.scaled(final, normalize),
     )
