@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from powerplan.errors import InputError
+from powerplan.lists import parse_words
 from powerplan.profile.timing import clock_of, copy_rate, matmul_rate
 from powerplan.units import parse_contexts, parse_integers
 from support.files import write
@@ -104,9 +105,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--preset", choices=sorted(PRESETS), help="what to measure; the settings of shapes below are then not used")
     add("--passes", type=_names(PASSES), default=PASSES, metavar="LIST", help=f"of {', '.join(PASSES)}")
     add("--contexts", type=_read(parse_contexts), default=[1024, 4096, 16384], metavar="LIST", help="1k,16k,1M")
-    add("--head-dims", type=_integers("--head-dims", 1, 1024), default=[64], metavar="LIST")
-    add("--p", type=_integers("--p", 1, 4), default=[2], metavar="LIST", help="degrees")
-    add("--chunk-sizes", type=_integers("--chunk-sizes", 1, 2**20), metavar="LIST", help="tokens; the default without")
+    add("--head-dims", type=_integers(1024), default=[64], metavar="LIST")
+    add("--p", type=_integers(4), default=[2], metavar="LIST", help="degrees")
+    add("--chunk-sizes", type=_integers(2**20), metavar="LIST", help="tokens; the default without")
     add("--batch", type=int, default=1)
     add("--heads", type=int, default=4)
     add("--kv-heads", type=int, help="as many as heads without")
@@ -132,24 +133,17 @@ def _read(parse: Callable[[str], Value]) -> Callable[[str], Value]:
         try:
             return parse(text)
         except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(error.problem) from None  # argparse names the option.
 
     return read
 
 
-def _integers(name: str, low: int, high: int) -> Callable[[str], list[int]]:
-    return _read(lambda text: parse_integers(text, name, low, high))
+def _integers(most: int) -> Callable[[str], list[int]]:
+    return _read(lambda text: parse_integers(text, "", 1, most))
 
 
 def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        unknown = [name for name in names if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: allowed are {', '.join(allowed)}")
-        return names
-
-    return read
+    return _read(lambda text: tuple(parse_words(text, allowed, "")))
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def _names(text: str, allowed: Sequence[str], where: str) -> tuple[str, ...]:
         if name not in allowed:
             raise InputError(f"{name!r} is not one{allowed_values(name, allowed)}", where)
         if names.count(name) > 1:
-            raise InputError(f"{name} is named twice", where)
+            raise InputError(f"{name} is given twice", where)
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 Causal = Literal["exact", "full"]
 Form = Literal["recurrent", "chunked"]
@@ -23,3 +23,6 @@ TrainingDtype = Literal["bf16", "fp16", "fp32"]
 MatmulsDtype = Literal["fp8"]
 Schedule = Literal["1f1b", "dualpipe"]
 Trainer = Literal["torchtitan", "megatron"]
+
+LM_HEAD: Final = "lm-head"
+"""The word of `exclude` for the FLOPs of the LM head."""

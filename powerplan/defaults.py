@@ -77,16 +77,20 @@ def find_defaults(commands: Sequence[str]) -> Defaults:
         own, project = folder / OWN_FILE, folder / PROJECT_FILE
         if _is_there(own, os.path.lexists):  # A folder or a link to nothing of this name is a mistake: reading says so.
             return _read(own, read_text(own, usual="defaults are a few lines"), "", commands)
-        if _is_there(project):
-            try:
-                text = read_text(project)
-            except InputError:  # Another tool's file, as far as we know.
-                continue
-            if _NAMED.search(text):
-                defaults = _read(project, text, TABLE, commands)
-                if defaults.file:
-                    return defaults
+        text = _text_of_project(project)
+        if _NAMED.search(text):
+            defaults = _read(project, text, TABLE, commands)
+            if defaults.file:
+                return defaults
     return Defaults()
+
+
+def _text_of_project(path: Path) -> str:
+    """Return what a pyproject.toml holds; "" where there is none, or it cannot be read: it may be another tool's."""
+    try:
+        return read_text(path) if _is_there(path) else ""
+    except InputError:
+        return ""
 
 
 def _folders() -> list[Path]:

@@ -257,7 +257,7 @@ class _Builder:
     def put(self, parent: Node, key: str, place: Place, node: Node) -> None:
         """Put a value under a key of a mapping."""
         if key in parent.keys:
-            raise self.fail(f"key {shown(key)} stands twice; first at line {parent.keys[key][0]}", place)
+            raise self.fail(f"key {shown(key)} is given twice; first at line {parent.keys[key][0]}", place)
         parent.value[key] = node.value
         parent.children[key] = node
         parent.keys[key] = place
@@ -346,7 +346,7 @@ def parse_json(text: str, name: str) -> Document:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object. Raises ValueError where a key stands twice."""
+    """Return an object. Raises ValueError where a key is given twice."""
     data = dict(pairs)
     if len(data) < len(pairs):
         raise ValueError

@@ -7,7 +7,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-from powerplan.errors import InputError, check_word, parameter, shown, unknown_word
+from powerplan.errors import InputError, check_word, parameter, shown
+from powerplan.lists import parse_settings
 from powerplan.units import parse_integer
 
 DTYPE_BYTES = {
@@ -60,22 +61,14 @@ def cache_element_bits(text: str) -> Fraction:
         return Fraction(CACHE_BITS[word])
     if word not in GROUP_DEFAULTS:
         raise InputError(f"{word} has no scales; groups are for {', '.join(GROUP_DEFAULTS)}", where)
-    settings: dict[str, str] = {}
-    for piece in rest.split(","):
-        key, equals, value = (part.strip() for part in piece.partition("="))
-        if key not in ("group", "scale", "zero") or not equals or key in settings:
-            write = f"is not a setting; write {word}:group=64,scale=fp16,zero=none"
-            raise InputError(f"{shown(piece)} {'is there twice' if key in settings else write}", where)
-        settings[key] = value
+    settings = parse_settings(rest, ("group", "scale", "zero"), where, f"{word}:group=64,scale=fp16,zero=none")
     if "group" not in settings:
         raise InputError(f"{shown(text)} has no group; write {word}:group=64", where)
-    group = parse_integer(settings["group"], where, 1, LARGEST_GROUP)
+    group = parse_integer(settings["group"], f"{where} group", 1, LARGEST_GROUP)
     formats = dict(zip(("scale", "zero"), GROUP_DEFAULTS[word], strict=True)) | settings
     shared = 0
     for key in ("scale", "zero"):
-        allowed = [*CACHE_BITS, *(["none"] if key == "zero" else [])]
-        if formats[key] not in allowed:
-            raise InputError(f"{key}={unknown_word(formats[key], allowed)}", where)
+        check_word(formats[key], [*CACHE_BITS, *(["none"] if key == "zero" else [])], f"{where} {key}")
         shared += CACHE_BITS.get(formats[key], 0)
     return CACHE_BITS[word] + Fraction(shared, group)
 
@@ -99,11 +92,11 @@ class Dtypes:
     def __post_init__(self) -> None:
         if self.cache_dtype is not None:
             if not isinstance(self.cache_dtype, str):
-                raise InputError(f"{shown(self.cache_dtype)} is no text", parameter("cache_dtype"))
+                raise InputError(f"{shown(self.cache_dtype)} is not a text", parameter("cache_dtype"))
             cache_element_bits(self.cache_dtype)
         for name, value in vars(self).items():
-            if name != "cache_dtype" and value not in DTYPE_BYTES and not (value is None and name != "dtype"):
-                raise InputError(f"{name} must be {', '.join(DTYPE_BYTES)}, and is {shown(value)}")
+            if name == "dtype" or (name != "cache_dtype" and value is not None):
+                check_word(value, list(DTYPE_BYTES), parameter(name))
 
     @property
     def weights(self) -> str:

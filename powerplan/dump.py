@@ -53,7 +53,7 @@ def check_name(name: str, where: str) -> str:
     """Return the name of a model that is to be written; raises InputError for one that is no plain word."""
     wrong = re.search(r"[^\w.-]", name)
     if not name or wrong or not re.match(r"\w", name):
-        found = f"{shown(name)} holds {shown(wrong.group())}" if wrong else f"{shown(name)} is no name"
+        found = f"{shown(name)} holds {shown(wrong.group())}" if wrong else f"{shown(name)} is not a name"
         allowed = "a name has letters, digits and . _ -, and begins with a letter or digit"
         raise InputError(f"{found}; {allowed}", where)
     if len(name) > MAX_NAME:

@@ -69,20 +69,18 @@ def explain(spec: ModelSpec, context: int, convention: Convention) -> list[Expla
                 if isinstance(block, FFN):
                     add(scope, "of all these on the host", 1, block.host_terms(hidden), use.count, block.source)
             if isinstance(block, Mixer):
-                for quantity, terms in (
-                    (ELEMENTS, block.state_terms(context)),
-                    (STATE, block.state_flops_terms(context, convention)),
-                ):
-                    for term in terms:
-                        derived = _derived(block, term, context, convention)
-                        lines.append(Explained(scope, quantity, term, use.count, 1, block.source, derived))
+                terms = [(ELEMENTS, term) for term in block.state_terms(context)]
+                terms += [(STATE, term) for term in block.state_flops_terms(context, convention)]
+                for quantity, term in terms:
+                    derived = _derived(block, term, context, convention)
+                    lines.append(Explained(scope, quantity, term, use.count, 1, block.source, derived))
         if not use.layer.tied:
             add(scope, parameters, 1, spec.norm_terms(use.layer), use.count)
     for extra in spec.extras:
         add("model", weights, 2, extra.matmul_terms(hidden), source=extra.source)
         add("model", parameters, 1, extra.other_terms(hidden), source=extra.source)
-    for terms in (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms()):
-        add("model", parameters, 1, terms)
+    outside = (spec.embedding_terms(), spec.position_terms(), spec.embedding_norm_terms(), spec.final_norm_terms())
+    add("model", parameters, 1, [term for part in outside for term in part])
     if convention.lm_head:
         add("model", weights, 2, spec.head_terms())
     return lines

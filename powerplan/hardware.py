@@ -136,7 +136,7 @@ def find_device(name: str) -> Device:
 
 def needs_device(name: str) -> InputError:
     """Return the error of a parameter that says something of a device where none is named."""
-    return InputError(f"{parameter(name)} needs the device; such as {parameter('gpu', 'h100-sxm')}")
+    return InputError(f"needs the device; such as {parameter('gpu', 'h100-sxm')}", parameter(name))
 
 
 def _folded(name: str) -> str:

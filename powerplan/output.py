@@ -33,7 +33,7 @@ def check_targets(
 
     Raises:
         InputError: A target cannot be a file, exists and `force` is not set, is one of `inputs`, is where standard
-            output or standard error goes, or is named twice.
+            output or standard error goes, or is given twice.
         MachineError: A file cannot be made for another reason, such as a full disk.
     """
     given = [(where, path) for where, path in targets.items() if path is not None]

@@ -83,7 +83,7 @@ def problem(field: str, message: str) -> InputError:
     return InputError(f"{field}: {message}")
 
 
-def check_positions(field: str, positions: tuple[int, ...] | None) -> None:
-    """Raise InputError unless the positions of layers that a field lists rise, each once; None stands for all."""
+def check_in_layers(positions: tuple[int, ...] | None) -> None:
+    """Raise InputError unless the positions of layers in a field `in_layers` rise, each once; None stands for all."""
     if positions is not None and list(positions) != sorted(set(positions)):
-        raise problem(field, "lists layers in rising order, each once")
+        raise problem("in_layers", "lists layers in rising order, each once")

@@ -15,7 +15,7 @@ import msgspec
 
 from powerplan.mixers.block import Block
 from powerplan.mixers.matrices import Matrix, matrices_of
-from powerplan.part import Part, Position, Size, check_positions, problem
+from powerplan.part import Part, Position, Size, check_in_layers, problem
 
 PartName = Literal["mixers", "mlp", "experts", "shared_experts", "router", "lm_head", "embedding"]
 """A part of a model whose matrices a rule covers. The gate of a shared expert belongs to the router, projections to
@@ -52,7 +52,7 @@ class Rule(Part, frozen=True, kw_only=True):
     in_layers: tuple[Position, ...] | None = None
 
     def check(self) -> None:
-        check_positions("in_layers", self.in_layers)
+        check_in_layers(self.in_layers)
         if self.in_layers is not None and {"lm_head", "embedding"} & set(self.parts):
             raise problem("in_layers", "lm_head and embedding are in no layer")
 

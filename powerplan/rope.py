@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from powerplan.part import Part, Position, Window, check_positions, problem
+from powerplan.part import Part, Position, Window, check_in_layers, problem
 from powerplan.units import MAX_CONTEXT
 
 MAX_NUMBER = 1e15
@@ -202,7 +202,7 @@ class Rope(Part, frozen=True, kw_only=True):
     in_layers: tuple[Position, ...] | None = None
 
     def check(self) -> None:
-        check_positions("in_layers", self.in_layers)
+        check_in_layers(self.in_layers)
 
     def describe(self) -> str:
         """Return the setting in words: "base 500,000, llama3 scaling by 8 (8,192 before scaling)"."""

@@ -337,8 +337,12 @@ LENGTHS = (
 """Fields that are lengths in tokens, which a spec may write as sizes such as "4k"."""
 
 
-def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGroup, ...]:
-    """Return `layers` as groups of equal layers and of repeated patterns of up to `longest_period` layers.
+LONGEST_PATTERN = 16
+"""The most layers of a pattern that is found in a list of layers."""
+
+
+def group_layers(layers: list[Layer]) -> tuple[LayerGroup, ...]:
+    """Return `layers` as groups of equal layers and of repeated patterns of up to LONGEST_PATTERN layers.
 
     Greedy from the front: each group takes the pattern that covers the most layers, and the shortest of those.
     """
@@ -353,7 +357,7 @@ def group_layers(layers: list[Layer], longest_period: int = 16) -> tuple[LayerGr
     groups = []
     start = 0
     while start < len(layers):
-        periods = range(1, min(longest_period, (len(layers) - start) // 2 + 1) + 1)
+        periods = range(1, min(LONGEST_PATTERN, (len(layers) - start) // 2 + 1) + 1)
         repeats = {period: _repeats(kinds, start, period) for period in periods}
         period = max(periods, key=lambda size: size * repeats[size] if repeats[size] > 1 else size == 1)
         groups.append(LayerGroup.of(layers[start : start + period], repeats[period]))

@@ -341,6 +341,7 @@ def test_patterns_are_found() -> None:
         ((range(12),), "layers 0-11"),
         ((range(0, 42, 2),), "layers 0, 2, ... 40 (21)"),
         ((range(2), range(5, 9)), "layers 0-1, 5-8 (6)"),
+        ((range(0, 20, 4),), "layers 0, 4, ... 16 (5)"),
         ((range(0, 16, 4), range(1, 16, 4), range(2, 16, 4)), "layers 0-2, 4-6, 8-10, 12-14 (12)"),
         ((range(0, 24, 4), range(1, 24, 4), range(2, 24, 4)), "layers 0-2, 4-6, ... 20-22 (18)"),
     ],

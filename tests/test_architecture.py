@@ -36,7 +36,7 @@ PLANNING = [
 ]
 
 LAYERS = [
-    {"errors", "textfiles", "units", "part", "dims", "dtypes", "balance", "choices", "curves", "version"},
+    {"errors", "textfiles", "units", "lists", "part", "dims", "dtypes", "balance", "choices", "curves", "version"},
     {"mixers", "ffn", "extras"},
     {"quantization", "rope"},
     {"spec"},

@@ -132,7 +132,7 @@ def test_from_python() -> None:
             {"flops": 1e21, "measured": "benchmarks/results/profile-cpu.json"},
             "measured: needs a model: a profile has no times of other sizes",
         ),
-        (None, {"gpu_hours": 10}, "gpu_hours needs the device; such as gpu='h100-sxm'"),
+        (None, {"gpu_hours": 10}, "gpu_hours: needs the device; such as gpu='h100-sxm'"),
         (None, {"flops": 1e21, "mixer": "kdb"}, "mixer: 'kdb' is not a mixer; .*"),
         (
             None,

@@ -65,7 +65,7 @@ def test_wsfr_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) -> Non
         "state_bytes": 36_864 * 1024,
         "decode_weight_bytes_per_token": 2 * (124_439_808 - 1024 * 768),
         "decode_state_bytes_per_token": 36_864 * 1025,
-        "verdict": "weight-heavy: 13.1x more weight than state FLOPs at 1,024 tokens; balanced at 13,403",
+        "verdict": "weight-heavy: 13.1x as many weight as state FLOPs at 1,024 tokens; balanced at 13,403",
     }
     assert second["state_flops_per_token"] == 1_207_977_984
 
@@ -84,14 +84,14 @@ def test_wsfr_table_says_what_the_ratio_means(capsys: pytest.CaptureFixture[str]
     out = run(capsys, "wsfr", "gpt2-small", "--ctx", "64k")
     assert "gpt2-small: 124.4M parameters" in out
     assert "1:4.89" in out
-    expected = "state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403"
+    expected = "state-heavy: 4.9x as many state as weight FLOPs at 65,536 tokens; balanced at 13,403"
     assert out.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "verdict"),
     [
-        (["--ctx", "1k"], "weight-heavy: 13.1x more weight than state FLOPs at 1,024 tokens; balanced at 13,403"),
+        (["--ctx", "1k"], "weight-heavy: 13.1x as many weight as state FLOPs at 1,024 tokens; balanced at 13,403"),
         (["--ctx", "13403"], "balanced: 1:1 weight to state FLOPs at 13,403 tokens"),
         (["--ctx", "64k", "--mixer", "power:p=2"], "its state stays lighter than its weights at any context"),
         (

@@ -120,13 +120,22 @@ WRONG = {
     ("decode", "--cache-dtype", "fp6"): "--cache-dtype: 'fp6' is not known; did you mean ...",
     ("wsfr", "--cache-dtype", "int5"): "--cache-dtype: 'int5' is not known; did you mean int8? allowed are fp32, ...",
     ("decode", "--cache-dtype", "int4:64"): "--cache-dtype: '64' is not a setting; write int4:group=64,scale=...",
-    ("decode", "--cache-dtype", "int4:group=x"): "--cache-dtype: 'x' is not an integer; write one from 1 to 65,536",
-    ("decode", "--cache-dtype", "int4:group=0"): "--cache-dtype: 0 is out of range; allowed are 1 to 65,536",
+    (
+        "decode",
+        "--cache-dtype",
+        "int4:group=x",
+    ): "--cache-dtype group: 'x' is not an integer; write one from 1 ...",
+    ("decode", "--cache-dtype", "int4:group=0"): "--cache-dtype group: 0 is out of range; allowed are 1 to 65,536",
+    (
+        "wsfr",
+        "--cache-dtype",
+        "int4:grp=8",
+    ): "--cache-dtype: 'grp' is not a setting; did you mean group? ...",
     ("wsfr", "--cache-dtype", "bf16:group=8"): "--cache-dtype: bf16 has no scales; groups are for fp8, int8, ...",
-    ("wsfr", "--cache-dtype", "int4:group=8,group=9"): "--cache-dtype: 'group=9' is there twice",
+    ("wsfr", "--cache-dtype", "int4:group=8,group=9"): "--cache-dtype: group is given twice",
     ("wsfr", "--cache-dtype", "int4:scale=fp16"): "--cache-dtype: 'int4:scale=fp16' has no group; write int4:...",
-    ("wsfr", "--cache-dtype", "int4:group=8,scale=no"): "--cache-dtype: scale='no' is not known; allowed are fp32...",
-    ("wsfr", "--cache-dtype", "int4:group=8,zero=nil"): "--cache-dtype: zero='nil' is not known; allowed are fp32...",
+    ("wsfr", "--cache-dtype", "int4:group=8,scale=no"): "--cache-dtype scale: 'no' is not known; allowed are fp32...",
+    ("wsfr", "--cache-dtype", "int4:group=8,zero=nil"): "--cache-dtype zero: 'nil' is not known; allowed are fp32...",
     ("budget", "--state-dtype", ""): "--state-dtype: '' is not known; allowed are fp32, bf16, fp16, fp8, int4",
 }
 
@@ -142,11 +151,8 @@ def test_words_that_are_no_dtype(command: str, option: str, value: str, capsys: 
 
 @pytest.mark.parametrize("name", ["dtype", "weights_dtype", "cache_dtype", "state_dtype"])
 def test_from_python(name: str) -> None:
-    problem = f"{name} must be fp32, bf16, fp16, fp8, int4, and is 'bf61'"
-    if name == "cache_dtype":
-        problem = (
-            "cache_dtype: 'bf61' is not known; did you mean bf16. allowed are fp32, bf16, fp16, fp8, int8, int4, fp4"
-        )
+    allowed = "fp8, int8, int4, fp4" if name == "cache_dtype" else "fp8, int4$"
+    problem = rf"^{name}: 'bf61' is not known; did you mean bf16\? allowed are fp32, bf16, fp16, {allowed}"
     for answer in (powerplan.wsfr, powerplan.decode, powerplan.budget, powerplan.recommend):
         with pytest.raises(InputError, match=problem):
             answer("gpt2-small", "1k", **{name: "bf61"})  # type: ignore[operator]
@@ -203,6 +209,11 @@ def test_a_spec_keeps_its_quantization() -> None:
     assert "- {parts: [mlp], bits: 4, block: 32, scale_bits: 16, in_layers: [1]}" in text
     assert validate(parse_yaml(text, "again.yaml")) == spec
     accounting = Accounting(spec)
+    (mlp,) = {use.layer.ffn for use in accounting.uses}
+    assert mlp is not None
+    assert accounting.block_bytes(mlp, Dtypes()) == MLP * (2 - Fraction(23, 32)), (
+        "the mean of a wide and a narrow layer"
+    )
     assert accounting.stored_bytes(Dtypes()) == 2 * accounting.total_parameters.with_embeddings - MLP * Fraction(23, 16)
     assert "quantization" in spec_schema()["$defs"]["ModelSpec"]["properties"]
 
@@ -271,7 +282,7 @@ def test_large_json_is_read_and_large_yaml_is_not(capsys: pytest.CaptureFixture[
     refused = {
         text.replace(
             '"n_layer": 12', '"n_layer": 12, "n_layer": 12'
-        ): ":1:54: key 'n_layer' stands twice; first at line 1",
+        ): ":1:54: key 'n_layer' is given twice; first at line 1",
         text.replace('"n_layer": 12', '"n_layer": "many"'): ":1:50: n_layer must be an integer, and is 'many'",
         text[:-1]: f":1:{len(text)}: is not valid JSON: Expecting ',' delimiter",
         text[:-1]

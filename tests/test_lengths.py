@@ -209,8 +209,8 @@ TOKENS = "a document has 1 to 1,125,899,906,842,624 tokens (2^50), and this one"
         ("12\nx\n", f":2: 'x' {SIZE}"),
         ("12\n0\n", f":2: {TOKENS} 0"),
         ("-4\n", f":1: {TOKENS} -4"),
-        ("12,0\n", ":1: '0' is no number of documents; allowed are 1 to 1,000,000,000,000,000"),
-        ("1,2,3\n", ":1: '1,2,3' is no length; write 4096, or 4096,12 for 12 documents"),
+        ("12,0\n", ":1: '0' is not a number of documents; allowed are 1 to 1,000,000,000,000,000"),
+        ("1,2,3\n", ":1: '1,2,3' is not a length; write 4096, or 4096,12 for 12 documents"),
         ("id,len\n1,2\n", ":1: 'id,len' has no column length; write length in place of len"),
         ("a b\n", ":1: 'a b' has no column length; write a length in each line, or name the column length"),
         ("id,length\na\n", ":2: 'a' has 1 column, and the header has more"),
@@ -298,9 +298,12 @@ def test_too_many_different_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("lognorml:mean=4k", "'lognorml:mean=4k' is neither a file nor lengths; did you mean lognormal?"),
         ("lognormal:", "lognormal takes two of mean, median, p99 and sigma, and has none"),
         ("lognormal:mean=4k", "lognormal takes two of mean, median, p99 and sigma, and has mean"),
-        ("lognormal:4k", "'4k' is no setting; write lognormal:mean=4k,p99=64k"),
-        ("lognormal:mean=4k,p9=8k", "lognormal 'p9' is not known; did you mean p99? allowed are mean, median, ..."),
-        ("lognormal:mean=4k,mean=8k", "lognormal mean is given twice"),
+        ("lognormal:4k", "'4k' is not a setting of lognormal; write lognormal:mean=4k,p99=64k"),
+        (
+            "lognormal:mean=4k,p9=8k",
+            "'p9' is not a setting of lognormal; did you mean p99? allowed are ...",
+        ),
+        ("lognormal:mean=4k,mean=8k", "mean is given twice"),
         ("lognormal:mean=4k,p99=2k", "the p99 must be more than the mean, and they are mean 4,096 and p99 2,048"),
         (
             "lognormal:mean=1k,median=2k",
@@ -321,8 +324,8 @@ def test_too_many_different_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
         ("0:1", "'0' is out of range; a document is 1 to 1,125,899,906,842,624 tokens (2^50)"),
         ("4k:0.5,4096:2", "4096 is given twice"),
-        ("4k:x", "'x' is no share of documents; write 4k:0.9, or 4096:3"),
-        ("4k:0", "'0' is no share of documents; write 4k:0.9, or 4096:3"),
+        ("4k:x", "'x' is not a share of documents; write 4k:0.9, or 4096:3"),
+        ("4k:0", "'0' is not a share of documents; write 4k:0.9, or 4096:3"),
     ],
 )
 def test_messages_of_texts(text: str, message: str) -> None:
@@ -343,7 +346,7 @@ def test_messages_of_texts(text: str, message: str) -> None:
         ({2**51: 1}, "lengths: a document has 1,125,899,906,842,624 tokens (2^50) at most, and one has more"),
         ({}, "lengths: holds no lengths"),
         ({4: 10**16}, "lengths: has more than 1,000,000,000,000,000 documents"),
-        (7, "lengths: 7 is no list of lengths; give the tokens of each document, as [4096, 512]"),
+        (7, "lengths: 7 is not a list of lengths; give the tokens of each document, as [4096, 512]"),
     ],
 )
 def test_messages_of_values(value: object, message: str) -> None:

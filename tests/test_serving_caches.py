@@ -23,7 +23,7 @@ from powerplan.errors import InputError
 from powerplan.ffn import MLP
 from powerplan.hardware import find_device
 from powerplan.load import catalogue_spec
-from powerplan.mixers import Attention, ChunkedAttention, GatedDeltaNet
+from powerplan.mixers import RWKV7, Attention, ChunkedAttention, GatedDeltaNet
 from powerplan.run.recipe import Recipe
 from powerplan.run.saved import saved_block
 from powerplan.serving import Fleet, Serving
@@ -129,6 +129,29 @@ def test_states_before_chunks_are_there_while_a_prompt_is_read() -> None:
     saved = saved_block(delta, spec, 8192, Recipe()).bytes
     assert memory.activation_bytes == 8192 * (2 * 256 + saved) + 127 * 32 * 128 * 128 * 2
     assert (memory.place, memory.is_estimate) == ("gated_deltanet", False)
+
+
+def test_the_first_token_of_a_chunk_meets_itself_alone_and_the_last_all_of_it() -> None:
+    chunked = ChunkedAttention(heads=2, head_dim=8, window=8)
+    assert [Policy().position(chunked, context) for context in (1, 7, 8, 9, 15, 16, 17)] == [1, 7, 8, 1, 7, 8, 1]
+    assert [Policy(budget=4).position(chunked, context) for context in (2, 8, 9, 16)] == [2, 4, 1, 4]
+
+
+def test_a_prompt_that_is_all_in_a_checkpoint_reads_what_a_token_reads() -> None:
+    accounting = Accounting(catalogue_spec(QWEN))  # Of its experts, 8 of 256.
+    fleet = Fleet(H100, 8)
+    serving = Serving(accounting, 8192, fleet=fleet, policy=Policy(checkpoint_every=4096))
+    assert serving.resumed_flops == serving.head_flops
+    moved = accounting.read_bytes(Dtypes()) + serving.state_bytes
+    assert serving.resumed_seconds == fleet.seconds(Fraction(serving.head_flops), moved)
+
+
+def test_states_that_training_keeps_too_count_once() -> None:
+    rwkv = RWKV7(heads=4, head_dim=64, decay_rank=8, rate_rank=8, gate_rank=8)
+    spec = model((rwkv, 1))
+    saved = saved_block(rwkv, spec, 8192, Recipe())
+    assert "states" in dict(saved.components)
+    assert served(spec, 8192).prefill_memory.activation_bytes == 8192 * (2 * 256 + saved.bytes)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

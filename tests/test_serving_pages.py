@@ -81,6 +81,18 @@ def test_vllm_on_the_catalogue() -> None:
     assert sglang.bytes == 5 * state
 
 
+@pytest.mark.parametrize(("windows", "padding"), [(2, 0), (3, 1), (4, 0), (5, 1)])
+def test_groups_of_vllm_are_the_larger_ones_only_where_they_are_not_half_as_large_again(
+    windows: int, padding: int
+) -> None:
+    """_get_kv_cache_groups_uniform_page_size: max_num_layers < 1.5 min_num_layers; 12 and 13 layers take one more."""
+    heads = {"heads": 4, "head_dim": 64}
+    layers = (Attention(**heads, window=100), windows), (Attention(**heads), 2)
+    assert allocation(model(*layers), 1000, Dtypes(), Policy(engine="vllm")).padding_layers == padding
+    layers = (Attention(**heads, window=100), 12), (Attention(**heads), 13)
+    assert allocation(model(*layers), 1000, Dtypes(), Policy(engine="vllm")).padding_layers == 1
+
+
 def test_pages_of_different_sizes_in_vllm() -> None:
     """Smaller pages get more tokens, or are padded; layers that differ in heads alone have pages of their own."""
     window = Attention(heads=4, kv_heads=1, head_dim=64, window=100)

@@ -268,7 +268,7 @@ def test_exports_print_or_save(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 MESSAGES = {
     "": "--gpu: a training run needs a device, such as h100-sxm",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,tp=2": "--parallel: fsdp 8 * tp 2 * pp 1 * cp 1 * replicas 1 is 16",
-    "--gpu h100-sxm --devices 8 --parallel fsdp=8,tq=2": "--parallel: 'tq' is not known; allowed are fsdp, tp, pp,",
+    "--gpu h100-sxm --devices 8 --parallel fsdp=8,tq=2": "--parallel: 'tq' is not a degree; allowed are fsdp, tp, pp,",
     "--gpu h100-sxm --devices 8 --parallel fsdp=8,fsdp=8": "--parallel: fsdp is given twice",
     "--gpu h100-sxm --devices 8 --parallel fsdp": "--parallel: 'fsdp' is not a degree; write fsdp=8,cp=8, or auto",
     "--gpu h100-sxm --devices 8 --parallel fsdp=0": "--parallel fsdp: 0 is out of range",

@@ -244,7 +244,7 @@ def test_training_asks_about_few_statements_and_about_all() -> None:
             "--mixers softmax,atention",
             "--mixers: 'atention' is not one; allowed are softmax, window, linear, power, mix",
         ),
-        ("--mixers power,power", "--mixers: power is named twice"),
+        ("--mixers power,power", "--mixers: power is given twice"),
         ("--tasks cod", "--tasks: 'cod' is not one; did you mean code? allowed are code, recall"),
         ("--context 1000", "--context: 1,000 is not a power of two from 64 to 16,384"),
         ("--context 32k", "--context: 32,768 is not a power of two from 64 to 16,384"),

@@ -21,20 +21,20 @@ def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("contexts", "expected"),
     [
-        ("64k", "state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403"),
+        ("64k", "state-heavy: 4.9x as many state as weight FLOPs at 65,536 tokens; balanced at 13,403"),
         (
             "8k,64k",
-            "weight-heavy at 8,192 tokens (1.6x more weight than state FLOPs), state-heavy at 65,536 (4.9x more state "
-            "than weight FLOPs); balanced at 13,403",
+            "weight-heavy at 8,192 tokens (1.6x as many weight as state FLOPs), state-heavy at 65,536 (4.9x as many "
+            "state as weight FLOPs); balanced at 13,403",
         ),
         (
             "64k,8k,1k",
-            "weight-heavy at 1,024 and 8,192 tokens (up to 13.1x more weight than state FLOPs), state-heavy at 65,536 "
-            "(4.9x more state than weight FLOPs); balanced at 13,403",
+            "weight-heavy at 1,024 and 8,192 tokens (up to 13.1x as many weight as state FLOPs), state-heavy at 65,536 "
+            "(4.9x as many state as weight FLOPs); balanced at 13,403",
         ),
         (
             "13000,14000,1M",
-            "balanced at 13,000 and 14,000 tokens, state-heavy at 1,048,576 (78.2x more state than weight FLOPs); "
+            "balanced at 13,000 and 14,000 tokens, state-heavy at 1,048,576 (78.2x as many state as weight FLOPs); "
             "balanced at 13,403",
         ),
     ],
@@ -46,7 +46,7 @@ def test_every_context_is_judged(capsys: pytest.CaptureFixture[str], contexts: s
 
 def test_a_model_that_never_balances(capsys: pytest.CaptureFixture[str]) -> None:
     assert sentence(capsys, "rwkv7-1.5b", "--ctx", "1k,1M") == (
-        "weight-heavy at 1,024 and 1,048,576 tokens (up to 98.4x more weight than state FLOPs); its state stays "
+        "weight-heavy at 1,024 and 1,048,576 tokens (up to 98.4x as many weight as state FLOPs); its state stays "
         "lighter than its weights at any context"
     )
 
@@ -73,4 +73,4 @@ def test_balanced_is_the_same_in_wsfr_and_recommend(context: int) -> None:
 
 def test_json_keeps_a_verdict_for_each_row() -> None:
     rows = json.loads(powerplan.wsfr("gpt2-small", "8k,64k").to_json())["rows"]
-    assert rows[0]["verdict"] == "weight-heavy: 1.6x more weight than state FLOPs at 8,192 tokens; balanced at 13,403"
+    assert rows[0]["verdict"] == "weight-heavy: 1.6x as many weight as state FLOPs at 8,192 tokens; balanced at 13,403"

@@ -167,11 +167,7 @@ class ContextParallel:
         Raises:
             ValueError: The tensor has not as many tokens as the plan.
         """
-        checks.check_tensor("x", x)
-        if not is_integer(dim) or not -x.ndim <= dim < x.ndim or x.shape[dim] != self.layout.tokens:
-            raise ValueError(
-                f"x must have {self.layout.tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}"
-            )
+        _check_dim(x, self.layout.tokens, dim)
         ranges = self.layout.ranges[self.rank] or ((0, 0),)
         return torch.cat([x.narrow(dim, start, stop - start) for start, stop in ranges], dim)
 
@@ -183,11 +179,7 @@ class ContextParallel:
         Raises:
             ValueError: The tensor has not as many tokens as this rank has by the plan.
         """
-        checks.check_tensor("x", x)
-        if not is_integer(dim) or not -x.ndim <= dim < x.ndim or x.shape[dim] != self.local_tokens:
-            raise ValueError(
-                f"x must have {self.local_tokens} tokens in dim {shown(dim)}, and has shape {list(x.shape)}"
-            )
+        _check_dim(x, self.local_tokens, dim)
         from powerplan.kernels.distributed.gather import gathered
 
         return gathered(self, x.detach().movedim(dim, 0)).movedim(0, dim)

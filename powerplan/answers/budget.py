@@ -253,6 +253,9 @@ def budget(
     )
 
 
+DEFAULT_MFU = parse_share("0.4")
+"""The share of the peak that training reaches where none is given."""
+
 BUDGETS = ("flops", "tokens", "gpu_hours")
 """The parameters of which one is the budget."""
 
@@ -289,9 +292,15 @@ def _read(
     share, count = parse_share(str(mfu), parameter("mfu")), base.read_devices(devices)
     profile, device = base.read_measured(measured), base.read_device(gpu)
     peak = peak_of(device) if device is not None else profile.peak() if profile is not None else None
-    if peak is None and (gpu_hours is not None or profile is not None or count > 1):
-        name = "gpu_hours" if gpu_hours is not None else "measured" if profile is not None else "devices"
-        raise needs_device(name)
+    of_devices = {
+        "gpu_hours": gpu_hours is not None,
+        "measured": profile is not None,
+        "devices": count > 1,
+        "mfu": share != DEFAULT_MFU,
+    }
+    for name, is_given in of_devices.items():
+        if peak is None and is_given:
+            raise needs_device(name)
     return _Asked(
         given,
         tokens=optional(parse_count, "tokens", tokens, "a count of tokens"),

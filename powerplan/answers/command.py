@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from powerplan.answers.base import Model, list_text, text_of
+from powerplan.choices import LM_HEAD
 from powerplan.hardware import Device
+from powerplan.lists import split_words
 from powerplan.load import ConfigObject, LoadedModel
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention
@@ -65,7 +67,7 @@ def _convention_words(convention: Convention, excluded: Any) -> list[str]:
     for name in ("form", "causal"):
         if getattr(convention, name) != getattr(Convention(), name):
             words += [f"--{name}", getattr(convention, name)]
-    named = excluded.split(",") if isinstance(excluded, str) else excluded
-    if not convention.lm_head and "lm-head" not in named:
-        words += ["--exclude", "lm-head"]
+    named = split_words(excluded) if isinstance(excluded, str) else excluded
+    if not convention.lm_head and LM_HEAD not in named:
+        words += ["--exclude", LM_HEAD]
     return words

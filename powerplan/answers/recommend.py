@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from powerplan.answers import base
 from powerplan.answers.base import Contexts, DrawnAnswer, Model, Whole, optional
 from powerplan.answers.command import command_of
-from powerplan.choices import Keep, Side
+from powerplan.choices import LM_HEAD, Keep, Side
 from powerplan.dtypes import Dtypes
 from powerplan.dump import check_name, short_name, spec_to_yaml
 from powerplan.errors import parameter
 from powerplan.hardware import Device
+from powerplan.lists import parse_words
 from powerplan.measured import MeasuredTimes
 from powerplan.mixers.formulas import Convention, convention_of
 from powerplan.report.reasons import why
@@ -33,9 +34,6 @@ from powerplan.units import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LM_HEAD = "lm-head"
-"""The word of `exclude` for the FLOPs of the LM head."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -209,8 +207,4 @@ def recommend(
 
 def _read_kinds(kinds: str | Sequence[str], name: str, *more: str) -> list[str]:
     """Return the words of a list such as "power,window", sorted; raises InputError for one that is not known."""
-    allowed = [*SELECTABLE, *more]
-    words = [word.strip() for word in (kinds.split(",") if isinstance(kinds, str) else kinds)]
-    for word in words:
-        base.check_choice(word, allowed, name)
-    return sorted(set(words))
+    return sorted(parse_words(kinds, [*SELECTABLE, *more], parameter(name)))

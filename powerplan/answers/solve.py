@@ -14,8 +14,8 @@ from powerplan.dtypes import Dtypes
 from powerplan.errors import InputError, parameter
 from powerplan.mixers.formulas import Convention, convention_of
 from powerplan.report.equal_state import equal_state_report
-from powerplan.report.recommend import solve_report
 from powerplan.report.render import Report
+from powerplan.report.solve import solve_report
 from powerplan.search import EqualState, Solution
 from powerplan.search import equal_state as search_equal_state
 from powerplan.search import solve as search_ratio

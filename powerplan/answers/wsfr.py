@@ -119,7 +119,7 @@ def wsfr(
     Examples:
         >>> answer = wsfr("gpt2-small", "64k")
         >>> answer.verdict
-        'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'
+        'state-heavy: 4.9x as many state as weight FLOPs at 65,536 tokens; balanced at 13,403'
         >>> answer.balanced_context
         13403
         >>> wsfr("gpt2-small", "64k", lengths="1k:0.9,64k:0.1").documents[0].equal_context

@@ -111,7 +111,7 @@ def budget(
     ] = None,
     ctx: Annotated[
         str | None,
-        typer.Option(help="Contexts in tokens, such as 8k,64k; 64k where not given, 8k,32k,128k without MODEL."),
+        typer.Option(help="Contexts in tokens, such as 8k,64k; 64k if not given, 8k,32k,128k without MODEL."),
         options.ADDS,
     ] = None,
     flops: Annotated[str | None, typer.Option(help="Total training FLOPs, such as 1e21.")] = None,

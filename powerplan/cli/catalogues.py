@@ -10,6 +10,7 @@ import typer
 from powerplan.accounting import Accounting
 from powerplan.cli import say
 from powerplan.cli.completion import completer, device_names, list_completer, state_kinds
+from powerplan.cli.defaults import is_default
 from powerplan.cli.options import ADDS, FormatOption, LikeOption, MixerOption, as_family, name_argument
 from powerplan.errors import InputError
 from powerplan.load import known_names
@@ -43,18 +44,20 @@ def models(
         from powerplan.huggingface.listing import listed_families
         from powerplan.report.catalogue import families_report
 
-        if model is not None or yaml or mixer is not None:
+        if model is not None or yaml or mixer is not None or like is not None:
             raise InputError("lists what is read; leave the other options and MODEL out", "--families")
         say.show(families_report(listed_families()), output)
         return
     if model is None:
+        if like is not None:
+            raise InputError("is for a config.json, and there is no MODEL", "--like")
         if yaml or mixer is not None:
-            option = "--yaml" if yaml else f"--mixer {mixer}"
-            raise InputError(f"{option.split()[0]} is for one model; such as powerplan models gpt2-small {option}")
+            option, value = ("--yaml", "") if yaml else ("--mixer", f" {mixer}")
+            raise InputError(f"is for one model; such as powerplan models gpt2-small {option}{value}", option)
         say.show(models_report([Accounting(catalogue_spec(name)) for name in catalogue_names()]), output)
         return
     if yaml and output != "table":
-        raise InputError("--yaml is a format itself; leave --format out")
+        raise InputError("is a format itself; leave --format out", "--yaml")
     loaded = read_model(as_family(model, like), mixer)
     spec = loaded.spec
     for note in loaded.notes:
@@ -84,16 +87,18 @@ def hardware(
 
 def dims(
     head_dim: Annotated[
-        str | None, typer.Option(help="Head dims: 64 (if not given), or a list such as 32,64,128."), ADDS
+        str | None, typer.Option(help="Head dims: 64, or a list such as 32,64,128; 64 if not given."), ADDS
     ] = None,
     p: Annotated[
         str | None,
         typer.Option("--p", help="Degrees: 2, or a list such as 2,3,4; 1 to 6 if not given, 1 to 4 with --model."),
         ADDS,
     ] = None,
-    tile: Annotated[str, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding.")] = "8",
+    tile: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Features in a tile of the tiled embedding; 8 if not given.")
+    ] = None,
     v_head_dim: Annotated[
-        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim where it is not given.")
+        str | None, typer.Option(metavar="INTEGER", help="Value head dim; the head dim if not given.")
     ] = None,
     kind: Annotated[
         str | None,
@@ -112,7 +117,7 @@ def dims(
         ),
     ] = None,
     ctx: Annotated[
-        str | None, typer.Option(help="Context in tokens at which --model is counted: 65536 or 64k (if not given).")
+        str | None, typer.Option(help="Context in tokens at which --model is counted, such as 65536; 64k if not given.")
     ] = None,
     like: LikeOption = None,
     output: FormatOption = "table",
@@ -125,7 +130,7 @@ def dims(
     degrees = parse_integers(
         p if p is not None else "1,2,3,4,5,6" if model is None else "1,2,3,4", "--p", 1, MAX_DEGREE
     )
-    width = parse_integer(tile, "--tile", 1, 4096)
+    width = parse_integer("8" if tile is None else tile, "--tile", 1, 4096)
     if model is not None:
         from powerplan.answers.degrees import degrees as degrees_of
 
@@ -143,6 +148,8 @@ def dims(
     if kind is None:
         say.show(dims_report(head_dims, degrees, width, values), output)
     else:
+        if tile is not None and not is_default("--tile"):
+            raise InputError("has no place beside --kind, as a state has no tiles; leave one out", "--tile")
         say.show(states_report(head_dims, degrees, values, kind), output)
 
 

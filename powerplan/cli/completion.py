@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from powerplan.choices import LM_HEAD
 from powerplan.errors import InputError, check_word
 
 VARIABLE = "_POWERPLAN_COMPLETE"
@@ -160,7 +161,7 @@ def selectable_kinds() -> Iterable[str]:
 
 def excludable_kinds() -> Iterable[str]:
     """Return the words of recommend's --exclude."""
-    return [*selectable_kinds(), "lm-head"]
+    return [*selectable_kinds(), LM_HEAD]
 
 
 def state_kinds() -> Iterable[str]:

@@ -21,7 +21,7 @@ OWN_TABLE_ALONE = frozenset({"profile"})
 """Commands that take no shared defaults: what to measure here is another question than what to plan for."""
 
 OF_A_DEVICE = frozenset({"devices", "mfu", "price"})
-"""Shared defaults that are taken where a device is named: commands refuse these options without one."""
+"""Defaults that are taken where a device is named: commands refuse these options without one."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ def take_defaults(
             if table:
                 raise InputError(f"unknown key{allowed_values(key, list(parameters))}", where)
             continue
-        if key in OF_A_DEVICE and not (table or has_device):
+        if key in OF_A_DEVICE and not has_device:
             continue
         parameter = parameters[key]
         name = str(parameter.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from powerplan.choices import Causal, Dtype, Form, Format
+from powerplan.choices import LM_HEAD, Causal, Dtype, Form, Format
 from powerplan.cli.completion import completer, device_names, family_names, mixer_words
 from powerplan.dtypes import CACHE_BITS
 from powerplan.errors import InputError, unknown_word
@@ -147,7 +147,7 @@ FormatOption = Annotated[
 
 def convention(form: Form, causal: Causal, exclude: Sequence[str] | None) -> Convention:
     """Return the convention that --form, --causal and the words of --exclude describe."""
-    return Convention(causal, form, lm_head="lm-head" not in (exclude or ()))
+    return Convention(causal, form, lm_head=LM_HEAD not in (exclude or ()))
 
 
 def as_family(model: str, like: str | None) -> str | LoadedModel:

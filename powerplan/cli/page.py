@@ -41,7 +41,7 @@ def report(
     file: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write the page; - is standard output.")
     ] = FILE,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+    force: options.ForceOption = False,
     form: options.FormOption = "recurrent",
     causal: options.CausalOption = "exact",
     exclude: options.ExcludeOption = None,

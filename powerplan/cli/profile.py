@@ -38,12 +38,12 @@ def profile(
     model: OptionalModel = None,
     p: Annotated[
         str | None,
-        typer.Option("--p", help="Degrees of power attention: 2, or 2,3. Without it the model's own, or 2."),
+        typer.Option("--p", help="Degrees of power attention: 2, or 2,3; the model's own, or 2, if not given."),
         ADDS,
     ] = None,
     ctx: Annotated[
         str | None,
-        typer.Option(help="Contexts in tokens, such as 4k,16k. Without it, contexts that fit --time-limit."),
+        typer.Option(help="Contexts in tokens, such as 4k,16k; those that fit --time-limit if not given."),
         ADDS,
     ] = None,
     passes: Annotated[
@@ -64,7 +64,8 @@ def profile(
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[
-        str | None, typer.Option(metavar="NAME", help="fp32, bf16 or fp16. Without it bf16 on a GPU, fp32 elsewhere.")
+        str | None,
+        typer.Option(metavar="NAME", help="fp32, bf16 or fp16; bf16 on a GPU, fp32 elsewhere if not given."),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="INTEGER", help="Sequences that a run processes at once.")] = "1",
     chunk_size: Annotated[
@@ -81,7 +82,7 @@ def profile(
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Show which operations take a run's time.")] = False,
     time_limit: Annotated[str, typer.Option(metavar="TIME", help="For everything: 60 (seconds), 5min, 1h.")] = "60",
     memory_limit: Annotated[
-        str | None, typer.Option(help="For one run, such as 4GiB. Without it 70% of the free memory.")
+        str | None, typer.Option(help="For one run, such as 4GiB; 70% of the free memory if not given.")
     ] = None,
     save: Annotated[str | None, typer.Option(metavar="FILE", help="Save as JSON, for --measured and --show.")] = None,
     show: Annotated[str | None, typer.Option(metavar="FILE", help="Print a saved profile; measure nothing.")] = None,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 import powerplan
-from powerplan.choices import Keep, Side, Unknown
+from powerplan.choices import LM_HEAD, Keep, Side, Unknown
 from powerplan.cli import figures, options, say
 from powerplan.cli.completion import excludable_kinds, list_completer, selectable_kinds
 from powerplan.cli.defaults import is_default
 from powerplan.cli.options import choice_option
 from powerplan.cli.progress import at_work
 from powerplan.errors import InputError, listed
+from powerplan.lists import split_words
 
 DEFAULT_CONTEXT = "64k"
 TOP = "6"
@@ -24,13 +26,11 @@ def recommend(
     model: options.OptionalModel = None,
     ctx: Annotated[
         str | None,
-        typer.Option(
-            help="Contexts in tokens, 64k where not given; of a list, the one furthest from the target decides."
-        ),
+        typer.Option(help="Contexts in tokens, 64k if not given; of a list, the one furthest from the target decides."),
         options.ADDS,
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 where not given.")
+        str | None, typer.Option(help="Weight to state FLOPs, such as 3:1 or 1:2; 1:1 if not given.")
     ] = None,
     max_state: Annotated[str | None, typer.Option(help="State per sequence at most, such as 512MiB.")] = None,
     max_decode_bytes: Annotated[
@@ -89,18 +89,16 @@ def recommend(
     output: options.FormatOption = "table",
 ) -> None:
     """What to train: the window, degree, heads or layer mix that balances a model at a context, and why."""
-    from powerplan.answers.recommend import LM_HEAD
     from powerplan.answers.solve import solve as solve_for
     from powerplan.cli.files import File, deliver
     from powerplan.cli.interrupts import kept
-    from powerplan.dump import check_name
     from powerplan.load import model_file
     from powerplan.output import check_targets
     from powerplan.units import parse_contexts, parse_integer
 
     contexts = parse_contexts(ctx or DEFAULT_CONTEXT, "--ctx")
     place = parse_integer(pick, "--pick", 1, 1000)
-    excluded = [word.strip() for word in exclude.split(",")] if exclude is not None else []
+    excluded = split_words(exclude) if exclude is not None else []
     convention = options.convention(form, causal, excluded)
     model, notes = options.model_or_default(model)
     check_targets({"--write": write, "--plot": plot}, force, {"MODEL": model_file(model), "--measured": measured})
@@ -108,31 +106,30 @@ def recommend(
     if ctx is None and solve != "context":
         notes.append(f"no --ctx given: {DEFAULT_CONTEXT} assumed")
     if solve is not None:
-        unused = {
-            "--max-state": max_state,
-            "--max-decode-bytes": max_decode_bytes,
-            "--flops": flops,
-            "--tokens": tokens,
-            "--gpu": gpu,
-            "--devices": devices != "1",
-            "--max-days": max_days,
-            "--gpu-hours": gpu_hours,
-            "--price": price,
-            "--keep": keep != "weights",
-            "--only": only,
-            "kinds of --exclude": set(excluded) - {LM_HEAD},
-            "--weights-vs-state": weights_vs_state,
-            "--measured": measured,
-            "--top": top != TOP,
-            "--pick": place > 1,
-            "--write": write,
-            "--name": name,
-            "--plot": plot,
-            "lists of contexts": len(contexts) > 1,
-        }
-        given = [option for option, value in unused.items() if value and not is_default(option)]
-        if given:
-            raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
+        _refuse_beside_solve(
+            {
+                "--max-state": max_state,
+                "--max-decode-bytes": max_decode_bytes,
+                "--flops": flops,
+                "--tokens": tokens,
+                "--gpu": gpu,
+                "--devices": devices != "1",
+                "--max-days": max_days,
+                "--gpu-hours": gpu_hours,
+                "--price": price,
+                "--keep": keep != "weights",
+                "--only": only,
+                "kinds of --exclude": set(excluded) - {LM_HEAD},
+                "--weights-vs-state": weights_vs_state,
+                "--measured": measured,
+                "--top": top != TOP,
+                "--pick": place > 1,
+                "--write": write,
+                "--name": name,
+                "--plot": plot,
+                "lists of contexts": len(contexts) > 1,
+            }
+        )
         solved = solve_for(
             options.as_family(model, like),
             solve,
@@ -148,15 +145,7 @@ def recommend(
         )
         say.answer(solved, output, notes)
         return
-    if equal_state is not None:
-        problem = f"says what --solve looks for; such as --solve window --equal-state {equal_state}"
-        raise InputError(problem, "--equal-state")
-    if place > 1 and write is None:
-        raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
-    if name is not None and write is None:
-        raise InputError("names the model that --write saves; such as --write model.yaml --name my-model", "--name")
-    if name is not None:
-        check_name(name, "--name")
+    _check_alone(equal_state, place, name, write)
     with at_work("comparing candidates"):
         answer = powerplan.recommend(
             options.as_family(model, like),
@@ -185,7 +174,7 @@ def recommend(
             state_dtype=state_dtype,
         )
     if place > len(answer.candidates):
-        raise InputError(f"{place} is out of range; there are {len(answer.candidates)} candidates", "--pick")
+        raise InputError(f"{place} is out of range; allowed are 1 to {len(answer.candidates)}", "--pick")
     if place == 1:
         answer = replace(answer, written=write)
     chosen = answer.candidates[place - 1].label
@@ -195,3 +184,28 @@ def recommend(
     ]
     with kept() as signals:
         deliver(lambda: say.answer(answer, output, notes), files, force, signals)
+
+
+def _refuse_beside_solve(unused: Mapping[str, object]) -> None:
+    """Raise InputError where an option is given that --solve does not take; those of a file of defaults do not count.
+
+    unused: the values of these options by name; one that is not given is false.
+    """
+    given = [option for option, value in unused.items() if value and not is_default(option)]
+    if given:
+        raise InputError(f"answers with one number: leave {listed(given, 'and')} out", "--solve")
+
+
+def _check_alone(equal_state: str | None, place: int, name: str | None, write: str | None) -> None:
+    """Raise InputError where an option is given without the one that it belongs to. place: the number of --pick."""
+    from powerplan.dump import check_name
+
+    if equal_state is not None:
+        problem = f"says what --solve looks for; such as --solve window --equal-state {equal_state}"
+        raise InputError(problem, "--equal-state")
+    if place > 1 and write is None:
+        raise InputError("says which candidate --write saves; such as --pick 2 --write model.yaml", "--pick")
+    if name is not None and write is None:
+        raise InputError("names the model that --write saves; such as --write model.yaml --name my-model", "--name")
+    if name is not None:
+        check_name(name, "--name")

@@ -108,7 +108,7 @@ def train(
     write: Annotated[
         str | None, typer.Option(metavar="FILE", help="Save what --export prints, and print the report.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+    force: options.ForceOption = False,
     output: options.FormatOption = "table",
 ) -> None:
     """A training run: does it fit, how is it split, how long is a step, what does it cost; and with other mixers."""

@@ -75,8 +75,10 @@ def _attention(config: Config, hidden: int) -> dict[int, Attention]:
             window=part.optional_integer("window_size"),
         )
         for layer in part.integers("layers"):
-            if not 0 <= layer < config.layer_count or layer in by_layer:
-                raise part.error(f"layer {layer} is named twice, or there is none", "layers")
+            if not 0 <= layer < config.layer_count:
+                raise part.error(f"there is no layer {layer}; allowed are 0 to {config.layer_count - 1}", "layers")
+            if layer in by_layer:
+                raise part.error(f"layer {layer} is given twice", "layers")
             by_layer[layer] = attention
     return by_layer
 

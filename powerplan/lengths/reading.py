@@ -13,9 +13,10 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
-from powerplan.errors import InputError, did_you_mean, parameter, shown, unknown_word
+from powerplan.errors import InputError, did_you_mean, parameter, shown
 from powerplan.lengths.histogram import MAX_DIFFERENT, MAX_DOCUMENTS, Lengths
 from powerplan.lengths.lognormal import DOCUMENTS, LONGEST, MAX_SIGMA, MIN_SIGMA, lognormal_counts, solved
+from powerplan.lists import parse_settings, split_words
 from powerplan.textfiles import lines_of
 from powerplan.units import MAX_CONTEXT, context_text, integer_of, parse_context
 
@@ -64,7 +65,7 @@ def counted(lengths: Any, where: str) -> Counter[int]:
     advice = "give the tokens of each document, as [4096, 512]"
     values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise InputError(f"{shown(values)} is no list of lengths; {advice}", where)
+        raise InputError(f"{shown(values)} is not a list of lengths; {advice}", where)
     values = list(values)
     if set(map(type, values)) != {int}:  # A million ints are checked in 20 ms, and each on its own would take 100.
         values = [_whole(value, where) for value in values]
@@ -100,16 +101,12 @@ def _of_text(text: str, where: str) -> Lengths:
 
 
 def _lognormal(settings: str, label: str, where: str) -> Lengths:
-    known: dict[str, float] = {}
-    for pair in settings.split(",") if settings else ():
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals:
-            raise InputError(f"{shown(pair.strip())} is no setting; write {LOGNORMAL}:mean=4k,p99=64k", where)
-        if name not in SETTINGS:
-            raise InputError(f"{LOGNORMAL} {unknown_word(name, SETTINGS)}", where)
-        if name in known:
-            raise InputError(f"{LOGNORMAL} {name} is given twice", where)
-        known[name] = _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")
+    write, of = f"{LOGNORMAL}:mean=4k,p99=64k", f"a setting of {LOGNORMAL}"
+    texts = parse_settings(settings, SETTINGS, where, write, of=of) if settings else {}
+    known = {
+        name: _sigma(value, where) if name == "sigma" else parse_context(value, f"{where} {name}", "a document")
+        for name, value in texts.items()
+    }
     longest = int(known.pop("max", LONGEST))
     if len(known) != 2:
         given = f"has {' and '.join(known)}" if known else "has none"
@@ -120,7 +117,7 @@ def _lognormal(settings: str, label: str, where: str) -> Lengths:
 def _sigma(text: str, where: str) -> float:
     value = float(text) if _WEIGHT.fullmatch(text) else None
     if value is None or not MIN_SIGMA <= value <= MAX_SIGMA:
-        raise InputError(f"{shown(text)} is no sigma; allowed are {MIN_SIGMA} to {MAX_SIGMA:g}", f"{where} sigma")
+        raise InputError(f"{shown(text)} is not a sigma; allowed are {MIN_SIGMA} to {MAX_SIGMA:g}", f"{where} sigma")
     return value
 
 
@@ -134,7 +131,7 @@ def _shares(text: str, where: str) -> Lengths:
         size, colon, share = pair.partition(":")
         length = parse_context(size, where, "a document")
         if colon and (not _WEIGHT.fullmatch(share) or not Fraction(share)):
-            problem = f"{shown(share)} is no share of documents; write {context_text(length)}:0.9, or {length}:3"
+            problem = f"{shown(share)} is not a share of documents; write {context_text(length)}:0.9, or {length}:3"
             raise InputError(problem, where)
         if length in weights:
             raise InputError(f"{size} is given twice", where)
@@ -184,7 +181,7 @@ class _Columns:
 
     @classmethod
     def of(cls, header: str, where: str) -> _Columns:
-        names = [name.strip().strip('"').lower() for name in header.split(",")]
+        names = [name.strip('"').lower() for name in split_words(header)]
         if "length" not in names:
             wanted = _renamed(names) or "; write a length in each line, or name the column length"
             raise InputError(f"{shown(header)} has no column length{wanted}", where)
@@ -193,7 +190,7 @@ class _Columns:
     def __call__(self, text: str, where: str) -> tuple[int, int]:
         cells = text.split(",") if '"' not in text else _quoted(text, where)
         if self.most is not None and len(cells) > self.most:
-            raise InputError(f"{shown(text)} is no length; write 4096, or 4096,12 for 12 documents", where)
+            raise InputError(f"{shown(text)} is not a length; write 4096, or 4096,12 for 12 documents", where)
         last = max(self.length, self.count or 0) if self.most is None else self.length
         if len(cells) <= last:
             found = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
@@ -245,4 +242,4 @@ def _count(text: str, where: str) -> int:
     text = text.strip()
     if text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= (count := int(text)) <= MAX_DOCUMENTS:
         return count
-    raise InputError(f"{shown(text)} is no number of documents; allowed are 1 to {MAX_DOCUMENTS:,}", where)
+    raise InputError(f"{shown(text)} is not a number of documents; allowed are 1 to {MAX_DOCUMENTS:,}", where)

@@ -32,9 +32,13 @@ class HeadShape:
 
     def describe(self) -> str:
         """Return "6 heads of 128", or "32 (8 kv) heads of 192/128" where heads are shared and values are shorter."""
-        dims = f"{self.head_dim}" if self.head_dim == self.v_head_dim else f"{self.head_dim}/{self.v_head_dim}"
         shared = "" if self.heads == self.kv_heads else f" ({self.kv_heads} kv)"
-        return f"{self.heads}{shared} heads of {dims}"
+        return f"{self.heads}{shared} heads of {self.dims}"
+
+    @property
+    def dims(self) -> str:
+        """The head dims in words: "128", or "192/128" where values are shorter than keys."""
+        return f"{self.head_dim}" if self.head_dim == self.v_head_dim else f"{self.head_dim}/{self.v_head_dim}"
 
     def label(self) -> str:
         """Return "6x128", or "32x128/8" where 8 key/value heads are shared: the name in a table."""
@@ -99,6 +103,11 @@ class Mixer(Block, frozen=True, kw_only=True):
     @property
     def kernel_problem(self) -> str | None:
         """Why powerplan.kernels cannot run this power attention; None where it can, and for all other kinds."""
+        return None
+
+    @property
+    def gpu_kernel_problem(self) -> str | None:
+        """Why plain torch alone runs this power or linear attention, on a GPU too; None for all else."""
         return None
 
     @property

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from powerplan.choices import Kernels
-from powerplan.dims import KERNEL_DEGREES, default_chunk_size, odd_degree, spow_dim, tiled_spow_dim
+from powerplan.dims import KERNEL_DEGREES, default_chunk_size, kernels_for, odd_degree, spow_dim, tiled_spow_dim
 from powerplan.mixers.base import Mixer
 from powerplan.mixers.formulas import Convention, Formulas, Rational
 from powerplan.mixers.heads import GroupedHeads
@@ -64,6 +64,13 @@ class FeatureAttention(RecurrentState, GroupedHeads, frozen=True, kw_only=True):
     def feature_dim(self) -> int:
         """The dimension of phi."""
         return spow_dim(self.head_dim, self.degree)
+
+    @property
+    def gpu_kernel_problem(self) -> str | None:
+        kernels = kernels_for(self.degree, self.head_dim, self.v_head_dim)
+        if self.kernel_problem is not None or "triton" in kernels:
+            return None
+        return f"no GPU kernel for {self.describe()} in heads of {self.own_heads().dims} (powerplan dims)"
 
     def matmul_formulas(self) -> Formulas:
         return (*super().matmul_formulas(), ("gate", "m*G" if self.gated else ""))
@@ -166,6 +173,8 @@ class Power(FeatureAttention, frozen=True, kw_only=True, tag_field="kind", tag="
             return f"p > {max(KERNEL_DEGREES)} has no kernel here"
         if odd_degree(self.p) and self.normalize:
             return "odd degree: kernels need normalize: false (weights of both signs)"
+        if not kernels_for(self.p, self.head_dim, self.v_head_dim):
+            return f"p={self.p} has no kernel here in heads of {self.head_dim}"
         return None
 
     @property

@@ -185,6 +185,20 @@ def log_axis(axes: Axes, show: Callable[[float], str], label: str) -> None:
     axes.set_ylabel(label)
 
 
+def share_axis(axes: Axes, names: Sequence[str], label: str, fontsize: float | None = None) -> None:
+    """Let bars of `axes`, one below another from place 0 on, be read as shares of a whole, with a line at its half.
+
+    names: what stands beside each bar. label: what the bars are shares of. fontsize: of the names, in points.
+    """
+    axes.axvline(0.5, color="0.15", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel(label)
+
+
 def _log_scale(axes: Axes, base: int) -> None:
     axes.set_yscale("log", base=base)
     if not any(len(line.get_path()) for line in axes.lines):

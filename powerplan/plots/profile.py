@@ -19,6 +19,7 @@ from powerplan.plots.lines import (
     handles,
     log_axis,
     look,
+    share_axis,
     upright,
 )
 from powerplan.profile.result import Profile, Split
@@ -101,13 +102,8 @@ def _time_split(axes: Axes, profile: Profile, direction: str) -> None:
         shares = [_ms(row, part) / (row.weight_ms + row.state_ms) for row in rows]
         axes.barh(places, shares, left=start, height=0.8, edgecolor="white", linewidth=0.6, **fill)
         start = [left + share for left, share in zip(start, shares, strict=True)]
-    axes.axvline(0.5, color="0.15", linewidth=1)
-    axes.set_yticks(places, [f"{short_context(row.context)} {cut(row.name, 28)}" for row in rows], fontsize=8.5)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("share of the layer's time; 1:1 at 50%")
+    names = [f"{short_context(row.context)} {cut(row.name, 28)}" for row in rows]
+    share_axis(axes, names, "share of the layer's time; 1:1 at 50%", fontsize=8.5)
 
 
 def _ms(row: Split, part: str) -> float:

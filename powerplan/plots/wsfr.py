@@ -27,6 +27,7 @@ from powerplan.plots.lines import (
     level,
     log_axis,
     ratio_axis,
+    share_axis,
     upright,
     value_label,
 )
@@ -130,15 +131,10 @@ def _shares(accounting: Accounting, rows: Sequence[Row], by: By) -> Figure:
                 if share >= 0.06:
                     _inside(axes, left + share / 2, place, f"{share:.1%}")
             start = [left + share for left, share in zip(start, shares, strict=True)]
-    axes.axvline(0.5, color="0.15", linewidth=1)
     above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 8.5}
     axes.annotate("1:1", (0.5, 1), xytext=(0, 2), xycoords=("data", "axes fraction"), **above)
-    axes.set_yticks(places, [f"{row.context:,} tokens\n{show_ratio(row.wsfr)}" for row in rows])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("share of the FLOPs per token")
+    names = [f"{row.context:,} tokens\n{show_ratio(row.wsfr)}" for row in rows]
+    share_axis(axes, names, "share of the FLOPs per token")
     legend = [(Patch(facecolor=colours[name], **_FILLS[own[0]]), name) for name, own in sides.items() if own]
     legend.append((Patch(facecolor="0.6", **_FILLS["state"]), "hatched: state FLOPs; the rest: weight FLOPs"))
     legend_below(figure, [patch for patch, _ in legend], [label for _, label in legend])

@@ -9,11 +9,12 @@ from typing import Any, TypeGuard
 import msgspec
 
 from powerplan.accounting import positions_text
-from powerplan.dims import KERNEL_DEGREES
-from powerplan.errors import InputError, check_word
+from powerplan.dims import KERNEL_DEGREES, odd_degree
+from powerplan.errors import InputError
 from powerplan.ffn import MLP, MoE
+from powerplan.lists import parse_words, split_words
 from powerplan.measured import RECURRENT
-from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer
+from powerplan.mixers import GLA, GSA, RWKV7, FeatureAttention, GroupedHeads, LogLinear, Mamba2, Mixer, Power
 from powerplan.mixers.delta import DeltaRule
 from powerplan.profile.result import PASSES
 from powerplan.profile.workload import TimedMixer, Workload
@@ -160,11 +161,7 @@ def distinct_names(mixers: Sequence[Mixer]) -> dict[Mixer, str]:
 
 def parse_names(text: str, where: str, allowed: tuple[str, ...]) -> list[str]:
     """Return the names in a list such as "attention,window"; raises InputError for a name that is not allowed."""
-    words = (word.strip() for word in text.split(","))
-    names = dict.fromkeys(_OTHER_NAMES.get(word, word) for word in words)
-    for name in names:
-        check_word(name, allowed, where)
-    return list(names)
+    return parse_words([_OTHER_NAMES.get(word, word) for word in split_words(text)], allowed, where)
 
 
 def parse_chunk_sizes(text: str) -> tuple[int, ...]:
@@ -254,11 +251,11 @@ def _as_kernels_run(mixer: GroupedHeads, notes: list[str]) -> GroupedHeads:
     """Return `mixer` without what no implementation has: sinks, and the normaliser of an odd degree."""
     if getattr(mixer, "sinks", False):
         return msgspec.structs.replace(mixer, sinks=False)
-    if mixer.kernel_problem is None:
-        return mixer
-    if mixer.degree not in KERNEL_DEGREES:
+    if mixer.degree is not None and mixer.degree not in KERNEL_DEGREES:
         degrees = f"degrees {KERNEL_DEGREES[0]} to {KERNEL_DEGREES[-1]}"
         raise InputError(f"p={mixer.degree}: the kernels run {degrees}", "--mixer")
+    if not (isinstance(mixer, Power) and mixer.normalize and odd_degree(mixer.p)):
+        return mixer
     note = f"p={mixer.degree} is measured without the normaliser: weights of odd degrees have both signs"
     notes += [note] if note not in notes else []
     return msgspec.structs.replace(mixer, normalize=False)

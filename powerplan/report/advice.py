@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from powerplan.accounting import positions_text
 from powerplan.dims import kernels_for
@@ -109,7 +110,7 @@ def _amounts(answer: Recommendation) -> tuple[list[str], list[str]]:
     winner = answer.recommended
     own, base = winner.row, answer.base.row(answer.contexts[-1], answer.request.dtypes)
     moved, moved_before = (row.decode_weight_bytes_per_token + row.decode_state_bytes_per_token for row in (own, base))
-    amounts: list[tuple[str, str, Fraction | int, Fraction | int]] = [
+    amounts: list[tuple[Literal["fewer", "less"], str, Fraction | int, Fraction | int]] = [
         ("fewer", "FLOPs per token", base.flops_per_token, own.flops_per_token),
         ("less", "state", base.state_bytes, own.state_bytes),
         ("fewer", "bytes to decode at batch 1", moved_before, moved),
@@ -121,7 +122,7 @@ def _amounts(answer: Recommendation) -> tuple[list[str], list[str]]:
     for word, what, before, after in amounts:
         ratio = Fraction(before) / (after or Fraction(1, 2))
         if abs(ratio - 1) >= Fraction(1, 200):
-            (less if ratio > 1 else more).append(f"{change(ratio, word)} {what}")
+            (less if ratio > 1 else more).append(change(ratio, word, what))
     return less, more
 
 
@@ -139,7 +140,7 @@ def _costs(answer: Recommendation) -> list[str]:
     new = [mixer for mixer in winner.spec.mixers() if mixer not in set(answer.base.spec.mixers())]
     parts += filter(None, [speed_of(new)])
     parts += dict.fromkeys(mixer.kernel_problem for mixer in new if mixer.kernel_problem)
-    return [*parts, *dict.fromkeys(text for mixer in new if (text := _without_gpu_kernel(mixer)))]
+    return [*parts, *dict.fromkeys(mixer.gpu_kernel_problem for mixer in new if mixer.gpu_kernel_problem)]
 
 
 def speed_of(new: Sequence[Mixer]) -> str | None:
@@ -161,11 +162,3 @@ def speed_of(new: Sequence[Mixer]) -> str | None:
         if dims & OVERTAKES.keys()
         else f"{text}; heads of {listed([str(dim) for dim in sorted(dims)], 'and')} were not timed"
     )
-
-
-def _without_gpu_kernel(mixer: Mixer) -> str | None:
-    """Return what is said of a power mixer whose heads no GPU kernel of powerplan.kernels takes; None for others."""
-    heads = mixer.own_heads()
-    if mixer.degree is None or heads is None or "triton" in kernels_for(mixer.degree, heads.head_dim, heads.v_head_dim):
-        return None
-    return f"no GPU kernel for {mixer.describe()} in heads of {heads.head_dim} (powerplan dims)"

@@ -95,22 +95,25 @@ def budget_report(bought: Bought, others: Sequence[Alternative], dtypes: Dtypes,
     table = [row | _masked_cells(other.masked, others[0].masked) for row, other in zip(rows, others, strict=True)]
     if len(rows) == 1:
         return Report(SCHEMA, payload, columns, table, before=lines, after=after)
-    shape = replacement_heads(spec)
+    return Report(SCHEMA, payload, columns, table, before=lines, legend=["", *_legend(bought, others)])
+
+
+def _legend(bought: Bought, others: Sequence[Alternative]) -> list[str]:
+    """Return what the same FLOPs, weights and state mean in the table of other mixers."""
+    row, shape = bought.budget.row, replacement_heads(bought.budget.accounting.spec)
     weights_stay = all(other.budget.row.weight_flops_per_token == row.weight_flops_per_token for other in others)
     gates = "" if weights_stay or shape is not None else " but for gates"
-    legend = [
-        "",
+    same_state = (
+        "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows of the same "
+        "heads, and in the model as it is."
+    )
+    lines = [
         f"As many FLOPs, and the same weights{gates}, with another mixer in every layer. Training is 3x forward.",
-        *wrapped(
-            "Same state: tokens whose keys and values have as many elements as the recurrent state, in windows of the "
-            "same heads, and in the model as it is."
-        ),
+        *wrapped(same_state if bought.masked is None else f"{MASKED}."),
     ]
-    if bought.masked is not None:
-        legend[2:] = wrapped(f"{MASKED}.")
     if shape is not None:
-        legend.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
-    return Report(SCHEMA, payload, columns, table, before=lines, legend=legend)
+        lines.append(f"Other mixers have {shape.describe()} in place of MLA's, so that the weights stay.")
+    return lines
 
 
 def budgets_report(rows: Sequence[Bought], dtypes: Dtypes, batch_tokens: int | None) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from powerplan.accounting import Accounting
+from powerplan.caches.policy import Policy
 from powerplan.dtypes import Dtypes
 from powerplan.errors import listed
 from powerplan.report.parts import (
@@ -29,6 +30,9 @@ from powerplan.serving import Fleet, Serving, Step
 from powerplan.units import format_bytes, format_count, format_duration, format_figure, format_quantity, json_number
 
 SCHEMA = "powerplan.decode/1"
+
+_STATES = ("cache_bytes", "recurrent_bytes")
+"""Columns of state, which a table has where a row of it has any."""
 
 
 @dataclass(frozen=True)
@@ -85,40 +89,57 @@ def decode_report(models: Sequence[Served], batches: Sequence[int], dtypes: Dtyp
     ]
     before = [line for model in models for line in _facts(model)]
     after = [line for entry in payload["twins"] for line in _twin_lines(entry)]
-    legend = [""]
-    if fleet is not None:
-        times = f"Times are rooflines on {fleet.name} at the {fleet.rate} rate"
-        legend += wrapped(f"{times}, with nothing for communication.")
-        if not all(row["fits"] for row in rows):
-            kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
-            legend += wrapped(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
-    states = [key for key in ("cache_bytes", "recurrent_bytes") if any(row[key] for row in rows)]
-    legend += wrapped(_meaning(models, states, dtypes))
-    legend += [line for remark in policy_remarks(policy) for line in wrapped(remark)]
-    if fleet is None:
-        legend += wrapped("--gpu DEVICE adds times, and how many sequences fit.")
     labels = {model.accounting.spec.name: model.label for model in models}
     name = Column("name", "model", labels.__getitem__, left=True)
     columns = [name, CONTEXT, *_COLUMNS, *(_TIMED if fleet else ())]
-    # A table says what is the same in all its rows elsewhere, and has no room for all columns; CSV always has them.
-    left_out = {"cache_bytes", "recurrent_bytes"}.difference(states)
-    if len(models) == 1:
+    shown = _shown(columns, rows, one_model=len(models) == 1, one_context=len(contexts) == 1)
+    told, repeated = _without_repeats(rows, [column.key for column in shown if column.key != "context"])
+    legend = ["", *_legend(models, rows, dtypes, fleet), *_repeats_lines(repeated, policy)]
+    table = Report(SCHEMA, payload, shown, told, before=before, legend=legend, after=after)
+    return Report(SCHEMA, payload, columns, rows, sections=[table])
+
+
+def _shown(
+    columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, one_model: bool, one_context: bool
+) -> list[Column]:
+    """Return the columns of a table: it says elsewhere what all its rows have, and has no room for all columns."""
+    left_out = {key for key in _STATES if not any(row[key] for row in rows)}
+    if one_model:
         left_out.add("name")
-    if len(contexts) == 1:
+    if one_context:
         left_out.add("context")
-    elif fleet:
+    elif "fits" in rows[0]:
         left_out.add("bytes_per_token")
     if all(row.get("fits") for row in rows):
         left_out.add("fits")
-    shown = [column for column in columns if column.key not in left_out]
-    shown.sort(key=lambda column: column.key != "context")
-    told, repeated = _without_repeats(rows, [column.key for column in shown if column.key != "context"])
+    return sorted((column for column in columns if column.key not in left_out), key=lambda one: one.key != "context")
+
+
+def _legend(models: Sequence[Served], rows: Sequence[dict[str, Any]], dtypes: Dtypes, fleet: Fleet | None) -> list[str]:
+    """Return what times, bytes and policies mean, as far as the rows have them."""
+    policy = models[0].servings[0].policy
+    lines: list[str] = []
+    if fleet is not None:
+        times = f"Times are rooflines on {fleet.name} at the {fleet.rate} rate"
+        lines += wrapped(f"{times}, with nothing for communication.")
+        if not all(row["fits"] for row in rows):
+            kept = "weights, state and checkpoints" if policy.checkpoint_every else "weights and state"
+            lines += wrapped(f"fits: no where {kept} exceed the {format_bytes(fleet.memory)} there are.")
+    lines += wrapped(_meaning(models, [key for key in _STATES if any(row[key] for row in rows)], dtypes))
+    lines += [line for remark in policy_remarks(policy) for line in wrapped(remark)]
+    if fleet is None:
+        lines += wrapped("--gpu DEVICE adds times, and how many sequences fit.")
+    return lines
+
+
+def _repeats_lines(repeated: Mapping[int, Sequence[int]], policy: Policy) -> list[str]:
+    """Return a sentence for each context that has the rows of longer ones, and the reason."""
     reason = "no state grows there" if policy.budget is None else "the budget bounds every cache that grows"
+    lines: list[str] = []
     for context, others in repeated.items():
         longer = listed([f"{other:,}" for other in others], "and")
-        legend += wrapped(f"The rows of {longer} tokens are those of {context:,}: {reason}.")
-    table = Report(SCHEMA, payload, shown, told, before=before, legend=legend, after=after)
-    return Report(SCHEMA, payload, columns, rows, sections=[table])
+        lines += wrapped(f"The rows of {longer} tokens are those of {context:,}: {reason}.")
+    return lines
 
 
 def _without_repeats(

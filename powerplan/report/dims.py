@@ -9,6 +9,7 @@ from typing import Any
 
 from powerplan.dims import default_chunk_size, kernels_for, odd_degree, spow_dim, tiled_spow_dim, tpow_dim
 from powerplan.errors import InputError, allowed_values, shown
+from powerplan.lists import split_words
 from powerplan.mixers import MIXERS, SIZED, Mixer, Power
 from powerplan.mixers.base import RECURRENT_BYTES
 from powerplan.mixers.formulas import SYMBOLS
@@ -97,7 +98,7 @@ KINDS = _kinds_of_fixed_state()
 
 def parse_kinds(text: str) -> list[str]:
     """Return the kinds that --kind names: of a list, or of "all". Raises InputError for one that is not in KINDS."""
-    kinds = [kind.strip() for kind in text.split(",")]
+    kinds = split_words(text)
     words = [*KINDS, "all"]
     for kind in kinds:
         if kind not in words:

@@ -7,8 +7,8 @@ from typing import Any
 from powerplan.dtypes import Dtypes
 from powerplan.report.colour import side_of
 from powerplan.report.parts import FLOPS, dtypes_entry, row_entry, show_bytes, show_ratio
-from powerplan.report.recommend import SOLVE_SCHEMA
 from powerplan.report.render import Report
+from powerplan.report.solve import SOLVE_SCHEMA
 from powerplan.report.tables import Column, grouped
 from powerplan.report.width import wrapped
 from powerplan.search import EqualState, Held

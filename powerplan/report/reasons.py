@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Literal
 
 from powerplan.balance import verdict_of
 from powerplan.choices import Keep
+from powerplan.errors import listed
 from powerplan.search import Candidate, Recommendation
 from powerplan.search.choices import NAMED_KINDS, Choice
 from powerplan.search.layer_plan import LayerPlan
@@ -52,7 +54,8 @@ def gain(answer: Recommendation) -> str:
         return f"{following[0].label} would {'save' if share > 0 else 'add'} {abs(float(share)):.0%} of the FLOPs"
     flops = base.flops_per_token / winner.row.flops_per_token
     state = base.state_bytes / (winner.row.state_bytes or Fraction(1, 2))
-    return f"{change(flops, 'fewer')} FLOPs per token and {change(state, 'less')} state than as it is"
+    changes = [change(flops, "fewer", "FLOPs per token"), change(state, "less", "state")]
+    return f"{listed(changes, 'and')}, against the model as it is"
 
 
 def _times(ratio: Fraction | float) -> str:
@@ -60,9 +63,9 @@ def _times(ratio: Fraction | float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def change(ratio: Fraction, less: str) -> str:
-    """Return "2.93x less" or "1.2x more", for how many times less a thing has become."""
-    return f"{_times(ratio)}x {less}" if ratio >= 1 else f"{_times(1 / ratio)}x more"
+def change(ratio: Fraction, less: Literal["fewer", "less"], what: str) -> str:
+    """Return "2.93x fewer FLOPs" or "1.2x the FLOPs", for how many times less there is of a thing."""
+    return f"{_times(ratio)}x {less} {what}" if ratio >= 1 else f"{_times(1 / ratio)}x the {what}"
 
 
 def _name(choice: Choice, keep: Keep) -> str:
@@ -83,8 +86,8 @@ def _balance(candidate: Candidate, target: Fraction) -> str:
     # Over several contexts a candidate may be off target though it is balanced at the longest.
     relative = ratio / target
     side, other = ("weight", "state") if relative > 1 else ("state", "weight")
-    than = f"than {other}" if target == 1 else "than the target asks"
-    return f"{_times(verdict_of(ratio, target).times)}x more {side} {than}"
+    than = f"as much {side} as {other}" if target == 1 else f"the {side} that the target asks"
+    return f"{_times(verdict_of(ratio, target).times)}x {than}"
 
 
 def _as_it_is(candidate: Candidate, answer: Recommendation) -> list[str]:
@@ -113,7 +116,9 @@ def _choice(choice: Choice, excess: Excess, keep: Keep) -> list[str]:
         parts.append(f"{_name(choice, keep)} holds as much as a window of {size.recurrent // size.entry:,} tokens")
     if mixer.kernel_problem is not None:
         parts.append(mixer.kernel_problem)
-    elif choice.degree and choice.degree > 1 and choice.degree % 2:
+    elif mixer.gpu_kernel_problem is not None:
+        parts.append(mixer.gpu_kernel_problem)
+    if mixer.kernel_problem is None and choice.degree and choice.degree > 1 and choice.degree % 2:
         parts.append("odd degree, so normalize: false (weights of both signs)")
     return parts
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -13,28 +12,19 @@ from powerplan.errors import listed
 from powerplan.report.advice import HYPOTHESIS, advice, advice_entry
 from powerplan.report.citing import findings
 from powerplan.report.colour import Role, side_of
-from powerplan.report.parts import (
-    convention_entry,
-    model_entry,
-    row_entry,
-    show_bytes,
-    show_flops,
-    show_ratio,
-)
+from powerplan.report.parts import convention_entry, model_entry, row_entry, show_bytes, show_flops, show_ratio
 from powerplan.report.reasons import gain, why
 from powerplan.report.render import Report
 from powerplan.report.runs import candidate_entry, run_columns, run_entry, run_lines, run_notes, run_remarks
 from powerplan.report.tables import Column, grouped
 from powerplan.report.target import shortfall, target_entry, verdict
 from powerplan.report.width import wrapped
-from powerplan.search import Recommendation, Solution
-from powerplan.swap import swap_text
+from powerplan.search import Recommendation
 from powerplan.swap.shapes import replacement_heads
 from powerplan.swap.value import AS_IS
 from powerplan.units import format_duration, format_parameters, format_ratio
 
 SCHEMA = "powerplan.recommend/1"
-SOLVE_SCHEMA = "powerplan.solve/1"
 POWER = "power p: attention whose weights are (q·k)^p, computed from a state of fixed size."
 MOST_CONTEXTS = 3
 """Contexts in the table, the longest ones; JSON has all."""
@@ -273,39 +263,3 @@ def _as_it_is(label: str) -> Role | None:
 
 def _show_reach(context: int, tokens: int | None) -> str:
     return "state" if tokens is None else "all" if tokens == context else grouped(tokens)
-
-
-def _whole(value: int | float) -> str:
-    return f"{round(value):,}"
-
-
-def solve_report(solution: Solution, name: str, context: int, target: Fraction) -> Report:
-    """Return the report of a reverse question."""
-    words = {"context": "context", "window": "window in every layer", "p": "degree p"}[solution.unknown]
-    at, beyond = row_entry(solution.at), row_entry(solution.beyond)
-    unit = "" if solution.unknown == "p" else " tokens"
-    place = "" if solution.unknown == "context" else f" at {context:,} tokens"
-    line = (
-        f"{name}{place}: the largest {words} with {format_ratio(target)} or more weight is {solution.value:,}{unit}: "
-        f"{show_ratio(solution.at.wsfr)}, state {show_bytes(solution.at.state_bytes)} per sequence"
-    )
-    rows = [{"value": solution.value, **at}, {"value": solution.value + 1, **beyond}]
-    payload = {
-        "model": name,
-        "solve": solution.unknown,
-        "target": float(target),
-        "context": at["context"],
-        "value": solution.value,
-        "mixer": swap_text(solution.swap) if solution.swap else None,
-        "at": at,
-        "beyond": beyond,
-    }
-    columns = [
-        Column("value", solution.unknown, grouped),
-        Column("wsfr", "WSFR", show_ratio, role=partial(side_of, target=target)),
-        # Rounded FLOPs of the two rows are mostly the same.
-        Column("weight_flops_per_token", "weight\nFLOPs", _whole),
-        Column("state_flops_per_token", "state\nFLOPs", _whole),
-        Column("state_bytes", "state per\nsequence", show_bytes),
-    ]
-    return Report(SOLVE_SCHEMA, payload, columns, rows, title=wrapped(line))

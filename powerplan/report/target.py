@@ -83,10 +83,10 @@ def _changes(first: Candidate, other: Candidate) -> dict[str, Fraction | None]:
 def _price(first: Candidate, other: Candidate) -> str:
     """Return what `other` takes more and less than `first`, in words."""
     weights = _changes(first, other)["weight_flops"]
-    fewer = change(first.row.flops_per_token / other.row.flops_per_token, "fewer")
-    less = change(first.row.state_bytes / (other.row.state_bytes or Fraction(1, 2)), "less")
+    flops = change(first.row.flops_per_token / other.row.flops_per_token, "fewer", "FLOPs per token")
+    state = change(first.row.state_bytes / (other.row.state_bytes or Fraction(1, 2)), "less", "state")
     same = f"weight FLOPs {float(weights):+.1%}, " if weights else ""
-    return f"{same}{fewer} FLOPs per token, {less} state"
+    return f"{same}{flops}, {state}"
 
 
 def _named(answer: Recommendation, candidate: Candidate) -> str:

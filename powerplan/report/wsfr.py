@@ -100,7 +100,7 @@ def sides_text(ratios: Sequence[tuple[int, Fraction]]) -> str:
         lighter = "state" if side == "weight" else "weight"
         most = _times(max(times for _, times in own))
         upto = "up to " if len(own) > 1 else ""
-        parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x more {side} than {lighter} FLOPs)")
+        parts.append(f"{side}-heavy at {contexts}{unit} ({upto}{most}x as many {side} as {lighter} FLOPs)")
     return ", ".join(parts)
 
 
@@ -112,7 +112,7 @@ def verdict_text(accounting: Accounting, row: Row) -> str:
     if verdict.side == "balanced":
         return f"balanced: {format_ratio(row.wsfr)} weight to state FLOPs {place}"
     lighter = "state" if verdict.side == "weight" else "weight"
-    text = f"{verdict.side}-heavy: {_times(verdict.times)}x more {verdict.side} than {lighter} FLOPs {place}"
+    text = f"{verdict.side}-heavy: {_times(verdict.times)}x as many {verdict.side} as {lighter} FLOPs {place}"
     return f"{text}; {_balance(accounting, row)}"
 
 

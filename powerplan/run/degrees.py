@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from powerplan.choices import Schedule
-from powerplan.errors import InputError, check_word, parameter, shown
+from powerplan.errors import InputError, check_word, parameter
+from powerplan.lists import parse_settings
 from powerplan.spec import ModelSpec
 from powerplan.units import format_items, parse_integer
 
@@ -85,15 +86,8 @@ PARALLEL = tuple(field.name for field in fields(Degrees) if field.name not in ("
 
 def parse_degrees(text: str, where: str, zero: int = 3, schedule: Schedule = "1f1b") -> Degrees:
     """Return what a text such as "fsdp=8,tp=4" says; raises InputError for one that says something else."""
-    values: dict[str, int] = {}
-    for pair in text.split(","):
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals:
-            raise InputError(f"{shown(pair.strip())} is not a degree; write fsdp=8,cp=8, or auto", where)
-        check_word(name, PARALLEL, where)
-        if name in values:
-            raise InputError(f"{name} is given twice", where)
-        values[name] = parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL)
+    texts = parse_settings(text, PARALLEL, where, "fsdp=8,cp=8, or auto", of="a degree")
+    values = {name: parse_integer(value, f"{where} {name}", 1, MAX_PARALLEL) for name, value in texts.items()}
     return Degrees(**values, zero=zero, schedule=schedule)
 
 

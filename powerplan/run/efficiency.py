@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from powerplan.errors import InputError, check_word, parameter, shown
+from powerplan.errors import parameter
+from powerplan.lists import parse_settings
 from powerplan.run.step import Efficiency, Overlap
 from powerplan.units import parse_share
 
@@ -47,13 +48,5 @@ def parse_overlap(text: str) -> Overlap:
 
 
 def _shares(text: str, names: tuple[str, ...], where: str, *, or_none: bool) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for pair in text.split(","):
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals:
-            raise InputError(f"{shown(pair.strip())} is not a share; write {names[-1]}=0.5", where)
-        check_word(name, names, where)
-        if name in values:
-            raise InputError(f"{name} is given twice", where)
-        values[name] = float(parse_share(value, where, or_none=or_none))
-    return values
+    texts = parse_settings(text, names, where, f"{names[0]}=0.5", of="a share")
+    return {name: float(parse_share(value, where, or_none=or_none)) for name, value in texts.items()}

@@ -95,26 +95,31 @@ def _complexity(degrees: Degrees) -> int:
 
 
 def all_degrees(layouts: Layouts, zero: int = 3, schedule: Schedule = "1f1b") -> list[Degrees]:
-    """Return the ways to split a model over the devices of the cluster, simple ones first, up to a bound.
+    """Return the ways to split a model over the devices of the cluster, simple ones first.
 
     Tensor parallelism stays within a node, as half of its traffic hides behind nothing. Replicas are whole nodes or
     more.
     """
     spec, cluster = layouts.accounting.spec, layouts.setting.cluster
     experts = [ffn.experts for ffn in spec.mixtures()]
-    ways = []
-    for tp in _divisors(cluster.devices):
-        if tp > cluster.node_devices:
-            continue
-        for pp in _divisors(cluster.devices // tp):
-            for cp in _divisors(cluster.devices // tp // pp):
-                rest = cluster.devices // tp // pp // cp
-                for replicas in _replicas(rest, tp * cp, cluster.node_devices):
-                    for ep in _experts(rest // replicas * cp, experts):
-                        for parts in INTERLEAVED if pp > 1 else (1,):
-                            ways.append(Degrees(rest // replicas, tp, pp, cp, ep, replicas, parts, zero, schedule))
+    ways = (
+        Degrees(groups // replicas, tp, pp, cp, ep, replicas, parts, zero, schedule)
+        for tp, pp, cp, groups in _splits(cluster.devices, cluster.node_devices)
+        for replicas in _replicas(groups, tp * cp, cluster.node_devices)
+        for ep in _experts(groups // replicas * cp, experts)
+        for parts in (INTERLEAVED if pp > 1 else (1,))
+    )
     possible = [way for way in ways if not any(problems(way, spec, layouts.context))]
     return sorted(possible, key=lambda way: (_complexity(way), way.tp * way.pp * way.cp))
+
+
+def _splits(devices: int, node: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tp, pp and cp that divide the devices, and how many groups of tp * pp * cp devices there are then."""
+    for tp in _divisors(devices):
+        if tp <= node:
+            for pp in _divisors(devices // tp):
+                for cp in _divisors(devices // tp // pp):
+                    yield tp, pp, cp, devices // tp // pp // cp
 
 
 def _replicas(groups: int, within: int, node: int) -> Iterator[int]:

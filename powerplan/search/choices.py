@@ -181,9 +181,11 @@ class Choice:
         return self.mixers[0].degree if self.family == "power" else None
 
     @cached_property
-    def has_kernel(self) -> bool:
-        """Whether powerplan.kernels runs it, as far as it is power attention."""
-        return all(mixer.kernel_problem is None for mixer in self.mixers)
+    def kernel_order(self) -> int:
+        """What of powerplan.kernels runs it, if it is power attention: 0 GPU kernels, 1 plain torch, 2 nothing."""
+        if any(mixer.kernel_problem for mixer in self.mixers):
+            return 2
+        return int(any(mixer.gpu_kernel_problem for mixer in self.mixers))
 
     @property
     def plain(self) -> bool:

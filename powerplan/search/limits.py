@@ -142,5 +142,5 @@ def no_candidate(
     others = sum(all(demand.met for demand in row if demand.option != worst.option) for _, row in checked)
     return InfeasibleError(
         f"{worst.spelt()}: each constraint can be met, but not all at once; the nearest, {nearest.plan.text()}, "
-        f"needs {worst.amounts()}; without {worst.spelt()} there are {others:,} {word}"
+        f"needs {worst.amounts()}; {others:,} of {len(checked):,} {word} would do without {worst.spelt()}"
     )

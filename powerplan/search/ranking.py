@@ -34,7 +34,7 @@ _FAMILY_ORDER = {"window": 1, "linear": 2}
 class _Traits(NamedTuple):
     """What plans are sorted by of each of their choices."""
 
-    has_kernel: bool
+    kernel_order: int
     family_order: int
     degree_penalty: int
     head_dim_steps: int
@@ -111,7 +111,7 @@ class Ranking:
             band,
             self.prefer is not None and self._wrong_side(trial),
             not plan.unchanged,
-            not all(trait.has_kernel for trait in traits),
+            max([trait.kernel_order for trait in traits]),
             max([trait.family_order for trait in traits]),
             max([trait.degree_penalty for trait in traits]),
             max(steps) > 1,
@@ -132,7 +132,7 @@ class Ranking:
 
     def _traits_of(self, choice: Choice) -> _Traits:
         return _Traits(
-            choice.has_kernel,
+            choice.kernel_order,
             _family_order(choice),
             degree_penalty(choice),
             self._head_dim_steps(choice),

@@ -70,7 +70,7 @@ class Request:
             for name in [*given, *(["devices"] if limits.devices > 1 else [])]:
                 raise needs_device(name)
             if limits.tokens is not None and limits.flops is None:
-                raise InputError(f"{parameter('tokens')} needs the budget that they must fit; add {parameter('flops')}")
+                raise InputError(f"needs the budget that they must fit; add {parameter('flops')}", parameter("tokens"))
 
     def roofline(self) -> Roofline | None:
         """Return what gives times: the device that is named, or the one that the profile was measured on."""

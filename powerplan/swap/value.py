@@ -8,7 +8,8 @@ from typing import Any
 
 from powerplan.choices import Unknown
 from powerplan.dims import odd_degree
-from powerplan.errors import InputError, allowed_values, parameter, shown
+from powerplan.errors import InputError, parameter, shown
+from powerplan.lists import parse_settings
 from powerplan.mixers import MIXERS, HeadShape, allowed_kinds
 from powerplan.spec import LENGTHS
 from powerplan.units import parse_context
@@ -83,7 +84,7 @@ def parse_swap(text: str) -> Swap:
         text: a kind, or kind:field=value,...; "window:4096" is attention with that window. Lengths may be sizes ("4k").
 
     Raises:
-        InputError: for an unknown kind or field, a field that is set twice, power without p, a window without its size.
+        InputError: for an unknown kind or field, one that is given twice, power without p, a window without its size.
     """
     kind, _, rest = text.strip().partition(":")
     where = parameter("mixer")
@@ -93,22 +94,22 @@ def parse_swap(text: str) -> Swap:
         return Swap.attention(window=parse_context(rest, f"{where} window"))
     if kind not in KINDS:
         raise InputError(f"{shown(kind)} is not a mixer{allowed_kinds(kind, [*KINDS, 'window'])}", where)
-    settings: dict[str, Any] = {}
     allowed = sorted(MIXERS[kind].__struct_fields__)
-    for part in rest.split(",") if rest else []:
-        name, equals, value = part.partition("=")
-        field = name.strip()
-        if not equals:
-            example = "heads=8" if kind != "power" else f"p={field}" if field.isdigit() else "p=2"
-            raise InputError(f"{shown(part)} is not a setting; write key=value, such as {example}", where)
-        if field not in allowed:
-            raise InputError(f"{shown(field)} is not a setting of {kind}{allowed_values(field, allowed)}", where)
-        if field in settings:
-            raise InputError(f"{field} is set twice", where)
-        settings[field] = parse_context(value, f"{where} {field}") if field in LENGTHS else _value(value.strip())
+    texts = parse_settings(rest, allowed, where, _example(kind, rest), of=f"a setting of {kind}") if rest else {}
+    settings = {
+        field: parse_context(value, f"{where} {field}") if field in LENGTHS else _value(value)
+        for field, value in texts.items()
+    }
     if kind == "power" and "p" not in settings:
         raise InputError("power needs its degree; write power:p=2", where)
     return Swap(kind, tuple(settings.items()))
+
+
+def _example(kind: str, rest: str) -> str:
+    """Return a swap to `kind` as a message shows it: where the `rest` is a number, it was meant as the degree."""
+    values = {"p": rest if re.fullmatch("[0-9]", rest) else "2", "heads": "8", "inner_size": "2048"}
+    settings = [f"{field}={value}" for field, value in values.items() if field in MIXERS[kind].__struct_fields__]
+    return f"{kind}:{settings[0]}"
 
 
 def _value(text: str) -> Any:

@@ -8,27 +8,24 @@ from typing import Any
 
 from powerplan.report.tables import Column
 
-MOST_CURVES = 8
-"""Most candidates that charts draw, besides the model as it is: the colours of style.css."""
+DASHES: dict[str, tuple[int, ...]] = {
+    "var(--k0)": (),
+    "var(--k1)": (),
+    "var(--k2)": (14, 4),
+    "var(--k3)": (7, 5),
+    "var(--k4)": (3, 4),
+    "var(--k5)": (14, 4, 3, 4),
+    "var(--k6)": (7, 4, 2, 4),
+    "var(--k7)": (2, 3),
+    "var(--k8)": (10, 8),
+}
+"""The dashes of curves by their colours in style.css: a curve that lies on another leaves gaps for it."""
 
-DASHES: tuple[tuple[int, ...], ...] = (
-    (),
-    (),
-    (14, 4),
-    (7, 5),
-    (3, 4),
-    (14, 4, 3, 4),
-    (7, 4, 2, 4),
-    (2, 3),
-    (10, 8),
-)
-"""The dashes of the model as it is and of the candidates in order: a curve that lies on another leaves gaps for it."""
+AS_IT_IS, *CANDIDATES = DASHES
+"""The colour of the model as it is, and those of the candidates in order, as many as charts draw."""
 
 HUES = 8
 """Colours of kinds of layers, and of parts of memory and time, that style.css has."""
-
-AS_IT_IS = "var(--k0)"
-"""The colour of the model as it is."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from powerplan.webpage.asked import Asked
 from powerplan.webpage.charts import Axis, curves_chart
 from powerplan.webpage.content import (
     AS_IT_IS,
+    CANDIDATES,
     HUES,
     Bar,
     Chart,
@@ -38,7 +39,7 @@ from powerplan.webpage.content import (
 )
 
 NAMES = ("as it is", "recommended")
-COLOURS = (AS_IT_IS, "var(--k1)")
+COLOURS = (AS_IT_IS, CANDIDATES[0])
 """Of the model as it is and of the recommended one, as the charts over the context have them where it is the first."""
 
 BATCHES: Axis = ("sequences decoded together", "count")

@@ -6,7 +6,7 @@ from powerplan.measured import MeasuredTimes, Measurement
 from powerplan.report.tables import Column, grouped
 from powerplan.units import format_duration, format_figure
 from powerplan.webpage.charts import CONTEXTS, curves_chart
-from powerplan.webpage.content import MOST_CURVES, Chart, Curve, Key, Point, Table, curves_table, table_from
+from powerplan.webpage.content import CANDIDATES, Chart, Curve, Key, Point, Table, curves_table, table_from
 
 PASSES = ("forward", "forward+backward", "decode")
 
@@ -20,13 +20,13 @@ def measured_words(times: MeasuredTimes, elsewhere: str | None) -> list[str]:
     torch, date = (f", torch {saved.torch}" if saved.torch else ""), (f", {saved.date}" if saved.date else "")
     peak = saved.peak_of or "the device's peak"
     mixers = len({row.name for row in _alone(times)})
-    few = f"The charts have the first {MOST_CURVES} of {mixers} mixers, the table all of them."
+    few = f"The charts have the first {len(CANDIDATES)} of {mixers} mixers, the table all of them."
     unused = f"The other sections count with {elsewhere}, and so without these times."
     return [
         f"Measured on {saved.device}{torch}{date}, read from {times.path}.",
         f"Predicted is a roofline, max(FLOPs / peak, bytes / bandwidth), with the peak of {peak}: no kernel is faster.",
         *([unused] if elsewhere else []),
-        *([few] if mixers > MOST_CURVES else []),
+        *([few] if mixers > len(CANDIDATES) else []),
     ]
 
 
@@ -65,12 +65,11 @@ def _alone(times: MeasuredTimes) -> list[Measurement]:
 def measured_charts(times: MeasuredTimes) -> tuple[list[Key], list[Chart]]:
     """Return for each pass the measured and the predicted times over the context, and what the colours mean."""
     rows = _alone(times)
-    names = list(dict.fromkeys(row.name for row in rows))[:MOST_CURVES]
-    colours = {name: f"var(--k{number})" for number, name in enumerate(names, 1)}
+    colours = dict(zip(dict.fromkeys(row.name for row in rows), CANDIDATES, strict=False))
     charts = []
     for number, direction in enumerate(PASSES):
         curves: list[Curve] = []
-        for name in names:
+        for name in colours:
             own = sorted(
                 (row for row in rows if row.name == name and row.direction == direction), key=lambda row: row.context
             )

@@ -183,7 +183,7 @@ def page(
 
     Examples:
         >>> page("gpt2-small", "64k").asked.wsfr.verdict
-        'state-heavy: 4.9x more state than weight FLOPs at 65,536 tokens; balanced at 13,403'
+        'state-heavy: 4.9x as many state as weight FLOPs at 65,536 tokens; balanced at 13,403'
     """
     dtypes = {
         "dtype": dtype,

@@ -21,8 +21,8 @@ from powerplan.webpage.asked import Asked, recommended
 from powerplan.webpage.charts import CONTEXTS, curves_chart, ratio_mark
 from powerplan.webpage.content import (
     AS_IT_IS,
+    CANDIDATES,
     DASHES,
-    MOST_CURVES,
     Bar,
     Chart,
     Curve,
@@ -152,8 +152,8 @@ def colours(answer: RecommendAnswer) -> list[str]:
     found, number = [], 0
     for candidate in answer.candidates:
         number += not candidate.plan.unchanged
-        drawn = candidate.plan.unchanged or number <= MOST_CURVES
-        found.append(AS_IT_IS if candidate.plan.unchanged else f"var(--k{number})" if drawn else "")
+        drawn = number <= len(CANDIDATES)
+        found.append(AS_IT_IS if candidate.plan.unchanged else CANDIDATES[number - 1] if drawn else "")
     return found
 
 
@@ -174,7 +174,7 @@ def context_curves(asked: Asked) -> tuple[list[Curve], list[Curve]]:
                 named.append((_name(candidate, place), colour, candidate.spec, shown))
     ratios, states = [], []
     for number, (name, colour, spec, shown) in enumerate(named):
-        accounting, dash = Accounting(spec, asked.wsfr.accounting.convention), DASHES[int(colour[len("var(--k")])]
+        accounting, dash = Accounting(spec, asked.wsfr.accounting.convention), DASHES[colour]
         rows = [accounting.row(context, asked.wsfr.dtypes) for context in contexts]
         ratio = [Point(row.context, float(row.wsfr), show_ratio(row.wsfr)) for row in rows if row.wsfr is not None]
         sizes = [(row.context, row.state_bytes) for row in rows if row.state_bytes]

@@ -46,14 +46,14 @@ TEXTS = {
         '{"a": ' + "[" * 900 + "]" * 900 + "}",
         ":1:66: is nested more than 60 levels deep",
     ),
-    "key twice": ('{"a": 1,\n "b": 2,\n "a": 3}', ":3:2: key 'a' stands twice; first at line 1"),
+    "key twice": ('{"a": 1,\n "b": 2,\n "a": 3}', ":3:2: key 'a' is given twice; first at line 1"),
     "key twice inside": (
         '{"a": [0, {"b": 1,\n  "b": 2}]}',
-        ":2:3: key 'b' stands twice; first at line 1",
+        ":2:3: key 'b' is given twice; first at line 1",
     ),
     "key with escapes twice": (
         r'{"\u001b\n": 1, "\u001b\n": 2}',
-        r":1:17: key '\x1b\n' stands twice; first at line 1",
+        r":1:17: key '\x1b\n' is given twice; first at line 1",
     ),
     "number of thousands of digits": (
         '{"vocab_size":\n ' + "9" * 5000 + "}",

@@ -180,7 +180,7 @@ def test_a_note_stays_one_line(
         ([b"wsfr", b"gpt2-small", b"--ctx", b"64q"], "--ctx: '64q' is not a size in tokens; write 65536, 64k ..."),
         ([b"wsfr", b"gpt2-small", b"--ctx", b"\xff"], r"--ctx: '\udcff' is not a size in tokens; write ..."),
         ([b"hardware", b"h100"], "'h100' is not a known device; did you mean h100-sxm, h100-pcie or h100-sxm5? ..."),
-        ([b"models", b"--yaml"], "--yaml is for one model; such as powerplan models gpt2-small --yaml"),
+        ([b"models", b"--yaml"], "--yaml: is for one model; such as powerplan models gpt2-small --yaml"),
     ],
 )
 def test_the_script_itself(arguments: list[bytes], message: str) -> None:

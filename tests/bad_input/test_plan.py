@@ -23,11 +23,12 @@ COMMANDS = {
     "budget gpt2-small --flops 0.5": "--flops: '0.5' is not a whole number",
     "budget gpt2-small --tokens lots": "--tokens: 'lots' is not a count of tokens; write 1e21, 300B (=3e11) or 1.5T",
     "budget gpt2-small --tokens 1B --flops 1e20": "--flops and --tokens are one budget twice; give one of them",
-    "budget gpt2-small --gpu-hours 10": "--gpu-hours needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --gpu-hours 10": "--gpu-hours: needs the device; such as --gpu h100-sxm",
     "budget gpt2-small --gpu-hours x --gpu h100-sxm": "--gpu-hours: 'x' is not a number of hours; ...",
     "budget gpt2-small --gpu-hours 0 --gpu h100-sxm": "--gpu-hours: '0' is out of range; allowed are 1 to 1e40",
     "budget gpt2-small --gpu-hours 1e39 --gpu h100-sxm": "--gpu-hours: more FLOPs than 1e40",
-    "budget gpt2-small --devices 8": "--devices needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --mfu 0.5": "--mfu: needs the device; such as --gpu h100-sxm",
+    "budget gpt2-small --devices 8": "--devices: needs the device; such as --gpu h100-sxm",
     "budget gpt2-small --devices 0 --gpu h100-sxm": "--devices: 0 is out of range; allowed are 1 to 10,000,000",
     "budget gpt2-small --gpu h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
     "budget gpt2-small --mfu 0": f"--mfu: '0' {SHARE}",
@@ -45,7 +46,7 @@ COMMANDS = {
     f"budget gpt2-small --ctx {MANY}": "--ctx: 1 times 1,001 models and contexts are too many; 1,000 rows are the most",
     "budget": f"MODEL: {NO_BUDGET}",
     "budget --gpu h100-sxm --devices 8": f"MODEL: {NO_BUDGET}",
-    "budget --gpu-hours 1000": "--gpu-hours needs the device; such as --gpu h100-sxm",
+    "budget --gpu-hours 1000": "--gpu-hours: needs the device; such as --gpu h100-sxm",
     "budget --gpu-hours 1e39 --gpu h100-sxm": "--gpu-hours: more FLOPs than 1e40",
     "budget --tokens 1B": "--tokens: needs a model; without one the budget is --flops or --gpu-hours",
     "budget --flops 1e21 --gpu h100-sxm --like llama": "--like: is for a config.json, and there is no MODEL",
@@ -57,7 +58,7 @@ COMMANDS = {
     "decode gpt2-small --batch 65537": "--batch: 65537 is out of range; allowed are 1 to 65,536",
     "decode gpt2-small --batch 1,x": "--batch: 'x' is not an integer; write a number or a list such as 2,3,4",
     "decode gpt2-small --ctx 0": "--ctx: '0' is out of range; ...",
-    "decode gpt2-small --devices 4": "--devices needs the device; such as --gpu h100-sxm",
+    "decode gpt2-small --devices 4": "--devices: needs the device; such as --gpu h100-sxm",
     "decode gpt2-small --hardware h100": "'h100' is not a known device; did you mean h100-sxm, h100-pcie or ...",
     "decode gpt2-small --twin atention": "--twin: 'atention' is not known; did you mean attention? allowed are ...",
     "decode gpt2-small --cache-budget lots": "--cache-budget: 'lots' is not a size in tokens; ...",
@@ -148,7 +149,7 @@ def test_a_profile_that_says_a_thing_twice(
     monkeypatch.chdir(tmp_path)
     Path("p.json").write_text(json.dumps(saved()).replace('"head_dim"', '"heads": 2, "head_dim"'))
     expect_refusal(
-        ["recommend", "gpt2-small", "--measured", "p.json"], "p.json:1:189: key 'heads' stands twice; first at line 1"
+        ["recommend", "gpt2-small", "--measured", "p.json"], "p.json:1:189: key 'heads' is given twice; first at line 1"
     )
 
 
@@ -167,7 +168,7 @@ def test_a_profile_without_the_rates_of_its_device(
     monkeypatch.chdir(tmp_path)
     Path("p.json").write_text(json.dumps({"schema": "powerplan.profile/1", "device": "x", "results": [RESULT]}))
     expect_refusal(
-        ["budget", "gpt2-small", "--measured", "p.json"], "--measured needs the device; such as --gpu h100-sxm"
+        ["budget", "gpt2-small", "--measured", "p.json"], "--measured: needs the device; such as --gpu h100-sxm"
     )
 
 
@@ -183,12 +184,12 @@ RECOMMEND = {
     "--max-state -5MiB": "--max-state: '-5MiB' is not a size in bytes; write 512MiB, 2GB (=2e9) or 1048576",
     "--max-decode-bytes lots": "--max-decode-bytes: 'lots' is not a size in bytes; ...",
     "--flops 0": "--flops: '0' is out of range; allowed are 1 to 1e40",
-    "--tokens 10B": "--tokens needs the budget that they must fit; add --flops",
+    "--tokens 10B": "--tokens: needs the budget that they must fit; add --flops",
     "--hardware h1000": "'h1000' is not a known device; ...",
-    "--devices 4": "--devices needs the device; such as --gpu h100-sxm",
-    "--max-days 3": "--max-days needs the device; such as --gpu h100-sxm",
-    "--gpu-hours 1000": "--gpu-hours needs the device; such as --gpu h100-sxm",
-    "--price 2.50 --devices 8": "--price needs the device; such as --gpu h100-sxm",
+    "--devices 4": "--devices: needs the device; such as --gpu h100-sxm",
+    "--max-days 3": "--max-days: needs the device; such as --gpu h100-sxm",
+    "--gpu-hours 1000": "--gpu-hours: needs the device; such as --gpu h100-sxm",
+    "--price 2.50 --devices 8": "--price: needs the device; such as --gpu h100-sxm",
     "--gpu h100-sxm --max-days 0": "--max-days: '0' is out of range; allowed is more than 0",
     "--gpu h100-sxm --max-days -3": "--max-days: '-3' is not a number of days; write 30 or 1.5",
     "--gpu h100-sxm --price -2.50": "--price: '-2.50' is not an amount of money; write 2.50",
@@ -205,7 +206,7 @@ RECOMMEND = {
     "--exclude lm_head": f"--exclude: 'lm_head' is not known; did you mean lm-head? {KINDS}, lm-head",
     "--only mla": "--only mla: no candidate is left of gpt2-small",
     "--top 0": "--top: 0 is out of range; allowed are 1 to 1,000",
-    "--pick 99 --write x.yaml": "--pick: 99 is out of range; there are 6 candidates",
+    "--pick 99 --write x.yaml": "--pick: 99 is out of range; allowed are 1 to 6",
     "--solve heads": "--solve: 'heads' is not known; allowed are context, window, p (powerplan recommend --help)",
     "--pick 2": "--pick: says which candidate --write saves; such as --pick 2 --write model.yaml",
     "--solve window --ctx 1k,2k": "--solve: answers with one number: leave lists of contexts out",
@@ -231,7 +232,7 @@ RECOMMEND = {
     "--name mine": "--name: names the model that --write saves; such as --write model.yaml --name my-model",
     "--solve p --name mine": "--solve: answers with one number: leave --name out",
     "--write x.yaml --name a/b": f"--name: 'a/b' holds '/'; {NAMES}",
-    "--write x.yaml --name -": f"--name: '-' is no name; {NAMES}",
+    "--write x.yaml --name -": f"--name: '-' is not a name; {NAMES}",
     f"--write x.yaml --name {'x' * 201}": f"--name: '{'x' * 55}...' has 201 characters; allowed are up to 200",
     "--weights-vs-state both": "--weights-vs-state: 'both' is not known; allowed are weights, state ...",
     "--plot out.gif": "--plot: out.gif must end in .png, .svg, .pdf",

@@ -101,8 +101,8 @@ def test_memory_of_a_run_is_beyond_inputs_and_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--impls", "flash"], "argument --impls: flash: allowed are power-torch, power-triton, sdpa-math"),
-        (["--p", "5"], "argument --p: --p: 5 is out of range; allowed are 1 to 4"),
+        (["--impls", "flash"], "argument --impls: 'flash' is not known; did you mean sdpa-flash? allowed are"),
+        (["--p", "5"], "argument --p: 5 is out of range; allowed are 1 to 4"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,9 +62,12 @@ def test_numbers_are_written_as_options_take_them(capsys: pytest.CaptureFixture[
 
 
 def test_what_needs_a_device_is_taken_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for table in ("", "[recommend]\n", "[decode]\n", "[budget]\n"):
+        given = "devices = 64\n" + {"": "price = 2.5\nmfu = 0.3\n", "[budget]\n": "mfu = 0.3\n"}.get(table, "")
+        Path(OWN).write_text(table + given)
+        for command in ("recommend gpt2-small", "decode gpt2-small", "budget gpt2-small --flops 1e21"):
+            assert "defaults of" not in answer(capsys, command)[1]
     Path(OWN).write_text("devices = 64\nprice = 2.5\nmfu = 0.3\n")
-    for command in ("recommend gpt2-small", "decode gpt2-small", "budget gpt2-small --flops 1e21"):
-        assert "defaults of" not in answer(capsys, command)[1]
     _, err = answer(capsys, "budget gpt2-small --flops 1e21 --gpu h100-sxm")
     assert "note: defaults of powerplan.toml: devices 64; mfu 0.3\n" in err
 

@@ -220,7 +220,11 @@ REFUSED: list[tuple[Settings, str]] = [
     (WIDTHS | {"model_type": "gla", "num_heads": 5}, "expand_k gives 24 features, no multiple of num_heads 5"),
     (
         WIDTHS | {"model_type": "gla", "attn": {"layers": [7], "num_heads": 6}},
-        "layer 7 is named twice, or there is none",
+        "there is no layer 7; allowed are 0 to 1",
+    ),
+    (
+        WIDTHS | {"model_type": "gla", "attn": {"layers": [1, 1], "num_heads": 6}},
+        "layer 1 is given twice",
     ),
     (WIDTHS | {"model_type": "gla", "attn": "all"}, "attn must be an object, or a list of objects"),
     (

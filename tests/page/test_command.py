@@ -82,8 +82,8 @@ def test_a_missing_library_is_one_message(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--devices", "8"], "--devices needs the device; such as --gpu h100-sxm"),
-        (["--tokens", "1B"], "--tokens needs the device; such as --gpu h100-sxm"),
+        (["--devices", "8"], "--devices: needs the device; such as --gpu h100-sxm"),
+        (["--tokens", "1B"], "--tokens: needs the device; such as --gpu h100-sxm"),
         (["--gpu", "h100"], "'h100' is not a known device; did you mean"),
         (["--measured", "none.json"], "none.json: no such file"),
         (["--top", "0"], "--top: 0 is out of range; allowed are 1 to 1,000"),

@@ -85,7 +85,7 @@ def test_the_head_has_the_answers_figures(whole: Page, parsed: Any) -> None:
         f"weights {show_flops(row.weight_flops_per_token)}, state {show_flops(row.state_flops_per_token)}",
     ):
         assert figure in parsed.text
-    assert "state-heavy 2.3x more state than weight FLOPs" in parsed.text
+    assert "state-heavy 2.3x as many state as weight FLOPs" in parsed.text
 
 
 def test_candidates_are_those_of_recommend(whole: Page, parsed: Any) -> None:
@@ -275,9 +275,9 @@ def test_what_devices_do_not_allow_is_a_sentence(parse: Parse) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"devices": 8}, "devices needs the device; such as gpu='h100-sxm'"),
-        ({"tokens": "1B"}, "tokens needs the device; such as gpu='h100-sxm'"),
-        ({"price": 2.5}, "price needs the device; such as gpu='h100-sxm'"),
+        ({"devices": 8}, "devices: needs the device; such as gpu='h100-sxm'"),
+        ({"tokens": "1B"}, "tokens: needs the device; such as gpu='h100-sxm'"),
+        ({"price": 2.5}, "price: needs the device; such as gpu='h100-sxm'"),
         ({"target": "4"}, "target: '4' is not a ratio; write 1:1, 3:1 or 1:2.5 (weight to state)"),
         ({"gpu": "h100-sxm", "price": "cheap"}, "price: 'cheap' is not an amount of money; write 2.50"),
         ({"context": "64q"}, "context: '64q' is not a size in tokens; write 65536, 64k (=65536) or 1M (=1048576)"),

@@ -81,9 +81,9 @@ def test_what_gpt2_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     own = powerplan.recommend("gpt2-small", "64k").recommended.row
     moved = [row.decode_weight_bytes_per_token + row.decode_state_bytes_per_token for row in (base, own)]
     assert result["saves"] == (
-        f"{change(base.flops_per_token / own.flops_per_token, 'fewer')} FLOPs per token, "
-        f"{change(base.state_bytes / own.state_bytes, 'less')} state, "
-        f"{change(moved[0] / moved[1], 'fewer')} bytes to decode at batch 1"
+        f"{change(base.flops_per_token / own.flops_per_token, 'fewer', 'FLOPs per token')}, "
+        f"{change(base.state_bytes / own.state_bytes, 'less', 'state')}, "
+        f"{change(moved[0] / moved[1], 'fewer', 'bytes to decode at batch 1')}"
     )
     assert "docs/kernels.md" in result["costs"]
     assert "exact lookup of tokens in all 12 layers" in result["loses"]
@@ -100,6 +100,11 @@ def test_what_gpt2_small_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ("asked", "said_of", "words"),
     [
         ("llama-3.1-8b --ctx 128k", 1, "20 of fixed state to 12 of full attention here, 1.7:1, are below that range."),
+        (
+            "llama-3-8b --ctx 256k --only kda,attention",
+            1,
+            "8 of full attention here, 3.0:1, are within that range.",
+        ),
         ("gpt2-small --ctx 64k", 0, ""),  # No layer keeps full attention: the finding is of hybrids.
         ("gpt2-small --ctx 64k --keep flops", 1, "larger and sparser models beat smaller and dense ones at equal cost"),
         ("llama-3.1-8b --ctx 128k --only moba", 1, "without training, 7B to 72B parameters, 16k to 128k tokens"),
@@ -118,9 +123,27 @@ def test_what_the_field_found_is_cited_where_it_bears(
 
 
 def test_heads_without_a_gpu_kernel_are_a_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    costs = said(capsys, "gemma-3-1b", "--ctx", "128k")["costs"]
-    assert "no GPU kernel for power p=2 in heads of 256 (powerplan dims)" in costs
-    assert "heads of 128 (powerplan dims)" not in costs
+    result = said(capsys, "gemma-3-1b", "--ctx", "128k", "--only", "attention,power", "--exclude", "mix")
+    problem = "no GPU kernel for power p=2 in heads of 256 (powerplan dims)"
+    assert result["recommended"]["label"] == "power p=2"
+    assert problem in result["costs"]
+    assert "heads of 128 (powerplan dims)" not in result["costs"]
+    reasons = {one["label"]: one["why"] for one in result["candidates"]}
+    assert all((problem in why) == label.startswith("power p=2") for label, why in reasons.items())
+    assert power_of(head_dim=128, v_head_dim=256).gpu_kernel_problem == (
+        "no GPU kernel for power p=2 in heads of 128/256 (powerplan dims)"
+    )
+    assert power_of(head_dim=128).gpu_kernel_problem is None
+
+
+@pytest.mark.parametrize("model", ["gemma-2-9b", "gemma-3-1b"])
+def test_of_plans_as_near_to_the_target_those_with_a_gpu_kernel_come_first(model: str) -> None:
+    candidates = powerplan.recommend(model, "64k", top=100).candidates
+    near = [own.plan.choices for own in candidates if own.balanced]
+    same_weights = [choices for choices in near if not any(choice.fewer_kv_heads for choice in choices)]
+    orders = [max(choice.kernel_order for choice in choices) for choices in same_weights]
+    assert orders == sorted(orders)
+    assert set(orders) == {0, 1}
 
 
 def test_speed_is_told_of_the_heads_that_a_plan_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,8 +160,8 @@ def test_speed_is_told_of_the_heads_that_a_plan_has(capsys: pytest.CaptureFixtur
     assert speed_of([power_of(head_dim=256)]) is None
 
 
-def power_of(head_dim: int) -> Power:
-    return Power(p=2, heads=4, kv_heads=2, head_dim=head_dim)
+def power_of(head_dim: int, v_head_dim: int | None = None) -> Power:
+    return Power(p=2, heads=4, kv_heads=2, head_dim=head_dim, v_head_dim=v_head_dim or head_dim)
 
 
 def test_the_contexts_are_those_that_were_measured() -> None:
@@ -233,8 +256,8 @@ def test_what_layers_lose() -> None:
 def test_layers_that_had_no_tokens_lose_none() -> None:
     hybrid = catalogue_spec("qwen3-next-80b-a3b")
     plan = powerplan.recommend("qwen3-next-80b-a3b", "128k").recommended
-    assert plan.label == "8 power p=2 + 4 attention"
-    assert losses(hybrid, plan.spec, 131_072)[0].startswith("exact lookup of tokens in 8 of 48 layers:")
+    assert plan.label == "6 attention + 6 power p=2 32x128/4"
+    assert losses(hybrid, plan.spec, 131_072)[0].startswith("exact lookup of tokens in 6 of 48 layers:")
     windows = catalogue_spec("gemma-3-1b")
     wider = with_mixer(windows, "window:1024")[0]
     assert losses(windows, wider, 65_536) == [

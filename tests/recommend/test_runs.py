@@ -136,7 +136,7 @@ def test_a_limit_that_leaves_plans_on_target(unlimited: RecommendAnswer) -> None
 def test_price_alone_asks_for_a_run_that_fits() -> None:
     with pytest.raises(
         InfeasibleError,
-        match=r"^--gpu in training: even the least of \d+ candidates that were planned .*; more --devices share it$",
+        match=r"^gpu in training: even the least of \d+ candidates that were planned .*; more devices share it$",
     ):
         asked(devices=1, price=3)
     answer = asked(devices=1)
@@ -153,12 +153,12 @@ def test_price_alone_asks_for_a_run_that_fits() -> None:
     [
         (
             {"gpu_hours": 1000},
-            r"^--gpu-hours: even the least of 8 candidates that were planned needs [3-5],\d{3} hours, ",
+            r"^gpu_hours: even the least of 8 candidates that were planned needs [3-5],\d{3} hours, ",
         ),
-        ({"max_days": 0.5}, r"^--max-days: even the least of 8 candidates that were planned needs [2-3]\.\d+ days, "),
-        ({"max_days": 5, "gpu_hours": 1000}, r"^--gpu-hours: even the least of 8 "),
-        ({"max_days": 3, "keep": "flops"}, r"^--max-days: even the least of 9 candidates needs \d+\.?\d* days, "),
-        ({"max_days": 9, "max_state": 1}, r"^--max-state: even the least of 7,323 candidates needs "),
+        ({"max_days": 0.5}, r"^max_days: even the least of 8 candidates that were planned needs [2-3]\.\d+ days, "),
+        ({"max_days": 5, "gpu_hours": 1000}, r"^gpu_hours: even the least of 8 "),
+        ({"max_days": 3, "keep": "flops"}, r"^max_days: even the least of 9 candidates needs \d+\.?\d* days, "),
+        ({"max_days": 9, "max_state": 1}, r"^max_state: even the least of 7,323 candidates needs "),
     ],
 )
 def test_what_binds_and_by_how_much(options: dict[str, Any], message: str) -> None:
@@ -214,7 +214,7 @@ def test_without_rates_of_links_there_are_no_hours(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name", ["max_days", "gpu_hours", "price"])
 def test_limits_on_training_need_a_device(name: str) -> None:
-    with pytest.raises(InputError, match=rf"^{name} needs the device; such as gpu='h100-sxm'$"):
+    with pytest.raises(InputError, match=rf"^{name}: needs the device; such as gpu='h100-sxm'$"):
         powerplan.recommend("gpt2-small", "64k", **{name: 1})
     with pytest.raises(InputError, match=rf"^{name}: '-1' is not a"):
         powerplan.recommend("gpt2-small", "64k", gpu="h100-sxm", **{name: -1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from specs import by_kind, contexts, untied_specs
 
 from powerplan.accounting import Accounting
+from powerplan.dims import kernels_for
 from powerplan.documents import parse_yaml
 from powerplan.dtypes import Dtypes
 from powerplan.dump import spec_to_yaml
@@ -26,7 +28,7 @@ from powerplan.search import Request, recommend
 from powerplan.search.choices import NAMED_KINDS, scopes
 from powerplan.search.costs import CostBasis
 from powerplan.search.layer_plan import LayerPlan, exception_places, pattern_period
-from powerplan.search.limits import Checker, Limits
+from powerplan.search.limits import Checker, Demand, Limits, no_candidate
 from powerplan.search.ranking import Ranking
 from powerplan.search.trials import Search, Trial
 from powerplan.spec import LayerGroup, ModelSpec
@@ -152,6 +154,36 @@ def test_the_order_of_the_trials_changes_nothing() -> None:
     assert sorted(trials, key=ranking.key) == sorted(backwards, key=ranking.key)
 
 
+def criteria(ranking: Ranking, trial: Trial) -> tuple[object, ...]:
+    """Return the first criteria of docs/recommend.md, "How they are ranked", of a plan for gpt2-small at 64k."""
+    plan, times = trial.plan, math.exp(ranking.distance(trial))
+    level = 0 if times <= 20 / 19 or (plan.unchanged and times <= 5 / 4) else 1
+    if times > 5 / 4:
+        level = 2 + int(2 * math.log2(times / (5 / 4)))
+    mixers = [choice.mixers[0] for choice in plan.choices]
+    families = [2 if mixer.degree == 1 else int(mixer.family == "window") for mixer in mixers]
+    degrees = [mixer.degree or 0 for mixer in mixers if mixer.family == "power"]
+    kernels = [kernels_for(degree, mixer.head_dim, mixer.v_head_dim) for mixer in mixers if (degree := mixer.degree)]  # type: ignore[attr-defined]
+    return (
+        trial.wasteful,
+        any(choice.fewer_kv_heads for choice in plan.choices),
+        level,
+        not plan.unchanged,
+        max((2 - len({"torch", "triton"} & set(own)) for own in kernels), default=0),
+        max(families),
+        max((2 if degree % 2 else int(degree > 2) for degree in degrees), default=0),
+        any(not 32 <= mixer.head_dim <= 128 for mixer in mixers),  # type: ignore[attr-defined]
+    )
+
+
+def test_the_first_criteria_are_those_of_the_page() -> None:
+    search = search_of(catalogue_spec("gpt2-small"), (65_536,))
+    ranking = Ranking(search)
+    ordered = [criteria(ranking, trial) for trial in sorted(search.trials(), key=ranking.key)]
+    assert ordered == sorted(ordered)
+    assert len(set(ordered)) > 50
+
+
 @given(st.integers(2, 300), st.data())
 def test_places_are_spread_evenly(layers: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, layers // 2))
@@ -160,8 +192,8 @@ def test_places_are_spread_evenly(layers: int, data: st.DataObject) -> None:
     assert all(0 <= place < layers for place in places)
     gaps = {later - earlier for earlier, later in pairwise(places)}
     assert not gaps or max(gaps) - min(gaps) <= 1
-    regular = pattern_period(layers, count)
-    assert layers // regular * regular <= layers
+    period = pattern_period(layers, count)
+    assert all((place in places) == (place + period in places) for place in range(layers - period))
 
 
 def test_patterns_as_people_write_them() -> None:
@@ -169,6 +201,10 @@ def test_patterns_as_people_write_them() -> None:
     assert exception_places(61, 12) == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
     assert exception_places(12, 1) == [11]
     assert (pattern_period(12, 3), pattern_period(32, 12), pattern_period(32, 13)) == (4, 8, 32)
+    mixes = [trial.plan for trial in search_of(catalogue_spec("llama-3-8b"), (65_536,)).trials() if trial.plan.is_mix]
+    regular = {plan.count for plan in mixes if plan.regular}
+    # Every 8th to every 2nd layer, and 3 of 8; every 9th and 10th are not regular.
+    assert regular == {count for count in range(1, 17) if pattern_period(32, count) <= 8} == {4, 5, 6, 8, 10, 12, 16}
 
 
 def test_a_hybrid_may_change_only_the_layers_whose_state_grows() -> None:
@@ -315,9 +351,25 @@ def test_constraints_that_hold_apart_and_not_together() -> None:
     error = Checker(limits, search.accounting, search.basis).infeasible(trials)
     assert isinstance(error, InfeasibleError)
     assert str(error) == (
-        "--max-state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
-        "194.1 MiB, 1.14 times the 170 MiB allowed; without --max-state there are 1 candidates"
+        "max_state: each constraint can be met, but not all at once; the nearest, attention x1 + linear x11, needs "
+        "194.1 MiB, 1.14 times the 170 MiB allowed; 1 of 2 candidates would do without max_state"
     )
+
+
+def test_the_nearest_is_the_one_whose_worst_constraint_is_missed_by_least() -> None:
+    trials = search_of(catalogue_spec("gpt2-small"), (65_536,)).trials()[:3]
+    needed = {id(trial): own for trial, own in zip(trials, [(30, 5), (15, 14), (5, 40)], strict=True)}
+
+    def demands(trial: Trial) -> list[Demand]:
+        first, second = needed[id(trial)]
+        return [
+            Demand("x", Fraction(first), Fraction(10), "hours"),
+            Demand("y", Fraction(second), Fraction(10), "hours"),
+        ]
+
+    error = str(no_candidate(trials, demands))
+    assert f"the nearest, {trials[1].plan.text()}, needs 15 hours, 1.5 times the 10 allowed; " in error
+    assert error.endswith("; 1 of 3 candidates would do without x")
 
 
 def test_a_layer_without_keys_of_its_own_is_no_measure_of_state() -> None:

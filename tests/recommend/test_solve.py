@@ -241,12 +241,19 @@ def test_no_degree_holds_more_where_heads_are_of_one_feature() -> None:
         powerplan.solve(spec, "p", equal_state="window:8")
 
 
+def test_heads_that_are_named_are_those_that_count() -> None:
+    """Without them power attention has 96 heads of 128, 8 of them key/value heads, in place of deepseek-v3's MLA."""
+    answer = powerplan.solve("deepseek-v3", "window", "64k", equal_state="power:p=2,heads=64").to_dict()
+    assert answer["equal_state"] == "power:p=2,heads=64"
+    assert answer["other"]["held_elements"] == 61 * 64 * (193 * 192 // 2) * 128  # Heads of 192 and 128, as MLA has.
+
+
 def test_equal_states_from_python_name_their_parameters() -> None:
     with pytest.raises(InputError, match=r"^equal_state: 'powr' is not a mixer; did you mean power"):
         powerplan.solve("gpt2-small", "window", equal_state="powr")
     with pytest.raises(InputError, match=r"^equal_state: asks for a state, and target for a ratio; leave one out"):
         powerplan.solve("gpt2-small", "window", equal_state="power:p=2", target=2)
-    with pytest.raises(InputError, match=r"^solve: 'heads' is not known; allowed are context, window, p"):
+    with pytest.raises(InputError, match=r"^unknown: 'heads' is not known; allowed are context, window, p"):
         powerplan.solve("gpt2-small", "heads")  # type: ignore[arg-type]
 
 

@@ -186,8 +186,8 @@ COMMON: dict[str, Any] = {"context": "4k", "gpu": "h100-sxm", "devices": 64}
         ({"matmuls_dtype": "fp4"}, "matmuls_dtype: 'fp4' is not known"),
         ({"matmuls_dtype": "fp8", "gpu": "a100-80gb"}, "matmuls_dtype: a100-80gb-sxm has no fp8 matrix rate"),
         ({"overlap": "experts=1.5"}, "overlap: '1.5' is out of range; a share is from 0 to 1"),
-        ({"overlap": "expert=1"}, "overlap: 'expert' is not known; did you mean experts"),
-        ({"overlap": "0.5"}, "overlap: '0.5' is not a share; write experts=0.5"),
+        ({"overlap": "expert=1"}, "overlap: 'expert' is not a share; did you mean experts"),
+        ({"overlap": "0.5"}, "overlap: '0.5' is not a share; write tensor=0.5"),
         ({"overlap": "experts=1,experts=0"}, "overlap: experts is given twice"),
     ],
 )

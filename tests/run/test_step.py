@@ -166,7 +166,8 @@ def test_efficiency_is_read(text: str, expected: Efficiency) -> None:
     [
         ("2", "efficiency: '2' is out of range"),
         ("", "efficiency: '' is not a share"),
-        ("weigths=0.5", "efficiency: 'weigths' is not known; did you mean weights"),
+        ("weigths=0.5", "efficiency: 'weigths' is not a share; did you mean weights"),
+        ("weights=0.5,0.6", "efficiency: '0.6' is not a share; write weights=0.5"),
         ("weights=0.5,weights=0.6", "efficiency: weights is given twice"),
         ("weights=", "efficiency: '' is not a share"),
     ],
