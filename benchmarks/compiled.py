@@ -29,6 +29,7 @@ from unittest.mock import patch
 import torch
 import triton
 from tabulate import tabulate
+from triton.runtime.jit import JITFunction
 
 import powerplan.kernels.triton
 from compiling import Launch, compile_all, keep
@@ -97,6 +98,11 @@ class Configuration:
     hopper: bool = False
 
     @property
+    def is_variant(self) -> bool:
+        """Whether it has the blocks of another one, with gates and without groups."""
+        return not self.gated or self.repeats > 1
+
+    @property
     def name(self) -> str:
         flags = {"gated": self.gated, "norm": self.normalize, "state": self.carried, "hopper": self.hopper}
         shown = " ".join(flag for flag, there in flags.items() if there)
@@ -106,16 +112,17 @@ class Configuration:
 def shipped(dtypes: list[str], degrees: list[int], thorough: bool) -> Iterator[Configuration]:
     """Yield what is compiled: every entry of blocks.json with gates, normaliser and carried states where it can.
 
-    thorough: all smaller head dims that an entry serves too, and each once with neither, and groups of four heads.
+    In 16 bits each once with neither, too, and in fp16 with groups of four heads; of these, those for sm_90. thorough:
+    so in all dtypes and for all GPUs, and all smaller head dims that an entry serves.
     """
     for dtype, p in product(dtypes, degrees):
         norm = p % 2 == 0
         for key_dim, value_dim in dims_of(dtype, p):
             yield Configuration(dtype, p, key_dim, value_dim, True, norm, carried=True)
-            if not thorough:
-                continue
-            yield Configuration(dtype, p, key_dim, value_dim, True, norm, repeats=4)
-            yield Configuration(dtype, p, key_dim, value_dim, False, False)
+            if thorough or dtype != "fp32":  # Products wait for one another in one variant, and not in the other.
+                yield Configuration(dtype, p, key_dim, value_dim, False, False)
+            if thorough or dtype == "fp16":
+                yield Configuration(dtype, p, key_dim, value_dim, True, norm, repeats=4)
         for dim in (16, 32) if thorough else ():
             yield Configuration(dtype, p, dim, dim, True, norm)
     for dtype in ("bf16", "fp16"):
@@ -176,8 +183,8 @@ def launches(config: Configuration, arch: int) -> list[Launch]:
 
     with ExitStack() as listening:
         # Every module holds the function that starts a kernel under its own name.
-        for module in walk_packages(powerplan.kernels.triton.__path__, "powerplan.kernels.triton."):
-            holder = import_module(module.name)
+        for name in modules_of_kernels():
+            holder = import_module(name)
             if hasattr(holder, "launch"):
                 listening.enter_context(patch.object(holder, "launch", listen))
         size = (2, groups, spow_dim(config.key_dim, config.p))
@@ -192,6 +199,26 @@ def launches(config: Configuration, arch: int) -> list[Launch]:
             joined = empty(*size, config.value_dim + 1, of=torch.float32)
             decode.step(q[:, 0], k[:, 0], v[:, 0], gate, joined[..., :-1], joined[..., -1], config.p, 0.125)
     return launched
+
+
+def start_worker() -> None:
+    """Hash all functions of kernels, in one order, and spare what is imported from garbage collection.
+
+    Triton 3.6 counts the constants that a function reads in the hash of what calls it if that function has been hashed
+    before, and only then: keys of results would depend on what a process has compiled. A full collection would visit
+    half a million objects of torch and triton, 6 % of the time.
+    """
+    for name in sorted(modules_of_kernels()):
+        functions = vars(import_module(name))
+        for function in sorted(functions):
+            if isinstance(functions[function], JITFunction):
+                _ = functions[function].cache_key
+    gc.freeze()
+
+
+def modules_of_kernels() -> list[str]:
+    """Return the names of the modules that hold kernels, and what launches them."""
+    return [module.name for module in walk_packages(powerplan.kernels.triton.__path__, "powerplan.kernels.triton.")]
 
 
 def faults(config: Configuration, arch: int, kernel: str, row: dict[str, Any]) -> list[str]:
@@ -248,9 +275,8 @@ def main() -> int:
     kept = {} if options.kept is None else kept_rows(options.kept, options.dtype, options.arch)
     # Keys are hashes: the least ones are a sample, and another one where kernels have changed.
     again = set(sorted(kept)[: options.again])
-    # Configurations share kernels: results go to a folder that all processes read. Every full garbage collection would
-    # visit the half a million objects of torch and triton: 6 % of the time.
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=gc.freeze) as pool:
+    # Configurations share kernels: results go to a folder that all processes read.
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers, initializer=start_worker) as pool:
         cache = Path(folder)
         for key in kept.keys() - again:
             keep(cache, key, kept[key])
@@ -258,7 +284,7 @@ def main() -> int:
             (config, arch, cache)
             for config in configurations
             for arch in options.arch
-            if arch == 90 or not config.hopper
+            if arch == 90 or not (config.hopper or (config.is_variant and not options.thorough))
         ]
         rows = [row for part in pool.map(rows_of, tasks) for row in part]
     for row in rows:

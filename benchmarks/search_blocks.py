@@ -35,7 +35,7 @@ def search(task: Task) -> tuple[Task, Blocks | None]:
         Configuration(dtype, p, key_dim, value_dim, True, norm, carried=True),
         Configuration(dtype, p, key_dim, value_dim, True, norm, repeats=4),
         Configuration(dtype, p, key_dim, value_dim, False, False),
-    ][: 3 if dtype == "bf16" else 1]
+    ][: 1 if dtype == "fp32" else 3]
     for blocks in CANDIDATES[kernel]:
         if dtype != "bf16" and not narrow(blocks):
             continue

@@ -14,7 +14,7 @@ from powerplan.dims import hopper_takes
 from powerplan.kernels.call import CallShape, Inputs
 from powerplan.kernels.triton.config import Blocks, blocks, family, operand
 from powerplan.kernels.triton.layout import TILE, padded_dim, power_of_two, settle, step_count, step_rows
-from powerplan.kernels.triton.support import hopper_lacking, takes_untried
+from powerplan.kernels.triton.support import hopper_lacking, overwrites, takes_untried, triton_version
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,15 @@ class LaunchShape:
         if found is None:
             call = self.call
             found = blocks(kernel, self.arch, call.p, call.head_dim, call.v_head_dim, self.dtype)
+            if self.overwrites and kernel == "output" and self.dtype == torch.float16:
+                found = replace(found, stages=1)
             found = self._blocks[kernel] = found.within(call.chunk_size)
         return found
+
+    @cached_property
+    def overwrites(self) -> bool:
+        """Whether Triton may overwrite operands of products in loops whose loads are pipelined (support.py)."""
+        return overwrites(triton_version() or "", self.arch)
 
     @cached_property
     def tapes(self) -> dict[Any, Any]:

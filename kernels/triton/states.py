@@ -149,7 +149,8 @@ def _walk(
 
     def start_with(blocks: Blocks) -> None:
         programs = state_blocks * sequences * call.kv_heads
-        launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, blocks.stages)
+        stages = 1 if shape.overwrites and not (calls.gated or backward) else blocks.stages
+        launch(scan_kernel, programs, arguments | {"BLOCK": blocks.rows}, blocks.warps, stages)
 
     start_with(tuned("scan", shape, start_with))
     if squares is not None:

@@ -39,6 +39,14 @@ A left operand that stays in registers over the iterations of a loop loses its r
 here make or load every left operand in the iteration that multiplies it.
 """
 
+KEEPING_TRITON = (3, 9)
+"""The oldest version of triton that is known to keep operands of products on Hopper in loops whose loads are pipelined.
+
+With 3.6 to 3.8 a product may be under way when the next iteration begins, which makes its left operand anew: without
+a word, and wrong on an H100. benchmarks/sass.py finds it in the scan without gates and in the output kernel in fp16.
+Before 3.9, these loops are not pipelined there, and no blocks are tried that nobody has read.
+"""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that blocks.json has entries for."""
 
@@ -115,6 +123,11 @@ def miscompiles(version: str) -> bool:
     """Return whether this version of triton is known to miscompile products on Hopper (MISCOMPILING_TRITON)."""
     first, last = MISCOMPILING_TRITON
     return first <= _numbers(version) <= last
+
+
+def overwrites(version: str, arch: int) -> bool:
+    """Return whether a triton may overwrite operands on a family of GPUs (KEEPING_TRITON)."""
+    return arch == 90 and _numbers(version) < KEEPING_TRITON
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 Timing waits for the GPU and makes the first call of a shape slow: some seconds for each kernel. Its choice holds until
 the process ends. Without it a kernel takes what blocks.json says, the same blocks every time. So it does on Hopper with
-a Triton that miscompiles some products (support.py), too: what it makes of other blocks has not been read.
+a Triton that miscompiles some blocks (support.py, KEEPING_TRITON), too.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-import triton
-
 from powerplan.kernels.triton.config import Blocks
 from powerplan.kernels.triton.shapes import LaunchShape
-from powerplan.kernels.triton.support import miscompiles
 
 BLOCKS = [
     Blocks(128, 64, 8, 3),
@@ -30,6 +27,7 @@ BLOCKS = [
     Blocks(64, 16, 8, 2),
     Blocks(32, 32, 4, 2),
     Blocks(32, 32, 8, 2),
+    Blocks(32, 32, 8, 1),
     Blocks(32, 16, 8, 2),
     Blocks(32, 16, 8, 1),
     Blocks(16, 16, 8, 2),
@@ -75,7 +73,7 @@ def tuned(kernel: str, shape: LaunchShape, start_with: Callable[[Blocks], None])
         start_with: Launches the kernel with given blocks, on the call's own tensors.
     """
     default = shape.blocks(kernel)
-    if os.environ.get("POWERPLAN_AUTOTUNE") != "1" or (shape.arch == 90 and miscompiles(triton.__version__)):
+    if os.environ.get("POWERPLAN_AUTOTUNE") != "1" or shape.overwrites:
         return default
     # The blocks do not depend on how many tokens there are, once there are many.
     key = kernel, replace(shape, call=replace(shape.call, batch=1, tokens=0, scale=1.0), sequences=1)

@@ -9,15 +9,16 @@ import torch
 
 from powerplan.kernels import power_attention
 from powerplan.kernels.testing import Case, arguments
-from powerplan.kernels.triton import tuning
+from powerplan.kernels.triton import shapes, tuning
 from powerplan.kernels.triton.config import Blocks
 
 
-@pytest.mark.parametrize(("asked", "version"), [("", "3.9.0"), ("1", "3.6.0")])
+@pytest.mark.parametrize(("asked", "version"), [("", "3.9.0"), ("1", "3.6.0"), ("1", "3.8.0")])
 def test_the_default_is_not_timed(asked: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor are other blocks, asked or not, where a Triton may miscompile them."""
     monkeypatch.setenv("POWERPLAN_AUTOTUNE", asked)
-    monkeypatch.setattr(tuning.triton, "__version__", version)
+    monkeypatch.setattr(shapes, "triton_version", lambda: version)
+    shapes._launch_shape.cache_clear()
     monkeypatch.setattr(tuning, "_time", lambda *_: pytest.fail("timed"))
     q, k, v = arguments(Case(tokens=22, batch=1, groups=1).inputs(torch.float32))  # Tapes are kept by shape.
     first, second = (power_attention(q, k, v, chunk_size=16, impl="triton") for _ in range(2))
