@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from powerplan.kernels import power_attention
+from powerplan.kernels.call import CallShape
 from powerplan.kernels.testing import Case, arguments
-from powerplan.kernels.triton import shapes, tuning
+from powerplan.kernels.triton import config, shapes, states, tuning
 from powerplan.kernels.triton.config import Blocks
+from powerplan.kernels.triton.shapes import LaunchShape
 
 
 @pytest.mark.parametrize(("asked", "version"), [("", "3.9.0"), ("1", "3.6.0"), ("1", "3.8.0")])
@@ -48,3 +51,34 @@ def test_tuning_takes_the_fastest_and_times_a_shape_once(monkeypatch: pytest.Mon
     count = len(timed)
     power_attention(q[:, :18], k[:, :18], v[:, :18], chunk_size=16, impl="triton")
     assert len(timed) == count
+
+
+@pytest.mark.parametrize(("version", "arch", "stages"), [("3.8.0", 90, 1), ("3.9.0", 90, 2), ("3.8.0", 80, 2)])
+def test_loops_are_not_pipelined_where_operands_may_be_overwritten(
+    version: str, arch: int, stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output kernel in fp16, and the scan of keys without gates."""
+    monkeypatch.setattr(shapes, "triton_version", lambda: version)
+    monkeypatch.setattr(shapes, "family", lambda _: arch)
+    monkeypatch.delenv("POWERPLAN_AUTOTUNE", raising=False)
+    shapes._launch_shape.cache_clear()
+    call = CallShape.of((1, 64, 1, 64), (1, 64, 1, 64), (1, 64, 1, 64), 2, 0.125, 64, True)
+    for dtype in (torch.float16, torch.bfloat16):
+        blocks = LaunchShape(call, 1, dtype, arch).blocks("output")
+        shipped = config.blocks("output", arch, 2, 64, 64, dtype)
+        assert blocks.stages == (stages if dtype == torch.float16 else shipped.stages)
+    started: list[tuple[bool, int]] = []
+
+    def listen(kernel: object, programs: int, arguments: dict[str, Any], warps: int = 4, stages: int = 2) -> None:
+        started.append((arguments["BACKWARD"], stages))
+
+    monkeypatch.setattr(states, "launch", listen)
+    for gated in (False, True):
+        inputs = Case(tokens=40, batch=1, groups=1, gated=gated).inputs(torch.float32)
+        out = power_attention(*arguments(inputs), inputs["log_g"], chunk_size=16, impl="triton")
+        assert isinstance(out, torch.Tensor)
+        torch.autograd.grad(out, arguments(inputs), torch.ones_like(out))
+    usual = config.blocks("scan", arch, 2, 8, 5, torch.float32).stages
+    first = 1 if stages == 1 else usual
+    assert started == [(False, first), (True, usual), (False, usual), (True, usual)]
+    shapes._launch_shape.cache_clear()
